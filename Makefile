@@ -1,0 +1,69 @@
+# make demo   runs the main job on a real image
+# make test   runs every check
+# make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
+# make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
+# All install what they need (Debian packages as root, Python packages in .venv).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+APT := attr acl busybox-static ca-certificates containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
+       iproute2 libarchive-tools make mount procps python3-venv skopeo umoci util-linux zstd
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages demo test test-go fuzz soak lint format lock bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: .venv/.done
+
+.venv/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+packages:
+	@tools/packages.sh $(APT)
+
+demo: packages setup
+	@$(BIN)/python -m benchmarks.demo
+
+test: packages setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# make test-go  runs containerd's own suite of snapshotters, if Go is here
+test-go: setup
+	@command -v go >/dev/null || { echo "skipped: there is no Go"; exit 0; }; \
+	    cd tests/go && FIRSTREAD=$(CURDIR)/$(BIN)/firstread go test -count=1 -parallel 2 ./...
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz $(or $(FUZZ_S),300)
+
+bench: packages setup
+	$(BIN)/python -m benchmarks
+
+soak: packages setup
+	$(BIN)/python -m benchmarks.soak --docs
+
+lock:
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra build \
+	    --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a node: a TOML file, as values.
+
+Owns names, defaults and checks of settings; an option of the command line goes before the file.
+Invariant: a `Config` is valid, holds no secret, and survives being written as JSON: the supervisor
+hands it to every fetcher.
+
+A file, with the defaults::
+
+    [node]
+    metrics = ""                    # HOST:PORT for Prometheus
+    workers = 4                     # requests at a time to one image repository
+    health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
+    log_level = "INFO"
+
+    [policy]                        # of a mount that does not say otherwise
+    stall_s = 300.0                 # how long a read waits for a source that fails
+    on_corruption = "refetch"       # "refetch", "quarantine" or "fail"
+    require = ""                    # "lazy": never mount in another way
+
+    [cache]
+    max_bytes = 0                   # of all sectors together, such as "20GiB"; 0: no limit
+    min_free_bytes = 0              # that the file system of the store keeps free; 0: no limit
+    verify = "once"                 # check what is present when it is read first after a mount, if
+                                    # this fetcher has not checked or fetched it, or it was written
+                                    # to since; "mount": after each mount; "never"
+
+    [registry]
+    hosts_dirs = ["/etc/containerd/certs.d"]  # HOST/hosts.toml below, as containerd has them
+    credentials_dir = ""            # of files HOST.json, see docs/registries.md
+    connect_timeout_s = 5.0         # until a connection stands
+    first_byte_timeout_s = 20.0     # until an answer begins
+    stall_timeout_s = 20.0          # until its next bytes come
+    hedge_share = 0.05              # of requests, may be sent to two endpoints
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+
+from firstread.errors import NodeError, UsageError
+from firstread.units import parse_size
+
+DEFAULT_PATH = Path("/etc/firstread/config.toml")
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; what is not in it has its default."""
+
+    def _check(self, name: str, *, least: float) -> None:
+        if getattr(self, name) < least:
+            raise ValueError(f"{name} must be {least:g} at least")
+
+    def _take_size(self, name: str) -> None:
+        """Replace a size as people write it by its number of bytes."""
+        value = getattr(self, name)
+        if isinstance(value, str):
+            try:
+                msgspec.structs.force_setattr(self, name, parse_size(value))
+            except UsageError as exc:
+                raise ValueError(f"{name}: {exc.message}") from exc
+        self._check(name, least=0)
+
+
+class NodeTable(_Table, frozen=True):
+    """Settings of the daemon's processes."""
+
+    metrics: str = ""
+    workers: int = 4
+    health_s: float = 15.0
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def __post_init__(self) -> None:
+        self._check("workers", least=1)
+        self._check("health_s", least=2)
+
+
+class PolicyTable(_Table, frozen=True):
+    """What holds for a mount that does not say otherwise."""
+
+    stall_s: float = 300.0
+    on_corruption: Literal["refetch", "quarantine", "fail"] = "refetch"
+    require: Literal["", "lazy"] = ""
+
+    def __post_init__(self) -> None:
+        self._check("stall_s", least=0)
+
+
+class CacheTable(_Table, frozen=True):
+    """How much the sector store may hold, in bytes (0 is no limit), and when it is checked."""
+
+    max_bytes: int | str = 0
+    min_free_bytes: int | str = 0
+    verify: Literal["mount", "once", "never"] = "once"
+
+    def __post_init__(self) -> None:
+        self._take_size("max_bytes")
+        self._take_size("min_free_bytes")
+
+
+class RegistryTable(_Table, frozen=True):
+    """How registries are reached."""
+
+    hosts_dirs: list[str] = msgspec.field(default_factory=lambda: ["/etc/containerd/certs.d"])
+    credentials_dir: str = ""
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 20.0
+    stall_timeout_s: float = 20.0
+    hedge_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s"):
+            self._check(name, least=0.001)
+        self._check("hedge_share", least=0)
+        if self.hedge_share > 1:
+            raise ValueError("hedge_share must be 1 at most")
+
+
+class Config(_Table, frozen=True):
+    """All tables."""
+
+    node: NodeTable = NodeTable()
+    policy: PolicyTable = PolicyTable()
+    cache: CacheTable = CacheTable()
+    registry: RegistryTable = RegistryTable()
+
+    @classmethod
+    def from_builtins(cls, document: Any) -> Self:
+        """Return the configuration that `to_builtins` gave, or that a TOML file has.
+
+        Raises:
+            UsageError: it has a setting that does not exist, or a value that is not valid.
+        """
+        try:
+            return msgspec.convert(document, cls)
+        except (msgspec.ValidationError, ValueError) as exc:
+            raise UsageError(f"the configuration is not valid: {exc}") from exc
+
+    def to_builtins(self) -> dict[str, Any]:
+        """Return it as what JSON knows."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        return document
+
+    def override(self, table: str, **settings: Any) -> Self:
+        """Return a configuration with other values; None leaves what there is."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        document = self.to_builtins()
+        document[table] |= given
+        return type(self).from_builtins(document)
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: of the file, which must be there; None for `DEFAULT_PATH`, which need not.
+
+    Raises:
+        UsageError: it is not valid; names the file.
+        NodeError: it cannot be read.
+    """
+    source = path or DEFAULT_PATH
+    try:
+        return Config.from_builtins(tomllib.loads(_read(source)))
+    except FileNotFoundError as exc:
+        if path is None:
+            return Config()
+        raise NodeError(f"there is no configuration {path}") from exc
+    except OSError as exc:
+        raise NodeError(f"cannot read the configuration {source}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"{source} is not valid TOML: {exc}") from exc
+    except UsageError as exc:
+        raise UsageError(f"{source}: {exc.message}", hint="see docs/node.md") from exc
+
+
+def _read(source: Path) -> str:
+    with source.open("rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UsageError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+    return data.decode()

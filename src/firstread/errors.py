@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that leaves a public function, split by whose fault it is.
+
+::
+
+    FirstreadError
+    ├── UsageError        2  the command line or a reference is wrong
+    ├── ImageError        3  the image's bytes are wrong (never retried)
+    │   ├── DigestError      bytes do not match the digest or size that names them
+    │   ├── UnsupportedError the image is valid, but of a kind that is not handled
+    │   └── LimitError       a declared limit would be exceeded
+    ├── SourceError       4  where bytes come from or go to failed
+    │   ├── NotFoundError    it answered that there is no such thing
+    │   ├── AuthError        it wants other credentials
+    │   └── TransportError   it broke off or is overloaded (retryable)
+    └── NodeError         5  this machine: disk, privileges, kernel
+
+The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a defect in
+firstread itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else.
+Context (`image`, `layer`) is added where it is known, by `about`, so that a message always
+names what it speaks of.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import ClassVar, Self
+
+
+class FirstreadError(Exception):
+    """Base of all: a message, and what to do about it.
+
+    Args:
+        message: what happened, without a full stop.
+        hint: what the user can do; if None, what usually helps with errors of this class.
+        image: the reference of the image concerned.
+        layer: digest of the layer concerned.
+    """
+
+    exit_code = 1
+    retryable = False
+    usual_hint: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        image: str | None = None,
+        layer: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.usual_hint
+        self.image = image
+        self.layer = layer
+
+    def about(self, *, image: str | None = None, layer: str | None = None) -> Self:
+        """Fill in context that is not there yet; return self."""
+        self.image = self.image or image
+        self.layer = self.layer or layer
+        return self
+
+    def __str__(self) -> str:
+        known = self.layer is None or self.layer in self.message
+        parts = [self.image, None if known else f"layer {self.layer}", self.message]
+        return ": ".join(part for part in parts if part)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the error as documented for ``--json``."""
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "image": self.image,
+            "layer": self.layer,
+            "exit_code": self.exit_code,
+            "retryable": self.retryable,
+        }
+
+
+class UsageError(FirstreadError):
+    """The command line, a configuration value or a reference is wrong."""
+
+    exit_code = 2
+
+
+class ImageError(FirstreadError):
+    """The image's bytes are wrong."""
+
+    exit_code = 3
+    usual_hint = "the image is damaged: build or push it again"
+
+
+class DigestError(ImageError):
+    """Bytes do not match the digest or the size that names them."""
+
+
+class UnsupportedError(ImageError):
+    """The image is of a kind that firstread does not handle."""
+
+    usual_hint = "build or push it again with a current tool, such as docker buildx or buildah"
+
+
+class LimitError(ImageError):
+    """A declared limit would be exceeded."""
+
+    usual_hint = "leave out of the image what it does not need"
+
+
+class SourceError(FirstreadError):
+    """Where bytes come from, or go to, failed."""
+
+    exit_code = 4
+
+
+class NotFoundError(SourceError):
+    """The other side answered that there is no such image or blob."""
+
+    usual_hint = "check the name of the image"
+
+
+class AuthError(SourceError):
+    """The other side refuses these credentials."""
+
+
+class TransportError(SourceError):
+    """The other side broke off, is overloaded or cannot be reached; it may work later."""
+
+    retryable = True
+    usual_hint = "it may work later: try again"
+    retry_after = 0.0  # seconds that the other side asked to wait
+
+
+class NodeError(FirstreadError):
+    """This machine cannot do it: disk, privileges, kernel, missing program."""
+
+    exit_code = 5
+
+
+_HINTS = {
+    errno.ENOSPC: "free some space or choose another directory",
+    errno.EDQUOT: "free some space or choose another directory",
+    errno.EACCES: "check the permissions of the path, or run as root",
+    errno.EPERM: "run as root",
+    errno.EROFS: "the file system is mounted read-only: choose another directory",
+}
+
+
+def is_disk_full(exc: BaseException | None) -> bool:
+    """Return whether `exc` says that a file system, or what a user may have of it, is full."""
+    return isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def from_os_error(exc: OSError, doing: str) -> NodeError:
+    """Map an OSError to a NodeError that says what was being done and what may help.
+
+    Args:
+        exc: the error of the system call.
+        doing: such as ``"cannot write the blob"``.
+    """
+    where = f" {os.fsdecode(exc.filename)!r}" if exc.filename else ""
+    return NodeError(f"{doing}{where}: {exc.strerror or exc}", hint=_HINTS.get(exc.errno or 0))

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories and sockets that are ours alone, so that nobody else can plant or ask anything.
+
+Owns the checks and the repair. Invariant: below a directory that passed, no name was ever under
+another user's control, so a path there can be opened without fear of a symbolic link.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+from firstread.errors import NodeError, from_os_error
+
+log = logging.getLogger("private")
+
+MODE = 0o700
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def private_directory(path: Path) -> None:
+    """Make `path` if it is missing; see to it that nobody else can use it.
+
+    One that others could only read is repaired, and that is logged. One that others could write
+    to is repaired only if it is empty: what lies in it may not be ours.
+
+    Args:
+        path: of the directory itself; links on the way to it are the caller's business.
+
+    Raises:
+        NodeError: it is a symbolic link or no directory, belongs to another user, or others could
+            write to it.
+    """
+    try:
+        path.mkdir(mode=MODE, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        if path.is_symlink():
+            raise NodeError(
+                f"{path} is a symbolic link", hint="remove it, or name what it leads to"
+            ) from exc
+        raise from_os_error(exc, "cannot make the directory") from exc
+    try:
+        _secure(path, fd)
+    except OSError as exc:
+        raise from_os_error(exc, f"cannot secure the directory {path}") from exc
+    finally:
+        os.close(fd)
+
+
+def bind_private(listener: socket.socket, path: Path) -> None:
+    """Bind a Unix socket to a path that only its owner can connect to, from the first moment.
+
+    Changes the umask of the process for that moment.
+
+    Raises:
+        OSError: the path cannot be had.
+    """
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+
+
+def is_ours(connection: socket.socket) -> bool:
+    """Return whether root or this user has connected, whatever the mode of the socket's file is."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return int(uid) in (0, os.geteuid())
+
+
+def _secure(path: Path, fd: int) -> None:
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
+        raise NodeError(
+            f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}",
+            hint="choose another directory, or remove this one",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & _OTHERS_WRITE and os.listdir(fd):
+        raise NodeError(
+            f"others can write to {path} (mode {mode:04o}), so what is in it may not be ours",
+            hint=f"look at what is in it, then: chmod 700 {path}",
+        )
+    if mode & ~MODE & 0o777:
+        os.fchmod(fd, MODE)
+        log.warning("%s had mode %04o: it has %04o now", path, mode, MODE)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors say what happened, to what, and what to do; and they survive a trip between processes."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+
+import pytest
+
+from firstread import errors
+from firstread.errors import (
+    DigestError,
+    FirstreadError,
+    ImageError,
+    NodeError,
+    TransportError,
+    UsageError,
+    from_os_error,
+)
+
+TREE = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, FirstreadError)
+]
+
+
+def test_the_tree_is_the_one_drawn_in_the_module() -> None:
+    drawn = dict(re.findall(r"[├└]── (\w+) +(\d?)", errors.__doc__ or ""))
+    assert {kind.__name__ for kind in TREE} == drawn.keys() | {"FirstreadError"}
+    codes = {kind.__name__: str(kind.exit_code) for kind in TREE}
+    assert {name: codes[name] for name, code in drawn.items() if code} == {
+        name: code for name, code in drawn.items() if code
+    }
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_pickled_for_another_process(kind: type[FirstreadError]) -> None:
+    error = kind("what happened", hint="do this", image="oci:a", layer="sha256:b")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert copy.to_dict() == error.to_dict()
+    assert str(copy) == "oci:a: layer sha256:b: what happened"
+
+
+def test_context_is_filled_in_once() -> None:
+    error = ImageError("bad").about(layer="sha256:inner").about(image="oci:a", layer="sha256:outer")
+    assert str(error) == "oci:a: layer sha256:inner: bad"
+    assert str(ImageError("layer sha256:x is bad", layer="sha256:x")) == "layer sha256:x is bad"
+    assert str(UsageError("bad")) == "bad"
+
+
+def test_json() -> None:
+    assert DigestError("bad", hint="again", layer="sha256:x").to_dict() == {
+        "error": "DigestError",
+        "message": "bad",
+        "hint": "again",
+        "image": None,
+        "layer": "sha256:x",
+        "exit_code": 3,
+        "retryable": False,
+    }
+
+
+def test_only_what_may_work_later_is_retried() -> None:
+    assert [kind.__name__ for kind in TREE if kind.retryable] == [TransportError.__name__]
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "read-only"), (errno.EIO, "")],
+)
+def test_system_calls(number: int, hint: str) -> None:
+    error = from_os_error(OSError(number, "strerror", "/some/file"), "cannot write")
+    assert isinstance(error, NodeError)
+    assert str(error) == "cannot write '/some/file': strerror"
+    assert hint in (error.hint or "")
+
+
+def test_system_calls_without_a_file() -> None:
+    assert str(from_os_error(OSError("odd"), "cannot read")) == "cannot read: odd"

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken out of text, and what must stay in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from firstread.node.logs import JsonFormatter
+from firstread.redact import redact
+
+SECRET = "s3cr3t-Word"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://me:{SECRET}@r.example/v2/",
+        f"http://{SECRET}@proxy.example:3128",
+        f"GET https://store.example/b?X-Amz-Signature={SECRET}&a=b failed",
+        f"Max retries exceeded with url: /v2/a/blobs/sha256:0?sig={SECRET} (Caused by x)",
+        f"Authorization: Basic {SECRET}",
+        f"you sent bearer {SECRET}",
+        f"password={SECRET}",
+        f"refresh_token={SECRET}&scope=x",
+        json.dumps({"auths": {"r.example": {"auth": SECRET}}}),
+        json.dumps({"password": SECRET, "username": "me"}),
+        f"{{'identity_token': '{SECRET}'}}",
+    ],
+)
+def test_what_looks_like_a_secret_goes(text: str) -> None:
+    assert SECRET not in redact(text)
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "registry r.example:5000 answers 401 Unauthorized: log in with docker login",
+        'Bearer realm="https://r.example/token",service="r"',
+        "cannot read blob sha256:" + "0" * 64,
+        "https://r.example/v2/a/b/manifests/1",
+        "/etc/containerd/certs.d/r.example/hosts.toml: unknown capability 'sing'",
+    ],
+)
+def test_all_else_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_line_of_the_log_has_none() -> None:
+    error = ValueError(f"cannot open https://me:{SECRET}@r.example/")
+    record = logging.LogRecord(
+        "a", logging.ERROR, "f", 1, "failed: %s", (error,), (ValueError, error, None)
+    )
+    record.fields = {"error": str(error), "cause": error, "count": 3}
+    line = JsonFormatter().format(record)
+    assert SECRET not in line
+    assert json.loads(line)["count"] == 3
