@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credentials of registries: in memory, in a file for each host, or where docker keeps them.
+
+Owns the files and the credential helpers; what is done with the credentials is in `bearer`.
+Invariants: secrets are in no repr and no message; nothing is kept, so that every look-up sees what
+a login wrote a moment ago.
+
+A directory of credentials has a file ``HOST.json``, or ``HOST_PORT_.json``, for each registry:
+what docker's ``config.json`` has for it below ``auths``. Whoever rotates them renames a new file
+over it.
+
+Sources: docker's ``config.json`` (cli/config/configfile), containers-auth.json(5), and the protocol
+of docker-credential-helpers (``get``: host on stdin, JSON on stdout).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from firstread.errors import AuthError, UsageError
+from firstread.oci.hosts import directories
+from firstread.oci.logins import Credentials, Logins
+from firstread.oci.reference import DEFAULT_HOST
+
+__all__ = ["Credentials", "find_credentials"]
+
+log = logging.getLogger("oci.auth")
+
+HELPER_TIMEOUT = 30.0  # seconds; a helper may ask the user to unlock a key ring
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker login writes for docker.io
+_HELPER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class _Login(msgspec.Struct, frozen=True):
+    auth: str | None = None  # null is as good as nothing to docker, here and below
+    username: str | None = None
+    password: str | None = None
+    identitytoken: str | None = None
+
+
+class _ConfigFile(msgspec.Struct, frozen=True, rename="camel"):
+    auths: dict[str, _Login | None] | None = None
+    cred_helpers: dict[str, str | None] | None = None
+    creds_store: str | None = None
+
+
+class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
+    username: str
+    secret: str
+
+
+def find_credentials(
+    host: str,
+    repository: str = "",
+    auth_file: Path | None = None,
+    *,
+    directory: Path | None = None,
+    logins: Logins | None = None,
+) -> Credentials | None:
+    """Return the credentials for a repository; None means anonymous.
+
+    Args:
+        host: registry as in a reference, such as ``docker.io`` or ``localhost:5000``.
+        repository: containers-auth.json may have credentials for a part of a registry.
+        auth_file: the only file to look in; else that of `directory`, docker's, then podman's.
+        directory: of a file for each host, see the module.
+        logins: what this process was given; goes before all files.
+
+    Raises:
+        UsageError: a file is not valid.
+        AuthError: a credential helper failed.
+    """
+    if logins is not None and (given := logins.find(host, repository)):
+        return given
+    if auth_file is None and directory is not None and (own := _of_host(directory, host)):
+        return own
+    for path in [auth_file] if auth_file else _auth_files():
+        config = _read(path, required=auth_file is not None)
+        if config is not None and (found := _search(config, path, host, repository)):
+            return found
+    return None
+
+
+def _of_host(directory: Path, host: str) -> Credentials | None:
+    """Return the credentials in the file that a directory has for `host` alone."""
+    for place in directories(directory, host)[:-1]:
+        path = place.with_name(f"{place.name}.json")
+        try:
+            return _decode(msgspec.json.decode(path.read_bytes(), type=_Login), path)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UsageError(
+                f"the credentials in {path} are not valid",
+                hint='such as {"username": "…", "password": "…"}; see docs/registries.md',
+            ) from None
+    return None
+
+
+def _auth_files() -> Iterator[Path]:
+    """Yield the files to look in, the first has precedence."""
+    home = Path(os.environ.get("HOME") or "/root")
+    yield Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+    if explicit := os.environ.get("REGISTRY_AUTH_FILE"):
+        yield Path(explicit)
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "containers/auth.json"
+    yield Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json"
+
+
+def _read(path: Path, *, required: bool) -> _ConfigFile | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_ConfigFile)
+    except OSError as exc:
+        if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
+            return None
+        raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The message of a decoder could quote the file, so not even the log gets it.
+        raise UsageError(
+            f"the credentials in {path} are not valid JSON of docker's format",
+            hint="log in again, or name another file with --authfile",
+        ) from None
+
+
+def _search(config: _ConfigFile, path: Path, host: str, repository: str) -> Credentials | None:
+    """Return the credentials that one file has."""
+    helpers = {_normal(key): name for key, name in (config.cred_helpers or {}).items()}
+    helper = helpers.get(host) or config.creds_store
+    if helper and (found := _ask_helper(helper, host)):
+        return found
+    logins = {_normal(key): login for key, login in (config.auths or {}).items()}
+    parts = [host, *repository.split("/")]
+    for count in range(len(parts), 0, -1):  # the most specific first
+        if (login := logins.get("/".join(parts[:count]))) is not None:
+            return _decode(login, path)
+    return None
+
+
+def _normal(key: str) -> str:
+    """Return ``host`` or ``host/path`` of a key, which may be a URL."""
+    key = re.sub(r"^https?://", "", key)
+    key = re.sub(r"/(v1|v2)?/?$", "", key)
+    return DEFAULT_HOST if key in ("index.docker.io", "registry-1.docker.io") else key
+
+
+def _decode(login: _Login, path: Path) -> Credentials | None:
+    username, password = login.username or "", login.password or ""
+    if login.auth:
+        try:
+            pair = base64.b64decode(login.auth, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise UsageError(f"an entry of {path} is damaged", hint="log in again") from None
+        username, _, password = pair.partition(":")
+        password = password.rstrip("\0")  # old versions of docker padded it
+    identity_token = login.identitytoken or ""
+    if not (username or identity_token):
+        return None  # what docker leaves in the file when a helper has the secret
+    return Credentials(username, password, identity_token)
+
+
+def _ask_helper(name: str, host: str) -> Credentials | None:
+    """Run ``docker-credential-NAME get``."""
+    if not _HELPER_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not the name of a credential helper")
+    program = f"docker-credential-{name}"
+    server = _DOCKER_HUB_KEY if host == DEFAULT_HOST else host
+    try:
+        done = subprocess.run(
+            [program, "get"],
+            input=server.encode(),
+            capture_output=True,
+            timeout=HELPER_TIMEOUT,
+            check=False,
+        )
+    except FileNotFoundError:
+        # Common where a configuration came from another machine; public images still work.
+        log.warning("%s is not installed; going on without credentials for %s", program, host)
+        return None
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise AuthError(f"{program} failed for {host}: {type(exc).__name__}") from exc
+    if done.returncode:
+        if b"not found" in done.stdout + done.stderr:
+            return None
+        raise AuthError(f"{program} failed for {host} with exit code {done.returncode}")
+    try:
+        answer = msgspec.json.decode(done.stdout, type=_HelperAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise AuthError(f"{program} gave no valid answer for {host}") from None
+    return Credentials.of(answer.username, answer.secret)

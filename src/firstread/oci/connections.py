@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to one endpoint, and to where it redirects: TLS, proxies, time limits, cancelling.
+
+Owns urllib3's pools; knows neither authorization nor the meaning of an answer. Invariant: however
+a request ends, no connection is left open that nobody uses.
+
+Facts about urllib3:
+
+* At the level DEBUG it logs every URL with its query, which may be a signature: it is told not to.
+* It does not look at user and password in the URL of a proxy.
+* It has no limit for the first byte apart from the one for each further one: the socket's own
+  timeout is changed in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import InsecureRequestWarning, ProtocolError
+from urllib3.util import make_headers
+
+from firstread.errors import UsageError
+from firstread.oci.endpoint import origin, proxy_of
+from firstread.oci.hosts import Endpoint
+from firstread.oci.options import AccessOptions
+from firstread.units import KiB
+
+_SEND_SIZE: Final = 256 * KiB  # bytes
+
+logging.getLogger("urllib3").setLevel(logging.WARNING)
+
+
+class Call:
+    """Requests of one thread that another thread may cancel."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._connection: HTTPConnection | None = None
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """Make the call fail soon; it cannot be continued. Without effect on one that has ended."""
+        with self._lock:
+            self.cancelled = True
+            sock = getattr(self._connection, "sock", None)
+            if isinstance(sock, socket.socket):
+                with contextlib.suppress(OSError):  # it broke by itself
+                    # Not the method of SSLSocket, which takes apart what a reader is using.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def uses(self, connection: HTTPConnection | None) -> None:
+        """Note the connection that the call waits for now. Raises ProtocolError if cancelled."""
+        with self._lock:
+            self._connection = connection
+            if self.cancelled and connection is not None:
+                raise ProtocolError("cancelled")
+
+
+_current = threading.local()
+
+
+@contextlib.contextmanager
+def calling(call: Call) -> Iterator[None]:
+    """Make what this thread sends in the block part of `call`."""
+    _current.call = call
+    try:
+        yield
+    finally:
+        _current.call = None
+        call.uses(None)
+
+
+class _Announced(HTTPConnection):
+    """A connection that tells the call of its thread that it is used."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        call: Call | None = getattr(_current, "call", None)
+        if call is not None:
+            call.uses(self)
+        super().request(*args, **kwargs)
+
+
+class _AnnouncedTls(_Announced, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Announced
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _AnnouncedTls
+
+
+def _tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:
+    """Return what to trust and to show.
+
+    Raises:
+        UsageError: a file cannot be read, or is no certificate.
+    """
+    path: Path | None = options.ca_file
+    try:
+        context = ssl.create_default_context(cafile=path)
+        for path in endpoint.ca:
+            context.load_verify_locations(path)
+        for path, key in endpoint.clients:
+            context.load_cert_chain(path, key)
+    except OSError as exc:
+        raise UsageError(f"cannot read the certificates in {path}: {exc}") from exc
+    if options.insecure_tls or endpoint.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _changed(paths: Iterable[Path]) -> tuple[int, ...]:
+    """Return when files were changed last, 0 for one that is not there."""
+    times = []
+    for path in paths:
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
+
+
+class Connections:
+    """Connections to an endpoint and to where it redirects. Safe for threads.
+
+    Certificates are read again when their files change, so that they can be renewed.
+
+    Args:
+        endpoint: where most of them go.
+        options: time limits, and what to trust.
+
+    Raises:
+        UsageError: certificates cannot be read.
+    """
+
+    def __init__(self, endpoint: Endpoint, options: AccessOptions) -> None:
+        self._endpoint, self._options = endpoint, options
+        ca_file = (options.ca_file,) if options.ca_file else ()
+        pairs = [path for pair in endpoint.clients for path in pair if path]
+        self._files = (*ca_file, *endpoint.ca, *pairs)
+        self._insecure = options.insecure_tls or endpoint.skip_verify
+        self._managers: dict[str, urllib3.PoolManager] = {}  # by proxy
+        self._proxies: dict[tuple[str, str, int], str] = {}  # by origin
+        self._lock = threading.Lock()
+        self._stamp = _changed(self._files)
+        self._context: ssl.SSLContext | None = None
+        if endpoint.scheme == "https":
+            self._manager(endpoint.base)
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """Do one exchange; the body of the answer is unread.
+
+        Raises:
+            HTTPError, OSError: as urllib3 does.
+        """
+        response = self._manager(url).request(
+            method,
+            url,
+            headers=headers,
+            body=body,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        # None if the server closes the connection behind this answer: then the other limit stays.
+        sock = getattr(response.connection, "sock", None)
+        if isinstance(sock, socket.socket):
+            sock.settimeout(self._options.read_timeout)
+        return response
+
+    def close(self) -> None:
+        """Close idle connections."""
+        with self._lock:
+            self._forget()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        where = origin(url)
+        with self._lock:
+            if self._files and (stamp := _changed(self._files)) != self._stamp:
+                self._forget()
+                self._stamp, self._context = stamp, None
+            if (proxy := self._proxies.get(where)) is None:
+                proxy = self._proxies[where] = proxy_of(url)
+            if (manager := self._managers.get(proxy)) is None:
+                manager = self._managers[proxy] = self._make(proxy)
+            return manager
+
+    def _make(self, proxy: str) -> urllib3.PoolManager:
+        if self._context is None:
+            self._context = _tls_context(self._endpoint, self._options)
+        options = self._options
+        connect = self._endpoint.dial_timeout or options.connect_timeout
+        first_byte = options.first_byte_timeout or options.read_timeout
+        settings: dict[str, Any] = {
+            "num_pools": 8,
+            "maxsize": options.connections,
+            "timeout": urllib3.Timeout(connect=connect, read=first_byte),
+            "blocksize": _SEND_SIZE,
+            "ssl_context": self._context,
+            "socket_options": [
+                *HTTPConnection.default_socket_options,
+                # A connection that died while it was idle is noticed after this time, not after
+                # minutes; in milliseconds.
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(connect * 1000)),
+            ],
+        }
+        if self._insecure:
+            settings["cert_reqs"] = "CERT_NONE"
+            urllib3.disable_warnings(InsecureRequestWarning)  # the user has decided
+        manager: urllib3.PoolManager
+        if proxy:
+            manager = _through(proxy, settings, options.ca_file)
+        else:
+            manager = urllib3.PoolManager(**settings)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def _forget(self) -> None:
+        for manager in self._managers.values():
+            # clear() alone only drops the pools: their sockets stay until they are collected.
+            for key in manager.pools.keys():  # noqa: SIM118  (a mapping that cannot be iterated)
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
+            manager.clear()
+        self._managers.clear()
+        self._proxies.clear()
+
+
+def _through(proxy: str, settings: dict[str, Any], ca_file: Path | None) -> urllib3.ProxyManager:
+    """Return a manager whose connections go through `proxy`, its user and password shown to it.
+
+    Args:
+        proxy: its URL.
+        settings: of urllib3's pools.
+        ca_file: certificates to trust besides the system's, if the proxy itself speaks TLS.
+    """
+    try:
+        parts = urlsplit(proxy)
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError("the environment names a proxy that is not an address of HTTP")
+    headers = make_headers(proxy_basic_auth=login) if parts.username else None
+    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return urllib3.ProxyManager(
+        address, proxy_headers=headers, proxy_ssl_context=context, **settings
+    )

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a failed HTTP exchange means: the one table from urllib3 and status codes to our errors.
+
+Owns the mapping and the waits between attempts; sends nothing. Invariants: what a server says is
+bounded and printable before it gets into a message; neither query strings (signatures, tokens) nor
+headers ever do.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import ssl
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from firstread.errors import AuthError, NotFoundError, SourceError, TransportError
+from firstread.oci.bearer import LOGIN_HINT
+from firstread.oci.endpoint import shown
+from firstread.redact import redact
+from firstread.units import KiB
+
+MAX_ERROR_BODY: Final = 64 * KiB  # bytes read of an answer that is an error
+_MAX_DETAIL: Final = 300  # characters of it that a message quotes
+
+_ONLINE = "check the name of the registry and the network"
+_STATUSES: Final[dict[int, tuple[type[SourceError], str | None]]] = {
+    401: (AuthError, f"check the name, and {LOGIN_HINT}"),
+    403: (AuthError, f"check that this account may do this, or {LOGIN_HINT}"),
+    404: (NotFoundError, "check the name; a private image may need a login"),
+    405: (SourceError, "the registry does not take this: it may be read-only"),
+    408: (TransportError, None),
+    413: (SourceError, "a proxy before the registry limits uploads: raise its limit"),
+    429: (TransportError, "the registry limits requests: wait, or log in for a higher limit"),
+}
+_EXCEPTIONS: Final[tuple[tuple[type[HTTPError], type[SourceError], str, str | None], ...]] = (
+    (NameResolutionError, TransportError, "its name is not known", _ONLINE),
+    (NewConnectionError, TransportError, "it cannot be reached", _ONLINE),
+    (ConnectTimeoutError, TransportError, "it does not answer", _ONLINE),
+    (ReadTimeoutError, TransportError, "it stopped answering", None),
+    (ProxyError, TransportError, "the proxy fails", "check http_proxy, https_proxy and no_proxy"),
+    (LocationParseError, SourceError, "it names an address that is not valid", None),
+    (ProtocolError, TransportError, "it hung up", None),
+    (HTTPError, TransportError, "the exchange failed", None),
+)
+
+
+class _Said(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    """``errors`` of the distribution specification, "Error Codes"."""
+
+    errors: list[_Said] = []
+
+
+def from_exception(exc: HTTPError, url: str) -> SourceError:
+    """Return what a failed exchange with `url` means."""
+    host = shown(url)
+    if isinstance(exc, SSLError):
+        return _from_tls(exc, host)
+    kind, text, hint = next(row[1:] for row in _EXCEPTIONS if isinstance(exc, row[0]))
+    return kind(f"registry {host}: {text}", hint=hint)
+
+
+def _from_tls(exc: SSLError, host: str) -> SourceError:
+    cause = exc.args[0] if exc.args else None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return SourceError(
+            f"registry {host}: its certificate is not trusted: {cause.verify_message}",
+            hint="name the certificate of its authority with --ca-file",
+        )
+    # What a server without TLS looks like to OpenSSL; not every SSLError has a reason.
+    if getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return SourceError(f"registry {host}: it does not speak TLS", hint="use --plain-http")
+    return TransportError(f"registry {host}: the TLS connection broke")
+
+
+def from_response(
+    response: urllib3.BaseHTTPResponse, what: str, url: str, secrets: Iterable[str] = ()
+) -> SourceError:
+    """Return what an unexpected answer means; of its body only a bounded part is read.
+
+    Args:
+        response: opened without preloading.
+        what: was being done, such as ``"cannot read blob sha256:…"``.
+        url: asked for.
+        secrets: that were sent, and that the answer might repeat.
+    """
+    status = response.status
+    try:
+        body = response.read(MAX_ERROR_BODY)
+    except HTTPError:
+        body = b""
+    kind, hint = _STATUSES.get(status, (SourceError, None))
+    if status >= 500:
+        kind = TransportError
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+    said = _quote(body, secrets)
+    text = f"{what}: registry {shown(url)} answers {status} {phrase}".rstrip()
+    error = kind(f"{text}: {said}" if said else text, hint=hint)
+    if isinstance(error, TransportError):
+        error.retry_after = retry_after(response.headers)
+    return error
+
+
+def _quote(body: bytes, secrets: Iterable[str]) -> str:
+    """Return what the body of an error says, in one short printable line without `secrets`."""
+    try:
+        errors = msgspec.json.decode(body, type=_ErrorBody).errors
+        text = "; ".join(": ".join(filter(None, (e.code, e.message))) for e in errors)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = body[: 4 * _MAX_DETAIL].decode("utf-8", "replace")
+        text = "" if text.lstrip().startswith("<") else text  # a page for browsers
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = redact(text)
+    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
+    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}…"
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that an answer asks to wait (RFC 9110, 10.2.3), 0 if it does not."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        when = parsedate_to_datetime(value)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def backoff(attempt: int, base: float, limit: float, asked: float = 0.0) -> float | None:
+    """Return the seconds to wait before the next attempt, or None to give up.
+
+    Args:
+        attempt: failed ones without progress before this, from 0.
+        base: first wait, in seconds; it doubles.
+        limit: longest wait, in seconds.
+        asked: what the other side asked for, in seconds; more than `limit` is not waited for.
+    """
+    if asked > limit:
+        return None
+    spread = random.uniform(0.5, 1.0)  # noqa: S311  (so that nodes do not all come back at once)
+    return max(asked, min(limit, base * float(1 << min(attempt, 30))) * spread)

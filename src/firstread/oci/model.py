@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents of the OCI image specification and of docker's schema 2: manifest, index, descriptor.
+
+Owns their types, validation and encoding; no I/O. Invariants: what `parse_manifest` returns has
+valid digests, sizes and media types, whoever wrote it; `encode` gives the same bytes for equal
+documents on every machine. An image's config stays an untyped dict, because its unknown fields
+must survive.
+
+Source: opencontainers/image-spec v1.1 (descriptor.md, manifest.md, image-index.md, config.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from firstread.errors import FirstreadError, ImageError, LimitError, NotFoundError, UnsupportedError
+from firstread.oci.platform import Platform
+from firstread.units import MiB
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_FOREIGN_LAYER: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+INDEXES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
+CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+OLD_CONFIGS: Final = frozenset({"application/octet-stream", "application/json", "text/html"})
+"""Of docker's manifests that old registries and clients wrote; docker itself accepts them."""
+_SCHEMA1: Final = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
+_FOREIGN: Final = (OCI_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER)
+
+MAX_MANIFEST_SIZE: Final = (
+    4 * MiB
+)  # bytes; what registries accept (distribution-spec, "Pushing Manifests")
+MAX_CONFIG_SIZE: Final = 8 * MiB  # bytes
+
+Compression = Literal["none", "gzip", "zstd"]
+_SUFFIXES: Final[dict[str, Compression]] = {
+    "": "none",
+    "+gzip": "gzip",
+    ".gzip": "gzip",
+    "+zstd": "zstd",
+    ".zstd": "zstd",
+}
+_LAYERS: Final = (OCI_LAYER, OCI_FOREIGN_LAYER, DOCKER_LAYER, DOCKER_FOREIGN_LAYER)
+_COMPRESSIONS: Final = {
+    base + suffix: compression for base in _LAYERS for suffix, compression in _SUFFIXES.items()
+}
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+MediaType = Annotated[  # RFC 6838, section 4.2
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}\Z"
+    ),
+]
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """What a blob or a manifest is called and how many bytes it has; `data` is a copy of them."""
+
+    media_type: MediaType
+    digest: Digest
+    size: Size
+    data: bytes | None = None
+    urls: list[str] | None = None
+    annotations: dict[str, str] | None = None
+    platform: Platform | None = None
+    artifact_type: str | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """One image: its config and its layers, the lowest first."""
+
+    # A default from a factory is not omitted: both fields are required by docker's registry.
+    schema_version: Literal[2] = msgspec.field(default_factory=lambda: 2)
+    media_type: MediaType = msgspec.field(default_factory=lambda: OCI_MANIFEST)
+    artifact_type: str | None = None
+    config: Descriptor
+    layers: list[Descriptor]
+    subject: Descriptor | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """Several images, or indexes, usually one for each platform."""
+
+    schema_version: Literal[2] = msgspec.field(default_factory=lambda: 2)
+    media_type: MediaType = msgspec.field(default_factory=lambda: OCI_INDEX)
+    artifact_type: str | None = None
+    manifests: list[Descriptor]
+    subject: Descriptor | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Outline(msgspec.Struct, frozen=True, rename="camel"):
+    """What tells a manifest from an index, before either is believed."""
+
+    schema_version: int | None = None
+    media_type: str | None = None
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+    config: msgspec.Raw = msgspec.Raw()
+
+
+T = TypeVar("T")
+
+
+def decode(data: bytes, kind: type[T], what: str) -> T:
+    """Return untrusted JSON as a value of the type `kind`; `what` it is, for messages.
+
+    Raises:
+        ImageError: it is not one.
+    """
+    try:
+        # As text, so that fields which are skipped have to be UTF-8, too.
+        return msgspec.json.decode(data.decode(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ImageError(f"{what} is not valid: {exc}") from exc
+
+
+def manifest_media_type(data: bytes, media_type: str | None = None) -> str:
+    """Return the media type of a manifest or index.
+
+    Args:
+        data: the document.
+        media_type: what its descriptor or the registry says; None or a general type if they do
+            not know.
+
+    Raises:
+        UnsupportedError: it is of docker's schema 1, or something else than an image.
+        ImageError: it is neither, or it could be read as both.
+    """
+    if len(data) > MAX_MANIFEST_SIZE:
+        raise LimitError(f"manifest has {len(data)} bytes, more than {MAX_MANIFEST_SIZE}")
+    if media_type in _SCHEMA1:
+        raise _schema1()
+    outline = decode(data, _Outline, "manifest")
+    if outline.schema_version == 1 or outline.media_type in _SCHEMA1:
+        raise _schema1()
+    if outline.schema_version != 2:
+        raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
+    if bytes(outline.manifests) and (bytes(outline.layers) or bytes(outline.config)):
+        # CVE-2021-41190: one digest, and two images in it
+        raise ImageError("manifest is ambiguous: it is an image and an index at once")
+    declared = media_type if media_type in MANIFESTS | INDEXES else None
+    if declared and outline.media_type and declared != outline.media_type:
+        raise ImageError(f"manifest says it is {outline.media_type}, but is offered as {declared}")
+    guess = OCI_INDEX if bytes(outline.manifests) else OCI_MANIFEST
+    chosen = declared or outline.media_type or guess
+    if chosen not in MANIFESTS | INDEXES:
+        raise UnsupportedError(f"manifest has the unknown media type {chosen!r}")
+    if (chosen in INDEXES) != bool(bytes(outline.manifests)):
+        raise ImageError(f"manifest is not the {chosen} that it says it is")
+    return chosen
+
+
+def _schema1() -> UnsupportedError:
+    return UnsupportedError(
+        "manifest is of docker's schema 1, which is obsolete",
+        hint="push the image again with a current tool, such as skopeo copy --format v2s2",
+    )
+
+
+def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Index:
+    """Return the validated manifest or index in `data`; see `manifest_media_type`.
+
+    Raises:
+        ImageError: it is not valid (LimitError: too long, UnsupportedError: of another kind).
+    """
+    chosen = manifest_media_type(data, media_type)
+    kind: type[Manifest | Index] = Index if chosen in INDEXES else Manifest
+    return msgspec.structs.replace(decode(data, kind, "manifest"), media_type=chosen)
+
+
+def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
+    """Return the validated index in `data`.
+
+    Raises:
+        ImageError: it is not a valid index.
+    """
+    document = parse_manifest(data, media_type)
+    if not isinstance(document, Index):
+        raise ImageError("an index was expected, but this is the manifest of one image")
+    return document
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """Return the image config in `data`, with every field that it has.
+
+    Raises:
+        ImageError: it is not a JSON object.
+    """
+    if len(data) > MAX_CONFIG_SIZE:
+        raise LimitError(f"image config has {len(data)} bytes, more than {MAX_CONFIG_SIZE}")
+    return decode(data, dict[str, Any], "image config")
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    diff_ids: list[Digest]
+    type: Literal["layers"] = "layers"
+
+
+def diff_ids(config: dict[str, Any]) -> list[str]:
+    """Return the digests of the image's uncompressed layers, the lowest first.
+
+    Raises:
+        ImageError: the config has none, or they are not digests.
+    """
+    try:
+        return msgspec.convert(config.get("rootfs"), _RootFs).diff_ids
+    except msgspec.ValidationError as exc:
+        raise ImageError(f"image config has no valid rootfs: {exc}") from exc
+
+
+def layer_compression(layer: Descriptor) -> Compression:
+    """Return how the tar archive of `layer` is compressed.
+
+    Raises:
+        UnsupportedError: the layer is encrypted, or not a tar archive.
+    """
+    if "+encrypted" in layer.media_type:
+        raise UnsupportedError(
+            "it is encrypted",
+            layer=layer.digest,
+            hint="decrypt the image first, with skopeo copy --decryption-key",
+        )
+    compression = _COMPRESSIONS.get(layer.media_type)
+    if compression is None:
+        raise UnsupportedError(
+            f"it has the unknown media type {layer.media_type!r}", layer=layer.digest
+        )
+    return compression
+
+
+def missing_blob(blob: Descriptor) -> FirstreadError:
+    """Return the error for a blob that is not where its image is."""
+    if blob.media_type.startswith(_FOREIGN):
+        return UnsupportedError(
+            "layer is not distributable, and the image's place does not have it",
+            layer=blob.digest,
+            hint="put the layer beside the image, with skopeo copy from where it is available",
+        )
+    return NotFoundError(
+        f"blob {blob.digest} is missing", hint="the image is incomplete: push it again"
+    )
+
+
+def encode(document: object) -> bytes:
+    """Return `document` (struct or dict) as JSON: sorted keys, no white space, UTF-8."""
+    return msgspec.json.encode(document, order="sorted")
+
+
+def sha256_digest(data: bytes | bytearray | memoryview) -> str:
+    """Return ``sha256:…`` of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def embedded(descriptor: Descriptor) -> bytes | None:
+    """Return the bytes that `descriptor` carries itself, if they are those that it names.
+
+    Source: image-spec v1.1, descriptor.md ("data"): they have to be verified like all others.
+    """
+    data = descriptor.data
+    if data is None or len(data) != descriptor.size:
+        return None
+    matches = describe(data, descriptor.media_type, like=descriptor.digest)
+    return data if matches.digest == descriptor.digest else None
+
+
+def describe(data: bytes, media_type: str, *, like: str = "sha256:") -> Descriptor:
+    """Return the descriptor of `data`, with a digest of the same algorithm as the digest `like`."""
+    algorithm = like.partition(":")[0]
+    digest = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+    return Descriptor(media_type=media_type, digest=digest, size=len(data))

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to reach a registry: what a user may set, as values.
+
+Owns no behaviour. Invariant: picklable and without secrets, so that another process can open the
+same place again from (reference, options); credentials are looked up where they are used. Those
+that only this process was given (`logins`) stay in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from firstread.errors import UsageError
+from firstread.oci.logins import Logins
+
+
+@dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """Settings of one access; all times in seconds.
+
+    Args:
+        plain_http: speak HTTP without TLS. Loopback hosts always do, unless `ca_file` or
+            `insecure_tls` say that TLS is wanted there.
+        insecure_tls: accept any certificate.
+        ca_file: certificates to trust instead of the system's.
+        auth_file: the only file to look for credentials in.
+        hosts_dirs: where ``HOST/hosts.toml`` may be (`firstread.oci.hosts`).
+        mirrors: read from the endpoints that it names; else from the server only.
+        credentials_dir: of files with the credentials of one host each.
+        logins: credentials that were given to this process.
+        connect_timeout: until a connection stands.
+        first_byte_timeout: until an answer begins; None for `read_timeout`.
+        read_timeout: until the next bytes of an answer arrive.
+        retries: further attempts after a transient failure that made no progress.
+        retry_base: first wait between attempts; it doubles each time, with jitter.
+        retry_limit: longest single wait; a registry that asks for a longer one is given up on.
+        hedge_share: of all requests, how many may be sent twice because a first answer is late.
+        connections: idle connections kept per host; more are opened when more threads ask.
+        upload: ``chunked`` sends blobs by PATCH, as docker does; ``monolithic`` in one PUT.
+        chunk_size: most bytes of one PATCH; 0 sends what there is in one.
+    """
+
+    plain_http: bool = False
+    insecure_tls: bool = False
+    ca_file: Path | None = None
+    auth_file: Path | None = None
+    hosts_dirs: tuple[Path, ...] = ()
+    mirrors: bool = True
+    credentials_dir: Path | None = None
+    logins: Logins | None = field(default=None, repr=False, compare=False)
+    connect_timeout: float = 10.0
+    first_byte_timeout: float | None = None
+    read_timeout: float = 60.0
+    retries: int = 5
+    retry_base: float = 0.25
+    retry_limit: float = 60.0
+    hedge_share: float = 0.05
+    connections: int = 16
+    upload: Literal["chunked", "monolithic"] = "chunked"
+    chunk_size: int = 0
+
+    def __post_init__(self) -> None:
+        waits = (self.connect_timeout, self.read_timeout, self.retry_base, self.retry_limit)
+        if min(waits) <= 0 or (self.first_byte_timeout or 1) <= 0:
+            raise UsageError("timeouts and waits must be more than 0 seconds")
+        if not 0 <= self.hedge_share <= 1:
+            raise UsageError("the share of hedged requests must be from 0 to 1")
+        if self.retries < 0 or self.connections < 1 or self.chunk_size < 0:
+            raise UsageError("retries, connections and chunk size must not be negative")

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What refers to a manifest in a registry: the lists of the distribution specification.
+
+Owns both ways to keep and read such a list: the registry's referrers API, and the tag
+``sha256-<hex>`` that clients keep up themselves where a registry has no such API (docker-registry
+2.8 has none). Does not know what the artifacts are for. Invariants: a list that others wrote is
+bounded in size, pages and entries before it is believed; what it says of other artifacts survives
+our change of it, unknown fields included; the manifest that is referred to is never written.
+
+Facts about the lists:
+
+* A registry with the API answers a manifest that has a subject with ``OCI-Subject``; without that
+  header the client has to keep the tag. It must not answer 404 to the list of a manifest that
+  nothing refers to, so 404 means that there is no API. Others say 400, 403, 405 or 501, or send the
+  page of a web front end with status 200.
+* A registry may leave the filtering by type to the client, whatever was asked for.
+* Two clients that change the tag at once can lose each other's entry: registries know no
+  conditional PUT that all of them honour. See `add_to_tag`.
+
+Source: distribution-spec v1.1, "Listing Referrers", "Pushing Manifests with Subject" and "Referrers
+Tag Schema".
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from firstread.errors import ImageError, LimitError, NotFoundError, SourceError, UsageError
+from firstread.oci.endpoint import follow, origin
+from firstread.oci.model import (
+    MAX_MANIFEST_SIZE,
+    OCI_INDEX,
+    Descriptor,
+    Manifest,
+    decode,
+    describe,
+    encode,
+    parse_index,
+    parse_manifest,
+)
+from firstread.oci.transport import Answer, Transport
+from firstread.units import KiB
+
+MAX_PAGES: Final = 16  # of one list; an image has some signatures, SBOMs and attestations
+MAX_ENTRIES: Final = 4096  # of one list, of all types
+MAX_EMBEDDED: Final = 64 * KiB  # bytes of a manifest that its entry in a tag's list carries
+ATTEMPTS: Final = 8  # to get an entry into a tag's list that others change as well
+SETTLE_S: Final = 0.2  # seconds after which a list is looked at again, at least
+
+_MAX_LINK: Final = 4096  # characters
+_NO_API: Final = (400, 403, 404, 405, 501)
+_NEXT: Final = re.compile(r'<([^<>]*)>\s*;(?:[^,]*;)?\s*rel="?next"?(?:[\s;,]|$)')
+
+
+def referrers_tag(digest: str) -> str:
+    """Return the tag of the list of what refers to a manifest."""
+    algorithm, _, encoded = digest.partition(":")
+    return f"{algorithm[:32]}-{encoded[:64]}"
+
+
+def describe_referrer(data: bytes, media_type: str) -> tuple[Descriptor, Descriptor]:
+    """Return what a manifest refers to, and its own entry in a list.
+
+    Raises:
+        UsageError: it refers to nothing.
+        ImageError: it is not a manifest.
+    """
+    manifest = parse_manifest(data, media_type)
+    if not isinstance(manifest, Manifest) or manifest.subject is None:
+        raise UsageError("the manifest has no subject")
+    plain = describe(data, media_type)
+    entry = Descriptor(
+        media_type=media_type,
+        digest=plain.digest,
+        size=plain.size,
+        data=data if len(data) <= MAX_EMBEDDED else None,
+        annotations=manifest.annotations,
+        artifact_type=manifest.artifact_type or manifest.config.media_type,
+    )
+    return manifest.subject, entry
+
+
+def next_page(link: str) -> str | None:
+    """Return where a ``Link`` header says that the list goes on (RFC 8288)."""
+    match = _NEXT.search(link[:_MAX_LINK])
+    return match[1] if match else None
+
+
+def list_referrers(
+    transport: Transport, root: str, subject: str, artifact_type: str
+) -> list[Descriptor]:
+    """Return the entries of a type in the list of what refers to `subject`.
+
+    Args:
+        transport: to the registry.
+        root: path of the repository, ``/v2/NAME``.
+        subject: digest of a manifest.
+        artifact_type: of the entries wanted.
+
+    Raises:
+        ImageError: the list is not valid, or too long.
+        SourceError: the registry does not answer.
+    """
+    what = f"cannot list what refers to {subject}"
+    found: list[Descriptor] = []
+    seen = 0
+    url: str | None = f"{root}/referrers/{subject}?{urlencode({'artifactType': artifact_type})}"
+    for page in range(MAX_PAGES):
+        if url is None:
+            return found
+        answer = transport.request("GET", url, what=what, expect=(200, *_NO_API))
+        if page == 0 and not _is_list(answer):
+            data = _read_tag(transport, root, subject)
+            return _of_type(data, artifact_type)[0] if data is not None else []
+        if answer.status != 200:
+            raise NotFoundError(f"{what}: a page of the list is missing")
+        entries, count = _of_type(answer.data, artifact_type)
+        found += entries
+        seen += count
+        if seen > MAX_ENTRIES:
+            break
+        url = _following(answer)
+    raise LimitError(f"the list of what refers to {subject} is too long")
+
+
+def _is_list(answer: Answer) -> bool:
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    return answer.status == 200 and media_type == OCI_INDEX
+
+
+def _following(answer: Answer) -> str | None:
+    target = next_page(answer.headers.get("Link", ""))
+    if target is None:
+        return None
+    url = follow(answer.url, target)
+    if origin(url) != origin(answer.url):
+        raise SourceError("the registry names another host for the rest of a list")
+    return url
+
+
+def _of_type(data: bytes, artifact_type: str) -> tuple[list[Descriptor], int]:
+    """Return the entries of a type, and the number of all.
+
+    Raises:
+        ImageError: it is not a list.
+    """
+    entries = parse_index(data).manifests
+    if len(entries) > MAX_ENTRIES:
+        raise LimitError(f"a list of referrers has {len(entries)} entries")
+    return [entry for entry in entries if entry.artifact_type == artifact_type], len(entries)
+
+
+def _read_tag(transport: Transport, root: str, subject: str) -> bytes | None:
+    """Return the list that clients keep at a tag; None if there is none."""
+    answer = transport.request(
+        "GET",
+        f"{root}/manifests/{referrers_tag(subject)}",
+        what=f"cannot list what refers to {subject}",
+        expect=(200, 404),
+        headers={"Accept": OCI_INDEX},
+    )
+    return answer.data if answer.status == 200 else None
+
+
+def add_to_tag(transport: Transport, root: str, subject: str, entry: Descriptor) -> None:
+    """Have `entry` in the list that clients keep at a tag.
+
+    Reads, adds, writes, waits a moment and looks whether it is still there, since another client
+    may have written a list that it had read before. Who waits longest writes last, and everyone who
+    lost an entry sees it. A client that reads, sleeps longer than this waits and writes what it had
+    read can still undo it: attaching again puts it back.
+
+    Raises:
+        ImageError: the tag names something else than a list.
+        SourceError: the registry refuses, or others keep on undoing it.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(SETTLE_S * random.uniform(1, 1 + attempt))  # noqa: S311  (spreads clients)
+        try:
+            changed = with_entry(_read_tag(transport, root, subject), entry)
+        except ImageError as exc:
+            exc.message = f"tag {referrers_tag(subject)} is no list of referrers: {exc.message}"
+            exc.hint = "something else has this name: remove the tag"
+            raise
+        if changed is None:
+            return
+        transport.request(
+            "PUT",
+            f"{root}/manifests/{referrers_tag(subject)}",
+            what=f"cannot write the list of what refers to {subject}",
+            expect=(200, 201, 202),
+            headers={"Content-Type": OCI_INDEX},
+            body=changed,
+        )
+    raise SourceError(
+        f"others keep on changing the list of what refers to {subject}",
+        hint="attach it again when they are done",
+    )
+
+
+def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:
+    """Return the list `old` with `entry`; None if it is there.
+
+    Raises:
+        ImageError: `old` is not a list.
+        LimitError: it is full.
+    """
+    document: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+    if old is not None:
+        if any(known.digest == entry.digest for known in parse_index(old).manifests):
+            return None
+        document = decode(old, dict[str, Any], "list of referrers")
+    document["manifests"] = [*document["manifests"], entry]
+    changed = encode(document)
+    if len(changed) > MAX_MANIFEST_SIZE or len(document["manifests"]) > MAX_ENTRIES:
+        raise LimitError("the list of referrers is full")
+    return changed

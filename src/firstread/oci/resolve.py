@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name of an image to its manifest and config, for one platform.
+
+Owns the walk through indexes and the choice; reads through the `Repository` only. Invariant: what
+is returned has at least one layer, a config that was verified, and as many diff_ids as layers if
+it has any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from firstread.errors import LimitError, UnsupportedError
+from firstread.oci.model import (
+    CONFIGS,
+    DOCKER_MANIFEST,
+    INDEXES,
+    MANIFESTS,
+    MAX_CONFIG_SIZE,
+    OLD_CONFIGS,
+    Descriptor,
+    Index,
+    Manifest,
+    parse_config,
+    parse_manifest,
+)
+from firstread.oci.platform import Platform, host_platform
+from firstread.oci.repository import Repository, naming
+
+MAX_DEPTH: Final = 4  # indexes within each other; more has not been seen in the wild
+MAX_NESTED: Final = 32  # indexes side by side that say nothing of platforms: each is a request
+MAX_IMAGES: Final = 64  # of one name; official images have a dozen platforms
+
+_ATTESTATION = "vnd.docker.reference.type"  # annotation of BuildKit's provenance and SBOM manifests
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """One image of one platform.
+
+    Args:
+        descriptor: of the manifest.
+        manifest: the document.
+        manifest_bytes: its bytes, as its digest names them.
+        config: the image config, with all its fields.
+        config_bytes: its bytes.
+    """
+
+    descriptor: Descriptor
+    manifest: Manifest
+    manifest_bytes: bytes
+    config: dict[str, Any]
+    config_bytes: bytes
+
+
+def resolve(repository: Repository, platform: Platform | None = None) -> ResolvedImage:
+    """Return the image that the repository's reference names.
+
+    Args:
+        repository: where it is.
+        platform: which one of several; this machine's if None. An image that is not part of an
+            index is taken as it is, unless a platform is named that it is not made for.
+
+    Raises:
+        UnsupportedError: nothing is there for the platform, or it is not a container image.
+        ImageError: its documents are not valid.
+        SourceError: the place does not answer.
+    """
+    with naming(repository.reference):
+        descriptor, data = repository.get_manifest()
+        wanted = platform or host_platform()
+        for _ in range(MAX_DEPTH):
+            document = parse_manifest(data, descriptor.media_type)
+            if isinstance(document, Manifest):
+                return load(repository, descriptor, document, data, platform)
+            chosen = choose_in(repository, document, wanted)
+            descriptor, data = repository.get_manifest(chosen.digest)
+        raise too_deep()
+
+
+def resolve_all(repository: Repository) -> Iterator[ResolvedImage]:
+    """Yield every image that the repository's reference names, each once: one for each platform.
+
+    What an index names besides images is left out.
+
+    Raises:
+        As `resolve`.
+    """
+    with naming(repository.reference):
+        pending: list[tuple[str | None, int]] = [(None, 0)]
+        seen: set[str | None] = set()
+        while pending:
+            reference, depth = pending.pop(0)
+            descriptor, data = repository.get_manifest(reference)
+            document = parse_manifest(data, descriptor.media_type)
+            if isinstance(document, Manifest):
+                if depth == 0 or _is_image(document):
+                    yield load(repository, descriptor, document, data)
+                continue
+            if depth + 1 >= MAX_DEPTH:
+                raise too_deep()
+            entries = dict.fromkeys(entry.digest for entry in images_of(document))
+            pending += [(digest, depth + 1) for digest in entries if digest not in seen]
+            seen.update(entries)
+            if len(seen) > MAX_IMAGES:
+                raise LimitError(f"the index names more than {MAX_IMAGES} images")
+
+
+def choose_in(repository: Repository, index: Index, wanted: Platform) -> Descriptor:
+    """As `choose`, and look into nested indexes where only they can tell."""
+    return choose(_spread(repository, index, wanted), wanted)
+
+
+def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
+    """Return `index` with what is in its nested indexes in their place, where that decides.
+
+    Which of several nested indexes has an image for a platform only they themselves can tell.
+    """
+    nested = [
+        entry for entry in index.manifests if entry.media_type in INDEXES and entry.platform is None
+    ]
+    fits = any(entry.platform and wanted.rank(entry.platform) == 0 for entry in index.manifests)
+    if fits or len(nested) < 2:
+        return index
+    if len(nested) > MAX_NESTED:
+        raise LimitError(f"more than {MAX_NESTED} indexes lie side by side")
+    entries = [entry for entry in index.manifests if entry not in nested]
+    for entry in nested:
+        descriptor, data = repository.get_manifest(entry.digest)
+        document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Index):
+            entries += document.manifests
+    return msgspec.structs.replace(index, manifests=entries)
+
+
+def choose(index: Index, wanted: Platform) -> Descriptor:
+    """Return the manifest of `index` that runs best on the platform `wanted`.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    images = images_of(index)
+    ranked = [
+        (rank, entry)
+        for entry in images
+        if entry.platform and (rank := wanted.rank(entry.platform)) is not None
+    ]
+    if ranked:
+        return min(ranked, key=lambda pair: pair[0])[1]
+    nameless = [entry for entry in images if entry.platform is None]
+    if len(nameless) == 1:  # a nested index, or an image that does not say what it is for
+        return nameless[0]
+    there = ", ".join(sorted({str(entry.platform) for entry in images if entry.platform}))
+    raise UnsupportedError(
+        f"there is no image for {wanted}",
+        hint=f"choose one with --platform: {there}" if there else "the index names no platform",
+    )
+
+
+def images_of(index: Index) -> list[Descriptor]:
+    """Return the entries of `index` that are images, or indexes of images.
+
+    Artifacts are none; but an attached image is an artifact, too, so where there is nothing else
+    they are taken for images.
+    """
+    entries = [
+        entry
+        for entry in index.manifests
+        if entry.media_type in MANIFESTS | INDEXES
+        and _ATTESTATION not in (entry.annotations or {})
+        and not (entry.platform and entry.platform.os == entry.platform.architecture == "unknown")
+    ]
+    return [entry for entry in entries if entry.artifact_type is None] or entries
+
+
+def too_deep() -> LimitError:
+    """Return the error for indexes that lie within each other without end."""
+    return LimitError(f"more than {MAX_DEPTH} indexes lie within each other")
+
+
+def load(
+    repository: Repository,
+    descriptor: Descriptor,
+    manifest: Manifest,
+    data: bytes,
+    platform: Platform | None = None,
+) -> ResolvedImage:
+    """Return the image of a manifest, with its config.
+
+    Args:
+        repository: where it is.
+        descriptor: of the manifest.
+        manifest: the document.
+        data: its bytes.
+        platform: that it must be made for, if it says what it is made for.
+
+    Raises:
+        As `resolve`.
+    """
+    if not _is_image(manifest):
+        raise UnsupportedError(
+            f"this is not a container image: its config is {manifest.config.media_type}",
+            hint="name a container image; this is an artifact of another kind",
+        )
+    if not manifest.layers:
+        raise UnsupportedError("the image has no layers", hint="there is nothing in it to read")
+    raw = repository.read_blob(manifest.config, MAX_CONFIG_SIZE)
+    config = parse_config(raw)
+    if platform is not None:
+        _check_platform(config, platform)
+    return ResolvedImage(descriptor, manifest, data, config, raw)
+
+
+def _is_image(manifest: Manifest) -> bool:
+    """Tell whether a manifest is of a container image, not of an artifact."""
+    docker = manifest.media_type == DOCKER_MANIFEST
+    return manifest.config.media_type in (CONFIGS | OLD_CONFIGS if docker else CONFIGS)
+
+
+def platform_of(config: dict[str, Any]) -> Platform:
+    """Return what the image of a config says that it runs on; parts that it does not say are ''."""
+    parts = [config.get(key) for key in ("os", "architecture", "variant")]
+    os, architecture, variant = (part if isinstance(part, str) else "" for part in parts)
+    return Platform(os=os, architecture=architecture, variant=variant or None)
+
+
+def _check_platform(config: dict[str, Any], platform: Platform) -> None:
+    """Raise UnsupportedError if the image says that it is for another platform than asked for."""
+    offered = platform_of(config)
+    if offered.os and offered.architecture and platform.rank(offered) is None:
+        raise UnsupportedError(
+            f"there is no image for {platform}", hint=f"this image is for {offered} only"
+        )

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of what refers to a manifest: the registry's own, the tag's, and a layout's."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.errors import FirstreadError, ImageError, LimitError, SourceError, UsageError
+from firstread.oci import referrers
+from firstread.oci.layout import LayoutDirectory
+from firstread.oci.model import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    Manifest,
+    describe,
+    embedded,
+    encode,
+    parse_index,
+)
+from firstread.oci.options import AccessOptions
+from firstread.oci.reference import parse_reference
+from firstread.oci.referrers import next_page, referrers_tag, with_entry
+from firstread.oci.registry import RegistryRepository
+from firstread.oci.repository import Repository
+from firstread.oci.transport import Answer
+from firstread.testing.registry import DockerRegistry, ScriptedRegistry
+
+TYPE = "application/vnd.example.thing.v1"
+OTHER = "application/vnd.example.other.v1"
+ORIGINAL = encode(Manifest(config=describe(b"{}", OCI_CONFIG), layers=[describe(b"x", OCI_CONFIG)]))
+SUBJECT = describe(ORIGINAL, OCI_MANIFEST)
+FAST = AccessOptions(retries=2, retry_base=0.001)
+
+
+def thing(name: str, artifact_type: str | None = TYPE) -> bytes:
+    return encode(
+        Manifest(
+            artifact_type=artifact_type,
+            config=describe(b"{}", OCI_CONFIG),
+            layers=[describe(b"x", OCI_CONFIG)],
+            subject=SUBJECT,
+            annotations={"name": name},
+        )
+    )
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "SETTLE_S", 0.01)
+
+
+def place_of(registry: ScriptedRegistry | DockerRegistry) -> RegistryRepository:
+    return RegistryRepository(parse_reference(f"{registry.host}/app:1"), FAST, push=True)
+
+
+@pytest.fixture(params=["api", "pages", "unfiltered", "tag", "docker", "layout"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Repository]:
+    """Every kind of place that keeps lists."""
+    kind = request.param
+    if kind == "layout":
+        with LayoutDirectory(parse_reference(f"oci:{tmp_path}/l:1"), create=True) as layout:
+            yield prepared(layout)
+        return
+    registry = (
+        DockerRegistry()
+        if kind == "docker"
+        else ScriptedRegistry(
+            referrers=kind != "tag",
+            page=1 if kind == "pages" else 0,
+            filters=kind != "unfiltered",
+        )
+    )
+    with registry as running, place_of(running) as opened:
+        yield prepared(opened)
+
+
+def prepared(place: Repository) -> Repository:
+    for blob in (b"{}", b"x"):
+        place.put_blob(describe(blob, OCI_CONFIG), io.BytesIO(blob))
+    place.put_manifest(ORIGINAL, OCI_MANIFEST, "1")
+    return place
+
+
+def names(place: Repository, artifact_type: str = TYPE) -> list[str]:
+    return sorted(entry.digest for entry in place.referrers(SUBJECT.digest, artifact_type))
+
+
+def test_what_is_put_is_listed(place: Repository) -> None:
+    assert names(place) == []
+    first, second = (place.put_referrer(thing(name), OCI_MANIFEST) for name in "ab")
+    other = place.put_referrer(thing("c", OTHER), OCI_MANIFEST)
+    assert names(place) == sorted([first.digest, second.digest])
+    assert names(place, OTHER) == [other.digest]
+    assert place.referrers("sha256:" + "0" * 64, TYPE) == []
+    assert place.get_manifest(first.digest)[1] == thing("a")
+    assert place.get_manifest() == (SUBJECT, ORIGINAL)  # the original is what it was
+
+
+@pytest.mark.parametrize("api", [True, False], ids=["api", "tag"])
+def test_a_list_that_breaks_off_is_asked_for_again(api: bool) -> None:
+    with ScriptedRegistry(referrers=api) as registry, place_of(registry) as place:
+        made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /{'referrers' if api else 'manifests'}/sha256 hangup 50")
+        assert names(place) == [made.digest]
+        assert registry.unused() == []
+
+
+def test_putting_it_again_changes_nothing(place: Repository) -> None:
+    for _ in range(2):
+        made = place.put_referrer(thing("a"), OCI_MANIFEST)
+        assert names(place) == [made.digest]
+
+
+def test_it_can_have_a_name_as_well(place: Repository) -> None:
+    made = place.put_referrer(thing("a"), OCI_MANIFEST, "lazy")
+    assert place.get_manifest("lazy")[0].digest == made.digest
+    assert names(place) == [made.digest]
+    assert place.get_manifest("1") == (SUBJECT, ORIGINAL)
+
+
+def test_a_manifest_without_a_subject_is_refused(place: Repository) -> None:
+    with pytest.raises(UsageError, match="no subject"):
+        place.put_referrer(ORIGINAL, OCI_MANIFEST)
+
+
+def test_the_only_image_of_a_layout_is_still_found_without_a_name(tmp_path: Path) -> None:
+    with LayoutDirectory(parse_reference(f"oci:{tmp_path}/l"), create=True) as layout:
+        layout.put_manifest(ORIGINAL, OCI_MANIFEST, None)
+        layout.put_referrer(thing("a"), OCI_MANIFEST)
+        assert layout.get_manifest()[0] == SUBJECT
+        entries = json.loads((tmp_path / "l/index.json").read_bytes())["manifests"]
+        assert [entry.get("artifactType") for entry in entries] == [None, TYPE]
+
+
+# -- the tag ---------------------------------------------------------------------------------------
+
+
+def test_the_tag_carries_small_manifests() -> None:
+    """So that a reader needs no request for them."""
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        place.put_referrer(thing("a"), OCI_MANIFEST)
+        (entry,) = place.referrers(SUBJECT.digest, TYPE)
+        assert embedded(entry) == thing("a")
+        media_type, data = registry.manifests[referrers_tag(SUBJECT.digest)]
+        assert media_type == OCI_INDEX
+        assert parse_index(data).manifests == [entry]
+
+
+def test_the_tag_keeps_what_others_wrote() -> None:
+    theirs = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "x-unknown": 7,
+        "manifests": [
+            {"mediaType": OCI_MANIFEST, "digest": "sha256:" + "1" * 64, "size": 3, "x": "y"}
+        ],
+    }
+    entry = describe(b"mine", OCI_MANIFEST)
+    changed = with_entry(json.dumps(theirs).encode(), entry)
+    assert changed is not None
+    made = json.loads(changed)
+    assert made["x-unknown"] == 7
+    assert made["manifests"][0] == theirs["manifests"][0]  # type: ignore[index]
+    assert made["manifests"][1]["digest"] == entry.digest
+    assert with_entry(changed, entry) is None
+
+
+def test_a_tag_that_is_something_else_is_not_overwritten() -> None:
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        tag = referrers_tag(SUBJECT.digest)
+        registry.manifests[tag] = (OCI_MANIFEST, ORIGINAL)
+        with pytest.raises(ImageError, match=r"sha256-[0-9a-f]{64} is no list") as caught:
+            place.put_referrer(thing("a"), OCI_MANIFEST)
+        assert "remove the tag" in (caught.value.hint or "")
+        assert registry.manifests[tag] == (OCI_MANIFEST, ORIGINAL)
+
+
+def test_a_full_list_is_refused() -> None:
+    entries = [describe(str(n).encode(), OCI_MANIFEST) for n in range(referrers.MAX_ENTRIES)]
+    with pytest.raises(LimitError):
+        with_entry(encode(Index(manifests=entries)), SUBJECT)
+
+
+class _Interferer(RegistryRepository):
+    """Loses our entry the first times, as a client that read the list before would."""
+
+    def __init__(self, registry: ScriptedRegistry, times: int) -> None:
+        super().__init__(parse_reference(f"{registry.host}/app:1"), FAST, push=True)
+        request = self.transport.request
+        tag = referrers_tag(SUBJECT.digest)
+        theirs = with_entry(None, describe(b"theirs", OCI_MANIFEST))
+        assert theirs is not None
+        self.left = times
+
+        def interfere(method: str, url: str, **arguments: object) -> object:
+            answer = request(method, url, **arguments)  # type: ignore[arg-type]
+            if method == "PUT" and url.endswith(tag) and self.left:
+                self.left -= 1
+                registry.manifests[tag] = (OCI_INDEX, theirs)
+            return answer
+
+        self.transport.request = interfere  # type: ignore[method-assign,assignment]
+
+
+def test_a_lost_entry_is_put_back() -> None:
+    with ScriptedRegistry() as registry, _Interferer(registry, 3) as place:
+        made = place.put_referrer(thing("a"), OCI_MANIFEST)
+        data = registry.manifests[referrers_tag(SUBJECT.digest)][1]
+        assert [entry.digest for entry in parse_index(data).manifests] == [
+            describe(b"theirs", OCI_MANIFEST).digest,
+            made.digest,
+        ]
+        assert place.left == 0
+
+
+def test_an_entry_that_is_always_lost_is_an_error() -> None:
+    with (
+        ScriptedRegistry() as registry,
+        _Interferer(registry, 1000) as place,
+        pytest.raises(SourceError, match="others keep on changing"),
+    ):
+        place.put_referrer(thing("a"), OCI_MANIFEST)
+
+
+def test_many_at_once_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "SETTLE_S", 0.2)
+    failed: list[FirstreadError] = []
+    with ScriptedRegistry() as registry:
+
+        def attach(name: str) -> None:
+            try:
+                with place_of(registry) as place:
+                    place.put_referrer(thing(name), OCI_MANIFEST)
+            except FirstreadError as exc:
+                failed.append(exc)
+
+        threads = [threading.Thread(target=attach, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failed == []
+        with place_of(registry) as place:
+            assert len(names(place)) == 4
+
+
+# -- what registries answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_a_registry_without_the_api(status: int) -> None:
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        made = place.put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /referrers/ status {status}")
+        assert names(place) == [made.digest]
+        assert registry.unused() == []
+
+
+def test_a_page_for_browsers_is_no_list() -> None:
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        made = place.put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script("GET /referrers/ body '<html>welcome</html>'")
+        assert names(place) == [made.digest]
+        assert registry.unused() == []
+
+
+def test_the_api_that_fails_is_no_empty_list() -> None:
+    with ScriptedRegistry("GET /referrers/ status 500 x9", referrers=True) as registry:
+        with place_of(registry) as place, pytest.raises(SourceError, match="cannot list"):
+            names(place)
+        assert len(registry.asked("/referrers/")) == 3
+
+
+def test_a_list_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "MAX_PAGES", 3)
+    with ScriptedRegistry(referrers=True, page=1) as registry, place_of(registry) as place:
+        for name in "abcd":
+            place.put_referrer(thing(name), OCI_MANIFEST)
+        registry.seen.clear()
+        with pytest.raises(LimitError, match="too long"):
+            names(place)
+        assert len(registry.asked("/referrers/")) == 3
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("", None),
+        ('</v2/x?n=1>; rel="next"', "/v2/x?n=1"),
+        ("<https://a/b>; rel=next", "https://a/b"),
+        ('<a>; title="t"; rel="next"', "a"),
+        ('<a>; rel="prev", <b>; rel="next"', "b"),
+        ('<a>; rel="prev"', None),
+        ("<a>;rel=nextish", None),
+        ("<" * 100_000, None),
+        ("<>;" * 100_000, None),
+    ],
+)
+def test_links(link: str, expected: str | None) -> None:
+    assert next_page(link) == expected
+
+
+def test_the_rest_of_a_list_stays_on_its_host() -> None:
+    with ScriptedRegistry(referrers=True) as registry, place_of(registry) as place:
+        place.put_referrer(thing("a"), OCI_MANIFEST)
+        elsewhere = {"Link": '<http://evil.example/>; rel="next"'}
+        answer = Answer(200, elsewhere, b"", place.transport.base)
+        with pytest.raises(SourceError, match="another host"):
+            referrers._following(answer)
+
+
+# -- data in a descriptor --------------------------------------------------------------------------
+
+
+def test_embedded_bytes_are_believed_only_if_they_are_right() -> None:
+    right = describe(b"abc", OCI_CONFIG)
+
+    def carrying(data: bytes | None) -> Descriptor:
+        return Descriptor(media_type=OCI_CONFIG, digest=right.digest, size=right.size, data=data)
+
+    assert [embedded(carrying(data)) for data in (b"abc", b"abd", b"ab", b"", None)] == [
+        b"abc",
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
+def test_an_embedded_blob_is_not_fetched() -> None:
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        plain = describe(b"abc", OCI_CONFIG)
+        carrying = Descriptor(
+            media_type=OCI_CONFIG, digest=plain.digest, size=plain.size, data=b"abc"
+        )
+        assert place.read_blob(carrying, 10) == b"abc"
+        assert registry.seen == []
