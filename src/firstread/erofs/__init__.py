@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The EROFS file system: format, tree, writer, reader, text dump."""

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directory blocks: how names are split into blocks, and the bytes of one block.
+
+Owns both directions. Knows no inode. Invariant: names ascend bytewise through all blocks of a
+directory, ``.`` and ``..`` among them, since the kernel finds a name by bisection.
+Source: Linux ``fs/erofs/erofs_fs.h``, ``dir.c`` and ``namei.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from operator import lt
+
+from firstread.erofs.format import BLOCK, DIRENT, DIRENT_SIZE, MAX_NAME
+from firstread.errors import ImageError
+
+Dirent = tuple[bytes, int, int]
+"""Name, nid and file type."""
+
+_DOTS = 2 * DIRENT_SIZE + len(b"." + b"..")
+
+
+def check_names(names: Iterable[bytes]) -> None:
+    """Check that `names` can be those of files.
+
+    Raises:
+        ImageError: one cannot.
+    """
+    for name in names:
+        if not 0 < len(name) <= MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise ImageError(f"{name!r} cannot be the name of a file")
+
+
+def with_dots(names: Iterable[bytes]) -> list[bytes]:
+    """Return `names` as a directory lists them; ``.`` is not always the first."""
+    return sorted([b".", b"..", *names])
+
+
+def block_bounds(names: Sequence[bytes]) -> list[tuple[int, int, int]]:
+    """Return (first, end, bytes used) of each block of a directory that lists `names`."""
+    bounds = []
+    first = used = 0
+    for number, name in enumerate(names):
+        size = DIRENT_SIZE + len(name)
+        if used + size > BLOCK:
+            bounds.append((first, number, used))
+            first, used = number, 0
+        used += size
+    bounds.append((first, len(names), used))
+    return bounds
+
+
+def directory_size(names: Collection[bytes]) -> int:
+    """Return the ``i_size`` of a directory with `names`: whole blocks, then what the last one uses.
+
+    Args:
+        names: in any order, without ``.`` and ``..``.
+    """
+    size = _DOTS + DIRENT_SIZE * len(names) + sum(map(len, names))
+    if size > BLOCK:
+        bounds = block_bounds(with_dots(names))
+        size = (len(bounds) - 1) * BLOCK + bounds[-1][2]
+    return size
+
+
+def encode_block(names: Sequence[bytes], nids: Sequence[int], types: Sequence[int]) -> bytes:
+    """Return one directory block, without padding."""
+    offset = DIRENT_SIZE * len(names)
+    parts = []
+    for name, nid, file_type in zip(names, nids, types, strict=True):
+        parts.append(DIRENT.pack(nid, offset, file_type, 0))
+        offset += len(name)
+    return b"".join([*parts, *names])
+
+
+def decode_block(data: bytes) -> list[Dirent]:
+    """Return the entries of one directory block.
+
+    Args:
+        data: what the directory uses of the block, at most 4096 bytes.
+
+    Raises:
+        ImageError: the block is malformed, its names do not ascend, or one cannot be a name.
+    """
+    if len(data) < DIRENT_SIZE:
+        raise ImageError("a directory block is cut off")
+    table_size = DIRENT.unpack_from(data)[1]
+    if not table_size or table_size % DIRENT_SIZE or table_size >= len(data):
+        raise ImageError("a directory block has no valid table")
+    nids, offsets, types, reserved = zip(*DIRENT.iter_unpack(data[:table_size]), strict=True)
+    text = data.rstrip(b"\0")  # the last name of a block ends at its first NUL
+    bounds = (*offsets, len(text))
+    if not all(map(lt, bounds, bounds[1:])) or any(reserved):
+        raise ImageError("the names of a directory block are out of bounds")
+    if text.find(b"\0", table_size) >= 0 or text.find(b"/", table_size) >= 0:
+        raise ImageError("a directory has a name with NUL or a slash")
+    names = [text[start:end] for start, end in pairwise(bounds)]
+    if not all(map(lt, names, names[1:])) or max(map(len, names)) > MAX_NAME:
+        raise ImageError("the names of a directory are out of order or too long")
+    return list(zip(names, nids, types, strict=True))

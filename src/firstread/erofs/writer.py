@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a tree as an EROFS image, in two passes.
+
+Owns the second pass: `layout` decides where everything goes, this module writes it there strictly
+forwards, so that the image can be digested and compressed on its way out and is never whole in
+memory. File data is not written: it is in the devices. Invariant: equal arguments give equal bytes.
+Layout of the image: see `firstread.erofs.format`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import BinaryIO
+
+from firstread.erofs.chunks import chunk_format, encode_chunks
+from firstread.erofs.directory import block_bounds, encode_block, with_dots
+from firstread.erofs.format import (
+    BLOCK,
+    BOOT_SIZE,
+    CHUNK_INDEX_SIZE,
+    DEVICE_SLOT,
+    DEVICE_SLOT_SIZE,
+    DEVICE_TABLE,
+    EXTENDED,
+    FILE_TYPES,
+    FLAT_INLINE,
+    INODE_COMPACT,
+    INODE_EXTENDED,
+    LAYOUT_MASK,
+    MAX_BLOCKS,
+    MAX_DEVICES,
+    Superblock,
+    align,
+    encode_device_number,
+)
+from firstread.erofs.layout import Layout, Order, flat_size
+from firstread.erofs.tree import Device, Node
+from firstread.erofs.xattrs import XattrTable, body_count
+from firstread.errors import ImageError, LimitError
+
+_BATCH = 1 << 18  # bytes handed to `out` at once
+_LARGER_SECTORS = "convert it with a larger --sector-size"
+
+
+@dataclass(frozen=True, slots=True)
+class ErofsStats:
+    """What an image consists of.
+
+    Args:
+        inodes: all of them.
+        dirs: those that are directories.
+        blocks: 4 KiB blocks of the primary device, the trailer included.
+        bytes_by_kind: what these blocks are used for.
+    """
+
+    inodes: int
+    dirs: int
+    blocks: int
+    bytes_by_kind: Mapping[str, int]
+
+
+def write_erofs(
+    out: BinaryIO,
+    root: Node,
+    devices: Sequence[Device],
+    *,
+    boot: bytes = b"",
+    trailer: bytes = b"",
+    uuid: bytes = bytes(16),
+    volume_name: bytes = b"",
+) -> ErofsStats:
+    """Write the tree at `root` to `out` as an EROFS image.
+
+    Args:
+        out: only written forwards.
+        root: a directory; the slots in its chunk addresses are positions in `devices`.
+        devices: what holds the file data, in order of their slots.
+        boot: at most 1024 bytes for offset 0.
+        trailer: goes to a block of its own after everything else.
+        uuid: 16 bytes.
+        volume_name: at most 15 bytes.
+
+    Raises:
+        ImageError: the tree has something that cannot be in a file system.
+        LimitError: the image is larger than EROFS allows.
+    """
+    if len(boot) > BOOT_SIZE or len(uuid) != 16 or len(volume_name) > 15 or not root.is_dir:
+        raise ImageError("boot area, uuid, volume name or root do not fit in an EROFS image")
+    _check_devices(devices)
+    image = _Image(root, devices, len(trailer))
+    pieces = chain(
+        [boot.ljust(BOOT_SIZE, b"\0"), image.superblock(uuid, volume_name).pack()],
+        image.device_table(),
+        [image.xattrs.shared.ljust(image.layout.offset(0) - image.table_end, b"\0")],
+        image.inodes(),
+        image.data_blocks(),
+        [trailer, bytes(-len(trailer) % BLOCK)],
+    )
+    _write(out, pieces)
+    return image.stats(len(trailer))
+
+
+def _check_devices(devices: Sequence[Device]) -> None:
+    if len(devices) > MAX_DEVICES:
+        raise LimitError(
+            f"{len(devices)} sectors are more than the {MAX_DEVICES} devices of an EROFS image",
+            hint=_LARGER_SECTORS,
+        )
+    if any(len(device.tag) != 32 or device.blocks < 1 for device in devices):
+        raise ImageError("a sector is empty or has no digest of 32 bytes")
+
+
+def _write(out: BinaryIO, pieces: Iterator[bytes]) -> None:
+    batch: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if size >= _BATCH:
+            out.write(b"".join(batch))
+            batch.clear()
+            size = 0
+    out.write(b"".join(batch))
+
+
+class _Image:
+    """One image while it is written; its methods give the parts of it in order."""
+
+    def __init__(self, root: Node, devices: Sequence[Device], trailer_size: int) -> None:
+        self.devices = devices
+        self.device_blocks = [device.blocks for device in devices]
+        self.table_end = DEVICE_TABLE + DEVICE_SLOT_SIZE * len(devices)
+        self.order = Order.of(root)
+        self.xattrs = XattrTable(
+            (node.xattrs for node in self.order.nodes if node.xattrs),
+            first_id=self.table_end % BLOCK // 4,
+        )
+        self.layout = Layout.of(self.order, self.xattrs, self.table_end + len(self.xattrs.shared))
+        self.first_data_block = align(self.layout.end, BLOCK) // BLOCK
+        trailer_blocks = align(trailer_size, BLOCK) // BLOCK
+        self.blocks = self.first_data_block + self.layout.blocks + trailer_blocks
+        if self.blocks + sum(self.device_blocks) > MAX_BLOCKS:
+            raise LimitError("the image is larger than 16 TiB, the most that EROFS can address")
+
+    def superblock(self, uuid: bytes, volume_name: bytes) -> Superblock:
+        layout = self.layout
+        return Superblock(
+            epoch=layout.epoch[0],
+            epoch_nsec=layout.epoch[1],
+            inodes=len(self.order.nodes),
+            blocks=self.blocks,
+            root_nid=layout.nids[0],
+            meta_blkaddr=layout.meta_blkaddr,
+            xattr_blkaddr=self.table_end // BLOCK if self.xattrs.shared else 0,
+            chunked=layout.chunked,
+            devices=len(self.devices),
+            uuid=uuid,
+            volume_name=volume_name,
+        )
+
+    def device_table(self) -> Iterator[bytes]:
+        mapped = self.blocks
+        for device in self.devices:
+            yield DEVICE_SLOT.pack(device.tag.hex().encode(), device.blocks, mapped, b"")
+            mapped += device.blocks
+
+    def inodes(self) -> Iterator[bytes]:
+        """Yield each inode with what follows it, up to the beginning of the next."""
+        end = self.layout.offset(0)
+        for index in range(len(self.order.nodes)):
+            start, end = end, self.layout.offset(index + 1)
+            yield self._inode(index).ljust(end - start, b"\0")
+        yield bytes(-end % BLOCK)
+
+    def _inode(self, index: int) -> bytes:
+        node = self.order.nodes[index]
+        size, i_u, tail = self._content(index)
+        xattrs = self.xattrs.body(node.xattrs) if node.xattrs else b""
+        head = self._head(index, size, i_u, body_count(len(xattrs))) + xattrs
+        if node.chunks:
+            head = head.ljust(align(len(head), CHUNK_INDEX_SIZE), b"\0")
+        return head + tail
+
+    def _content(self, index: int) -> tuple[int, int, bytes]:
+        """Return ``i_size``, ``i_u`` and what follows the inode and its xattrs."""
+        node = self.order.nodes[index]
+        if node.chunks:
+            indexes = encode_chunks(node.size, node.chunk_size, node.chunks, self.device_blocks)
+            return node.size, chunk_format(node.chunk_size), indexes
+        if node.is_device:
+            return 0, encode_device_number(*node.rdev), b""
+        tail = b""
+        if self.layout.formats[index] & LAYOUT_MASK == FLAT_INLINE:
+            *_, tail = self._data(index)
+        first, blocks = self.layout.data.get(index, (0, 0))
+        return flat_size(node), self.first_data_block + first if blocks else 0, tail
+
+    def _head(self, index: int, size: int, i_u: int, xattr_count: int) -> bytes:
+        node, form = self.order.nodes[index], self.layout.formats[index]
+        nlink = self.order.links[node]
+        start = form, xattr_count, node.mode
+        owner = i_u, index + 1, node.uid, node.gid
+        if form & EXTENDED:
+            time = node.mtime, node.mtime_nsec
+            return INODE_EXTENDED.pack(*start, 0, size, *owner, *time, nlink, b"")
+        return INODE_COMPACT.pack(*start, nlink, size, 0, *owner, 0)
+
+    def _data(self, index: int) -> Iterator[bytes]:
+        """Yield the content of a directory or symbolic link, block by block, unpadded."""
+        node = self.order.nodes[index]
+        if node.children is None:
+            yield node.target
+            return
+        names = with_dots(node.children)
+        indexes = self.order.child_indexes(index, names)
+        nids = [self.layout.nids[child] for child in indexes]
+        types = [FILE_TYPES[self.order.nodes[child].mode >> 12] for child in indexes]
+        for first, end, _ in block_bounds(names):
+            yield encode_block(names[first:end], nids[first:end], types[first:end])
+
+    def data_blocks(self) -> Iterator[bytes]:
+        """Yield the directory and symlink blocks that do not lie beside their inodes."""
+        for index, (_, count) in self.layout.data.items():
+            for block in islice(self._data(index), count):
+                yield block.ljust(BLOCK, b"\0")
+
+    def stats(self, trailer_size: int) -> ErofsStats:
+        inodes_start = self.layout.offset(0)
+        return ErofsStats(
+            inodes=len(self.order.nodes),
+            dirs=len(self.order.parent),
+            blocks=self.blocks,
+            bytes_by_kind={
+                "devices": DEVICE_SLOT_SIZE * len(self.devices),
+                "xattrs": len(self.xattrs.shared),
+                "inodes": self.layout.end - inodes_start,
+                "blocks": self.layout.blocks * BLOCK,
+                "trailer": trailer_size,
+            },
+        )
