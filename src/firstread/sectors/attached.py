@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One name for two images: finds the converted image that is attached to an original.
+
+Owns the choice and what makes it acceptable; how a registry lists what refers to a manifest is in
+`firstread.oci.referrers`. Invariants: what is returned names the very manifest that was asked for
+as its source, twice, and is of a format version that is read here; of several, every node takes
+the same one; whatever a list says, an original without an acceptable image attached stays an
+ordinary image, and never becomes an error.
+
+Trust: an attached image is believed to be a conversion of its original because it stands in the
+same repository, exactly as a tag is believed. The digest of the original does not vouch for it;
+``firstread verify --source`` compares the two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from firstread.errors import ImageError, NotFoundError
+from firstread.oci.model import (
+    INDEXES,
+    MAX_MANIFEST_SIZE,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    embedded,
+    parse_manifest,
+)
+from firstread.oci.platform import Platform, host_platform
+from firstread.oci.repository import Repository, naming
+from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
+from firstread.sectors.format import ARTIFACT_TYPE
+from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST, check_manifest, is_block_image
+
+log = logging.getLogger("attached")
+
+MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
+VERSION = "v1 "  # what the parameters of a converted image begin with
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A converted image that is attached to an original.
+
+    Args:
+        descriptor: of its manifest.
+        manifest: the document.
+        data: its bytes.
+    """
+
+    descriptor: Descriptor
+    manifest: Manifest
+    data: bytes
+
+
+def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
+    """Return the converted image that is attached to a manifest; None if there is none.
+
+    Of several the one with the lowest digest.
+
+    Args:
+        repository: where the original is.
+        original: its manifest, of one platform; only the digest matters.
+
+    Raises:
+        SourceError: the place does not answer.
+    """
+    return next(all_attached(repository, original), None)
+
+
+def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attached]:
+    """Yield the converted images that are attached to a manifest, the chosen one first.
+
+    Raises:
+        SourceError: the place does not answer.
+    """
+    try:
+        entries = repository.referrers(original.digest, ARTIFACT_TYPE)
+    except ImageError as exc:
+        log.warning("%s: nothing attached is used: %s", original.digest, exc)
+        return
+    candidates = {entry.digest: entry for entry in entries}
+    for digest in sorted(candidates)[:MAX_CANDIDATES]:
+        try:
+            found = _read(repository, candidates[digest])
+            _check(found.manifest, original.digest)
+        except (ImageError, NotFoundError) as exc:
+            log.warning("%s: attached %s is not used: %s", original.digest, digest, exc)
+        else:
+            yield found
+
+
+def _read(repository: Repository, entry: Descriptor) -> Attached:
+    """Return the manifest of an entry: from the entry itself, if that has it."""
+    if entry.media_type != OCI_MANIFEST:
+        raise ImageError(f"it is of the type {entry.media_type}")
+    data = embedded(entry)
+    if data is None:
+        if entry.size > MAX_MANIFEST_SIZE:
+            raise ImageError(f"the manifest has {entry.size} bytes")
+        data = repository.get_manifest(entry.digest)[1]
+    manifest = parse_manifest(data, entry.media_type)
+    if not isinstance(manifest, Manifest):
+        raise ImageError("it is no manifest of an image")
+    descriptor = Descriptor(media_type=OCI_MANIFEST, digest=entry.digest, size=len(data))
+    return Attached(descriptor, manifest, data)
+
+
+def _check(manifest: Manifest, original: str) -> None:
+    """Check that `manifest` is of an image that was converted from `original`.
+
+    Raises:
+        ImageError: it is not, or of another version.
+    """
+    check_manifest(manifest)
+    annotations = manifest.annotations or {}
+    subject = manifest.subject.digest if manifest.subject else None
+    for what, named in (("subject", subject), ("source", annotations.get(SOURCE_DIGEST))):
+        if named != original:
+            raise ImageError(f"its {what} is {named or 'not there'}")
+    if manifest.artifact_type != ARTIFACT_TYPE:
+        raise ImageError(f"it is an artifact of the type {manifest.artifact_type}")
+    if not annotations.get(PARAMETERS, "").startswith(VERSION):
+        raise ImageError("it is of another version")
+
+
+def resolve_converted(repository: Repository, platform: Platform | None = None) -> ResolvedImage:
+    """Return the converted image that the repository's reference means.
+
+    That is the image itself, if it is a converted one, else the one attached to it. An index is
+    resolved to the manifest of the platform first, whose digest is enough to look.
+
+    Args:
+        repository: where it is.
+        platform: which one of several; this machine's if None.
+
+    Raises:
+        UnsupportedError: it is an ordinary image, and nothing is attached to it; or there is none
+            for the platform.
+        ImageError, SourceError: as `firstread.oci.resolve.resolve`.
+    """
+    with naming(repository.reference):
+        descriptor, data = repository.get_manifest()
+        looked_for: str | None = None
+        for _ in range(MAX_DEPTH):
+            document = parse_manifest(data, descriptor.media_type)
+            if isinstance(document, Manifest):
+                if not is_block_image(document) and descriptor.digest != looked_for:
+                    found = find_attached(repository, descriptor)
+                    if found is not None:
+                        return _load(repository, found)
+                check_manifest(document)
+                return load(repository, descriptor, document, data, platform)
+            chosen = choose_in(repository, document, platform or host_platform())
+            if chosen.media_type not in INDEXES:
+                looked_for = chosen.digest
+                found = find_attached(repository, chosen)
+                if found is not None:
+                    return _load(repository, found)
+            descriptor, data = repository.get_manifest(chosen.digest)
+        raise too_deep()
+
+
+def _load(repository: Repository, found: Attached) -> ResolvedImage:
+    return load(repository, found.descriptor, found.manifest, found.data)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A firstread image as its manifest and its metadata describe it.
+
+Owns the way from a manifest to a checked `BlockImage`; where sectors are fetched from is not known
+here. Invariant: a `BlockImage` that exists is consistent: header, device table, sector index and
+manifest agree, and no length in it exceeds a declared limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import zstandard
+
+from firstread.erofs.image import ErofsImage
+from firstread.errors import ImageError, LimitError, UnsupportedError, from_os_error
+from firstread.oci.model import Descriptor, Manifest
+from firstread.oci.repository import Repository
+from firstread.sectors.format import (
+    BLOCK_SIZE,
+    MAX_METADATA_SIZE,
+    METADATA_MEDIA_TYPE,
+    SECTORS_MEDIA_TYPE,
+    Header,
+    SectorIndex,
+    index_offset,
+    unpack_index,
+)
+from firstread.units import MiB, format_size
+
+MAX_METADATA_WINDOW = 8 * MiB  # what every zstd decoder is asked to support (RFC 8878, 3.1.1.1.2)
+
+ANNOTATION = "dev.firstread."
+SOURCE_DIGEST = ANNOTATION + "source.digest"  # manifest: digest of the source's manifest
+PARAMETERS = ANNOTATION + "parameters"  # manifest: what it was converted with
+SOURCE_DIFF_ID = ANNOTATION + "source.diff-id"  # sector blob: the layer that it holds
+RECORD = ANNOTATION + "record"  # sector blob: "offset size digest" of its layer record
+
+
+@dataclass(frozen=True)
+class BlockImage:
+    """A firstread image, ready to be mounted or read.
+
+    Args:
+        manifest: of the image.
+        erofs: its metadata as a file system.
+        index: where its sectors lie.
+        blobs: descriptor of each blob of the index, in its order.
+        metadata: the uncompressed metadata layer.
+    """
+
+    manifest: Manifest
+    erofs: ErofsImage
+    index: SectorIndex
+    blobs: list[Descriptor]
+    metadata: bytes | mmap.mmap
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""
+        return hashlib.sha256(self.metadata).hexdigest()
+
+
+def is_block_image(manifest: Manifest) -> bool:
+    """Return whether `manifest` is of a firstread image."""
+    return bool(manifest.layers) and manifest.layers[0].media_type == METADATA_MEDIA_TYPE
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Check that `manifest` is of a firstread image of this version.
+
+    Raises:
+        UnsupportedError: it is of an ordinary image, or of another version.
+    """
+    if not is_block_image(manifest):
+        raise UnsupportedError(
+            "this is an ordinary image, not one that firstread converted",
+            hint="convert it first: firstread convert --attach SOURCE keeps its name, and"
+            " firstread convert SOURCE DEST gives it another",
+        )
+    for layer in manifest.layers[1:]:
+        if layer.media_type != SECTORS_MEDIA_TYPE:
+            raise UnsupportedError(f"a layer has the media type {layer.media_type}")
+    if manifest.layers[0].size > MAX_METADATA_SIZE:
+        raise LimitError(f"the metadata layer is larger than {format_size(MAX_METADATA_SIZE)}")
+
+
+def write_metadata(chunks: Iterable[bytes | memoryview], out: BinaryIO) -> int:
+    """Decompress the metadata layer into `out`; return its size in bytes.
+
+    Args:
+        chunks: the layer; whoever gives them verifies their digest.
+        out: the metadata file.
+
+    Raises:
+        ImageError: it is corrupt.
+        LimitError: it is larger than `MAX_METADATA_SIZE`.
+    """
+    size = 0
+    for piece in _decompress(chunks):
+        size += len(piece)
+        if size > MAX_METADATA_SIZE:
+            raise LimitError(f"the metadata is larger than {format_size(MAX_METADATA_SIZE)}")
+        out.write(piece)
+    return size
+
+
+def _decompress(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    # Fed in steps of 1 KiB, because all output of one step is held in memory: a zstd block of
+    # 128 KiB can be 4 bytes long (RFC 8878, 3.1.1.2), so a step gives at most 32 MiB.
+    stream = zstandard.ZstdDecompressor(max_window_size=MAX_METADATA_WINDOW).decompressobj()
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(view), 1024):
+                if stream.eof:
+                    raise ImageError("the metadata layer goes on after its end")
+                yield stream.decompress(view[start : start + 1024])
+                if stream.unused_data:
+                    raise ImageError("the metadata layer goes on after its end")
+    except zstandard.ZstdError as exc:
+        raise ImageError(f"the metadata layer cannot be decompressed: {exc}") from exc
+    if not stream.eof:
+        raise ImageError("the metadata layer is cut off")
+
+
+def fetch_image(repository: Repository, manifest: Manifest, out: BinaryIO) -> BlockImage:
+    """Fetch the metadata of an image into the file `out`, and open it.
+
+    Args:
+        repository: where the image is.
+        manifest: of the image.
+        out: an empty file; it is mapped into memory, and must not change as long as the image is
+            in use.
+
+    Raises:
+        FirstreadError: it cannot be fetched or stored, or is not a firstread image.
+    """
+    check_manifest(manifest)
+    try:
+        while True:
+            with repository.open_blob(manifest.layers[0]) as stream:
+                try:
+                    size = write_metadata(stream, out)
+                    break
+                except ImageError:
+                    if not stream.distrust():
+                        raise
+            out.seek(0)  # another endpoint may have it whole
+            out.truncate()
+        out.flush()
+        if not size:
+            raise ImageError("the metadata layer is empty")
+        metadata = mmap.mmap(out.fileno(), size, prot=mmap.PROT_READ)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot store the metadata") from exc
+    return open_image(manifest, metadata)
+
+
+def open_image(manifest: Manifest, metadata: bytes | mmap.mmap) -> BlockImage:
+    """Return the image that `manifest` and its uncompressed `metadata` describe.
+
+    The tree itself is not read: `firstread.erofs.reader.validate` does that.
+
+    Raises:
+        ImageError: they contradict each other or themselves.
+    """
+    check_manifest(manifest)
+    view = memoryview(metadata)
+    header = Header.unpack(view)
+    erofs = ErofsImage(metadata)
+    devices = [(device.tag, device.blocks * BLOCK_SIZE) for device in erofs.devices]
+    offset = index_offset(header, len(view))
+    index = unpack_index(header, view[offset:], devices)
+    blobs = manifest.layers[1:]
+    stated = [(blob.digest, blob.size) for blob in blobs]
+    if stated != [("sha256:" + blob.digest.hex(), blob.size) for blob in index.blobs]:
+        raise ImageError("the manifest and the sector index name different blobs")
+    return BlockImage(manifest, erofs, index, list(blobs), metadata)
