@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Access control lists: from the text in a PAX header to the bytes of the kernel's xattr.
+
+Pure. GNU tar (``--acls``), bsdtar and star write the text form of acl(5). firstread has no user
+database that an image's names could be looked up in, so only lists of numeric ids can be kept;
+where one cannot, the mode must not grant what it did not.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import NamedTuple
+
+from firstread.errors import ImageError
+
+ACCESS = b"system.posix_acl_access"
+DEFAULT = b"system.posix_acl_default"
+
+_VERSION = struct.pack("<I", 2)
+_ENTRY = struct.Struct("<HHI")  # tag, permissions, id: include/uapi/linux/posix_acl_xattr.h
+_NO_ID = 0xFFFFFFFF
+_OWNER, _USER, _GROUP, _NAMED_GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_TAGS = {  # (word, has an id)
+    (b"user", False): _OWNER,
+    (b"user", True): _USER,
+    (b"group", False): _GROUP,
+    (b"group", True): _NAMED_GROUP,
+    (b"mask", False): _MASK,
+    (b"other", False): _OTHER,
+}
+_MAX_DIGITS = 10  # of an id
+_MINIMAL = 3  # entries that say no more than the mode does
+_SEPARATOR = re.compile(rb"[,\n]")
+_LINE = re.compile(
+    rb"(?:default:)?(user|group|mask|other|u|g|m|o)(?::([^:]*))?:([r-][w-][x-])(?::([0-9]{1,10}))?"
+)
+_WORDS = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}
+
+
+class AccessList(NamedTuple):
+    """What an access control list comes to.
+
+    Args:
+        value: of the kernel's xattr; None if the list says no more than `mode`, or cannot be kept.
+        mode: the lowest nine bits that go with `value`, or that are left of the list without it.
+        is_lost: a user or group is only named, so that the list cannot be kept.
+    """
+
+    value: bytes | None
+    mode: int
+    is_lost: bool = False
+
+
+def parse_acl(text: bytes) -> AccessList:
+    """Return what an access control list given as text says.
+
+    Entries are separated by commas or line ends; an id is the second part or, as star and bsdtar
+    write it after a name, the fourth.
+
+    Raises:
+        ImageError: it is not such a text, or an entry that every list has is missing.
+    """
+    entries = [
+        _entry(line) for part in _SEPARATOR.split(text) if (line := part.partition(b"#")[0].strip())
+    ]
+    allowed = {tag: bits for tag, bits, _ in entries}
+    named = allowed.keys() & {_USER, _NAMED_GROUP}
+    if not {_OWNER, _GROUP, _OTHER} <= allowed.keys() or (named and _MASK not in allowed):
+        raise ImageError(
+            "an access control list lacks the owner, the group, the mask or the others"
+        )
+    group, mask = allowed[_GROUP], allowed.get(_MASK, allowed[_GROUP])
+    mode = allowed[_OWNER] << 6 | allowed[_OTHER]
+    complete = [(tag, bits, identity) for tag, bits, identity in entries if identity is not None]
+    if len(complete) < len(entries):
+        # Without the list the group's bits are those of the owning group alone.
+        return AccessList(None, mode | (group & mask) << 3, is_lost=True)
+    # With it they are the mask, as the kernel has it: libarchive stores the owning group's.
+    mode |= mask << 3
+    if len(complete) == _MINIMAL:
+        return AccessList(None, mode)
+    complete.sort(key=lambda entry: (entry[0], entry[2]))
+    return AccessList(_VERSION + b"".join(_ENTRY.pack(*entry) for entry in complete), mode)
+
+
+def _entry(line: bytes) -> tuple[int, int, int | None]:
+    """Return (tag, permissions, id) of one entry; the id is None if only a name is stated."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ImageError(f"not an access control entry: {line[:80]!r}")
+    word, name, permissions, trailing = match.groups()
+    tag = _TAGS.get((_WORDS.get(word, word), bool(name)))
+    if tag is None:
+        raise ImageError(f"not an access control entry: {line[:80]!r}")
+    bits = sum(bit for bit, letter in zip((4, 2, 1), permissions, strict=True) if letter != 45)
+    if not name:
+        return tag, bits, _NO_ID
+    stated = trailing or name
+    if not stated.isdigit():
+        return tag, bits, None
+    if len(stated) > _MAX_DIGITS or (identity := int(stated)) >= _NO_ID:
+        raise ImageError(f"an access control entry has a bad id: {line[:80]!r}")
+    return tag, bits, identity

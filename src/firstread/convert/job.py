@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer, one function: `convert_layer` of a picklable job.
+
+Any `concurrent.futures.Executor` can run it, in this process or on another machine. Invariant: it
+touches nothing but the two places that the job names and a temporary file without a name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from firstread.convert.pack import PackedLayer, pack_layer
+from firstread.convert.record import Parameters
+from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.oci.ingest import open_scratch
+from firstread.oci.model import Descriptor
+from firstread.oci.open import open_destination, open_source
+from firstread.oci.options import AccessOptions
+from firstread.oci.reference import Reference
+from firstread.oci.repository import Repository
+from firstread.sectors.format import SECTORS_MEDIA_TYPE
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """All that is needed to convert one layer anywhere: picklable.
+
+    Args:
+        source: the image; `layer` is one of its layers.
+        destination: where the sector blob goes.
+        layer: descriptor in the source.
+        diff_id: digest of its uncompressed content.
+        parameters: see `Parameters`.
+        jobs: sectors compressed at a time.
+        in_flight: sectors in memory at a time.
+    """
+
+    source: Reference
+    source_options: AccessOptions
+    destination: Reference
+    destination_options: AccessOptions
+    layer: Descriptor
+    diff_id: str
+    parameters: Parameters
+    jobs: int
+    in_flight: int
+
+
+def convert_layer(
+    job: LayerJob,
+    source: Repository | None = None,
+    destination: Repository | None = None,
+    on_read: Callable[[int], None] | None = None,
+    on_sent: Callable[[int], None] | None = None,
+) -> tuple[PackedLayer, bool]:
+    """Pack one layer and put its sector blob into the destination.
+
+    Args:
+        job: which layer, from where to where.
+        source: opened already, or opened from the job.
+        destination: the same.
+        on_read: called with the compressed bytes of each step; what it raises ends the work.
+        on_sent: called with the bytes of the sector blob that were sent; the same.
+
+    Returns:
+        The packed layer, and whether its blob was not there before.
+
+    Raises:
+        FirstreadError: names the layer.
+    """
+    if source is None:
+        with open_source(job.source, job.source_options) as opened:
+            return convert_layer(job, opened, destination, on_read, on_sent)
+    if destination is None:
+        with open_destination(job.destination, job.destination_options) as opened:
+            return convert_layer(job, source, opened, on_read, on_sent)
+    try:
+        with open_scratch(destination.scratch_dir) as blob:
+            with source.open_blob(job.layer) as stream:
+                packed = pack_layer(
+                    _counted(stream, on_read),
+                    job.layer.media_type,
+                    job.diff_id,
+                    job.parameters,
+                    blob,
+                    jobs=job.jobs,
+                    in_flight=job.in_flight,
+                )
+            blob.seek(0)
+            return packed, destination.put_blob(
+                blob_descriptor(packed), blob, on_progress=on_sent, verified=True
+            )
+    except FirstreadError as exc:
+        exc.about(layer=job.layer.digest)
+        raise
+    except OSError as exc:
+        if destination.scratch_dir is None:
+            error = temporary_file_error(exc)
+        else:
+            exc.filename = None  # the image says where
+            error = from_os_error(exc, "cannot write a blob").about(image=str(job.destination))
+        raise error.about(layer=job.layer.digest) from exc
+
+
+def temporary_file_error(exc: OSError) -> NodeError:
+    """Return what an error of a temporary file means: the places map their own."""
+    where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
+    error = from_os_error(exc, f"cannot write a temporary file{where}")
+    error.hint = "free some space, or name another directory in TMPDIR"
+    return error
+
+
+def _counted(
+    stream: Iterable[memoryview], on_read: Callable[[int], None] | None
+) -> Iterator[memoryview]:
+    for chunk in stream:
+        if on_read is not None:
+            on_read(len(chunk))
+        yield chunk
+
+
+def blob_descriptor(packed: PackedLayer) -> Descriptor:
+    """Return the descriptor of the sector blob of a layer."""
+    return Descriptor(media_type=SECTORS_MEDIA_TYPE, digest=packed.digest, size=packed.size)

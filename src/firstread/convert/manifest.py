@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents of a converted image: config and manifest. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from firstread.convert.cache import record_annotations
+from firstread.convert.pack import PackedLayer
+from firstread.convert.record import Parameters
+from firstread.oci.model import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    sha256_digest,
+)
+from firstread.sectors.format import (
+    ARTIFACT_TYPE,
+    LAYER_LABEL,
+    METADATA_MEDIA_TYPE,
+    SECTORS_MEDIA_TYPE,
+)
+from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST
+from firstread.units import KiB
+
+MAX_EMBEDDED_CONFIG = 32 * KiB  # bytes; most configs have less than 10
+CREATED_BY = "firstread convert"
+
+
+def converted_config(
+    config: dict[str, Any], diff_ids: Sequence[str], has_blob: Sequence[bool]
+) -> bytes:
+    """Return the config of a converted image: the source's, but for the layers that it names.
+
+    Args:
+        config: the source's, with all the fields that it has.
+        diff_ids: of the new layers: metadata first.
+        has_blob: for each source layer whether it has a sector blob of its own.
+
+    The history keeps every step. Its entries that are not marked as empty must correspond to the
+    layers (image-spec, config.md): one is added for the metadata, and a step whose layer is there
+    already is marked.
+    """
+    changed = dict(config)
+    changed["rootfs"] = {"type": "layers", "diff_ids": list(diff_ids)}
+    history = config.get("history")
+    if isinstance(history, list) and history:
+        blobs = iter(has_blob)
+        steps: list[dict[str, Any]] = [{"created_by": CREATED_BY, "comment": "metadata"}]
+        for step in filter(_is_object, history):
+            empty = step.get("empty_layer", False) or not next(blobs, False)
+            steps.append({**step, "empty_layer": True} if empty else step)
+        changed["history"] = steps
+    return json.dumps(changed, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def converted_manifest(
+    source_digest: str,
+    parameters: Parameters,
+    config: bytes,
+    metadata: Descriptor,
+    layers: Sequence[tuple[str, PackedLayer]],
+    subject: Descriptor | None = None,
+) -> Manifest:
+    """Return the manifest of a converted image.
+
+    Args:
+        source_digest: of the source's manifest.
+        parameters: it was converted with.
+        config: as `converted_config` gives it.
+        metadata: descriptor of the metadata layer.
+        layers: (diff_id of the source layer, what packing it gave) the lowest first, each
+            blob once.
+        subject: the source's manifest, if the image is attached to it. Then the config goes into
+            the manifest, too: a node that had to look for the image saves a request.
+    """
+    blobs = [
+        Descriptor(
+            media_type=SECTORS_MEDIA_TYPE,
+            digest=packed.digest,
+            size=packed.size,
+            annotations={**record_annotations(packed, diff_id), LAYER_LABEL: "sectors"},
+        )
+        for diff_id, packed in layers
+    ]
+    small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
+    return Manifest(
+        media_type=OCI_MANIFEST,
+        artifact_type=ARTIFACT_TYPE if subject else None,
+        subject=subject,
+        config=Descriptor(
+            media_type=OCI_CONFIG,
+            digest=sha256_digest(config),
+            size=len(config),
+            data=config if small else None,
+        ),
+        layers=[metadata, *blobs],
+        annotations={SOURCE_DIGEST: source_digest, PARAMETERS: parameters.key},
+    )
+
+
+def metadata_descriptor(digest: str, size: int) -> Descriptor:
+    """Return the descriptor of a metadata layer."""
+    return Descriptor(
+        media_type=METADATA_MEDIA_TYPE,
+        digest=digest,
+        size=size,
+        annotations={LAYER_LABEL: "metadata"},
+    )
+
+
+def _is_object(step: object) -> bool:
+    return isinstance(step, dict)

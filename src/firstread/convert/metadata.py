@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the metadata of an image from the records of its layers.
+
+Owns the step from merged tree to EROFS: which sectors get a device slot, and in which order.
+Invariant: a function of the records alone; a sector that the image contains twice has one slot,
+a sector that nothing refers to has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, BinaryIO
+
+import zstandard
+
+from firstread.convert.layers import LayerMerger
+from firstread.convert.record import LayerRecord, PackedSector
+from firstread.erofs.tree import HOLE, Device, Node, walk
+from firstread.erofs.writer import write_erofs
+from firstread.errors import LimitError
+from firstread.sectors.format import (
+    BLOCK_SIZE,
+    MAX_METADATA_SIZE,
+    MAX_SECTORS,
+    Blob,
+    Geometry,
+    SectorEntry,
+    SectorIndex,
+    check_row,
+)
+from firstread.units import format_size
+
+METADATA_LEVEL = 9  # the node waits for these bytes; they are few, so ratio counts
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What there is to tell of a layer: sectors, uncompressed bytes, attributes left out."""
+
+    sectors: int
+    size: int
+    dropped_xattrs: list[bytes]
+
+
+@dataclass
+class MergedLayers:
+    """The tree of an image, and what of its layers' records outlives merging.
+
+    Args:
+        root: of the tree; chunk addresses in it count sectors over all layers.
+        sectors: (number of the layer, sector), over all layers.
+        layers: facts of each layer.
+    """
+
+    root: Node
+    sectors: list[tuple[int, PackedSector]]
+    layers: list[LayerFacts]
+
+
+def merge(records: Iterable[LayerRecord]) -> MergedLayers:
+    """Merge the layers whose `records` come one by one, lowest first; none is kept.
+
+    Raises:
+        ImageError: the layers do not fit together.
+    """
+    merger = LayerMerger()
+    merged = MergedLayers(merger.root, [], [])
+    for number, record in enumerate(records):
+        merger.apply(record)
+        merged.sectors += [(number, sector) for sector in record.sectors]
+        merged.layers.append(LayerFacts(len(record.sectors), record.size, record.dropped_xattrs))
+    merged.root = merger.root
+    return merged
+
+
+def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry]:
+    """Give a device slot to every sector that the tree refers to; rewrite its chunk addresses.
+
+    Args:
+        merged: its chunk addresses afterwards count device slots.
+        blobs: for each layer the number of its blob in the index.
+
+    Returns:
+        the rows of the sector index, in order of slots.
+
+    Raises:
+        LimitError: there are more sectors than an EROFS image can have devices.
+    """
+    nodes = {id(node): node for _, node in walk(merged.root) if node.chunks}
+    files = list(nodes.values())
+    used = sorted({chunk >> 32 for node in files for chunk in node.chunks if chunk != HOLE})
+    rows: dict[bytes, tuple[int, SectorEntry]] = {}
+    slots: dict[int, int] = {}  # sector over all layers -> slot; no entry: all zeros
+    for number in used:
+        layer, sector = merged.sectors[number]
+        if sector.id:
+            row = SectorEntry(sector.id, sector.size, blobs[layer], sector.offset, sector.length)
+            slots[number] = rows.setdefault(sector.id, (len(rows), row))[0]
+    if len(rows) > MAX_SECTORS:
+        raise LimitError(
+            f"the image has {len(rows)} sectors, an EROFS image can have {MAX_SECTORS}",
+            hint="convert it with a larger --sector-size",
+        )
+    for node in files:
+        node.chunks = tuple(_readdress(chunk, slots) for chunk in node.chunks)
+    return [row for _, row in rows.values()]
+
+
+def _readdress(chunk: int, slots: dict[int, int]) -> int:
+    slot = slots.get(chunk >> 32)
+    return HOLE if slot is None else slot << 32 | chunk & 0xFFFFFFFF
+
+
+class _Digested:
+    """A file to write into that digests what is written.
+
+    Args:
+        out: where it goes.
+        limit: bytes.
+    """
+
+    def __init__(self, out: IO[bytes], limit: int) -> None:
+        self._out = out
+        self._limit = limit
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.size += len(data)
+        if self.size > self._limit:
+            raise LimitError(
+                f"the metadata is larger than {format_size(self._limit)}",
+                hint="the image has too many files or chunks",
+            )
+        self._digest.update(data)
+        return self._out.write(data)
+
+    def digest(self) -> str:
+        return "sha256:" + self._digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class WrittenMetadata:
+    """A metadata layer.
+
+    Args:
+        digest: of the layer.
+        diff_id: of its content.
+        size: bytes of its content.
+        sectors: device slots.
+        inodes: in it.
+    """
+
+    digest: str
+    diff_id: str
+    size: int
+    sectors: int
+    inodes: int
+
+
+def write_metadata_layer(
+    out: BinaryIO,
+    merged: MergedLayers,
+    blobs: Sequence[Blob],
+    geometry: Geometry,
+    limit: int = MAX_METADATA_SIZE,
+) -> WrittenMetadata:
+    """Write the metadata layer of an image.
+
+    Args:
+        out: where its compressed bytes go.
+        merged: the layers; used up.
+        blobs: the sector blob of each layer.
+        geometry: of the image.
+        limit: bytes of the metadata, compressed or not.
+
+    Raises:
+        LimitError: the image is larger than the format allows.
+        ImageError: a record contradicts its blob.
+    """
+    numbers = {blob: number for number, blob in enumerate(dict.fromkeys(blobs))}
+    rows = assign_slots(merged, [numbers[blob] for blob in blobs])
+    index = SectorIndex(geometry, list(numbers), rows)
+    for number, row in enumerate(rows):  # a record can come from a registry
+        check_row(row, number, geometry, index.blobs)
+    table = index.pack()
+    layer = _Digested(out, limit)
+    compressor = zstandard.ZstdCompressor(level=METADATA_LEVEL)
+    with compressor.stream_writer(layer, closefd=False) as stream:  # type: ignore[arg-type]
+        content = _Digested(stream, limit)
+        stats = write_erofs(
+            content,  # type: ignore[arg-type]
+            merged.root,
+            [Device(row.id, row.size // BLOCK_SIZE) for row in rows],
+            boot=index.header(),
+            trailer=table,
+            uuid=hashlib.sha256(table).digest()[:16],
+        )
+    return WrittenMetadata(layer.digest(), content.digest(), content.size, len(rows), stats.inodes)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner: decides in which sector and block each chunk of a layer's files lies.
+
+Pure: sizes in, places out; the packer only obeys. It sees files one by one in the order of the
+layer and never looks ahead, so a layer is packed in one pass over a stream, and the same layer is
+placed the same way in every image. Invariants: a chunk never straddles a sector; a file of a
+sector or more fills whole sectors of its own; its tail and all smaller files share packed sectors,
+each beginning at a 4 KiB block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain, starmap
+from typing import NamedTuple
+
+from firstread.erofs.tree import HOLE, chunk_address
+from firstread.errors import LimitError
+from firstread.sectors.format import BLOCK_SIZE
+from firstread.units import format_size, round_up
+
+MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB at the default sector size
+MAX_CHUNKS = 1 << 22  # in one layer: 32 MiB of metadata before compression
+MAX_CHUNK_SIZE = BLOCK_SIZE << 31  # erofs_fs.h: five bits say how far a block is shifted
+CHUNK_INDEX_SIZE = 8  # bytes of struct erofs_inode_chunk_index
+
+Span = tuple[int, int]
+"""The first of a run of units (bytes, blocks, chunks), and the first after it."""
+
+
+class Piece(NamedTuple):
+    """A run of a file's bytes and the place it gets.
+
+    Args:
+        sector: number of the sector within the layer, in order of first use.
+        block: 4 KiB block within that sector.
+        offset: where in the file the run begins, bytes.
+        length: bytes of the run; at most a sector.
+        whole: the sector belongs to this run alone.
+    """
+
+    sector: int
+    block: int
+    offset: int
+    length: int
+    whole: bool = False
+
+
+class Placement(NamedTuple):
+    """Where a file lies: its chunk size, the address of every chunk, and the data to be copied."""
+
+    chunk_size: int
+    chunks: array[int]
+    pieces: Sequence[Piece]
+
+
+NOTHING = Placement(0, array("Q"), ())
+
+
+class Planner:
+    """Places the files of one layer, in order.
+
+    Args:
+        sector_size: bytes of a sector, a power of two of at least `BLOCK_SIZE`.
+    """
+
+    def __init__(self, sector_size: int) -> None:
+        self._sector_size = sector_size
+        self._next_sector = 0
+        self._open_sector = -1
+        self._used = sector_size  # bytes used of the open packed sector; full: none is open
+        self._chunks = 0
+
+    def place(self, size: int, extents: Sequence[tuple[int, int]] | None = None) -> Placement:
+        """Return the place of a file.
+
+        Args:
+            size: bytes of the file as ``stat`` shows them.
+            extents: (offset, length) of the data of a sparse file, in order; None if all is data.
+
+        Raises:
+            LimitError: the file, or the layer with it, needs more chunks than the format allows.
+        """
+        if size == 0:
+            return NOTHING
+        touched: Iterable[int]
+        if extents is None:
+            chunk_size = min(self._sector_size, _power_of_two(size))
+            touched = range(-(-size // chunk_size))
+        else:
+            blocks = _touched(((start, start + length) for start, length in extents), BLOCK_SIZE)
+            chunk_size = self._sparse_chunk_size(size, blocks)
+            touched = chain(*starmap(range, _touched(blocks, chunk_size // BLOCK_SIZE)))
+        count = -(-size // chunk_size)
+        self._count(count, size)  # before anything is made whose length it decides
+        chunks = array("Q", (HOLE,)) * count
+        pieces = []
+        for number in touched:
+            offset = number * chunk_size
+            piece = self._place_run(offset, min(chunk_size, size - offset))
+            chunks[number] = chunk_address(piece.sector, piece.block)
+            pieces.append(piece)
+        return Placement(chunk_size, chunks, pieces)
+
+    def _place_run(self, offset: int, length: int) -> Piece:
+        if length == self._sector_size:
+            self._next_sector += 1
+            return Piece(self._next_sector - 1, 0, offset, length, whole=True)
+        if self._used + length > self._sector_size:
+            self._open_sector, self._used = self._next_sector, 0
+            self._next_sector += 1
+        piece = Piece(self._open_sector, self._used // BLOCK_SIZE, offset, length)
+        self._used += -(-length // BLOCK_SIZE) * BLOCK_SIZE
+        return piece
+
+    def _count(self, chunks: int, size: int) -> None:
+        self._chunks += chunks
+        if chunks > MAX_CHUNKS_PER_FILE:
+            raise LimitError(
+                f"a file of {format_size(size)} needs {chunks} chunks, {MAX_CHUNKS_PER_FILE} is"
+                " the limit",
+                hint="convert with a larger --sector-size, or leave the file out of the image",
+            )
+        if self._chunks > MAX_CHUNKS:
+            raise LimitError(
+                f"the layer's files need more than {MAX_CHUNKS} chunks",
+                hint="convert with a larger --sector-size",
+            )
+
+    def _sparse_chunk_size(self, size: int, blocks: Sequence[Span]) -> int:
+        """Return the chunk size that costs the fewest bytes of stored zeros and of index."""
+        if not blocks:
+            return min(_power_of_two(size), MAX_CHUNK_SIZE)
+        best, best_cost = self._sector_size, -1
+        chunk_size = min(_power_of_two(size), self._sector_size)
+        while chunk_size >= BLOCK_SIZE and -(-size // chunk_size) <= MAX_CHUNKS_PER_FILE:
+            spans = _touched(blocks, chunk_size // BLOCK_SIZE)
+            stored = chunk_size * sum(end - first for first, end in spans)
+            stored -= max(0, spans[-1][1] * chunk_size - round_up(size, BLOCK_SIZE))
+            cost = stored + CHUNK_INDEX_SIZE * -(-size // chunk_size)
+            if best_cost < 0 or cost < best_cost:
+                best, best_cost = chunk_size, cost
+            chunk_size //= 2
+        return best
+
+
+def _power_of_two(size: int) -> int:
+    """Return the smallest power of two that covers `size` bytes and is at least a block."""
+    return max(BLOCK_SIZE, 1 << (size - 1).bit_length())
+
+
+def _touched(spans: Iterable[Span], unit: int) -> list[Span]:
+    """Return the larger units of size `unit` that `spans` touch, joined where they meet."""
+    touched: list[Span] = []
+    for first, end in spans:
+        start = first // unit
+        if touched and start <= touched[-1][1]:
+            start = touched.pop()[0]
+        touched.append((start, -(-end // unit)))
+    return touched

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layer record: what remains of a layer once its data is in sectors.
+
+Owns the document and its bytes. A record says everything that merging needs (the entries of the
+tar, in order, with the places of their data) and everything that the sector index needs, so a
+packed layer is never read again. It is written into the sector blob itself, behind the last
+sector, and into the local layer cache. Invariant: a function of the layer and the parameters
+alone. A layer can have millions of entries, so they are encoded in batches while they come, and
+decoded batch by batch while they are merged: as Python objects they would take six times the
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import msgspec
+import zstandard
+
+from firstread.errors import ImageError, LimitError
+from firstread.sectors.format import FORMAT_VERSION, Geometry
+from firstread.units import KiB, MiB, format_size
+
+DEFAULT_LEVEL = 3
+RECORD_LEVEL = 9  # 20 % smaller than at 3; what is beyond gains nothing
+MAX_RECORD_SIZE = 512 * MiB  # uncompressed: 4 million entries of 128 bytes, real ones have 75
+BATCH = 2048  # entries at most
+BATCH_SIZE = 256 * KiB  # bytes after which a batch ends
+_ARRAY_HEADER = 3  # bytes
+
+ENCODER = "zstd-" + ".".join(map(str, zstandard.ZSTD_VERSION))
+"""Part of what names a packed layer: another zstd library may give other bytes."""
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """What a packed layer depends on beside the layer.
+
+    Args:
+        sector_size: bytes.
+        frame_size: bytes.
+        level: zstd compression level.
+    """
+
+    sector_size: int = Geometry().sector_size
+    frame_size: int = Geometry().frame_size
+    level: int = DEFAULT_LEVEL
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.sector_size, self.frame_size)
+
+    @property
+    def key(self) -> str:
+        """One line that names these parameters, the format and the encoder."""
+        return (
+            f"v{FORMAT_VERSION} sector={self.sector_size} frame={self.frame_size}"
+            f" level={self.level} {ENCODER}"
+        )
+
+
+# Bounds of what is read back: a record can come from a registry.
+_Uint16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+_Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Seconds = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Nanoseconds = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000_000)]
+
+
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """One entry of a layer, in the order of its tar; whiteouts are still under their names.
+
+    Args:
+        path: as the tar states it.
+        mode: file type and permission bits; the type is 0 for a hard link.
+        mtime: seconds, floor.
+        mtime_nsec: nanoseconds on top.
+        size: bytes of a regular file.
+        link: target of a symbolic or hard link.
+        rdev: (major, minor).
+        chunk_size: bytes that each chunk covers.
+        chunks: chunk addresses within the layer, 8 bytes little-endian each.
+    """
+
+    path: bytes
+    mode: _Uint16
+    uid: _Uint32 = 0
+    gid: _Uint32 = 0
+    mtime: _Seconds = 0
+    mtime_nsec: _Nanoseconds = 0
+    size: _Size = 0
+    link: bytes = b""
+    rdev: tuple[_Uint32, _Uint32] = (0, 0)
+    xattrs: dict[bytes, bytes] | None = None
+    chunk_size: _Size = 0
+    chunks: bytes = b""
+
+
+class PackedSector(msgspec.Struct, array_like=True, frozen=True):
+    """A sector of the layer: id (32 bytes), bytes, and place in the blob; id empty if all zeros."""
+
+    id: bytes
+    size: _Size
+    offset: _Size
+    length: _Size
+
+
+class LayerRecord(msgspec.Struct, frozen=True):
+    """A packed layer without its data.
+
+    Args:
+        diff_id: of the source layer.
+        parameters: `Parameters.key` it was packed with.
+        sectors: in order of their numbers.
+        batches: the entries in the order of the tar, encoded: see `encode_entries`.
+        size: bytes of the uncompressed layer tar.
+        dropped_xattrs: names that EROFS, and Linux file systems in general, cannot hold.
+    """
+
+    diff_id: str
+    parameters: str
+    sectors: list[PackedSector]
+    batches: list[bytes]
+    size: int = 0
+    dropped_xattrs: list[bytes] = []
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries in the order of the tar.
+
+        Raises:
+            ImageError: they are none.
+        """
+        for batch in self.batches:
+            try:
+                entries = _entries_decoder.decode(batch)
+            except _DAMAGE as exc:
+                raise ImageError(f"layer record is corrupt: {exc}") from exc
+            yield from entries
+
+    def encode(self) -> bytes:
+        """Return the record as zstd-compressed MessagePack.
+
+        Raises:
+            LimitError: it is larger than `MAX_RECORD_SIZE`.
+        """
+        data = _encoder.encode(self)
+        _check_size(len(data), MAX_RECORD_SIZE)
+        return zstandard.ZstdCompressor(level=RECORD_LEVEL).compress(data)
+
+    @classmethod
+    def decode(cls, data: bytes) -> LayerRecord:
+        """Read what `encode` wrote.
+
+        Raises:
+            ImageError: these bytes are not a layer record.
+        """
+        try:
+            if not 0 < zstandard.frame_content_size(data) <= MAX_RECORD_SIZE:
+                raise ImageError("layer record states an impossible size")
+            plain = zstandard.ZstdDecompressor().decompress(data)
+            return _decoder.decode(plain)
+        except _DAMAGE as exc:
+            raise ImageError(f"layer record is corrupt: {exc}") from exc
+
+
+def encode_entries(entries: Iterable[Entry], limit: int = MAX_RECORD_SIZE) -> list[bytes]:
+    """Return `entries` in batches, each a MessagePack array.
+
+    Raises:
+        LimitError: they have more than `limit` bytes.
+    """
+    batches: list[bytes] = []
+    batch = bytearray(_ARRAY_HEADER)
+    count = size = 0
+    for entry in entries:
+        _encoder.encode_into(entry, batch, -1)
+        count += 1
+        if count == BATCH or len(batch) >= BATCH_SIZE:
+            size += len(batch)
+            _check_size(size, limit)  # while it grows, for the sake of memory
+            batches.append(_array(batch, count))
+            batch, count = bytearray(_ARRAY_HEADER), 0
+    if count:
+        batches.append(_array(batch, count))
+    return batches
+
+
+def _array(batch: bytearray, count: int) -> bytes:
+    """Return `batch` as an array of `count`: MessagePack's array 16, big-endian."""
+    batch[:_ARRAY_HEADER] = b"\xdc" + count.to_bytes(2, "big")
+    return bytes(batch)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise LimitError(
+            f"the record of the layer's entries is larger than {format_size(limit)}",
+            hint="it has too many entries, or their names and attributes are too long",
+        )
+
+
+_DAMAGE = (zstandard.ZstdError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LayerRecord)
+_entries_decoder = msgspec.msgpack.Decoder(list[Entry])

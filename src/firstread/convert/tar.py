@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the entries of a layer's tar archive, in one pass and at speed.
+
+Owns the sequence of header blocks, extended headers, data and padding, and the limits on them.
+Does not own what an entry means for a file tree (``..``, whiteouts, duplicates: `layers`).
+Invariants: every byte of the archive is passed exactly once; memory is bounded by `TarLimits`
+whatever the archive states; what comes out is within these limits, or an `ImageError` that names
+the entry and the byte where its header begins.
+
+Where POSIX.1-2017 (pax, ustar) is silent or programs differ, this follows Go's archive/tar, since
+docker and containerd unpack layers with it:
+
+* links, devices, directories and fifos have no data, whatever size they state;
+* one block of zeros ends the archive at its end only, two end it anywhere, and so does the end of
+  the file after whole data;
+* a GNU long name wins over a PAX path.
+
+It differs where Go drops what an archive says: global headers hold for later entries (POSIX),
+and GNU incremental directories (``D``) are directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from firstread.convert import header, pax, sparse
+from firstread.convert.entry import WHITEOUT, TarEntry, TarKind, TarLimits
+from firstread.convert.header import BLOCK, INT64_MAX, ZEROS
+from firstread.convert.stream import Feed
+from firstread.errors import ImageError, LimitError, UnsupportedError
+from firstread.printable import printable
+
+__all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader", "read_tar"]
+
+_MAX_ID = 0xFFFFFFFE  # the kernel has no owner 2**32 - 1
+_MAX_MAJOR = (1 << 12) - 1  # dev_t of Linux
+_MAX_MINOR = (1 << 20) - 1
+_SIZE = slice(124, 136)
+_EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K", b"V", b"M", b"N"))
+_REFUSED = {b"M": "a continued file of a multi-volume archive", b"N": "an old GNU long name"}
+
+
+def read_tar(feed: Feed, limits: TarLimits | None = None) -> TarReader:
+    """Return an iterable over the entries of the archive in `feed`; see `TarReader`."""
+    return TarReader(feed, limits)
+
+
+class TarReader:
+    """Iterates over the entries of an archive; `data` reads the data of the current one.
+
+    It stops at the end of the archive: what follows in `feed` is the caller's to `Feed.drain`.
+
+    Args:
+        feed: the uncompressed layer; nobody else may read it until the iteration is over.
+        limits: the defaults are right for layers.
+    """
+
+    def __init__(self, feed: Feed, limits: TarLimits | None = None) -> None:
+        self._feed = feed
+        self._limits = limits or TarLimits()
+        self._start = 0  # of the last header
+        self._name = b""  # in the last header
+        self._data_end = 0
+        self._padding = 0
+        self._current: TarEntry | None = None
+        self._common: dict[bytes, bytes] = {}
+        self._extended = False  # whether one of the following is set, for the next entry
+        self._records: Mapping[bytes, bytes] = {}
+        self._long_name = b""
+        self._long_link = b""
+
+    def __iter__(self) -> Iterator[TarEntry]:
+        """Yield each entry; data of the one before that was not read is passed over.
+
+        Raises:
+            ImageError: the archive is damaged, ends early, or exceeds a limit.
+        """
+        entries = 0
+        while True:
+            try:
+                block = self._next_header()
+                if block is None:
+                    return
+                if block[156:157] in _EXTENSIONS:
+                    self._extension(block)
+                    continue
+                entry = self._entry(block)
+                entries += 1
+                if entries > self._limits.entries:
+                    raise LimitError(f"the layer has more than {self._limits.entries} entries")
+            except ImageError as exc:
+                self._locate(exc)
+                raise
+            yield entry
+
+    def data(self, entry: TarEntry) -> Iterator[tuple[int, memoryview]]:
+        """Yield (offset in the file, bytes) of all stored data of the current entry, in order.
+
+        The slices are valid as long as they are kept. What a sparse file does not store is left
+        out and reads as zeros.
+
+        Args:
+            entry: the one that the iteration gave last; its data can be read once.
+
+        Raises:
+            ImageError: the archive ends before.
+            ValueError: `entry` is not the current one, or was read before.
+        """
+        if entry is not self._current:
+            raise ValueError("only the data of the current entry can be read, and once")
+        self._current = None
+        extents = ((0, entry.size),) if entry.extents is None else entry.extents
+        try:
+            for start, length in extents:
+                offset = start
+                for piece in self._feed.pieces(length):
+                    yield offset, piece
+                    offset += len(piece)
+        except ImageError as exc:
+            self._locate(exc)
+            raise
+
+    def _locate(self, error: ImageError) -> None:
+        """Say in `error` which entry it is about, unless the stream itself failed."""
+        if error is not self._feed.failure:
+            place = f"tar entry '{printable(self._name)}' at byte {self._start}"
+            error.message = f"{place}: {error.message}"
+
+    def _next_header(self) -> bytes | None:
+        """Return the next header block, its checksum verified; None at the end of the archive."""
+        feed = self._feed
+        feed.skip(self._data_end - feed.position)
+        if not feed.at_end():
+            feed.skip(self._padding)
+        start = feed.position
+        if feed.at_end() or (block := feed.exact(BLOCK)) == ZEROS:
+            if self._extended:
+                raise ImageError("the archive ends after an extended header")
+            if not feed.at_end() and feed.exact(BLOCK) != ZEROS:
+                raise ImageError("a single block of zeros is followed by something else")
+            return None
+        self._start, self._name = start, block[:100].partition(b"\0")[0]
+        header.check(block)
+        return block
+
+    def _stores(self, size: int) -> None:
+        """Note that `size` bytes of data follow, then the padding of the last block."""
+        self._data_end = self._feed.position + size
+        self._padding = -size % BLOCK
+
+    def _extension(self, block: bytes) -> None:
+        """Handle a block that is not an entry but says something about others."""
+        kind = block[156:157]
+        size = header.number(block[_SIZE])
+        if kind in _REFUSED:
+            raise UnsupportedError(f"{_REFUSED[kind]} (type {kind.decode()!r}) cannot be read")
+        if not 0 <= size <= self._limits.header_bytes:
+            raise LimitError(f"an extended header states {size} bytes")
+        self._stores(size)
+        if kind == b"V":  # the label of the volume
+            return
+        content = self._feed.exact(size)
+        if kind == b"g":
+            self._common_changes(pax.parse_records(content))
+            return
+        self._extended = True
+        if kind == b"L":
+            self._long_name = content.partition(b"\0")[0]
+        elif kind == b"K":
+            self._long_link = content.partition(b"\0")[0]
+        else:
+            self._records = pax.parse_records(content)
+
+    def _common_changes(self, records: Mapping[bytes, bytes]) -> None:
+        """Take over a global header; it replaces what earlier ones say of the same keywords."""
+        self._common |= records
+        for key, value in records.items():
+            if not value:
+                del self._common[key]
+        total = sum(len(key) + len(value) for key, value in self._common.items())
+        if total > self._limits.common_bytes:
+            raise LimitError(f"the global headers have {total} bytes")
+
+    def _forget_extensions(self) -> None:
+        self._extended = False
+        self._records = {}
+        self._long_name = b""
+        self._long_link = b""
+
+    def _entry(self, block: bytes) -> TarEntry:
+        """Return the entry of a header block, with all that extended headers say of it."""
+        entry = header.parse(block)
+        records: Mapping[bytes, bytes] = self._common
+        if self._extended or records:
+            records = pax.merge(self._common, self._records)
+            pax.apply(entry, records, self._limits)
+            entry.path = self._long_name or entry.path
+            entry.link = self._long_link or entry.link
+            if entry.kind is not TarKind.CHAR and entry.kind is not TarKind.BLOCK:
+                entry.rdev = (0, 0)  # a record that says something else says it of nothing
+            self._forget_extensions()
+        if entry.path.endswith(b"/") and block[156:157] == b"\0":
+            entry.kind = TarKind.DIRECTORY  # v7 had no type for it; only now is the path whole
+        if not 0 <= entry.size <= INT64_MAX:
+            raise ImageError(f"the size {entry.size} is out of range")
+        if entry.kind is TarKind.REGULAR:
+            stored = sparse.read_map(entry, block, records, self._feed, self._limits)
+        else:
+            stored = entry.size if block[156:157] == b"D" else 0
+            entry.size = 0
+        self._stores(stored)
+        self._check(entry)
+        self._current = entry
+        return entry
+
+    def _check(self, entry: TarEntry) -> None:
+        """Verify what no part of an entry can know alone."""
+        limits = self._limits
+        if len(entry.path) > limits.name_bytes:
+            parent, slash, name = entry.path.rpartition(b"/")
+            path = parent + slash + name.removeprefix(WHITEOUT)
+            if len(path) > limits.path_bytes:
+                raise LimitError(f"the path has more than {limits.path_bytes} bytes")
+            if max(map(len, path.split(b"/"))) > limits.name_bytes:
+                raise LimitError(f"a name in the path has more than {limits.name_bytes} bytes")
+        if b"\0" in entry.path or b"\0" in entry.link:
+            raise ImageError("a name has a NUL byte")
+        if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
+            raise ImageError(f"the owner {entry.uid}:{entry.gid} is out of range")
+        if entry.kind is TarKind.REGULAR or entry.kind is TarKind.DIRECTORY:
+            return
+        if entry.kind is TarKind.SYMLINK or entry.kind is TarKind.HARDLINK:
+            if not entry.link:
+                raise ImageError("a link has no target")
+            if len(entry.link) > limits.link_bytes:
+                raise LimitError(f"a link target has more than {limits.link_bytes} bytes")
+        major, minor = entry.rdev
+        if not 0 <= major <= _MAX_MAJOR or not 0 <= minor <= _MAX_MINOR:
+            raise ImageError(f"the device number {major}:{minor} is out of range")

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion from and to a real registry, and what others' tools make of the result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstread.testing.command import firstread
+from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry
+
+pytestmark = pytest.mark.privileged  # by place: these tests take real programs, not rights
+
+LAYOUT_TO_REGISTRY = ("--dest-tls-verify=false", "--preserve-digests")
+REGISTRY_TO_LAYOUT = ("--src-tls-verify=false", "--preserve-digests")
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[DockerRegistry]:
+    with DockerRegistry() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pushed(registry: DockerRegistry, debian: Path) -> str:
+    """The name of the ordinary image in the registry, without a tag."""
+    name = f"{registry.host}/library/debian"
+    skopeo("copy", *LAYOUT_TO_REGISTRY, f"oci:{debian}:latest", f"docker://{name}:12")
+    return name
+
+
+@pytest.fixture(scope="module")
+def converted(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The reference and the digest of the image, converted from layout to layout."""
+    out = f"oci:{tmp_path_factory.mktemp('converted')}/out:latest"
+    ran = firstread("convert", f"oci:{debian}:latest", out, "--json")
+    assert ran.code == 0, ran
+    return out, ran.json["digest"]
+
+
+def skopeo(*arguments: str) -> str:
+    return subprocess.run(["skopeo", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def digest_of(layout: Path) -> str:
+    digest: str = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
+    return digest
+
+
+def convert(*arguments: str) -> dict[str, Any]:
+    ran = firstread("convert", *arguments, "--json")
+    assert (ran.code, ran.stderr) == (0, ""), ran
+    result: dict[str, Any] = ran.json
+    return result
+
+
+def check(reference: str, source: str, digest: str) -> None:
+    """Check that `reference` is the converted image and complete."""
+    verified = firstread("verify", reference, "--source", source, "--json")
+    assert (verified.code, verified.stderr) == (0, ""), verified
+    assert (verified.json["digest"], verified.json["source"]) == (digest, source)
+    inspected = firstread("inspect", reference, "--json")
+    assert inspected.json["digest"] == digest
+    assert verified.json["sectors"] == len(inspected.json["sectors"])
+
+
+@pytest.mark.parametrize("way", ["tag", "digest"])
+def test_registry_to_registry(
+    registry: DockerRegistry, debian: Path, pushed: str, converted: tuple[str, str], way: str
+) -> None:
+    """It gives the same bytes as from layout to layout."""
+    source = f"docker://{pushed}:12" if way == "tag" else f"docker://{pushed}@{digest_of(debian)}"
+    destination = f"{registry.host}/lazy/{way}:latest"
+    result = convert(source, destination, "--no-cache")
+    assert result["digest"] == converted[1]
+    assert result["source_digest"] == digest_of(debian)
+    check(
+        destination if way == "tag" else f"{registry.host}/lazy/{way}@{converted[1]}",
+        source,
+        converted[1],
+    )
+
+
+def test_layout_to_registry_and_back_to_a_layout(
+    registry: DockerRegistry, debian: Path, pushed: str, converted: tuple[str, str], tmp_path: Path
+) -> None:
+    up = convert(f"oci:{debian}", f"docker://{registry.host}/up", "--no-cache")
+    down = convert(f"docker://{pushed}:12", f"oci:{tmp_path}/down:a", "--no-cache")
+    assert up["digest"] == down["digest"] == converted[1]
+
+
+def test_what_was_converted_before_moves_no_blob(registry: DockerRegistry, pushed: str) -> None:
+    first = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1")
+    registry.forget()
+    again = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1")
+    assert again["unchanged"]
+    assert again["uploaded_blobs"] == 0
+    assert again["layers"][0]["how"] == "known"
+    config_bytes = 10_000  # two configs are read; no layer is
+    counts = registry.counts
+    assert counts.bytes_of("/blobs/") < config_bytes
+    assert not [key for key in counts.requests if not key.startswith(("GET", "HEAD"))]
+    assert again["digest"] == first["digest"]
+
+
+def test_the_record_in_the_destination_does_without_a_cache(
+    registry: DockerRegistry, pushed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(f"docker://{pushed}:12", f"{registry.host}/recorded:1")
+    monkeypatch.setenv("FIRSTREAD_CACHE", str(tmp_path / "another machine"))
+    registry.forget()
+    again = convert(f"docker://{pushed}:12", f"{registry.host}/recorded:1")
+    assert (again["unchanged"], again["uploaded_blobs"]) == (True, 0)
+    layer = again["layers"][0]
+    assert (layer["how"], registry.counts.bytes_of(layer["digest"])) == ("known", 0)
+    assert 0 < registry.counts.bytes_of(layer["blob"]) < layer["blob_size"] / 20
+
+
+def test_skopeo_copies_it_through_registry_and_archive(
+    registry: DockerRegistry, debian: Path, converted: tuple[str, str], tmp_path: Path
+) -> None:
+    there = f"docker://{registry.host}/copied:1"
+    archive, layout = f"oci-archive:{tmp_path}/image.tar", f"oci:{tmp_path}/layout:latest"
+    skopeo("copy", *LAYOUT_TO_REGISTRY, converted[0], there)
+    skopeo("copy", *REGISTRY_TO_LAYOUT, there, archive)
+    skopeo("copy", *REGISTRY_TO_LAYOUT, archive, layout)
+    for copy in (there, archive, layout):
+        check(copy, f"oci:{debian}:latest", converted[1])
+
+
+def test_skopeo_inspects_it(debian: Path, converted: tuple[str, str]) -> None:
+    said = json.loads(skopeo("inspect", converted[0]))
+    assert said["Digest"] == converted[1]
+    inspected = firstread("inspect", converted[0], "--json").json
+    layers = [inspected["metadata"]["digest"], *(blob["digest"] for blob in inspected["blobs"])]
+    assert said["Layers"] == layers
+    ours, original = (
+        json.loads(skopeo("inspect", "--config", reference))
+        for reference in (converted[0], f"oci:{debian}:latest")
+    )
+    for field in original.keys() - {"rootfs", "history"}:
+        assert ours[field] == original[field]
+    assert len(ours["rootfs"]["diff_ids"]) == len(layers)
+    assert [step for step in ours["history"] if step.get("comment") != "metadata"] == original[
+        "history"
+    ]
+
+
+def test_a_registry_with_a_login(debian: Path, converted: tuple[str, str], tmp_path: Path) -> None:
+    login = tmp_path / "auth.json"
+    with DockerRegistry(login=True) as registry:
+        there = f"{registry.host}/lazy:1"
+        refused = firstread("convert", f"oci:{debian}:latest", there)
+        assert (refused.code, refused.stdout) == (4, "")
+        assert "401 Unauthorized" in refused.stderr
+        skopeo(
+            *("login", "--tls-verify=false", "--authfile", str(login), "--username", USERNAME),
+            *("--password", PASSWORD, registry.host),
+        )
+        result = convert(f"oci:{debian}:latest", there, "--authfile", str(login))
+        assert result["digest"] == converted[1]
+
+
+def test_a_read_only_registry(debian: Path) -> None:
+    with DockerRegistry(readonly=True) as registry:
+        ran = firstread("convert", f"oci:{debian}:latest", f"{registry.host}/lazy:1")
+        assert (ran.code, ran.stdout) == (4, "")
+        assert "answers 405 Method Not Allowed" in ran.stderr
+        assert ran.stderr.endswith("\n  the registry does not take this: it may be read-only\n")
+        with pytest.raises(subprocess.CalledProcessError):
+            skopeo("inspect", "--tls-verify=false", f"docker://{registry.host}/lazy:1")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Access control lists from text; the bytes were read from an ext4 file with getfattr(1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from firstread.convert.acl import AccessList, parse_acl
+from firstread.errors import ImageError
+
+VALUE = bytes.fromhex(
+    "0200000001000600ffffffff02000700e803000004000400ffffffff08000400"
+    "0100000010000700ffffffff20000400ffffffff"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"user::rw-,user:1000:rwx,group::r--,group:1:r--,mask::rwx,other::r--",
+        b"user::rw-\nuser:1000:rwx\ngroup::r--\ngroup:1:r--\nmask::rwx\nother::r--\n",
+        b"user::rw-,group::r--,other::r--,user:ann:rwx:1000,group:daemon:r--:1,mask::rwx",
+        b"u::rw-,g::r--,o::r--,g:1:r--,u:1000:rwx,m::rwx#effective:rwx",
+        b"default:user::rw-,default:user:1000:rwx,default:group::r--,default:group:1:r--,"
+        b"default:mask::rwx,default:other::r--",
+    ],
+)
+def test_all_spellings_give_the_kernels_bytes(text: bytes) -> None:
+    assert parse_acl(text).value == VALUE
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # the mode says the same
+        (b"user::rwx,group::r-x,other::r--", AccessList(None, 0o754)),
+        # with a list the group's bits are the mask
+        (b"user::rw-,user:1000:rwx,group::r--,group:1:r--,mask::rwx,other::r--", 0o674),
+        (b"user::rw-,group::rwx,mask::r--,other::---", 0o640),
+        # without it, if an id is not known, those of the owning group, and no more than the mask
+        (b"user::rw-,user:ann:rw-,group::r--,mask::rw-,other::---", AccessList(None, 0o640, True)),
+        (b"user::rw-,group:dev:rw-,group::rwx,mask::rw-,other::---", AccessList(None, 0o660, True)),
+        (
+            b"user::rw-,user:1:rw-,user:ann:rw-,group::---,mask::rw-,other::r--",
+            AccessList(None, 0o604, True),
+        ),
+    ],
+)
+def test_the_mode_that_goes_with_it(text: bytes, expected: AccessList | int) -> None:
+    found = parse_acl(text)
+    assert (found.mode if isinstance(expected, int) else found) == expected
+    assert (found.value is not None) == isinstance(expected, int)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"user::rwx",
+        b"user::rw-,user:1:rwx,group::r--,other::r--",  # no mask
+        b"user::rwx,group::r-x,other::rxw",
+        b"user::rwx,group::r-x,other:7:r-x",
+        b"user::rwx,group::r-x,other::r-x,user:4294967295:r--,mask::r--",
+        b"user::rwx,group::r-x,other::r-x,user:99999999999:r--,mask::r--",
+        b"user::rwx,group::r-x,other::r-x,\xff\xfe",
+    ],
+)
+def test_bad_lists(text: bytes) -> None:
+    with pytest.raises(ImageError):
+        parse_acl(text)
