@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this machine has what a node needs beside the device: store, limits, a healthy daemon.
+
+Owns what ``firstread doctor`` looks at and what it advises; changes nothing. Invariant: a check
+gives its result as a `Check` whatever it finds; what is not there is a finding, no exception.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from firstread.device.probe import Check
+from firstread.errors import FirstreadError
+from firstread.node.client import Client, socket_path
+from firstread.node.confine import confined
+from firstread.node.mounts import mounted_erofs
+from firstread.units import GiB, MiB, format_size
+
+SCARCE_BYTES = 1 * GiB
+LEAST_BYTES = 64 * MiB
+OPEN_FILES = 65_536  # reads that wait at a time, a descriptor each
+FILE_MAX = 1_000_000  # sectors of all mounted images, a file each that the kernel holds
+CROWDED = 0.8
+PATIENCE_S = 10.0  # for a daemon to answer: it looks at thousands of mounts in less
+
+_SYS = Path("/proc/sys/fs")
+
+
+def check_node(root: Path, run_dir: Path) -> Iterator[Check]:
+    """Yield what there is to say of a node.
+
+    Args:
+        root: of the store.
+        run_dir: of the control socket.
+    """
+    yield _private("store directory", root)
+    yield _private("run directory", run_dir)
+    yield _space(root)
+    yield from _limits()
+    yield from _daemon(root, run_dir)
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _private(name: str, path: Path) -> Check:
+    """Say what `firstread.private.private_directory` will say, and whether it can be replaced."""
+    place = _existing(path)
+    for parent in (place if place != path else place.parent, *place.absolute().parents):
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return Check(
+                name,
+                ok=False,
+                detail=f"everybody can rename what is in {parent}",
+                fix=f"chmod o-w {parent}, or choose another place",
+            )
+    if place != path:
+        return Check(name, ok=True, detail=f"{path} is made when it is needed")
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        fix = "choose another, or remove it"
+        return Check(name, ok=False, detail=f"{path} is no directory", fix=fix)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid():
+        owner = f"{path} belongs to user {status.st_uid}"
+        return Check(name, ok=False, detail=owner, fix="choose another, or remove it")
+    if mode & 0o022:
+        return Check(
+            name,
+            ok=False,
+            detail=f"{path} has mode {mode:04o}: others can write to it",
+            fix=f"look at what is in it, then: chmod 700 {path}",
+        )
+    if mode & 0o077:
+        return Check(
+            name,
+            ok=True,
+            detail=f"{path} has mode {mode:04o}: others can read it",
+            fix=f"chmod 700 {path}",
+            warning=True,
+        )
+    return Check(name, ok=True, detail=f"{path}, of this user alone")
+
+
+def _space(root: Path) -> Check:
+    found = os.statvfs(_existing(root))
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    detail = f"{format_size(free)} of {format_size(total)} are free"
+    fix = "free some space, unmount images, or set max_bytes of the cache (docs/node.md)"
+    if free < LEAST_BYTES:
+        return Check("space for sectors", ok=False, detail=detail, fix=fix)
+    if free < SCARCE_BYTES:
+        return Check("space for sectors", ok=True, detail=detail, fix=fix, warning=True)
+    if found.f_files and not found.f_favail:
+        fix = "remove files, or make a file system with more inodes"
+        return Check("space for sectors", ok=False, detail="no inodes are free", fix=fix)
+    return Check("space for sectors", ok=True, detail=detail)
+
+
+def _limits() -> Iterator[Check]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield _at_least(
+        "open files of a process",
+        hard if hard != resource.RLIM_INFINITY else 1 << 30,
+        OPEN_FILES,
+        "each read that waits is one: raise the hard limit (ulimit -Hn, LimitNOFILE=)",
+    )
+    yield _at_least(
+        "open files of the machine",
+        _number(_SYS / "file-max"),
+        FILE_MAX,
+        "each sector of a mounted image is one: raise sysctl fs.file-max",
+    )
+    yield _room(
+        "open files in use",
+        _number(_SYS / "file-nr"),
+        _number(_SYS / "file-max"),
+        "raise sysctl fs.file-max",
+    )
+    yield _at_least(
+        "fanotify groups",
+        _number(_SYS / "fanotify/max_user_groups"),
+        8,
+        "a daemon needs one: raise sysctl fs.fanotify.max_user_groups",
+    )
+    mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
+    yield _room("mounts", mounts, _number(_SYS / "mount-max"), "raise sysctl fs.mount-max")
+
+
+def _number(path: Path) -> int:
+    """Return the first number in a file of /proc; 0 if this kernel has no such file."""
+    try:
+        return int(path.read_text().split()[0])
+    except OSError:
+        return 0
+
+
+def _at_least(name: str, value: int, enough: int, fix: str) -> Check:
+    if 0 < value < enough:
+        detail = f"{value:,}; {enough:,} are enough for a busy node"
+        return Check(name, ok=True, detail=detail, fix=fix, warning=True)
+    return Check(name, ok=True, detail=f"{value:,}" if value else "no limit")
+
+
+def _room(name: str, used: int, limit: int, fix: str) -> Check:
+    detail = f"{used:,} of {limit:,}"
+    if limit and used > CROWDED * limit:
+        return Check(name, ok=used < limit, detail=detail, fix=fix, warning=used < limit)
+    return Check(name, ok=True, detail=detail)
+
+
+def _daemon(root: Path, run_dir: Path) -> Iterator[Check]:
+    client = Client(run_dir, PATIENCE_S)
+    if not client.alive():
+        yield _absent(root, run_dir)
+        return
+    try:
+        status = client.get("/status")
+    except FirstreadError as exc:
+        yield Check("daemon", ok=False, detail=exc.message, fix=exc.hint)
+        return
+    yield _health(status, run_dir)
+    pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
+    yield _privileges(pids)
+    yield from _mounts(status["mounts"])
+
+
+def _absent(root: Path, run_dir: Path) -> Check:
+    """Say what it means that no daemon runs: nothing, or that the mounts of one are left alone."""
+    detail = f"none runs at {socket_path(run_dir)}"
+    left = sum(Path(source).is_relative_to(root) for source in mounted_erofs().values())
+    if left:
+        detail += f", and {left} mounts wait for one: reads of what is not here fail"
+        fix = "start it: systemctl start firstread, or firstread daemon; see why it ended"
+        return Check("daemon", ok=False, detail=detail, fix=fix)
+    return Check("daemon", ok=True, detail=f"{detail}: the first command that needs one starts it")
+
+
+def _health(status: dict[str, Any], run_dir: Path) -> Check:
+    fetcher, restarts = status["fetcher"], status["fetcher"]["restarts"]
+    detail = f"process {status['supervisor']['pid']}, {len(status['mounts'])} mounts"
+    if not fetcher["healthy"]:
+        detail += ": its fetcher gives no answer"
+        return Check("daemon", ok=False, detail=detail, fix="see its log; restart it")
+    if restarts:
+        detail += f"; its fetcher was restarted {restarts} times"
+        fix = f"see its log: journalctl -u firstread, or {run_dir}/daemon.log"
+        return Check("daemon", ok=True, detail=detail, fix=fix, warning=True)
+    return Check("daemon", ok=True, detail=detail)
+
+
+def _privileges(pids: list[int]) -> Check:
+    name = "daemon's privileges"
+    try:
+        found = [confined(pid) for pid in pids]
+    except OSError as exc:
+        return Check(name, ok=True, detail=f"cannot tell: {exc.strerror}", warning=True)
+    if all(process.complete for process in found):
+        count = len(found[0].capabilities)
+        detail = f"{count} capabilities, no new ones, system calls filtered"
+        return Check(name, ok=True, detail=detail)
+    lacking = {
+        "capabilities": any(len(process.capabilities) > len(found) * 2 for process in found),
+        "no_new_privs": not all(process.no_new_privs for process in found),
+        "a filter of system calls": not all(process.filtered for process in found),
+    }
+    detail = "not confined: " + ", ".join(what for what, missing in lacking.items() if missing)
+    fix = "its log says why; a kernel needs CONFIG_SECCOMP_FILTER"
+    return Check(name, ok=True, detail=detail, fix=fix, warning=True)
+
+
+def _mounts(mounts: list[dict[str, Any]]) -> Iterator[Check]:
+    for mount in mounts:
+        if mount["failed_reads"] or mount["last_error"]:
+            failed = mount["failed_reads"]
+            yield Check(
+                f"mount {mount['mountpoint']}",
+                ok=True,
+                detail=f"{failed} reads failed; last error: {mount['last_error']}",
+                fix=f"see its source: firstread doctor {mount['image']}",
+                warning=True,
+            )

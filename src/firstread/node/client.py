@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talks to the daemon of a run directory, and starts one on demand.
+
+Owns the client side of `firstread.node.control`. Errors of the daemon are raised here as what they
+were there.
+
+It speaks HTTP/1.0 itself, one request a connection: http.client would cost every command more time
+to import than the daemon takes to answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from firstread import errors
+from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.private import private_directory
+
+START_S = 30.0  # for a daemon to answer after it was started
+RECONNECT_S = 0.1  # before who watches asks the next fetcher
+REPEATS = 3  # of a request that changes nothing, if the fetcher dies before it has answered
+
+
+class _HungUpError(NodeError):
+    """The fetcher died while it had our request."""
+
+
+def socket_path(run_dir: Path) -> Path:
+    """Return the control socket below a run directory."""
+    return run_dir / "control.sock"
+
+
+class Client:
+    """A daemon's control socket.
+
+    Args:
+        run_dir: of the daemon.
+        timeout_s: for each step of an answer; None for those who want it however long it takes.
+    """
+
+    def __init__(self, run_dir: Path, timeout_s: float | None = None) -> None:
+        self._path = socket_path(run_dir)
+        self._timeout_s = timeout_s
+
+    def alive(self) -> bool:
+        """Return whether a daemon listens."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(self._timeout_s)
+                sock.connect(str(self._path))
+                return True
+        except OSError:
+            return False
+
+    def get(self, path: str) -> Any:
+        """Return the JSON document at `path`.
+
+        Asks again if the fetcher is replaced meanwhile.
+
+        Raises:
+            FirstreadError: the daemon's own error, or NodeError if there is no daemon.
+        """
+        return json.loads(self.text(path))
+
+    def text(self, path: str) -> str:
+        """Return the text at `path`; otherwise as `get`."""
+        for _ in range(REPEATS):
+            try:
+                return self._exchange("GET", path).decode()
+            except _HungUpError:
+                continue
+        return self._exchange("GET", path).decode()
+
+    def post(self, path: str, **request: Any) -> Any:
+        """Ask the daemon to do something; return its answer.
+
+        Raises:
+            FirstreadError: as `get`.
+        """
+        return json.loads(self._exchange("POST", path, json.dumps(request).encode()))
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield what happens, until the daemon ends. What happens between two fetchers is missed.
+
+        Raises:
+            FirstreadError: the daemon's own error, or NodeError if there is none.
+        """
+        begun = False
+        while not begun or self.alive():
+            try:
+                with self._ask("GET", "/events") as answer:
+                    status, length = _read_head(answer)
+                    if status != 200:
+                        raise _error(json.loads(_read_body(answer, length)))
+                    begun = True
+                    for line in answer:
+                        if line.strip() and line.endswith(b"\n"):
+                            yield json.loads(line)
+            except OSError as exc:
+                if not (begun and isinstance(exc, ConnectionError)):
+                    raise self._gone(exc) from exc
+            time.sleep(RECONNECT_S)
+
+    def _exchange(self, method: str, path: str, body: bytes = b"") -> bytes:
+        try:
+            with self._ask(method, path, body) as answer:
+                status, length = _read_head(answer)
+                data = _read_body(answer, length)
+        except ConnectionRefusedError as exc:
+            raise self._gone(exc) from exc
+        except ConnectionError as exc:
+            raise _HungUpError("the daemon hung up", hint="its log says why") from exc
+        except TimeoutError as exc:
+            raise NodeError(
+                f"the daemon gives no answer within {self._timeout_s:g} s",
+                hint="its log may say why; restart it: reads of its mounts wait meanwhile",
+            ) from exc
+        except OSError as exc:
+            raise self._gone(exc) from exc
+        if status != 200:
+            raise _error(json.loads(data))
+        return data
+
+    def _ask(self, method: str, path: str, body: bytes = b"") -> BinaryIO:
+        """Send a request; return the connection, to read the answer from."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self._timeout_s)
+            connection.connect(str(self._path))
+            head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+            with contextlib.suppress(BrokenPipeError):  # one who refuses has said so already
+                connection.sendall(head.encode() + body)
+            return connection.makefile("rb")
+
+    def _gone(self, exc: Exception) -> NodeError:
+        return NodeError(
+            f"no daemon answers at {self._path}: {exc}", hint="start one: firstread daemon"
+        )
+
+
+def _read_head(answer: BinaryIO) -> tuple[int, int]:
+    """Read the head of an answer; return its status and the length of its body."""
+    words = answer.readline().split()
+    if len(words) < 2:
+        raise ConnectionError("it hung up")
+    length = 0
+    while (line := answer.readline()).strip():
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    return int(words[1]), length
+
+
+def _read_body(answer: BinaryIO, length: int) -> bytes:
+    data = answer.read(length)
+    if len(data) < length:
+        raise ConnectionError("it hung up")
+    return data
+
+
+def _error(document: dict[str, Any]) -> FirstreadError:
+    """Return an error of the daemon as an exception of its kind."""
+    kind = getattr(errors, str(document.get("error")), FirstreadError)
+    if not (isinstance(kind, type) and issubclass(kind, FirstreadError)):
+        kind = FirstreadError
+    context = {name: document.get(name) for name in ("hint", "image", "layer")}
+    return kind(document.get("message", "the daemon failed"), **context)
+
+
+def connected(root: Path, run_dir: Path) -> Client:
+    """Return a client of the daemon of `run_dir`, which is started if none runs.
+
+    Where somebody else starts daemons (systemd, Kubernetes), ``FIRSTREAD_START_DAEMON=0`` keeps
+    this process from it.
+
+    Raises:
+        NodeError: it does not start, with the last lines of its log; or it may not be started.
+    """
+    client = Client(run_dir)
+    if not client.alive():
+        if os.environ.get("FIRSTREAD_START_DAEMON") == "0":
+            raise NodeError(
+                f"no daemon answers at {socket_path(run_dir)}, and none may be started",
+                hint="see why the service is not there; FIRSTREAD_START_DAEMON=0 is set",
+            )
+        try:
+            private_directory(run_dir)
+            with open(run_dir / "start.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not client.alive():
+                    _start(client, root, run_dir)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot start a daemon") from exc
+    return client
+
+
+def _start(client: Client, root: Path, run_dir: Path) -> None:
+    log_path = run_dir / "daemon.log"
+    with open(log_path, "ab") as log:
+        start = log.tell()
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "firstread", "daemon", "--root", root, "--run-dir", run_dir],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
+        )
+    deadline = time.monotonic() + START_S
+    while not client.alive():
+        if daemon.poll() is not None or time.monotonic() > deadline:
+            with open(log_path, "rb") as log:
+                log.seek(start)
+                words = log.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise NodeError(
+                "the daemon does not start: " + (" / ".join(words) or "it says nothing"),
+                hint=f"see {log_path}, or run 'firstread daemon' in the foreground",
+            )
+        time.sleep(0.01)

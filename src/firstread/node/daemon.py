@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a daemon: gets what a supervisor holds, and becomes it.
+
+What it holds is made anew, or comes from the daemon before: of the same process (`inherited`), of
+another one (`replace`), or of processes that are all gone (systemd has kept it).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from firstread.config import Config
+from firstread.device.fanotify import Group
+from firstread.errors import NodeError, from_os_error
+from firstread.node import systemd
+from firstread.node.client import Client, socket_path
+from firstread.node.confine import confine
+from firstread.node.handover import (
+    FIXED,
+    Handover,
+    Settings,
+    all_events,
+    become_supervisor,
+    place,
+    raise_fd_limit,
+    read_handover,
+)
+from firstread.node.journal import Journal, is_journal, make_journal
+from firstread.node.logs import configure_logging
+from firstread.node.metrics import check_address
+from firstread.node.secrets import no_core_dumps, secret_memory
+from firstread.node.succession import take_over
+from firstread.node.wire import BUFFER_FD, GROUP_FD
+from firstread.private import bind_private, private_directory
+from firstread.sectors.store import SectorStore
+
+log = logging.getLogger("daemon")
+
+DIRECTORIES = ("images", "mounts", "references", "sectors")  # below the root
+
+
+def serve(
+    root: Path,
+    run_dir: Path,
+    config: Config,
+    arguments: list[str],
+    *,
+    replace: bool = False,
+    inherited: int | None = None,
+) -> NoReturn:
+    """Become a daemon in the foreground.
+
+    Args:
+        root: of store, images and mount table.
+        run_dir: of the control socket.
+        config: of the node.
+        arguments: of the command, to start the next version with.
+        replace: take the place of the daemon that runs, if one does.
+        inherited: descriptor of what the supervisor that this process was has left.
+
+    Raises:
+        NodeError: not root, no such kernel, a store that another daemon has, or one that does not
+            give its place away.
+        UsageError: the address for metrics is none.
+    """
+    configure_logging(config.node.log_level)
+    raise_fd_limit()
+    no_core_dumps()
+    settings = Settings(str(root), str(run_dir), config.to_builtins(), arguments)
+    try:
+        handover: Handover | None = None
+        if inherited is not None:
+            handover, _ = read_handover(inherited)
+        elif replace:
+            handover = take_over(str(run_dir), str(root))
+        if handover is None:
+            handover = _started(root, run_dir, config)
+        if inherited is None:
+            for problem in confine():
+                log.warning("more privileges than needed: %s", problem)
+        become_supervisor(settings, handover)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot start the daemon") from exc
+
+
+def _started(root: Path, run_dir: Path, config: Config) -> Handover:
+    """Have all descriptors in `FIXED`: what systemd has kept, and the rest made anew."""
+    kept = systemd.kept()
+    made = [root / name for name in DIRECTORIES if os.path.lexists(root / name)]
+    for directory in (run_dir, root, *made):
+        private_directory(directory)
+    store = SectorStore(root)
+    if "lock" not in kept:
+        store.claim()
+        kept["lock"] = store.detach_lock()
+    if "listener" not in kept and Client(run_dir).alive():
+        raise NodeError(
+            f"a daemon of another --root listens in {run_dir}", hint="choose another --run-dir"
+        )
+    if config.node.metrics:
+        check_address(config.node.metrics)
+    makers: dict[str, Callable[[], int]] = {
+        "group": lambda: Group.open().fileno(),
+        "listener": lambda: _listen(socket_path(run_dir)),
+        "events": make_journal,
+        "secrets": secret_memory,
+    }
+    restored = "group" in kept
+    if "events" in kept and not (restored and is_journal(kept["events"])):
+        os.close(kept.pop("events"))
+    for name, make in makers.items():
+        if name not in kept:
+            systemd.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+            kept[name] = make()
+    for name, number in FIXED.items():
+        place(kept[name], number)
+    if not restored:
+        return Handover()
+    configure_logging(config.node.log_level)
+    journal = Journal(BUFFER_FD)
+    held = all_events([], Group(GROUP_FD), journal)
+    journal.close()
+    return Handover(held=held, cause="restored")
+
+
+def _listen(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bind_private(listener, path)
+    listener.listen(128)
+    return listener.detach()

@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fetcher: answers events by filling sector files.
+
+Owns the way from an event to a lane, and from a verified frame to the reader that waits for it:
+`Fetcher.handle` → `Lane.demand` → `Repository.open_blob`. It holds no kernel state of its own: what
+it knows of sectors is the size of their files, so it can die at any moment, and the next one goes
+on. Does not mount (`firstread.node.node` does), and knows no policy beside the lanes'.
+
+Invariant: an event is allowed only when the file covers it with verified bytes, and only with a
+`Cache.touch`, so that the file stays as long as the read takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from firstread.config import CacheTable, PolicyTable
+from firstread.device.fanotify import Group
+from firstread.errors import FirstreadError, ImageError, NodeError, from_os_error, is_disk_full
+from firstread.node.cache import Cache
+from firstread.node.check import Checks
+from firstread.node.evict import Verdict
+from firstread.node.filling import Filling, Waiter, Wanted
+from firstread.node.images import NodeImage, SectorMap
+from firstread.node.lane import Lane, may_pass
+from firstread.node.mounts import Access
+from firstread.node.policy import most_patient
+from firstread.node.quarantine import Quarantine
+from firstread.node.settle import Settler
+from firstread.node.stats import Feed, ImageStats
+from firstread.node.wire import MOST_ANSWERED, Request, send_answered
+from firstread.oci.repository import Repository
+from firstread.sectors.store import SectorStore
+
+log = logging.getLogger("fetcher")
+
+PATIENCE = 2  # failures in a row of one source, before another one that has the sector is asked
+
+
+Source = tuple[str, Access]  # name of an image repository, and how it is reached
+
+
+class Served:
+    """An image that the fetcher serves from one source: its sectors, its lane, its counters."""
+
+    def __init__(self, image: NodeImage, lane: Lane) -> None:
+        self.image = image
+        self.lane = lane
+        self.sectors = SectorMap(image)
+        self.stats = ImageStats()
+        self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
+        self.pinned = False  # it is not evicted
+        self.absent = set(self.sectors)  # sectors that are not whole
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that is not answered, and what is known of it."""
+
+    request: Request
+    served: Served | None = None
+    sector: Wanted | None = None
+
+
+class Fetcher:
+    """Fills sectors of all images of the node.
+
+    Args:
+        store: of the sector files.
+        group: that the events come from.
+        channel: to the supervisor.
+        workers: requests at a time to one repository.
+        policy: of what is mounted no more, but still used.
+        limits: of the store.
+
+    Attributes:
+        cold: gives the sectors of images that are not mounted, in the order to go.
+    """
+
+    def __init__(
+        self,
+        store: SectorStore,
+        group: Group,
+        channel: socket.socket,
+        *,
+        workers: int,
+        policy: PolicyTable,
+        limits: CacheTable,
+    ) -> None:
+        self.store = store
+        self.feed = Feed()
+        self.cold: Callable[[], list[bytes]] = list
+        self.cache = Cache(store, group, limits, self)
+        self.checks = Checks(store, self.cache, self.answer, self.again, self._deny)
+        self.settler = Settler(store, self.cache.holding)
+        self._held: dict[int, _Held] = {}  # not answered, by number
+        self._useless: dict[bytes, set[Lane]] = {}  # that cannot give a sector, by its id
+        self._untold: list[int] = []  # answered, and the supervisor does not know
+        self._answering = threading.Lock()
+        self._group = group
+        self._channel = channel
+        self._workers = workers
+        self._policy = policy
+        self._quarantine = Quarantine(store.root)
+        self._lanes: dict[Source, Lane] = {}
+        self._served: dict[tuple[str, Source], Served] = {}  # replaced, never changed
+        self._mounted: Counter[bytes] = Counter()  # images that have a sector
+        self._pinned: set[bytes] = set()  # replaced, never changed
+        self._complete: set[bytes] = set()  # sectors of images that are all here; likewise
+
+    # -- images --------------------------------------------------------------------------------
+
+    def serve(
+        self, image: NodeImage, source: Source, open_repository: Callable[[], Repository]
+    ) -> Served:
+        """Answer events of the sectors of `image` from now on, from one source.
+
+        Args:
+            image: which.
+            source: images that come from the same one share its lane.
+            open_repository: opens it, when it is needed.
+        """
+        key = (image.digest, source)
+        served = self._served.get(key)
+        if served is None:
+            if source not in self._lanes:
+                self._lanes[source] = Lane(source[0], open_repository, self, workers=self._workers)
+            served = Served(image, self._lanes[source])
+            with self.cache.changed:
+                self._served = {**self._served, key: served}
+                self._mounted.update(served.sectors)
+        return served
+
+    def withdraw(self, served: Served) -> None:
+        """Stop serving an image that is not mounted any more from this source."""
+        with self.cache.changed:
+            self._served = {k: other for k, other in self._served.items() if other is not served}
+            self._mounted -= Counter(served.sectors)
+            self._note_complete()
+        self.cache.mounts_changed()
+        self.pins_changed()
+        served.lane.forget(set(served.sectors) - self._ids(served.lane))
+        if not any(other.lane is served.lane for other in self._served.values()):
+            self._lanes = {k: lane for k, lane in self._lanes.items() if lane is not served.lane}
+            served.lane.close()
+
+    def _ids(self, lane: Lane) -> set[bytes]:
+        """Return the sectors of all images that are fetched by `lane`."""
+        return {
+            sector_id
+            for served in self._served.values()
+            if served.lane is lane
+            for sector_id in served.sectors
+        }
+
+    def having(self, sector_id: bytes) -> Iterator[tuple[Served, Wanted]]:
+        """Yield all who have a sector: the first is asked for it, and charged with it."""
+        for served in self._served.values():
+            sector = served.sectors.find(sector_id)
+            if sector is not None:
+                yield served, sector
+
+    def served(self) -> list[Served]:
+        """Return the images that are mounted."""
+        return list(self._served.values())
+
+    def pins_changed(self) -> None:
+        """Note that `Served.pinned` of some image has changed."""
+        pinned = [served.sectors for served in self._served.values() if served.pinned]
+        self._pinned = set().union(*pinned)
+
+    def note_present(self, served: Served) -> None:
+        """Look which sectors of an image that was just mounted are here."""
+        with self.cache.changed:
+            sectors = served.image.block_image.index.sectors
+            served.absent = {s.id for s in sectors if self.store.size(s.id) < s.size}
+            self._note_complete()
+
+    def _note_complete(self) -> None:
+        complete = [served.sectors for served in self._served.values() if not served.absent]
+        self._complete = set().union(*complete)
+
+    def expire(self) -> None:
+        """Give up the reads that have waited too long."""
+        for lane in list(self._lanes.values()):
+            lane.expire()
+
+    def waiting(self) -> int:
+        """Return how many reads wait."""
+        return len(self._held)
+
+    def freeze(self) -> list[Request]:
+        """Answer nothing any more, for ever, and return what waits: another process will."""
+        self._answering.acquire()
+        return [held.request for held in self._held.values()]
+
+    # -- events --------------------------------------------------------------------------------
+
+    def handle(self, request: Request) -> None:
+        """Take an event: answer it, or see to it that it will be. Does not block."""
+        self._held[request.number] = _Held(request)
+        self._route((request, time.monotonic()))
+
+    def again(self, waiters: Sequence[Waiter]) -> None:
+        """Take events again whose sector has changed its state meanwhile."""
+        for waiter in waiters:
+            self._route(waiter)
+
+    def _route(self, waiter: Waiter) -> None:
+        request = waiter[0]
+        held = self._held[request.number]
+        try:
+            sector_id = self.store.id_of(request.fd)
+            found = sorted(self.having(sector_id), key=lambda pair: pair[0].lane.is_down)
+            if not found:
+                raise NodeError(f"no mounted image has the sector {sector_id.hex()}")
+            served, sector = found[0]
+            held.served, held.sector = served, sector
+            verdict = self.cache.event(waiter, sector_id, sector.entry.size)
+            is_aside = verdict is Verdict.FETCH and self.checks.is_aside(sector_id)
+            if verdict is Verdict.CHECK or is_aside:
+                self.checks.read(waiter, sector)
+                return
+        except (FirstreadError, OSError) as exc:
+            self._deny([waiter], exc)
+            return
+        if verdict is Verdict.ALLOW:
+            self.answer([waiter])
+        elif verdict is Verdict.FETCH:
+            self._fetch(waiter, served, sector)
+
+    def _fetch(self, waiter: Waiter, served: Served, sector: Wanted) -> None:
+        request = waiter[0]
+        served.stats.add(waits=1)
+        self.feed.tell(
+            "read",
+            image=served.image.digest,
+            sector=sector.entry.id.hex(),
+            offset=request.offset,
+            bytes=request.length,
+            pid=request.pid,
+        )
+        served.lane.demand(sector, [waiter], served.sectors.behind)
+
+    # -- what the cache asks -------------------------------------------------------------------
+
+    def is_mounted(self, sector_id: bytes) -> bool:
+        return self._mounted[sector_id] > 0
+
+    def is_exempt(self, sector_id: bytes) -> bool:
+        return sector_id in self._pinned
+
+    def is_complete(self, sector_id: bytes) -> bool:
+        return sector_id in self._complete
+
+    def whole(self, sector_id: bytes) -> None:
+        for served in self._served.values():
+            if sector_id in served.absent:
+                served.absent.discard(sector_id)
+                if not served.absent:
+                    self._note_complete()
+
+    def emptied(self, sector_id: bytes) -> None:
+        self.checks.forget(sector_id)
+        for served in self._served.values():
+            if sector_id in served.sectors:
+                was_complete = not served.absent
+                served.absent.add(sector_id)
+                if was_complete:
+                    self._note_complete()
+
+    def whole_size(self, sector_id: bytes) -> int:
+        return next((sector.entry.size for _, sector in self.having(sector_id)), 0)
+
+    def let_go(self, sector_id: bytes) -> bool:
+        return all(lane.let_go_file(sector_id) for lane in list(self._lanes.values()))
+
+    # -- what lanes call -----------------------------------------------------------------------
+
+    def size(self, sector: Wanted) -> int:
+        sector_id = sector.entry.id
+        return 0 if self.cache.is_emptying(sector_id) else self.store.size(sector_id)
+
+    def admit(self, sector: Wanted) -> int:
+        return self.cache.admit(sector.entry.id, sector.entry.size)
+
+    def has_spare(self, sectors: int, sector: Wanted) -> bool:
+        return self.cache.has_spare(sectors * sector.entry.size)
+
+    def leave(self, sector: Wanted, room: int) -> None:
+        self.cache.leave(sector.entry.id, room)
+
+    def open(self, sector: Wanted, beside: int | None) -> int:
+        # What comes of an event's descriptor raises no events when it is written to. One that is
+        # opened here does, and the supervisor lets each of them through.
+        try:
+            if beside is not None:
+                return os.dup(beside)
+            return self.store.open(sector.entry.id, os.O_RDWR)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot open the sector file") from exc
+
+    def write(self, fd: int, position: int, frame: memoryview) -> None:
+        while frame:
+            try:
+                count = os.pwrite(fd, frame, position)
+            except OSError as exc:
+                if is_disk_full(exc) and self.cache.make_room(len(frame)):
+                    continue
+                raise NodeError(
+                    f"cannot write the sector file: {exc.strerror}",
+                    hint="free some space on the file system of --root, or unmount pinned images",
+                ) from exc
+            frame, position = frame[count:], position + count
+
+    def present(self, filling: Filling, fd: int) -> None:
+        sector_id = filling.sector.entry.id
+        self.cache.filled(sector_id, fd)
+        self.checks.trust(sector_id, fd)
+        self._useless.pop(sector_id, None)
+        cause = filling.cause.name.lower()
+        self.feed.tell("present", sector=sector_id.hex(), cause=cause, source=filling.source)
+        self.settler.add(sector_id, filling.sector.entry.size)
+
+    def answer(self, waiters: Sequence[Waiter]) -> None:
+        self._finish([waiter for waiter in waiters if self._touch(waiter)], allow=True)
+
+    def _touch(self, waiter: Waiter) -> bool:
+        sector = self._held[waiter[0].number].sector
+        return sector is None or self.cache.touch(waiter, sector.entry.id, sector.entry.size)
+
+    def give_up(
+        self, filling: Filling, waiters: Sequence[Waiter], error: FirstreadError, lane: Lane
+    ) -> None:
+        sector_id = filling.sector.entry.id
+        corrupt = isinstance(error, ImageError)
+        final = corrupt and self.policy(filling.sector).on_corruption == "fail"
+        if lane.closed or not (error.retryable or final or isinstance(error, NodeError)):
+            self._useless.setdefault(sector_id, set()).add(lane)
+            other = self._other(filling, lane)
+            if other is not None:
+                self._move(waiters, *other)
+                return
+        self._useless.pop(sector_id, None)
+        self._deny(waiters, error, filling.sector)
+
+    def policy(self, sector: Wanted) -> PolicyTable:
+        policies = [
+            policy
+            for served, _ in self.having(sector.entry.id)
+            for policy in served.policies.values()
+        ]
+        return most_patient(policies, self._policy)
+
+    def corrupt(
+        self, filling: Filling, offset: int, data: bytes, error: ImageError, lane: Lane
+    ) -> None:
+        sector = filling.sector
+        if self.policy(sector).on_corruption == "quarantine":
+            self._quarantine.put(
+                data,
+                source=lane.name,
+                images=sorted({s.image.digest for s, _ in self.having(sector.entry.id)}),
+                sector=sector.entry.id.hex(),
+                blob=sector.blob.digest,
+                offset=sector.entry.offset + offset,
+                error=str(error),
+            )
+
+    def failed(self, filling: Filling, error: FirstreadError, lane: Lane) -> None:
+        level = logging.WARNING if filling.failures <= 1 else logging.DEBUG
+        # Who is charged may have another source, and what fails here is no error of that one.
+        found = self.having(filling.sector.entry.id)
+        concerned = [served for served, _ in found if served.lane is lane]
+        self._note(
+            concerned, filling.sector, error, level, "a fetch failed and will be tried again"
+        )
+        if may_pass(error) and filling.failures >= PATIENCE:
+            other = self._other(filling, lane)
+            if other is not None:
+                self._move(lane.let_go(filling), *other, failures=filling.failures)
+
+    def _other(self, filling: Filling, lane: Lane) -> tuple[Served, Wanted] | None:
+        """Return who else has the sector and has not given wrong bytes of it.
+
+        Lanes take turns, so that each of several that are down is tried; one that works is first.
+        """
+        sector_id = filling.sector.entry.id
+        found = list(self.having(sector_id))
+        turn = next((n for n, (served, _) in enumerate(found) if served.lane is lane), 0)
+        useless = {lane, *self._useless.get(sector_id, ())}
+        others = [p for p in (*found[turn:], *found[:turn]) if p[0].lane not in useless]
+        return min(others, key=lambda pair: pair[0].lane.is_down, default=None)
+
+    def _move(
+        self, waiters: Sequence[Waiter], served: Served, sector: Wanted, *, failures: int = 0
+    ) -> None:
+        if waiters:
+            level = logging.WARNING if failures <= PATIENCE else logging.DEBUG
+            log.log(level, "trying another source: %s", served.lane.name)
+            served.lane.demand(sector, waiters, served.sectors.behind, failures=failures)
+
+    def demanded(self, sector: Wanted) -> None:
+        for served in self._charged(sector):
+            served.stats.add(events=1)
+
+    def requested(self, filling: Filling, size: int) -> None:
+        cause = filling.cause.name.lower()
+        self.feed.tell("request", sector=filling.sector.entry.id.hex(), cause=cause, bytes=size)
+        for served in self._charged(filling.sector):
+            served.stats.add(request=cause)
+
+    def received(self, filling: Filling, count: int) -> None:
+        for served in self._charged(filling.sector):
+            served.stats.add(received_bytes=count)
+
+    # -- files and answers ---------------------------------------------------------------------
+
+    def _deny(
+        self, waiters: Sequence[Waiter], error: Exception, sector: Wanted | None = None
+    ) -> None:
+        if sector is not None:
+            charged = self._charged(sector)
+            self._note(
+                charged, sector, error, logging.ERROR, "a read fails", failed_reads=len(waiters)
+            )
+        else:
+            log.error("a read fails: %s", error)
+        self._finish(waiters, allow=False)
+
+    def _finish(self, waiters: Sequence[Waiter], *, allow: bool) -> None:
+        if not waiters:
+            return
+        now = time.monotonic()
+        with self._answering:
+            for request, came in waiters:
+                self._group.answer(request.number, allow=allow)
+                served = self._held.pop(request.number).served
+                if request.fd >= 0:
+                    os.close(request.fd)
+                if allow and served is not None:
+                    served.stats.answered(now - came)
+            self._untold += [request.number for request, _ in waiters]
+            # A supervisor that is too busy to read is told with the next answer. One that is gone
+            # need not know.
+            with contextlib.suppress(OSError):
+                while self._untold:
+                    send_answered(self._channel, self._untold[:MOST_ANSWERED])
+                    del self._untold[:MOST_ANSWERED]
+
+    def _note(
+        self,
+        concerned: Sequence[Served],
+        sector: Wanted,
+        error: Exception,
+        level: int,
+        what: str,
+        *,
+        failed_reads: int = 0,
+    ) -> None:
+        """Note an error at all whom it concerns; one line in the log is enough."""
+        for served in concerned:
+            served.stats.error(str(error), failed_reads=failed_reads)
+        for served in concerned[:1]:
+            fields = {
+                "image": served.image.digest,
+                "sector": sector.entry.id.hex(),
+                "offset": sector.entry.offset,
+                "source": served.lane.name,
+                "error": str(error),
+                "hint": getattr(error, "hint", None),
+            }
+            log.log(level, what, extra={"fields": fields})
+        self.feed.tell("error", sector=sector.entry.id.hex(), error=str(error))
+
+    def _charged(self, sector: Wanted) -> list[Served]:
+        """Return who is charged with what is done for a sector; nobody once it is withdrawn."""
+        return [served for served, _ in self.having(sector.entry.id)][:1]

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor leaves to the next one, and how a process becomes it.
+
+Owns the document that goes from one supervisor to the next, whichever way it takes, and the rule
+that a number of a descriptor is kept: the kernel knows an event by nothing else. Starts no process
+and reads no event. It stays as small as the supervisor, whose memory it is in.
+
+The next one can be of another version. `FORMAT` says how the document is read: it changes only when
+a reader of the version before would get it wrong, and a reader refuses a format that it does not
+know, so the old one goes on. Fields can be added at any time: an unknown one is ignored, and one
+that is missing has its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from firstread import __version__
+from firstread.device.fanotify import NO_FD, Group, parse_events
+from firstread.errors import NodeError
+from firstread.node.journal import Journal
+from firstread.node.wire import (
+    BUFFER_FD,
+    FIRST_FREE_FD,
+    GROUP_FD,
+    LISTENER_FD,
+    LOCK_FD,
+    SECRETS_FD,
+    WIRE_VERSION,
+    Request,
+)
+
+log = logging.getLogger("supervisor")
+
+FORMAT = 1
+
+FIXED = {
+    "group": GROUP_FD,
+    "listener": LISTENER_FD,
+    "lock": LOCK_FD,
+    "events": BUFFER_FD,
+    "secrets": SECRETS_FD,
+}
+"""Names of the descriptors that every supervisor has, and their numbers."""
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""What a supervisor is told from outside."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line gives to both processes.
+
+    Args:
+        root: of store, images and mount table.
+        run_dir: of the control socket.
+        config: `firstread.config.Config`, as JSON knows it, whole.
+        arguments: of ``firstread daemon``, to start the next version with.
+    """
+
+    root: str
+    run_dir: str
+    config: dict[str, Any]
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def log_level(self) -> str:
+        """Return the name of a level of the logging module."""
+        return str(self.config["node"]["log_level"])
+
+    @property
+    def health_s(self) -> float:
+        """Return after how long without a heartbeat a fetcher counts as hung."""
+        return float(self.config["node"]["health_s"])
+
+
+@dataclass
+class Handover:
+    """What a supervisor leaves, beside the descriptors in `FIXED`.
+
+    Args:
+        held: events that are not answered, with descriptors of their files.
+        cause: ``start``: there was none before · ``fetcher``: it is gone, this was its fetcher ·
+            ``reload``: the same process · ``replace``: another process · ``restored``: all
+            processes were gone, systemd has kept the rest.
+        restarts: of the fetcher so far; -1 before the first one.
+        upgrades: times that a supervisor was replaced while its fetcher went on.
+        fetcher: process number of the fetcher that serves; 0 for none.
+        channel: descriptor of our end of the channel to it.
+        wire: version of the messages on it.
+        asker: descriptor of the connection of who has asked for this, or -1.
+        supervisor: process number of the one before.
+        version: of firstread that it was.
+        unsent: numbers of those `held` that the fetcher was not sent, its channel being full.
+    """
+
+    held: list[Request] = field(default_factory=list)
+    cause: str = "start"
+    restarts: int = -1
+    upgrades: int = 0
+    fetcher: int = 0
+    channel: int = -1
+    wire: int = WIRE_VERSION
+    asker: int = -1
+    supervisor: int = field(default_factory=os.getpid)
+    version: str = __version__
+    unsent: list[int] = field(default_factory=list)
+
+    def descriptors(self) -> list[int]:
+        """Return all descriptors that are named here."""
+        return [fd for fd in (self.channel, self.asker, *(r.fd for r in self.held)) if fd >= 0]
+
+    def write(self, settings: Settings) -> int:
+        """Write this and `settings` to a file without a name; return its descriptor."""
+        document = {
+            "format": FORMAT,
+            "settings": dataclasses.asdict(settings),
+            **dataclasses.asdict(self),
+        }
+        fd = os.memfd_create("handover", os.MFD_CLOEXEC)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(json.dumps(document).encode())
+        return fd
+
+
+def read_handover(fd: int) -> tuple[Handover, Settings]:
+    """Read what `Handover.write` has written, and close it.
+
+    Raises:
+        NodeError: it is of a version that cannot be understood.
+    """
+    with open(fd, "rb") as file:
+        file.seek(0)
+        document = json.load(file)
+    if document["format"] != FORMAT:
+        raise NodeError(
+            f"firstread {document.get('version')} leaves its state in the format"
+            f" {document['format']}, but {__version__} reads {FORMAT}",
+            hint="stop the daemon and start the other version",
+        )
+    handover = Handover(**_known(Handover, document))
+    handover.held = [Request(*fields[: len(Request._fields)]) for fields in handover.held]
+    return handover, Settings(**_known(Settings, document["settings"]))
+
+
+def _known(kind: type[Any], document: dict[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in dataclasses.fields(kind)}
+    return {name: value for name, value in document.items() if name in names}
+
+
+def become_supervisor(settings: Settings, handover: Handover) -> NoReturn:
+    """Become the supervisor by executing its module; the descriptors in `FIXED` are open.
+
+    Raises:
+        OSError: it cannot be executed; nothing has changed.
+    """
+    state = handover.write(settings)
+    execute([sys.executable, "-m", "firstread.node.supervisor", str(state)], state, handover)
+
+
+def execute(command: list[str], state: int, handover: Handover) -> NoReturn:
+    """Execute a program that finds every descriptor of a supervisor as it is here.
+
+    Raises:
+        OSError: it cannot be executed; nothing has changed.
+    """
+    passed = [*FIXED.values(), state, *handover.descriptors()]
+    before = hold_signals()
+    try:
+        for fd in passed:
+            os.set_inheritable(fd, True)
+        os.execv(command[0], command)
+    except OSError:
+        for fd in passed:
+            os.set_inheritable(fd, False)
+        os.close(state)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+
+
+def hold_signals() -> set[int]:
+    """Have the signals in `SIGNALS` wait, so that the next supervisor gets them.
+
+    Their default action would end a process that is not yet a supervisor, and its fetcher would
+    take its place. Returns what was held before.
+    """
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def numbered(handover: Handover) -> Handover:
+    """Give each file that is held the number of its event, and move all else out of the way."""
+    for fd in FIXED.values():
+        os.set_inheritable(fd, False)
+    high = max([FIRST_FREE_FD, *(request.number for request in handover.held)]) + 1
+    held = [request._replace(fd=_moved(request.fd, high)) for request in handover.held]
+    channel, asker = _moved(handover.channel, high), _moved(handover.asker, high)
+    for request in held:
+        place(request.fd, request.number)
+    held = [request._replace(fd=request.number) for request in held]
+    return dataclasses.replace(handover, held=held, channel=channel, asker=asker)
+
+
+def _moved(fd: int, least: int) -> int:
+    if fd < 0:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    os.close(fd)
+    return moved
+
+
+def all_events(held: Iterable[Request], group: Group, journal: Journal) -> list[Request]:
+    """Return all events that wait after a supervisor has died.
+
+    Those are `held` and the ones that only the journal knows. An event that it had read and not
+    yet recorded fails: nobody knows which file it is about.
+    """
+    events = list(held)
+    known = {request.number for request in events}
+    found, lost = journal.reopen(known)
+    known.update(lost, (request.number for request in found))
+    unrecorded = (event.fd for event in parse_events(journal.buffer) if event.fd != NO_FD)
+    for number in (*lost, *(number for number in unrecorded if number not in known)):
+        if group.answer(number, allow=False):
+            log.error("a read fails: the supervisor died before it had noted what it is about")
+    journal.clear_buffer()
+    return events + found
+
+
+def place(fd: int, number: int) -> None:
+    """Move descriptor `fd` to `number`."""
+    if fd != number:
+        os.dup2(fd, number, inheritable=False)
+        os.close(fd)
+
+
+def raise_fd_limit() -> None:
+    """Allow as many descriptors as we may: each waiting read holds one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that is on this node, checked against its digests: ``firstread cache verify``.
+
+Owns the order and the report; how one sector is checked and made good is its caller's. Invariant:
+each sector is looked at once, however many images have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from firstread.node.filling import Wanted
+from firstread.node.images import NodeImage
+from firstread.node.stock import Stock
+
+Outcome = Literal["good", "partial", "busy", "damaged", "emptied", "removed"]
+"""Of a look at a sector: ``partial``: its frame table is not here, so its frames cannot be checked;
+``busy``: it is being emptied or checked; the last three: it is damaged, and what became of it."""
+
+_DAMAGE = ("damaged", "emptied", "removed")
+
+
+def inspect(
+    stock: Stock,
+    check: Callable[[NodeImage, Wanted], Outcome],
+    damage: Callable[[NodeImage], str | None],
+    drop: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Check everything; return the document of ``firstread cache verify --json``.
+
+    Args:
+        stock: what there is.
+        check: looks at a sector of an image, and repairs it if that is wanted.
+        damage: says what is wrong with the files of an image.
+        drop: removes an image that is damaged, if that is wanted and possible.
+    """
+    counts = dict.fromkeys(("good", "partial", "busy"), 0)
+    checked_bytes, damaged, seen = 0, [], set()
+    problems = dict(stock.problems)
+    for digest, image in stock.images.items():
+        problem = damage(image)
+        if problem:
+            problems[digest] = problem
+        for slot, sector in enumerate(image.block_image.index.sectors):
+            if sector.id in seen or sector.id not in stock.sizes:
+                continue
+            seen.add(sector.id)
+            outcome = check(image, image.wanted(slot))
+            if outcome in _DAMAGE:
+                damaged.append({"sector": sector.id.hex(), "image": digest, "outcome": outcome})
+            else:
+                counts[outcome] += 1
+            if outcome not in ("partial", "busy"):
+                checked_bytes += sector.size
+    images = [
+        {"digest": digest, "problem": text, "outcome": "removed" if drop(digest) else "damaged"}
+        for digest, text in problems.items()
+    ]
+    return {
+        "checked": counts["good"] + len(damaged),
+        "checked_bytes": checked_bytes,
+        "partial": counts["partial"],
+        "busy": counts["busy"],
+        "unclaimed": len(stock.sizes.keys() - seen),
+        "aside": len(stock.aside),
+        "damaged": damaged,
+        "images": images,
+    }
+
+
+def is_sound(document: dict[str, Any]) -> bool:
+    """Return whether nothing damaged is left."""
+    found = [*document["damaged"], *document["images"]]
+    return all(item["outcome"] != "damaged" for item in found)

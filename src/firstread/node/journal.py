@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal: which events wait, in memory that outlives the process which read them.
+
+Owns the layout of the file of `wire.BUFFER_FD`: first the buffer that events are read into, then a
+record for each event that is not answered, with the path of its file. The descriptor of an event
+dies with its process, the kernel goes on waiting for an answer to its *number*: who has the group
+and this file can open the sector file anew and answer.
+
+Written by the supervisor alone, read by who takes its place. Invariant: between two calls an event
+is in the buffer or in a record, or it is answered; a record counts while its flag is 1, which is
+set last.
+
+Layout (a successor that does not know it makes a file of its own)::
+
+    0       buffer of read(2), zeroed once all events in it are recorded
+    4096    magic, 8 bytes
+    8192    flags of the records, a byte each
+    24576   records of 512 bytes: number, pid, length of the path (4 each), offset, length (8 each),
+            path
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+from firstread.node.wire import Request
+
+EVENT_BUFFER_BYTES = 4096
+RECORDS = 16384  # reads that wait at a time; more are lost if all processes die, not else
+
+_MAGIC = b"frevent1"
+_FLAGS = 8192
+_FIRST = _FLAGS + RECORDS
+_RECORD_BYTES = 512
+_RECORD = struct.Struct("=iiIQQ")
+_BYTES = _FIRST + RECORDS * _RECORD_BYTES
+
+
+def make_journal() -> int:
+    """Return the descriptor of an empty journal. It takes memory only for what is used of it."""
+    fd = os.memfd_create("events", os.MFD_CLOEXEC)
+    os.ftruncate(fd, _BYTES)
+    os.pwrite(fd, _MAGIC, EVENT_BUFFER_BYTES)
+    return fd
+
+
+def is_journal(fd: int) -> bool:
+    """Return whether a descriptor is of a journal of this layout."""
+    return os.fstat(fd).st_size == _BYTES and os.pread(fd, 8, EVENT_BUFFER_BYTES) == _MAGIC
+
+
+class Journal:
+    """The journal of an open file.
+
+    Args:
+        fd: as `make_journal` gave it; stays the caller's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _BYTES)
+        self.buffer = memoryview(self._memory)[:EVENT_BUFFER_BYTES]
+        used = self._used()
+        self._slots = {self._read(slot)[0].number: slot for slot in used}
+        self._unused = max(used, default=-1) + 1  # slots from here on were never used
+        self._free = sorted(set(range(self._unused)) - set(used))
+
+    def close(self) -> None:
+        """Unmap it."""
+        self.buffer.release()
+        self._memory.close()
+
+    def clear_buffer(self) -> None:
+        """Note that every event of the buffer is recorded, or answered."""
+        self._memory[0:4] = b"\0\0\0\0"
+
+    def add(self, request: Request) -> None:
+        """Record an event that waits."""
+        try:
+            path = os.fsencode(os.readlink(f"/proc/self/fd/{request.fd}"))
+        except OSError:
+            path = b""
+        if self._free:
+            slot = self._free.pop()
+        elif self._unused < RECORDS:
+            slot, self._unused = self._unused, self._unused + 1
+        else:
+            return
+        if len(path) > _RECORD_BYTES - _RECORD.size:
+            path = b""
+        position = _FIRST + slot * _RECORD_BYTES
+        number, pid, offset, length, _ = request
+        _RECORD.pack_into(self._memory, position, number, pid, len(path), offset, length)
+        self._memory[position + _RECORD.size : position + _RECORD.size + len(path)] = path
+        self._memory[_FLAGS + slot] = 1
+        self._slots[number] = slot
+
+    def remove(self, number: int) -> None:
+        """Forget an event that is answered."""
+        slot = self._slots.pop(number, None)
+        if slot is not None:
+            self._memory[_FLAGS + slot] = 0
+            self._free.append(slot)
+
+    def keep(self, held: list[Request]) -> None:
+        """Have a record of each of these events, and of no others."""
+        numbers = {request.number for request in held}
+        for number in self._slots.keys() - numbers:
+            self.remove(number)
+        for request in held:
+            if request.number not in self._slots:
+                self.add(request)
+
+    def reopen(self, known: set[int]) -> tuple[list[Request], list[int]]:
+        """Return the recorded events that are not `known`, each with a new descriptor of its file.
+
+        Unlike an event's own, such a descriptor raises an event when it is written to.
+
+        Returns:
+            the events, and the numbers of those whose file cannot be opened any more.
+        """
+        found, lost = [], []
+        for slot in self._used():
+            request, path = self._read(slot)
+            if request.number in known:
+                continue
+            try:
+                found.append(request._replace(fd=os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+            except OSError:
+                lost.append(request.number)
+        return found, lost
+
+    def _read(self, slot: int) -> tuple[Request, bytes]:
+        position = _FIRST + slot * _RECORD_BYTES
+        number, pid, size, offset, length = _RECORD.unpack_from(self._memory, position)
+        start = position + _RECORD.size
+        return Request(number, pid, offset, length, -1), self._memory[start : start + size]
+
+    def _used(self) -> list[int]:
+        flags = self._memory[_FLAGS : _FLAGS + RECORDS]
+        return [slot for slot in range(RECORDS) if flags[slot]]

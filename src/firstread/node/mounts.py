@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount table: which image is mounted where, on disk, so that a new daemon finds its mounts.
+
+Owns the records and the question whether a mount still stands; does not mount. Invariant: a record
+is written before its mount is made and removed after it is gone, so no mount is ever unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from firstread.errors import from_os_error
+from firstread.mountinfo import MountLine, read_mountinfo
+from firstread.node.policy import Asked
+from firstread.oci.options import AccessOptions
+
+log = logging.getLogger("mounts")
+
+NODE_ACCESS = AccessOptions(connect_timeout=5.0, read_timeout=20.0, retries=1)
+"""Lanes repeat what fails, with an eye on who waits; so here little patience is right."""
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How an image's registry is reached, where it differs from the node; see `AccessOptions`."""
+
+    plain_http: bool = False
+    insecure_tls: bool = False
+    ca_file: str | None = None
+    auth_file: str | None = None
+    hosts_dirs: tuple[str, ...] | None = None
+
+    def options(self, node: AccessOptions = NODE_ACCESS) -> AccessOptions:
+        """Return what holds for this access.
+
+        Args:
+            node: what holds for all.
+        """
+        dirs = node.hosts_dirs if self.hosts_dirs is None else tuple(map(Path, self.hosts_dirs))
+        return replace(
+            node,
+            plain_http=self.plain_http,
+            insecure_tls=self.insecure_tls,
+            ca_file=Path(self.ca_file) if self.ca_file else None,
+            auth_file=Path(self.auth_file) if self.auth_file else None,
+            hosts_dirs=dirs,
+        )
+
+
+class Mount(msgspec.Struct):
+    """One mount.
+
+    Args:
+        mountpoint: absolute path.
+        image: reference as the user wrote it.
+        digest: of the image's manifest.
+        access: to its registry.
+        pinned: all of it is to be on this node.
+        holders: who shares it; empty for one that a user asked for by path.
+        policies: what each of `holders` has asked for, or, under "", who has mounted it.
+        detached: device number of one that was unmounted lazily while processes used it; else 0.
+    """
+
+    mountpoint: str
+    image: str
+    digest: str
+    access: Access = Access()
+    pinned: bool = False
+    holders: list[str] = []
+    policies: dict[str, Asked] = {}
+    detached: int = 0
+
+
+class MountTable:
+    """The records below ``root/mounts``, one file each."""
+
+    def __init__(self, root: Path) -> None:
+        self._directory = root / "mounts"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self, *, tidy: bool = True) -> list[Mount]:
+        """Return all records; one that was never complete is dropped, if `tidy`.
+
+        One that makes no sense here is left alone: another version may have written it.
+        """
+        mounts = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                mounts.append(msgspec.json.decode(path.read_bytes(), type=Mount))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+                if _is_whole(path):
+                    log.warning("the record %s of a mount makes no sense: %s", path, exc)
+                elif tidy:
+                    path.unlink()
+        return mounts
+
+    def save(self, mount: Mount) -> None:
+        """Write a record, so that it survives a crash of everything."""
+        path = self._path(mount)
+        scratch = path.with_suffix(".tmp")
+        try:
+            with open(scratch, "wb") as file:
+                file.write(msgspec.json.encode(mount))
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot write the mount table") from exc
+
+    def remove(self, mount: Mount) -> None:
+        """Remove a record."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(mount).unlink()
+
+    def _path(self, mount: Mount) -> Path:
+        key = f"\0{mount.detached}" if mount.detached else mount.mountpoint
+        name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+        return self._directory / f"{name}.json"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(path.read_bytes()), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def mounted_erofs() -> dict[str, str]:
+    """Return mount point to source of every EROFS mount that this process sees."""
+    return erofs_in(read_mountinfo())
+
+
+def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:
+    """Return mount point to source of every EROFS mount that is not hidden by another mount."""
+    found = {os.fsdecode(mount.place): mount for mount in mounts}
+    return {
+        place: os.fsdecode(mount.source) for place, mount in found.items() if mount.kind == b"erofs"
+    }

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How this node reaches registries: settings, what is known of endpoints, credentials in memory.
+
+Owns what all mounts share of it. Invariant: credentials that were given to the daemon are only in
+the memory of its processes: they are in no record, no message and no answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from firstread.config import RegistryTable
+from firstread.errors import UsageError
+from firstread.node.mounts import NODE_ACCESS, Access
+from firstread.node.secrets import SecretMemory
+from firstread.node.stats import Feed
+from firstread.oci.hosts import Endpoint
+from firstread.oci.logins import Credentials, Logins
+from firstread.oci.open import open_source
+from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.repository import Repository
+from firstread.oci.standing import Standings
+
+log = logging.getLogger("network")
+
+
+class Network:
+    """Registries, as all mounts of a node see them.
+
+    Args:
+        settings: ``[registry]`` of the configuration.
+        memory: where given credentials survive a fetcher.
+        feed: told when an endpoint fails, and when it works again.
+    """
+
+    def __init__(self, settings: RegistryTable, memory: SecretMemory, feed: Feed) -> None:
+        self.standings = Standings(self._note)
+        self._feed = feed
+        self._memory = memory
+        self._logins = Logins()
+        self._logins.load(memory.load())
+        self._lock = threading.Lock()
+        directory = settings.credentials_dir
+        self._options = replace(
+            NODE_ACCESS,
+            hosts_dirs=tuple(map(Path, settings.hosts_dirs)),
+            credentials_dir=Path(directory) if directory else None,
+            logins=self._logins,
+            connect_timeout=settings.connect_timeout_s,
+            first_byte_timeout=settings.first_byte_timeout_s,
+            read_timeout=settings.stall_timeout_s,
+            hedge_share=settings.hedge_share,
+        )
+
+    def open(self, reference: Reference, access: Access) -> Repository:
+        """Open the place of an image for reading. As `open_source`."""
+        return open_source(reference, access.options(self._options), self.standings)
+
+    def login(self, scope: str, credentials: Credentials | None) -> None:
+        """Keep credentials in memory, until others come or the daemon ends.
+
+        Args:
+            scope: ``HOST``, or ``HOST/REPOSITORY`` for a part of it.
+            credentials: in place of those that it had; None for none.
+
+        Raises:
+            UsageError: `scope` is none; there are too many.
+        """
+        if not scope or scope.startswith("/"):
+            raise UsageError(f"{scope!r} is neither HOST nor HOST/REPOSITORY")
+        with self._lock:
+            before = self._logins.put(scope, credentials)
+            try:
+                self._memory.save(self._logins.dump())
+            except UsageError:
+                self._logins.put(scope, before)
+                raise
+
+    @contextmanager
+    def trying(self, image: str, credentials: Credentials) -> Iterator[None]:
+        """Keep credentials for the repository of `image`, unless the block fails."""
+        reference = parse_reference(image)
+        if reference.transport != "docker":
+            raise UsageError("a password makes no sense here: it is no registry", image=image)
+        scope = f"{reference.host}/{reference.repository}"
+        before = self._logins.exactly(scope)
+        self.login(scope, credentials)
+        try:
+            yield
+        except BaseException:
+            self.login(scope, before)
+            raise
+
+    def _note(self, state: str, endpoint: Endpoint, why: str) -> None:
+        fields = {"endpoint": endpoint.name, "registry": endpoint.namespace or endpoint.host}
+        if state == "healthy":
+            log.info("an endpoint works again", extra={"fields": fields})
+        else:
+            log.warning("an endpoint rests", extra={"fields": fields | {"error": why}})
+        self._feed.tell("endpoint", state=state, error=why or None, **fields)

@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node: its images, its mounts, and what can be asked of it.
+
+Owns mounting and unmounting, recovery of the mounts that a daemon before has left, and the answers
+to `firstread.node.control`. One lock serialises changes of the mount table; no event is handled
+under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firstread.config import PolicyTable
+from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.device.holders import is_used
+from firstread.errors import (
+    FirstreadError,
+    ImageError,
+    NodeError,
+    NotFoundError,
+    UsageError,
+    from_os_error,
+)
+from firstread.node.attended import Attended
+from firstread.node.fetcher import Fetcher, Served
+from firstread.node.images import ImageStore, NodeImage
+from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
+from firstread.node.network import Network
+from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
+from firstread.node.stock import Use, take_stock
+from firstread.oci.reference import Reference, parse_reference
+from firstread.sectors.store import SectorStore
+
+log = logging.getLogger("node")
+
+DEVICE = "fanotify"
+
+
+class Node:
+    """Images and mounts of one root.
+
+    Args:
+        root: of store, images and mount table.
+        run_dir: where shared mounts are made.
+        store: of the sector files.
+        fetcher: that fills them.
+        policy: of mounts that were asked for without one.
+        network: how registries are reached.
+        verify: when sectors that are present are checked, see `firstread.config`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run_dir: Path,
+        store: SectorStore,
+        fetcher: Fetcher,
+        policy: PolicyTable,
+        network: Network,
+        *,
+        verify: str,
+    ) -> None:
+        self.network = network
+        self.images = ImageStore(root)
+        self._table = MountTable(root)
+        self._shared = run_dir / "images"
+        self._store = store
+        self._fetcher = fetcher
+        self._policy = policy
+        self._verify = verify
+        fetcher.cold = self._cold
+        self._mounts: dict[str, Mount] = {}  # by mount point
+        self._served: dict[str, Served] = {}  # by mount point
+        self._detached: list[Served] = []  # unmounted lazily, and used since
+        self.lock = threading.RLock()  # of the mount table, and of what nobody uses
+        self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
+
+    # -- recovery ------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take over the mounts of the table that still stand; forget the others.
+
+        A mount whose source is not there now is taken over as well: its reads wait for it.
+        """
+        standing = mounted_erofs()
+        anew = not self._fetcher.cache.has_marks()
+        for mount in self._table.load():
+            image = self._known(mount)
+            if mount.detached:
+                stands = is_used(mount.detached)
+            else:
+                stands = image is not None and standing.get(mount.mountpoint) == str(image.metadata)
+            if image is None or not stands:
+                log.info("mount %s is gone", mount.mountpoint)
+                self._table.remove(mount)
+                continue
+            try:
+                self._take_over(mount, image, anew)
+            except FirstreadError as exc:
+                log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+
+    def _take_over(self, mount: Mount, image: NodeImage, anew: bool) -> None:
+        served = self._serve(image, mount)
+        if mount.detached:
+            self._detached.append(served)
+        else:
+            self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
+        self._pins_changed()
+        self.images.touch(image.digest)
+        self._store.empty_doubtful(image.ids())  # only if the record of the boot is lost
+        sizes = self._fetcher.cache.ensure(image.ids())
+        sectors = image.block_image.index.sectors
+        self._fetcher.cache.adopt(sectors, anew=anew, doubt=self._verify != "never")
+        for size, sector in zip(sizes, sectors, strict=True):
+            if size >= sector.size:
+                self._fetcher.settler.add(sector.id, size)  # nobody else knows whether it was
+        self._fetcher.note_present(served)
+        log.info("took over mount %s of %s", mount.mountpoint, mount.image)
+        if mount.pinned:
+            self._complete(served)
+
+    def _known(self, mount: Mount) -> NodeImage | None:
+        try:
+            return self.images.load(mount.digest)
+        except FirstreadError as exc:
+            log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+            return None
+
+    # -- mount, umount -------------------------------------------------------------------------
+
+    def pull(
+        self,
+        reference: Reference,
+        access: Access,
+        policy: str = "missing",
+        on_resolved: Callable[[], None] = lambda: None,
+    ) -> NodeImage:
+        """Return an image, its metadata fetched if it is not on the node.
+
+        Args:
+            reference: its name.
+            access: to its registry.
+            policy: ``missing``: ask the registry only for a name that is not known here;
+                ``always``: ask what the name means now; ``never``: do not ask.
+            on_resolved: called when it is known which image the name means.
+
+        Raises:
+            FirstreadError: it cannot be had; names the image.
+        """
+        digest = None if policy == "always" else self.images.known(reference)
+        if digest is not None:
+            try:
+                image = self.images.load(digest)
+            except ImageError as exc:
+                if policy == "never":
+                    raise
+                log.error("image %s: %s", digest, exc)  # noqa: TRY400 - the message says it all
+                self.images.remove(digest)
+            else:
+                on_resolved()
+                return image
+        if policy == "never":
+            raise NotFoundError("the image is not on this node", image=str(reference))
+        with self.network.open(reference, access) as repository:
+            return self._fetcher.cache.with_room(
+                lambda: self.images.fetch(reference, repository, on_resolved)
+            )
+
+    def mount(
+        self,
+        name: str,
+        directory: str | None,
+        access: Access,
+        *,
+        policy: str = "missing",
+        holder: str = "",
+        asked: Asked = AS_CONFIGURED,
+    ) -> dict[str, Any]:
+        """Mount an image.
+
+        Args:
+            name: of the image.
+            directory: where; None for the place that all who share the image's mount use.
+            access: to its registry.
+            policy: see `pull`.
+            holder: who shares the mount; it stays until every holder has released it.
+            asked: policies for reads through it.
+
+        Returns:
+            the mount point, the digest, the image's config, the device, and a timeline in seconds.
+
+        Raises:
+            FirstreadError: it cannot be mounted; nothing is left then.
+        """
+        times = [time.monotonic()]
+
+        def note() -> None:
+            times.append(time.monotonic())
+
+        def note_resolved() -> None:
+            times[1:] = [time.monotonic()]  # again, if room had to be made
+
+        image = self.pull(parse_reference(name), access, policy, note_resolved)
+        image = self._sound(image, parse_reference(name), access, policy)
+        note()
+        if directory is not None:
+            place = os.path.realpath(directory)
+            if not os.path.isdir(place):
+                raise UsageError(f"{directory} is not a directory", image=name)
+        with self.lock:
+            if not image.metadata.exists():  # pruned meanwhile
+                image = self.pull(parse_reference(name), access, policy)
+            if directory is None:
+                mount = self._share(image, name, access, holder, asked)
+            else:
+                mount = self._mount_at(
+                    image, Mount(place, name, image.digest, access, policies={"": asked})
+                )
+        note()
+        seconds = [end - begin for begin, end in itertools.pairwise(times)]
+        return {
+            "mountpoint": mount.mountpoint,
+            "digest": image.digest,
+            "config": image.config,
+            "device": DEVICE,
+            "timeline": dict(zip(("resolve", "metadata", "mount"), seconds, strict=True)),
+        }
+
+    def _sound(
+        self, image: NodeImage, reference: Reference, access: Access, policy: str
+    ) -> NodeImage:
+        """Return `image`, fetched again if its files are damaged.
+
+        Raises:
+            ImageError: they are, and cannot be fetched now.
+        """
+        if self._verify == "never":
+            return image
+        with self.lock:
+            if any(served.image.digest == image.digest for served in self._fetcher.served()):
+                return image  # what is mounted was looked at before
+            problem = self.images.damage(image)
+            if problem is None:
+                return image
+            log.error("image %s: %s", image.digest, problem)
+            if policy == "never":
+                raise ImageError(
+                    problem,
+                    hint="fetch it again: firstread mount --pull always",
+                    image=str(reference),
+                )
+            self.images.remove(image.digest)
+        return self.pull(reference, access, policy)
+
+    def _share(
+        self, image: NodeImage, name: str, access: Access, holder: str, asked: Asked
+    ) -> Mount:
+        place = str(self._shared / image.digest.partition(":")[2])
+        self._forget_if_gone(place)
+        mount = self._mounts.get(place)
+        if mount is None:
+            try:
+                Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as exc:
+                raise from_os_error(exc, "cannot make the mount point") from exc
+            policies = {holder: asked}
+            mount = Mount(place, name, image.digest, access, holders=[holder], policies=policies)
+            return self._mount_at(image, mount)
+        if holder not in mount.holders:
+            self._rewrite(
+                mount,
+                holders=[*mount.holders, holder],
+                policies={**mount.policies, holder: asked},
+            )
+        return mount
+
+    def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
+        place, name = mount.mountpoint, mount.image
+        self._forget_if_gone(place)
+        if place in self._mounts:
+            raise UsageError(f"{place} is a mount of {self._mounts[place].image}", image=name)
+        self._save(mount)
+        served = None
+        try:
+            # First of all it counts as mounted, so that nothing of it is removed from now on.
+            served = self._serve(image, mount)
+            doubted = self._prepare(image)
+            cache = self._fetcher.cache
+            self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
+            self._attach(image, Path(place), doubted)
+        except BaseException as exc:
+            self._table.remove(mount)
+            if served is not None:
+                self._drop_policy(served, place)
+                self._withdraw(served)
+            if isinstance(exc, FirstreadError):
+                exc.about(image=name)
+            raise
+        self._mounts[place], self._served[place] = mount, served
+        self._fetcher.note_present(served)
+        self.images.touch(image.digest)
+        return mount
+
+    def _prepare(self, image: NodeImage) -> list[bytes]:
+        """Look at what is here of an image that is to be mounted; return what is to be checked.
+
+        A prefix cannot be checked without its frame table: it is fetched again. What another mount
+        is being read of was checked for that one, but its bytes on the disk may have changed.
+        """
+        sectors = image.block_image.index.sectors
+        alone = [s for s in sectors if len(list(self._fetcher.having(s.id))) == 1]
+        self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(s.id for s in alone))
+        if self._verify == "never":
+            return []
+        trusts = self._fetcher.checks.is_trusted if self._verify == "once" else lambda _: False
+        doubted = [s for s in sectors if self._store.size(s.id) and not trusts(s.id)]
+        for sector in doubted:
+            if sector in alone and self._store.size(sector.id) < sector.size:
+                self._fetcher.cache.discard(sector.id)
+        return [sector.id for sector in doubted]
+
+    def _attach(self, image: NodeImage, place: Path, doubted: list[bytes]) -> None:
+        """Mount `image`: all of it, or nothing."""
+        ids = image.ids()
+        # Every file must be marked when EROFS opens it; a present one not any longer.
+        self._fetcher.cache.mark(ids)
+        mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
+        try:
+            self._fetcher.cache.watch(image.block_image.index.sectors, doubted)
+        except BaseException:
+            unmount(place, lazy=True)
+            raise
+
+    def _check_sizes(self, image: NodeImage, sizes: list[int]) -> None:
+        """Refuse an image that says of a sector id another size than the store or another image.
+
+        A sector id stands for a size as well, but that can be checked only when its frame table is
+        here. If both were mounted, the lie about a shared file would be believed in the true one.
+
+        Raises:
+            ImageError: it does.
+        """
+        sectors = image.block_image.index.sectors
+        stated = {sector.id: sector.size for sector in sectors}
+        for size, sector in zip(sizes, sectors, strict=True):
+            others = (other.entry.size for _, other in self._fetcher.having(sector.id))
+            known = next(others, stated[sector.id])
+            if size > sector.size or known != sector.size:
+                raise ImageError(
+                    f"the image says that the sector {sector.id.hex()} has {sector.size} bytes,"
+                    f" but it has {max(size, known)}"
+                )
+
+    def _serve(self, image: NodeImage, mount: Mount) -> Served:
+        # Of no image: others that are mounted from the same place are fetched with it, too.
+        reference = dataclasses.replace(parse_reference(mount.image), tag=None, digest=None)
+        served = self._fetcher.serve(
+            image,
+            (str(reference), mount.access),
+            lambda: self.network.open(reference, mount.access),
+        )
+        self._apply_policies(mount, served)
+        return served
+
+    def _save(self, mount: Mount) -> None:
+        self._fetcher.cache.with_room(lambda: self._table.save(mount))
+
+    def _rewrite(self, mount: Mount, *, holders: list[str], policies: dict[str, Asked]) -> None:
+        """Change who shares a mount: on the disk first, for that can fail."""
+        self._save(msgspec.structs.replace(mount, holders=holders, policies=policies))
+        mount.holders, mount.policies = holders, policies
+        self._apply_policies(mount, self._served[mount.mountpoint])
+
+    def _policy_of(self, mount: Mount) -> PolicyTable:
+        """Return what holds for reads through a mount, whoever shares it."""
+        # A copy: who shares it may change while somebody asks for the status.
+        asked = [each.over(self._policy) for each in list(mount.policies.values())]
+        return most_patient(asked, self._policy)
+
+    def _apply_policies(self, mount: Mount, served: Served) -> None:
+        served.policies = {**served.policies, mount.mountpoint: self._policy_of(mount)}
+
+    def _drop_policy(self, served: Served, place: str) -> None:
+        served.policies = {p: policy for p, policy in served.policies.items() if p != place}
+
+    def release(self, holder: str) -> None:
+        """Give back the mounts that `holder` shares; with its last holder a mount goes."""
+        with self.lock:
+            for mount in [m for m in self._mounts.values() if holder in m.holders]:
+                left = [other for other in mount.holders if other != holder]
+                if left:
+                    policies = {h: p for h, p in mount.policies.items() if h != holder}
+                    self._rewrite(mount, holders=left, policies=policies)
+                else:
+                    self.umount(mount.mountpoint, lazy=True)
+
+    def umount(self, directory: str, *, lazy: bool = False) -> None:
+        """Unmount.
+
+        Args:
+            directory: the mount point.
+            lazy: also if it is busy. Who uses it can go on reading.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+            NodeError: it is busy; the message says who holds it.
+        """
+        place = os.path.realpath(directory)
+        with self.lock:
+            self._forget_if_gone(place)
+            mount = self._mounts.get(place)
+            if mount is None:
+                raise UsageError(f"{directory} is not a mount of firstread")
+            if mount.holders and not lazy:
+                raise NodeError(
+                    f"{place} is shared by {', '.join(mount.holders)}",
+                    hint="stop these containers first",
+                )
+            try:
+                unmount(Path(place))
+            except NodeError:
+                if not lazy:
+                    raise
+                self._detach(mount)
+            self._forget(mount)
+
+    def _detach(self, mount: Mount) -> None:
+        """Take a mount away from its place, and serve those who use it on."""
+        place = mount.mountpoint
+        # The next fetcher serves them too; holders have nothing to release any more.
+        device = os.stat(place).st_dev
+        self._save(msgspec.structs.replace(mount, holders=[], detached=device))
+        unmount(Path(place), lazy=True)
+        self._detached.append(self._served[place])
+
+    def _forget_if_gone(self, place: str) -> None:
+        """Forget a mount that somebody else has unmounted."""
+        mount = self._mounts.get(place)
+        if mount is not None:
+            source = str(self._served[place].image.metadata)
+            if mounted_erofs().get(place) != source:
+                log.warning("mount %s was unmounted by somebody else", place)
+                self._forget(mount)
+
+    def _forget(self, mount: Mount) -> None:
+        place = mount.mountpoint
+        del self._mounts[place]
+        self._table.remove(mount)
+        served = self._served.pop(place)
+        self._drop_policy(served, place)
+        self._withdraw(served)
+        self._pins_changed()
+        if Path(place).parent == self._shared:
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
+
+    def _withdraw(self, served: Served) -> None:
+        """Stop serving an image if nobody uses it any more."""
+        if any(served is other for other in (*self._served.values(), *self._detached)):
+            return
+        self._fetcher.withdraw(served)
+        self.images.touch(served.image.digest)
+        self._fetcher.cache.unwatch(served.sectors)
+
+    # -- everything local ----------------------------------------------------------------------
+
+    def pin(self, directory: str) -> None:
+        """Fetch all of a mounted image, and have it fetched again if it is not whole."""
+        place = os.path.realpath(directory)
+        with self.lock:
+            mount = self._mounts.get(place)
+            if mount is None:
+                raise UsageError(f"{directory} is not a mount of firstread")
+            if not mount.pinned:
+                self._save(msgspec.structs.replace(mount, pinned=True))
+                mount.pinned = True
+            self._pins_changed()
+            self._complete(self._served[place])
+
+    def _complete(self, served: Served) -> None:
+        image = served.image
+        sectors = image.block_image.index.sectors
+        sizes = self._store.ensure(image.ids())
+        absent = [slot for slot, size in enumerate(sizes) if size < sectors[slot].size]
+        # In the order of the blobs, so that neighbours are fetched with one request.
+        for slot in sorted(absent, key=lambda slot: (sectors[slot].blob, sectors[slot].offset)):
+            served.lane.complete(image.wanted(slot))
+
+    def _pins_changed(self) -> None:
+        for served in self._served.values():
+            served.pinned = any(
+                mount.pinned and self._served.get(place) is served
+                for place, mount in self._mounts.items()
+            )
+        self._fetcher.pins_changed()
+
+    def _cold(self) -> list[bytes]:
+        """Return the sectors of images that are not mounted, those of the oldest image first.
+
+        Takes no lock: who holds the node's may be waiting for the room.
+        """
+        return take_stock(self.images, self._store).cold(self._is_mounted)
+
+    def _is_mounted(self, sector_id: bytes) -> bool:
+        return self._fetcher.is_mounted(sector_id)
+
+    # -- status --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return the mounts and the store, as ``firstread status --json`` prints them."""
+        return {
+            "mounts": [
+                self._mount_status(mount, served)
+                for mount in list(self._mounts.values())
+                if (served := self._served.get(mount.mountpoint)) is not None
+            ],
+            "endpoints": self.network.standings.documents(),
+            "store": self.cache.figures(),
+        }
+
+    def uses(self) -> dict[str, Use]:
+        """Return how images are used, by digest; what is used on after a lazy unmount counts."""
+        with self.lock:
+            mounts = Counter(mount.digest for mount in self._mounts.values())
+            mounts.update(served.image.digest for served in self._detached)
+            pinned = {mount.digest for mount in self._mounts.values() if mount.pinned}
+        return {digest: Use(count, digest in pinned) for digest, count in mounts.items()}
+
+    def _mount_status(self, mount: Mount, served: Served) -> dict[str, Any]:
+        sectors = served.image.block_image.index.sectors
+        present = sum(self._store.size(sector.id) >= sector.size for sector in sectors)
+        return {
+            "mountpoint": mount.mountpoint,
+            "image": mount.image,
+            "digest": mount.digest,
+            "device": DEVICE,
+            "sectors": len(sectors),
+            "present": present,
+            "wanted": served.lane.wanted(),
+            **served.stats.document(),
+            "repository": served.lane.name,
+            "source": served.lane.source,
+            "pinned": mount.pinned,
+            "holders": mount.holders,
+            "policies": msgspec.to_builtins(self._policy_of(mount)),
+            "self_sufficient": present == len(sectors),
+        }

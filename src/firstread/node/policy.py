@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies of mounts: what was asked for, and what holds for a sector of several mounts. Pure.
+
+What a mount was not told holds as the configuration says now; see `firstread.config.PolicyTable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from firstread.config import PolicyTable
+
+_MILDER = ("fail", "refetch", "quarantine")  # each does what the one before does, and more
+
+
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a user has asked for a mount; None: as the configuration says.
+
+    Args:
+        stall_s: how long a read waits for a source that fails, in seconds.
+        on_corruption: what happens when a source gives wrong bytes.
+        require: ``lazy``: not mounted in any other way.
+    """
+
+    stall_s: float | None = None
+    on_corruption: Literal["refetch", "quarantine", "fail"] | None = None
+    require: Literal["lazy"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.stall_s is not None and not 0 <= self.stall_s < 1e9:
+            raise ValueError("stall_s must be 0 at least")
+
+    def over(self, defaults: PolicyTable) -> PolicyTable:
+        """Return what holds."""
+        return PolicyTable(
+            defaults.stall_s if self.stall_s is None else self.stall_s,
+            self.on_corruption or defaults.on_corruption,
+            self.require or defaults.require,
+        )
+
+
+AS_CONFIGURED = Asked()
+
+
+def most_patient(policies: Iterable[PolicyTable], otherwise: PolicyTable) -> PolicyTable:
+    """Return what holds for all of `policies` together.
+
+    An event names the file of a sector, not the mount that is read through. So where several mounts
+    have the sector, no read fails that one of them would have let wait.
+
+    Args:
+        policies: of the mounts.
+        otherwise: if there are none.
+    """
+    found = list(policies)
+    if not found:
+        return otherwise
+    return PolicyTable(
+        max(policy.stall_s for policy in found),
+        max((policy.on_corruption for policy in found), key=_MILDER.index),
+        max((policy.require for policy in found), key=bool),
+    )

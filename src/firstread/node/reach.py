@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an image can be had from where it is: the steps of a mount, tried one after another.
+
+Owns what ``firstread doctor REF`` asks a registry and what it advises. Fetches no more than a
+manifest, a config and the first bytes of a sector blob. Invariant: as in `firstread.node.checks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from firstread.device.probe import Check
+from firstread.errors import FirstreadError
+from firstread.oci.auth import find_credentials
+from firstread.oci.hosts import Endpoint
+from firstread.oci.mirror import MirroredRepository
+from firstread.oci.model import Descriptor
+from firstread.oci.open import open_source
+from firstread.oci.options import AccessOptions
+from firstread.oci.reference import Reference
+from firstread.oci.repository import Repository
+from firstread.oci.resolve import resolve
+from firstread.oci.transport import Transport
+from firstread.sectors.image import check_manifest
+from firstread.units import format_size
+
+SKEW_WARN_S = 30.0
+SKEW_FAIL_S = 300.0  # tokens live that long, and are signed with a time
+SLOW_S = 1.0
+_SAMPLE_BYTES = 4096
+_SINCE = 1_735_689_600  # 2025: a clock before that has not been set
+
+_CLOCK_FIX = "set the clock: timedatectl set-ntp true, or chronyc makestep"
+
+
+def check_clock() -> Check:
+    """Say whether the clock was ever set."""
+    now = time.time()
+    text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < _SINCE:
+        return Check("clock", ok=False, detail=f"it says {text}", fix=_CLOCK_FIX)
+    return Check("clock", ok=True, detail=text)
+
+
+def check_image(reference: Reference, options: AccessOptions) -> list[Check]:
+    """Try what a mount of an image asks of its source; the steps up to the first that fails.
+
+    Args:
+        reference: the image.
+        options: how its registry is reached; one retry at most, who asks is waiting.
+    """
+    retries = min(options.retries, 1)
+    options = dataclasses.replace(options, retries=retries, connect_timeout=5.0, read_timeout=15.0)
+    done: list[Check] = []
+    name = "source"
+    try:
+        with open_source(reference, options) as repository:
+            for name, step in _steps(reference, options, repository):  # noqa: B007 - for the error
+                done.append(step())
+                if not done[-1].ok:
+                    break
+    except FirstreadError as exc:
+        done.append(Check(name, ok=False, detail=exc.message, fix=exc.hint))
+    return done
+
+
+def _steps(
+    reference: Reference, options: AccessOptions, repository: Repository
+) -> Iterator[tuple[str, Callable[[], Check]]]:
+    """Yield what is tried, in order; what a step finds is known to the later ones."""
+    if isinstance(repository, MirroredRepository):
+        yield "credentials", lambda: _credentials(reference, options)
+        endpoints = repository.endpoints()
+        several = len(endpoints) > 1
+        for endpoint, place in endpoints:
+            registry = _Registry(endpoint, place.transport)
+            name = f"mirror {endpoint.name}" if several and endpoint.namespace else "registry"
+            yield name, functools.partial(registry.answers, name, others=several)
+            if registry.date is not None:
+                against = endpoint.name if name != "registry" else "the registry"
+                skew = functools.partial(clock_skew, registry.date, time.time(), against)
+                yield f"clock against {against}", skew
+    image = _Image(repository)
+    yield "image", image.resolve
+    if image.blobs:
+        yield "range requests", image.read_range
+
+
+def _credentials(reference: Reference, options: AccessOptions) -> Check:
+    name, host, auth_file = "credentials", reference.host, options.auth_file
+    found = find_credentials(
+        host, reference.repository, auth_file, directory=options.credentials_dir
+    )
+    if found is None:
+        return Check(name, ok=True, detail=f"none for {host}: it is asked anonymously")
+    file = auth_file or _docker_config()
+    if _others_can_read(file):
+        return Check(
+            name,
+            ok=True,
+            detail=f"found for {host}, but others can read {file}",
+            fix=f"chmod 600 {file}",
+            warning=True,
+        )
+    return Check(name, ok=True, detail=f"found for {host}")
+
+
+class _Registry:
+    """What one endpoint says of itself. `date` is its ``Date`` header, None until it answers."""
+
+    def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
+        self._path = f"{endpoint.path}/"
+        self._transport = transport
+        self.date: str | None = None
+
+    def answers(self, name: str, *, others: bool) -> Check:
+        """Ask for the root of its API; if there are others, it may fail."""
+        started = time.monotonic()
+        try:
+            answer = self._transport.request(
+                "GET", self._path, what=f"cannot reach the {name}", expect=(200, 401, 403, 404)
+            )
+        except FirstreadError as exc:
+            if not others:
+                raise
+            fix = "reads go to the other endpoints of hosts.toml until it works again"
+            return Check(name, ok=True, detail=exc.message, fix=fix, warning=True)
+        seconds = time.monotonic() - started
+        self.date = answer.headers.get("Date", "")
+        detail = f"{self._transport.base} answers in {seconds * 1000:.0f} ms"
+        if seconds > SLOW_S:
+            fix = "first reads wait for it: use a mirror that is nearer"
+            return Check(name, ok=True, detail=detail, fix=fix, warning=True)
+        return Check(name, ok=True, detail=detail)
+
+
+def clock_skew(date: str, now: float, against: str = "the registry") -> Check:
+    """Compare our clock with the ``Date`` header of a registry.
+
+    Args:
+        date: the header (RFC 9110, 6.6.1); empty if there is none.
+        now: seconds since 1970.
+        against: whose it is.
+    """
+    name = f"clock against {against}"
+    try:
+        skew = now - parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return Check(name, ok=True, detail=f"{against} does not say what time it is")
+    detail = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    if abs(skew) > SKEW_FAIL_S:
+        detail += ": tokens and certificates can be refused"
+        return Check(name, ok=False, detail=detail, fix=_CLOCK_FIX)
+    if abs(skew) > SKEW_WARN_S:
+        return Check(name, ok=True, detail=detail, fix=_CLOCK_FIX, warning=True)
+    return Check(name, ok=True, detail=detail)
+
+
+class _Image:
+    """An image at its source. `blobs` are its sector blobs, once it is resolved."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self.blobs: list[Descriptor] = []
+
+    def resolve(self) -> Check:
+        resolved = resolve(self._repository, None)
+        check_manifest(resolved.manifest)
+        self.blobs = resolved.manifest.layers[1:]
+        size = sum(layer.size for layer in resolved.manifest.layers)
+        detail = f"{resolved.descriptor.digest}, {format_size(size)}, converted"
+        return Check("image", ok=True, detail=detail)
+
+    def read_range(self) -> Check:
+        """Ask for some bytes in the middle of a sector blob, as the first read of a sector does."""
+        blob = max(self.blobs, key=lambda layer: layer.size)
+        start = blob.size // 2
+        length = min(_SAMPLE_BYTES, blob.size - start)
+        started = time.monotonic()
+        with self._repository.open_blob(blob, offset=start, length=length) as stream:
+            count = stream.readinto(memoryview(bytearray(length)))
+        milliseconds = (time.monotonic() - started) * 1000
+        detail = f"{count} bytes of {blob.digest[:19]}… in {milliseconds:.0f} ms"
+        return Check("range requests", ok=True, detail=detail)
+
+
+def _docker_config() -> Path:
+    home = Path(os.environ.get("HOME") or "/root")
+    return Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+
+
+def _others_can_read(path: Path) -> bool:
+    try:
+        return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+    except OSError:
+        return False

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rehearsal of an upgrade: what is installed now tries itself, while the old version serves.
+
+Owns a process of the new version, and how a supervisor becomes that version. What is tried:
+`firstread.node.trial`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NoReturn
+
+from firstread.node.handover import FORMAT, Handover, Settings, execute
+
+REHEARSAL_S = 60.0
+
+
+class Rehearsal:
+    """A rehearsal that runs.
+
+    Args:
+        settings: with which the new version will run; it reads its configuration anew.
+
+    Raises:
+        OSError: the new version cannot be started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._report = tempfile.TemporaryFile()  # noqa: SIM115 - until it has ended
+        try:
+            self._process = subprocess.Popen(
+                [*_command(settings), "--rehearse", str(FORMAT)],
+                stdin=subprocess.DEVNULL,
+                stderr=self._report,
+            )
+        except OSError:
+            self._report.close()
+            raise
+        self._until = time.monotonic() + REHEARSAL_S
+
+    def outcome(self) -> str | None:
+        """Return what was wrong, "" if nothing was, None if it is not known yet."""
+        code = self._process.poll()
+        if code is None:
+            if time.monotonic() > self._until:
+                self._process.kill()
+            return None
+        with self._report:
+            self._report.seek(0)
+            lines = self._report.read(65536).decode(errors="replace").strip().splitlines()
+        if not code:
+            return ""
+        return " / ".join(line.strip() for line in lines[-2:]) or f"it ended with {code}"
+
+
+def become_next_version(settings: Settings, handover: Handover) -> NoReturn:
+    """Become what is installed now: the same process, with the same descriptors.
+
+    Raises:
+        OSError: it cannot be executed; nothing has changed.
+    """
+    state = handover.write(settings)
+    execute([*_command(settings), "--inherit", str(state)], state, handover)
+
+
+def _command(settings: Settings) -> list[str]:
+    return [sys.executable, "-m", "firstread", "daemon", *settings.arguments]

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of which image is on this node, as it was at one moment: for lists, and for what goes first.
+
+Owns the figures of ``firstread cache ls`` and the order in which sectors of images go that are not
+mounted. Reads the stores once, changes nothing; with a daemon or without one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from firstread.errors import FirstreadError
+from firstread.node.images import ImageStore, NodeImage
+from firstread.sectors.store import SectorStore
+
+Document = dict[str, Any]
+
+
+class Use(NamedTuple):
+    """How an image is used: its mounts, also those taken away lazily, and whether one is pinned."""
+
+    mounts: int
+    pinned: bool
+
+
+class Plan(NamedTuple):
+    """What is to be removed: sectors in their order, images, and the bytes of the sectors."""
+
+    sectors: list[bytes]
+    images: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Images and sectors.
+
+    Args:
+        images: that can be opened, by digest.
+        problems: what is wrong with the others, by digest.
+        names: references that stand for an image, by its digest.
+        last_used: when each was mounted or unmounted last, in seconds since 1970.
+        sizes: bytes of each sector that has some.
+        aside: likewise, of files that a power loss made doubtful.
+    """
+
+    images: Mapping[str, NodeImage]
+    problems: Mapping[str, str]
+    names: Mapping[str, list[str]]
+    last_used: Mapping[str, float]
+    sizes: Mapping[bytes, int]
+    aside: Mapping[bytes, int]
+
+    def owners(self) -> Counter[bytes]:
+        """Return how many images have each sector."""
+        return Counter(i for image in self.images.values() for i in set(image.ids()))
+
+    def listing(self, uses: Mapping[str, Use]) -> Document:
+        """Return images, the one that was used last first, and what belongs to none.
+
+        Args:
+            uses: by digest; an image that is not in it is not used.
+        """
+        owners = self.owners()
+        lost = [size for i, size in (*self.sizes.items(), *self.aside.items()) if not owners[i]]
+        digests = sorted(self.last_used, key=lambda d: (d in uses, self.last_used[d]), reverse=True)
+        return {
+            "images": [
+                self._row(digest, uses.get(digest, Use(0, False)), owners) for digest in digests
+            ],
+            "unclaimed": {"sectors": len(lost), "bytes": sum(lost)},
+        }
+
+    def _row(self, digest: str, use: Use, owners: Counter[bytes]) -> Document:
+        image = self.images.get(digest)
+        sectors = {s.id: s.size for s in image.block_image.index.sectors} if image else {}
+        here = {i: self.sizes.get(i, 0) or self.aside.get(i, 0) for i in sectors}
+        alone = sum(size for i, size in here.items() if owners[i] == 1)
+        return {
+            "digest": digest,
+            "names": self.names.get(digest, []),
+            "mounts": use.mounts,
+            "pinned": use.pinned,
+            "sectors": len(sectors),
+            "present": sum(self.sizes.get(i, 0) >= whole for i, whole in sectors.items()),
+            "bytes": sum(here.values()),
+            "whole_bytes": sum(sectors.values()),
+            "alone_bytes": alone,
+            "shared_bytes": sum(here.values()) - alone,
+            "last_used": self.last_used[digest],
+            "problem": self.problems.get(digest),
+        }
+
+    def cold(self, is_used: Callable[[bytes], bool]) -> list[bytes]:
+        """Return the sectors that nobody uses: those of no image, then of the oldest image."""
+        ages = {i: 0.0 for i in (*self.sizes, *self.aside) if not is_used(i)}
+        for digest, image in self.images.items():
+            for sector_id in image.ids():
+                if sector_id in ages:
+                    ages[sector_id] = max(ages[sector_id], self.last_used[digest])
+        return sorted(ages, key=ages.__getitem__)
+
+    def plan(
+        self, is_used: Callable[[bytes], bool], used: Collection[str], keep_bytes: int
+    ) -> Plan:
+        """Choose what to remove until `keep_bytes` are left, or all that nobody uses is gone.
+
+        An image goes with the last of its sectors that nobody uses.
+
+        Args:
+            is_used: whether a sector must stay.
+            used: digests of images that must stay.
+            keep_bytes: of sectors.
+        """
+        size = {i: self.sizes.get(i, 0) + self.aside.get(i, 0) for i in (*self.sizes, *self.aside)}
+        excess = sum(size.values()) - keep_bytes
+        gone: dict[bytes, None] = {}
+        freed = 0
+        for sector_id in self.cold(is_used):
+            if freed >= excess:
+                break
+            gone[sector_id] = None
+            freed += size[sector_id]
+        left = {i for i in size if i not in gone and not is_used(i)}
+        idle = [digest for digest in self.last_used if digest not in used]
+        images = []
+        for digest in idle:
+            ids = self.images[digest].ids() if digest in self.images else []
+            touched = not gone.keys().isdisjoint(ids) or not keep_bytes
+            if touched and left.isdisjoint(ids):
+                images.append(digest)
+        return Plan(list(gone), images, freed)
+
+
+def take_stock(images: ImageStore, store: SectorStore) -> Stock:
+    """Look at everything: 3 us a sector, and the index of each image."""
+    found: dict[str, NodeImage] = {}
+    problems: dict[str, str] = {}
+    digests = images.digests()
+    for digest in digests:
+        try:
+            found[digest] = images.load(digest)
+        except FirstreadError as exc:
+            problems[digest] = exc.message
+    return Stock(
+        images=found,
+        problems=problems,
+        names=images.names(),
+        last_used={digest: images.last_used(digest) for digest in digests},
+        sizes={i: size for i, size in store.sizes() if size},
+        aside=store.aside_sizes(),
+    )

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private socket of a supervisor: where the next one asks for its place.
+
+Owns both ends of the conversation, and nothing of what becomes of it. Only root can connect, and is
+asked for its credentials. A message is one SOCK_SEQPACKET packet: an object of JSON, or a word.
+
+A new version in a process of its own::
+
+    new   {"ask": "replace", "root": …, "format": …}
+    old   {"error": …, "hint": …}                    and goes on, or
+          "handover" + document, `FIXED`, channel    and reads no event any more
+          "files" + descriptors                      of the events that wait
+    new   "ready"                                    once it runs as a supervisor
+    old   "yours"                                    and ends
+
+Until ``ready`` the old one goes on as if nothing had happened when the connection breaks; from
+``yours`` on it never reads an event again. So there is always one that does, and never two.
+
+In place: ``{"ask": "reload"}``; the answer comes from the new version, or is the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from firstread import __version__
+from firstread.errors import NodeError, from_os_error
+from firstread.node.handover import (
+    FIXED,
+    FORMAT,
+    Handover,
+    Settings,
+    place,
+    read_handover,
+)
+from firstread.private import bind_private, is_ours
+
+READY, YOURS, FILES, HANDOVER = b"ready", b"yours", b"files", b"handover"
+
+TURN_S = 10.0  # for the other side to take its turn
+RELOAD_S = 180.0
+_BATCH = 200  # descriptors in a message; the kernel takes 253 (SCM_MAX_FD)
+_BYTES = 65536
+
+
+def door_path(run_dir: str) -> Path:
+    """Return the path of the private socket below a run directory."""
+    return Path(run_dir, "supervisor.sock")
+
+
+def error_text(answer: dict[str, Any]) -> str:
+    """Return the error in an answer, and its hint."""
+    return ": ".join(str(answer[name]) for name in ("error", "hint") if answer.get(name))
+
+
+# -- the supervisor's end --------------------------------------------------------------------------
+
+
+def open_door(run_dir: str) -> socket.socket:
+    """Return the listening socket, in place of the one of the supervisor before."""
+    path = door_path(run_dir)
+    scratch = path.with_suffix(".new")
+    scratch.unlink(missing_ok=True)
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    bind_private(door, scratch)
+    door.listen(8)
+    scratch.replace(path)
+    return door
+
+
+def let_in(door: socket.socket) -> socket.socket | None:
+    """Accept a connection, of root or ourselves only."""
+    try:
+        connection, _ = door.accept()
+    except OSError:
+        return None
+    if not is_ours(connection):
+        connection.close()
+        return None
+    connection.setblocking(False)
+    return connection
+
+
+def hear(connection: socket.socket) -> dict[str, Any]:
+    """Return what a connection asks for; {} if it is gone, or asks for nothing that makes sense."""
+    try:
+        asked = json.loads(connection.recv(_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return asked if isinstance(asked, dict) else {}
+
+
+def say(connection: socket.socket, **answer: Any) -> None:
+    """Answer, and close the connection."""
+    with contextlib.suppress(OSError):
+        connection.send(json.dumps(answer).encode())
+    connection.close()
+
+
+def give(connection: socket.socket, settings: Settings, handover: Handover) -> None:
+    """Send all that a supervisor has; it keeps its own.
+
+    Raises:
+        OSError: the other side does not take it.
+    """
+    connection.settimeout(TURN_S / 2)  # the loop stands still meanwhile
+    document = handover.write(settings)
+    try:
+        channel = [handover.channel] if handover.channel >= 0 else []
+        socket.send_fds(connection, [HANDOVER], [document, *FIXED.values(), *channel])
+        files = [request.fd for request in handover.held]
+        for start in range(0, len(files), _BATCH):
+            socket.send_fds(connection, [FILES], files[start : start + _BATCH])
+    finally:
+        os.close(document)
+        connection.setblocking(False)
+
+
+def claim(connection: socket.socket, predecessor: int) -> bool:
+    """Say that we are ready; return whether we are the supervisor now.
+
+    Args:
+        connection: to the one before.
+        predecessor: its process number.
+    """
+    connection.settimeout(TURN_S)
+    with contextlib.suppress(OSError):
+        connection.send(READY)
+        if connection.recv(_BYTES) == YOURS:
+            return True
+    try:
+        os.kill(predecessor, 0)
+    except ProcessLookupError:
+        return True  # it has died before it could say so
+    return False
+
+
+# -- the other end ---------------------------------------------------------------------------------
+
+
+def _connected(run_dir: str) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(str(door_path(run_dir)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection
+
+
+def _ask(connection: socket.socket, timeout_s: float, **asked: Any) -> tuple[bytes, list[int]]:
+    """Ask, and return the answer with its descriptors.
+
+    Raises:
+        NodeError: it is an error.
+    """
+    try:
+        connection.settimeout(timeout_s)
+        connection.send(json.dumps(asked).encode())
+        answer, fds = _received(connection)
+    except OSError as exc:
+        raise from_os_error(exc, "the daemon does not answer") from exc
+    if not answer:
+        raise NodeError("the daemon hung up", hint="its log says why")
+    if answer.startswith(b"{") and "error" in (said := json.loads(answer)):
+        raise NodeError(str(said["error"]), hint=said.get("hint"))
+    return answer, fds
+
+
+def _received(connection: socket.socket) -> tuple[bytes, list[int]]:
+    answer, fds, _, _ = socket.recv_fds(connection, _BYTES, 253)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return answer, fds
+
+
+def take_over(run_dir: str, root: str) -> Handover | None:
+    """Take what the supervisor of `run_dir` has; its descriptors are at their numbers then.
+
+    Returns:
+        None if there is no supervisor. The connection to it is the `asker`: `claim` ends what
+        begins here.
+
+    Raises:
+        NodeError: it refuses, or is of a version that cannot be understood.
+    """
+    connection = _connected(run_dir)
+    if connection is None:
+        return None
+    try:
+        handover = _taken(connection, root)
+    except OSError as exc:
+        connection.close()
+        raise from_os_error(exc, "the daemon has stopped giving") from exc
+    except NodeError:
+        connection.close()
+        raise
+    handover.cause, handover.asker = "replace", connection.detach()
+    return handover
+
+
+def _taken(connection: socket.socket, root: str) -> Handover:
+    asked = {"ask": "replace", "root": root, "format": FORMAT, "version": __version__}
+    answer, fds = _ask(connection, TURN_S, **asked)
+    if answer != HANDOVER or len(fds) <= len(FIXED):
+        raise NodeError("the daemon gives an answer that makes no sense", hint="its log says why")
+    handover, _ = read_handover(fds[0])
+    for fd, number in zip(fds[1:], FIXED.values(), strict=False):
+        place(fd, number)  # before files can come to lie there
+    files: list[int] = []
+    while len(files) < len(handover.held):
+        word, more = _received(connection)
+        if word != FILES or not more:
+            raise NodeError("the daemon has stopped giving", hint="its log says why")
+        files += more
+    handover.held = [r._replace(fd=fd) for r, fd in zip(handover.held, files, strict=True)]
+    handover.channel = fds[1 + len(FIXED)] if len(fds) > 1 + len(FIXED) else -1
+    return handover
+
+
+def ask_reload(run_dir: str) -> dict[str, Any]:
+    """Have a supervisor go on as the version that is installed now; return who serves then.
+
+    Raises:
+        NodeError: there is none, or the new version does not start; then the old one goes on.
+    """
+    connection = _connected(run_dir)
+    if connection is None:
+        raise NodeError(f"no daemon runs in {run_dir}", hint="start one: firstread daemon")
+    with connection:
+        answer, _ = _ask(connection, RELOAD_S, ask="reload")
+        said: dict[str, Any] = json.loads(answer)
+        return said

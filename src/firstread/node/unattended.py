@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of a node on which no daemon runs: what ``firstread cache`` does then.
+
+Owns the lock of the store meanwhile, so that no daemon starts. Mounts can stand without a daemon:
+what they need stays as it is, since nobody could let their reads wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from firstread.device.holders import is_used
+from firstread.errors import NodeError
+from firstread.node.filling import Wanted
+from firstread.node.images import ImageStore, NodeImage
+from firstread.node.inspection import Outcome, inspect
+from firstread.node.mounts import MountTable, mounted_erofs
+from firstread.node.stock import Stock, Use, take_stock
+from firstread.sectors.check import is_sector
+from firstread.sectors.store import SectorStore
+
+
+class Unattended:
+    """Images and sectors below a root; `open` it.
+
+    Args:
+        images: there.
+        store: claimed.
+        uses: of images, by digest.
+    """
+
+    def __init__(self, images: ImageStore, store: SectorStore, uses: dict[str, Use]) -> None:
+        self._images, self._store, self._uses = images, store, uses
+        self._stock = take_stock(images, store)
+        mounted = (image for digest, image in self._stock.images.items() if digest in uses)
+        self._mounted = {sector_id for image in mounted for sector_id in image.ids()}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, root: Path) -> Iterator[Self]:
+        """Claim the store for as long as the context lasts.
+
+        Raises:
+            NodeError: there is none, or a daemon has it.
+        """
+        if not (root / "format.json").exists():
+            raise NodeError(
+                f"there is no sector store in {root}", hint="say where it is: --root DIR"
+            )
+        with SectorStore(root) as store:
+            store.claim()
+            yield cls(ImageStore(root), store, _uses(root))
+
+    def listing(self) -> dict[str, Any]:
+        """Return the document of ``firstread cache ls --json``."""
+        return {**_figures(self._store, self._stock), **self._stock.listing(self._uses)}
+
+    def prune(self, keep_bytes: int, *, dry_run: bool) -> dict[str, Any]:
+        """Remove what nobody uses, until `keep_bytes` are left."""
+        plan = self._stock.plan(self._mounted.__contains__, self._uses, keep_bytes)
+        if not dry_run:
+            for sector_id in plan.sectors:
+                self._store.remove_aside(sector_id)
+            self._store.remove(plan.sectors)
+            for digest in plan.images:
+                self._images.remove(digest)
+        return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
+
+    def verify(self, *, repair: bool) -> dict[str, Any]:
+        """Check everything; what is damaged and not mounted is removed, if `repair`."""
+
+        def check(_: NodeImage, sector: Wanted) -> Outcome:
+            entry = sector.entry
+            if self._store.size(entry.id) < entry.size:
+                return "partial"
+            if self._is_good(sector):
+                return "good"
+            if not repair or entry.id in self._mounted:
+                return "damaged"
+            self._store.remove([entry.id])
+            return "removed"
+
+        def drop(digest: str) -> bool:
+            if not repair or digest in self._uses:
+                return False
+            self._images.remove(digest)
+            return True
+
+        return inspect(self._stock, check, self._images.damage, drop)
+
+    def _is_good(self, sector: Wanted) -> bool:
+        fd = self._store.open(sector.entry.id)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what the disk has, not memory
+            return is_sector(fd, sector.entry.id, sector.entry.size, sector.geometry.frame_size)
+        except NodeError:
+            return False  # a disk that cannot read it
+        finally:
+            os.close(fd)
+
+
+def _figures(store: SectorStore, stock: Stock) -> dict[str, Any]:
+    held = {
+        "bytes": sum(stock.sizes.values()) + sum(stock.aside.values()),
+        "sectors": len(stock.sizes),
+        "limit_bytes": None,
+        "min_free_bytes": None,
+        "free_bytes": store.free_bytes(),
+    }
+    return {"store": held}
+
+
+def _uses(root: Path) -> dict[str, Use]:
+    """Return how images are used by mounts that stand."""
+    standing = mounted_erofs()
+    counts: Counter[str] = Counter()
+    pinned = set()
+    for mount in MountTable(root).load():
+        stands = is_used(mount.detached) if mount.detached else mount.mountpoint in standing
+        if stands:
+            counts[mount.digest] += 1
+            pinned |= {mount.digest} if mount.pinned else set()
+    return {digest: Use(count, digest in pinned) for digest, count in counts.items()}

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sector store within its bounds, and what is on the disk checked, under mounts that are read.
+
+The benchmarks that write docs/reliability.md run here for a few seconds each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks import eviction, flip, power
+
+from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.lazymount import output
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.units import KiB, MiB
+
+pytestmark = pytest.mark.privileged
+
+EIO = "errno 5"
+SECTOR = 256 * KiB
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
+    reference = f"oci:{tmp_path_factory.mktemp('other')}/layout:latest"
+    return reference, put_plain_image(reference, first=300)
+
+
+@pytest.fixture
+def bounded(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon whose store has room for ten sectors."""
+    with Daemon(tmp_path, "--cache-max", str(10 * SECTOR)) as running:
+        yield running
+
+
+def read_all(daemon: Daemon, place: Path, image: PlainImage) -> None:
+    numbers = range(len(image.contents))
+    readers = [daemon.reading(place / f"f{n}", 0, SECTOR) for n in numbers]
+    assert [output(reader) for reader in readers] == [image.summary(n, 0, SECTOR) for n in numbers]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    image, place = tmp_path / "disk", tmp_path / "small"
+    with image.open("wb") as file:
+        file.truncate(16 * MiB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=20)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=20)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True, timeout=20)
+
+
+# Eviction under mounts that are read.
+
+
+def test_an_image_is_read_with_room_for_a_quarter_of_it(tmp_path: Path) -> None:
+    outcome = eviction.measure(tmp_path, 4.0, files=128, file_bytes=128 * KiB)
+    assert outcome.is_good(evictions=100), outcome
+
+
+def test_fetchers_die_and_are_upgraded_in_the_middle_of_evictions(tmp_path: Path) -> None:
+    """Counters begin anew with each fetcher; its evictions show in what is read."""
+    ended: list[int] = []
+
+    def meanwhile(daemon: Daemon) -> None:
+        fetcher = daemon.fetcher
+        if ended and ended[-1] == fetcher:
+            return
+        ended.append(fetcher)
+        if len(ended) % 3:
+            os.kill(fetcher, signal.SIGKILL)
+        else:
+            assert daemon.run("daemon", "--reload").code == 0
+
+    outcome = eviction.measure(tmp_path, 6.0, files=128, file_bytes=128 * KiB, meanwhile=meanwhile)
+    assert (outcome.failed, outcome.wrong) == (0, 0)
+    assert len(outcome.reads) > 200
+    assert len(ended) > 3
+    assert outcome.largest_bytes <= outcome.limit_bytes
+
+
+def test_images_that_are_not_mounted_go_first(
+    bounded: Daemon, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
+) -> None:
+    old = bounded.mount(plain[0], "old")
+    read_all(bounded, old, plain[1])
+    assert bounded.run("umount", old).code == 0
+    read_all(bounded, bounded.mount(other[0], "new"), other[1])
+    store = bounded.status()["store"]
+    assert store["removals"] >= COUNT - 2
+    assert store["evictions"] == 0
+    assert store["bytes"] <= store["limit_bytes"] == 10 * SECTOR
+
+
+def test_a_full_disk_without_limits_makes_room_for_a_mount(
+    tmp_path: Path, small_disk: Path, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, root=small_disk / "store") as daemon:
+        place = daemon.mount(plain[0])
+        read_all(daemon, place, plain[1])
+        assert daemon.run("umount", place).code == 0
+        full = pytest.raises(OSError, match="No space left")
+        with (small_disk / "ballast").open("wb", buffering=0) as ballast, full:
+            ballast.writelines(itertools.repeat(bytes(4096)))
+        read_all(daemon, daemon.mount(other[0], "second"), other[1])
+        assert daemon.status()["store"]["removals"]
+
+
+def test_what_is_pinned_stays_and_who_finds_no_room_is_told(
+    tmp_path: Path, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--cache-max", str(COUNT * SECTOR + SECTOR // 2)) as daemon:
+        pinned = daemon.mount(plain[0], "pinned")
+        assert daemon.run("fetch", "--all", pinned).code == 0
+        place = daemon.mount(other[0], "other")
+        assert output(daemon.reading(place / "f0", how="random")) == EIO
+        record = daemon.log("a read fails")[0]
+        assert "no room for 256.0 KiB in the sector store" in record["error"]
+        assert "cache.max_bytes" in record["hint"]
+        drop_caches()
+        read_all(daemon, pinned, plain[1])
+        assert daemon.mounted(pinned)["self_sufficient"]
+        assert daemon.run("umount", pinned).code == 0
+        assert output(daemon.reading(place / "f0", how="random")) == other[1].summary(0)
+
+
+def test_an_image_that_is_all_here_goes_last(
+    tmp_path: Path, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--cache-max", str((COUNT + 3) * SECTOR)) as daemon:
+        whole = daemon.mount(plain[0], "whole")
+        read_all(daemon, whole, plain[1])
+        place = daemon.mount(other[0], "other")
+        for _ in range(2):
+            drop_caches()
+            for number in range(COUNT):
+                reader = daemon.reading(place / f"f{number}", 0, SECTOR)
+                assert output(reader) == other[1].summary(number, 0, SECTOR)
+        assert daemon.status()["store"]["evictions"] >= COUNT
+        assert daemon.mounted(whole)["self_sufficient"]
+
+
+# What is on the disk.
+
+
+def test_flipped_bits_are_found_and_made_good(tmp_path: Path) -> None:
+    outcome = flip.measure(tmp_path, flips=3)
+    assert outcome.is_good, outcome
+    assert [row.fate.split(";")[0] for row in outcome.rows] == [
+        "fetched again",
+        "fetched again when they were read",
+        "removed",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_doubt_outlives_the_fetcher(
+    daemon: Daemon, plain: tuple[str, PlainImage], number: int
+) -> None:
+    """Only marks remember it, and with the group they go too: then all is doubted."""
+    place = daemon.mount(plain[0])
+    assert daemon.run("fetch", "--all", place).code == 0
+    assert daemon.run("umount", place).code == 0
+    flip.flip(daemon.root, 3)
+    daemon.mount(plain[0])
+    if number == signal.SIGKILL:
+        before = daemon.fetcher
+        os.kill(before, number)
+        daemon.wait(lambda: daemon.fetcher != before)
+    else:
+        daemon.end_all(number)
+        daemon.start()
+    assert flip.wrong_files(place, plain[1]) == 0
+    assert daemon.status()["store"]["damaged"] == 3
+
+
+def test_data_that_is_here_costs_nothing_once_it_was_checked(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    read_all(daemon, place, plain[1])
+    assert daemon.run("umount", place).code == 0
+    drop_caches()
+    daemon.mount(plain[0])
+    read_all(daemon, place, plain[1])
+    assert daemon.status()["store"]["checked"] == 0  # it was verified when it came
+    daemon.end_all(signal.SIGTERM)
+    daemon.start()
+    drop_caches()
+    read_all(daemon, place, plain[1])
+    assert daemon.status()["store"]["checked"] == COUNT
+    drop_caches()
+    os.kill(daemon.supervisor, signal.SIGSTOP)  # it reads the events: there are none
+    try:
+        read_all(daemon, place, plain[1])
+    finally:
+        os.kill(daemon.supervisor, signal.SIGCONT)
+    assert daemon.status()["store"]["checked"] == COUNT
+
+
+def test_power_cuts(tmp_path: Path) -> None:
+    outcome = power.measure(tmp_path, cuts=2)
+    assert outcome.is_good, outcome
+
+
+# Commands.
+
+
+def test_the_cache_is_listed_with_a_daemon_and_without(
+    daemon: Daemon, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    read_all(daemon, place, plain[1])
+    second = daemon.mount(other[0], "second")
+    assert output(daemon.reading(second / "f1", 0, SECTOR)) == other[1].summary(1, 0, SECTOR)
+    assert daemon.run("umount", second).code == 0
+    document = daemon.run("cache", "ls", "--json").json
+    first, last = document["images"]
+    assert (first["names"], first["mounts"], first["pinned"]) == ([plain[0]], 1, False)
+    assert (first["present"], first["bytes"], first["alone_bytes"]) == (8, 8 * SECTOR, 8 * SECTOR)
+    assert (last["names"], last["mounts"], last["present"]) == ([other[0]], 0, 1)
+    assert document["unclaimed"] == {"sectors": 0, "bytes": 0}
+    daemon.end_all(signal.SIGTERM)
+    alone = daemon.run("cache", "ls", "--json").json
+    assert [row | {"last_used": 0} for row in alone["images"]] == [
+        row | {"last_used": 0} for row in document["images"]
+    ]
+    ran = daemon.run("cache", "ls")
+    assert ran.code == 0
+    assert "mounted       8 of 8    2.0 MiB     2.0 MiB     now" in ran.stdout
+    assert "9 sectors, 2.2 MiB; " in ran.stdout
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_prune_leaves_what_is_mounted(
+    daemon: Daemon, plain: tuple[str, PlainImage], other: tuple[str, PlainImage], attended: bool
+) -> None:
+    place = daemon.mount(plain[0])
+    read_all(daemon, place, plain[1])
+    second = daemon.mount(other[0], "second")
+    read_all(daemon, second, other[1])
+    assert daemon.run("umount", second).code == 0
+    if not attended:
+        daemon.end_all(signal.SIGTERM)
+    dry = daemon.run("cache", "prune", "--dry-run")
+    assert dry.stdout == "1 image and 8 sectors (2.0 MiB) would be removed\n"
+    some = daemon.run("cache", "prune", "--to", str(12 * SECTOR), "--json").json
+    assert some == {"sectors": 4, "bytes": 4 * SECTOR, "images": []}
+    rest = daemon.run("cache", "prune", "--json").json
+    assert (rest["sectors"], rest["bytes"], len(rest["images"])) == (4, 4 * SECTOR, 1)
+    assert daemon.run("cache", "prune", "--json").json == {"sectors": 0, "bytes": 0, "images": []}
+    if not attended:
+        daemon.start()
+    drop_caches()
+    read_all(daemon, place, plain[1])
+    read_all(daemon, daemon.mount(other[0], "second"), other[1])
+
+
+def test_verify_leaves_mounts_alone_that_stand_without_a_daemon(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    assert daemon.run("fetch", "--all", place).code == 0
+    daemon.end_all(signal.SIGTERM)
+    flip.flip(daemon.root, 1)
+    ran = daemon.run("cache", "verify", "--repair")
+    assert ran.code == 5
+    assert "is damaged\n" in ran.stdout
+    assert "start one, and repair again" in ran.stdout
+    daemon.start()
+    ran = daemon.run("cache", "verify", "--repair")
+    assert ran.code == 0, ran
+    assert "was damaged, and is fetched again" in ran.stdout
+    assert daemon.run("cache", "verify").stdout == "8 sectors, 2.0 MiB, checked: 0 damaged\n"
+    assert flip.wrong_files(place, plain[1]) == 0
+
+
+def test_an_image_whose_metadata_is_damaged_is_fetched_again(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    assert daemon.run("umount", place).code == 0
+    (metadata,) = (daemon.root / "images").glob("*/metadata")
+    data = bytearray(metadata.read_bytes())
+    data[-1] ^= 1
+    metadata.write_bytes(data)
+    ran = daemon.run("cache", "verify", "--json")
+    assert (ran.code, ran.json["ok"]) == (5, False)
+    assert [image["outcome"] for image in ran.json["images"]] == ["damaged"]
+    daemon.mount(plain[0])
+    assert daemon.log("its file metadata is damaged")
+    read_all(daemon, place, plain[1])
+    assert daemon.run("cache", "verify").code == 0

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the processes of a daemon have given up, and that all they have to do still works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstread.erofs.tree import directory
+from firstread.erofs.writer import write_erofs
+from firstread.node.confine import KEPT, REFUSED, confined
+from firstread.testing.daemon import Daemon
+from firstread.testing.lazymount import output
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry
+from firstread.units import KiB
+
+pytestmark = pytest.mark.privileged
+
+SECTOR = 256 * KiB
+
+_CONFINED = """
+import ctypes, errno, json, os, subprocess, sys
+from firstread.erofs.tree import directory
+from firstread.erofs.writer import write_erofs
+from firstread.node.confine import REFUSED, confine, confined
+assert confine() == []
+libc = ctypes.CDLL(None, use_errno=True)
+machine = 0 if os.uname().machine == "x86_64" else 1
+outcome = {}
+for name, numbers in REFUSED.items():
+    if numbers[machine] is not None:
+        ctypes.set_errno(0)
+        result = libc.syscall(numbers[machine], *[ctypes.c_long(-1)] * 6)
+        outcome[name] = result == -1 and errno.errorcode.get(ctypes.get_errno())
+status = confined()
+child = subprocess.run(
+    [sys.executable, "-c", "import sys; print(open('/proc/self/status').read())"],
+    capture_output=True, text=True, check=True,
+)
+print(json.dumps([outcome, status.complete, status.capabilities, child.stdout]))
+"""
+
+_LANDLOCK = """
+import ctypes, os, struct, sys
+from pathlib import Path
+from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.device.syscalls import prctl
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.syscall(444, None, 0, 1) < 1:
+    print("no landlock"); sys.exit()
+WRITE_FILE = 2
+ruleset = libc.syscall(444, struct.pack("=Q", WRITE_FILE), 8, 0)
+prctl(38, 1)
+assert libc.syscall(446, ruleset, 0) == 0
+try:
+    mount_erofs(Path(sys.argv[1]), [], Path(sys.argv[2]))
+except Exception as exc:
+    print(type(exc).__name__, exc)
+else:
+    unmount(Path(sys.argv[2]))
+"""
+
+
+def run(code: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def capability(pid: int, field: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1], 16)
+
+
+def assert_confined(pid: int) -> None:
+    """Check what the kernel says itself of a process and of each of its threads."""
+    kept = sum(1 << number for number in KEPT.values())
+    for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+        for field in ("CapPrm", "CapEff", "CapBnd"):
+            assert capability(thread, field) & ~kept == 0, (thread, field)
+        assert capability(thread, "CapInh") == capability(thread, "CapAmb") == 0
+        assert capability(thread, "NoNewPrivs") == 1
+        assert capability(thread, "Seccomp") == 2
+    assert confined(pid).complete
+
+
+def test_calls_that_are_refused_and_what_a_child_inherits() -> None:
+    outcome, complete, capabilities, child = json.loads(run(_CONFINED))
+    assert set(outcome.values()) == {"EPERM"}, outcome
+    assert len(outcome) >= len(REFUSED) - 3
+    assert complete
+    assert set(capabilities) <= set(KEPT)
+    assert "NoNewPrivs:\t1" in child
+    assert "Seccomp:\t2" in child
+
+
+def test_a_process_that_is_not_confined_is_known() -> None:
+    """What reports it can fail: this process has not called `confine`."""
+    assert not confined().no_new_privs or not set(confined().capabilities) <= set(KEPT)
+
+
+def test_both_processes_are_confined_and_serve(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    image, content = plain
+    assert_confined(daemon.supervisor)
+    place = daemon.mount(image)
+    assert output(daemon.reading(place / "f0", 0, SECTOR)) == content.summary(0, 0, SECTOR)
+    assert_confined(daemon.fetcher)
+    assert not daemon.log("more privileges than needed")
+
+
+def test_who_takes_the_supervisors_place_has_all_it_needs(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    """No privilege of the supervisor is needed again that the fetcher had given up."""
+    image, content = plain
+    place = daemon.mount(image)
+    for number in range(3):
+        old, heir = daemon.supervisor, daemon.fetcher
+        os.kill(old, signal.SIGKILL)
+        daemon.wait_supervisor(heir)
+        daemon.wait(lambda heir=heir: daemon.fetcher != heir)  # type: ignore[misc]
+        assert_confined(daemon.supervisor)
+        assert_confined(daemon.fetcher)
+        reader = daemon.reading(place / f"f{number}", 0, SECTOR)
+        assert output(reader) == content.summary(number, 0, SECTOR)
+    other = daemon.mount(image, "other")
+    assert daemon.run("umount", other).code == 0
+    assert daemon.run("umount", place).code == 0
+
+
+def test_a_credential_helper_works_and_is_confined_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    helper = tmp_path / "bin/docker-credential-test"
+    answer = json.dumps({"Username": USERNAME, "Secret": PASSWORD})
+    helper.write_text(f"#!/bin/sh\ncat /proc/self/status >> {tmp_path}/seen\necho '{answer}'\n")
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": "test"}))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with DockerRegistry(login=True) as registry:
+        image = f"{registry.host}/plain:1"
+        content = put_plain_image(image, first=0)
+        (tmp_path / "seen").unlink()
+        with Daemon(tmp_path) as daemon:
+            place = daemon.mount(image)
+            reader = daemon.reading(place / "f0", 0, SECTOR)
+            assert output(reader) == content.summary(0, 0, SECTOR)
+    seen = (tmp_path / "seen").read_text()
+    assert "NoNewPrivs:\t1" in seen
+    assert "NoNewPrivs:\t0" not in seen
+
+
+def test_landlock_cannot_be_had_for_a_process_that_mounts(tmp_path: Path) -> None:
+    """The reason for ADR 19; if this ever changes, that decision is to be made again."""
+    with (tmp_path / "metadata").open("wb") as out:
+        write_erofs(out, directory(), [])
+    (tmp_path / "mnt").mkdir()
+    said = run(_LANDLOCK, tmp_path / "metadata", tmp_path / "mnt")
+    if said.startswith("no landlock"):
+        pytest.skip("this kernel has no Landlock")
+    assert "Operation not permitted" in said

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other users of the machine: what they cannot reach, and what they could have planted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstread.testing.command import firstread
+from firstread.testing.daemon import Daemon
+from firstread.testing.lazymount import output
+from firstread.testing.plainimage import PlainImage
+
+pytestmark = pytest.mark.privileged
+
+NOBODY = 65534
+
+_CONNECT = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+peer = socket.socket(socket.AF_UNIX)
+peer.settimeout(20)
+try:
+    peer.connect(sys.argv[1])
+    peer.sendall(b"GET /status HTTP/1.0\\r\\n\\r\\n")
+    print("answer", len(peer.recv(100)))
+except (PermissionError, ConnectionError) as exc:
+    print(type(exc).__name__)
+"""
+
+
+def connected_as_nobody(socket_path: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _CONNECT, socket_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def start(root: Path, run_dir: Path) -> tuple[int, str]:
+    """Run a daemon that is to refuse; return its exit code and what it said."""
+    done = firstread("daemon", "--root", root, "--run-dir", run_dir)
+    return done.code, done.stderr
+
+
+def test_only_root_has_a_way_to_the_socket(daemon: Daemon) -> None:
+    control = daemon.run_dir / "control.sock"
+    assert stat.S_IMODE(control.stat().st_mode) == 0o600
+    for path in (daemon.scratch, *daemon.scratch.parents[:-2]):
+        path.chmod(0o755)  # the directories of tests
+    assert connected_as_nobody(control) == "PermissionError"  # of the directory
+    daemon.run_dir.chmod(0o755)
+    assert connected_as_nobody(control) == "PermissionError"  # of the socket
+    control.chmod(0o666)
+    said = connected_as_nobody(control)  # whatever the modes are
+    assert said in ("answer 0", "BrokenPipeError", "ConnectionResetError")
+    assert daemon.client.alive()
+
+
+def test_all_that_a_daemon_makes_is_private(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+    place = daemon.mount(plain[0])
+    assert daemon.run("fetch", "--all", place).code == 0
+    for top in (daemon.root, daemon.run_dir):
+        seen = 0
+        for directory, _, names in os.walk(top):
+            assert stat.S_IMODE(os.lstat(directory).st_mode) == 0o700, directory
+            seen += 1 + len(names)
+        assert seen > 2
+    assert daemon.run("umount", place).code == 0
+
+
+@pytest.mark.parametrize("which", ["root", "run"])
+def test_a_directory_of_another_user_is_refused(tmp_path: Path, which: str) -> None:
+    (tmp_path / which).mkdir(mode=0o700)
+    os.chown(tmp_path / which, NOBODY, NOBODY)
+    code, said = start(tmp_path / "root", tmp_path / "run")
+    assert code == 5
+    assert f"{tmp_path / which} belongs to user 65534, not to 0" in said
+    assert not list((tmp_path / which).iterdir())
+
+
+def test_a_directory_that_others_can_read_is_repaired(tmp_path: Path) -> None:
+    for name in ("root", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o755)
+    with Daemon(tmp_path) as daemon:
+        for path in (daemon.root, daemon.run_dir):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert len(daemon.log("had mode 0755: it has 0700 now")) == 2
+
+
+@pytest.mark.parametrize("name", ["control.sock", "start.lock", "daemon.log", "daemon.pid.new"])
+@pytest.mark.parametrize("verb", ["daemon", "umount"])
+def test_nothing_planted_in_the_run_directory_is_followed(
+    tmp_path: Path, name: str, verb: str
+) -> None:
+    victim, run_dir = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("untouched")
+    run_dir.mkdir()
+    run_dir.chmod(0o1777)
+    (run_dir / name).symlink_to(victim)
+    place = [str(tmp_path)] if verb == "umount" else []
+    done = firstread(verb, *place, "--root", tmp_path / "root", "--run-dir", run_dir)
+    assert done.code == 5
+    assert "others can write to" in done.stderr
+    assert "chmod 700" in done.stderr
+    assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("name", ["images", "mounts", "references", "sectors"])
+def test_nothing_planted_below_the_root_is_followed(tmp_path: Path, name: str) -> None:
+    victim, root = tmp_path / "victim", tmp_path / "root"
+    victim.mkdir()
+    root.mkdir(mode=0o700)
+    (root / name).symlink_to(victim)
+    code, said = start(root, tmp_path / "run")
+    assert code == 5
+    assert f"{root / name} is a symbolic link" in said
+    assert not list(victim.iterdir())
+
+
+def test_names_of_other_mounts_do_not_confuse_a_daemon(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    """The kernel writes them to mountinfo nearly as they are, and other users can choose them."""
+    odd = tmp_path / "a\vb\rc\x1cd\u2028 - erofs e"
+    odd.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", odd], check=True)
+    try:
+        with Daemon(tmp_path) as daemon:
+            place = daemon.mount(plain[0])
+            daemon.end_all(signal.SIGKILL)
+            daemon.start()
+            assert daemon.mounted(place)
+            assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+            assert daemon.run("umount", place).code == 0
+    finally:
+        subprocess.run(["umount", "-l", odd], check=True)

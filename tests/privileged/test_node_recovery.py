@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the next daemon makes of what the last one has left."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from firstread.device.erofsmount import unmount
+from firstread.errors import NodeError
+from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.lazymount import output
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.units import KiB
+
+pytestmark = pytest.mark.privileged
+
+EIO = "errno 5"
+SECTOR = 256 * KiB
+
+
+def records(daemon: Daemon) -> list[Path]:
+    return sorted((daemon.root / "mounts").iterdir())
+
+
+def test_a_daemon_that_ends_in_order_leaves_its_mounts_to_the_next(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    places = [daemon.mount(plain[0], name) for name in ("one", "with space", "tab\tand\\slash")]
+    assert output(daemon.reading(places[0] / "f0")) == plain[1].summary(0)
+    daemon.end_all(signal.SIGTERM)
+    daemon.start()
+    mounts = {mount["mountpoint"]: mount for mount in daemon.status()["mounts"]}
+    assert mounts.keys() == {str(place) for place in places}
+    for number, place in enumerate(places):
+        assert output(daemon.reading(place / f"f{number + 1}")) == plain[1].summary(number + 1)
+        assert daemon.run("umount", place).code == 0
+    assert records(daemon) == []
+
+
+def test_records_of_mounts_that_are_gone_are_forgotten(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    places = [daemon.mount(plain[0], name) for name in ("stays", "goes")]
+    daemon.end_all(signal.SIGKILL)
+    unmount(places[1])
+    (daemon.root / "mounts/torn.json").write_bytes(b'{"mountpoint": "/x"')
+    (daemon.root / "mounts/torn.tmp").write_bytes(b"")
+    daemon.start()
+    assert [mount["mountpoint"] for mount in daemon.status()["mounts"]] == [str(places[0])]
+    assert len([path for path in records(daemon) if path.suffix == ".json"]) == 1
+    assert daemon.log(f"mount {places[1]} is gone")
+
+
+def test_a_mount_whose_source_is_away_is_taken_over_and_waits_for_it(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    layout = tmp_path / "layout"
+    image = put_plain_image(f"oci:{layout}:latest")
+    place = daemon.mount(f"oci:{layout}:latest")
+    assert output(daemon.reading(place / "f0", 0, SECTOR)) == image.summary(0, 0, SECTOR)
+    daemon.end_all(signal.SIGKILL)
+    layout.rename(tmp_path / "away")
+    daemon.start()
+    drop_caches()
+    assert output(daemon.reading(place / "f0", 0, SECTOR)) == image.summary(0, 0, SECTOR)
+    assert output(daemon.reading(place / "f1", how="random")) == EIO
+    (tmp_path / "away").rename(layout)
+    assert output(daemon.reading(place / "f1", how="random")) == image.summary(1)
+
+
+def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    other = f"oci:{tmp_path}/other:latest"
+    put_plain_image(other, first=50)
+    lost, kept = daemon.mount(plain[0], "lost"), daemon.mount(other, "kept")
+    daemon.end_all(signal.SIGTERM)
+    (damaged,) = [
+        path
+        for path in (daemon.root / "images").iterdir()
+        if str(path / "metadata") in Path("/proc/mounts").read_text() and str(lost) in _line(path)
+    ]
+    shutil.rmtree(damaged)
+    daemon.start()
+    assert [mount["mountpoint"] for mount in daemon.status()["mounts"]] == [str(kept)]
+    assert daemon.log("cannot be taken over")
+    unmount(lost)
+    daemon.mount(plain[0], "lost")  # its metadata is fetched again
+
+
+def _line(path: Path) -> str:
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return next(line for line in lines if line.startswith(str(path)))
+
+
+def test_what_a_fetcher_left_half_filled_is_gone_on_with(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    assert output(daemon.reading(place / "f2", 0, SECTOR)) == plain[1].summary(2, 0, SECTOR)
+    daemon.end_all(signal.SIGKILL)
+    (whole,) = [
+        path
+        for path in (daemon.root / "sectors").rglob("*")
+        if path.is_file() and path.stat().st_size
+    ]
+    content = whole.read_bytes()
+    with whole.open("r+b") as file:
+        file.truncate(3 * 16 * KiB + 5000)  # in the middle of a frame
+    drop_caches()
+    daemon.start()
+    assert output(daemon.reading(place / "f2", 0, SECTOR)) == plain[1].summary(2, 0, SECTOR)
+    assert whole.read_bytes() == content
+
+
+def test_sectors_are_written_to_the_disk_when_it_is_calm(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    """Without the owner's write permission a sector outlives a power cut; see the store."""
+    place = daemon.mount(plain[0])
+    assert daemon.run("fetch", "--all", place).code == 0
+    daemon.end_all(signal.SIGKILL)  # before it was calm for long enough
+    daemon.start()
+    files = [path for path in (daemon.root / "sectors").rglob("*") if path.is_file()]
+    assert len(files) == 8
+    daemon.wait(lambda: all(path.stat().st_mode & 0o777 == 0o400 for path in files))
+
+
+def test_a_daemon_without_a_fetcher_that_works_ends(daemon: Daemon) -> None:
+    daemon.end_all(signal.SIGTERM)
+    (daemon.root / "mounts/0.json").mkdir()  # only a fetcher reads it
+    with pytest.raises(Exception, match=r"daemon hung up|no daemon answers"):
+        daemon.start()
+    daemon.wait(lambda: daemon.log("no fetcher starts: giving up"))
+
+
+def test_who_shares_a_mount_changes_only_with_its_record(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    for holder in ("a", "b"):
+        daemon.client.post("/mount", image=plain[0], holder=holder)
+    table = daemon.root / "mounts"
+    subprocess.run(["chattr", "+i", table], check=True, timeout=10)
+    try:
+        with pytest.raises(NodeError, match="cannot write the mount table"):
+            daemon.client.post("/mount", image=plain[0], holder="c")
+        with pytest.raises(NodeError, match="cannot write the mount table"):
+            daemon.client.post("/release", holder="b")
+        (mount,) = daemon.status()["mounts"]
+        assert mount["holders"] == ["a", "b"]
+    finally:
+        subprocess.run(["chattr", "-i", table], check=True, timeout=10)
+    for holder in ("b", "a"):
+        daemon.client.post("/release", holder=holder)
+    assert daemon.status()["mounts"] == []

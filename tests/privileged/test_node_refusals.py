@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node refuses, with one sentence that says what to do, and without leaving a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from firstread.device.erofsmount import unmount
+from firstread.erofs.format import DEVICE_SLOT_SIZE, DEVICE_TABLE
+from firstread.errors import NodeError
+from firstread.node.mounts import mounted_erofs
+from firstread.sectors.format import Header, index_offset
+from firstread.testing.command import firstread, program
+from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.images import digest_of
+from firstread.testing.lazymount import output
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.units import KiB
+
+pytestmark = pytest.mark.privileged
+
+EIO = "errno 5"
+SECTOR = 256 * KiB
+Change = Callable[[bytearray], object]
+
+
+def put(metadata: bytearray, offset: int, layout: str, *values: int) -> None:
+    struct.pack_into(layout, metadata, offset, *values)
+
+
+def index(metadata: bytearray) -> int:
+    """Return where the first row of the sector index is."""
+    header = Header.unpack(memoryview(metadata))
+    return index_offset(header, len(metadata)) + header.blobs * 40
+
+
+BAD_METADATA: dict[str, Change] = {
+    "more devices than rows": lambda m: put(m, 1024 + 86, "<H", 9),
+    "more rows than devices": lambda m: put(m, 12, "<I", 9),
+    "more sectors than can be": lambda m: put(m, 12, "<I", 70_000),
+    "more blobs than there are": lambda m: put(m, 16, "<I", 2),
+    "a file behind the end of its device": lambda m: put(m, DEVICE_TABLE + 64, "<I", 1),
+    "a device larger than a sector": lambda m: put(m, DEVICE_TABLE + 64, "<I", 1 << 20),
+    "an empty device": lambda m: put(m, DEVICE_TABLE + 64, "<I", 0),
+    "a sector outside its blob": lambda m: put(m, index(m) + 8, "<Q", 1 << 40),
+    "a sector of an unknown blob": lambda m: put(m, index(m), "<I", 7),
+    "a sector longer than it can be": lambda m: put(m, index(m) + 4, "<I", 2 * SECTOR),
+    "an impossible sector size": lambda m: put(m, 10, "<B", 50),
+    "a root that is no directory": lambda m: put(m, 1024 + 14, "<H", 60_000),
+    "another version": lambda m: put(m, 8, "<H", 2),
+    "its end cut off": lambda m: m.__delitem__(slice(-4096, None)),
+    "nothing in it": lambda m: m.clear(),
+}
+
+
+class Layout:
+    """An OCI layout with one converted image, opened to be changed."""
+
+    def __init__(self, reference: str) -> None:
+        self.path = Path(reference.removeprefix("oci:").removesuffix(":latest"))
+        self.names = json.loads((self.path / "index.json").read_bytes())
+        self.manifest = json.loads(self._read(self.names["manifests"][0]["digest"]))
+
+    def metadata(self) -> bytearray:
+        stored = self._read(self.manifest["layers"][0]["digest"])
+        return bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(stored))
+
+    def replace_metadata(self, metadata: bytearray) -> None:
+        self.manifest["layers"][0] |= self._add(zstandard.compress(bytes(metadata)))
+        self.names["manifests"][0] |= self._add(json.dumps(self.manifest).encode())
+        (self.path / "index.json").write_text(json.dumps(self.names))
+
+    def _read(self, digest: str) -> bytes:
+        return (self.path / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()
+
+    def _add(self, data: bytes) -> dict[str, object]:
+        digest = digest_of(data)
+        (self.path / "blobs/sha256" / digest.removeprefix("sha256:")).write_bytes(data)
+        return {"digest": digest, "size": len(data)}
+
+
+def metadata_of(reference: str) -> bytearray:
+    return Layout(reference).metadata()
+
+
+def crafted(source: str, target: Path, change: Change) -> str:
+    """Copy the layout of an image with its metadata changed; return the new reference."""
+    shutil.copytree(Layout(source).path, target)
+    copy = Layout(f"oci:{target}:latest")
+    metadata = copy.metadata()
+    change(metadata)
+    copy.replace_metadata(metadata)
+    return f"oci:{target}:latest"
+
+
+def nothing_left(daemon: Daemon) -> None:
+    """Check that a refused mount has left nothing."""
+    assert daemon.status()["mounts"] == []
+    assert not [place for place in mounted_erofs() if place.startswith(str(daemon.scratch))]
+    assert not list((daemon.root / "mounts").iterdir())
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for tests after which it is as before."""
+    with Daemon(tmp_path_factory.mktemp("refusing")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", BAD_METADATA)
+def test_crafted_metadata_is_refused_before_it_is_mounted(
+    refusing: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, name: str
+) -> None:
+    reference = crafted(plain[0], tmp_path / "crafted", BAD_METADATA[name])
+    (tmp_path / "mnt").mkdir()
+    ran = refusing.run("mount", reference, tmp_path / "mnt")
+    assert ran.code == 3, ran
+    assert reference in ran.stderr
+    assert "internal error" not in ran.stderr
+    nothing_left(refusing)
+    assert not list((refusing.root / "images").iterdir())
+
+
+def test_an_image_that_lies_about_sectors_of_another_is_refused(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """Else what it says of the shared file would be believed by the other image's readers."""
+    other = f"oci:{tmp_path}/other:latest"
+    put_plain_image(other, count=1, first=50, sector_bytes=SECTOR // 2)
+    slot = DEVICE_TABLE + 3 * DEVICE_SLOT_SIZE
+    sector_id = metadata_of(plain[0])[slot : slot + 64]
+
+    def claim(metadata: bytearray) -> None:
+        metadata[DEVICE_TABLE : DEVICE_TABLE + 64] = sector_id
+
+    place = daemon.mount(plain[0], "true")
+    (tmp_path / "mnt").mkdir()
+    ran = daemon.run("mount", crafted(other, tmp_path / "liar", claim), tmp_path / "mnt")
+    assert ran.code == 3, ran
+    assert f"has {SECTOR // 2} bytes, but it has {SECTOR}" in ran.stderr
+    assert len(daemon.status()["mounts"]) == 1
+    assert output(daemon.reading(place / "f3", 0, SECTOR)) == plain[1].summary(3, 0, SECTOR)
+
+
+def test_an_image_that_lies_about_what_is_in_a_sector_gives_errors_not_bytes(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    def swap(metadata: bytearray) -> None:
+        first, second = index(metadata), index(metadata) + 16
+        rows = metadata[first : first + 16], metadata[second : second + 16]
+        metadata[first : first + 16], metadata[second : second + 16] = rows[1], rows[0]
+
+    place = daemon.mount(crafted(plain[0], tmp_path / "swapped", swap))
+    assert output(daemon.reading(place / "f0")) == EIO
+    assert output(daemon.reading(place / "f1")) == EIO
+    assert output(daemon.reading(place / "f2")) == plain[1].summary(2)
+
+
+# Names.
+
+
+def test_what_is_no_converted_image_is_named(
+    daemon: Daemon, debian: Path, tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    cases = [
+        (f"oci:{debian}:latest", 3, "convert it first"),
+        (f"oci:{tmp_path}/nowhere:latest", 4, "nowhere"),
+        (plain[0].replace(":latest", ":none"), 4, "none"),
+        ("127.0.0.1:1/lazy/image:1", 4, "cannot be reached"),
+        ("UPPER/case", 2, "lower case"),
+    ]
+    for reference, code, words in cases:
+        ran = daemon.run("mount", reference, place)
+        assert (ran.code, words in ran.stderr) == (code, True), ran
+        assert len(ran.stderr.splitlines()) <= 2
+    assert daemon.run("mount", plain[0], place, "--pull", "never").code == 4
+    nothing_left(daemon)
+
+
+def test_a_relative_name_of_a_layout_is_that_of_the_user(
+    daemon: Daemon, plain: tuple[str, PlainImage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layout = Path(plain[0].removeprefix("oci:").removesuffix(":latest"))
+    monkeypatch.chdir(layout.parent)
+    place = daemon.mount(f"oci:{layout.name}:latest")
+    assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert daemon.run("mount", plain[0], "below").code == 0
+    assert daemon.run("fetch", "--all", "below").code == 0
+    assert daemon.run("umount", "below").code == 0
+
+
+def test_places_that_cannot_be_mounted_at(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for place in (file, tmp_path / "missing"):
+        ran = daemon.run("mount", plain[0], place)
+        assert ran.code == 2, ran
+        assert str(place) in ran.stderr
+    nothing_left(daemon)
+    mounted = daemon.mount(plain[0])
+    (tmp_path / "link").symlink_to(mounted)
+    for place in (mounted, tmp_path / "link"):
+        ran = daemon.run("mount", plain[0], place)
+        assert ran.code == 2
+        assert f"{mounted} is a mount of {plain[0]}" in ran.stderr
+    assert daemon.run("umount", tmp_path / "link").code == 0
+
+
+# Unmounting.
+
+
+def test_a_busy_mount_is_not_unmounted_and_its_users_are_named(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    user = subprocess.Popen(["sleep", "60"], cwd=place)
+    try:
+        ran = daemon.run("umount", place)
+        assert ran.code == 5
+        assert f"sleep (pid {user.pid}: working directory)" in ran.stderr
+        assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+    finally:
+        user.kill()
+        user.wait()
+    assert daemon.run("umount", place).code == 0
+    nothing_left(daemon)
+
+
+def test_who_uses_a_lazily_unmounted_image_can_go_on_reading(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    code = "import sys; sys.stdin.readline(); print(open('f4', 'rb').read()[:4096].hex())"
+    user = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert daemon.run("umount", "--lazy", place).code == 0
+    assert daemon.status()["mounts"] == []
+    said, _ = user.communicate("go on\n", timeout=20)
+    assert said.strip() == plain[1].contents[4][:4096].hex()
+    again = daemon.mount(plain[0])
+    assert output(daemon.reading(again / "f5")) == plain[1].summary(5)
+    assert daemon.run("umount", again).code == 0
+    first = daemon.fetcher
+    os.kill(first, signal.SIGKILL)  # the next one looks who still uses what is taken away
+    daemon.wait(lambda: daemon.fetcher != first)
+    nothing_left(daemon)
+
+
+def test_what_is_not_ours_is_not_unmounted(daemon: Daemon, tmp_path: Path) -> None:
+    ran = daemon.run("umount", tmp_path)
+    assert ran.code == 2
+    assert "is not a mount of firstread" in ran.stderr
+
+
+def test_a_mount_that_somebody_else_unmounted_is_forgotten(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    unmount(place)
+    daemon.mount(plain[0])  # again, at the same place
+    unmount(place)
+    assert daemon.run("umount", place).code == 2
+    nothing_left(daemon)
+
+
+def test_a_mount_below_another_file_system_is_left_alone(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        ran = daemon.run("umount", place)
+        assert ran.code == 2
+        assert os.path.ismount(place)
+    finally:
+        subprocess.run(["umount", place], check=True)
+        unmount(place)
+
+
+# Daemons.
+
+
+def refusal(*arguments: str | Path, user: int = 0) -> tuple[int, str]:
+    """Return the exit code of a ``firstread`` that must not stay, and what it says."""
+    identity = ["setpriv", "--reuid", str(user), "--clear-groups"] if user else []
+    done = subprocess.run(
+        [*identity, *program(*arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_daemons_do_not_share_a_store_or_a_socket(daemon: Daemon, tmp_path: Path) -> None:
+    code, said = refusal("daemon", "--root", daemon.root, "--run-dir", tmp_path / "other")
+    assert code == 5
+    assert f"is in use by process {daemon.supervisor}" in said
+    code, said = refusal("daemon", "--root", tmp_path / "other", "--run-dir", daemon.run_dir)
+    assert code == 5
+    assert "listens in" in said
+    assert daemon.status()["mounts"] == []
+
+
+def let_through(path: Path) -> None:
+    """Let other users reach `path`."""
+    for parent in path.parents:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o055)
+
+
+def test_who_is_not_root_is_told_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    let_through(tmp_path)
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    code, said = refusal("daemon", *places, user=65534)
+    assert (code, "run as root" in said) == (5, True), said
+    code, said = refusal("mount", "a.test/b", tmp_path, *places, user=65534)
+    assert (code, "run as root" in said) == (5, True), said
+    assert len(said.splitlines()) <= 3
+
+
+def test_who_is_not_root_cannot_use_a_daemon(daemon: Daemon) -> None:
+    daemon.run_dir.chmod(0o755)
+    (daemon.run_dir / "control.sock").chmod(0o666)
+    let_through(daemon.scratch)
+    places = ("--root", daemon.root, "--run-dir", daemon.run_dir)
+    code, said = refusal("status", *places, user=65534)
+    assert code == 5, said
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+def test_a_store_on_a_file_system_without_events(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    options = "size=1m"
+    if kind == "overlay":
+        for name in ("lower", "upper", "work"):
+            (tmp_path / name).mkdir()
+        options = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
+    subprocess.run(["mount", "-t", kind, "-o", options, "none", place], check=True)
+    try:
+        code, said = refusal("daemon", "--root", place / "root", "--run-dir", tmp_path / "run")
+        doctor = firstread("doctor", "--root", place / "root", "--json")
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+    assert code == 5
+    assert f"is on {kind}" in said
+    assert "choose a --root on ext4, xfs or btrfs" in said
+    assert doctor.code == NodeError.exit_code
+    assert doctor.json["device"] is None
+    failed = {check["name"]: check for check in doctor.json["checks"] if not check["ok"]}
+    assert "ext4" in failed["events on the sector store"]["fix"]
+
+
+def test_doctor_finds_nothing_wrong_here(tmp_path: Path) -> None:
+    well = firstread("doctor", "--root", tmp_path, "--json")
+    assert well.code == 0, well
+    assert well.json["device"] == "fanotify"
+    assert all(check["ok"] for check in well.json["checks"])
+    assert "the fanotify device works" in firstread("doctor", "--root", tmp_path).stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:80", "192.0.2.1:9100"]
+)
+def test_metrics_that_cannot_be_served(tmp_path: Path, address: str) -> None:
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    code, said = refusal("daemon", *places, "--metrics", address)
+    assert code in (2, 5)
+    assert address in said
+
+
+# Space.
+
+
+def fill(path: Path) -> None:
+    """Write until there is no more space."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(64 * KiB)):
+            pass
+
+
+def present(daemon: Daemon, content: bytes) -> bool:
+    """Tell whether the store has a sector with this content."""
+    files = (path for path in (daemon.root / "sectors").rglob("*") if path.is_file())
+    return any(
+        file.stat().st_size == len(content) and file.read_bytes() == content for file in files
+    )
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Unmounted images make room, then sectors that are read least; what is pinned does not."""
+    disk, place = tmp_path / "disk", tmp_path / "small"
+    place.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(24 * 1024 * KiB)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+    layouts = {name: f"oci:{tmp_path}/{name}:latest" for name in ("old", "new")}
+    put_plain_image(layouts["old"], count=36, first=0)  # 9 MiB
+    new = put_plain_image(layouts["new"], count=80, first=100)  # 20 MiB: too much beside it
+    try:
+        with Daemon(tmp_path, root=place / "root") as daemon:
+            first = daemon.mount(layouts["old"], "first")
+            assert daemon.run("fetch", "--all", first).code == 0
+            assert daemon.run("umount", first).code == 0
+
+            second = daemon.mount(layouts["new"], "second")
+            reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in range(60)]
+            wanted = [new.summary(n, 0, SECTOR) for n in range(60)]
+            assert [output(reader) for reader in reads] == wanted
+            store = daemon.status()["store"]
+            assert 0 < store["removals"] <= 36
+            assert store["evictions"] == 0
+            assert daemon.run("cache", "prune").code == 0
+
+            filler = place / "filler"
+            fill(filler)
+            tail = SECTOR - 4096
+            assert output(daemon.reading(second / "f70", tail, how="random")) == new.summary(
+                70, tail
+            )
+            assert daemon.status()["store"]["evictions"] > 0
+
+            daemon.client.post("/pin", directory=str(second))
+            fill(place / "filler2")
+            drop_caches()
+            assert output(daemon.reading(second / "f79", tail, how="random")) == EIO
+            record = daemon.log("a read fails")[0]
+            assert "No space left on device" in record["error"]
+            assert "free some space on the file system of --root" in record["hint"]
+            here = [n for n in range(80) if present(daemon, new.contents[n])]
+            reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in here]
+            assert [output(r) for r in reads] == [new.summary(n, 0, SECTOR) for n in here]
+
+            filler.unlink()
+            assert output(daemon.reading(second / "f79", tail)) == new.summary(79, tail)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)

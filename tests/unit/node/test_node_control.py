@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket and its client, with a node that only remembers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstread.cli.options import check_lazy
+from firstread.errors import AuthError, FirstreadError, ImageError, NodeError, UsageError
+from firstread.node.client import Client, connected, socket_path
+from firstread.node.control import MAX_CONNECTIONS, ControlServer
+from firstread.node.mounts import Access
+from firstread.node.node import Node
+from firstread.node.policy import AS_CONFIGURED, Asked
+from firstread.node.stats import Feed
+
+
+class Remembering(Node):
+    """A node that does nothing but what a test tells it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+    def mount(
+        self,
+        name: str,
+        directory: str | None,
+        access: Access,
+        *,
+        policy: str = "missing",
+        holder: str = "",
+        asked: Asked = AS_CONFIGURED,
+    ) -> dict[str, Any]:
+        self.asked = asked
+        self._note("mount", name, directory, access, policy, holder)
+        return {"mountpoint": directory}
+
+    def umount(self, directory: str, *, lazy: bool = False) -> None:
+        self._note("umount", directory, lazy)
+
+    def release(self, holder: str) -> None:
+        self._note("release", holder)
+
+    def pin(self, directory: str) -> None:
+        self._note("pin", directory)
+
+    def status(self) -> dict[str, Any]:
+        self._note("status")
+        return {"mounts": []}
+
+
+class Peer:
+    """A server, its node, and a client of it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(socket_path(run_dir)))
+        listener.listen()
+        self.node, self.feed = Remembering(), Feed()
+        self.client = Client(run_dir)
+        self.server = ControlServer(
+            listener, self.node, self.feed, lambda status: {**status, "more": 1}, lambda: b"m 1\n"
+        )
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.socket.close()
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    running = Peer(tmp_path)
+    yield running
+    running.close()
+
+
+def test_requests_become_calls(peer: Peer) -> None:
+    access = {"plain_http": True}
+    answer = peer.client.post("/mount", image="i", directory="/d", policy="always", access=access)
+    assert answer == {"mountpoint": "/d"}
+    assert peer.client.post("/umount", directory="/d", lazy=True) == {}
+    peer.client.post("/release", holder="h")
+    peer.client.post("/pin", directory="/d")
+    assert peer.node.calls == [
+        ("mount", "i", "/d", Access(plain_http=True), "always", ""),
+        ("umount", "/d", True),
+        ("release", "h"),
+        ("pin", "/d"),
+    ]
+
+
+def test_policies_are_asked_for_with_a_mount(peer: Peer) -> None:
+    policies = {"stall_s": 3, "on_corruption": "fail", "from_a_later_version": 1}
+    peer.client.post("/mount", image="i", directory="/d", policies=policies)
+    assert peer.node.asked == Asked(3.0, "fail", None)
+    with pytest.raises(UsageError, match="stall_s"):
+        peer.client.post("/mount", image="i", directory="/d", policies={"stall_s": "long"})
+
+
+def test_a_daemon_that_does_not_say_how_it_mounts_is_not_taken_for_lazy(peer: Peer) -> None:
+    answer = peer.client.post("/mount", image="i", directory="/d", policies={"require": "lazy"})
+    check_lazy(answer, {})
+    check_lazy({**answer, "device": "fanotify"}, {"require": "lazy"})
+    for unsure in (answer, {**answer, "device": "flat"}):
+        with pytest.raises(NodeError, match="does not say that the mount is lazy"):
+            check_lazy(unsure, {"require": "lazy"})
+
+
+def test_status_and_metrics(peer: Peer) -> None:
+    assert peer.client.alive()
+    assert peer.client.get("/status") == {"mounts": [], "more": 1}
+    assert peer.client.text("/metrics") == "m 1\n"
+
+
+@pytest.mark.parametrize("kind", [UsageError, ImageError, AuthError, NodeError, FirstreadError])
+def test_errors_arrive_as_what_they_were(peer: Peer, kind: type[FirstreadError]) -> None:
+    peer.node.error = kind("went wrong", hint="do this", image="i", layer="sha256:1")
+    with pytest.raises(kind) as caught:
+        peer.client.post("/pin", directory="/d")
+    assert type(caught.value) is kind
+    assert str(caught.value) == str(peer.node.error)
+    assert caught.value.hint == "do this"
+    assert caught.value.exit_code == kind.exit_code
+
+
+def test_a_defect_is_an_error_and_the_server_goes_on(peer: Peer) -> None:
+    peer.node.error = ZeroDivisionError("oops")
+    with pytest.raises(FirstreadError, match="internal error: oops"):
+        peer.client.post("/pin", directory="/d")
+    peer.node.error = None
+    assert peer.client.post("/pin", directory="/d") == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST /pin HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /pin HTTP/1.0\r\nContent-Length: 2\r\n\r\n[]",
+        b"POST /pin HTTP/1.0\r\nContent-Length: 1\r\n\r\n{",
+        b"POST /pin HTTP/1.0\r\nContent-Length: 9999999\r\n\r\n",
+        b'POST /mount HTTP/1.0\r\nContent-Length: 28\r\n\r\n{"image": "i", "access": "x"}',
+        b"POST /nothing HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+        b"GET /nothing HTTP/1.0\r\n\r\n",
+    ],
+)
+def test_a_wrong_request_is_refused(peer: Peer, tmp_path: Path, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path(tmp_path)))
+        connection.sendall(data)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+    assert peer.node.calls == []
+
+
+def test_a_mount_whose_asker_has_gone_is_released(peer: Peer, tmp_path: Path) -> None:
+    body = b'{"image": "i", "holder": "h"}'
+    gone = threading.Event()
+
+    class Slow(Remembering):
+        def mount(self, *args: Any, **options: Any) -> dict[str, Any]:
+            gone.wait(5)
+            return {"long": "x" * 1_000_000}
+
+    peer.server.node = node = Slow()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path(tmp_path)))
+        head = f"POST /mount HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+    gone.set()
+    for _ in range(500):
+        if node.calls:
+            break
+        threading.Event().wait(0.01)
+    assert node.calls == [("release", "h")]
+
+
+def test_events_come_as_they_happen(peer: Peer) -> None:
+    def tell() -> None:
+        while not stop.wait(0.01):
+            peer.feed.tell("read", sector="ab")
+
+    stop = threading.Event()
+    teller = threading.Thread(target=tell)
+    teller.start()
+    try:
+        events = peer.client.events()
+        first = next(events)
+        assert (first["event"], first["sector"]) == ("read", "ab")
+        next(events)
+        events.close()  # type: ignore[attr-defined]
+    finally:
+        stop.set()
+        teller.join()
+
+
+def test_without_a_daemon(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    assert not client.alive()
+    for ask in (lambda: client.get("/status"), lambda: next(client.events())):
+        with pytest.raises(NodeError, match="no daemon answers") as caught:
+            ask()
+        assert "firstread daemon" in str(caught.value.hint)
+
+
+def test_a_question_is_asked_again_when_the_fetcher_dies(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(socket_path(tmp_path)))
+        listener.listen()
+
+        def serve() -> None:
+            listener.accept()[0].close()  # it dies with the first request
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            listener.accept()[0].close()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        client = Client(tmp_path)
+        assert client.get("/status") == {}
+        with pytest.raises(NodeError, match="hung up"):  # this could change something
+            client.post("/umount", directory="/d")
+        server.join()
+
+
+def raw(tmp_path: Path, data: bytes = b"") -> socket.socket:
+    """Return a connection on which `data` was sent."""
+    peer = socket.socket(socket.AF_UNIX)
+    peer.connect(str(socket_path(tmp_path)))
+    peer.settimeout(20)
+    peer.sendall(data)
+    return peer
+
+
+def all_of(peer: socket.socket) -> bytes:
+    data = b""
+    with peer, contextlib.suppress(ConnectionResetError):  # not all that was sent was read
+        while part := peer.recv(65536):
+            data += part
+    return data
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_left(peer: Peer, tmp_path: Path) -> None:
+    peer.server.request_s = 0.3
+    slow = raw(tmp_path, b"GET /status HTTP/1.1\r\n")
+    with slow:
+        for _ in range(100):  # as long as each byte comes soon after the one before
+            try:
+                slow.send(b"a")
+            except BrokenPipeError:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("it may go on for ever")
+    assert peer.client.get("/status")["more"] == 1
+
+
+@pytest.mark.parametrize("length", ["-1", "-99999999", "1048577", "99999999999999999999"])
+def test_a_body_of_impossible_length_is_not_read(peer: Peer, tmp_path: Path, length: str) -> None:
+    head = f"POST /pin HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+    connection = raw(tmp_path, head.encode() + b"x" * 1000)
+    assert b"the request is too large" in all_of(connection)
+    assert not peer.node.calls
+
+
+def test_heads_are_bounded(peer: Peer, tmp_path: Path) -> None:
+    for head in (b"GET /" + b"x" * 70_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n"):
+        assert all_of(raw(tmp_path, head)).split()[1] in (b"414", b"431")
+
+
+def test_who_watches_is_told_why_it_may_not(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    def refuse() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(1000))
+                data = b'{"error": "NodeError", "message": "there are too many"}'
+                connection.send(b"HTTP/1.0 503 Busy\r\nContent-Length: %d\r\n\r\n" % len(data))
+                connection.send(data)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path(tmp_path)))
+        listener.listen()
+        threading.Thread(target=refuse, daemon=True).start()
+        with pytest.raises(NodeError, match="there are too many"):
+            next(Client(tmp_path, timeout_s=5).events())
+    assert len(asked) == 1
+
+
+def test_more_clients_than_there_is_room_for_are_told_so(peer: Peer, tmp_path: Path) -> None:
+    waiting = [raw(tmp_path) for _ in range(MAX_CONNECTIONS)]
+    try:
+        with pytest.raises(NodeError, match="serves 512 requests"):
+            peer.client.get("/status")
+    finally:
+        for connection in waiting:
+            connection.close()
+    for _ in range(200):  # the threads end by and by
+        with contextlib.suppress(NodeError):
+            assert peer.client.get("/status")["more"] == 1
+            return
+        time.sleep(0.05)
+    pytest.fail("there is no room any more")
+
+
+def test_none_is_started_where_somebody_else_does_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRSTREAD_START_DAEMON", "0")
+    with pytest.raises(NodeError, match="none may be started"):
+        connected(tmp_path / "root", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a node on disk, from a layout with a real converted image."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
+from firstread.node.images import ImageStore, SectorMap
+from firstread.oci.layout import LayoutDirectory
+from firstread.oci.model import Descriptor
+from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.repository import BlobStream
+from firstread.testing.entries import File
+from firstread.testing.images import Image, Layer, write_layout
+from firstread.testing.plainimage import put_plain_image
+
+
+class Counted(LayoutDirectory):
+    """A layout that counts what it is asked for."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference)
+        self.asked: Counter[str] = Counter()
+
+    def get_manifest(self, reference: str | None = None) -> tuple[Descriptor, bytes]:
+        self.asked["manifest"] += 1
+        return super().get_manifest(reference)
+
+    def open_blob(
+        self, blob: Descriptor, *, offset: int = 0, length: int | None = None
+    ) -> BlobStream:
+        self.asked["blob"] += 1
+        return super().open_blob(blob, offset=offset, length=length)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    name = f"oci:{tmp_path_factory.mktemp('image')}/layout:latest"
+    put_plain_image(name, count=3)
+    return parse_reference(name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path)
+
+
+def test_an_image_is_fetched_with_three_questions_and_then_known(
+    store: ImageStore, reference: Reference, tmp_path: Path
+) -> None:
+    assert store.known(reference) is None
+    resolved = []
+    with Counted(reference) as repository:
+        image = store.fetch(reference, repository, lambda: resolved.append(1))
+        assert repository.asked == {"manifest": 1, "blob": 2}
+        store.fetch(reference, repository)
+        assert repository.asked == {"manifest": 2, "blob": 3}  # its metadata is here
+    assert resolved == [1]
+    again = ImageStore(tmp_path)
+    assert again.known(reference) == image.digest
+    by_digest = parse_reference(f"{reference}@{image.digest}")
+    assert again.known(by_digest) == image.digest
+    loaded = again.load(image.digest)
+    assert loaded.ids() == image.ids()
+    assert loaded.config == image.config
+    assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
+
+
+def test_sectors_are_found_by_id_and_by_place(store: ImageStore, reference: Reference) -> None:
+    with LayoutDirectory(reference) as repository:
+        image = store.fetch(reference, repository)
+    sectors = SectorMap(image)
+    assert list(sectors) == image.ids()
+    first = sectors.find(image.ids()[0])
+    assert first == image.wanted(0)
+    second = sectors.behind(image.wanted(0))
+    assert second == image.wanted(1)
+    assert sectors.behind(image.wanted(2)) is None
+    assert sectors.find(b"\0" * 32) is None
+
+
+def test_many_who_fetch_the_same_image_all_get_it(
+    store: ImageStore, reference: Reference, tmp_path: Path
+) -> None:
+    errors = []
+    start = threading.Barrier(8)
+
+    def fetch() -> None:
+        try:
+            with LayoutDirectory(reference) as repository:
+                start.wait()
+                store.fetch(reference, repository)
+        except FirstreadError as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(list((tmp_path / "images").iterdir())) == 1
+    assert len(list((tmp_path / "references").iterdir())) == 1
+
+
+def test_an_ordinary_image_leaves_nothing(store: ImageStore, tmp_path: Path) -> None:
+    write_layout(Image([Layer([File("a", b"x")])]), tmp_path / "ordinary")
+    ordinary = parse_reference(f"oci:{tmp_path}/ordinary:latest")
+    with LayoutDirectory(ordinary) as repository, pytest.raises(UnsupportedError) as caught:
+        store.fetch(ordinary, repository)
+    assert str(ordinary) in str(caught.value)
+    assert "convert" in str(caught.value.hint)
+    assert not list((tmp_path / "images").iterdir())
+    assert store.known(ordinary) is None
+
+
+def test_what_is_not_here_or_damaged(
+    store: ImageStore, reference: Reference, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError, match="is not on this node"):
+        store.load("sha256:" + "0" * 64)
+    with LayoutDirectory(reference) as repository:
+        image = store.fetch(reference, repository)
+    for name, data in [("config.json", b"{"), ("manifest.json", b"[]"), ("metadata", b"")]:
+        path = image.directory / name
+        kept = path.read_bytes()
+        path.write_bytes(data)
+        with pytest.raises(ImageError) as caught:
+            store.load(image.digest)
+        assert caught.value.hint
+        path.write_bytes(kept)
+    (image.directory / "config.json").unlink()
+    with pytest.raises(NotFoundError):
+        store.load(image.digest)
+
+
+def test_what_a_crash_left_is_cleared_away(store: ImageStore, tmp_path: Path) -> None:
+    (tmp_path / "images/tmpabc").mkdir()
+    (tmp_path / "images/tmpabc/metadata").write_bytes(b"half")
+    ImageStore(tmp_path)
+    assert not list((tmp_path / "images").iterdir())
+
+
+def test_a_disk_that_refuses_is_named(
+    store: ImageStore, reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "images").rmdir()
+    with LayoutDirectory(reference) as repository, pytest.raises(NodeError) as caught:
+        store.fetch(reference, repository)
+    assert "cannot store the image" in str(caught.value)

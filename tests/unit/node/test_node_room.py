@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds of the cache, one at a time, with a kernel that refuses marks."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from firstread.config import CacheTable
+from firstread.device.fanotify import Group
+from firstread.errors import NodeError, from_os_error
+from firstread.node.cache import IDLE_S, Cache
+from firstread.node.evict import State
+from firstread.node.filling import Waiter
+from firstread.sectors.store import SectorStore
+
+SIZE = 4096
+IDS = [bytes([number]) * 32 for number in range(4)]
+
+
+class Marks(Group):
+    """Marks as the kernel has them."""
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+        self.names: set[bytes] = set()
+        self.refused: set[bytes] = set()
+
+    def mark_names(self, dirfd: int, names: Iterable[bytes]) -> None:
+        for name in names:
+            if name in self.refused:
+                raise NodeError("no memory")
+            self.names.add(name)
+
+    def unmark_names(self, dirfd: int, names: Iterable[bytes]) -> None:
+        self.names -= set(names)
+
+
+class Images:
+    """An owner of one mounted image."""
+
+    def __init__(self) -> None:
+        self.mounted = self.idle = True
+        self.pinned = False
+
+    def is_mounted(self, sector_id: bytes) -> bool:
+        return self.mounted
+
+    def is_exempt(self, sector_id: bytes) -> bool:
+        return self.pinned
+
+    def is_complete(self, sector_id: bytes) -> bool:
+        return False
+
+    def emptied(self, sector_id: bytes) -> None: ...
+
+    def whole(self, sector_id: bytes) -> None: ...
+
+    def whole_size(self, sector_id: bytes) -> int:
+        return SIZE
+
+    def let_go(self, sector_id: bytes) -> bool:
+        return self.idle
+
+    def cold(self) -> list[bytes]:
+        return []
+
+    def again(self, waiters: Sequence[Waiter]) -> None: ...
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SectorStore]:
+    with SectorStore(tmp_path / "root", filesystems=None) as store:
+        store.ensure(IDS)
+        for sector_id in IDS:
+            store.path(sector_id).write_bytes(bytes(SIZE))
+        yield store
+
+
+def cache_of(store: SectorStore, marks: Marks, images: Images) -> Cache:
+    return Cache(store, marks, CacheTable(max_bytes=SIZE), images, grace_s=0.0)
+
+
+def test_what_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
+    marks = Marks()
+    marks.refused = set(store.names(IDS[:2]))
+    cache = cache_of(store, marks, Images())
+    for _ in range(4):
+        cache._round()
+    assert [store.size(i) for i in IDS] == [SIZE, SIZE, 0, 0]
+    assert marks.names == set(store.names(IDS[2:]))
+    assert all(cache.clock.state(i) is not State.EMPTIES for i in IDS)
+
+
+@pytest.mark.parametrize("why", ["emptied", "known to a lane"])
+def test_a_file_that_is_in_use_is_neither_removed_nor_discarded(
+    store: SectorStore, why: str
+) -> None:
+    images = Images()
+    cache = cache_of(store, Marks(), images)
+    images.mounted = False
+    if why == "emptied":
+        cache.clock.hold(IDS[0])
+        assert cache.clock.condemn(IDS[0])
+        cache.clock.release(IDS[0], SIZE)
+    else:
+        images.idle = False
+    cache.discard(IDS[0])
+    assert cache.remove(IDS[0]) == 0
+    assert store.size(IDS[0]) == cache.clock.size(IDS[0]) == SIZE
+
+
+def test_a_goal_that_cannot_be_reached_is_not_looked_at_all_the_time(store: SectorStore) -> None:
+    images = Images()
+    images.pinned = True
+    cache = cache_of(store, Marks(), images)
+    cache._round()
+    assert cache._round() == IDLE_S
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_what_a_full_disk_refuses_is_done_once_more(store: SectorStore, pinned: bool) -> None:
+    images = Images()
+    images.pinned = pinned
+    cache = Cache(store, Marks(), CacheTable(), images, grace_s=0.0)
+    cache.start()
+    tried: list[int] = []
+
+    def save() -> int:
+        tried.append(cache.usage()[0])
+        if tried[-1]:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise from_os_error(error, "cannot save") from error
+        return 7
+
+    if pinned:
+        with pytest.raises(NodeError, match="cannot save"):
+            cache.with_room(save)
+    else:
+        assert cache.with_room(save) == 7
+    assert tried == [4, 4 if pinned else 0]
