@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Being the parent of a container: its exit status, and the signals that it is sent.
+
+Owns the waiting and the forwarding. Invariant: while a container is attended, a signal for this
+process is one for the container, as with ``docker run``.
+
+Source: docker's run reference, ``--sig-proxy`` and "Exit status"; prctl(2), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+
+from firstread.device.syscalls import oserror
+from firstread.errors import from_os_error
+
+_log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_FORWARDED = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
+)
+_Handler = Callable[[int, FrameType | None], None]
+
+_PATIENCE = 3
+"""So many SIGINT or SIGTERM, and a container that ignores them is killed: its first process has no
+default action for any signal, and the user of a terminal no other way out."""
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Become the parent of processes whose own parents, runtimes, exit.
+
+    Raises:
+        NodeError: the kernel refuses.
+    """
+    _set_subreaper(1)
+    try:
+        yield
+    finally:
+        _set_subreaper(0)
+
+
+def _set_subreaper(value: int) -> None:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(value), 0, 0, 0):
+        raise from_os_error(oserror(), "cannot adopt the container's process")
+
+
+@contextlib.contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that what was made so far is undone.
+
+    Only in the main thread, as `forwarding_signals`, which takes these signals over. One that was
+    ignored, as nohup(1) has it, stays so.
+    """
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    heard = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    with _handling(dict.fromkeys(heard, unwind)):
+        yield
+
+
+@contextlib.contextmanager
+def forwarding_signals(
+    pidfd: int, resize: Callable[[], None], on_ended: Callable[[], None]
+) -> Iterator[None]:
+    """Send signals on to the process behind `pidfd`; call `resize` for SIGWINCH.
+
+    One that ends programs calls `on_ended` if that process has ended.
+
+    Only in the main thread; elsewhere Python has no handlers and nothing is forwarded.
+    """
+    asked = 0
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += number in {signal.SIGINT, signal.SIGTERM}
+        if asked >= _PATIENCE:
+            _log.warning("got %d SIGTERM/SIGINTs, killing the container", asked)
+            number = signal.SIGKILL
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            if number != signal.SIGCONT:
+                on_ended()
+
+    handlers: dict[int, _Handler] = {}
+    handlers.update(dict.fromkeys(_FORWARDED, forward))
+    handlers[signal.SIGWINCH] = lambda *_: resize()
+    with _handling(handlers):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handlers: Mapping[int, _Handler]) -> Iterator[None]:
+    before = {}
+    try:
+        with contextlib.suppress(ValueError):
+            for number, handler in handlers.items():
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old if old is not None else signal.SIG_DFL)
+
+
+def wait_exit_code(pidfd: int) -> int:
+    """Wait for a child; return its exit code as a shell gives it: 128 + n for signal n."""
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    if result is None:  # only with WNOHANG
+        raise AssertionError
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host's control groups can do for a container.
+
+Owns the look at ``/sys/fs/cgroup``; the runtime makes and removes the groups (``/firstread/ID`` in
+every hierarchy, without systemd, which need not run).
+
+Facts about control groups:
+
+* *unified*: cgroup2 at /sys/fs/cgroup. *legacy*: a tmpfs there, one directory for each version 1
+  controller. *hybrid*: legacy, and cgroup2 at /sys/fs/cgroup/unified.
+* systemd's hybrid layout leaves cgroup2 without controllers. Where some are left on it (hugetlb is,
+  if nobody mounts it), ``create`` of crun up to at least 1.8 refuses to do anything, also with its
+  ``--cgroup-manager=disabled``; runc does not mind. In a mount namespace where
+  /sys/fs/cgroup/unified is unmounted, crun sees a legacy host and works, limits included. Its
+  ``start`` and ``delete`` need no such thing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+
+_HIDE_UNIFIED = (
+    *("unshare", "--mount", "--propagation", "slave", "sh", "-c"),
+    'umount -l "$0" && exec "$@"',
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """Abilities of the host.
+
+    Args:
+        usable: groups can be made at all.
+        controllers: those that can limit something.
+        swap: swap is accounted.
+        stray: the cgroup2 directory of a hybrid host that has controllers, or None.
+    """
+
+    usable: bool
+    controllers: frozenset[str]
+    swap: bool
+    stray: Path | None = None
+
+    @property
+    def able(self) -> frozenset[str]:
+        """The controllers whose limits a runtime can apply here."""
+        return self.controllers if self.usable else frozenset()
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What to put before the command line of a runtime that refuses hybrid hosts."""
+        return (*_HIDE_UNIFIED, str(self.stray)) if self.stray else ()
+
+
+def read_cgroups(root: Path = _ROOT) -> Cgroups:
+    """Look at the host."""
+    usable = os.access(root, os.W_OK) and not os.statvfs(root).f_flag & os.ST_RDONLY
+    unified = _words(root / "cgroup.controllers")
+    if unified is not None:
+        return Cgroups(usable, unified, swap="memory" in unified)
+    legacy = frozenset(name for name in ("cpu", "memory", "pids") if (root / name).is_dir())
+    swap = (root / "memory/memory.memsw.limit_in_bytes").exists()
+    stray = root / "unified" if _words(root / "unified/cgroup.controllers") else None
+    return Cgroups(usable and bool(legacy), legacy, swap, stray)
+
+
+def _words(path: Path) -> frozenset[str] | None:
+    try:
+        return frozenset(path.read_text().split())
+    except OSError:
+        return None

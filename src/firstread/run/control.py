@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to containers from outside: stop, remove, read the log.
+
+Owns the waiting for a container's attendant and the clearing up after one that died.
+Invariant: after `remove_container` neither a process, a mount, a control group nor a file of the
+container is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from firstread.errors import NodeError, UsageError, from_os_error
+from firstread.run.cgroups import read_cgroups
+from firstread.run.containers import ContainerStore, Record, Status, status_of
+from firstread.run.launch import LOG_NAME, RUNTIME_STATE
+from firstread.run.logfile import LogEntry, read_log
+from firstread.run.overlay import unmount_below
+from firstread.run.processes import (
+    ProcessIdentity,
+    host_command_lines,
+    is_alive,
+    open_process,
+)
+from firstread.run.runtime import find_runtime
+
+STOP_SECONDS = 10.0
+_KILL_SECONDS = 10.0
+_SETTLE_SECONDS = 20.0
+_POLL_SECONDS = 0.02
+
+
+def stop_container(
+    store: ContainerStore, record: Record, timeout_seconds: float = STOP_SECONDS
+) -> None:
+    """Send the stop signal, then SIGKILL; return when the container is cleared up.
+
+    One that does not run, or not yet, is left as it is.
+
+    Raises:
+        NodeError: it cannot be killed.
+    """
+    if record.process:
+        _end(record.process, record.stop_signal, timeout_seconds)
+        _wait_settled(store, record)
+
+
+def remove_container(
+    store: ContainerStore,
+    record: Record,
+    *,
+    force: bool = False,
+    on_unused: Callable[[Record], None] = lambda _: None,
+) -> None:
+    """Remove a container that does not run; with `force`, kill it first.
+
+    Args:
+        store: that it is in.
+        record: as found there.
+        force: kill it, or end its making.
+        on_unused: called before the record goes, if nobody has released the image's tree yet.
+
+    Raises:
+        UsageError: it runs, and `force` is not given.
+        NodeError: something of it cannot be removed.
+    """
+    runs = is_alive(record.process) if record.process else status_of(record) is Status.CREATED
+    if runs and not force:
+        raise UsageError(
+            f"cannot remove a running container {record.short_id}",
+            hint="stop it first, or remove it with --force",
+        )
+    if runs and record.attendant and not record.process:
+        # It undoes what it has made; or the container has started meanwhile, and is killed below.
+        _signal(record.attendant, signal.SIGTERM)
+    _wait_settled(store, record, kill=True)
+    # Found nothing to do, unless the attendant died: then this is what it would have done.
+    left = store.reload(record)
+    if left:
+        runtime_state = store.state_dir / RUNTIME_STATE
+        _wait_runtime(runtime_state, left.id)
+        if (runtime_state / left.id).exists():
+            find_runtime(left.runtime or None, runtime_state, read_cgroups()).delete(left.id)
+        unmount_below(store.directory(left))
+        if left.lower or left.exit_code is None:
+            on_unused(left)
+        store.delete(left)
+
+
+def read_container_log(
+    store: ContainerStore, record: Record, *, follow: bool = False
+) -> Iterator[LogEntry]:
+    """Yield the output of a detached container; with `follow` until it ends.
+
+    Raises:
+        UsageError: the container was not detached, so that it has no log.
+        NodeError: the log cannot be read.
+    """
+    if not record.detached:
+        raise UsageError(
+            f"container {record.short_id} was not detached: its output went to its terminal"
+        )
+
+    def is_running() -> bool:
+        # Of now: while it is made, the command hands it over to its monitor.
+        current = store.reload(record)
+        return bool(current and current.attendant and is_alive(current.attendant))
+
+    path: Path = store.directory(record) / LOG_NAME
+    try:
+        yield from read_log(path, follow=follow, is_running=is_running)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the log") from exc
+
+
+def _end(process: ProcessIdentity, number: int, timeout_seconds: float) -> None:
+    """Send a signal, and SIGKILL if the process is still there after the time."""
+    pidfd = open_process(process)
+    if pidfd is None:
+        return
+    try:
+        for sent, seconds in ((number, timeout_seconds), (signal.SIGKILL, _KILL_SECONDS)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, sent)
+            if select.select([pidfd], [], [], seconds)[0]:
+                return
+    except PermissionError as exc:
+        raise from_os_error(exc, "cannot stop the container") from exc
+    finally:
+        os.close(pidfd)
+    raise NodeError(f"process {process.pid} of the container does not end, not even by SIGKILL")
+
+
+def _wait_runtime(state: Path, container_id: str) -> None:
+    """Wait until no runtime is at work on a container whose attendant died."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while time.monotonic() < deadline and any(
+        str(state) in arguments and arguments[-1] == container_id
+        for arguments in host_command_lines()
+    ):
+        time.sleep(_POLL_SECONDS)
+
+
+def _signal(process: ProcessIdentity, number: int) -> None:
+    """Send a signal, if the process is there."""
+    pidfd = open_process(process)
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+    except PermissionError as exc:
+        raise from_os_error(exc, "cannot stop the container") from exc
+    finally:
+        os.close(pidfd)
+
+
+def _wait_settled(store: ContainerStore, record: Record, *, kill: bool = False) -> None:
+    """Wait until the attendant, if it lives, has cleared up; with `kill`, kill what it attends."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        current = store.reload(record)
+        if current is None or current.exit_code is not None:
+            return
+        if kill and current.process:
+            _end(current.process, signal.SIGKILL, 0)
+        if current.attendant is None or not is_alive(current.attendant):
+            return
+        time.sleep(_POLL_SECONDS)
+    raise NodeError(
+        f"container {record.short_id} is not cleared up by process "
+        f"{record.attendant.pid if record.attendant else 0}"
+    )

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a mounted image to a container that ran: the steps of ``run``, in their order.
+
+Owns the sequence and what is undone when a step fails. Invariants: a container's record is written
+before anything is made for it, and deleted after all of that is gone, so that whatever dies, `rm`
+finds what is left; if `run_container` raises, nothing is left of a container that has not started,
+and nothing is taken from one that has; `on_unused` is called before the record goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from firstread.errors import FirstreadError, UsageError, from_os_error
+from firstread.run import capabilities
+from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit_code
+from firstread.run.bundle import Site, process_args, runtime_spec
+from firstread.run.cgroups import Cgroups, read_cgroups
+from firstread.run.containers import ContainerStore, Record, now, reserve_container
+from firstread.run.devices import find_devices, host_devices
+from firstread.run.document import to_json
+from firstread.run.etc import write_etc
+from firstread.run.image import ImageConfig, parse_image_config
+from firstread.run.logfile import LogWriter
+from firstread.run.monitor import Report, run_detached
+from firstread.run.options import RunOptions
+from firstread.run.overlay import mount_overlay, unmount_below
+from firstread.run.parse import Mount
+from firstread.run.processes import identify
+from firstread.run.runtime import Runtime, find_runtime
+from firstread.run.streams import (
+    PipeStreams,
+    Sink,
+    Streams,
+    TerminalStreams,
+    first_of,
+    to_descriptor,
+)
+from firstread.run.users import resolve_user
+from firstread.run.volumes import make_volumes
+
+_log = logging.getLogger(__name__)
+
+LOG_NAME = "log"
+RUNTIME_STATE = "runtime"
+"""Below the state directory: what crun or runc keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run, with everything that was looked up before anything was made."""
+
+    lower: Path
+    image: ImageConfig
+    options: RunOptions
+    store: ContainerStore
+    runtime: Runtime
+    cgroups: Cgroups
+    record: Record
+    on_unused: Callable[[], None]
+
+    @property
+    def directory(self) -> Path:
+        return self.store.directory(self.record)
+
+
+def _nothing(*_arguments: object) -> None:
+    pass
+
+
+def run_container(
+    lower: Path,
+    config: Mapping[str, object],
+    options: RunOptions,
+    state_dir: Path,
+    *,
+    record: Record | None = None,
+    on_start: Callable[[Record], None] = _nothing,
+    on_first_output: Callable[[], None] = _nothing,
+    on_unused: Callable[[], None] = _nothing,
+) -> int:
+    """Run a container; return its exit code, or 0 once it started if it is detached.
+
+    Args:
+        lower: root of the image, mounted; read only.
+        config: the image's OCI configuration, decoded.
+        options: of the user.
+        state_dir: where containers are kept.
+        record: of `reserve_container`; None makes one.
+        on_start: called when the container's process was let go.
+        on_first_output: called before the first byte is passed on, in another thread; never for
+            a detached container.
+        on_unused: called when `lower` is no longer used, by a container that ended or did not
+            start, perhaps twice; for a detached one in its monitor, which has none of the caller's
+            descriptors. If it raises, the record stays for ``rm``.
+
+    Raises:
+        CommandError: the command is not there (127) or cannot be invoked (126).
+        FirstreadError: anything else that kept the container from starting; `run_exit_code` tells
+            what to exit with.
+    """
+    store = ContainerStore(state_dir)
+    record = record or reserve_container(options, store)
+    try:
+        job = _prepare(lower, config, options, store, record, on_unused)
+    except BaseException:
+        on_unused()
+        store.delete(record)
+        raise
+    if options.detach:
+        on_start(_run_in_monitor(job))
+        return 0
+    return _run(job, lambda job: _caller_streams(job, on_first_output), on_start)
+
+
+def _run_in_monitor(job: _Job) -> Record:
+    def body(report: Report) -> None:
+        _run(job, _log_streams, lambda record: report(msgspec.json.encode(record)))
+
+    try:
+        return msgspec.json.decode(run_detached(body), type=Record)
+    except Exception:
+        _discard(job)  # once more: the monitor itself may have died
+        raise
+    # A signal that ends the wait is not among these: the monitor is at work on the container, and
+    # undoes it when it finds nobody to report to.
+
+
+def _prepare(
+    lower: Path,
+    config: Mapping[str, object],
+    options: RunOptions,
+    store: ContainerStore,
+    record: Record,
+    on_unused: Callable[[], None],
+) -> _Job:
+    image = parse_image_config(config)
+    if options.interactive and options.tty and not options.detach and not os.isatty(0):
+        raise UsageError("the input device is not a TTY")
+    cgroups = read_cgroups()
+    runtime = find_runtime(options.runtime, store.state_dir / RUNTIME_STATE, cgroups)
+    lower = lower.absolute()
+    record = msgspec.structs.replace(
+        record,
+        command=tuple(process_args(image, options)),
+        lower=str(lower),
+        runtime=runtime.program,
+        stop_signal=image.stop_signal_number,
+        labels={**(image.labels or {}), **options.labels},
+    )
+    _warn(config, options, cgroups)
+    return _Job(lower, image, options, store, runtime, cgroups, record, on_unused)
+
+
+def _warn(config: Mapping[str, object], options: RunOptions, cgroups: Cgroups) -> None:
+    """Say what is asked for and will not be so."""
+    wanted = {"memory": options.memory_bytes, "cpu": options.cpus, "pids": options.pids_limit}
+    flags = {"memory": "--memory", "cpu": "--cpus", "pids": "--pids-limit"}
+    asked = [name for name, value in wanted.items() if value is not None]
+    lost = [flags[name] for name in asked if name not in cgroups.able]
+    if lost:
+        _log.warning("no limit is applied for %s: no control group for it here", ", ".join(lost))
+    architecture = config.get("architecture")
+    own = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)
+    if own and architecture and architecture != own:
+        _log.warning("the image's architecture is %s, this host's is %s", architecture, own)
+
+
+def _caller_streams(job: _Job, on_first_output: Callable[[], None]) -> Streams:
+    """Connect the container to the streams of this process."""
+    options = job.options
+    stdin = 0 if options.interactive else None
+    output, error = first_of([to_descriptor(1), to_descriptor(2)], on_first_output)
+    if not options.tty:
+        return PipeStreams(stdin, output, error)
+    size_of = next((number for number in (0, 1, 2) if os.isatty(number)), None)
+    return TerminalStreams(stdin, output, size_of, job.directory)
+
+
+def _log_streams(job: _Job) -> Streams:
+    """Connect the container to its log."""
+    log = LogWriter(job.directory / LOG_NAME)
+
+    def sink(name: str) -> Sink:
+        return lambda content: log.write(name, content)
+
+    if job.options.tty:
+        return TerminalStreams(None, sink("stdout"), None, job.directory)
+    return PipeStreams(None, sink("stdout"), sink("stderr"), keep_open=job.options.interactive)
+
+
+def _run(job: _Job, connect: Callable[[_Job], Streams], on_start: Callable[[Record], None]) -> int:
+    """Start the container, attend it, and clear up after it."""
+    # A signal is the container's until all is cleared up: it does not interrupt that.
+    with adopting_orphans(), contextlib.ExitStack() as attending:
+        try:
+            record, code = _attend(job, connect, on_start, attending)
+        except BaseException:
+            _discard(job)
+            raise
+        _settle(job, record, code)
+    return code
+
+
+def _attend(
+    job: _Job,
+    connect: Callable[[_Job], Streams],
+    on_start: Callable[[Record], None],
+    attending: contextlib.ExitStack,
+) -> tuple[Record, int]:
+    record = msgspec.structs.replace(job.record, attendant=identify(os.getpid()))
+    job.store.save(record)
+    _make_bundle(job)
+    with contextlib.closing(connect(job)) as streams:
+        stdio, console = streams.for_runtime()
+        program = record.command[0]
+        pid = job.runtime.create(record.id, job.directory, program, stdio, console)
+        pidfd = os.pidfd_open(pid)
+        attending.callback(os.close, pidfd)
+        streams.start()
+        # Before the start: a process that is done at once has no identity any more.
+        record = msgspec.structs.replace(record, process=identify(pid), started=now())
+        job.store.save(record)
+        attending.enter_context(forwarding_signals(pidfd, streams.resize, streams.give_up))
+        job.runtime.start(record.id, job.directory)
+        on_start(record)
+        code = wait_exit_code(pidfd)
+        streams.finish()
+    return record, code
+
+
+def _make_bundle(job: _Job) -> None:
+    """Mount the root, make what is mounted into it, and write the runtime's ``config.json``."""
+    options, directory = job.options, job.directory
+    rootfs = directory / "rootfs"
+    try:
+        rootfs.mkdir()
+        mount_overlay(job.lower, directory, rootfs, volatile=options.remove)
+        hostname = _hostname(options, job.record)
+        etc = write_etc(
+            directory, hostname=hostname, network=options.network, extra_hosts=options.extra_hosts
+        )
+        options = dataclasses.replace(options, mounts=tuple(map(_find_source, options.mounts)))
+    except OSError as exc:
+        raise from_os_error(exc, "cannot prepare the container") from exc
+    available = capabilities.available()
+    site = Site(
+        container_id=job.record.id,
+        rootfs=str(rootfs),
+        user=resolve_user(options.user or job.image.user or "", job.lower),
+        hostname=hostname,
+        capabilities=capabilities.granted(
+            options.cap_add, options.cap_drop, privileged=options.privileged, available=available
+        ),
+        mounts=[*etc, *_volumes(job)],
+        devices=[
+            *(host_devices() if options.privileged else ()),
+            *(device for flag in options.devices for device in find_devices(flag)),
+        ],
+        machine=os.uname().machine,
+        controllers=job.cgroups.able,
+        swap_limit=job.cgroups.swap,
+    )
+    spec = runtime_spec(job.image, options, site)
+    _write(directory / "config.json", to_json(spec))
+
+
+def _find_source(mount: Mount) -> Mount:
+    """Return a mount fit for what is at its source; make a directory if nothing is, as docker."""
+    if mount.type != "bind":
+        return mount
+    if not os.path.lexists(mount.source):
+        os.makedirs(mount.source)
+    if os.path.isdir(mount.source):
+        return mount
+    # Nothing can be mounted below a file, and crun opens what is to be "rro" as a directory.
+    access = tuple("ro" if option == "rro" else option for option in mount.options)
+    return dataclasses.replace(mount, options=access)
+
+
+def _hostname(options: RunOptions, record: Record) -> str:
+    default = os.uname().nodename if options.network == "host" else record.short_id
+    return options.hostname or default
+
+
+def _volumes(job: _Job) -> list[Mount]:
+    """Make the anonymous volumes that no mount of the user's covers."""
+    declared = {*(job.image.volumes or ()), *job.options.volumes}
+    covered = {mount.target for mount in job.options.mounts}
+    wanted = [path for path in declared if Mount(path, "bind", "").target not in covered]
+    return make_volumes(job.lower, wanted, job.directory / "volumes", volatile=job.options.remove)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot write the container's bundle") from exc
+
+
+def _discard(job: _Job) -> None:
+    """Undo what was made for a container that did not start."""
+    if not job.directory.exists():
+        return  # the monitor has done it
+    job.runtime.delete(job.record.id)
+    unmount_below(job.directory)
+    job.on_unused()
+    job.store.delete(job.record)
+
+
+def _settle(job: _Job, record: Record, code: int) -> None:
+    """Clear up after a container that ended; what fails is for ``rm`` to try again."""
+    try:
+        job.runtime.delete(record.id)
+        unmount_below(job.directory)
+        job.on_unused()
+    except FirstreadError as exc:
+        _log.warning("container %s is not cleared up: %s", record.short_id, exc)
+    else:
+        record = msgspec.structs.replace(record, lower="")
+    try:
+        if record.remove and not record.lower:
+            job.store.delete(record)
+        else:
+            job.store.save(msgspec.structs.replace(record, exit_code=code, finished=now()))
+    except FirstreadError as exc:
+        _log.warning("the end of container %s is not written down: %s", record.short_id, exc)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that attends a detached container after the command returned.
+
+Owns the detaching: double fork, own session, no terminal, and the word back to the command whether
+the container started. Invariant: the command returns when that is known, and the monitor then
+holds nothing of the command's: no terminal, lock, pipe or connection.
+
+A fork and no new program, so that what is to happen at the container's end can be any function.
+The caller must have no other threads at that moment.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+
+from firstread import errors
+from firstread.errors import FirstreadError, NodeError
+from firstread.run.runtime import CommandError
+
+Report = Callable[[bytes], None]
+"""Tells the command that the container runs; to be called once."""
+
+
+class _Failure(msgspec.Struct):
+    error: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class _Success(msgspec.Struct):
+    payload: bytes
+
+
+class _Answer(msgspec.Struct):
+    success: _Success | None = None
+    failure: _Failure | None = None
+
+
+def run_detached(body: Callable[[Report], None]) -> bytes:
+    """Run `body` in a process that outlives this one; return what it reports.
+
+    Args:
+        body: calls its argument when the caller may go on, and goes on itself. Runs with
+            standard streams from and to /dev/null and the root as working directory.
+
+    Raises:
+        FirstreadError: the one that `body` raised before it reported.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        _become_monitor(body, read_end, write_end)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with open(read_end, "rb") as pipe:
+        content = pipe.read()
+    try:
+        answer = msgspec.msgpack.decode(content, type=_Answer)
+    except msgspec.DecodeError as exc:
+        raise NodeError("the monitor of the container died before it started") from exc
+    if answer.failure:
+        raise _to_error(answer.failure)
+    return answer.success.payload if answer.success else b""
+
+
+def _become_monitor(body: Callable[[Report], None], read_end: int, write_end: int) -> NoReturn:
+    """Run `body` and exit; never return into the frames that were forked along."""
+    code = 1
+    try:
+        os.close(read_end)
+        _let_go(keep=write_end)
+
+        def answer(**parts: Any) -> None:
+            # Descriptor by descriptor: what comes later has nobody to read it.
+            content = msgspec.msgpack.encode(_Answer(**parts))
+            while content:
+                content = content[os.write(write_end, content) :]
+            os.close(write_end)
+
+        try:
+            body(lambda payload: answer(success=_Success(payload)))
+        except FirstreadError as exc:
+            code = exc.exit_code
+            answer(failure=_to_failure(exc))
+        else:
+            code = 0
+    finally:
+        os._exit(code)
+
+
+def _let_go(keep: int) -> None:
+    """Give up whatever descriptors the command had.
+
+    They are replaced, not closed: objects of the command still know the numbers, and would close,
+    or worse use, what the monitor opened under them.
+    """
+    gc.freeze()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        if number in {keep, null}:
+            continue
+        try:
+            os.fstat(number)  # the directory that was listed is closed by now
+        except OSError:
+            continue
+        os.dup2(null, number, inheritable=number < 3)
+    if null > 2:
+        os.close(null)
+
+
+def _to_failure(exc: FirstreadError) -> _Failure:
+    return _Failure(type(exc).__name__, str(exc), exc.hint, exc.exit_code)
+
+
+def _to_error(failure: _Failure) -> FirstreadError:
+    if failure.error == CommandError.__name__:
+        return CommandError(failure.message, hint=failure.hint, exit_code=failure.exit_code)
+    kind: type[FirstreadError] = getattr(errors, failure.error, NodeError)
+    return kind(failure.message, hint=failure.hint)

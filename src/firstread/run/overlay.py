@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The writable root of a container: overlayfs over a read-only tree.
+
+Owns the mount call, its options and the unmounting. Invariant: the lower tree is never written to,
+and `unmount_below` leaves no mount behind, so that a container's directory can then be deleted.
+
+Facts about overlayfs:
+
+* Paths in its options know ``:`` and ``\`` as special characters and fsconfig(2) takes 255 bytes;
+  any other path goes in as ``/proc/self/fd/N``, which the kernel resolves at once.
+* ``redirect_dir``, ``metacopy`` and ``index`` follow trusted.overlay.* attributes, which an image
+  could carry. They are named here so that no module parameter of a distribution turns them on.
+* ``volatile`` makes fsync(2) on the upper directory free and, after a crash of the host, the upper
+  directory unusable as one. So it is for containers that are removed on exit; what others wrote
+  may be wanted from their upper directory later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from firstread.device import syscalls
+from firstread.errors import NodeError, from_os_error
+from firstread.mountinfo import read_mountinfo
+
+_FIXED = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
+_PLAIN_PATH = re.compile(rb"[^:,\\]{1,255}")
+
+
+def mount_overlay(lower: Path, writable: Path, mountpoint: Path, *, volatile: bool = False) -> None:
+    """Mount `lower` at `mountpoint`, with changes going to `writable`.
+
+    Args:
+        lower: the read-only tree.
+        writable: an existing directory; gets ``upper`` and ``work``, on one file system.
+        mountpoint: an existing directory.
+        volatile: never sync; the upper directory is then lost with the host's next crash.
+
+    Raises:
+        NodeError: the kernel refuses, in its own words.
+    """
+    upper, work = writable / "upper", writable / "work"
+    try:
+        work.mkdir()
+        _copy_attributes(lower, upper)
+        with contextlib.ExitStack() as stack:
+            paths = {"lowerdir": lower, "upperdir": upper, "workdir": work}
+            named = {key: stack.enter_context(_named(path)) for key, path in paths.items()}
+            _mount(named, mountpoint, volatile=volatile)
+    except OSError as exc:
+        raise from_os_error(exc, f"cannot mount an overlay over {lower}") from exc
+
+
+def _copy_attributes(source: Path, directory: Path) -> None:
+    """Make `directory` with owner and mode of `source`: overlayfs shows those of the upper root."""
+    status = source.stat()
+    directory.mkdir()
+    os.chown(directory, status.st_uid, status.st_gid)
+    directory.chmod(status.st_mode & 0o7777)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[bytes]:
+    """Yield a name for `path` that is fit for a mount option."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name = os.fsencode(path)
+        yield name if _PLAIN_PATH.fullmatch(name) else b"/proc/self/fd/%d" % descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _mount(paths: dict[str, bytes], mountpoint: Path, *, volatile: bool) -> None:
+    context = syscalls.fsopen("overlay")
+    try:
+        syscalls.fsconfig_string(context, "source", b"overlay")
+        options = {**paths, **{key: value.encode() for key, value in _FIXED.items()}}
+        for key, value in options.items():
+            syscalls.fsconfig_string(context, key, value)
+        if volatile:
+            syscalls.fsconfig_flag(context, "volatile")
+        syscalls.fsconfig_create(context)
+        mount = syscalls.fsmount(context, 0)
+    except OSError as exc:
+        words = "; ".join(syscalls.fscontext_messages(context)) or exc.strerror
+        raise NodeError(f"cannot mount an overlay: {words}") from exc
+    finally:
+        os.close(context)
+    try:
+        syscalls.move_mount(mount, os.fsencode(mountpoint))
+    finally:
+        os.close(mount)
+
+
+def mounts_below(directory: Path) -> list[bytes]:
+    """Return the mount points in `directory`, the ones mounted last first."""
+    prefix = os.fsencode(directory.resolve()) + b"/"
+    points = [mount.place for mount in read_mountinfo()]
+    return [point for point in reversed(points) if point.startswith(prefix)]
+
+
+def unmount_below(directory: Path) -> None:
+    """Unmount everything in `directory`; a mount in use disappears when its user is done.
+
+    Raises:
+        NodeError: the kernel refuses.
+    """
+    for point in mounts_below(directory):
+        try:
+            syscalls.umount2(point, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError as exc:
+            if exc.errno not in {errno.EINVAL, errno.ENOENT}:  # someone else was faster
+                exc.filename = os.fsdecode(point)
+                raise from_os_error(exc, "cannot unmount") from exc

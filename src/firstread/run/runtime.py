@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OCI runtime, crun or runc: create, start, delete.
+
+Owns its command line and the meaning of its errors. Does not wait for the container. Invariant: a
+`create` that raises has left nothing in the runtime's state.
+
+``create`` and ``start`` are used apart, not ``run``: with ``run`` the exit status of a container
+and of a runtime that could not start one are the same number.
+
+Facts about runc 1.1 and crun 1.8:
+
+* The container's first process is a child of the runtime, which exits: it goes to the nearest
+  child subreaper (prctl(2)), who can wait for it as for any child.
+* ``create`` opens the executable, so that a missing one is an error of the runtime; ``start``
+  succeeds before execve(2), so that a bad interpreter is an exit status of the container.
+* The message of a failure goes to ``--log``, and to standard error, which is the container's. There
+  crun writes in the format of the log, also when execve(2) fails after the start: so its log is
+  plain text, the message alone, and runc's is JSON.
+* They hand LISTEN_FDS sockets and NOTIFY_SOCKET of their environment to the container.
+
+Source: the command line of runc that crun shares; OCI runtime specification 1.0.2, runtime.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from socket import AF_UNIX, recv_fds, socket
+
+import msgspec
+
+from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
+from firstread.run.cgroups import Cgroups
+
+KNOWN = ("crun", "runc")
+"""In order of preference: crun also starts where no control group can be made."""
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_NOT_FOUND = re.compile(
+    r"executable file .*not found|exec: \"[^\"]*\": (executable file not found|stat .*no such file)"
+)
+_NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (permission denied|stat )")
+
+
+class CommandError(UsageError):
+    """The container's command cannot be invoked (126) or is not there (127), as a shell says it."""
+
+    def __init__(self, message: str, *, exit_code: int = 126, **context: str | None) -> None:
+        super().__init__(message, **context)
+        self.exit_code = exit_code
+
+
+def run_exit_code(error: FirstreadError) -> int:
+    """Return what ``run`` exits with, as ``docker run`` does: 125, or 126 or 127 of the command."""
+    return error.exit_code if isinstance(error, CommandError) else 125
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One runtime program with one directory of state.
+
+    Args:
+        program: absolute path.
+        state: its ``--root``.
+        prefix: put before the command line of ``create``, which is where crun refuses hosts.
+        cgroups: whether it can make control groups here.
+    """
+
+    program: str
+    state: Path
+    prefix: tuple[str, ...] = ()
+    cgroups: bool = True
+
+    @property
+    def name(self) -> str:
+        return Path(self.program).name
+
+    def create(
+        self,
+        container_id: str,
+        bundle: Path,
+        program: str,
+        stdio: Sequence[int],
+        console: Path | None = None,
+    ) -> int:
+        """Make the container, not yet started; return the number of its first process.
+
+        Args:
+            container_id: chosen by the caller.
+            bundle: directory with ``config.json``; gets ``pid`` and ``runtime.log``.
+            program: what it runs, for messages.
+            stdio: three descriptors for the container; the runtime's own with a terminal.
+            console: socket that the terminal is to be sent to.
+
+        Raises:
+            CommandError: the command is not in the image or cannot be executed.
+            NodeError: anything else.
+        """
+        log, pid_file = bundle / "runtime.log", bundle / "pid"
+        arguments = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file)]
+        if console:
+            arguments += ["--console-socket", str(console)]
+        status = self._run(
+            [*arguments, container_id],
+            prefix=self.prefix,
+            log=log,
+            stdio=stdio,
+            timeout_seconds=None,
+        )
+        if status:
+            self.delete(container_id)
+            raise _create_error(program, _last_message(log), self.name, status)
+        return int(pid_file.read_text())
+
+    def start(self, container_id: str, bundle: Path) -> None:
+        """Let the container's process go.
+
+        Raises:
+            NodeError: the runtime fails.
+        """
+        log = bundle / "runtime.log"
+        status = self._run(["start", container_id], log=log)
+        if status:
+            message = _last_message(log) or f"exit status {status}"
+            raise NodeError(f"{self.name} cannot start the container: {message}")
+
+    def delete(self, container_id: str) -> None:
+        """Kill what is left of the container, and forget it; nothing happens if there is none."""
+        self._run(["delete", "--force", container_id])
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        *,
+        prefix: Sequence[str] = (),
+        log: Path | None = None,
+        stdio: Sequence[int] = (subprocess.DEVNULL,) * 3,
+        timeout_seconds: float | None = 60,
+    ) -> int:
+        options = ["--root", str(self.state)]
+        if log:
+            # Relative: crun takes what stands before a colon for the name of a log driver.
+            options += ["--log", log.name]
+            options += [] if self.name == "crun" else ["--log-format", "json"]
+        if self.name == "crun" and not self.cgroups:
+            options += ["--cgroup-manager", "disabled"]
+        try:
+            with subprocess.Popen(
+                [*prefix, self.program, *options, *arguments],
+                stdin=stdio[0],
+                stdout=stdio[1],
+                stderr=stdio[2],
+                cwd=log.parent if log else None,
+                env={"PATH": _PATH},
+            ) as process:
+                if not _ends(process, timeout_seconds):
+                    raise NodeError(f"{self.name} {arguments[0]} does not come to an end")
+        except OSError as exc:
+            raise from_os_error(exc, f"cannot run {self.program}") from exc
+        return process.returncode
+
+
+def _ends(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> bool:
+    """Wait for a process; return whether it ended by itself. It never outlives this call.
+
+    `Popen.wait` with a timeout polls, with pauses of up to 50 ms.
+    """
+    try:
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            return bool(select.select([pidfd], [], [], timeout_seconds)[0])
+        finally:
+            os.close(pidfd)
+    finally:
+        process.kill()  # does nothing to one that has ended
+
+
+def find_runtime(name: str | None, state: Path, cgroups: Cgroups) -> Runtime:
+    """Return the runtime to use.
+
+    Args:
+        name: program or path that the user chose; None for the first that is installed.
+        state: where it keeps its state.
+        cgroups: abilities of the host.
+
+    Raises:
+        NodeError: it is not installed.
+    """
+    path = f"{os.environ.get('PATH', '')}:{_PATH}"
+    for candidate in (name,) if name else KNOWN:
+        if program := shutil.which(candidate, path=path):
+            prefix = cgroups.prefix if Path(program).name == "crun" else ()
+            return Runtime(str(Path(program).absolute()), state, prefix, cgroups.usable)
+    missing = f"OCI runtime {name!r} is not installed" if name else "no OCI runtime is installed"
+    raise NodeError(missing, hint="install Debian's package crun or runc")
+
+
+class ConsoleSocket:
+    """Where the runtime sends the container's terminal.
+
+    Args:
+        directory: gets ``console``. Its path may be longer than the 107 bytes that sockets allow,
+            so the name that is used leads through our own descriptor of it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self._directory}/console")
+        self._socket = socket(AF_UNIX)
+        self._socket.bind(str(self.path))
+        self._socket.listen(1)
+        self._socket.settimeout(10)
+
+    def receive(self) -> int:
+        """Return the descriptor of the terminal's master side; after `Runtime.create`.
+
+        Raises:
+            NodeError: none was sent.
+        """
+        try:
+            connection, _ = self._socket.accept()
+            with connection:
+                descriptors = recv_fds(connection, 256, 1)[1]
+        except OSError as exc:
+            raise from_os_error(exc, "no terminal from the runtime") from exc
+        if not descriptors:
+            raise NodeError("no terminal from the runtime")
+        os.set_inheritable(descriptors[0], False)
+        return descriptors[0]
+
+    def close(self) -> None:
+        self._socket.close()
+        os.close(self._directory)
+
+
+class _LogLine(msgspec.Struct):
+    msg: str = ""
+    level: str = ""
+
+
+def _last_message(log: Path) -> str:
+    """Return the last error of the runtime's log, without what runc puts before each."""
+    try:
+        lines = log.read_bytes().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = msgspec.json.decode(line, type=_LogLine)
+        except msgspec.DecodeError:
+            return line.decode(errors="replace")
+        if entry.level in {"error", "fatal"}:
+            return entry.msg.removeprefix("runc create failed: ").removeprefix(
+                "unable to start container process: "
+            )
+    return ""
+
+
+def _create_error(program: str, message: str, runtime: str, status: int) -> FirstreadError:
+    """Tell the three kinds of failure apart; crun's words do not name the program, so ours do."""
+    reason = message.rpartition(": ")[2].lower()
+    if _NOT_FOUND.search(message):
+        where = "no such file or directory" if "/" in program else "executable not found in $PATH"
+        return CommandError(f'exec: "{program}": {where}', exit_code=127)
+    if _NOT_INVOKABLE.search(message):
+        return CommandError(f'exec: "{program}": {reason}', exit_code=126)
+    return NodeError(f"{runtime} cannot create the container: {message or f'exit status {status}'}")

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The container's standard streams, and what they are connected to.
+
+Owns the pipes or the terminal, and the threads that copy. Invariant: no descriptor of the caller
+reaches the container, which could otherwise read the caller's terminal or reopen its files; all
+goes through a pipe or a terminal of the container's own.
+
+One thread copies one direction, so that a reader who is slow holds up only its own stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from firstread.run.runtime import ConsoleSocket
+
+Sink = Callable[[bytes], None]
+"""Takes a piece of output. Raises BrokenPipeError when nobody wants more."""
+
+_CHUNK_BYTES = 64 * 1024
+_DRAIN_SECONDS = 2.0
+"""How long output is waited for after the container's end. Its processes are dead by then; only one
+outside that was handed a pipe could keep it open. Whoever reads slowly what is there has all the
+time that it wants."""
+
+
+class Streams(Protocol):
+    """The container's side for the runtime, our side while it runs."""
+
+    def for_runtime(self) -> tuple[Sequence[int], Path | None]:
+        """Return the descriptors and the console socket for `Runtime.create`."""
+
+    def start(self) -> None:
+        """Begin to copy; the container was created."""
+
+    def resize(self) -> None:
+        """Pass the size of the caller's terminal on."""
+
+    def finish(self) -> None:
+        """Copy what is left, after the container's end, and restore the caller's terminal."""
+
+    def give_up(self) -> None:
+        """Let `finish` return soon, whatever is left; may be called by a signal handler."""
+
+    def close(self) -> None:
+        """Give the descriptors back, whether or not anything was started."""
+
+
+def to_descriptor(descriptor: int) -> Sink:
+    """Return a sink that writes to `descriptor`, which may be non-blocking."""
+
+    def write(content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BlockingIOError:
+                _wait_until(descriptor, select.POLLOUT)
+
+    return write
+
+
+def first_of(sinks: Sequence[Sink], announce: Callable[[], None]) -> list[Sink]:
+    """Return the sinks such that `announce` is called once, before the first output of any."""
+    lock = threading.Lock()
+    pending = [announce]
+
+    def wrap(sink: Sink) -> Sink:
+        def write(content: bytes) -> None:
+            with lock:
+                waiting = pending.pop() if pending else None
+            if waiting:
+                waiting()
+            sink(content)
+
+        return write
+
+    return [wrap(sink) for sink in sinks]
+
+
+class PipeStreams:
+    """Three pipes.
+
+    Args:
+        stdin: descriptor to copy from; None for an input that is empty, or with `keep_open` one
+            that never ends.
+        stdout: gets what the container writes there.
+        stderr: likewise.
+    """
+
+    def __init__(
+        self, stdin: int | None, stdout: Sink, stderr: Sink, *, keep_open: bool = False
+    ) -> None:
+        self._stdin = stdin
+        self._sinks = (stdout, stderr)
+        self._ours: list[int] = []
+        self._drains: list[_Drain] = []
+        self._theirs: list[int] = []
+        read_end, write_end = os.pipe()
+        self._theirs.append(read_end)
+        self._input: int | None = write_end
+        if stdin is None and not keep_open:
+            os.close(write_end)
+            self._input = None
+        for _ in self._sinks:
+            read_end, write_end = os.pipe()
+            self._ours.append(read_end)
+            self._theirs.append(write_end)
+
+    def for_runtime(self) -> tuple[Sequence[int], Path | None]:
+        return self._theirs, None
+
+    def start(self) -> None:
+        self._close_theirs()
+        outputs, self._ours = self._ours, []
+        for source, sink in zip(outputs, self._sinks, strict=True):
+            self._drains.append(_Drain(source, sink))
+        if self._stdin is not None and self._input is not None:
+            _thread(_feed, self._stdin, self._input)
+            self._input = None
+
+    def resize(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        for drain in self._drains:
+            drain.finish()
+
+    def give_up(self) -> None:
+        for drain in self._drains:
+            drain.give_up()
+
+    def close(self) -> None:
+        self._close_theirs()
+        for descriptor in self._ours:
+            os.close(descriptor)
+        self._ours = []
+        if self._input is not None:
+            os.close(self._input)
+            self._input = None
+
+    def _close_theirs(self) -> None:
+        for descriptor in self._theirs:
+            os.close(descriptor)
+        self._theirs = []
+
+
+class TerminalStreams:
+    """A terminal.
+
+    Args:
+        stdin: the caller's terminal, set to raw mode while the container runs; None for no input.
+        output: gets what the container prints.
+        size_of: the terminal whose size the container's is to have, or None.
+        directory: gets a socket.
+    """
+
+    def __init__(
+        self, stdin: int | None, output: Sink, size_of: int | None, directory: Path
+    ) -> None:
+        self._stdin = stdin
+        self._output = output
+        self._size_of = size_of
+        self._console = ConsoleSocket(directory)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._master = -1
+        self._drain: _Drain | None = None
+        self._raw = contextlib.ExitStack()
+
+    def for_runtime(self) -> tuple[Sequence[int], Path | None]:
+        return (self._null,) * 3, self._console.path
+
+    def start(self) -> None:
+        self._master = self._console.receive()
+        self.resize()
+        # The threads have descriptors of their own: `close` never takes one from under a read.
+        self._drain = _Drain(os.dup(self._master), self._output)
+        if self._stdin is not None:
+            self._raw.enter_context(_raw_mode(self._stdin))
+            _thread(_feed, self._stdin, os.dup(self._master))
+
+    def resize(self) -> None:
+        if self._size_of is not None and self._master >= 0:
+            with contextlib.suppress(OSError):
+                size = fcntl.ioctl(self._size_of, termios.TIOCGWINSZ, bytes(8))
+                fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+    def finish(self) -> None:
+        if self._drain:
+            self._drain.finish()
+
+    def give_up(self) -> None:
+        if self._drain:
+            self._drain.give_up()
+
+    def close(self) -> None:
+        self._raw.close()
+        self._console.close()
+        for descriptor in (self._null, self._master):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._null = self._master = -1
+
+
+class _Drain:
+    """A thread that copies output until its end. When nobody wants it the container gets SIGPIPE.
+
+    Args:
+        source: closed at the end.
+        sink: may take its time.
+    """
+
+    def __init__(self, source: int, sink: Sink) -> None:
+        self._sink = sink
+        self._reading = True
+        self._pieces = 0
+        self._given_up = False
+        self._thread = _thread(self._copy, source)
+
+    def finish(self) -> None:
+        """Wait until all is passed on, or nothing has come for some time."""
+        while self._thread.is_alive() and not self._given_up:
+            pieces = self._pieces
+            self._thread.join(_DRAIN_SECONDS)
+            if self._reading and self._pieces == pieces:
+                return
+
+    def give_up(self) -> None:
+        """Let `finish` return, soon."""
+        self._given_up = True
+
+    def _copy(self, source: int) -> None:
+        try:
+            while content := _read(source):
+                self._reading = False
+                self._sink(content)
+                self._pieces += 1  # first, or `finish` could take two reads for one long one
+                self._reading = True
+        except OSError:
+            pass  # the caller's end is closed
+        finally:
+            os.close(source)
+
+
+def _thread(function: Callable[..., None], *arguments: object) -> threading.Thread:
+    # A daemon: one that waits for the caller's input must not keep the process from ending.
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _feed(source: int, target: int) -> None:
+    """Copy the caller's input until its end, which the container then sees."""
+    sink = to_descriptor(target)
+    try:
+        while content := _read(source):
+            sink(content)
+    except OSError:
+        pass  # the container's end is closed
+    finally:
+        os.close(target)
+
+
+def _read(source: int) -> bytes:
+    while True:
+        try:
+            return os.read(source, _CHUNK_BYTES)
+        except BlockingIOError:
+            _wait_until(source, select.POLLIN)
+        except OSError:
+            return b""  # EIO: a terminal that no process has open
+
+
+def _wait_until(descriptor: int, event: int) -> None:
+    """Wait for a descriptor that somebody has made non-blocking: it is the caller's, and shared."""
+    poller = select.poll()
+    poller.register(descriptor, event)
+    poller.poll()
+
+
+@contextlib.contextmanager
+def _raw_mode(terminal: int) -> Iterator[None]:
+    saved = termios.tcgetattr(terminal)
+    tty.setraw(terminal, termios.TCSANOW)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread run`` on images in a real registry: what the container sees, and what is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.testing.containers import find_busybox
+from firstread.testing.machine import Machine
+from firstread.testing.registry import DockerRegistry
+from firstread.testing.runnable import data_file, runnable_registry
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def registry(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    busybox = find_busybox()
+    if os.geteuid() or not busybox:
+        pytest.skip("needs root and busybox-static")
+    scratch = tmp_path_factory.mktemp("images")
+    with runnable_registry(scratch, busybox, {"debian": debian}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def app(registry: DockerRegistry) -> str:
+    return f"{registry.host}/app"
+
+
+@pytest.fixture(scope="module")
+def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with Machine(tmp_path_factory.mktemp("machine")) as machine:
+        yield machine
+
+
+@pytest.fixture
+def machine(one_machine: Machine) -> Iterator[Machine]:
+    yield one_machine
+    one_machine.remove_all()
+    assert one_machine.left_over() == {}
+
+
+def test_the_image_says_how_to_run_it(machine: Machine, app: str) -> None:
+    assert machine.output("run", "--rm", app) == "from the image\n"
+    script = 'echo "$FROM $MINE $HOME"; pwd; id'
+    assert machine.output("run", "--rm", "-e", "MINE=own", app, script).splitlines() == [
+        "image own /home/app",
+        "/srv/empty",
+        "uid=1000(app) gid=1001(app) groups=29(audio),50(staff),1001(app)",
+    ]
+
+
+def test_what_is_said_on_the_command_line_wins(machine: Machine, app: str) -> None:
+    flags = ("-u", "0:50", "-w", "/data", "-e", "FROM=here")
+    echo = ("--entrypoint", "echo")
+    assert machine.output("run", "--rm", *flags, *echo, app, "a", "b") == "a b\n"
+    shown = machine.output("run", "--rm", *flags, app, "id -u; id -g; pwd; echo $FROM; ls")
+    assert shown.split() == ["0", "50", "/data", "here", "0", "1", "2", "3", "4", "5"]
+
+
+def test_writes_go_to_the_overlay(machine: Machine, app: str) -> None:
+    change = "rm /data/0; echo mine >/data/1; echo new >/data/new; cat /data/1; ls /data"
+    changed = machine.output("run", "--rm", "-u", "root", app, change)
+    assert changed.split() == ["mine", "1", "2", "3", "4", "5", "new"]
+    again = machine.output("run", "--rm", app, "ls /data; head -c 9 /data/1 | od -An -tx1")
+    assert again.split() == [*"012345", *(f"{byte:02x}" for byte in data_file(1)[:9])]
+
+
+def test_the_mount_is_read_only_and_shared(machine: Machine, app: str) -> None:
+    """Two containers, one mount, which cannot be written; it goes with the last."""
+    ids = [machine.output("run", "-d", app, "sleep 60").strip() for _ in range(2)]
+    (mount,) = machine.status()["mounts"]
+    assert mount["holders"] == ids
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    (line,) = [line for line in lines if f" {mount['mountpoint']} " in line]
+    options, _, kind = line.partition(" - ")
+    assert options.split()[5].split(",")[0] == "ro"
+    assert kind.split()[0] == "erofs"
+    with pytest.raises(OSError, match="Read-only file system"):
+        Path(mount["mountpoint"], "x").touch()
+    machine.output("rm", "-f", ids[0])
+    assert [mount["holders"] for mount in machine.status()["mounts"]] == [ids[1:]]
+    machine.output("rm", "-f", ids[1])
+    assert machine.status()["mounts"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("true",), 0, ""),
+        (("exit 7",), 7, ""),
+        (("kill -9 $$",), 137, ""),
+        (("kill -TERM $$",), 143, ""),
+    ],
+    ids=["0", "7", "killed", "terminated"],
+)
+def test_exit_codes_of_the_container(
+    machine: Machine, app: str, arguments: tuple[str, ...], code: int, error: str
+) -> None:
+    # A shell of its own: the first process of a container is not killed from inside.
+    done = machine.run("--rm", app, f"sh -c '{arguments[0]}'; exit $?")
+    assert (done.returncode, done.stdout) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        ("nosuch", 127, "executable not found in $PATH"),
+        ("/no/such", 127, "no such file or directory"),
+        ("/bin/text", 126, "permission denied"),
+    ],
+)
+def test_a_command_that_is_not_one(
+    machine: Machine, app: str, program: str, code: int, words: str
+) -> None:
+    done = machine.run("--rm", "--entrypoint", program, app)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f'firstread: exec: "{program}": {words}\n'
+    assert machine.left_over() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--nosuch", "{app}"), "No such option '--nosuch'\n  see 'firstread run --help'"),
+        ((), "Missing argument 'REF'"),
+        (("-m", "1k", "{app}"), "invalid memory limit '1k': the minimum is 6m"),
+        (("--name", "a/b", "{app}"), "invalid container name (a/b)"),
+        (("Not A Name",), "'Not A Name' is not the name of an image"),
+        (("{host}/nosuch",), "docker://{host}/nosuch:latest: cannot read manifest latest"),
+        (("{host}/app:old",), "docker://{host}/app:old: "),
+        (("127.0.0.1:1/app",), "docker://127.0.0.1:1/app:latest: registry 127.0.0.1:1: "),
+        (("{host}/ordinary",), "docker://{host}/ordinary:latest: this is an ordinary image"),
+        (("oci:/nosuch/layout",), "oci:/nosuch/layout: there is no image here"),
+        (("--pull", "never", "{host}/debian:none"), "{host}/debian:none: the image is not on"),
+        (("-u", "nobody", "{app}"), "unable to find user nobody"),
+        (("-it", "{app}"), "the input device is not a TTY"),
+    ],
+)
+def test_what_cannot_be_run(
+    machine: Machine, registry: DockerRegistry, app: str, arguments: tuple[str, ...], words: str
+) -> None:
+    names = {"app": app, "host": registry.host}
+    done = machine.run(*(argument.format(**names) for argument in arguments))
+    assert (done.returncode, done.stdout) == (125, "")
+    assert words.format(**names) in done.stderr
+    assert done.stderr.startswith("firstread: ")
+    assert len(done.stderr.splitlines()) <= 2
+    assert machine.left_over() == {}
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed(machine: Machine, app: str, closed: str) -> None:
+    """Nothing of firstread gets its number: neither a lock nor a connection takes the output."""
+    command = machine.argv("run", "--rm", "-i", app, "echo out; echo err >&2; cat; exit 7")
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+    stdin, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(
+        shell, env=machine.env, stdin=stdin, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert output == ("" if " >&-" in f" {closed}" else "out\n")
+    assert errors == ("" if "2>&-" in closed else "err\n")
+
+
+def test_the_callers_umask_stays_outside(machine: Machine, app: str, tmp_path: Path) -> None:
+    flags = ("--rm", "-v", f"{tmp_path}/made:/made", "-v", "/anonymous")
+    command = ("run", *flags, app, "stat -c %a /made /anonymous; umask")
+    with machine.start(*command, umask=0o077) as process:
+        assert process.communicate(timeout=30) == ("755\n755\n0022\n", "")
+
+
+def test_a_name_in_use(machine: Machine, app: str) -> None:
+    used = machine.output("run", "-d", "--name", "web", app, "sleep 60").strip()
+    done = machine.run("--name", "web", app)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith('firstread: the container name "web" is already in use by ')
+    assert machine.containers() == [used[:12]]
+    machine.output("rm", "-f", "web")
+    assert machine.output("run", "--rm", "--name", "web", app) == "from the image\n"
+
+
+def test_no_registry_is_asked_for_a_name_that_is_known(
+    machine: Machine, registry: DockerRegistry, app: str
+) -> None:
+    machine.output("run", "--rm", app)
+    registry.forget()
+    machine.output("run", "--rm", app)
+    assert registry.counts.requests_of() == 0
+    machine.output("run", "--rm", "--pull", "always", app)
+    assert 1 <= registry.counts.requests_of("manifests") <= 2
+    assert registry.counts.requests_of("blobs") == 1  # the config; the metadata is here
+
+
+def test_only_what_is_read_is_fetched(
+    registry: DockerRegistry, debian: Path, tmp_path: Path
+) -> None:
+    """The same on a machine that has nothing: a start reads a part, a second start nothing."""
+    name = f"{registry.host}/debian"
+    whole = sum(path.stat().st_size for path in (debian / "blobs/sha256").iterdir())
+    with Machine(tmp_path) as machine:
+        registry.forget()
+        shown = machine.run("--rm", "--stats", name, "sh", "-c", "cat /etc/debian_version")
+        first = registry.counts
+        assert (shown.returncode, shown.stdout[:3]) == (0, "12.")
+        assert 0 < first.bytes_of("blobs") < whole / 3
+        # Manifest, config, metadata; the rest is a request for each of few sectors, at most.
+        present, sectors = map(int, _words(shown.stderr, r"(\d+) of (\d+) sectors"))
+        assert 0 < present < sectors / 3
+        assert first.requests_of("GET") <= 3 + present
+        fetched, requests = _words(shown.stderr, r"fetched +(\S+ \S+) in (\d+) requests")
+        assert fetched != "0 B"
+        assert int(requests) <= present
+
+        registry.forget()
+        again = machine.run("--rm", "--stats", name, "sh", "-c", "cat /etc/debian_version")
+        assert again.stdout == shown.stdout
+        assert "0 B in 0 requests" in again.stderr
+        assert registry.counts.requests_of() == 0
+        assert machine.left_over() == {}
+
+
+def test_a_sector_is_fetched_once_whoever_reads_it(
+    registry: DockerRegistry, app: str, tmp_path: Path
+) -> None:
+    with Machine(tmp_path) as machine:
+        machine.output("run", "--rm", app, "true")
+        registry.forget()
+        digest = hashlib.sha256(data_file(3)).hexdigest()
+        printed: list[str] = []
+
+        def read() -> None:
+            printed.append(machine.output("run", "--rm", app, "sha256sum /data/3"))
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert printed == [f"{digest}  /data/3\n"] * 4
+        sent = registry.counts.bytes_of("blobs")
+        assert len(data_file(3)) <= sent < 1.02 * len(data_file(3))
+
+
+def test_the_statistics_change_nothing_else(machine: Machine, app: str) -> None:
+    script = "echo out; echo err >&2; exit 3"
+    plain = machine.run("--rm", app, script)
+    shown = machine.run("--rm", "--stats", app, script)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (3, "out\n", "err\n")
+    assert (shown.returncode, shown.stdout) == (3, "out\n")
+    first, *lines = shown.stderr.splitlines()
+    assert first == "err"
+    steps = [re.fullmatch(r"  (\w[\w ]*?) +(\d+) ms", line) for line in lines[:-1]]
+    assert all(steps)
+    found = {step[1]: int(step[2]) for step in steps if step}
+    assert list(found)[:4] == ["command", "resolve", "metadata", "mount"]
+    assert set(list(found)[4:6]) == {"start", "first output"}
+    assert list(found)[6:] == ["exit"]
+    assert list(found.values()) == sorted(found.values())
+    assert re.fullmatch(
+        r"  fetched +\S+ \S+ in \d+ requests; .* sectors are on this node", lines[-1]
+    )
+
+
+def test_the_statistics_of_a_detached_container(machine: Machine, app: str) -> None:
+    done = machine.run("-d", "--rm", "--stats", app, "sleep 60")
+    assert re.fullmatch(r"[0-9a-f]{64}\n", done.stdout)
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [
+        *("command", "resolve", "metadata", "mount", "start", "fetched")
+    ]
+
+
+def test_input_and_files_of_the_host(machine: Machine, app: str, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=1\n# no\nB=two words\n")
+    (tmp_path / "in").write_text("of the host\n")
+    flags = ("-i", "--env-file", str(tmp_path / "env"), "-v", f"{tmp_path}/in:/in:ro")
+    done = machine.run("--rm", *flags, app, 'echo "$A $B"; cat /in; cat', stdin="typed\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1 two words\nof the host\ntyped\n"
+
+
+def _words(text: str, pattern: str) -> tuple[str, ...]:
+    match = re.search(pattern, text)
+    assert match, text
+    return match.groups()

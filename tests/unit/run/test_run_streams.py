@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The copying of a container's output and input: nothing is lost, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from firstread.run import streams as module
+from firstread.run.streams import PipeStreams, to_descriptor
+
+SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.05)
+
+
+@pytest.fixture
+def taken() -> list[bytes]:
+    return []
+
+
+@pytest.fixture
+def reader_waits() -> Iterator[threading.Event]:
+    """A reader that takes nothing until this is set."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def begin(streams: PipeStreams) -> int:
+    """Start to copy; return the container's standard output."""
+    (_, output, _), _ = streams.for_runtime()
+    output = os.dup(output)
+    streams.start()
+    return output
+
+
+def finish(streams: PipeStreams) -> threading.Thread:
+    thread = threading.Thread(target=streams.finish, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_slow_reader_gets_all(taken: list[bytes], reader_waits: threading.Event) -> None:
+    def sink(content: bytes) -> None:
+        reader_waits.wait(SECONDS)
+        taken.append(content)
+
+    streams = PipeStreams(None, sink, taken.append)
+    output = begin(streams)
+    os.write(output, b"1" * 65536)
+    os.write(output, b"2")  # there is room only when the first piece was read
+    os.close(output)
+    finishing = finish(streams)
+    finishing.join(0.5)  # ten times what a read may take
+    assert finishing.is_alive()
+    reader_waits.set()
+    finishing.join(SECONDS)
+    assert b"".join(taken) == b"1" * 65536 + b"2"
+    streams.close()
+
+
+def test_a_pipe_that_stays_open_is_not_waited_for(taken: list[bytes]) -> None:
+    streams = PipeStreams(None, taken.append, taken.append)
+    output = begin(streams)
+    os.write(output, b"all")
+    finishing = finish(streams)
+    finishing.join(SECONDS)
+    assert not finishing.is_alive()
+    assert taken == [b"all"]
+    os.close(output)
+    streams.close()
+
+
+def test_a_reader_that_is_stuck_can_be_given_up(reader_waits: threading.Event) -> None:
+    began = threading.Event()
+
+    def sink(_: bytes) -> None:
+        began.set()
+        reader_waits.wait(SECONDS)
+
+    streams = PipeStreams(None, sink, sink)
+    output = begin(streams)
+    os.write(output, b"x")
+    os.close(output)
+    assert began.wait(SECONDS)
+    finishing = finish(streams)
+    finishing.join(0.2)
+    assert finishing.is_alive()
+    streams.give_up()
+    finishing.join(SECONDS)
+    assert not finishing.is_alive()
+    streams.close()
+
+
+def test_an_output_that_does_not_block() -> None:
+    content = os.urandom(300_000)  # more than a pipe holds
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def write() -> None:
+        to_descriptor(write_end)(content)
+        os.close(write_end)
+
+    threading.Thread(target=write, daemon=True).start()
+    with open(read_end, "rb") as file:
+        assert file.read() == content
+
+
+def test_an_input_that_does_not_block(taken: list[bytes]) -> None:
+    """And that has nothing yet when it is asked first."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    streams = PipeStreams(read_end, taken.append, taken.append)
+    (stdin, _, _), _ = streams.for_runtime()
+    stdin = os.dup(stdin)
+    streams.start()
+    assert select.select([stdin], [], [], 0.2)[0] == []  # not even its end
+    os.write(write_end, b"late")
+    os.close(write_end)
+    with open(stdin, "rb") as file:
+        assert file.read() == b"late"
+    os.close(read_end)
+    streams.close()
