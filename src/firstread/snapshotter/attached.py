@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds for the snapshotter what is attached to an original, through the daemon.
+
+Owns the question and how long an answer counts; which attached image is acceptable is the business
+of `firstread.sectors.attached`, in the daemon, which also keeps the image. Invariant: the answer
+names a converted image by digest, in the repository of its original.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from firstread.errors import UnsupportedError
+from firstread.node.client import connected
+from firstread.oci.reference import parse_reference
+
+ABSENT_S = 60.0  # that "nothing is attached" counts: a client asks for each layer of an image
+MAX_ABSENT = 1024  # originals that this is remembered of
+
+
+class AttachedImages:
+    """What is attached to the images of registries; called with a name and a manifest's digest.
+
+    Args:
+        pull: has the daemon fetch manifest, config and metadata of what a reference means, and
+            returns the digest that it is.
+        clock: gives seconds.
+    """
+
+    def __init__(
+        self, pull: Callable[[str], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pull = pull
+        self._clock = clock
+        self._absent: dict[str, float] = {}  # original -> until when
+        self._lock = threading.Lock()
+
+    def __call__(self, image: str, manifest: str) -> str | None:
+        """Return the converted image that is attached to an original; None if there is none.
+
+        Args:
+            image: name of the original, as containerd has it.
+            manifest: digest of its manifest, of one platform.
+
+        Raises:
+            FirstreadError: it cannot be found out.
+        """
+        place = replace(parse_reference(image), tag=None, digest=None)
+        original = f"{place}@{manifest}"
+        with self._lock:
+            if self._clock() < self._absent.get(original, 0.0):
+                return None
+        try:
+            digest = self._pull(original)
+        except UnsupportedError:
+            self._remember(original)
+            return None
+        return f"{place}@{digest}"
+
+    def _remember(self, original: str) -> None:
+        now = self._clock()
+        with self._lock:
+            if len(self._absent) >= MAX_ABSENT:
+                self._absent = {name: until for name, until in self._absent.items() if until > now}
+            if len(self._absent) < MAX_ABSENT:
+                self._absent[original] = now + ABSENT_S
+
+
+def attached_images(
+    root: Path, run_dir: Path, access: dict[str, Any] | None = None
+) -> AttachedImages:
+    """Return what the daemon finds; the arguments are those of `DaemonImages`."""
+
+    def pull(reference: str) -> str:
+        daemon = connected(root, run_dir)
+        answer: dict[str, Any] = daemon.post("/pull", image=reference, access=access or {})
+        return str(answer["digest"])
+
+    return AttachedImages(pull)

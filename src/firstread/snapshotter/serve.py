@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of the snapshotter: puts its parts together, and ends on SIGTERM."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import start_http_server
+
+from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.node.metrics import check_address
+from firstread.node.systemd import notify
+from firstread.snapshotter.contentapi import SOCKET
+from firstread.snapshotter.directories import Directories
+from firstread.snapshotter.images import DaemonImages
+from firstread.snapshotter.named import Names
+from firstread.snapshotter.service import start_server
+from firstread.snapshotter.snapshotter import Attached, Policy, Snapshotter, none_attached
+from firstread.snapshotter.store import Store
+from firstread.snapshotter.unpack import Unpacker
+
+log = logging.getLogger("snapshotter")
+
+GRACE_S = 10.0  # for calls that run when the end comes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a snapshotter is started with.
+
+    Args:
+        root: of the daemon; records and directories are below ``snapshotter``.
+        run_dir: of the daemon.
+        address: the socket for containerd.
+        policy: for all images.
+        containerd: its socket, to find the image of a layer when a client does not name it.
+        metrics: ``HOST:PORT`` for Prometheus, or empty.
+        access: how registries are reached, as the daemon takes it.
+    """
+
+    root: Path
+    run_dir: Path
+    address: Path
+    policy: Policy
+    containerd: Path = SOCKET
+    metrics: str = ""
+    access: dict[str, Any] = field(default_factory=dict)
+
+
+def serve(settings: Settings, attached: Attached = none_attached) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        FirstreadError: it cannot start.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    home = settings.root / "snapshotter"
+    directories = Directories(home / "snapshots")
+    lock = _lock(home)
+    store = Store(home / "records.db")
+    images = DaemonImages(settings.root, settings.run_dir, settings.access)
+    snapshotter = Snapshotter(
+        store,
+        directories,
+        images,
+        settings.policy,
+        attached,
+        find_image=Names(settings.containerd),
+        unpack=Unpacker(settings.containerd),
+    )
+    if settings.metrics:
+        _serve_metrics(snapshotter, settings.metrics)
+    try:
+        snapshotter.cleanup()
+    except FirstreadError as exc:  # ordinary images work without a daemon
+        log.warning("what the last run left stays: %s", exc)
+    except Exception:  # without a snapshotter containerd starts nothing at all
+        log.exception("what the last run left stays")
+    server = start_server(snapshotter, settings.address)
+    log.info("the snapshotter serves %s", settings.address)
+    notify("READY=1")
+    ended.wait()
+    notify("STOPPING=1")
+    server.stop(GRACE_S).wait()
+    store.close()
+    os.close(lock)
+
+
+def overlay_options() -> tuple[str, ...]:
+    """Return the options that overlay mounts need here, as containerd finds them out.
+
+    containerd tries ``userxattr`` with a mount on kernels before 5.11, which we do not run on.
+    """
+    options = []
+    if not _is_initial_user_namespace():
+        options.append("userxattr")  # trusted.* attributes are not for us
+    if Path("/sys/module/overlay/parameters/index").exists():
+        options.append("index=off")
+    return tuple(options)
+
+
+def _is_initial_user_namespace() -> bool:
+    try:
+        return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return True
+
+
+def _lock(home: Path) -> int:
+    try:
+        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise NodeError(
+            f"another snapshotter uses {home}", hint="choose another --root and --address"
+        ) from exc
+    except OSError as exc:
+        raise from_os_error(exc, "cannot lock the snapshots") from exc
+    return lock
+
+
+def _serve_metrics(snapshotter: Snapshotter, address: str) -> None:
+    check_address(address)
+    host, _, port = address.rpartition(":")
+    start_http_server(int(port), host or "127.0.0.1", snapshotter.fallbacks.registry)
