@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs for containers share: where these are, and what to do with several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from firstread.cli.output import complain
+from firstread.errors import FirstreadError
+
+if TYPE_CHECKING:
+    from firstread.run.containers import ContainerStore, Record
+
+
+def container_store(root: Path) -> ContainerStore:
+    """Return the containers of a node.
+
+    Raises:
+        NodeError: their directory cannot be made.
+    """
+    from firstread.run.containers import ContainerStore
+
+    return ContainerStore(root / "containers")
+
+
+def release_mount(root: Path, run_dir: Path, record: Record) -> None:
+    """Give the mount of a container back, which it holds under its id.
+
+    Raises:
+        FirstreadError: there is no daemon, and none can be started.
+    """
+    from firstread.node.client import connected
+
+    connected(root, run_dir).post("/release", holder=record.id)
+
+
+def for_each(
+    containers: Iterable[str], store: ContainerStore, action: Callable[[Record], None]
+) -> None:
+    """Do something to each container, and print its name; one that fails does not stop the others.
+
+    Raises:
+        FirstreadError: the last error; the ones before it are printed.
+    """
+    errors: list[FirstreadError] = []
+    for container in containers:
+        try:
+            action(store.find(container))
+            click.echo(container)
+        except FirstreadError as exc:
+            errors.append(exc)
+    for earlier in errors[:-1]:
+        complain([f"firstread: {earlier}"])
+    if errors:
+        raise errors[-1]

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread convert``: an image in, a block-device image out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firstread.cli.options import (
+    PLATFORM,
+    REFERENCE,
+    SIZE,
+    access_options,
+    json_option,
+    login_options,
+)
+from firstread.cli.output import report, show
+from firstread.errors import UsageError
+from firstread.units import format_size
+
+if TYPE_CHECKING:
+    from firstread.convert.attach import Attachments
+    from firstread.convert.convert import Conversion, ConvertOptions
+    from firstread.oci.logins import Logins
+    from firstread.oci.options import AccessOptions
+    from firstread.oci.platform import Platform
+    from firstread.oci.reference import Reference
+
+
+@click.command()
+@click.argument("source", type=REFERENCE)
+@click.argument("destination", metavar="DEST", type=REFERENCE, required=False)
+@click.option(
+    "--attach",
+    is_flag=True,
+    help="Attach the result to SOURCE itself, so that SOURCE is the name of both.",
+)
+@click.option(
+    "--platform",
+    type=PLATFORM,
+    help="Which image of an index, such as linux/arm64.  [default: this machine's; with"
+    " --attach every one for Linux]",
+)
+@click.option(
+    "--sector-size", type=SIZE, default="4MiB", show_default=True, help="Unit of fetching."
+)
+@click.option(
+    "--frame-size", type=SIZE, default="256KiB", show_default=True, help="Unit of compression."
+)
+@click.option(
+    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Level of zstd."
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
+)
+@click.option("--no-cache", is_flag=True, help="Pack all layers anew, whatever is known of them.")
+@access_options
+@login_options
+@json_option
+def command(
+    source: Reference,
+    destination: Reference | None,
+    attach: bool,
+    platform: Platform | None,
+    sector_size: int,
+    frame_size: int,
+    level: int,
+    jobs: int | None,
+    no_cache: bool,
+    access: AccessOptions,
+    login: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Turn the image SOURCE into a block-device image and tag it as DEST.
+
+    SOURCE and DEST are written as for skopeo: docker://registry/repository:tag (also without
+    docker://), oci:DIRECTORY:TAG, oci-archive:FILE; SOURCE also docker-archive:FILE.
+
+    A layer that was packed before, by this machine or in the image that DEST names, is neither
+    downloaded nor packed again. A password on stdin is for the registry of DEST, or for that of
+    SOURCE if DEST is on a disk or left out.
+
+    With --attach the result is put beside SOURCE, as an OCI referrer of its manifest: nodes with
+    firstread find it by the name or digest of SOURCE, all others pull SOURCE as before. DEST is
+    then a further name for it, and may be left out.
+    """
+    from firstread.convert.cache import LayerCache, default_cache_dir
+    from firstread.convert.convert import ConvertOptions
+    from firstread.convert.record import Parameters
+    from firstread.errors import UsageError
+    from firstread.memory import keep_large_buffers
+    from firstread.run.attend import unwinding_on_signals
+    from firstread.sectors.format import Geometry
+
+    if destination is None and not attach:
+        raise UsageError(
+            "there is no DEST for the result",
+            hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
+        )
+    Geometry(sector_size, frame_size)
+    # From the registry itself: what is made of an image is no place for what a mirror may have.
+    access = dataclasses.replace(access, mirrors=False, logins=_logins(source, destination, login))
+    keep_large_buffers()
+    options = ConvertOptions(
+        platform=platform,
+        parameters=Parameters(sector_size, frame_size, level),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        source_options=access,
+        destination_options=access,
+        cache=None if no_cache else LayerCache(default_cache_dir()),
+        reuse=not no_cache,
+    )
+    with unwinding_on_signals():
+        document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
+    if as_json:
+        show(document)
+    else:
+        report(lines)
+
+
+def _convert(
+    source: Reference,
+    destination: Reference | None,
+    options: ConvertOptions,
+    *,
+    attach: bool,
+    quiet: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """Convert, and return what is printed: as JSON, and for humans."""
+    from firstread.cli.progress import LayerProgress
+    from firstread.convert.attach import attach as convert_attached
+    from firstread.convert.convert import convert
+
+    with LayerProgress(quiet=quiet) as progress:
+        if attach or destination is None:
+            attached = convert_attached(source, options, destination=destination, progress=progress)
+            return dataclasses.asdict(attached), _attached_lines(attached)
+        result = convert(source, destination, options, progress=progress)
+        return dataclasses.asdict(result), _lines(result.destination, result)
+
+
+def _attached_lines(attached: Attachments) -> list[str]:
+    lines = []
+    for image, chosen in zip(attached.images, attached.chosen, strict=True):
+        title = f"{attached.source} for {image.platform or 'an unknown platform'}"
+        lines += [*_lines(title, image), f"  attached  to {image.attached_to}"]
+        if chosen != image.digest:
+            lines.append(f"  note      nodes take another conversion attached to it: {chosen}")
+    return [
+        *lines,
+        *(f"{image.platform}: left alone, since {image.reason}" for image in attached.skipped),
+    ]
+
+
+def _logins(
+    source: Reference, destination: Reference | None, login: tuple[str, str] | None
+) -> Logins | None:
+    """Return a password for the one registry that it is for."""
+    from firstread.oci.logins import Credentials, Logins
+
+    if login is None:
+        return None
+    place = destination if destination and destination.transport == "docker" else source
+    if place.transport != "docker":
+        raise UsageError("a password makes no sense here: there is no registry")
+    logins = Logins()
+    logins.put(place.host, Credentials.of(*login))
+    return logins
+
+
+def _lines(title: str, result: Conversion) -> list[str]:
+    ratio = result.size / result.source_size if result.source_size else 0
+    known = sum(layer.how == "known" for layer in result.layers)
+    lines = [
+        title,
+        f"  digest    {result.digest}{'  (as before)' if result.unchanged else ''}",
+        f"  layers    {len(result.layers)}, {known} of them packed before",
+        f"  content   {format_size(result.content_size)}, {result.inodes} inodes,"
+        f" {result.sectors} sectors",
+        f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
+        f" {format_size(result.source_size)}",
+        f"  metadata  {format_size(result.metadata_size)}, all that is fetched before a mount",
+    ]
+    for layer in result.layers:
+        if layer.dropped_xattrs:
+            names = ", ".join(layer.dropped_xattrs)
+            lines.append(f"  left out  extended attributes that Linux cannot hold: {names}")
+    packed = sum(layer.content_size for layer in result.layers if layer.how == "packed")
+    rate = f", {format_size(packed / max(result.seconds, 1e-3))}/s of content" if packed else ""
+    lines.append(f"  took      {result.seconds:.1f} s{rate}")
+    return lines

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``firstread`` command: its verbs, and what becomes of an error.
+
+Owns exit codes and the last line that a user sees. A verb is a module of this package, imported
+when it is used, so that ``--help`` costs nothing. Invariant: whatever happens there is one
+message, in ``--json`` mode one JSON object on stdout, and no traceback unless FIRSTREAD_DEBUG is
+set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from firstread import __version__
+from firstread.cli.output import complain, show
+from firstread.errors import FirstreadError, UsageError
+from firstread.redact import redact
+
+VERBS = {
+    "convert": "Turn an OCI image into a block-device image.",
+    "inspect": "Show what a converted image is made of.",
+    "verify": "Read a converted image back and check every byte.",
+    "extract": "Unpack a converted image into a directory.",
+    "run": "Run a container of a converted image; it starts before its data is here.",
+    "ps": "List containers.",
+    "logs": "Show the output of a detached container.",
+    "stop": "Stop a container.",
+    "rm": "Remove a container.",
+    "mount": "Mount a converted image; its data comes when it is read.",
+    "login": "Give the daemon a password, or a new one, for a registry.",
+    "umount": "Unmount an image.",
+    "fetch": "Fetch all of a mounted image, so that it needs its registry no more.",
+    "cache": "List, prune and verify what is on this node.",
+    "status": "Show mounts, what they have fetched, and the daemon's health.",
+    "events": "Show reads and fetches as they happen.",
+    "daemon": "Serve mounts, in the foreground.",
+    "snapshotter": "Serve images to containerd, in the foreground.",
+    "pull": "Pull an image into containerd without its data.",
+    "install": "Enter the snapshotter into containerd's configuration.",
+    "uninstall": "Remove the snapshotter from containerd's configuration.",
+    "doctor": "Try whether this host can serve lazy mounts, and say what to do if not.",
+}
+
+
+class InterruptError(FirstreadError):
+    """A signal, such as that of Ctrl-C, ended the command.
+
+    Args:
+        code: what a shell makes of it: 128 and its number.
+    """
+
+    def __init__(self, code: int = 128 + signal.SIGINT) -> None:
+        number = signal.Signals(code - 128)
+        ended = "interrupted" if number is signal.SIGINT else f"ended by {number.name}"
+        super().__init__(ended)
+        self.exit_code = code
+
+
+class _Verbs(click.Group):
+    """A group whose commands are imported when they are called; their help is in `VERBS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"firstread.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="firstread")
+def cli() -> None:
+    """Containers that start before their image is pulled."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code (firstread.errors lists them)."""
+    _open_streams()
+    code = run(sys.argv[1:])
+    with contextlib.suppress(OSError):  # it was told when it was written
+        sys.stdout.flush()
+    # Not `sys.exit`: a thread may still wait for a registry, and holds nothing that would stay; and
+    # taking the interpreter apart costs as much time as some commands need.
+    os._exit(code)
+
+
+def _open_streams() -> None:
+    """Open what the caller has closed of the standard streams, as /dev/null.
+
+    A file, a socket or a pipe that got such a number would be taken for the stream.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - it stays open
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line `arguments`; return the exit code."""
+    try:
+        code = cli.main(arguments, prog_name="firstread", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except FirstreadError as exc:
+        return _fail(exc, arguments)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        complain(exc.format_message().splitlines())
+        return UsageError.exit_code
+    except click.ClickException as exc:
+        return _fail(_usage_error(exc), arguments)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(InterruptError(), arguments)
+    except SystemExit as exc:  # see `unwinding_on_signals`; nothing else raises it
+        return _fail(InterruptError(int(exc.code or 0)), arguments)
+    except Exception as exc:  # noqa: BLE001 - the last line of defence
+        return _fail(_defect(exc), arguments)
+
+
+def _usage_error(exc: click.ClickException) -> UsageError:
+    context = getattr(exc, "ctx", None)
+    hint = f"see '{context.command_path} --help'" if context else None
+    return UsageError(exc.format_message().rstrip("."), hint=hint)
+
+
+def _defect(exc: Exception) -> FirstreadError:
+    if os.environ.get("FIRSTREAD_DEBUG"):
+        click.echo(redact("".join(traceback.format_exception(exc))), err=True, nl=False)
+    return FirstreadError(
+        redact(f"internal error: {type(exc).__name__}: {exc}"),
+        hint="this is a defect of firstread; FIRSTREAD_DEBUG=1 shows where it happened",
+    )
+
+
+def _fail(exc: FirstreadError, arguments: list[str]) -> int:
+    if "--json" in arguments and arguments[0] != "run":  # there it is an argument of the container
+        with contextlib.suppress(FirstreadError):  # stdout is what failed: the exit code says so
+            show(exc.to_dict())
+    else:
+        hint = [f"  {exc.hint}"] if exc.hint else []
+        complain([*f"firstread: {exc}".splitlines(), *hint])
+    return _exit_code(exc, arguments)
+
+
+def _exit_code(exc: FirstreadError, arguments: list[str]) -> int:
+    if arguments[:1] != ["run"] or isinstance(exc, InterruptError):
+        return exc.exit_code
+    from firstread.run.runtime import run_exit_code
+
+    return run_exit_code(exc)

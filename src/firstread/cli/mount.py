@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread mount``: a converted image at a directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firstread.cli.options import (
+    REFERENCE,
+    access_options,
+    access_request,
+    check_lazy,
+    json_option,
+    login_options,
+    login_request,
+    node_options,
+    policy_options,
+)
+from firstread.errors import FirstreadError
+
+if TYPE_CHECKING:
+    from firstread.oci.options import AccessOptions
+    from firstread.oci.reference import Reference
+
+
+@click.command()
+@click.argument("reference", metavar="REF", type=REFERENCE)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    show_default=True,
+    help="When to ask the registry what REF names.",
+)
+@policy_options
+@node_options
+@access_options
+@login_options
+@json_option
+def command(
+    reference: Reference,
+    directory: Path,
+    pull: str,
+    root: Path,
+    run_dir: Path,
+    access: AccessOptions,
+    policies: dict[str, Any],
+    login: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Mount the converted image REF read-only at DIR; its data is fetched when it is read."""
+    from firstread.node.client import connected
+
+    client = connected(root, run_dir)
+    answer = client.post(
+        "/mount",
+        image=str(reference.absolute()),
+        directory=str(directory.absolute()),
+        policy=pull,
+        access=access_request(access),
+        policies=policies,
+        login=login_request(login),
+    )
+    try:
+        check_lazy(answer, policies)
+    except FirstreadError:
+        client.post("/umount", directory=answer["mountpoint"])
+        raise
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        seconds = sum(answer["timeline"].values())
+        click.echo(f"{reference} is mounted at {answer['mountpoint']} ({seconds * 1000:.0f} ms)")

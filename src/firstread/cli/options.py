@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and parameter types that several verbs share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from firstread.errors import NodeError, UsageError
+from firstread.units import parse_size
+
+if TYPE_CHECKING:
+    from firstread.oci.options import AccessOptions
+    from firstread.oci.platform import Platform
+    from firstread.oci.reference import Reference
+
+MAX_SECRET_BYTES = 64 * 1024  # identity tokens have some thousands
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ReferenceType(click.ParamType["Reference"]):
+    """An image reference, as skopeo writes them."""
+
+    name = "reference"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Reference:
+        from firstread.oci.reference import Reference, parse_reference
+
+        return value if isinstance(value, Reference) else parse_reference(value)
+
+
+class PlatformType(click.ParamType["Platform"]):
+    """A platform, such as linux/arm64."""
+
+    name = "platform"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Platform:
+        from firstread.oci.platform import Platform, parse_platform
+
+        return value if isinstance(value, Platform) else parse_platform(value)
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes, such as 4MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as exc:
+            self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
+
+
+LAZY_DEVICES = ("fanotify",)
+
+REFERENCE = ReferenceType()
+PLATFORM = PlatformType()
+SIZE = SizeType()
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md)."
+)
+
+DEFAULT_HOSTS_DIRS = (Path("/etc/containerd/certs.d"),)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_ACCESS = (
+    click.option(
+        "--plain-http",
+        is_flag=True,
+        help="Speak HTTP to registries; to the loopback address that needs no option.",
+    ),
+    click.option("--insecure-tls", is_flag=True, help="Accept any certificate of a registry."),
+    click.option("--ca-file", type=_FILE, help="Trust these certificates, not the system's."),
+    click.option(
+        "--authfile", type=_FILE, help="Credentials, in the format of docker's config.json."
+    ),
+    click.option(
+        "--hosts-dir",
+        "hosts_dirs",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        envvar="FIRSTREAD_HOSTS_DIR",
+        show_envvar=True,
+        help="Directory of HOST/hosts.toml, as containerd's; may be repeated."
+        "  [default: /etc/containerd/certs.d, or as the daemon was told]",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(0),
+        default=5,
+        show_default=True,
+        help="Attempts after one that a registry failed.",
+    ),
+)
+
+
+def access_options(command: F) -> F:
+    """Add the options that say how registries are reached.
+
+    `command` gets them as one argument: ``access``, the `AccessOptions`.
+    """
+
+    @functools.wraps(command)
+    def with_access(
+        *,
+        plain_http: bool,
+        insecure_tls: bool,
+        ca_file: Path | None,
+        authfile: Path | None,
+        hosts_dirs: tuple[Path, ...],
+        retries: int,
+        **arguments: Any,
+    ) -> Any:
+        from firstread.oci.options import AccessOptions
+
+        directory = os.environ.get("FIRSTREAD_CREDENTIALS_DIR")
+        access = AccessOptions(
+            plain_http=plain_http,
+            insecure_tls=insecure_tls,
+            ca_file=ca_file,
+            auth_file=authfile,
+            hosts_dirs=hosts_dirs or DEFAULT_HOSTS_DIRS,
+            credentials_dir=Path(directory) if directory else None,
+            retries=retries,
+        )
+        return command(access=access, **arguments)
+
+    result: Any = with_access
+    for option in reversed(_ACCESS):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
+def policy_options(command: F) -> F:
+    """Add the options that say how reads through a mount are treated.
+
+    `command` gets them as one argument: ``policies``, as the daemon takes them.
+    """
+
+    @functools.wraps(command)
+    def with_policies(
+        *, stall_s: float | None, on_corruption: str | None, require: str | None, **arguments: Any
+    ) -> Any:
+        given = {"stall_s": stall_s, "on_corruption": on_corruption, "require": require}
+        policies = {name: value for name, value in given.items() if value is not None}
+        return command(policies=policies, **arguments)
+
+    result: Any = with_policies
+    for option in (
+        click.option(
+            "--require",
+            type=click.Choice(["lazy"]),
+            help="Fail rather than mount in a way that fetches all data first.",
+        ),
+        click.option(
+            "--on-corruption",
+            type=click.Choice(["refetch", "quarantine", "fail"]),
+            help="What to do about wrong bytes: fetch them again, also keep them aside, or let the"
+            " read fail. [refetch]",
+        ),
+        click.option(
+            "--stall",
+            "stall_s",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0, max=1e9, max_open=True),
+            help="How long a read waits for a registry that fails, before it gets EIO. [300]",
+        ),
+    ):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
+def check_lazy(answer: dict[str, Any], policies: dict[str, Any]) -> None:
+    """Check that a mount is lazy, if it has to be.
+
+    Raises:
+        NodeError: it is not, or the daemon is of a version that does not say.
+    """
+    if policies.get("require") == "lazy" and answer.get("device") not in LAZY_DEVICES:
+        raise NodeError(
+            "the daemon does not say that the mount is lazy",
+            hint="it is of an older version: firstread daemon --reload",
+        )
+
+
+def node_options(command: F) -> F:
+    """Add the options that say which daemon is meant: ``root`` and ``run_dir``."""
+    for option in (
+        click.option(
+            "--run-dir",
+            envvar="FIRSTREAD_RUN_DIR",
+            default="/run/firstread",
+            show_default=True,
+            show_envvar=True,
+            type=click.Path(path_type=Path, resolve_path=True),
+            help="Directory of the daemon's socket.",
+        ),
+        click.option(
+            "--root",
+            envvar="FIRSTREAD_ROOT",
+            default="/var/lib/firstread",
+            show_default=True,
+            show_envvar=True,
+            type=click.Path(path_type=Path, resolve_path=True),
+            help="Directory of sectors, images and mounts.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def access_request(access: AccessOptions) -> dict[str, Any]:
+    """Return the access options of a command line as the daemon takes them."""
+    return {
+        "plain_http": access.plain_http,
+        "insecure_tls": access.insecure_tls,
+        "ca_file": str(access.ca_file.absolute()) if access.ca_file else None,
+        "auth_file": str(access.auth_file.absolute()) if access.auth_file else None,
+        "hosts_dirs": None
+        if access.hosts_dirs is DEFAULT_HOSTS_DIRS
+        else [str(path.absolute()) for path in access.hosts_dirs],
+    }
+
+
+def login_options(command: F) -> F:
+    """Add the options that give a password on stdin.
+
+    `command` gets them as one argument: ``login``, of user name and password, or None.
+    """
+
+    @functools.wraps(command)
+    def with_login(*, username: str | None, password_stdin: bool, **arguments: Any) -> Any:
+        if bool(username) != password_stdin:
+            raise UsageError("--username and --password-stdin need each other")
+        login = (username, read_secret()) if username else None
+        return command(login=login, **arguments)
+
+    result: Any = with_login
+    for option in (
+        click.option(
+            "--password-stdin",
+            is_flag=True,
+            help="Take a password from the first line of stdin; no file gets it.",
+        ),
+        click.option("--username", help="Whose it is; '<token>', as it is, for an identity token."),
+    ):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
+def login_request(login: tuple[str, str] | None) -> dict[str, str] | None:
+    """Return the login of a command line as the daemon takes it."""
+    return {"username": login[0], "password": login[1]} if login else None
+
+
+def read_secret() -> str:
+    """Return the first line of stdin; what follows it is left to others, such as a container.
+
+    Raises:
+        UsageError: it is empty, too long, or not UTF-8.
+    """
+    line = bytearray()
+    while (letter := os.read(0, 1)) not in (b"", b"\n"):
+        line += letter
+        if len(line) > MAX_SECRET_BYTES:
+            raise UsageError(f"the password on stdin is longer than {MAX_SECRET_BYTES} bytes")
+    try:
+        secret = line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise UsageError("the password on stdin is not UTF-8") from None
+    if not secret:
+        raise UsageError("there is no password on stdin", hint="firstread … --password-stdin <FILE")
+    return secret

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread pull``: an image for containerd, without its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firstread.cli.options import REFERENCE
+from firstread.cli.output import report
+from firstread.errors import UsageError
+
+CONTAINERD = Path("/run/containerd/containerd.sock")
+
+
+@click.command()
+@click.argument("image", type=REFERENCE)
+@click.option("--namespace", "-n", default="default", show_default=True, help="Of containerd.")
+@click.option(
+    "--containerd",
+    "address",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="CONTAINERD_ADDRESS",
+    default=CONTAINERD,
+    show_default=True,
+    help="Socket of containerd.",
+)
+@click.option(
+    "--snapshotter", default="firstread", show_default=True, help="Its name in containerd."
+)
+def command(image: Any, namespace: str, address: Path, snapshotter: str) -> None:
+    """Pull IMAGE into containerd, without its data.
+
+    For clients that fetch all of an image before they ask, such as ctr of containerd 1.6. Run it
+    then with 'ctr run --snapshotter firstread IMAGE ID'. Kubernetes and crictl need no such help.
+    """
+    from firstread.snapshotter.pull import pull
+
+    if image.transport != "docker":
+        raise UsageError(f"{image} is not in a registry", hint="push it to one first")
+    name = pull(image, address.absolute(), namespace, snapshotter)
+    report([f"{name} is in containerd's namespace {namespace}"])

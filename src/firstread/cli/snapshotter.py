@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread snapshotter``: containerd's view of this node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from firstread.cli.options import access_options, access_request, node_options
+
+if TYPE_CHECKING:
+    from firstread.oci.options import AccessOptions
+
+ADDRESS = Path("/run/firstread/snapshotter.sock")
+CONTAINERD = Path("/run/containerd/containerd.sock")
+
+
+@click.command()
+@node_options
+@access_options
+@click.option(
+    "--address",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=ADDRESS,
+    show_default=True,
+    help="Socket that containerd's proxy plugin names.",
+)
+@click.option(
+    "--containerd",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=CONTAINERD,
+    show_default=True,
+    help="Socket of containerd, asked for the image of a layer if a client does not name it.",
+)
+@click.option(
+    "--config",
+    "config_path",
+    envvar="FIRSTREAD_CONFIG",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration (docs/node.md); /etc/firstread/config.toml if it is there.",
+)
+@click.option(
+    "--require-lazy",
+    is_flag=True,
+    help='Refuse images that are not lazy; as require = "lazy" in the configuration.',
+)
+@click.option(
+    "--except",
+    "excepted",
+    metavar="PATTERN",
+    multiple=True,
+    help="Names of images that may be ordinary all the same, such as '*/pause:*'.",
+)
+@click.option(
+    "--remap-ids",
+    is_flag=True,
+    help="Have the kernel map owners in user namespaces; containerd 2 only (docs/containerd.md).",
+)
+@click.option("--metrics", metavar="HOST:PORT", default="", help="Serve Prometheus metrics there.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+)
+def command(
+    root: Path,
+    run_dir: Path,
+    access: AccessOptions,
+    address: Path,
+    containerd: Path,
+    config_path: Path | None,
+    require_lazy: bool,
+    excepted: tuple[str, ...],
+    remap_ids: bool,
+    metrics: str,
+    log_level: str,
+) -> None:
+    """Serve containerd's snapshots API until SIGTERM.
+
+    Converted images start without their data, ordinary ones as with overlayfs. The daemon that
+    serves lazy mounts is started when it is needed.
+    """
+    from firstread.config import load_config
+    from firstread.node.logs import configure_logging
+    from firstread.snapshotter.attached import attached_images
+    from firstread.snapshotter.serve import Settings, overlay_options, serve
+    from firstread.snapshotter.snapshotter import Policy
+
+    require_lazy = require_lazy or load_config(config_path).policy.require == "lazy"
+    configure_logging(log_level.upper())
+    policy = Policy(require_lazy, excepted, remap_ids, overlay_options())
+    request = access_request(access)
+    settings = Settings(root, run_dir, address, policy, containerd.absolute(), metrics, request)
+    serve(settings, attached_images(root, run_dir, request))

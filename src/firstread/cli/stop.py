@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread stop``: the orderly end of a container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from firstread.cli.containers import container_store, for_each
+from firstread.cli.options import node_options
+
+
+@click.command()
+@click.argument("containers", metavar="CONTAINER...", nargs=-1, required=True)
+@click.option(
+    "-t",
+    "--time",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds until it is killed.",
+)
+@node_options
+def command(containers: tuple[str, ...], timeout_s: float, root: Path, run_dir: Path) -> None:
+    """Send each CONTAINER its stop signal, and kill it if it is still there after a while."""
+    from firstread.run.control import stop_container
+
+    store = container_store(root)
+    for_each(containers, store, lambda record: stop_container(store, record, timeout_s))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``firstread run --stats`` prints: when what happened, and what was fetched for it.
+
+Owns the clock and the lines (docs/run.md). Invariant: times count from the start of this process,
+and only what a start has to wait for is in them: steps are in the order in which they happened.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from firstread.errors import FirstreadError, NodeError
+from firstread.units import format_size
+
+if TYPE_CHECKING:
+    from firstread.node.client import Client
+
+
+class Timeline:
+    """Steps in seconds since the process began, and counters of the mount before and after."""
+
+    def __init__(self) -> None:
+        self._steps = {"command": _age()}
+        self._lines: list[str] = []
+
+    def mounted(self, mount: dict[str, Any], client: Client) -> None:
+        """Take over what the daemon measured, and remember what was fetched before.
+
+        Args:
+            mount: the daemon's answer.
+            client: to ask it again.
+        """
+        moment = _age() - sum(mount["timeline"].values())
+        for step, seconds in mount["timeline"].items():
+            moment += seconds
+            self._steps[step] = moment
+        self._client, self._place = client, mount["mountpoint"]
+        self._before = self._status()
+
+    def note(self, step: str) -> None:
+        """Note that a step is done."""
+        self._steps[step] = _age()
+
+    def first_output(self) -> None:
+        """Note the container's first output."""
+        self.note("first output")
+
+    def fetched(self) -> None:
+        """Note what was fetched, while the mount is still there."""
+        try:
+            after, before = self._status(), self._before
+        except FirstreadError as exc:
+            self._lines = [f"  {'fetched':<13}unknown: {exc}"]
+            return
+        if after["requests"] < before["requests"]:
+            before = {"bytes_fetched": 0, "requests": 0}  # another fetcher, which counts anew
+        size = after["bytes_fetched"] - before["bytes_fetched"]
+        requests = after["requests"] - before["requests"]
+        self._lines = [
+            f"  {'fetched':<13}{format_size(size)} in {requests} requests;"
+            f" {after['present']} of {after['sectors']} sectors are on this node"
+        ]
+
+    def report(self) -> list[str]:
+        """Return the lines."""
+        steps = sorted(self._steps.items(), key=lambda step: step[1])
+        return [f"  {step:<13}{seconds * 1000:9.0f} ms" for step, seconds in steps] + self._lines
+
+    def _status(self) -> dict[str, Any]:
+        mounts: list[dict[str, Any]] = self._client.get("/status")["mounts"]
+        for mount in mounts:
+            if mount["mountpoint"] == self._place:
+                return mount
+        raise NodeError("the image is not mounted any more")
+
+
+def _age() -> float:
+    """Return for how long this process exists; proc_pid_stat(5), field 22, in ticks of 10 ms."""
+    with open("/proc/self/stat", "rb") as file:
+        started = int(file.read().rpartition(b") ")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / 100

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread umount``: the end of a mount."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from firstread.cli.options import node_options
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Detach it now even if it is busy.")
+@node_options
+def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
+    """Unmount the image at DIR. What was fetched stays in the store."""
+    from firstread.node.client import connected
+
+    connected(root, run_dir).post("/umount", directory=str(directory.absolute()), lazy=lazy)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread uninstall``: takes back what ``firstread install`` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from firstread.cli.install import (
+    BACKUP_SUFFIX,
+    DROP_IN,
+    about,
+    config_option,
+    difference,
+    dry_run_option,
+    read,
+    replace,
+    target_argument,
+)
+from firstread.cli.output import report
+from firstread.errors import from_os_error
+
+
+@click.command()
+@target_argument
+@config_option
+@dry_run_option
+def command(target: str, path: Path, *, dry_run: bool) -> None:
+    """Remove the snapshotter of firstread from containerd's configuration.
+
+    What others changed in it since stays. A file that had nothing else is removed.
+    """
+    from firstread.snapshotter.configfile import removed
+
+    found = False
+    for place in [path, *_drop_ins(path)]:
+        old = read(place)
+        if old is None:
+            continue
+        with about(place):
+            new = removed(old)
+        if new == old:
+            continue
+        found = True
+        if dry_run:
+            report(difference(place, old, new))
+        elif _is_ours(place, new):
+            _remove(place.resolve())  # a symbolic link was there before
+            report([f"{place}: removed, since there was nothing else in it"])
+        else:
+            replace(place, old, new, main=path, backup=False)
+            kept = Path(f"{place}{BACKUP_SUFFIX}")
+            if read(kept) == new:
+                _remove(kept)
+                report([f"{place}: as it was before"])
+            else:
+                report([f"{place}: without firstread; it was changed since, so {kept} stays"])
+    if not found:
+        report([f"{path}: there is nothing of firstread in it"])
+    elif not dry_run:
+        report(["  restart containerd to make it so: systemctl restart containerd"])
+
+
+def _drop_ins(path: Path) -> list[Path]:
+    """Return where an imported file of ours can be."""
+    import tomllib
+
+    from firstread.snapshotter.configfile import removed
+
+    text = read(path) or ""
+    with about(path):
+        removed(text)  # is it TOML at all?
+    imports = tomllib.loads(text).get("imports", [])
+    return [
+        path.parent / Path(pattern).parent / DROP_IN
+        for pattern in (imports if isinstance(imports, list) else [])
+        if isinstance(pattern, str) and pattern.endswith("/*.toml")
+    ]
+
+
+def _is_ours(path: Path, rest: str) -> bool:
+    """Return whether a file was not there before: there is no copy of it, and nothing in it."""
+    lines = [line for line in rest.splitlines() if line.strip()]
+    return not Path(f"{path}{BACKUP_SUFFIX}").exists() and (
+        not lines or (len(lines) == 1 and lines[0].startswith("version = "))
+    )
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot remove the file") from exc

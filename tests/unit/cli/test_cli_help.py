@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the help of a verb costs: its options, and nothing of what it does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from firstread.cli.main import VERBS
+
+LOADED = """
+import json, sys
+from firstread.cli.main import run
+code = run(sys.argv[1:])
+print(json.dumps([code, sorted(name for name in sys.modules)]))
+"""
+# Each takes longer to import than all that `--help` needs.
+DEAR = {"urllib3", "msgspec", "grpc", "prometheus_client", "asyncio", "ssl", "zstandard"}
+
+
+def loaded(*arguments: str) -> tuple[str, set[str]]:
+    command = [sys.executable, "-c", LOADED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *lines, last = done.stdout.splitlines()
+    code, names = json.loads(last)
+    assert code == 0
+    return "\n".join(lines), set(names)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_imports_nothing_dear(verb: str) -> None:
+    text, names = loaded(verb, "--help")
+    assert text.startswith("Usage:")
+    assert not names & DEAR

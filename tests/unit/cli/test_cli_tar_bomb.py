@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer of ten million entries: refused at the limit, in little memory."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from firstread.testing.entries import to_tar
+from firstread.testing.images import File, Image, Layer, digest_of, write_layout
+from firstread.units import KiB, MiB
+
+ENTRIES = 10_000_000
+AT_ONCE = 10_000
+MAX_MEMORY = 300 * MiB
+
+# What wait4(2) tells of a child's memory includes that of the parent it was made from.
+SCRIPT = """
+import re
+from firstread.cli.main import run
+print(run(["convert", "oci:in:latest", "oci:out:latest"]))
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@dataclass(frozen=True)
+class Bomb(Layer):
+    """A layer of gzip members that all hold the same entries; never unpacked here."""
+
+    @property
+    def blob(self) -> bytes:
+        some = to_tar([File(f"f{number % 8}") for number in range(AT_ONCE)], zero_blocks=0)
+        return gzip.compress(some, mtime=0) * (ENTRIES // AT_ONCE)
+
+    @property
+    def diff_id(self) -> str:
+        return digest_of(b"not computed")
+
+
+def test_ten_million_entries_are_refused_in_little_memory() -> None:
+    layer = Bomb(b"")
+    write_layout(Image([layer]), "in")
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    code, peak = ran.stdout.split()
+    assert ran.stderr == (
+        f"firstread: oci:in:latest: layer {digest_of(layer.blob)}: tar entry 'f0' at byte"
+        " 2048000000: the layer has more than 4000000 entries\n"
+        "  leave out of the image what it does not need\n"
+    )
+    assert int(code) == 3
+    assert int(peak) * KiB < MAX_MEMORY

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs for containers, as far as no container has to run: usage, lists, what a start costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstread.cli.timeline import Timeline
+from firstread.errors import NodeError
+from firstread.run.containers import ContainerStore, Record, new_id, now
+from firstread.run.processes import ProcessIdentity
+from firstread.testing.command import Ran, firstread, program
+
+RUN_DOC = Path(__file__).parents[3] / "docs/run.md"
+HEAVY = {
+    *("asyncio", "email", "hashlib", "http", "random", "rich", "secrets", "ssl", "tempfile"),
+    *("urllib3", "zstandard"),
+}
+GONE = ProcessIdentity(pid=2**22, start_ticks=1, boot_id="another")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[str, ...]:
+    return "--root", str(tmp_path / "root"), "--run-dir", str(tmp_path / "run")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ContainerStore:
+    return ContainerStore(tmp_path / "root/containers")
+
+
+def add(store: ContainerStore, name: str, **known: Any) -> Record:
+    known = {"command": ("sleep", "60"), "image": "x/y", "created": now(), **known}
+    return store.create(Record(id=new_id(), **known), name)
+
+
+USAGE = {
+    "option": (["--nosuch"], "No such option '--nosuch'"),
+    "value": (["--pull", "often", "x"], "Invalid value for '--pull'"),
+    "no image": ([], "Missing argument 'REF'"),
+    "name": (["--name", "-", "x"], "invalid container name (-)"),
+    "network": (["--network", "bridge", "x"], "network bridge not found"),
+    "volume": (["-v", "data:/x", "x"], "invalid volume specification: 'data:/x'"),
+    "twice": (["-v", "/a:/x", "--tmpfs", "/x/", "x"], "duplicate mount point: /x/"),
+    "reference": (["A/B"], "'A/B' is not the name of an image"),
+    "published": (["-p", "80:80", "x"], "No such option '-p'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), USAGE.values(), ids=USAGE)
+def test_wrong_usage_of_run(
+    places: tuple[str, ...], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    """Exits as docker run does, and starts no daemon."""
+    ran = firstread("run", *places, *arguments)
+    assert (ran.code, ran.stdout) == (125, "")
+    assert ran.stderr.startswith(f"firstread: {words}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_belongs_to_the_container_is_not_ours(places: tuple[str, ...]) -> None:
+    ran = firstread("run", *places, "A/B", "--json", "--nosuch")
+    assert (ran.code, ran.stdout) == (125, "")
+    assert ran.stderr.startswith("firstread: 'A/B' is not")
+
+
+def test_every_option_is_documented() -> None:
+    described = RUN_DOC.read_text()
+    listed = set(re.findall(r"--[a-z][a-z-]+", firstread("run", "--help").stdout))
+    options = listed - {"--help", "--retries"}
+    assert not {option for option in options if not re.search(rf"{option}\b", described)} - {
+        *("--interactive", "--tty", "--detach", "--env", "--volume", "--workdir", "--user"),
+        *("--memory", "--label"),  # by their short form
+    }
+
+
+def test_ps(places: tuple[str, ...], store: ContainerStore) -> None:
+    ended = add(store, "web", exit_code=3, created=now() - 7200)
+    dead = add(store, "db", attendant=GONE, command=("sh", "-c", "x " * 40))
+    assert firstread("ps", *places).stdout.splitlines() == [
+        "CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   NAMES"
+    ]
+    rows = [re.split(r" {2,}", row) for row in _lines(firstread("ps", "-a", *places))[1:]]
+    command = ("sh -c '" + "x " * 40)[:29] + "…"
+    assert rows == [
+        [dead.short_id, "x/y", command, "0 s ago", "dead", "db"],
+        [ended.short_id, "x/y", "sleep 60", "2 h ago", "exited (3)", "web"],
+    ]
+    assert _lines(firstread("ps", "-aq", *places)) == [dead.short_id, ended.short_id]
+    assert firstread("ps", "-q", *places).stdout == ""
+    listed = firstread("ps", "-a", "--json", *places).json["containers"]
+    assert [c["status"] for c in listed] == ["dead", "exited"]
+    assert [c["exit_code"] for c in listed] == [None, 3]
+
+
+def test_the_document_of_ps_is_described(places: tuple[str, ...], store: ContainerStore) -> None:
+    add(store, "web", exit_code=0)
+    (document,) = firstread("ps", "-a", "--json", *places).json["containers"]
+    described = (RUN_DOC.parent / "json.md").read_text().partition("## ps\n")[2].partition("## ")[0]
+    assert {f"containers[].{name}" for name in document} == set(
+        re.findall(r"`(containers\[\]\.\w+)`", described)
+    )
+
+
+def test_control_characters_of_an_image_name(
+    places: tuple[str, ...], store: ContainerStore
+) -> None:
+    add(store, "web", exit_code=0, image="x\x1b[2J", command=("a\nb",))
+    shown = firstread("ps", "-a", *places).stdout
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 2
+
+
+def test_rm_goes_on(places: tuple[str, ...], store: ContainerStore, tmp_path: Path) -> None:
+    """And needs no daemon for containers that have given their mounts back."""
+    for name in ("one", "two"):
+        add(store, name, exit_code=0)
+    ran = firstread("rm", "one", "no", "nor", "two", *places)
+    assert (ran.code, ran.stdout) == (2, "one\ntwo\n")
+    assert ran.stderr.splitlines() == [
+        "firstread: no such container: no",
+        "firstread: no such container: nor",
+        "  ps -a lists what there is",
+    ]
+    assert store.list() == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: ContainerStore) -> None:
+    add(store, "web", exit_code=0)
+    ran = firstread("logs", "web", *places)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert "was not detached" in ran.stderr
+
+
+def test_what_a_start_loads() -> None:
+    """Every millisecond of a start is paid by every container: nothing large is loaded for it."""
+    code = (
+        "import sys, firstread.cli.main, firstread.cli.run, firstread.node.client;"
+        "import firstread.oci.reference, firstread.run.launch; print(*sys.modules)"
+    )
+    argv = [sys.executable, "-c", code]
+    loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
+
+
+def test_the_command_ends_with_the_code_and_all_output(
+    places: tuple[str, ...], store: ContainerStore
+) -> None:
+    """It ends without taking the interpreter apart; what it printed is there all the same."""
+    for number in range(50):
+        add(store, f"c{number}", exit_code=0)
+    done = subprocess.run(program("ps", "-aq", *places), capture_output=True, check=False)
+    assert (done.returncode, len(done.stdout.split())) == (0, 50)
+
+
+class Daemon:
+    """Answers as a daemon would; a status that is an exception is raised."""
+
+    def __init__(self, *counters: tuple[int, int] | NodeError) -> None:
+        self._counters = list(counters)
+
+    def get(self, path: str) -> dict[str, Any]:
+        assert path == "/status"
+        answer = self._counters.pop(0)
+        if isinstance(answer, NodeError):
+            raise answer
+        fetched, requests = answer
+        counts = {"bytes_fetched": fetched, "requests": requests, "present": 4, "sectors": 9}
+        return {"mounts": [{"mountpoint": "/else"}, {"mountpoint": "/here", **counts}]}
+
+
+MOUNT = {"mountpoint": "/here", "timeline": {"resolve": 0.0, "metadata": 0.0, "mount": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ((100, 1), (100 + 2048, 3), "2.0 KiB in 2 requests; 4 of 9 sectors are on this node"),
+        ((9999, 9), (1024, 1), "1.0 KiB in 1 requests; 4 of 9 sectors are on this node"),
+        ((0, 0), NodeError("no daemon answers"), "unknown: no daemon answers"),
+    ],
+    ids=["counted", "another fetcher", "no daemon"],
+)
+def test_what_was_fetched(
+    before: tuple[int, int], after: tuple[int, int] | NodeError, line: str
+) -> None:
+    timeline = Timeline()
+    timeline.mounted(MOUNT, Daemon(before, after))  # type: ignore[arg-type]
+    timeline.fetched()
+    assert timeline.report()[-1] == f"  fetched      {line}"
+
+
+def test_steps_are_in_the_order_of_time() -> None:
+    timeline = Timeline()
+    timeline.mounted(MOUNT, Daemon((0, 0)))  # type: ignore[arg-type]
+    for step in ("first output", "start", "exit"):
+        timeline.note(step)
+    names = [line[2:15].strip() for line in timeline.report()]
+    assert names == ["command", "resolve", "metadata", "mount", "first output", "start", "exit"]
+
+
+def _lines(ran: Ran) -> list[str]:
+    assert (ran.code, ran.stderr) == (0, "")
+    return ran.stdout.splitlines()
+
+
+def test_json_errors_of_ps(places: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("a file, not a directory")
+    ran = firstread("ps", "--json", *places)
+    assert ran.code == 5
+    assert json.loads(ran.stdout)["error"] == "NodeError"
