@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the ``firstread`` command inside a test and returns all that its user would see."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from firstread.cli.main import run
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that has ended: its exit code and its output."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        return json.loads(self.stdout)
+
+
+def firstread(*arguments: str | os.PathLike[str]) -> Ran:
+    """Run ``firstread`` with `arguments` in this process; neither output is a terminal."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = run([os.fspath(argument) for argument in arguments])
+    return Ran(code, stdout.getvalue(), stderr.getvalue())
+
+
+def program(*arguments: str | os.PathLike[str]) -> list[str]:
+    """Return the command line that runs ``firstread`` with `arguments` in a process of its own."""
+    start = "from firstread.cli.main import main; main()"
+    return [sys.executable, "-c", start, *(os.fspath(argument) for argument in arguments)]

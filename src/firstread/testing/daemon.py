@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon for one test, and processes that read through its mounts.
+
+Owns the daemon's directories and processes, and sees to it that no mount is left. A test never
+reads through a mount itself: its own threads may serve what the mount waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from firstread.device.erofsmount import unmount
+from firstread.errors import FirstreadError
+from firstread.node.client import Client
+from firstread.node.mounts import mounted_erofs
+from firstread.testing.command import Ran, firstread, program
+from firstread.testing.features import Expected
+from firstread.testing.manager import ServiceManager
+
+TIMEOUT_S = 20.0
+
+_OBSERVE = """
+import pickle, sys
+from firstread.testing.observe import observe
+pickle.dump(observe(sys.argv[1]), sys.stdout.buffer)
+"""
+
+_READ = """
+import ctypes, hashlib, mmap, os, sys
+path, offset, count, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+data = b""
+try:
+    fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if how == "direct" else 0))
+    if how == "mmap":
+        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)[offset:offset + count]
+    elif how == "sendfile":
+        source, sink = os.pipe()
+        while len(data) < count:
+            done = os.sendfile(sink, fd, offset + len(data), min(count - len(data), 65536))
+            data += os.read(source, done)
+    else:
+        if how == "random":
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        while len(data) < count and (part := os.pread(fd, count - len(data), offset + len(data))):
+            data += part
+    print(len(data), hashlib.sha256(data).hexdigest())
+except OSError as exc:
+    print("errno", exc.errno)
+"""
+
+
+def tree_of(place: Path, timeout_s: float = 120.0) -> dict[bytes, Expected]:
+    """Return what another process observes at `place`; see `testing.observe`."""
+    command = [sys.executable, "-c", _OBSERVE, str(place)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=timeout_s)
+    tree: dict[bytes, Expected] = pickle.loads(done.stdout)
+    return tree
+
+
+def drop_caches() -> None:
+    """Forget clean pages: those of mounts and of sector files."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+class Daemon:
+    """``firstread daemon`` with directories of its own; a context manager.
+
+    Args:
+        scratch: an empty directory on ext4, xfs or btrfs.
+        options: more of the command line.
+        root: of the store, if it is to lie elsewhere.
+        command: what to start it with, such as setpriv and its options.
+        python: that runs it, of another installation.
+        manager: that runs it as a service.
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        *options: str,
+        root: Path | None = None,
+        command: tuple[str, ...] = (),
+        python: str = sys.executable,
+        manager: ServiceManager | None = None,
+    ) -> None:
+        self.scratch = scratch
+        self.root = root or scratch / "root"
+        self.run_dir = scratch / "run"
+        self.client = Client(self.run_dir)
+        self._options = options
+        self._command = command
+        self._python = python
+        self._manager = manager
+        self._log = scratch / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._readers: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers:
+            reader.kill()
+            reader.communicate(timeout=TIMEOUT_S)
+        try:
+            self.end_all(signal.SIGTERM)
+        finally:
+            for place in reversed(list(mounted_erofs())):
+                if place.startswith(f"{self.scratch}/"):
+                    with contextlib.suppress(FirstreadError):
+                        unmount(Path(place), lazy=True)
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start a daemon; return when it answers."""
+        command = [*self._command, *self._program()]
+        with self._log.open("ab") as log:
+            if self._manager is not None:
+                self._process = self._manager.start(command, log.fileno())
+            else:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+        process = self._process
+        self.wait(lambda: self.client.alive() or process.poll() is not None)
+        if self._manager is not None:  # it listens, whether a daemon runs or not
+            self.wait(lambda: process.poll() is not None or self._is_ready(process.pid))
+            assert process.poll() is None, self.output()
+        self.status()
+
+    def replace(self) -> None:
+        """Start a daemon that takes the place of this one; return when the old one has ended."""
+        before, old = self._process, self.supervisor
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._program("--replace"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        assert before is not None
+        assert before.wait(timeout=TIMEOUT_S) == 0, self.output()
+        self.wait(lambda: self.supervisor != old)
+
+    def wait_version(self, upgrades: int) -> None:
+        """Wait until both processes are of the version that came with this upgrade."""
+        serving = {"pid": self.supervisor, "upgrades": upgrades}
+        self.wait(
+            lambda: (
+                serving.items() <= self.status()["supervisor"].items()
+                and self.children() == [self.fetcher]
+            )
+        )
+
+    def _is_ready(self, pid: int) -> bool:
+        ready = {"READY": "1", "MAINPID": str(pid)}
+        return self._manager is not None and ready in self._manager.messages
+
+    def _program(self, *options: str) -> list[str]:
+        command = program("daemon", *options, *self._places(), *self._options)
+        return [self._python, *command[1:]]
+
+    def children(self) -> list[int]:
+        """Return the process numbers of the supervisor's children."""
+        pid = self.supervisor
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
+    def supervisor(self) -> int:
+        """Process number of the supervisor."""
+        return int((self.run_dir / "daemon.pid").read_text())
+
+    def wait_supervisor(self, pid: int) -> None:
+        """Wait until process `pid` is the supervisor."""
+        self.wait(lambda: self.supervisor == pid)
+
+    @property
+    def fetcher(self) -> int:
+        """Process number of the fetcher."""
+        pid: int = self.status()["fetcher"]["pid"]
+        return pid
+
+    def end_all(self, number: int) -> None:
+        """Send a signal to supervisor and fetcher; return when both are gone."""
+        if not (self.run_dir / "daemon.pid").exists():
+            return
+        supervisor = self.supervisor
+        if number == signal.SIGKILL:  # else it may start one more, which would take its place
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(supervisor, signal.SIGSTOP)
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+        fetchers = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+        for pid in [*(fetchers if number == signal.SIGKILL else []), supervisor]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if self._process is not None:
+            self._process.wait(timeout=TIMEOUT_S)
+        self.wait(lambda: not any(map(_lives, [supervisor, *fetchers])))
+
+    def rss_bytes(self) -> int:
+        """Return the resident memory of supervisor and fetcher, in bytes."""
+        return sum(map(_rss_bytes, (self.supervisor, self.fetcher)))
+
+    def cpu_s(self) -> float:
+        """Return the processor time that supervisor and fetcher have used, in seconds."""
+        return sum(map(cpu_s, (self.supervisor, self.fetcher)))
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def reading(
+        self, path: Path, offset: int = 0, count: int = 4096, how: str = "read"
+    ) -> subprocess.Popen[str]:
+        """Start a process that reads; it prints a `lazymount.summary`, or ``errno N``.
+
+        Args:
+            path: of the file.
+            offset: first byte.
+            count: bytes.
+            how: ``read``, ``random`` (without readahead), ``mmap``, ``sendfile`` or ``direct``.
+        """
+        code = [sys.executable, "-I", "-S", "-c", _READ]
+        command = [*code, str(path), str(offset), str(count), how]
+        self._readers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return self._readers[-1]
+
+    def run(self, verb: str, *arguments: str | os.PathLike[str]) -> Ran:
+        """Run a command of this node."""
+        return firstread(verb, *arguments, *self._places())
+
+    def tell(self, line: str, verb: str, *arguments: str | os.PathLike[str]) -> Ran:
+        """Run a command of this node in a process of its own, with `line` on stdin."""
+        done = subprocess.run(
+            program(verb, *arguments, *self._places()),
+            input=f"{line}\n",
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def mount(self, image: str, name: str = "mnt", *options: str) -> Path:
+        """Mount `image` at a new directory `name`; return its path."""
+        place = self.scratch / name
+        place.mkdir(exist_ok=True)
+        ran = self.run("mount", image, place, *options)
+        assert ran.code == 0, ran
+        return place
+
+    def status(self) -> dict[str, Any]:
+        """Return the document of ``firstread status --json``."""
+        document: dict[str, Any] = self.client.get("/status")
+        return document
+
+    def mounted(self, place: Path) -> dict[str, Any]:
+        """Return the status of one mount."""
+        found: dict[str, Any] = next(
+            mount for mount in self.status()["mounts"] if mount["mountpoint"] == str(place)
+        )
+        return found
+
+    def log(self, part: str = "") -> list[Mapping[str, Any]]:
+        """Return the records of the log, those whose message contains `part`."""
+        lines = self._log.read_text().splitlines()
+        records: list[Mapping[str, Any]] = [json.loads(line) for line in lines]
+        return [record for record in records if part in record["message"]]
+
+    def output(self) -> str:
+        """Return all that the daemon has printed."""
+        return self._log.read_text()
+
+    @contextlib.contextmanager
+    def watching(self, place: Path) -> Iterator[subprocess.Popen[str]]:
+        """Give a ``firstread events --json`` that has seen an event already.
+
+        Args:
+            place: of a mount, of which the last files may be read to raise one.
+        """
+        command = program("events", "--json", *self._places())
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+            assert watcher.stdout is not None
+            for file in sorted(place.iterdir(), reverse=True):
+                self.reading(file).wait(timeout=TIMEOUT_S)
+                if select.select([watcher.stdout], [], [], 0.3)[0]:
+                    break
+            try:
+                yield watcher
+            finally:
+                watcher.send_signal(signal.SIGINT)
+                try:
+                    watcher.wait(timeout=TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    watcher.kill()
+                    raise
+
+    def wait(self, condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until `condition` holds."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"it does not happen; the log:\n{self.output()}"
+            time.sleep(0.01)
+
+    def _places(self) -> tuple[str, ...]:
+        return "--root", str(self.root), "--run-dir", str(self.run_dir)
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether any thread of a process lives: the first can be dead long before the last."""
+    try:
+        threads = [task / "stat" for task in Path(f"/proc/{pid}/task").iterdir()]
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in threads]
+    except (FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/task").exists()  # one of them ended meanwhile
+    return any(state not in ("Z", "X") for state in states)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _rss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no memory")

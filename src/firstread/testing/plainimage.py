@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A converted image of files that are one sector each, for tests of what fetches sectors.
+
+Invariant: the same numbers give the same image; file ``f3`` is the sector at slot 3.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstread.convert.convert import ConvertOptions, convert
+from firstread.convert.record import Parameters
+from firstread.oci.reference import parse_reference
+from firstread.testing.entries import File
+from firstread.testing.images import Image, Layer, write_layout
+from firstread.testing.lazymount import summary
+from firstread.units import KiB
+
+
+@dataclass(frozen=True)
+class PlainImage:
+    """What is in the image.
+
+    Args:
+        contents: of the files ``f0``, ``f1`` …, each as long as a sector.
+    """
+
+    contents: list[bytes]
+
+    def summary(self, number: int, offset: int = 0, count: int = 4096) -> str:
+        """Return what a reader prints that has read this part of a file."""
+        return summary(self.contents[number][offset : offset + count])
+
+
+def put_plain_image(
+    destination: str,
+    *,
+    count: int = 8,
+    first: int = 0,
+    sector_bytes: int = 256 * KiB,
+    frame_bytes: int = 16 * KiB,
+) -> PlainImage:
+    """Convert a plain image to `destination`; return what is in it.
+
+    Args:
+        destination: reference.
+        count: files.
+        first: seed of the first file's content; overlapping ranges give images that share sectors.
+        sector_bytes: size of each file.
+        frame_bytes: size of a frame.
+    """
+    contents = [random.Random(first + number).randbytes(sector_bytes) for number in range(count)]
+    files = [File(f"f{number}", content) for number, content in enumerate(contents)]
+    with tempfile.TemporaryDirectory() as scratch:
+        layout = Path(scratch) / "layout"
+        write_layout(Image([Layer(files)]), layout)
+        convert(
+            parse_reference(f"oci:{layout}:latest"),
+            parse_reference(destination),
+            ConvertOptions(parameters=Parameters(sector_bytes, frame_bytes)),
+        )
+    return PlainImage(contents)

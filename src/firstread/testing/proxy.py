@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small HTTP proxy in this process: forwards requests, and tunnels (CONNECT) for TLS.
+
+Owns the names it knows: a test maps made-up ones to servers of its own, so that whoever reaches
+them came through here.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+TIMEOUT_S: Final = 20.0
+_OWN: Final = frozenset({"proxy-authorization", "proxy-connection", "connection", "keep-alive"})
+
+
+class Proxy:
+    """The proxy; a context manager.
+
+    Args:
+        names: ``host:port`` by the ``host:port`` that clients ask for.
+        login: ``user:password`` that clients must show; ``""``: none.
+        tls: certificate and key to speak TLS with.
+
+    Attributes:
+        seen: ``"METHOD target"`` of each request.
+        refused: how many came without the login.
+    """
+
+    def __init__(
+        self, names: Mapping[str, str], *, login: str = "", tls: tuple[Path, Path] | None = None
+    ) -> None:
+        self.names = names
+        self.login = f"Basic {base64.b64encode(login.encode()).decode()}" if login else ""
+        self.seen: list[str] = []
+        self.refused = 0
+        self._tls = tls
+
+    def __enter__(self) -> Self:
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        if self._tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self._tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(TIMEOUT_S)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    proxy: Proxy
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is part of the game."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+    timeout = TIMEOUT_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep quiet: `Proxy.seen` has it all."""
+
+    def _admitted(self) -> bool:
+        proxy = self.server.proxy
+        proxy.seen.append(f"{self.command} {self.path}")
+        if proxy.login in ("", self.headers.get("Proxy-Authorization", "")):
+            return True
+        proxy.refused += 1
+        self.close_connection = True
+        self.send_response(407)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+    def _forward(self) -> None:
+        if not self._admitted():
+            return
+        parts = urlsplit(self.path)
+        place = self.server.proxy.names.get(f"{parts.hostname}:{parts.port or 80}")
+        if place is None:
+            self.send_error(502)
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
+        upstream = http.client.HTTPConnection(place, timeout=TIMEOUT_S)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        upstream.request(self.command, target, body or None, headers)
+        answer = upstream.getresponse()
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in (*_OWN, "content-length", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        upstream.close()
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _forward  # noqa: N815
+
+    def do_CONNECT(self) -> None:
+        if not self._admitted():
+            return
+        place = self.server.proxy.names.get(self.path)
+        if place is None:
+            self.send_error(502)
+            return
+        host, _, port = place.rpartition(":")
+        self.close_connection = True
+        with socket.create_connection((host, int(port)), TIMEOUT_S) as upstream:
+            self.send_response(200)
+            self.end_headers()
+            ends = {self.connection: upstream, upstream: self.connection}
+            while ready := select.select(list(ends), [], [], TIMEOUT_S)[0]:
+                for end in ready:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    ends[end].sendall(data)

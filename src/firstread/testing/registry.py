@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries to test against: a real one, and (from `scripted`) one that fails as it is told.
+
+Owns the real one's process, temporary storage and access log; nothing is left when its context
+ends. Both listen on loopback only, unless a test says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from firstread.errors import NodeError
+from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
+
+__all__ = ["PASSWORD", "USERNAME", "Counts", "DockerRegistry", "ScriptedRegistry"]
+
+START_TIMEOUT: Final = 20.0  # seconds
+_PROGRAM: Final = "docker-registry"  # Debian's package of the same name
+
+# bcrypt, the only hash that docker-registry takes; of `PASSWORD`.
+_HTPASSWD: Final = "tester:$2b$04$I0BrReE8uYnAbjCZRSOicuO5P4NRMQT1pAciEfTReye4SHFNd5la2\n"
+
+_LOG_LINE: Final = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a registry was asked for and what it sent.
+
+    Args:
+        requests: number, by ``"GET /v2/…"`` without the query.
+        bytes: of the bodies of the answers, by the same.
+    """
+
+    requests: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def requests_of(self, part: str = "") -> int:
+        """Return the number of requests whose ``"METHOD path"`` contains `part`."""
+        return sum(count for key, count in self.requests.items() if part in key)
+
+    def bytes_of(self, part: str = "") -> int:
+        """Return the bytes sent in answer to requests whose ``"METHOD path"`` contains `part`."""
+        return sum(count for key, count in self.bytes.items() if part in key)
+
+
+class DockerRegistry:
+    """Debian's docker-registry on a free port; a context manager.
+
+    Args:
+        address: of the interface that it listens on.
+        login: ask for `USERNAME` and `PASSWORD` (basic authentication).
+        readonly: refuse every write.
+        storage: directory of its data, kept; else a temporary one.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str = "127.0.0.1",
+        login: bool = False,
+        readonly: bool = False,
+        storage: Path | None = None,
+    ) -> None:
+        self._address = address
+        self._login = login
+        self._readonly = readonly
+        self._storage = storage
+        self._base = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._forgotten = 0  # bytes of the log before the last `forget`
+        self.host = ""
+
+    def __enter__(self) -> Self:
+        if shutil.which(_PROGRAM) is None:
+            raise NodeError(f"{_PROGRAM} is not installed", hint=f"apt install {_PROGRAM}")
+        self._base = Path(tempfile.mkdtemp(prefix="firstread-registry-"))
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._base, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the registry."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def storage(self) -> Path:
+        """Directory of its data: ``docker/registry/v2/…`` below it."""
+        return self._storage or self._base / "storage"
+
+    @property
+    def counts(self) -> Counts:
+        """All finished requests since the start or the last `forget`."""
+        self._settle()
+        counts = Counts()
+        with self._log.open("rb") as log:
+            log.seek(self._forgotten)
+            for match in _LOG_LINE.finditer(log.read().decode("utf-8", "replace")):
+                method, target, _, size = match.groups()
+                if "?firstread-" not in target:
+                    key = f"{method} {target.partition('?')[0]}"
+                    counts.requests[key] += 1
+                    counts.bytes[key] += 0 if method == "HEAD" else int(size)
+        return counts
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self._settle()
+        self._forgotten = self._log.stat().st_size
+
+    def stop(self) -> None:
+        """Stop the server; its data stays until the context ends."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()  # it has nothing in memory that it had not written
+            process.wait(timeout=START_TIMEOUT)
+
+    def restart(self) -> None:
+        """Start the server again, with the same data and port."""
+        self.stop()
+        self._run()
+
+    @property
+    def _log(self) -> Path:
+        return self._base / "log"
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind((self._address, 0))
+            self.host = f"{self._address}:{probe.getsockname()[1]}"
+        (self._base / "htpasswd").write_text(_HTPASSWD)
+        # JSON is YAML, too.
+        (self._base / "config.yml").write_text(json.dumps(self._config()))
+        self._run()
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "version": "0.1",
+            "log": {"level": "error", "accesslog": {"disabled": False}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.storage)},
+                "delete": {"enabled": True},
+                "maintenance": {"readonly": {"enabled": self._readonly}},
+            },
+            "http": {"addr": self.host, "secret": "for tests"},
+        }
+        if self._login:
+            path = str(self._base / "htpasswd")
+            config["auth"] = {"htpasswd": {"realm": "tests", "path": path}}
+        return config
+
+    def _run(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [_PROGRAM, "serve", str(self._base / "config.yml")], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self._log.read_text("utf-8", "replace")[-500:]
+                raise NodeError(f"{_PROGRAM} does not start: {said}")
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        host, port = self.host.split(":")
+        with socket.socket() as client:
+            return client.connect_ex((host, int(port))) == 0
+
+    def _settle(self) -> None:
+        """Wait until the log has all that was answered before: ours comes behind it."""
+        if self._process is None:
+            return
+        marker = f"?firstread-{time.monotonic_ns()}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        request = urllib.request.Request(f"http://{self.host}/{marker}", method="HEAD")
+        try:
+            opener.open(request, timeout=START_TIMEOUT).close()
+        except urllib.request.HTTPError as answer:  # whatever it says, it was logged
+            answer.close()
+        while marker.encode() not in self._log.read_bytes():
+            time.sleep(0.005)

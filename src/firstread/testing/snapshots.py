@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of the snapshots API, and mounts as containerd would make them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from firstread.device import syscalls
+from firstread.device.erofsmount import unmount
+from firstread.snapshotter import messages as api
+from firstread.snapshotter.wire import decode, encode
+
+TIMEOUT_S = 60.0
+
+
+class SnapshotsClient:
+    """Calls a snapshotter at a Unix socket; a context manager. Raises `grpc.RpcError`."""
+
+    def __init__(self, address: Path) -> None:
+        self._channel = grpc.insecure_channel(f"unix://{address}")
+
+    def __enter__(self) -> Self:
+        grpc.channel_ready_future(self._channel).result(timeout=TIMEOUT_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def prepare(
+        self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
+    ) -> list[api.Mount]:
+        request = api.PrepareRequest("", key, parent, dict(labels or {}))
+        return self._mounts("Prepare", request)
+
+    def view(self, key: str, parent: str = "") -> list[api.Mount]:
+        return self._mounts("View", api.PrepareRequest("", key, parent))
+
+    def mounts(self, key: str) -> list[api.Mount]:
+        return self._mounts("Mounts", api.KeyRequest("", key))
+
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = ""
+    ) -> None:
+        request = api.CommitRequest("", name, key, dict(labels or {}), parent)
+        self._call("Commit", request, api.Empty)
+
+    def remove(self, key: str) -> None:
+        self._call("Remove", api.KeyRequest("", key), api.Empty)
+
+    def stat(self, key: str) -> api.Info:
+        return self._info("Stat", api.KeyRequest("", key))
+
+    def update(self, info: api.Info, *paths: str) -> api.Info:
+        return self._info("Update", api.UpdateRequest("", info, api.FieldMask(list(paths))))
+
+    def usage(self, key: str) -> api.UsageResponse:
+        answer: api.UsageResponse = self._call("Usage", api.KeyRequest("", key), api.UsageResponse)
+        return answer
+
+    def cleanup(self) -> None:
+        self._call("Cleanup", api.CleanupRequest(), api.Empty)
+
+    def walk(self, *filters: str) -> list[api.Info]:
+        method = self._channel.unary_stream(
+            f"/{api.SERVICE}/List", encode, lambda data: decode(api.ListResponse, data)
+        )
+        answers = method(api.ListRequest("", [*filters]), timeout=TIMEOUT_S)
+        return [info for answer in answers for info in answer.info]
+
+    def _mounts(self, method: str, request: Any) -> list[api.Mount]:
+        answer: api.MountsResponse = self._call(method, request, api.MountsResponse)
+        return answer.mounts
+
+    def _info(self, method: str, request: Any) -> api.Info:
+        answer: api.InfoResponse = self._call(method, request, api.InfoResponse)
+        assert answer.info is not None
+        return answer.info
+
+    def _call(self, method: str, request: Any, answer: type[Any]) -> Any:
+        call = self._channel.unary_unary(
+            f"/{api.SERVICE}/{method}", encode, lambda data: decode(answer, data)
+        )
+        return call(request, timeout=TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def mounted(mounts: Sequence[api.Mount]) -> Iterator[Path]:
+    """Mount what a snapshotter has answered; yield where."""
+    (mount,) = mounts
+    with tempfile.TemporaryDirectory(prefix="firstread-snapshot-") as place:
+        attach(mount, Path(place))
+        try:
+            yield Path(place)
+        finally:
+            unmount(Path(place), lazy=True)
+
+
+def attach(mount: api.Mount, place: Path) -> None:
+    """Make one mount; of any number of layers, as containerd does by other means."""
+    if mount.type == "bind":
+        command = ["mount", "--rbind", "-o", ",".join({"ro"} & set(mount.options) or {"rw"})]
+        subprocess.run([*command, mount.source, place], check=True, timeout=TIMEOUT_S)
+        return
+    context = syscalls.fsopen("overlay")
+    try:
+        for option in mount.options:
+            key, _, value = option.partition("=")
+            if key == "lowerdir":
+                for layer in value.split(":"):
+                    syscalls.fsconfig_string(context, "lowerdir+", os.fsencode(layer))
+            else:
+                syscalls.fsconfig_string(context, key, os.fsencode(value))
+        syscalls.fsconfig_create(context)
+        descriptor = syscalls.fsmount(context, 0)
+    finally:
+        os.close(context)
+    try:
+        syscalls.move_mount(descriptor, os.fsencode(place))
+    finally:
+        os.close(descriptor)

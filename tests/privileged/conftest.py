@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that the tests of this folder share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks.images.build import build, default_cache
+
+from firstread.testing.command import firstread
+from firstread.testing.containers import find_busybox
+from firstread.testing.daemon import Daemon
+from firstread.testing.images import feature_image, write_layout
+from firstread.testing.machine import Machine
+from firstread.testing.plainimage import PlainImage, put_plain_image
+
+
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """The OCI layout of the real image ``debian``: built, or taken from the cache. Read only."""
+    (layout,) = build(["debian"], default_cache())
+    return layout
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OCI layout of the image with every feature. Read only."""
+    layout = tmp_path_factory.mktemp("features") / "layout"
+    write_layout(feature_image(), layout)
+    return layout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the records of packed layers out of the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIRSTREAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+# For tests of the node.
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of this test's own."""
+    with Daemon(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
+    """A converted image with a sector a file, in an OCI layout, and what is in it."""
+    reference = f"oci:{tmp_path_factory.mktemp('plain')}/layout:latest"
+    return reference, put_plain_image(reference, first=100)
+
+
+@pytest.fixture(scope="session")
+def lazy_debian(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image ``debian``, converted, in an OCI layout."""
+    return _converted(debian, tmp_path_factory.mktemp("lazy-debian"))
+
+
+@pytest.fixture(scope="session")
+def lazy_features(features: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image with every feature, converted, in an OCI layout."""
+    return _converted(features, tmp_path_factory.mktemp("lazy-features"))
+
+
+def _converted(layout: Path, folder: Path) -> str:
+    reference = f"oci:{folder}/layout:latest"
+    ran = firstread("convert", f"oci:{layout}:latest", reference)
+    assert ran.code == 0, ran
+    return reference
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A node with a daemon of its own, which containers run on."""
+    if os.geteuid() or not find_busybox():
+        pytest.skip("needs root and busybox-static")
+    with Machine(tmp_path_factory.mktemp("machine")) as machine:
+        yield machine

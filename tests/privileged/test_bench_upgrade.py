@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurement of upgrades finds what it is to find."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from benchmarks.upgrade import chapter, measure
+
+pytestmark = pytest.mark.privileged
+
+
+def test_two_upgrades_fail_no_read(tmp_path: Path) -> None:
+    outcome = measure(tmp_path, 2, files=200)
+    assert len(outcome.reads) == 200
+    assert len(outcome.upgrades) == 2
+    assert (outcome.failed, outcome.wrong) == (0, 0)
+    assert chapter(outcome, {}).summary == "2 upgrades under 200 first reads: 0 failed, 0 wrong"
+    good = dataclasses.replace(outcome, during=2)
+    assert good.is_good
+    for spoilt in ({"failed": 1}, {"wrong": 1}, {"during": 1}, {"descriptors": (20, 30)}):
+        assert not dataclasses.replace(good, **spoilt).is_good

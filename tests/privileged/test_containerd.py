@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real containerd, real registry: pods of converted and of ordinary images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from firstread.node.mounts import mounted_erofs
+from firstread.testing.containerd import Containerd
+from firstread.testing.containers import find_busybox
+from firstread.testing.registry import DockerRegistry
+from firstread.testing.runnable import DATA_FILES, data_file, push_pause, runnable_registry
+from firstread.units import MiB
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not find_busybox() or not shutil.which("containerd"),
+        reason="needs root, busybox-static and containerd",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """``app`` converted, ``ordinary`` the same not converted, and ``pause``."""
+    busybox = find_busybox()
+    assert busybox
+    scratch = tmp_path_factory.mktemp("registry")
+    (scratch / "rootfs").mkdir()
+    with runnable_registry(scratch, busybox, {}) as registry:
+        push_pause(registry, busybox)
+        yield registry
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory with a path that is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="frc-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def node(registry: DockerRegistry, scratch: Path) -> Iterator[Containerd]:
+    with Containerd(scratch, f"{registry.host}/pause:1") as running:
+        yield running
+
+
+def digest_of(number: int) -> str:
+    return hashlib.sha256(data_file(number)).hexdigest()
+
+
+def read(number: int) -> tuple[str, str, str]:
+    return "sh", "-c", f"sha256sum /data/{number}"
+
+
+def blob_bytes(registry: DockerRegistry, name: str) -> int:
+    return registry.counts.bytes_of(f"GET /v2/{name}/blobs/")
+
+
+def test_a_pod_of_a_converted_image(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    registry.forget()
+    node.pull(image)
+    assert blob_bytes(registry, "app") < MiB / 4  # of 24 MiB of data: config and metadata
+    assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
+    assert 4 * MiB < blob_bytes(registry, "app") < 10 * MiB  # the file, and the shell's sector
+    assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
+    assert f"{image} is lazy" in node.log()
+
+
+def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/ordinary:latest"
+    registry.forget()
+    node.pull(image)
+    assert blob_bytes(registry, "ordinary") > DATA_FILES * 4 * MiB
+    assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
+    assert f"{image} is not lazy: it is not converted" in node.log()
+    assert not [place for place in mounted_erofs() if place.startswith(f"{node.scratch}/")]
+
+
+def test_containers_share_one_mount_until_the_last_is_gone(
+    registry: DockerRegistry, node: Containerd
+) -> None:
+    image = f"{registry.host}/app:latest"
+    node.pull(image)
+    pods = [node.start_pod() for _ in range(3)]
+    containers = [node.start_container(pod, image, "sleep", "600")[0] for pod in pods]
+    for container in containers:
+        assert node.exec(container, *read(1)).split()[0] == digest_of(1)
+    (mount,) = node.daemon.status()["mounts"]
+    assert len(mount["holders"]) == 3
+    node.remove_image(image)
+    for container in containers:
+        assert node.exec(container, *read(2)).split()[0] == digest_of(2)
+    for pod in pods:
+        node.remove_pod(pod[0])
+    node.wait(lambda: node.daemon.status()["mounts"] == [])
+    pause = f"{registry.host}/pause:1"
+    node.remove_image(pause)
+    node.wait(lambda: node.snapshots() == [])
+    left = node.daemon.root / "snapshotter/snapshots"
+    node.wait(lambda: os.listdir(left) == [])
+
+
+def test_containers_do_not_notice_deaths(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    node.pull(image)
+    pod = node.start_pod()
+    container, _ = node.start_container(pod, image, "sleep", "600")
+    for number, (kill, start) in enumerate(
+        (
+            ((node.kill_containerd,), (node.start_containerd,)),
+            ((node.kill_snapshotter,), (node.start_snapshotter,)),
+            (
+                (node.kill_containerd, node.kill_snapshotter),
+                (node.start_snapshotter, node.start_containerd),
+            ),
+        )
+    ):
+        for act in (*kill, *start):
+            act()
+        assert node.exec(container, *read(number)).split()[0] == digest_of(number)
+    another, log = node.start_container(pod, image, *read(4))
+    node.wait(lambda: node.state(another) == 2)
+    assert digest_of(4) in log.read_text()
+    node.remove_pod(pod[0])
+    node.wait(lambda: node.daemon.status()["mounts"] == [])
+
+
+def test_a_registry_that_is_down(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    registry.stop()
+    try:
+        with pytest.raises(grpc.RpcError, match="connection refused"):
+            node.pull(image)
+        assert node.snapshots() == []
+    finally:
+        registry.restart()
+    node.pull(image)
+    assert len(node.snapshots()) == 2
+
+
+def test_a_daemon_that_is_down(registry: DockerRegistry, scratch: Path) -> None:
+    """The snapshotter as its service runs it: with few privileges, and no daemon of its own."""
+    capabilities, environment = unit_settings()
+    bounding = ",".join(["-all", *(f"+{name.lower()[4:]}" for name in capabilities)])
+    privileges = ("--no-new-privs", "--inh-caps=-all", f"--bounding-set={bounding}")
+    command = ("env", environment, "setpriv", *privileges)
+    lazy, ordinary = f"{registry.host}/app:latest", f"{registry.host}/ordinary:latest"
+    with Containerd(scratch, f"{registry.host}/pause:1", command=command) as node:
+        node.pull(lazy)
+        assert node.run(lazy, *read(5)) == [f"{digest_of(5)}  /data/5"]
+        node.remove_image(lazy)
+        node.wait(lambda: len(node.snapshots()) == 1)
+        node.daemon.end_all(signal.SIGKILL)
+        with pytest.raises(grpc.RpcError, match=r"no daemon answers at .*control\.sock"):
+            node.pull(lazy)
+        assert len(node.snapshots()) == 1  # of pause
+        node.pull(ordinary)
+        assert node.run(ordinary, *read(3)) == [f"{digest_of(3)}  /data/3"]
+        assert "no daemon answers" in node.log()
+        node.daemon.start()
+        node.pull(lazy)
+        assert node.run(lazy, *read(2)) == [f"{digest_of(2)}  /data/2"]
+
+
+def unit_settings() -> tuple[list[str], str]:
+    """Return the capabilities and the environment of the snapshotter's service."""
+    unit = Path(__file__).parents[2] / "packaging/firstread-snapshotter.service"
+    lines = [line.partition("=") for line in unit.read_text().splitlines()]
+    (capabilities,) = (value for key, _, value in lines if key == "CapabilityBoundingSet")
+    (environment,) = (value for key, _, value in lines if key == "Environment")
+    return capabilities.split(), environment
+
+
+def test_ordinary_images_are_refused_if_lazy_ones_are_required(
+    registry: DockerRegistry, scratch: Path
+) -> None:
+    pause = f"{registry.host}/pause:1"
+    with Containerd(scratch, pause, "--require-lazy", "--except", "*/pause:*") as node:
+        with pytest.raises(grpc.RpcError) as raised:
+            node.pull(f"{registry.host}/ordinary:latest")
+        assert "ordinary:latest is not lazy: it is not converted" in str(raised.value)
+        assert "require_lazy" in str(raised.value)
+        image = f"{registry.host}/app:latest"
+        node.pull(image)
+        assert node.run(image, *read(0)) == [f"{digest_of(0)}  /data/0"]
+
+
+def test_ctr(registry: DockerRegistry, node: Containerd) -> None:
+    lazy, ordinary = f"{registry.host}/app:latest", f"{registry.host}/ordinary:latest"
+    options = ("--snapshotter", "firstread")
+    pulled = node.ctr("images", "pull", "--plain-http", *options, ordinary, namespace="default")
+    assert pulled.code == 0, pulled
+    registry.forget()
+    ran = node.firstread_pull(lazy)
+    assert ran.code == 0, ran
+    assert ran.stdout == f"{lazy} is in containerd's namespace default\n"
+    assert blob_bytes(registry, "app") < MiB / 4
+    for number, image in enumerate((ordinary, lazy)):
+        command = ("run", "--rm", *options, image, f"c{number}", *read(number))
+        started = node.ctr(*command, namespace="default")
+        assert started.stdout == f"{digest_of(number)}  /data/{number}\n", started
+    assert blob_bytes(registry, "app") < 10 * MiB
+    assert node.firstread_pull(lazy).code == 0  # again
+    removed = node.ctr("images", "rm", "--sync", lazy, ordinary, namespace="default")
+    assert removed.code == 0, removed
+    node.wait(lambda: node.snapshots("default") == [])
+    assert "no containerd" in node.firstread_pull(lazy, address=node.scratch / "none").stderr
+    not_lazy = node.firstread_pull(ordinary)
+    assert (not_lazy.code, node.snapshots("default")) == (3, []), not_lazy
+    assert "ordinary:latest is not lazy" in not_lazy.stderr
+
+
+def test_ctr_of_1_6_cannot_pull_a_converted_image(
+    registry: DockerRegistry, node: Containerd
+) -> None:
+    image = f"{registry.host}/app:latest"
+    pulled = node.ctr("images", "pull", "--plain-http", "--snapshotter", "firstread", image)
+    assert pulled.code != 0
+    assert "app is converted, and this client can only unpack images" in pulled.stderr
+    assert "firstread pull" in pulled.stderr
+    assert node.snapshots() == []
+    ran = node.firstread_pull(image, namespace="k8s.io")
+    assert ran.code == 0, ran
+    assert node.run(image, *read(1)) == [f"{digest_of(1)}  /data/1"]
+
+
+def test_a_client_that_does_not_name_the_image(registry: DockerRegistry, node: Containerd) -> None:
+    """As nerdctl: chain ids and the annotations of layers, and the manifest in the store."""
+    image = f"{registry.host}/app:latest"
+    fetched = node.ctr("content", "fetch", "--metadata-only", "--plain-http", image)
+    assert fetched.code == 0, fetched
+    registry.forget()
+    chains = node.prepare_without_names(image)
+    assert node.snapshots() == sorted(chains)
+    assert blob_bytes(registry, "app") < MiB / 4
+    ran = node.ctr("run", "--rm", "--snapshotter", "firstread", image, "c", *read(4))
+    assert ran.stdout == f"{digest_of(4)}  /data/4\n", ran

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods of an original tag that has a conversion attached: real containerd, real registry."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstread.testing.command import firstread
+from firstread.testing.containers import find_busybox
+from firstread.testing.images import File, Layer, write_layout
+from firstread.testing.registry import DockerRegistry
+from firstread.testing.runnable import data_file, push_pause, runnable_image
+from firstread.units import MiB
+
+containerd = pytest.importorskip(
+    "firstread.testing.containerd", reason="there is no snapshotter to test with"
+)
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not find_busybox() or not shutil.which("containerd"),
+        reason="needs root, busybox-static and containerd",
+    ),
+]
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """``attached`` and ``alone``, ordinary images: the first has a conversion attached."""
+    busybox = find_busybox()
+    assert busybox
+    scratch = tmp_path_factory.mktemp("registry")
+    (scratch / "rootfs").mkdir()
+    app = runnable_image(scratch / "rootfs", busybox)
+    upper = Layer([File("upper", b"of the upper\n")])
+    other = Layer([File("other", b"of the other\n"), File("data/.wh.5", b"")])
+    images = {
+        **dict.fromkeys(("attached", "alone", "base"), app),
+        "upper": replace(app, layers=[*app.layers, upper]),
+        "shares": replace(app, layers=[*app.layers, other]),
+    }
+    with DockerRegistry() as running:
+        push_pause(running, busybox)
+        for name, image in images.items():
+            write_layout(image, scratch / "layout", name)
+            to = f"docker://{running.host}/{name}:1"
+            source = f"oci:{scratch}/layout:{name}"
+            copy = ("skopeo", "copy", "-q", "--dest-tls-verify=false", source, to)
+            subprocess.run(copy, check=True, timeout=TIMEOUT_S)
+        for name in ("attached", "upper"):
+            ran = firstread("convert", "--attach", f"{running.host}/{name}:1")
+            assert ran.code == 0, ran
+        yield running
+
+
+@pytest.fixture
+def node(registry: DockerRegistry) -> Iterator[Any]:
+    scratch = Path(tempfile.mkdtemp(prefix="frc-"))  # short enough for sockets
+    try:
+        with containerd.Containerd(scratch, f"{registry.host}/pause:1") as running:
+            yield running
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_the_original_tag_starts_lazily(registry: DockerRegistry, node: Any) -> None:
+    image = f"{registry.host}/attached:1"
+    registry.forget()
+    node.pull(image)
+    assert registry.counts.bytes_of("GET /v2/attached/blobs/") < MiB / 4
+    assert registry.counts.requests_of("/referrers/") == 1
+    assert node.run(image, "sh", "-c", "sha256sum /data/3") == [
+        f"{hashlib.sha256(data_file(3)).hexdigest()}  /data/3"
+    ]
+    assert registry.counts.bytes_of("GET /v2/attached/blobs/") < 10 * MiB
+    assert f"{image} is lazy" in node.log()
+
+
+def test_an_original_alone_is_pulled_as_before(registry: DockerRegistry, node: Any) -> None:
+    image = f"{registry.host}/alone:1"
+    registry.forget()
+    node.pull(image)
+    assert registry.counts.bytes_of("GET /v2/alone/blobs/") > 20 * MiB
+    assert f"{image} is not lazy: it is not converted" in node.log()
+
+
+def test_ordinary_images_that_share_layers_with_a_lazy_one(
+    registry: DockerRegistry, node: Any
+) -> None:
+    upper, shares, base = (f"{registry.host}/{name}:1" for name in ("upper", "shares", "base"))
+    node.pull(upper)
+    node.pull(shares)
+    script = "cat /other; ls /data; sha256sum /data/3"
+    digest = f"{hashlib.sha256(data_file(3)).hexdigest()}  /data/3"
+    assert node.run(shares, "sh", "-c", script) == ["of the other", *"01234", digest]
+    node.pull(base)
+    assert node.run(base, "sh", "-c", "ls /data") == list("012345")
+    assert node.run(upper, "sh", "-c", "cat /upper; sha256sum /data/3") == ["of the upper", digest]
+    assert f"{upper} is lazy" in node.log()
+    assert node.log().count("is unpacked for another image") == 1
+
+
+def test_an_image_shares_layers_with_one_that_the_client_did_not_name(
+    registry: DockerRegistry, node: Any
+) -> None:
+    """The lazy one was pulled as nerdctl does: the labels of its layers name no image."""
+    upper, shares = (f"{registry.host}/{name}:1" for name in ("upper", "shares"))
+    fetched = node.ctr("content", "fetch", "--metadata-only", "--plain-http", upper)
+    assert fetched.code == 0, fetched
+    assert len(node.prepare_without_names(upper)) == 2
+    node.pull(shares)
+    assert node.run(shares, "sh", "-c", "cat /other; ls /data") == ["of the other", *"01234"]
+    assert node.log().count("is unpacked for another image") == 1
+
+
+def test_a_container_of_a_layer_that_is_a_part_of_a_lazy_image(
+    registry: DockerRegistry, node: Any
+) -> None:
+    upper, base = (f"{registry.host}/{name}:1" for name in ("upper", "base"))
+    node.pull(upper)
+    node.pull(base)
+    assert node.run(base, "sh", "-c", "ls /data") == list("012345")
+    for image in (upper, base):
+        node.remove_image(image)
+    node.wait(lambda: len(node.snapshots()) == 1)

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""packaging/kubernetes: valid YAML, objects that fit together, and the promises of the documents.
+
+No schema of Kubernetes is at hand; what is checked here is what would otherwise fail on a cluster,
+or worse, not fail: a mount that the host does not see, a right that nobody needs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from firstread.cli.daemon import command as daemon_command
+from firstread.cli.install import SOCKET
+from firstread.cli.snapshotter import CONTAINERD
+from firstread.config import load_config
+from firstread.testing.command import firstread
+
+TOP = Path(__file__).parents[3]
+KUBERNETES = TOP / "packaging/kubernetes"
+FILES = sorted(KUBERNETES.rglob("*.yaml"))
+KINDS = {
+    "Namespace": "v1",
+    "ServiceAccount": "v1",
+    "ConfigMap": "v1",
+    "Pod": "v1",
+    "DaemonSet": "apps/v1",
+    "RuntimeClass": "node.k8s.io/v1",
+    "Kustomization": "kustomize.config.k8s.io/v1beta1",
+    "Component": "kustomize.config.k8s.io/v1alpha1",
+}
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+TIMEOUT_S = 60
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, as it is for Kubernetes."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key is given twice"
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.load(path.read_text(), _Strict)
+    return document
+
+
+def pod_spec(document: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = document["spec"]
+    return spec["template"]["spec"] if document["kind"] == "DaemonSet" else spec
+
+
+def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = pod_spec(document)
+    return [*spec.get("initContainers", []), *spec.get("containers", [])]
+
+
+@pytest.fixture(scope="module")
+def daemonset() -> dict[str, Any]:
+    return load(KUBERNETES / "base/daemonset.yaml")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KUBERNETES)))
+def test_each_file_is_an_object_of_a_known_kind(path: Path) -> None:
+    assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    document = load(path)
+    assert document["apiVersion"] == KINDS[document["kind"]]
+    if document["kind"] not in ("Kustomization", "Component"):
+        assert NAME.fullmatch(document["metadata"]["name"])
+    if document["kind"] not in ("DaemonSet", "Pod"):
+        return
+    volumes = [volume["name"] for volume in pod_spec(document).get("volumes", [])]
+    assert len(volumes) == len(set(volumes))
+    for container in containers(document):
+        for mount in container.get("volumeMounts", []):
+            assert mount["name"] in volumes
+            assert mount["mountPath"].startswith("/")
+            if mount.get("mountPropagation") == "Bidirectional":
+                assert container["securityContext"]["privileged"] is True
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.name == "kustomization.yaml"],
+    ids=lambda path: path.parent.name,
+)
+def test_what_is_named_is_there(path: Path) -> None:
+    document = load(path)
+    named = [
+        *document.get("resources", []),
+        *document.get("components", []),
+        *(patch["path"] for patch in document.get("patches", [])),
+        *(name for entry in document.get("configMapGenerator", []) for name in entry["files"]),
+    ]
+    assert named
+    assert [name for name in named if not (path.parent / name).exists()] == []
+
+
+def test_the_daemon_needs_no_right_in_the_cluster(daemonset: dict[str, Any]) -> None:
+    account = load(KUBERNETES / "base/serviceaccount.yaml")
+    assert account["automountServiceAccountToken"] is False
+    assert pod_spec(daemonset)["automountServiceAccountToken"] is False
+    assert pod_spec(daemonset)["serviceAccountName"] == account["metadata"]["name"]
+    kinds = {load(path)["kind"] for path in FILES}
+    assert not {kind for kind in kinds if "Role" in kind}
+
+
+def test_the_selector_fits(daemonset: dict[str, Any]) -> None:
+    labels = daemonset["spec"]["template"]["metadata"]["labels"]
+    assert daemonset["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_paths_are_those_of_the_host(daemonset: dict[str, Any]) -> None:
+    """Mounts are made below them and are named by them, inside and outside."""
+    container = containers(daemonset)[0]
+    volumes = {volume["name"]: volume for volume in pod_spec(daemonset)["volumes"]}
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    options = {p.name: p.default for p in daemon_command.params}
+    for name, option in (("root", "root"), ("run", "run_dir")):
+        path = volumes[name]["hostPath"]["path"]
+        assert path == mounts[name]["mountPath"] == str(options[option])
+        assert "readOnly" not in mounts[name]
+    assert mounts["run"]["mountPropagation"] == "Bidirectional"
+    assert Path(SOCKET).parent == Path(mounts["run"]["mountPath"])
+
+
+def test_nothing_kills_the_daemon_for_being_slow(daemonset: dict[str, Any]) -> None:
+    for each in containers(daemonset):
+        assert "livenessProbe" not in each
+        assert "limits" not in each["resources"]
+    assert daemonset["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    assert pod_spec(daemonset)["priorityClassName"] == "system-node-critical"
+
+
+def test_the_command_lines_are_those_of_firstread(daemonset: dict[str, Any]) -> None:
+    container = containers(daemonset)[0]
+    verb, *options = container["args"]
+    assert verb == "daemon"
+    known = {name for parameter in daemon_command.params for name in parameter.opts}
+    assert {option.partition("=")[0] for option in options} <= known
+    port = container["ports"][0]["containerPort"]
+    assert f"--metrics=0.0.0.0:{port}" in options
+    annotations = daemonset["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port)
+    assert container["readinessProbe"]["exec"]["command"][:2] == ["firstread", "status"]
+
+
+def test_only_the_daemon_is_a_daemon(daemonset: dict[str, Any]) -> None:
+    daemon, snapshotter = containers(daemonset)
+    own = {e["name"]: e["value"] for e in daemon["env"]}
+    wanted = own | {"FIRSTREAD_START_DAEMON": "0"}
+    assert {e["name"]: e["value"] for e in snapshotter["env"]} == wanted
+    assert snapshotter["args"][0] == "snapshotter"
+    places = {m["name"]: m["mountPath"] for m in daemon["volumeMounts"]}
+    socket = {m["name"]: m for m in snapshotter["volumeMounts"]}.pop("containerd-run")
+    assert socket["mountPath"] == str(CONTAINERD.parent)
+    assert socket["mountPropagation"] == "HostToContainer"  # or it would hold mounts of the host
+    assert {
+        m["name"]: m["mountPath"] for m in snapshotter["volumeMounts"] if m is not socket
+    }.items() <= places.items()
+    ports = {container["ports"][0]["containerPort"] for container in (daemon, snapshotter)}
+    assert len(ports) == 2
+
+
+def test_the_configuration_is_one() -> None:
+    load_config(KUBERNETES / "base/config.toml")
+
+
+def test_credentials_are_where_they_are_looked_for(daemonset: dict[str, Any]) -> None:
+    container = containers(daemonset)[0]
+    (place,) = [e["value"] for e in container["env"] if e["name"] == "DOCKER_CONFIG"]
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == "credentials"]
+    assert mount["mountPath"] == place
+    assert "subPath" not in mount  # or a renewed secret would never arrive
+    (volume,) = [v for v in pod_spec(daemonset)["volumes"] if v["name"] == "credentials"]
+    assert volume["secret"]["optional"] is True
+    assert volume["secret"]["items"] == [{"key": ".dockerconfigjson", "path": "config.json"}]
+
+
+def test_containerd_is_configured_once(tmp_path: Path) -> None:
+    """The script of the component, run here."""
+    patch = load(KUBERNETES / "components/configure-containerd/daemonset.yaml")
+    (container,) = containers(patch)
+    (script,) = container["args"]
+    config = tmp_path / "config.toml"
+    config.write_text("version = 2\n")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "nsenter").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/called\n')
+    start = "from firstread.cli.main import main; main()"
+    program = f"#!/bin/sh\nexec {sys.executable} -c '{start}' \"$@\"\n"
+    (programs / "firstread").write_text(program)
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    for _ in range(2):
+        done = subprocess.run(
+            [*container["command"], script.replace("/host/etc/containerd", str(tmp_path))],
+            env={"PATH": f"{programs}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    made = tomllib.loads(config.read_text())
+    assert "plugins" not in made  # the pod would need itself to be made again
+    assert made["proxy_plugins"]["firstread"] == {"type": "snapshot", "address": SOCKET}
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called == ["--target 1 --mount --uts --ipc --net -- systemctl restart containerd"]
+    assert firstread("uninstall", "containerd", "--config", config).code == 0
+    assert config.read_text() == "version = 2\n"
+
+
+def test_no_pod_of_ours_needs_the_snapshotter(daemonset: dict[str, Any]) -> None:
+    """containerd makes the DaemonSet's pod with its own snapshotter, or never after a crash."""
+    assert "runtimeClassName" not in pod_spec(daemonset)
+    texts = [path.read_text() for path in FILES]
+    assert [text for text in texts if re.search(r"install containerd.*--default", text)] == []
+    handler = load(KUBERNETES / "examples/runtimeclass.yaml")["handler"]
+    document = (TOP / "docs/kubernetes.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?runtimes.*?)```", document, re.DOTALL)
+    plugin = tomllib.loads(block)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+    assert plugin["runtimes"][handler]["snapshotter"] == "firstread"
+
+
+def test_services_of_the_host_start_before_containerd() -> None:
+    """They may be what containerd uses for every pod: they need no pod."""
+    for name in ("firstread.service", "firstread-snapshotter.service"):
+        assert "\nBefore=containerd.service\n" in (TOP / "packaging" / name).read_text()
+
+
+def test_the_example_pod_reads_what_the_daemon_mounts() -> None:
+    pod = load(KUBERNETES / "examples/volume-pod.yaml")
+    mount, app = containers(pod)
+    place = {e["name"]: e["value"] for e in mount["env"]}["PLACE"]
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["spec"]["volumes"]}
+    assert volumes["model"] == place
+    assert place.startswith(volumes["firstread"] + "/")
+    (model,) = app["volumeMounts"]
+    assert model["readOnly"] is True
+    assert model["mountPropagation"] == "HostToContainer"
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("name", ["base", "examples"])
+def test_kustomize_puts_it_together(name: str) -> None:
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(KUBERNETES / name)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    made = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
+    kinds = {"Namespace", "ServiceAccount", "ConfigMap", "DaemonSet"}
+    assert set(made) == kinds | ({"RuntimeClass"} if name == "examples" else set())
+    spec = pod_spec(made["DaemonSet"])
+    images = {container["image"] for container in containers(made["DaemonSet"])}
+    wanted = "registry.example/" + ("platform/" if name == "examples" else "")
+    assert images == {f"{wanted}firstread-node:0.1.0"}
+    named = {v["configMap"]["name"] for v in spec["volumes"] if "configMap" in v}
+    assert named == {made["ConfigMap"]["metadata"]["name"]}
+    assert len(spec.get("initContainers", [])) == (name == "examples")
+
+
+def test_the_image_leaves_out_what_only_development_needs() -> None:
+    text = (TOP / "packaging/Containerfile").read_text()
+    match = re.search(r"pip uninstall --yes ((?:[\w-]+|\\\n|\s)+)", text)
+    assert match is not None
+    removed = set(match[1].replace("\\\n", " ").split())
+    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    development = extras["optional-dependencies"]["dev"] + extras["optional-dependencies"]["build"]
+    assert removed == set(development)
+
+
+def test_every_value_of_the_document_is_there() -> None:
+    """The table of docs/kubernetes.md names files and what is in them."""
+    rows = re.findall(
+        r"^\| `([^`]+)` \| `([^`]+)` \|",
+        (TOP / "docs/kubernetes.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(rows) > 5
+    for name, text in rows:
+        assert text in (KUBERNETES / name).read_text(), (name, text)
