@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks NAME…``: run benchmarks, print and keep what they found.
+
+All of them when none is named. The last figures of each benchmark are kept in a JSON file, so that
+one can be run again, and the page in docs/ written from all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import burst, convert, node, pods, run
+from benchmarks.images.build import default_cache
+from benchmarks.report import Section, page, save
+from firstread.errors import FirstreadError
+
+BENCHMARKS: dict[str, Callable[[], Section]] = {
+    convert.NAME: convert.measure,
+    node.NAME: node.measure,
+    run.LOOPBACK: run.measure_loopback,
+    run.LINK: run.measure_link,
+    pods.PODS: pods.measure,
+    burst.BURST: burst.measure,
+}
+DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
+
+
+def main() -> int:
+    results = default_cache().parent / "benchmarks.json"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=results, help=f"keep figures in [{results}]"
+    )
+    parser.add_argument(
+        "--docs", action="store_true", help=f"write the kept ones to docs/{DOCS.name}"
+    )
+    options = parser.parse_args()
+    names = options.names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"there is no benchmark {', '.join(unknown)}")
+    if os.geteuid():
+        parser.error("benchmarks mount and drop caches: run them as root")
+    try:
+        for name in names:
+            kept = save(BENCHMARKS[name](), options.json)
+    except KeyboardInterrupt:
+        return 130
+    except FirstreadError as exc:
+        print(f"error: {exc}" + (f" ({exc.hint})" if exc.hint else ""), file=sys.stderr)
+        return exc.exit_code
+    if options.docs:
+        DOCS.write_text(page(kept, BENCHMARKS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.eviction``: an image is read in loops, with room for a quarter of it.
+
+One loop reads files in order, the other through mmap at random. Before each file they have the
+kernel forget its pages, so that every read asks the sector file. Ends with an error if a read
+failed or got a wrong byte, if the store was ever larger than its limit, or if too little was
+evicted for that to mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reliability
+from benchmarks.measure import median
+from benchmarks.scratch import scratch_directory
+from benchmarks.setting import describe
+from firstread.testing.daemon import Daemon
+from firstread.testing.plainimage import put_plain_image
+from firstread.testing.registry import DockerRegistry
+from firstread.units import KiB, MiB
+
+SECONDS = 60.0
+FILES, FILE_BYTES = 512, 256 * KiB
+SHARE = 4  # of the image: what the store may hold
+LOOPS = ("read", "mmap")
+COMMAND = "python -m benchmarks.eviction --docs"
+
+_READER = """
+import hashlib, json, mmap, os, random, sys, time
+place, how, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+expected = json.load(sys.stdin)
+numbers, took, failed, wrong = list(range(len(expected))), [], 0, 0
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    if how == "mmap":
+        random.shuffle(numbers)
+    for number in numbers:
+        if time.monotonic() >= end:
+            break
+        fd = os.open(f"{place}/f{number}", os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.monotonic()
+        try:
+            if how == "mmap":
+                with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+                    data = mapped[:]
+            else:
+                data = b""
+                while part := os.read(fd, 1 << 20):
+                    data += part
+            wrong += hashlib.sha256(data).hexdigest() != expected[number]
+        except OSError:
+            failed += 1
+        took.append(time.monotonic() - started)
+        os.close(fd)
+json.dump([took, failed, wrong], sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was seen.
+
+    Args:
+        reads: seconds of each read of a file.
+        failed: of them; a reader that was killed by SIGBUS counts as one.
+        wrong: likewise.
+        limit_bytes: of the store.
+        largest_bytes: that the sector files have had together, as they were seen.
+        store: of the status, at the end.
+    """
+
+    reads: list[float]
+    failed: int
+    wrong: int
+    limit_bytes: int
+    largest_bytes: int
+    store: dict[str, Any]
+
+    def is_good(self, evictions: int) -> bool:
+        """Return whether nothing went wrong, and that means something."""
+        bounded = self.largest_bytes <= self.limit_bytes
+        return not (self.failed or self.wrong) and bounded and self.store["evictions"] >= evictions
+
+
+def measure(
+    scratch: Path,
+    seconds: float,
+    files: int = FILES,
+    file_bytes: int = FILE_BYTES,
+    meanwhile: Callable[[Daemon], None] = lambda _: None,
+) -> Outcome:
+    """Read for some seconds; call `meanwhile` as long as that lasts."""
+    limit = files * file_bytes // SHARE
+    with DockerRegistry() as registry, Daemon(scratch, "--cache-max", str(limit)) as daemon:
+        reference = f"{registry.host}/bench/plain:1"
+        image = put_plain_image(
+            f"docker://{reference}", count=files, sector_bytes=file_bytes, frame_bytes=16 * KiB
+        )
+        expected = json.dumps([hashlib.sha256(content).hexdigest() for content in image.contents])
+        (scratch / "expected").write_text(expected)
+        place = daemon.mount(reference)
+        readers = [_start(scratch, place, how, seconds) for how in LOOPS]
+        largest = 0
+        try:
+            while any(reader.poll() is None for reader in readers):
+                largest = max(largest, _held_bytes(daemon.root))
+                meanwhile(daemon)
+                time.sleep(0.2)
+        finally:
+            for reader in readers:
+                reader.kill()
+                reader.wait()
+        said = [_said(scratch, how, reader) for how, reader in zip(LOOPS, readers, strict=True)]
+        return Outcome(
+            [read for took, _, _ in said for read in took],
+            sum(failed for _, failed, _ in said),
+            sum(wrong for _, _, wrong in said),
+            limit,
+            largest,
+            daemon.status()["store"],
+        )
+
+
+def _start(scratch: Path, place: Path, how: str, seconds: float) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _READER, str(place), how, str(seconds)]
+    with (scratch / "expected").open() as expected, (scratch / f"said-{how}").open("w") as output:
+        return subprocess.Popen(command, stdin=expected, stdout=output)
+
+
+def _said(scratch: Path, how: str, reader: subprocess.Popen[bytes]) -> tuple[list[float], int, int]:
+    if reader.returncode:
+        return [], 1, 0
+    took, failed, wrong = json.loads((scratch / f"said-{how}").read_text())
+    return took, failed, wrong
+
+
+def _held_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in (root / "sectors").glob("*/*"))
+
+
+def chapter(outcome: Outcome, setting: dict[str, str], seconds: float) -> reliability.Chapter:
+    """Return what is written of it."""
+    reads, store = sorted(outcome.reads), outcome.store
+    late = reads[int(0.99 * len(reads))]
+    cells = [
+        ("", "figure", "note"),
+        ("time", f"{seconds:.0f} s", "a loop in order with read(2), one at random with mmap"),
+        ("image", f"{FILES * FILE_BYTES / MiB:.0f} MiB", f"in {FILES} sectors"),
+        ("limit of the store", f"{outcome.limit_bytes / MiB:.0f} MiB", "`--cache-max`"),
+        ("largest store seen", f"{outcome.largest_bytes / MiB:.1f} MiB", "five times a second"),
+        ("reads of a file", str(len(reads)), f"of {FILE_BYTES // KiB} KiB, from the sector file"),
+        ("evictions", str(store["evictions"]), f"{store['evicted_bytes'] / MiB:.0f} MiB"),
+        ("failed", str(outcome.failed), ""),
+        ("wrong bytes", str(outcome.wrong), ""),
+        ("a read, median", f"{median(reads) * 1000:.1f} ms", f"p99 {late * 1000:.0f} ms"),
+        ("longest read", f"{reads[-1] * 1000:.0f} ms", "it waited for room"),
+    ]
+    summary = (
+        f"{store['evictions']} evictions under {len(reads)} reads:"
+        f" {outcome.failed} failed, {outcome.wrong} wrong"
+    )
+    return reliability.Chapter("eviction", COMMAND, setting, cells, summary)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eviction", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="[60]")
+    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
+    options = parser.parse_args()
+    if os.geteuid():
+        parser.error("it mounts: run it as root")
+    if not options.seconds >= 1:
+        parser.error("--seconds must be 1 at least")
+    with scratch_directory() as scratch:
+        setting = describe(scratch)
+        outcome = measure(scratch, options.seconds)
+    found = chapter(outcome, setting, options.seconds)
+    print("".join(f"{label}: {text}\n" for label, text in setting.items()))
+    print(reliability.columns(found.cells))
+    print(found.summary)
+    if options.docs:
+        reliability.write(found)
+    return 0 if outcome.is_good(int(10 * options.seconds)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

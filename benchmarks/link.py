@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slow and distant network on one machine: a second network namespace, a rate and a delay.
+
+Owns the namespace, the two devices and the process between them; nothing is left when a `Link`
+ends. The rate is tbf(8) on both devices, the delay a relay in user space (`benchmarks.relay`),
+because many kernels, such as the one of small virtual machines, have no netem. Invariant: what a
+link is said to do was measured on it (`Link.measure`), never only asked for.
+
+A server is put on the far side by starting it under `Link.far`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+CLONE_NEWNET = 0x40000000
+NEAR_ADDRESS, FAR_ADDRESS = "10.217.0.1", "10.217.0.2"
+BURST_BYTES = 16_000
+QUEUE_S = 0.1  # packets that tbf keeps, as time on the wire, before it drops
+PROBE_BYTES = 12_000_000
+PINGS = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a link really does.
+
+    Args:
+        rtt_s: from one byte to its echo, median.
+        connect_s: of a TCP connection, median.
+        bytes_per_s: of one TCP connection from the far side, slow start included.
+    """
+
+    rtt_s: float
+    connect_s: float
+    bytes_per_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bytes_per_s * 8 / 1e6:.0f} Mbit/s, round trip {self.rtt_s * 1000:.1f} ms,"
+            f" connection {self.connect_s * 1000:.1f} ms (measured)"
+        )
+
+
+class Link:
+    """A link to a namespace of its own; a context manager, for one at a time on a machine.
+
+    Args:
+        mbit_s: rate of each direction, in 10^6 bits per second.
+        rtt_s: round trip time, in seconds.
+    """
+
+    address = FAR_ADDRESS
+
+    def __init__(self, mbit_s: float, rtt_s: float) -> None:
+        self.mbit_s, self.rtt_s = mbit_s, rtt_s
+        tag = f"fr{os.getpid()}"
+        self._namespace, self._near, self._far = f"{tag}-far", f"{tag}n", f"{tag}f"
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._set_up()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def __str__(self) -> str:
+        return f"{self.mbit_s:g} Mbit/s, {self.rtt_s * 1000:g} ms"
+
+    @contextlib.contextmanager
+    def far(self) -> Iterator[None]:
+        """Let this thread, and the processes that it starts, be on the far side for a while."""
+        with open("/proc/thread-self/ns/net") as home, open(self._path) as away:
+            _enter(away.fileno())
+            try:
+                yield
+            finally:
+                _enter(home.fileno())
+
+    def received_bytes(self) -> int:
+        """Return how many bytes have come to the near side, headers of IP and TCP included."""
+        return int(Path(f"/sys/class/net/{self._near}/statistics/rx_bytes").read_text())
+
+    def measure(self) -> Measured:
+        """Find out what the link does: takes about a second and fills it."""
+        with self.far():
+            server = socket.create_server((FAR_ADDRESS, 0))
+        with server:
+            thread = threading.Thread(target=_serve_probe, args=(server,))
+            thread.start()
+            connects, echoes = [], []
+            for _ in range(PINGS):
+                started = time.perf_counter()
+                with socket.create_connection(server.getsockname()) as connection:
+                    connects.append(time.perf_counter() - started)
+                    started = time.perf_counter()
+                    connection.sendall(b"?")
+                    connection.recv(1)
+                    echoes.append(time.perf_counter() - started)
+            with socket.create_connection(server.getsockname()) as connection:
+                started = time.perf_counter()
+                connection.sendall(b"!")
+                while connection.recv(1 << 20):
+                    pass
+                seconds = time.perf_counter() - started
+            thread.join()
+        middle = PINGS // 2
+        return Measured(sorted(echoes)[middle], sorted(connects)[middle], PROBE_BYTES / seconds)
+
+    @property
+    def _path(self) -> str:
+        return f"/run/netns/{self._namespace}"
+
+    def _set_up(self) -> None:
+        _ip("netns", "add", self._namespace)
+        self._cleanup.callback(_ip, "netns", "delete", self._namespace)
+        relay = subprocess.Popen(
+            (sys.executable, "-m", "benchmarks.relay", self._near, self._far, str(self.rtt_s / 2)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._cleanup.callback(_end, relay)
+        assert relay.stdout is not None
+        if relay.stdout.readline() != b"ready\n":
+            raise RuntimeError("the relay does not start")
+        _ip("link", "set", self._far, "netns", self._namespace)
+        self._configure(self._near, NEAR_ADDRESS, FAR_ADDRESS)
+        with self.far():
+            _ip("link", "set", "lo", "up")
+            self._configure(self._far, FAR_ADDRESS, NEAR_ADDRESS)
+
+    def _configure(self, device: str, own: str, peer: str) -> None:
+        _ip("address", "add", own, "peer", peer, "dev", device)
+        _ip("link", "set", device, "up")
+        shape = f"tbf rate {self.mbit_s}mbit burst {BURST_BYTES} latency {QUEUE_S * 1000:.0f}ms"
+        subprocess.run(("tc", "qdisc", "add", "dev", device, "root", *shape.split()), check=True)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(("ip", *arguments), check=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def _enter(namespace: int) -> None:
+    """setns(2) of the calling thread; `os.setns` comes with Python 3.12."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "cannot enter the network namespace")
+
+
+def _serve_probe(server: socket.socket) -> None:
+    """Echo single bytes; at ``!`` send `PROBE_BYTES` and end."""
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            word = connection.recv(1)
+            if word == b"!":
+                connection.sendall(bytes(PROBE_BYTES))
+                return
+            connection.sendall(word)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry that has the benchmark images, as they were built and converted.
+
+Owns a storage directory that is kept between runs, so that each image is pushed and converted once.
+Invariant: `images` leaves both tags of an image current.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.images.build import build, default_cache
+from firstread.sectors.format import BLOCK_SIZE
+from firstread.testing.images import Dir, File, Image, Layer, write_layout
+from firstread.testing.registry import DockerRegistry
+from firstread.units import MiB
+
+ORIGINAL, LAZY = "original", "lazy"
+
+
+def storage() -> Path:
+    """Return the directory of the registry's data."""
+    directory = default_cache().parent / "registry"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def publish(names: Iterable[str]) -> None:
+    """Put images into the storage: the original, and what it is converted to."""
+    names = list(names)
+    layouts = build(names)
+    with DockerRegistry(storage=storage()) as registry:
+        for name, layout in zip(names, layouts, strict=True):
+            push(registry, name, layout)
+            source, target = (reference(registry, name, tag) for tag in (ORIGINAL, LAZY))
+            _run(sys.executable, "-m", "firstread", "convert", source, target)
+
+
+def push(registry: DockerRegistry, name: str, layout: Path) -> None:
+    """Put the original image into a registry."""
+    target = f"docker://{reference(registry, name, ORIGINAL)}"
+    options = ("--quiet", "--preserve-digests", "--dest-tls-verify=false")
+    _run("skopeo", "copy", *options, f"oci:{layout}:latest", target)
+
+
+def warm(name: str) -> None:
+    """Read all blobs of an image, so that the registry has them in memory.
+
+    How fast a registry's disk is, is not our subject.
+    """
+    data = storage() / "docker/registry/v2"
+    for path in (data / f"repositories/bench/{name}/_layers/sha256").iterdir():
+        digest = path.name
+        with (data / f"blobs/sha256/{digest[:2]}/{digest}/data").open("rb") as file:
+            while file.read(16 * MiB):
+                pass
+
+
+def reference(registry: DockerRegistry, name: str, tag: str) -> str:
+    """Return how a client names an image."""
+    return f"{registry.host}/bench/{name}:{tag}"
+
+
+def publish_many_sectors(image: str, count: int) -> None:
+    """Push a converted image of exactly `count` sectors, of one block each."""
+    content = random.Random(count).randbytes(count * BLOCK_SIZE)
+    files = [
+        File(f"data/{number}", content[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE])
+        for number in range(count)
+    ]
+    size = f"--sector-size={BLOCK_SIZE}", f"--frame-size={BLOCK_SIZE}"
+    with tempfile.TemporaryDirectory() as layout:
+        write_layout(Image([Layer([Dir("data"), *files])]), layout)
+        _run(sys.executable, "-m", "firstread", "convert", *size, f"oci:{layout}:latest", image)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-1000:]}")

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.power``: a node loses its power again and again, as far as disks go.
+
+While an image is read through a store that is too small for it, all processes are killed, mounts
+taken away, and the record of the boot is made another kernel's. Then the root is made one that a
+disk can have after a cut: whatever was not on the disk for sure is lost, cut off anywhere, or has
+zeros in any of its pages. The next daemon mounts the image again, and all of it is read.
+
+Simulated: it needs no machine to switch off. What was on the disk for sure is what the store says
+of itself: a sector file without write permission was written with fdatasync(2) before it lost it.
+Ends with an error if a read failed or got a wrong byte, or if nothing was ever lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import reliability
+from benchmarks.flip import wrong_files
+from benchmarks.scratch import scratch_directory
+from benchmarks.setting import describe
+from firstread.device.erofsmount import unmount
+from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.registry import DockerRegistry
+from firstread.units import KiB
+
+CUTS = 20
+FILES, FILE_BYTES = 120, 128 * KiB
+LIMIT_BYTES = FILES * FILE_BYTES * 3 // 4
+PAGE = 4096
+SETTLE_S = 6.5  # until present sectors are on the disk
+COMMAND = "python -m benchmarks.power --docs"
+
+_READER = """
+import os, random, sys
+place, count = sys.argv[1], int(sys.argv[2])
+while True:
+    fd = os.open(f"{place}/f{random.randrange(count)}", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        while os.read(fd, 1 << 20):
+            pass
+    except OSError:
+        break
+    os.close(fd)
+"""
+
+
+@dataclass
+class Outcome:
+    """What was seen: what became of files at the cuts, and files that were read wrong or not."""
+
+    cuts: int = 0
+    files: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    wrong: int = 0
+    checked: int = 0
+    damaged: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all was read right, and something was lost."""
+        lost = sum(count for what, count in self.files.items() if what not in ("safe", "whole"))
+        return not self.wrong and self.read > 0 and lost > 0
+
+
+def measure(scratch: Path, cuts: int, seed: int = 1) -> Outcome:
+    """Cut the power `cuts` times."""
+    chance, outcome = random.Random(seed), Outcome()
+    with DockerRegistry() as registry, Daemon(scratch, "--cache-max", str(LIMIT_BYTES)) as daemon:
+        reference = f"{registry.host}/bench/plain:1"
+        image = put_plain_image(
+            f"docker://{reference}", count=FILES, sector_bytes=FILE_BYTES, frame_bytes=16 * KiB
+        )
+        for number in range(cuts):
+            place = daemon.mount(reference)
+            _read_until_killed(daemon, place, chance, settles=number % 4 == 1)
+            unmount(place, lazy=True)
+            outcome.files.update(cut(daemon.root, chance))
+            outcome.cuts += 1
+            drop_caches()
+            daemon.start()
+            _read_all(daemon, reference, image, outcome)
+    return outcome
+
+
+def _read_until_killed(
+    daemon: Daemon, place: Path, chance: random.Random, *, settles: bool
+) -> None:
+    command = [sys.executable, "-I", "-S", "-c", _READER, str(place), str(FILES)]
+    reader = subprocess.Popen(command)
+    try:
+        time.sleep(chance.uniform(0.2, 1.0))
+        if settles:
+            reader.kill()
+            time.sleep(SETTLE_S)
+        daemon.end_all(signal.SIGKILL)
+    finally:
+        reader.kill()
+        reader.wait()
+
+
+def _read_all(daemon: Daemon, reference: str, image: PlainImage, outcome: Outcome) -> None:
+    place = daemon.mount(reference)
+    outcome.wrong += wrong_files(place, image)
+    outcome.read += len(image.contents)
+    store = daemon.status()["store"]
+    outcome.checked += store["checked"]
+    outcome.damaged += store["damaged"]
+    assert daemon.run("umount", place).code == 0
+
+
+def cut(root: Path, chance: random.Random) -> Counter[str]:
+    """Make `root` one that was never written to the end; return what became of sector files."""
+    (root / "boot").write_text("another kernel\n")
+    fates: Counter[str] = Counter()
+    for path in sorted([*(root / "sectors").glob("*/*"), *(root / "aside").iterdir()]):
+        status = path.stat()
+        if not status.st_size:
+            continue
+        fate = "safe"
+        if status.st_mode & stat.S_IWUSR:
+            fate = chance.choice(("lost", "cut off", "zeros", "whole"))
+            _damage(path, status.st_size, fate, chance)
+        fates[fate] += 1
+    for path in sorted((root / "references").iterdir()):
+        if chance.random() < 0.3:
+            os.truncate(path, chance.randrange(path.stat().st_size + 1))
+    (root / "mounts/torn.tmp").write_bytes(b'{"mountp')
+    return fates
+
+
+def _damage(path: Path, size: int, fate: str, chance: random.Random) -> None:
+    if fate == "lost":
+        os.truncate(path, 0)
+    elif fate == "cut off":
+        os.truncate(path, chance.randrange(size))
+    elif fate == "zeros":
+        pages = -(-size // PAGE)
+        with path.open("r+b") as file:
+            for page in chance.sample(range(pages), chance.randint(1, pages)):
+                file.seek(page * PAGE)
+                file.write(bytes(min(PAGE, size - page * PAGE)))
+
+
+def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
+    """Return what is written of it."""
+    notes = {
+        "safe": "on the disk for sure",
+        "whole": "not for sure, but they were",
+        "lost": "empty after the cut",
+        "cut off": "anywhere",
+        "zeros": "in some or all of their pages, at their full size",
+    }
+    cells = [
+        ("", "figure", "note"),
+        ("power cuts", str(outcome.cuts), "in the middle of reads, fills and evictions"),
+        *(
+            (f"sector files: {what}", str(outcome.files[what]), text)
+            for what, text in notes.items()
+        ),
+        ("checked before they were read", str(outcome.checked), f"{outcome.damaged} damaged"),
+        ("files read afterwards", str(outcome.read), f"of {FILE_BYTES // KiB} KiB"),
+        ("failed or wrong", str(outcome.wrong), ""),
+    ]
+    summary = f"{outcome.cuts} cuts: {outcome.read} reads, {outcome.wrong} failed or wrong"
+    return reliability.Chapter("power", COMMAND, setting, cells, summary)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.power", description=__doc__)
+    parser.add_argument("--cuts", type=int, default=CUTS, metavar="N", help="[20]")
+    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
+    options = parser.parse_args()
+    if os.geteuid():
+        parser.error("it mounts: run it as root")
+    if options.cuts < 1:
+        parser.error("--cuts must be 1 at least")
+    with scratch_directory() as scratch:
+        setting = describe(scratch)
+        outcome = measure(scratch, options.cuts)
+    found = chapter(outcome, setting)
+    print(reliability.columns(found.cells))
+    print(found.summary)
+    if options.docs:
+        reliability.write(found)
+    return 0 if outcome.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the packets between two TUN devices back, each direction for the same time.
+
+Owns the two devices while it runs (they vanish with it) and the queue of packets; sets no address
+and no rate. It works on IP packets, so all of TCP feels the distance: connection set-up, slow
+start, acknowledgements. Invariant: packets leave in the order in which they came, none earlier
+than the delay, and as late only as the kernel wakes this process, which runs before all others.
+
+``python -m benchmarks.relay NEAR FAR DELAY_S``; says ``ready`` when both devices exist, and ends
+when its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import sys
+import time
+from collections import deque
+
+PACKET_BYTES = 1 << 16
+BATCH = 64  # packets read from one side before the other gets its turn
+TUNSETIFF = 0x400454CA  # include/uapi/linux/if_tun.h
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+
+Held = deque[tuple[float, bytes]]
+
+
+def main() -> None:
+    near, far, delay_s = open_tun(sys.argv[1]), open_tun(sys.argv[2]), float(sys.argv[3])
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    print("ready", flush=True)
+    forward(near, far, delay_s)
+
+
+def open_tun(name: str) -> int:
+    """Make the TUN device `name`; it lives as long as the returned descriptor."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
+    return fd
+
+
+def forward(near: int, far: int, delay_s: float) -> None:
+    """Pass packets in both directions until standard input ends."""
+    ways: list[tuple[int, int, Held]] = [(near, far, deque()), (far, near, deque())]
+    while True:
+        due = min((held[0][0] for _, _, held in ways if held), default=None)
+        timeout = None if due is None else max(0.0, due - time.monotonic())
+        readable, _, _ = select.select([near, far, 0], [], [], timeout)
+        if 0 in readable:
+            return
+        for source, target, held in ways:
+            if source in readable:
+                receive(source, held, delay_s)
+            send(target, held)
+
+
+def receive(source: int, held: Held, delay_s: float) -> None:
+    """Take what has come."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(BATCH):
+            held.append((time.monotonic() + delay_s, os.read(source, PACKET_BYTES)))
+
+
+def send(target: int, held: Held) -> None:
+    """Let go what was held long enough. A device that takes no packet loses it, as a link does."""
+    now = time.monotonic()
+    while held and held[0][0] <= now:
+        with contextlib.suppress(OSError):
+            os.write(target, held.popleft()[1])
+
+
+if __name__ == "__main__":
+    main()

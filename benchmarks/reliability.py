@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``docs/reliability.md``: what was shown, each chapter written by the command that shows it.
+
+Owns the page and its order; measures nothing. Invariant: writing one chapter leaves the others as
+they are, and no chapter stands without the setting in which it was measured. A chapter that nobody
+has written says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs/reliability.md"
+HEAD = """\
+# Reliability
+
+What a fleet may rely on, as it was measured. Each chapter was written by the command that it names;
+what the node does in each case, and why, is in [node.md](node.md).
+"""
+TITLES = {
+    "soak": "Faults and kills",
+    "eviction": "A store that is too small",
+    "flip": "A bit flipped on disk",
+    "full": "The disk is full",
+    "many": "500 mounts of 20 images",
+    "upgrade": "Upgrades during reads",
+    "containers": "Containers while all below them is killed",
+    "power": "Power cuts",
+}
+"""Chapters in their order."""
+
+_CHAPTER = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What one command has shown.
+
+    Args:
+        name: of `TITLES`.
+        command: that has shown it.
+        setting: host and conditions, label to text.
+        cells: of a table, its head first.
+        summary: one line.
+    """
+
+    name: str
+    command: str
+    setting: Mapping[str, str]
+    cells: Sequence[Sequence[str]]
+    summary: str
+
+    def text(self) -> str:
+        """Return it as Markdown."""
+        parts = [f"`{self.command}`", ""]
+        parts += [f"- {label}: {text}" for label, text in self.setting.items()]
+        head, *rows = ([_escaped(cell) for cell in row] for row in self.cells)
+        rule = ["---", *("--:" for _ in head[1:-1]), "---"]
+        parts += ["", *(f"| {' | '.join(row)} |" for row in (head, rule, *rows))]
+        return "\n".join([*parts, "", f"**{self.summary}**"]) + "\n"
+
+
+def write(chapter: Chapter, path: Path = PAGE) -> None:
+    """Put a chapter into the page; the others stay."""
+    found = dict(_CHAPTER.findall(path.read_text())) if path.exists() else {}
+    found[chapter.name] = chapter.text()
+    path.write_text(page(found))
+
+
+def page(chapters: Mapping[str, str]) -> str:
+    """Return the page with the text of each chapter by its name."""
+    parts = [HEAD]
+    for name, title in TITLES.items():
+        text = chapters.get(name, "Not measured yet.\n")
+        parts.append(f"\n## {title}\n\n<!-- {name} -->\n{text}<!-- end -->\n")
+    return "".join(parts)
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        first, *others = row
+        words = [first.ljust(widths[0])]
+        words += [cell.rjust(width) for cell, width in zip(others[:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join([*words, others[-1]]).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What benchmarks give: figures with their goals, printed, as JSON, and as a page of docs.
+
+Owns the shape and the look of results; measures nothing. Invariant: a figure never goes without
+the setting in which it was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+NAME_WIDTH = 56
+MARKS = {True: "yes", False: "NO", None: ""}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit: at most or at least `value`, in the unit of the figure."""
+
+    relation: Literal["<=", ">="]
+    value: float
+
+    def met_by(self, value: float) -> bool:
+        return value <= self.value if self.relation == "<=" else value >= self.value
+
+    def __str__(self) -> str:
+        return f"{self.relation} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number.
+
+    Args:
+        name: what was measured.
+        value: how much.
+        unit: of value and goal; ``x`` for a ratio.
+        goal: what it should be.
+        detail: what the value is made of, such as both sides of a ratio.
+    """
+
+    name: str
+    value: float
+    unit: str
+    goal: Goal | None = None
+    detail: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.goal is None else self.goal.met_by(self.value)
+
+    def line(self) -> str:
+        """Return the figure as one line of text."""
+        amount = f"{number(self.value)} {self.unit}"
+        goal = f"goal {self.goal}: {MARKS[self.met]}" if self.goal else ""
+        return f"{self.name:{NAME_WIDTH}} {amount:>14}  {goal:18} {self.detail}".rstrip()
+
+
+@dataclass
+class Section:
+    """The figures of one benchmark.
+
+    Args:
+        name: of the benchmark, as on the command line.
+        title: what it is about.
+        setting: host and conditions, label to text.
+    """
+
+    name: str
+    title: str
+    setting: dict[str, str]
+    figures: list[Figure] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Print what comes, and where it is measured."""
+        print(f"\n{self.title}\n{'-' * len(self.title)}")
+        for label, text in self.setting.items():
+            print(f"  {label}: {text}")
+
+    def note(self, label: str, text: str) -> None:
+        """Add to the setting what became known on the way."""
+        self.setting[label] = text
+        print(f"  {label}: {text}", flush=True)
+
+    def add(
+        self, name: str, value: float, unit: str, goal: Goal | None = None, detail: str = ""
+    ) -> None:
+        """Record a figure, and print it."""
+        self.figures.append(Figure(name, value, unit, goal, detail))
+        print("  " + self.figures[-1].line(), flush=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = [
+            {**dataclasses.asdict(figure), "goal": str(figure.goal or ""), "met": figure.met}
+            for figure in self.figures
+        ]
+        return {"title": self.title, "setting": self.setting, "figures": figures}
+
+
+def number(value: float) -> str:
+    """Return `value` with three digits that count, and thousands apart."""
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def save(section: Section, path: Path) -> dict[str, Any]:
+    """Keep results in a JSON file, beside those of other benchmarks; return all of them."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    kept[section.name] = section.to_dict()
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept
+
+
+PAGE = """\
+# Benchmarks
+
+Written by `python -m benchmarks --docs`; see [benchmarks/](../benchmarks/README.md) for the images
+and for how to run it. Figures compare within one run on one machine; the absolute ones say little
+elsewhere. A goal that was missed says so.
+"""
+
+
+def page(document: Mapping[str, Mapping[str, Any]], order: Iterable[str]) -> str:
+    """Return the page of docs for results as `save` returns them."""
+    parts = [PAGE]
+    for section in (document[name] for name in order if name in document):
+        parts.append(f"\n## {section['title']}\n")
+        parts += [f"- {label}: {text}" for label, text in section["setting"].items()]
+        parts += ["", "| measured | value | goal | met | made of |", "|---|--:|--:|---|---|"]
+        for figure in section["figures"]:
+            amount = f"{number(figure['value'])} {figure['unit']}"
+            cells = [figure["name"], amount, figure["goal"], MARKS[figure["met"]], figure["detail"]]
+            parts.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that benchmarks work in: on a disk, and gone afterwards with all mounts in them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.images.build import default_cache
+from firstread.trees import remove_tree
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Give an empty directory beside the images: not on tmpfs or overlayfs, as they are not."""
+    base = default_cache().parent
+    base.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="bench-", dir=base)
+    try:
+        yield Path(scratch)
+    finally:
+        for mountpoint in _mounts_below(scratch):
+            subprocess.run(("umount", "--lazy", mountpoint), check=False)
+        remove_tree(scratch)
+
+
+def _mounts_below(directory: str) -> list[str]:
+    """Return mount points, the innermost first."""
+    command = ("findmnt", "--raw", "--noheadings", "--output", "TARGET")
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [place for place in reversed(listed) if place.startswith(f"{directory}/")]

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong in a soak, when, and what the node's policy (docs/node.md) says of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNDISTURBED_SHARE = 0.05
+FAULTS_SHARE = 0.42
+LEAST_FAULT_S = 4.0  # three more attempts, after which wrong bytes are given up, take about two
+AFTER_S = 1.0  # a fault may still be felt
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A fault of the way to the registry.
+
+    Args:
+        name: for people.
+        script: of the proxy.
+        saved: no read may fail; else those that need the proxy get EIO.
+    """
+
+    name: str
+    script: str
+    saved: bool = True
+
+
+TROUBLES = (
+    Trouble("503, one request in three", "GET /blobs/ status 503 p0.33"),
+    Trouble("503, all requests", "GET /blobs/ status 503 x*"),
+    Trouble("429 with Retry-After", "GET /blobs/ status 429 Retry-After=1 p0.33"),
+    Trouble("hang-up after 30,000 bytes", "GET /blobs/ hangup 30000 p0.5"),
+    Trouble("the last byte is missing", "GET /blobs/ cut 1 p0.5"),
+    Trouble("206 with a wrong length", "GET /blobs/ short 100 p0.5"),
+    Trouble("the answer is lost", "GET /blobs/ lost p0.5"),
+    Trouble("slow trickle, 200 kB/s", "GET /blobs/ trickle 200000 p0.5"),
+    Trouble("two seconds without an answer", "GET /blobs/ blackhole 2 p0.33"),
+    Trouble("connection refused", "GET /blobs/ refuse 0.5 p0.05"),
+    Trouble("expired token", "GET /blobs/ expired p0.2"),
+    Trouble("wrong range", "GET /blobs/ wrong-range p0.33"),
+    Trouble("wrong Content-Range", "GET /blobs/ wrong-content-range p0.33"),
+    Trouble("one bit flipped, sometimes", "GET /blobs/ flip x3\nGET /blobs/ flip p0.03"),
+    Trouble(
+        "bytes twice, sometimes", "GET /blobs/ duplicate 100 x3\nGET /blobs/ duplicate 9 p0.03"
+    ),
+    Trouble("one bit flipped, always", "GET /blobs/ flip x*", saved=False),
+    Trouble("404, always", "GET /blobs/ status 404 x*", saved=False),
+    Trouble("ranges ignored, always", "GET /blobs/ ignore-range x*", saved=False),
+    Trouble("redirect loop, always", "GET /blobs/ redirect x*", saved=False),
+)
+
+BACKGROUND = """
+GET /blobs/ hangup 30000 p0.02
+GET /blobs/ status 503 p0.02
+GET /blobs/ flip p0.01
+"""
+"""Of the proxy while processes are killed."""
+
+KILLS = {"supervisor": 4, "fetcher": 4, "both": 2, "registry": 1, "proxy": 1}
+"""What is killed, and how often of all."""
+
+REPLACE = "upgrade"
+"""A kill that is none: a daemon that takes the place of the one that runs."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long the parts of a soak last, in seconds."""
+
+    undisturbed: float
+    each_trouble: float
+    kills: float
+
+
+def times(total_s: float) -> Times:
+    """Divide the time; a short soak lasts somewhat longer than it was told to."""
+    undisturbed = max(5.0, UNDISTURBED_SHARE * total_s)
+    each = max(LEAST_FAULT_S, FAULTS_SHARE * total_s / len(TROUBLES) - AFTER_S)
+    kills = max(15.0, total_s - undisturbed - (each + AFTER_S) * len(TROUBLES))
+    return Times(undisturbed, each, kills)

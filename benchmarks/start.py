@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a benchmark image, lazily or the classic way, and waits until it is ready.
+
+Owns the command lines and the clock, which runs from the command to the workload's answer, never
+to the end of a pull. Invariant: no container and no mount is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from benchmarks.host import Host
+from benchmarks.images.ready import Answers, Ready, answers, wait_ready
+from benchmarks.measure import children
+
+END_S = 30.0  # for a workload to end, and its container to be cleared up
+
+
+@dataclass
+class Started:
+    """A workload that became ready.
+
+    Args:
+        ready_s: from the command on.
+        steps: seconds from the command on at which each step was done, if it says so.
+        downloaded: bytes of blobs that came from the registry until it was ready.
+        sectors: present and total, when lazy.
+        errors: what it wrote to standard error.
+    """
+
+    ready_s: float
+    downloaded: int = 0
+    sectors: tuple[int, int] = (0, 0)
+    steps: dict[str, float] = field(default_factory=dict)
+    errors: str = ""
+
+
+def start_lazy(host: Host, image: str, ready: Ready, workload: Sequence[str] = ()) -> Started:
+    """Run a converted image with ``firstread run`` on a node whose daemon is there already.
+
+    Args:
+        host: the node.
+        image: its reference.
+        ready: how to see that it is.
+        workload: a command that serves until it is ended; that of the image if it is empty.
+    """
+    command = host.command("run", "--plain-http", "--rm", "--stats", image, *workload)
+    with _until_ready(command, ready, ends=not workload) as started:
+        mount = host.stats()
+        started.downloaded = mount["bytes_fetched"]
+        started.sectors = mount["present"], mount["sectors"]
+    started.steps = dict(_steps(started.errors))
+    return started
+
+
+def start_classic(
+    directory: Path, image: str, ready: Ready, workload: Sequence[str] = ()
+) -> Started:
+    """Pull, unpack and run the original image (`benchmarks.classic`); otherwise as `start_lazy`."""
+    command = (sys.executable, "-m", "benchmarks.classic", image, str(directory), *workload)
+    with _until_ready(command, ready, ends=not workload) as started:
+        pass
+    said = json.loads(started.errors.splitlines()[-1])
+    started.steps, started.downloaded = said["steps"], said["downloaded"]
+    return started
+
+
+@contextlib.contextmanager
+def _until_ready(command: Sequence[str], ready: Ready, *, ends: bool) -> Iterator[Started]:
+    """Run `command`, give what is known when it is ready, and end it after the block.
+
+    Args:
+        command: of the container's runtime.
+        ready: how to see that it is.
+        ends: what prints that it is ready ends by itself then.
+    """
+    if isinstance(ready, Answers) and answers(ready):
+        raise RuntimeError(f"something else answers on port {ready.port}")
+    with tempfile.TemporaryFile() as errors:
+        began = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            started = Started(0)
+            try:
+                wait_ready(process, ready)
+                started.ready_s = time.perf_counter() - began
+                yield started
+            except RuntimeError as exc:
+                raise RuntimeError(f"{exc}: {_text(errors)[-1000:]}") from exc
+            finally:
+                _end(process, kill=isinstance(ready, Answers) or not ends)
+        started.errors = _text(errors)
+
+
+def _end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
+    """Wait until `process` has cleared up after its container, which may have to be killed."""
+    if kill:
+        _kill(children(process.pid))
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        _kill([*children(process.pid), process.pid])
+        raise
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _steps(report: str) -> Iterator[tuple[str, float]]:
+    """Yield what ``firstread run --stats`` says: ``  start   412 ms``."""
+    for line in report.splitlines():
+        words = line.split()
+        if len(words) > 2 and words[-1] == "ms":
+            yield " ".join(words[:-2]), float(words[-2]) / 1000
