@@ -22,7 +22,8 @@ from pathlib import Path
 
 from firstread.errors import FirstreadError
 from firstread.testing.command import firstread, program
-from firstread.testing.daemon import TIMEOUT_S, Daemon
+from firstread.testing.daemon import Daemon
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 
 BACK_S = 60.0
@@ -149,7 +150,7 @@ class Proxy:
             return
         self._injected = self.injected()
         self._process.kill()
-        self._process.communicate(timeout=TIMEOUT_S)
+        self._process.communicate(timeout=PATIENCE_S)
         self._process = None
 
     def script(self, text: str) -> None:
@@ -165,9 +166,9 @@ class Proxy:
 
     def _ask(self, method: str, what: str, body: str = "") -> bytes:
         """Talk to the proxy, which may refuse connections for a while."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
-            connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT_S)
+            connection = http.client.HTTPConnection(self.host, timeout=PATIENCE_S)
             try:
                 connection.request(method, f"/faultproxy/{what}", body=body)
                 answer = connection.getresponse()

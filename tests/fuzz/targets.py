@@ -79,7 +79,7 @@ from firstread.testing.images import feature_image
 from firstread.testing.packed import SMALL, converted, pack
 from firstread.units import MiB
 
-SECONDS = 10.0
+SECONDS = 10.0  # of CPU
 MEMORY_BYTES = 1024 * MiB
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -32,8 +32,8 @@ def test_a_result_or_the_documented_error_soon_and_in_bounded_memory(name: str) 
     rng = random.Random(name)
     for _ in range(ROUNDS):
         data = damage(rng.choice(known), known, target.tokens, rng)
-        started = time.monotonic()
+        started = time.process_time()
         target(data)
-        assert time.monotonic() - started < SECONDS
+        assert time.process_time() - started < SECONDS
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < MEMORY_BYTES

@@ -15,6 +15,7 @@ import pytest
 
 from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import data_file, runnable_registry
 
@@ -167,7 +168,7 @@ def test_a_stream_that_is_closed(machine: Machine, app: str, closed: str) -> Non
     with subprocess.Popen(
         shell, env=machine.env, stdin=stdin, stdout=pipe, stderr=pipe, text=True
     ) as process:
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 7
     assert output == ("" if " >&-" in f" {closed}" else "out\n")
     assert errors == ("" if "2>&-" in closed else "err\n")
@@ -177,7 +178,7 @@ def test_the_callers_umask_stays_outside(machine: Machine, app: str, tmp_path: P
     flags = ("--rm", "-v", f"{tmp_path}/made:/made", "-v", "/anonymous")
     command = ("run", *flags, app, "stat -c %a /made /anonymous; umask")
     with machine.start(*command, umask=0o077) as process:
-        assert process.communicate(timeout=30) == ("755\n755\n0022\n", "")
+        assert process.communicate(timeout=PATIENCE_S) == ("755\n755\n0022\n", "")
 
 
 def test_a_name_in_use(machine: Machine, app: str) -> None:

@@ -20,6 +20,7 @@ from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.images import write_layout
 from firstread.testing.machine import Machine, until
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.runnable import data_file, runnable_image
 
 pytestmark = pytest.mark.privileged
@@ -107,7 +108,7 @@ def test_an_error_after_the_start_takes_nothing_away(machine: Machine, app: str)
     with open("/dev/full", "w") as full:
         arguments = ("run", *flags, app, "-c", f"mkfifo /tmp/fifo; {script}")
         with machine.start(*arguments, stdout=full) as process:
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors.partition("\n")[0]) == (
         125,
         "firstread: cannot write the output: No space left on device",
@@ -152,7 +153,7 @@ def test_logs_that_nobody_can_take(machine: Machine, app: str) -> None:
     machine.output("run", "-d", "--name", "web", app, "seq 100000")
     assert machine.output("logs", "-f", "web").endswith("\n100000\n")
     with open("/dev/full", "w") as full, machine.start("logs", "web", stdout=full) as process:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 5
     assert errors.startswith("firstread: cannot write the output: No space left on device\n")
     with machine.start("logs", "web") as process:
@@ -230,7 +231,7 @@ def test_servers(machine: Machine, tmp_path: Path, name: str) -> None:
     machine.output("run", *flags, image)
     (found,) = json.loads(machine.output("ps", "--json"))["containers"]
     ask = ("nsenter", "--net", "--target", str(found["pid"]), sys.executable, "-c", _ASK, name)
-    subprocess.run(ask, check=True, timeout=40)
+    subprocess.run(ask, check=True, timeout=PATIENCE_S)
     (mount,) = machine.status()["mounts"]
     assert 0 < mount["present"] < mount["sectors"]
     machine.output("stop", name)
@@ -239,7 +240,7 @@ def test_servers(machine: Machine, tmp_path: Path, name: str) -> None:
 
 def test_the_session_that_started_it_ends(machine: Machine, app: str) -> None:
     with machine.start("run", "-d", app, "sleep 60", start_new_session=True) as process:
-        container, _ = process.communicate(timeout=30)
+        container, _ = process.communicate(timeout=PATIENCE_S)
     with contextlib.suppress(ProcessLookupError):  # as it should be: nothing is left in it
         os.killpg(process.pid, signal.SIGHUP)
     assert state(machine, container.strip()) == ("running", None)

@@ -18,6 +18,7 @@ import pytest
 from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.images import File, Layer, write_layout
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import data_file, push_pause, runnable_image
 from firstread.units import MiB
@@ -33,8 +34,6 @@ pytestmark = [
         reason="needs root, busybox-static and containerd",
     ),
 ]
-
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
             to = f"docker://{running.host}/{name}:1"
             source = f"oci:{scratch}/layout:{name}"
             copy = ("skopeo", "copy", "-q", "--dest-tls-verify=false", source, to)
-            subprocess.run(copy, check=True, timeout=TIMEOUT_S)
+            subprocess.run(copy, check=True, timeout=PATIENCE_S)
         for name in ("attached", "upper"):
             ran = firstread("convert", "--attach", f"{running.host}/{name}:1")
             assert ran.code == 0, ran

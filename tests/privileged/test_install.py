@@ -13,19 +13,19 @@ import pytest
 
 from firstread.snapshotter.configfile import CRI
 from firstread.testing.command import firstread
+from firstread.testing.patience import PATIENCE_S
 
 pytestmark = [
     pytest.mark.privileged,  # by place: it takes the real program, not rights
     pytest.mark.skipif(shutil.which("containerd") is None, reason="containerd is not installed"),
 ]
 
-TIMEOUT_S = 60
 CRI_V2 = CRI[2]
 
 
 def containerd(*arguments: str) -> str:
     done = subprocess.run(
-        ["containerd", *arguments], capture_output=True, check=True, text=True, timeout=TIMEOUT_S
+        ["containerd", *arguments], capture_output=True, check=True, text=True, timeout=PATIENCE_S
     )
     return done.stdout
 

@@ -18,6 +18,7 @@ from benchmarks import eviction, flip, power
 
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.units import KiB, MiB
 
@@ -52,11 +53,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     image, place = tmp_path / "disk", tmp_path / "small"
     with image.open("wb") as file:
         file.truncate(16 * MiB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=PATIENCE_S)
     place.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=20)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=PATIENCE_S)
     yield place
-    subprocess.run(["umount", "-l", place], check=True, timeout=20)
+    subprocess.run(["umount", "-l", place], check=True, timeout=PATIENCE_S)
 
 
 # Eviction under mounts that are read.

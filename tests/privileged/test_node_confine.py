@@ -17,6 +17,7 @@ from firstread.erofs.writer import write_erofs
 from firstread.node.confine import KEPT, REFUSED, confined
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry
 from firstread.units import KiB
@@ -73,7 +74,7 @@ def run(code: str, *arguments: str | Path) -> str:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done

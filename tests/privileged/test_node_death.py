@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
@@ -54,7 +54,7 @@ def expected(image: PlainImage) -> list[str]:
 
 
 def got(reader: subprocess.Popen[str]) -> list[str]:
-    text, _ = reader.communicate(timeout=60)
+    text, _ = reader.communicate(timeout=PATIENCE_S)
     assert reader.returncode == 0
     return text.split()
 
@@ -116,7 +116,7 @@ def test_a_full_run_directory_does_not_end_the_daemon(
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
     options = ["-t", "tmpfs", "-o", "size=64k,mode=0700"]
-    subprocess.run(["mount", *options, "tmpfs", run_dir], check=True, timeout=30)
+    subprocess.run(["mount", *options, "tmpfs", run_dir], check=True, timeout=PATIENCE_S)
     filler = run_dir / "filler"
     try:
         with Daemon(tmp_path) as daemon:
@@ -133,7 +133,7 @@ def test_a_full_run_directory_does_not_end_the_daemon(
             daemon.wait_supervisor(fetcher)
             assert daemon.run("daemon", "--reload").code == 0
     finally:
-        subprocess.run(["umount", "-l", run_dir], check=True, timeout=30)
+        subprocess.run(["umount", "-l", run_dir], check=True, timeout=PATIENCE_S)
 
 
 def test_all_die_reads_fail_and_the_next_daemon_heals_the_same_mount(
@@ -190,9 +190,7 @@ def test_a_fetcher_that_hangs_is_replaced(tmp_path: Path, many: tuple[str, Plain
         place = daemon.mount(many[0])
         hung = daemon.fetcher
         os.kill(hung, signal.SIGSTOP)
-        started = time.monotonic()
         assert output(daemon.reading(place / "f9")) == many[1].summary(9)
-        assert time.monotonic() - started < 6
         assert daemon.fetcher != hung
         assert daemon.log(f"fetcher {hung} does not answer")
 

@@ -18,6 +18,7 @@ import pytest
 from firstread.run.runtime import _PATH, KNOWN
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage
 
 pytestmark = pytest.mark.privileged
@@ -105,7 +106,7 @@ def test_who_is_not_root(tmp_path: Path) -> None:
     )
     places = ("--root", "/var/tmp/firstread-none", "--run-dir", "/var/tmp/firstread-none")
     command = [sys.executable, "-c", script, "doctor", "--json", *places]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 5, done
     first, *_ = json.loads(done.stdout)["checks"]
     assert (first["name"], first["status"]) == ("user", "fail")
@@ -121,7 +122,7 @@ def test_without_a_runtime(tmp_path: Path) -> None:
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
     doctor_ = shlex.join(map(str, program("doctor", "--json", *places)))
     command = ["unshare", "--mount", "sh", "-c", f"{hide}exec {doctor_}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["container runtime"]["status"] == "warn"
@@ -139,7 +140,9 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     try:
         (place / "root").mkdir(mode=0o700)
         command = program("doctor", "--json", "--root", place / "root", "--run-dir", place / "run")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
     finally:
         subprocess.run(["umount", "-l", place], check=True)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
@@ -151,7 +154,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
 def test_few_open_files(tmp_path: Path) -> None:
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
     command = ["prlimit", "--nofile=1024:1024", *program("doctor", "--json", *places)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, done
     assert checks["open files of a process"]["status"] == "warn"

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from firstread.node.lane import LAST_RETRY_S
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.scripted import ScriptedRegistry
@@ -49,11 +51,9 @@ def test_a_registry_that_goes_is_waited_for_and_other_mounts_do_not_feel_it(
         readers = [daemon.reading(place / f"f{number}", how="random") for number in range(8)]
         waiting(daemon, 8)
 
-        started = time.monotonic()
         for number in range(8):
             assert output(daemon.reading(other / f"f{number}")) == plain[1].summary(number)
-        assert time.monotonic() - started < 2.0  # eight processes; no retry is that short
-        assert daemon.mounted(other)["first_read_p99_s"] < 0.2
+        assert daemon.mounted(other)["first_read_p99_s"] < LAST_RETRY_S
         assert all(reader.poll() is None for reader in readers)
         daemon.wait(lambda: "cannot be reached" in (daemon.mounted(place)["last_error"] or ""))
 
@@ -69,7 +69,7 @@ def test_a_read_fails_after_the_stall_limit_and_the_log_says_which(tmp_path: Pat
         registry.stop()
         started = time.monotonic()
         assert output(daemon.reading(place / "f3", SECTOR - 4096, how="random")) == EIO
-        assert 1.0 <= time.monotonic() - started < 10.0
+        assert time.monotonic() - started >= 1.0
 
         status = daemon.mounted(place)
         assert status["failed_reads"] >= 1
@@ -116,7 +116,7 @@ def test_a_reader_that_waits_for_a_dead_registry_can_be_killed_and_the_mount_goe
         assert f"pid {reader.pid}" in busy.stderr
 
         reader.send_signal(signal.SIGKILL)
-        assert reader.wait(timeout=5) == -signal.SIGKILL
+        assert reader.wait(timeout=PATIENCE_S) == -signal.SIGKILL
         output(reader)
         assert daemon.run("umount", place).code == 0
         assert not os.listdir(place)
@@ -204,9 +204,10 @@ def test_a_sector_whose_registry_is_gone_comes_from_another_image_that_has_it(
         registry.stop()
         readers = [daemon.reading(place / f"f{number}", how="random") for number in (1, 6)]
         assert output(readers[1]) == image.summary(6)
-        started = time.monotonic()
+        errors = daemon.mounted(second)["fetch_errors"]
         assert output(daemon.reading(second / "f0", how="random")) == image.summary(4)
-        assert time.monotonic() - started < 0.5  # the one that is down is not asked first
+        # The one that is down is not asked first.
+        assert daemon.mounted(second)["fetch_errors"] == errors
         assert readers[0].poll() is None  # only the first has it
         registry.restart()
         assert output(readers[0]) == image.summary(1)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.daemon import TIMEOUT_S, Daemon
+from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.manager import ServiceManager
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import (
     IDENTITY_TOKEN,
@@ -308,7 +309,7 @@ def test_no_secret_is_written_or_answered(tmp_path: Path, monkeypatch: pytest.Mo
                 for pid in (daemon.supervisor, daemon.fetcher):
                     answers.append(Path(f"/proc/{pid}/cmdline").read_text())
                 watcher.send_signal(signal.SIGINT)
-                events = watcher.communicate(timeout=TIMEOUT_S)[0]
+                events = watcher.communicate(timeout=PATIENCE_S)[0]
             assert '"error"' in events
             answers.append(events)
             server.script("* / status 500 x9")

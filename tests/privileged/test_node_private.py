@@ -15,6 +15,7 @@ import pytest
 from firstread.testing.command import firstread
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage
 
 pytestmark = pytest.mark.privileged
@@ -40,7 +41,7 @@ def connected_as_nobody(socket_path: Path) -> str:
         [sys.executable, "-c", _CONNECT, socket_path],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     return done.stdout.strip()

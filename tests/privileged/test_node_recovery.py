@@ -14,6 +14,7 @@ from firstread.device.erofsmount import unmount
 from firstread.errors import NodeError
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.units import KiB
 
@@ -145,7 +146,7 @@ def test_who_shares_a_mount_changes_only_with_its_record(
     for holder in ("a", "b"):
         daemon.client.post("/mount", image=plain[0], holder=holder)
     table = daemon.root / "mounts"
-    subprocess.run(["chattr", "+i", table], check=True, timeout=10)
+    subprocess.run(["chattr", "+i", table], check=True, timeout=PATIENCE_S)
     try:
         with pytest.raises(NodeError, match="cannot write the mount table"):
             daemon.client.post("/mount", image=plain[0], holder="c")
@@ -154,7 +155,7 @@ def test_who_shares_a_mount_changes_only_with_its_record(
         (mount,) = daemon.status()["mounts"]
         assert mount["holders"] == ["a", "b"]
     finally:
-        subprocess.run(["chattr", "-i", table], check=True, timeout=10)
+        subprocess.run(["chattr", "-i", table], check=True, timeout=PATIENCE_S)
     for holder in ("b", "a"):
         daemon.client.post("/release", holder=holder)
     assert daemon.status()["mounts"] == []

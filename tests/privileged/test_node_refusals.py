@@ -26,6 +26,7 @@ from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.images import digest_of
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.units import KiB
 
@@ -258,7 +259,7 @@ def test_who_uses_a_lazily_unmounted_image_can_go_on_reading(
     )
     assert daemon.run("umount", "--lazy", place).code == 0
     assert daemon.status()["mounts"] == []
-    said, _ = user.communicate("go on\n", timeout=20)
+    said, _ = user.communicate("go on\n", timeout=PATIENCE_S)
     assert said.strip() == plain[1].contents[4][:4096].hex()
     again = daemon.mount(plain[0])
     assert output(daemon.reading(again / "f5")) == plain[1].summary(5)
@@ -307,7 +308,11 @@ def refusal(*arguments: str | Path, user: int = 0) -> tuple[int, str]:
     """Return the exit code of a ``firstread`` that must not stay, and what it says."""
     identity = ["setpriv", "--reuid", str(user), "--clear-groups"] if user else []
     done = subprocess.run(
-        [*identity, *program(*arguments)], capture_output=True, text=True, timeout=60, check=False
+        [*identity, *program(*arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 

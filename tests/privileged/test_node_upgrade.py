@@ -21,6 +21,7 @@ from firstread.testing.command import Ran, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.installation import Installation
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
@@ -124,7 +125,7 @@ def test_six_upgrades_during_a_full_read_and_no_read_fails(
         daemon.wait_version(number)
         counts.append((descriptors(daemon.supervisor), descriptors(daemon.fetcher)))
         assert reader.poll() is None, "it is over too soon: make the pause longer"
-    text, _ = reader.communicate(timeout=60)
+    text, _ = reader.communicate(timeout=PATIENCE_S)
     assert reader.returncode == 0
     assert text.split() == [many[1].summary(n, 0, SECTOR).split()[1] for n in range(COUNT)]
     assert daemon.status()["fetcher"]["restarts"] == 0
@@ -303,7 +304,7 @@ def test_only_root_may_ask(daemon: Daemon) -> None:
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     python = [sys.executable, "-I", "-S", "-c", code, str(path)]
     done = subprocess.run(
-        [*command, *python], capture_output=True, text=True, timeout=30, check=False
+        [*command, *python], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (done.stdout, done.stderr) == ("b''\n", "")
     assert not daemon.log("reloading")
@@ -312,7 +313,7 @@ def test_only_root_may_ask(daemon: Daemon) -> None:
 def test_a_daemon_of_another_root_keeps_its_place(daemon: Daemon, tmp_path: Path) -> None:
     places = ("--root", str(tmp_path / "other"), "--run-dir", str(daemon.run_dir))
     command = program("daemon", "--replace", *places)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 5
     assert f"the daemon here has the --root {daemon.root}" in done.stderr
     assert daemon.run("status").code == 0
@@ -347,8 +348,8 @@ def test_a_command_that_is_under_way_is_answered(
             fetcher = daemon.fetcher
             reloading = threading.Thread(target=daemon.run, args=("daemon", "--reload"))
             reloading.start()
-            text, _ = mounting.communicate(timeout=30)
-        reloading.join(timeout=30)
+            text, _ = mounting.communicate(timeout=PATIENCE_S)
+        reloading.join(timeout=PATIENCE_S)
         assert mounting.returncode == 0
         assert f"{reference} is mounted at {place}" in text
         assert daemon.fetcher != fetcher
@@ -421,7 +422,7 @@ def running() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
     yield start
     for process in started:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_watcher_watches_on(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
@@ -434,12 +435,12 @@ def test_a_watcher_watches_on(daemon: Daemon, many: tuple[str, PlainImage]) -> N
         os.set_blocking(watcher.stdout.fileno(), False)
         watcher.stdout.read()  # what happened before
         for number in range(50):  # it may take a moment until it listens again
-            daemon.reading(place / f"f{number}").wait(timeout=10)
+            daemon.reading(place / f"f{number}").wait(timeout=PATIENCE_S)
             if select.select([watcher.stdout], [], [], 0.2)[0]:
                 break
         assert '"event": "read"' in (watcher.stdout.read() or "")
         daemon.end_all(signal.SIGTERM)
-        assert watcher.wait(timeout=20) == 0
+        assert watcher.wait(timeout=PATIENCE_S) == 0
 
 
 def test_who_uses_a_mount_that_is_gone_reads_on_after_an_upgrade(
@@ -474,7 +475,7 @@ def test_who_uses_a_mount_that_is_gone_reads_on_after_an_upgrade(
         if number == 1:
             daemon.end_all(signal.SIGKILL)
             daemon.start()
-    assert user.wait(timeout=10) == 0
+    assert user.wait(timeout=PATIENCE_S) == 0
     assert len(os.listdir(daemon.root / "mounts")) == 1
     assert daemon.run("daemon", "--reload").code == 0
     daemon.wait(lambda: os.listdir(daemon.root / "mounts") == [])  # by the next fetcher

@@ -21,6 +21,7 @@ from firstread import __version__
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.units import KiB, MiB
 
@@ -144,7 +145,7 @@ def test_events_are_seen_as_they_happen(daemon: Daemon, plain: tuple[str, PlainI
 def test_events_end_with_the_daemon(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     with daemon.watching(daemon.mount(plain[0])) as watcher:
         daemon.end_all(signal.SIGTERM)
-        assert watcher.wait(timeout=10) == 0
+        assert watcher.wait(timeout=PATIENCE_S) == 0
 
 
 def test_the_log_is_lines_of_json_without_secrets(

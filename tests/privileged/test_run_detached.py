@@ -19,6 +19,7 @@ from firstread.run.containers import ContainerStore, Record, Status, status_of
 from firstread.run.control import read_container_log, remove_container, stop_container
 from firstread.run.overlay import mounts_below
 from firstread.testing.containers import Node, find_busybox, make_rootfs
+from firstread.testing.patience import PATIENCE_S
 
 pytestmark = pytest.mark.privileged
 
@@ -207,7 +208,7 @@ def test_the_end_cannot_be_written_down(node: Node) -> None:
         directory = store.directory(store.find("web"))
         until((directory / "upper/tmp/x").exists)
         (directory / "record.new").mkdir()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert "is not written down: cannot write the container's record" in errors
     assert (directory / "upper/tmp/x").read_text() == "kept\n"
@@ -258,7 +259,7 @@ def test_many_at_once(node: Node) -> None:
         for _ in range(8)
     ]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0
     store = ContainerStore(node.state_dir)
     for record in store.list():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from firstread.testing.command import program
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.snapshots import SnapshotsClient
 from firstread.testing.suites.snapshotter import SnapshotterSuite, refused
 
@@ -34,7 +35,7 @@ def serving(tmp_path: Path) -> Iterator[SnapshotsClient]:
             yield client
     finally:
         process.terminate()
-        assert process.wait(timeout=30) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from firstread.oci.reference import parse_reference
 from firstread.oci.registry import RegistryRepository
 from firstread.oci.transport import MAX_ANSWER
 from firstread.sectors.format import Geometry, Header, SectorIndex
+from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB, MiB
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def saying(words: Iterator[bytes]) -> Iterator[RegistryRepository]:
     def serve() -> None:
         peer, _ = listener.accept()
         with peer:
-            peer.settimeout(20)
+            peer.settimeout(PATIENCE_S)
             try:
                 peer.recv(65536)
                 for piece in words:
@@ -65,13 +66,13 @@ def saying(words: Iterator[bytes]) -> Iterator[RegistryRepository]:
     thread.start()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     repository = RegistryRepository(
-        parse_reference(f"{address}/a:b"), AccessOptions(retries=0, read_timeout=5.0)
+        parse_reference(f"{address}/a:b"), AccessOptions(retries=0, read_timeout=PATIENCE_S)
     )
     try:
         yield repository
     finally:
         repository.close()
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENCE_S)
         listener.close()
         assert not thread.is_alive()
 

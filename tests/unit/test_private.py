@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from firstread.private import bind_private, is_ours
+from firstread.testing.patience import PATIENCE_S
 
 ASK = """
 import os, socket, sys
@@ -36,7 +37,7 @@ def asked_by(path: Path, *user: str) -> bool:
             with connection:
                 return is_ours(connection)
         finally:
-            peer.wait(timeout=20)
+            peer.wait(timeout=PATIENCE_S)
 
 
 def test_it_is_private_from_the_first_moment(tmp_path: Path) -> None:

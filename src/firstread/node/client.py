@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from typing import Any, BinaryIO
 from firstread import errors
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.private import private_directory
+
+_TIMEVAL = struct.Struct("@ll")
 
 START_S = 30.0  # for a daemon to answer after it was started
 RECONNECT_S = 0.1  # before who watches asks the next fetcher
@@ -56,9 +59,10 @@ class Client:
         """Return whether a daemon listens."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-                sock.settimeout(self._timeout_s)
-                sock.connect(str(self._path))
+                self._connect(sock)
                 return True
+        except TimeoutError:
+            return True  # it is busy
         except OSError:
             return False
 
@@ -134,12 +138,27 @@ class Client:
     def _ask(self, method: str, path: str, body: bytes = b"") -> BinaryIO:
         """Send a request; return the connection, to read the answer from."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(self._timeout_s)
-            connection.connect(str(self._path))
+            self._connect(connection)
             head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
             with contextlib.suppress(BrokenPipeError):  # one who refuses has said so already
                 connection.sendall(head.encode() + body)
             return connection.makefile("rb")
+
+    def _connect(self, sock: socket.socket) -> None:
+        """Connect to the daemon; wait if many others do.
+
+        A socket with a timeout of Python's is non-blocking below: its connect fails at once where
+        the backlog is full. The kernel's own timeout of sending holds for connect too, unix(7).
+        """
+        if self._timeout_s is not None:
+            seconds, rest = divmod(self._timeout_s, 1)
+            limit = _TIMEVAL.pack(int(seconds), max(1, int(rest * 1e6)))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            sock.connect(str(self._path))
+        except BlockingIOError as exc:
+            raise TimeoutError("it accepts no connection") from exc
+        sock.settimeout(self._timeout_s)
 
     def _gone(self, exc: Exception) -> NodeError:
         return NodeError(

@@ -125,7 +125,11 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
             self.expects(request)
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._room.release()  # there is no thread that would
+                raise
             return
         log.warning("refused a connection: there are %d", MAX_CONNECTIONS)
         error = NodeError(f"the daemon serves {MAX_CONNECTIONS} requests", hint="try again")

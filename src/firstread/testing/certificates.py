@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from firstread.testing.patience import PATIENCE_S
+
 
 def make_certificate(directory: Path, name: str = "server", *hosts: str) -> tuple[Path, Path]:
     """Make a certificate in `directory`; return it and its key.
@@ -27,6 +29,6 @@ def make_certificate(directory: Path, name: str = "server", *hosts: str) -> tupl
         ],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     return certificate, key

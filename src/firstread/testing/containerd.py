@@ -28,8 +28,8 @@ from firstread.testing import cri
 from firstread.testing.command import Ran, firstread, program
 from firstread.testing.daemon import Daemon, cpu_s
 from firstread.testing.manager import ServiceManager
+from firstread.testing.patience import PATIENCE_S
 
-TIMEOUT_S = 60.0
 HOST_NETWORK = 2  # NamespaceMode.NODE
 GC_ROOT = "containerd.io/gc.root"  # label of what stays, although nothing refers to it
 
@@ -87,7 +87,7 @@ class Containerd:
         for process in (self._containerd, self._snapshotter):
             if process is not None and process.poll() is None:
                 process.terminate()
-                process.wait(timeout=TIMEOUT_S)
+                process.wait(timeout=PATIENCE_S)
         for pid in self._shims():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ class Containerd:
             return False
         return any(item.type == "RuntimeReady" and item.ready for item in status.conditions)
 
-    def wait(self, condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
+    def wait(self, condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
         """Wait until `condition` holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -172,7 +172,7 @@ class Containerd:
         """Run ctr."""
         command = ["ctr", "--address", str(self.socket), "--namespace", namespace, *arguments]
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -215,7 +215,7 @@ class Containerd:
 
     # -- CRI -----------------------------------------------------------------------------------
 
-    def pull(self, image: str, timeout_s: float = TIMEOUT_S) -> str:
+    def pull(self, image: str, timeout_s: float = PATIENCE_S) -> str:
         """Pull an image, as the kubelet does; return its id."""
         request = cri.PullImage(cri.ImageSpec(image))
         answer: cri.PulledImage = self.call("PullImage", request, cri.PulledImage, timeout_s)
@@ -285,7 +285,7 @@ class Containerd:
         self.call("RemovePodSandbox", cri.PodId(pod), cri.Empty)
 
     def call(
-        self, method: str, request: Any, answer: type[Any], timeout_s: float = TIMEOUT_S
+        self, method: str, request: Any, answer: type[Any], timeout_s: float = PATIENCE_S
     ) -> Any:
         """Call a method of CRI. Raises `grpc.RpcError`."""
         service = "ImageService" if "Image" in method else "RuntimeService"
@@ -327,4 +327,4 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 def _kill(process: subprocess.Popen[bytes] | None) -> None:
     assert process is not None
     process.kill()
-    process.wait(timeout=TIMEOUT_S)
+    process.wait(timeout=PATIENCE_S)

@@ -27,8 +27,7 @@ from firstread.node.mounts import mounted_erofs
 from firstread.testing.command import Ran, firstread, program
 from firstread.testing.features import Expected
 from firstread.testing.manager import ServiceManager
-
-TIMEOUT_S = 20.0
+from firstread.testing.patience import PATIENCE_S
 
 _OBSERVE = """
 import pickle, sys
@@ -113,7 +112,7 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         for reader in self._readers:
             reader.kill()
-            reader.communicate(timeout=TIMEOUT_S)
+            reader.communicate(timeout=PATIENCE_S)
         try:
             self.end_all(signal.SIGTERM)
         finally:
@@ -152,7 +151,7 @@ class Daemon:
                 stderr=log,
             )
         assert before is not None
-        assert before.wait(timeout=TIMEOUT_S) == 0, self.output()
+        assert before.wait(timeout=PATIENCE_S) == 0, self.output()
         self.wait(lambda: self.supervisor != old)
 
     def wait_version(self, upgrades: int) -> None:
@@ -207,7 +206,7 @@ class Daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         if self._process is not None:
-            self._process.wait(timeout=TIMEOUT_S)
+            self._process.wait(timeout=PATIENCE_S)
         self.wait(lambda: not any(map(_lives, [supervisor, *fetchers])))
 
     def rss_bytes(self) -> int:
@@ -247,7 +246,7 @@ class Daemon:
             input=f"{line}\n",
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
@@ -293,7 +292,7 @@ class Daemon:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
             assert watcher.stdout is not None
             for file in sorted(place.iterdir(), reverse=True):
-                self.reading(file).wait(timeout=TIMEOUT_S)
+                self.reading(file).wait(timeout=PATIENCE_S)
                 if select.select([watcher.stdout], [], [], 0.3)[0]:
                     break
             try:
@@ -301,12 +300,12 @@ class Daemon:
             finally:
                 watcher.send_signal(signal.SIGINT)
                 try:
-                    watcher.wait(timeout=TIMEOUT_S)
+                    watcher.wait(timeout=PATIENCE_S)
                 except subprocess.TimeoutExpired:
                     watcher.kill()
                     raise
 
-    def wait(self, condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
+    def wait(self, condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
         """Wait until `condition` holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -50,6 +50,7 @@ from firstread.testing.httpfaults import (
     refusal,
     send,
 )
+from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB
 
 CONTROL: Final = "/faultproxy/"
@@ -103,7 +104,7 @@ class FaultProxy:
     ) -> None:
         self._closing.set()
         if self._refusing is not None:
-            self._refusing.join(timeout=10)
+            self._refusing.join(timeout=PATIENCE_S)
         self._stop()
 
     def script(self, text: str) -> None:

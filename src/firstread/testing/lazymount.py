@@ -24,10 +24,10 @@ from firstread.device.fanotify import Event, Group
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.sectors.store import SectorStore
+from firstread.testing.patience import PATIENCE_S
 from firstread.units import MiB
 
 SECTOR_BYTES = 1 * MiB
-_TIMEOUT = 10  # seconds; a child that has not ended by then waits for ever
 
 _READER = """
 import hashlib, mmap, os, sys
@@ -87,7 +87,7 @@ class LazyMount:
         self.group.close()
         for reader in self._readers:
             reader.kill()
-            reader.wait(timeout=_TIMEOUT)
+            reader.wait(timeout=PATIENCE_S)
             assert reader.stdout is not None
             reader.stdout.close()
         unmount(self.mountpoint, lazy=True)
@@ -116,7 +116,7 @@ class LazyMount:
         self._readers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         return self._readers[-1]
 
-    def events(self, timeout: float = _TIMEOUT) -> list[Event]:
+    def events(self, timeout: float = PATIENCE_S) -> list[Event]:
         """Return the events that come within `timeout` seconds, at the first that does."""
         select.select([self.group], [], [], timeout)
         return self.group.read(self._buffer)
@@ -149,7 +149,7 @@ class LazyMount:
             TimeoutError: it has not ended in 10 seconds.
         """
         seen: list[tuple[int, int, int]] = []
-        deadline = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + PATIENCE_S
         while reader.poll() is None:
             if time.monotonic() > deadline:
                 reader.kill()
@@ -162,7 +162,7 @@ class LazyMount:
 
 def output(reader: subprocess.Popen[str]) -> str:
     """Wait for a reader and return what it printed: a `summary`, ``errno N``, or nothing."""
-    return reader.communicate(timeout=_TIMEOUT)[0].strip()
+    return reader.communicate(timeout=PATIENCE_S)[0].strip()
 
 
 def write_metadata(path: Path, ids: list[bytes], sector_bytes: int) -> None:

@@ -22,8 +22,8 @@ from firstread.device.syscalls import MNT_DETACH, umount2
 from firstread.node.client import Client
 from firstread.run.overlay import mounts_below
 from firstread.testing.command import program
+from firstread.testing.patience import PATIENCE_S
 
-_TIMEOUT = 60  # seconds
 _RUN_FILES = {"control.sock", "daemon.pid", "daemon.log", "start.lock", "images", "supervisor.sock"}
 
 
@@ -79,7 +79,7 @@ class Machine:
             capture_output=True,
             text=True,
             env=self.env,
-            timeout=_TIMEOUT,
+            timeout=PATIENCE_S,
             check=False,
         )
 

@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from firstread.testing.patience import PATIENCE_S
+
 _LAUNCH = """
 import fcntl, os, sys
 fds, names, command = sys.argv[1].split(), sys.argv[2], sys.argv[3:]
@@ -51,7 +53,7 @@ class ServiceManager:
     def __exit__(self, *_: object) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"END=1", str(self._path))
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE_S)
         self._socket.close()
         self.drop()
 

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-TIMEOUT_S: Final = 20.0
+from firstread.testing.patience import PATIENCE_S
+
 _OWN: Final = frozenset({"proxy-authorization", "proxy-connection", "connection", "keep-alive"})
 
 
@@ -66,7 +67,7 @@ class Proxy:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(TIMEOUT_S)
+        self._thread.join(PATIENCE_S)
 
 
 class _Server(ThreadingHTTPServer):
@@ -80,7 +81,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
-    timeout = TIMEOUT_S
+    timeout = PATIENCE_S
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keep quiet: `Proxy.seen` has it all."""
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
-        upstream = http.client.HTTPConnection(place, timeout=TIMEOUT_S)
+        upstream = http.client.HTTPConnection(place, timeout=PATIENCE_S)
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         upstream.request(self.command, target, body or None, headers)
         answer = upstream.getresponse()
@@ -132,11 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         host, _, port = place.rpartition(":")
         self.close_connection = True
-        with socket.create_connection((host, int(port)), TIMEOUT_S) as upstream:
+        with socket.create_connection((host, int(port)), PATIENCE_S) as upstream:
             self.send_response(200)
             self.end_headers()
             ends = {self.connection: upstream, upstream: self.connection}
-            while ready := select.select(list(ends), [], [], TIMEOUT_S)[0]:
+            while ready := select.select(list(ends), [], [], PATIENCE_S)[0]:
                 for end in ready:
                     data = end.recv(65536)
                     if not data:

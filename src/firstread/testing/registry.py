@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from firstread.errors import NodeError
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
 
 __all__ = ["PASSWORD", "USERNAME", "Counts", "DockerRegistry", "ScriptedRegistry"]
 
-START_TIMEOUT: Final = 20.0  # seconds
 _PROGRAM: Final = "docker-registry"  # Debian's package of the same name
 
 # bcrypt, the only hash that docker-registry takes; of `PASSWORD`.
@@ -139,7 +139,7 @@ class DockerRegistry:
         process, self._process = self._process, None
         if process is not None:
             process.kill()  # it has nothing in memory that it had not written
-            process.wait(timeout=START_TIMEOUT)
+            process.wait(timeout=PATIENCE_S)
 
     def restart(self) -> None:
         """Start the server again, with the same data and port."""
@@ -180,7 +180,7 @@ class DockerRegistry:
             self._process = subprocess.Popen(
                 [_PROGRAM, "serve", str(self._base / "config.yml")], stdout=log, stderr=log
             )
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = self._log.read_text("utf-8", "replace")[-500:]
@@ -200,7 +200,7 @@ class DockerRegistry:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         request = urllib.request.Request(f"http://{self.host}/{marker}", method="HEAD")
         try:
-            opener.open(request, timeout=START_TIMEOUT).close()
+            opener.open(request, timeout=PATIENCE_S).close()
         except urllib.request.HTTPError as answer:  # whatever it says, it was logged
             answer.close()
         while marker.encode() not in self._log.read_bytes():

@@ -19,6 +19,7 @@ from pathlib import Path
 from firstread.testing.command import firstread
 from firstread.testing.containers import make_rootfs
 from firstread.testing.images import Image, Layer, write_layout
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.units import MiB
 
@@ -82,7 +83,7 @@ def push_pause(registry: DockerRegistry, busybox: str, name: str = "pause:1") ->
         write_layout(image, Path(scratch) / "layout")
         options = ("-q", "--dest-tls-verify=false")
         copy = ("skopeo", "copy", *options, f"oci:{scratch}/layout:latest", f"docker://{target}")
-        subprocess.run(copy, check=True, timeout=60)
+        subprocess.run(copy, check=True, timeout=PATIENCE_S)
     return target
 
 

@@ -17,8 +17,7 @@ from firstread.device import syscalls
 from firstread.device.erofsmount import unmount
 from firstread.snapshotter import messages as api
 from firstread.snapshotter.wire import decode, encode
-
-TIMEOUT_S = 60.0
+from firstread.testing.patience import PATIENCE_S
 
 
 class SnapshotsClient:
@@ -28,7 +27,7 @@ class SnapshotsClient:
         self._channel = grpc.insecure_channel(f"unix://{address}")
 
     def __enter__(self) -> Self:
-        grpc.channel_ready_future(self._channel).result(timeout=TIMEOUT_S)
+        grpc.channel_ready_future(self._channel).result(timeout=PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,7 +71,7 @@ class SnapshotsClient:
         method = self._channel.unary_stream(
             f"/{api.SERVICE}/List", encode, lambda data: decode(api.ListResponse, data)
         )
-        answers = method(api.ListRequest("", [*filters]), timeout=TIMEOUT_S)
+        answers = method(api.ListRequest("", [*filters]), timeout=PATIENCE_S)
         return [info for answer in answers for info in answer.info]
 
     def _mounts(self, method: str, request: Any) -> list[api.Mount]:
@@ -88,7 +87,7 @@ class SnapshotsClient:
         call = self._channel.unary_unary(
             f"/{api.SERVICE}/{method}", encode, lambda data: decode(answer, data)
         )
-        return call(request, timeout=TIMEOUT_S)
+        return call(request, timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -107,7 +106,7 @@ def attach(mount: api.Mount, place: Path) -> None:
     """Make one mount; of any number of layers, as containerd does by other means."""
     if mount.type == "bind":
         command = ["mount", "--rbind", "-o", ",".join({"ro"} & set(mount.options) or {"rw"})]
-        subprocess.run([*command, mount.source, place], check=True, timeout=TIMEOUT_S)
+        subprocess.run([*command, mount.source, place], check=True, timeout=PATIENCE_S)
         return
     context = syscalls.fsopen("overlay")
     try:

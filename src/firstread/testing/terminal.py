@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from firstread.testing.patience import PATIENCE_S
+
 
 class Terminal:
     """A new terminal of 33 rows and 77 columns.
@@ -45,7 +47,7 @@ class Terminal:
         traceback: TracebackType | None,
     ) -> None:
         self.process.kill()
-        self.process.wait(timeout=15)
+        self.process.wait(timeout=PATIENCE_S)
         os.close(self._master)
         os.close(self.slave)
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from firstread.cli.main import VERBS
+from firstread.testing.patience import PATIENCE_S
 
 LOADED = """
 import json, sys
@@ -23,7 +24,7 @@ DEAR = {"urllib3", "msgspec", "grpc", "prometheus_client", "asyncio", "ssl", "zs
 
 def loaded(*arguments: str) -> tuple[str, set[str]]:
     command = [sys.executable, "-c", LOADED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     *lines, last = done.stdout.splitlines()
     code, names = json.loads(last)
     assert code == 0

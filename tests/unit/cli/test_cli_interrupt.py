@@ -14,12 +14,12 @@ import pytest
 from firstread.testing.command import program
 from firstread.testing.features import content
 from firstread.testing.images import File, Image, Layer, digest_of, manifest_type
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import ScriptedRegistry
 
 IMAGE = Image([Layer([File("a", content("a", 500_000))])])
 LAYER = digest_of(IMAGE.layers[0].blob)
 FOREVER = 60  # seconds
-PATIENCE = 15  # seconds; it takes about one
 
 WHERE = {
     "the manifest": ("GET /manifests/", f"slow {FOREVER}"),
@@ -49,7 +49,7 @@ def test_an_interrupt(request_line: str, fault: str, arguments: tuple[str, ...])
         method, part = request_line.split()
         wait_for_request(registry, method, part)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
         assert list(registry.manifests) == ["latest"], "there is a tag"
     assert process.returncode == 130
     if arguments:
@@ -69,7 +69,7 @@ def test_an_interrupt(request_line: str, fault: str, arguments: tuple[str, ...])
 
 
 def wait_for_request(registry: ScriptedRegistry, method: str, part: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE_S
     while not any(seen.startswith(method) for seen in registry.asked(part)):
         assert time.monotonic() < deadline, registry.asked()
         time.sleep(0.01)
@@ -112,6 +112,6 @@ def ended_by(
         wait_for_request(registry, "GET", f"/blobs/{LAYER}")
         for number in numbers:
             process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert stdout == ""
     return process.returncode, stderr

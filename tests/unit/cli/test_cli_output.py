@@ -24,6 +24,7 @@ from firstread.testing.images import (
     digest_of,
     write_layout,
 )
+from firstread.testing.patience import PATIENCE_S
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "json.md"
 HOSTILE = "etc/\x1b[31mred\nname"
@@ -243,4 +244,4 @@ def documented(section: str) -> set[str]:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_stream_that_is_closed(closed: str) -> None:
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *program("--version")]
-    assert subprocess.run(shell, timeout=30, check=False).returncode == 0
+    assert subprocess.run(shell, timeout=PATIENCE_S, check=False).returncode == 0

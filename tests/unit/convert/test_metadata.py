@@ -111,7 +111,7 @@ def test_thousands_of_layers() -> None:
     records = [record([], Entry(b"f", stat.S_IFREG)) for _ in blobs]
     started = time.process_time()
     write_metadata_layer(io.BytesIO(), merge(records), blobs, GEOMETRY)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 15
 
 
 @pytest.mark.parametrize(

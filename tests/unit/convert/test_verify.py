@@ -308,4 +308,4 @@ def test_a_file_of_holes_costs_nothing() -> None:
     image = opened(place, manifest)
     fingerprint_image(root, BlobCheck(place, image, root), ContentReader(place, image), 4 * MiB)
     assert huge.target == Fingerprint(5, 5).digest()
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5

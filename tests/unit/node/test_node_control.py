@@ -21,6 +21,7 @@ from firstread.node.mounts import Access
 from firstread.node.node import Node
 from firstread.node.policy import AS_CONFIGURED, Asked
 from firstread.node.stats import Feed
+from firstread.testing.patience import PATIENCE_S
 
 
 class Remembering(Node):
@@ -218,6 +219,28 @@ def test_without_a_daemon(tmp_path: Path) -> None:
         assert "firstread daemon" in str(caught.value.hint)
 
 
+def test_a_daemon_with_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(socket_path(tmp_path)))
+        listener.listen(0)
+        waiting = raw(tmp_path)
+        client = Client(tmp_path, timeout_s=0.1)
+        assert client.alive()
+        with pytest.raises(NodeError, match="no answer within"):
+            client.get("/status")
+
+        def accept() -> None:
+            for answer in (b"", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"):
+                with listener.accept()[0] as connection:
+                    connection.sendall(answer)
+
+        accepting = threading.Timer(0.2, accept)
+        accepting.start()
+        assert Client(tmp_path, timeout_s=PATIENCE_S).get("/status") == {}
+        accepting.join()
+        waiting.close()
+
+
 def test_a_question_is_asked_again_when_the_fetcher_dies(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(socket_path(tmp_path)))
@@ -289,20 +312,24 @@ def test_who_watches_is_told_why_it_may_not(tmp_path: Path) -> None:
     asked: list[bytes] = []
 
     def refuse() -> None:
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                asked.append(connection.recv(1000))
-                data = b'{"error": "NodeError", "message": "there are too many"}'
-                connection.send(b"HTTP/1.0 503 Busy\r\nContent-Length: %d\r\n\r\n" % len(data))
-                connection.send(data)
+        connection, _ = listener.accept()
+        with connection:
+            asked.append(connection.recv(1000))
+            data = b'{"error": "NodeError", "message": "there are too many"}'
+            head = b"HTTP/1.0 503 Busy\r\nContent-Length: %d\r\n\r\n" % len(data)
+            connection.sendall(head + data)
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path(tmp_path)))
         listener.listen()
-        threading.Thread(target=refuse, daemon=True).start()
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
         with pytest.raises(NodeError, match="there are too many"):
-            next(Client(tmp_path, timeout_s=5).events())
+            next(Client(tmp_path, timeout_s=PATIENCE_S).events())
+        refusing.join(PATIENCE_S)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()  # it asked once
     assert len(asked) == 1
 
 

@@ -21,6 +21,7 @@ from firstread.node.filling import Waiter, Wanted
 from firstread.node.wire import Request, receive_answered
 from firstread.sectors.store import SectorStore
 from firstread.testing.memorysource import make_sectors
+from firstread.testing.patience import PATIENCE_S
 
 DENY = 2
 COUNT = 500
@@ -120,7 +121,7 @@ def test_reads_of_a_sector_that_cannot_be_checked_fail(tmp_path: Path) -> None:
         checks = Checks(store, cache, again.extend, again.extend, deny)
         waiter = Request(5, 1, 0, 4096, kernel.fileno()), 0.0
         checks.read(waiter, make_sectors(1).wanted[0])
-        numbers, error = denied.get(timeout=10)
+        numbers, error = denied.get(timeout=PATIENCE_S)
         assert numbers == [5]
         assert "Read-only" in error
         assert again == []

@@ -14,6 +14,7 @@ import pytest
 from firstread.errors import NodeError
 from firstread.node.handover import Handover, Settings, read_handover
 from firstread.node.wire import Request
+from firstread.testing.patience import PATIENCE_S
 
 SETTINGS = Settings(
     "/root", "/run", {"node": {"log_level": "INFO", "health_s": 3}}, ["--root", "x"]
@@ -82,7 +83,7 @@ print(all(n > 1500 for n in (after.channel, after.asker)), [r.number == r.fd for
 print(any(os.get_inheritable(fd) for fd in (*FIXED.values(), *after.descriptors())))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.splitlines() == [
         "a b c e d f",

@@ -11,6 +11,7 @@ import pytest
 
 from firstread.errors import UsageError
 from firstread.node.secrets import SLOT_BYTES, SecretMemory, secret_memory
+from firstread.testing.patience import PATIENCE_S
 
 
 def everything(fd: int) -> bytes:
@@ -72,6 +73,6 @@ def test_a_crash_leaves_no_memory_on_the_disk() -> None:
         "print(resource.getrlimit(resource.RLIMIT_CORE)[0])\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert ran.stdout == "0\n"

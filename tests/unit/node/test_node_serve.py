@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+from firstread.testing.patience import PATIENCE_S
+
 _FAILS = """
 import threading, time
 from firstread.node.serve import end_with_thread
@@ -20,7 +22,11 @@ time.sleep(60)
 
 def test_the_fetcher_ends_with_the_first_of_its_threads_that_fails() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _FAILS], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", _FAILS],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 1
     record = json.loads(done.stderr)

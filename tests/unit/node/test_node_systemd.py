@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from firstread.node import systemd
+from firstread.testing.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -74,6 +75,6 @@ print(any(os.get_inheritable(fd) for fd in kept.values()))
 def test_what_was_kept_comes_once(names: str, add: int, expected: str) -> None:
     code = KEPT.replace("<names>", repr(names)).replace("<add>", str(add))
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.splitlines() == [f"{expected} {{}}", "[]", "False"]

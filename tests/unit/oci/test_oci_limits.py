@@ -20,6 +20,7 @@ from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
 from firstread.oci.standing import Standings
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import ScriptedRegistry
 
 LONG = 3600.0
@@ -48,7 +49,7 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
-        thread.join(timeout=20)
+        thread.join(timeout=PATIENCE_S)
 
 
 @contextmanager

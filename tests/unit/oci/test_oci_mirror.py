@@ -30,7 +30,7 @@ from firstread.oci.standing import FEWEST_SAMPLES, Standings
 from firstread.testing.certificates import make_certificate
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
 
-OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=5, connect_timeout=2)
+OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
 DATA = bytes(range(256)) * 4000
 BLOB = describe(DATA, OCI_LAYER)
 MANIFEST = b'{"schemaVersion":2,"config":{},"layers":[]}'

@@ -17,7 +17,7 @@ from firstread.testing.certificates import make_certificate
 from firstread.testing.proxy import Proxy
 from firstread.testing.scripted import ScriptedRegistry
 
-OPTIONS = AccessOptions(retries=0, read_timeout=5, connect_timeout=2)
+OPTIONS = AccessOptions(retries=0, read_timeout=20, connect_timeout=2)
 DATA = bytes(range(256)) * 40
 BLOB = describe(DATA, OCI_LAYER)
 PLAIN, TLS = "plain.invalid", "tls.invalid"

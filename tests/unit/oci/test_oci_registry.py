@@ -36,10 +36,11 @@ from firstread.oci.model import (
 from firstread.oci.open import AccessOptions, open_destination, open_source
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry, ScriptedRegistry
 from firstread.testing.scripted import IDENTITY_TOKEN
 
-OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=5, connect_timeout=2)
+OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
 DATA = bytes(range(256)) * 4000
 BLOB = describe(DATA, OCI_LAYER)
 MANIFEST = b'{"schemaVersion":2,"config":{},"layers":[]}'
@@ -158,7 +159,7 @@ def test_closing_ends_the_waits() -> None:
             while not registry.seen:
                 time.sleep(0.01)
             place.close()
-            assert isinstance(waiting.exception(timeout=5), TransportError)
+            assert isinstance(waiting.exception(timeout=PATIENCE_S), TransportError)
 
 
 def test_a_blob_goes_on_where_it_broke_off() -> None:

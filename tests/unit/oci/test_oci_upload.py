@@ -22,7 +22,7 @@ from firstread.oci.repository import Repository
 from firstread.oci.upload import following
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 
-OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=5, connect_timeout=2)
+OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
 CHUNKED = replace(OPTIONS, chunk_size=300_000)
 MONOLITHIC = replace(OPTIONS, upload="monolithic")
 DATA = random.Random(2).randbytes(1_000_000)

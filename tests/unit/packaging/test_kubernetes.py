@@ -23,6 +23,7 @@ from firstread.cli.install import SOCKET
 from firstread.cli.snapshotter import CONTAINERD
 from firstread.config import load_config
 from firstread.testing.command import firstread
+from firstread.testing.patience import PATIENCE_S
 
 TOP = Path(__file__).parents[3]
 KUBERNETES = TOP / "packaging/kubernetes"
@@ -38,7 +39,6 @@ KINDS = {
     "Component": "kustomize.config.k8s.io/v1alpha1",
 }
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-TIMEOUT_S = 60
 
 
 class _Strict(yaml.SafeLoader):
@@ -208,7 +208,7 @@ def test_containerd_is_configured_once(tmp_path: Path) -> None:
             env={"PATH": f"{programs}:/usr/bin:/bin"},
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -258,7 +258,7 @@ def test_kustomize_puts_it_together(name: str) -> None:
         ["kubectl", "kustomize", str(KUBERNETES / name)],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=PATIENCE_S,
         check=True,
     )
     made = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}

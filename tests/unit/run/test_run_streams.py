@@ -12,8 +12,7 @@ import pytest
 
 from firstread.run import streams as module
 from firstread.run.streams import PipeStreams, to_descriptor
-
-SECONDS = 20
+from firstread.testing.patience import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def finish(streams: PipeStreams) -> threading.Thread:
 
 def test_a_slow_reader_gets_all(taken: list[bytes], reader_waits: threading.Event) -> None:
     def sink(content: bytes) -> None:
-        reader_waits.wait(SECONDS)
+        reader_waits.wait(PATIENCE_S)
         taken.append(content)
 
     streams = PipeStreams(None, sink, taken.append)
@@ -62,7 +61,7 @@ def test_a_slow_reader_gets_all(taken: list[bytes], reader_waits: threading.Even
     finishing.join(0.5)  # ten times what a read may take
     assert finishing.is_alive()
     reader_waits.set()
-    finishing.join(SECONDS)
+    finishing.join(PATIENCE_S)
     assert b"".join(taken) == b"1" * 65536 + b"2"
     streams.close()
 
@@ -72,7 +71,7 @@ def test_a_pipe_that_stays_open_is_not_waited_for(taken: list[bytes]) -> None:
     output = begin(streams)
     os.write(output, b"all")
     finishing = finish(streams)
-    finishing.join(SECONDS)
+    finishing.join(PATIENCE_S)
     assert not finishing.is_alive()
     assert taken == [b"all"]
     os.close(output)
@@ -84,18 +83,18 @@ def test_a_reader_that_is_stuck_can_be_given_up(reader_waits: threading.Event) -
 
     def sink(_: bytes) -> None:
         began.set()
-        reader_waits.wait(SECONDS)
+        reader_waits.wait(PATIENCE_S)
 
     streams = PipeStreams(None, sink, sink)
     output = begin(streams)
     os.write(output, b"x")
     os.close(output)
-    assert began.wait(SECONDS)
+    assert began.wait(PATIENCE_S)
     finishing = finish(streams)
     finishing.join(0.2)
     assert finishing.is_alive()
     streams.give_up()
-    finishing.join(SECONDS)
+    finishing.join(PATIENCE_S)
     assert not finishing.is_alive()
     streams.close()
 

@@ -177,7 +177,7 @@ def test_a_bomb_is_refused_at_the_limit() -> None:
     started = time.process_time()
     with pytest.raises(LimitError, match=r"larger than 1\.0 GiB"):
         write_metadata(bomb, out)  # type: ignore[arg-type]
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 30
     assert out.largest <= 33 * MiB
 
 

@@ -21,12 +21,13 @@ from firstread.oci.model import OCI_LAYER, OCI_MANIFEST, describe, sha256_digest
 from firstread.oci.open import AccessOptions, open_destination, open_source
 from firstread.oci.reference import parse_reference
 from firstread.testing.faultproxy import FaultProxy
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.scripted import ScriptedRegistry
 
 DATA = bytes(range(256)) * 4000
 BLOB = describe(DATA, OCI_LAYER)
-OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=5, connect_timeout=2)
+OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
 
 
 @pytest.fixture
@@ -228,12 +229,12 @@ def test_the_command(registry: ScriptedRegistry) -> None:
         assert json.loads(control.getresponse().read()) == {"flip": 1}
         control.close()
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=10)
+        said, _ = process.communicate(timeout=PATIENCE_S)
         assert said.split() == ["flip", "1", "all", "1"]
         assert process.returncode == 0
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_the_command(registry: ScriptedRegistry) -> None:
 )
 def test_a_wrong_command_line(arguments: tuple[str, ...], why: str) -> None:
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=30, check=False
+        command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 2
     assert why in done.stderr
