@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.lane import LAST_RETRY_S
+from firstread.node.retry import LAST_RETRY_S
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S

@@ -92,8 +92,8 @@ def command(
     from firstread.convert.record import Parameters
     from firstread.errors import UsageError
     from firstread.memory import keep_large_buffers
-    from firstread.run.attend import unwinding_on_signals
     from firstread.sectors.format import Geometry
+    from firstread.signals import unwinding_on_signals
 
     if destination is None and not attach:
         raise UsageError(

@@ -65,7 +65,7 @@ def command(
     Options are those of docker run. The exit code is the container's; 125 if firstread itself
     fails, 126 if the command cannot be invoked, 127 if it is not found.
     """
-    from firstread.run.attend import unwinding_on_signals
+    from firstread.signals import unwinding_on_signals
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     timeline = Timeline() if stats else None

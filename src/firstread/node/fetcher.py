@@ -30,10 +30,11 @@ from firstread.node.check import Checks
 from firstread.node.evict import Verdict
 from firstread.node.filling import Filling, Waiter, Wanted
 from firstread.node.images import NodeImage, SectorMap
-from firstread.node.lane import Lane, may_pass
+from firstread.node.lane import Lane
 from firstread.node.mounts import Access
 from firstread.node.policy import most_patient
 from firstread.node.quarantine import Quarantine
+from firstread.node.retry import may_pass
 from firstread.node.settle import Settler
 from firstread.node.stats import Feed, ImageStats
 from firstread.node.wire import MOST_ANSWERED, Request, send_answered

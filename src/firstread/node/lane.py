@@ -18,23 +18,14 @@ import heapq
 import itertools
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
 from io import FileIO
-from typing import Protocol, Self
+from typing import Protocol
 
 from firstread.config import PolicyTable
-from firstread.errors import (
-    AuthError,
-    FirstreadError,
-    ImageError,
-    NodeError,
-    TransportError,
-    UsageError,
-)
+from firstread.errors import FirstreadError, ImageError, NodeError, TransportError
 from firstread.node.filling import (
     Ahead,
     Cause,
@@ -45,18 +36,16 @@ from firstread.node.filling import (
     request_end,
     slice_seconds,
 )
+from firstread.node.retry import Outage, asked_s, is_hopeless, may_pass
+from firstread.node.target import Target
 from firstread.node.transfer import Rate, Transfer, Window, bare_decoder
 from firstread.oci.repository import Repository
-from firstread.sectors.decode import SectorDecoder
 
 log = logging.getLogger("lane")
 
 IDLE_S = 30.0  # after which a worker without work ends
 QUIET_S = 0.2  # without a read on demand, before half-filled sectors are completed
-LAST_RETRY_S = 5.0
 AHEAD_S = 0.025  # a link that takes longer for a sector has no room for prefetch
-LONGEST_ASKED_S = 300.0  # that a source may ask a lane to wait, at a time
-FINAL_RETRIES = 3  # of an error that does not look transient, before the readers fail
 _UNMOUNTED = "the image is not mounted any more"
 
 
@@ -125,29 +114,6 @@ class Filler(Protocol):
         """Note an attempt that failed; another lane may be asked instead, see `Lane.let_go`."""
 
 
-@dataclass(slots=True)
-class _Target:
-    """Where a sector is written to, and what makes it of the bytes that come.
-
-    Args:
-        file: the sector file.
-        decoder: of the sector.
-        leave: to be called once, when the file is closed.
-    """
-
-    file: FileIO
-    decoder: SectorDecoder
-    leave: Callable[[], None]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.file.closed:
-            self.file.close()
-            self.leave()
-
-
 class Lane:
     """Fetches sectors of the images in one repository.
 
@@ -175,7 +141,6 @@ class Lane:
         self._opening = threading.Lock()
         self._filler = filler
         self._workers = workers
-        self._first_retry_s = first_retry_s
         self._changed = threading.Condition()
         self._queue = Queue()
         self._fillings: dict[bytes, Filling] = {}  # all that are wanted and not present
@@ -186,8 +151,7 @@ class Lane:
         self._rate = Rate()
         self._threads = self._idle = 0
         self._last_demand = self._last_progress = 0.0
-        self._outages = 0  # transient failures since something came last
-        self._outage_until = 0.0  # before which only reads on demand are tried
+        self._outage = Outage(first_retry_s)
         self._closed = False
 
     # -- what is wanted ------------------------------------------------------------------------
@@ -321,7 +285,7 @@ class Lane:
     @property
     def is_down(self) -> bool:
         """Whether the source has failed more than once since something came last."""
-        return self._outages > 1
+        return self._outage.is_on
 
     def wanted(self) -> int:
         """Return how many sectors are being fetched or queued."""
@@ -401,8 +365,8 @@ class Lane:
 
     def _least(self, now: float) -> tuple[Cause, float]:
         """Return the least urgent cause to fetch for, and for how many seconds this holds."""
-        if now < self._outage_until:
-            return Cause.DEMAND, self._outage_until - now
+        if outage := self._outage.left_s(now):
+            return Cause.DEMAND, outage
         quiet = self._last_demand + QUIET_S - now
         return (Cause.PREFETCH, quiet) if quiet > 0 else (Cause.COMPLETION, IDLE_S)
 
@@ -434,7 +398,7 @@ class Lane:
                 self._repository = self._open_repository()
             return self._repository
 
-    def _begin(self, filling: Filling) -> _Target:
+    def _begin(self, filling: Filling) -> Target:
         """Open the file of a sector, and see to it that its decoder goes on where the file ends."""
         sector = filling.sector
         room = self._filler.admit(sector)
@@ -449,9 +413,9 @@ class Lane:
         except BaseException:
             self._filler.leave(sector, room)
             raise
-        return _Target(file, decoder, lambda: self._filler.leave(sector, room))
+        return Target(file, decoder, lambda: self._filler.leave(sector, room))
 
-    def _fill(self, filling: Filling, target: _Target, transfer: Transfer) -> None:
+    def _fill(self, filling: Filling, target: Target, transfer: Transfer) -> None:
         """Stream one sector into its file, as far as the request goes."""
         file, decoder = target.file, target.decoder
         filling.asks += 1
@@ -477,7 +441,7 @@ class Lane:
         with self._changed:
             if verified > filling.filled:
                 filling.filled, filling.failures = verified, 0
-            self._outages, self._outage_until = 0, 0.0
+            self._outage.end()
             self._last_progress = time.monotonic()
             done = self._satisfied(filling)
         if done:
@@ -516,7 +480,6 @@ class Lane:
             return
         failed, *others = unfinished
         lost = None
-        now = time.monotonic()
         with self._changed:
             for filling in others:
                 self._resume(filling)
@@ -524,13 +487,13 @@ class Lane:
             if not may_pass(error):
                 failed.decoder = None
             else:
-                self._outages += 1
-                self._outage_until = now + self._pause(self._outages)
-            if self._is_hopeless(failed, error):
+                self._outage.fail(time.monotonic())
+            policy = self._filler.policy(failed.sector)
+            if is_hopeless(error, failed.failures, policy.on_corruption):
                 failed.active = False
                 lost = self._drop(failed)
             elif failed.waiters or not error.retryable:
-                self._postpone(failed, _asked_s(error))
+                self._postpone(failed, asked_s(error))
             else:
                 self._resume(failed)
             self._changed.notify()
@@ -541,16 +504,9 @@ class Lane:
     def _postpone(self, filling: Filling, least_s: float = 0.0) -> None:
         """Try a sector again after a pause."""
         filling.active, filling.paused = False, True
-        due = time.monotonic() + max(self._pause(filling.failures), least_s)
+        due = time.monotonic() + max(self._outage.pause_s(filling.failures), least_s)
         heapq.heappush(self._retries, (due, next(self._serial), filling))
         self._changed.notify()
-
-    def _is_hopeless(self, filling: Filling, error: FirstreadError) -> bool:
-        if isinstance(error, NodeError):
-            return True  # this machine's fault: no source can help
-        corrupt = isinstance(error, ImageError)
-        fails = corrupt and self._filler.policy(filling.sector).on_corruption == "fail"
-        return not may_pass(error) and (fails or filling.failures > FINAL_RETRIES)
 
     def _drop(self, filling: Filling) -> list[Waiter]:
         """Forget a sector; return the reads that still wait for it."""
@@ -573,21 +529,3 @@ class Lane:
         else:
             cause = filling.cause
         self._queue.put(filling, cause)
-
-    def _pause(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
-        pause = min(self._first_retry_s * float(1 << min(failures, 10)), LAST_RETRY_S)
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-
-
-def may_pass(error: FirstreadError) -> bool:
-    """Return whether reads should wait for `error` to pass: it can be put right meanwhile.
-
-    Besides what is transient that is a login: its rotation must not fail a read.
-    """
-    return error.retryable or isinstance(error, AuthError | UsageError)
-
-
-def _asked_s(error: FirstreadError) -> float:
-    """Return for how long the source wants to be left alone, in seconds."""
-    return min(error.retry_after, LONGEST_ASKED_S) if isinstance(error, TransportError) else 0.0

@@ -14,11 +14,12 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from firstread.device.syscalls import oserror
 from firstread.errors import from_os_error
+from firstread.signals import Handler, handling
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ _FORWARDED = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
 )
-_Handler = Callable[[int, FrameType | None], None]
 
 _PATIENCE = 3
 """So many SIGINT or SIGTERM, and a container that ignores them is killed: its first process has no
@@ -56,26 +56,6 @@ def _set_subreaper(value: int) -> None:
 
 
 @contextlib.contextmanager
-def unwinding_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit, so that what was made so far is undone.
-
-    Only in the main thread, as `forwarding_signals`, which takes these signals over. One that was
-    ignored, as nohup(1) has it, stays so.
-    """
-
-    def unwind(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    heard = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    with _handling(dict.fromkeys(heard, unwind)):
-        yield
-
-
-@contextlib.contextmanager
 def forwarding_signals(
     pidfd: int, resize: Callable[[], None], on_ended: Callable[[], None]
 ) -> Iterator[None]:
@@ -99,24 +79,11 @@ def forwarding_signals(
             if number != signal.SIGCONT:
                 on_ended()
 
-    handlers: dict[int, _Handler] = {}
+    handlers: dict[int, Handler] = {}
     handlers.update(dict.fromkeys(_FORWARDED, forward))
     handlers[signal.SIGWINCH] = lambda *_: resize()
-    with _handling(handlers):
+    with handling(handlers):
         yield
-
-
-@contextlib.contextmanager
-def _handling(handlers: Mapping[int, _Handler]) -> Iterator[None]:
-    before = {}
-    try:
-        with contextlib.suppress(ValueError):
-            for number, handler in handlers.items():
-                before[number] = signal.signal(number, handler)
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old if old is not None else signal.SIG_DFL)
 
 
 def wait_exit_code(pidfd: int) -> int:

@@ -322,7 +322,7 @@ def test_who_watches_is_told_why_it_may_not(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path(tmp_path)))
         listener.listen()
-        refusing = threading.Thread(target=refuse)
+        refusing = threading.Thread(target=refuse, daemon=True)
         refusing.start()
         with pytest.raises(NodeError, match="there are too many"):
             next(Client(tmp_path, timeout_s=PATIENCE_S).events())

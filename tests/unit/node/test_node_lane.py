@@ -22,7 +22,7 @@ from firstread.errors import (
     NotFoundError,
     TransportError,
 )
-from firstread.node import lane
+from firstread.node import retry
 from firstread.node.filling import Cause, Filling, Waiter, Wanted
 from firstread.node.lane import Lane
 from firstread.node.wire import Request
@@ -423,7 +423,7 @@ def test_a_read_that_waits_longer_than_the_stall_limit_is_given_up(make: Make) -
 def test_a_new_read_does_not_wait_out_the_pause_of_an_old_one(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane, "LAST_RETRY_S", LONG_S)
+    monkeypatch.setattr(retry, "LAST_RETRY_S", LONG_S)
     bench = make("E", stall_s=30, first_retry_s=LONG_S)
     bench.read(0, age_s=31)
     bench.files.wait(lambda: bench.files.failures)  # it rests for much longer than this test
@@ -491,7 +491,7 @@ def test_while_a_source_is_down_only_reads_are_tried(make: Make) -> None:
 def test_a_read_wakes_a_lane_that_waits_for_its_source(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane, "LAST_RETRY_S", LONG_S)
+    monkeypatch.setattr(retry, "LAST_RETRY_S", LONG_S)
     bench = make("E", workers=1, first_retry_s=LONG_S)
     bench.lane.complete(bench.sectors.wanted[2])
     bench.files.wait(lambda: bench.files.failures)
