@@ -18,11 +18,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from firstread import __version__
+from firstread.node.logfile import LOG_BYTES
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB, MiB
 
 pytestmark = pytest.mark.privileged
@@ -293,3 +295,26 @@ def test_the_service_gives_itself_no_mount_namespace() -> None:
         "DynamicUser",
     ):
         assert not re.search(rf"^{option}\w*=", unit, re.MULTILINE), option
+
+
+def test_a_log_of_its_own_is_turned_over_by_whichever_process_notices(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir(mode=0o700)
+    log, before = run_dir / "daemon.log", run_dir / "daemon.log.1"
+    log.touch()
+    os.link(log, tmp_path / "log")  # what the daemon is started with, as a command would
+    with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
+        put_plain_image(f"docker://{registry.host}/lazy/plain:1")
+        place = daemon.mount(f"{registry.host}/lazy/plain:1")
+        os.truncate(log, LOG_BYTES)
+        os.kill(daemon.fetcher, signal.SIGKILL)
+        daemon.wait(lambda: "took over mount" in log.read_text())
+        assert before.stat().st_size >= LOG_BYTES
+        assert log.stat().st_size < MiB
+
+        os.truncate(log, LOG_BYTES + 1)
+        registry.script("GET /blobs/ status 503")
+        assert output(daemon.reading(place / "f0")) != "errno 5"
+        daemon.wait(lambda: "an endpoint rests" in log.read_text())  # the fetcher, confined
+        assert before.stat().st_size >= LOG_BYTES + 1
+        assert log.stat().st_size < MiB

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from firstread import errors
 from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
 from firstread.private import private_directory
 
 _TIMEVAL = struct.Struct("@ll")
@@ -223,7 +224,10 @@ def connected(root: Path, run_dir: Path) -> Client:
 
 
 def _start(client: Client, root: Path, run_dir: Path) -> None:
-    log_path = run_dir / "daemon.log"
+    log_path = daemon_log(run_dir)
+    with contextlib.suppress(FileNotFoundError):
+        if log_path.stat().st_size >= LOG_BYTES:
+            turn_over(log_path)  # now: what follows is looked at if it does not start
     with open(log_path, "ab") as log:
         start = log.tell()
         daemon = subprocess.Popen(

@@ -31,6 +31,7 @@ from firstread.node.handover import (
     read_handover,
 )
 from firstread.node.journal import Journal, is_journal, make_journal
+from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import check_address
 from firstread.node.secrets import no_core_dumps, secret_memory
@@ -68,7 +69,7 @@ def serve(
             give its place away.
         UsageError: the address for metrics is none.
     """
-    configure_logging(config.node.log_level)
+    configure_logging(config.node.log_level, daemon_log(run_dir))
     raise_fd_limit()
     no_core_dumps()
     settings = Settings(str(root), str(run_dir), config.to_builtins(), arguments)
@@ -121,7 +122,7 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
         place(kept[name], number)
     if not restored:
         return Handover()
-    configure_logging(config.node.log_level)
+    configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
     held = all_events([], Group(GROUP_FD), journal)
     journal.close()

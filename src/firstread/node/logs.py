@@ -2,16 +2,24 @@
 """Structured logs: one JSON object a line. Fields of a record come by ``extra={"fields": …}``.
 
 Invariant: no line has a secret, whatever a library put into an exception.
+
+A daemon that was started on demand writes into a file, which it turns over itself: nobody else
+looks after it. Several processes write to that file; each follows when it was turned over.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 import sys
 import threading
 import time
+from pathlib import Path
 
+from firstread.node.logfile import LOG_BYTES, turn_over
 from firstread.redact import redact
 
 
@@ -33,10 +41,70 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(document, default=lambda value: redact(str(value)))
 
 
-def configure_logging(level: str) -> None:
-    """Log as JSON lines to stderr, what ends the process included."""
+class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
+    """Logs to stderr, which is the file at `path`, or was before it was turned over.
+
+    Args:
+        path: of the file.
+        limit_bytes: at which the file becomes ``PATH.1`` and a new one is begun.
+    """
+
+    def __init__(self, path: Path, limit_bytes: int = LOG_BYTES) -> None:
+        super().__init__()
+        self._path, self._limit_bytes = path, limit_bytes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._follow()
+        super().emit(record)
+
+    def _follow(self) -> None:
+        if not self._is_current():
+            self._reopen()
+        if os.fstat(2).st_size < self._limit_bytes:
+            return
+        with open(self._path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._is_current():  # no other process was faster
+                turn_over(self._path)
+        self._reopen()
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(2), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _reopen(self) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.path.samestat(os.fstat(1), os.fstat(2)):
+                os.dup2(fd, 1)
+            os.dup2(fd, 2)
+        finally:
+            os.close(fd)
+
+
+def _writes_to(path: Path) -> bool:
+    """Return whether stderr is a log file, or the one before it."""
+    for name in (path, f"{path}.1"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(2), os.stat(name)):
+                return True
+    return False
+
+
+def configure_logging(level: str, own_log: Path | None = None) -> None:
+    """Log as JSON lines to stderr, what ends the process included.
+
+    Args:
+        level: the least that is logged.
+        own_log: a file that is turned over when it has grown, if stderr is that file.
+    """
     logging.raiseExceptions = False  # a log on a full disk loses a record, and no more
     handler = logging.StreamHandler()
+    if own_log is not None and _writes_to(own_log):
+        handler = LogFile(own_log)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler])
     log = logging.getLogger("supervisor")

@@ -37,6 +37,7 @@ from firstread.node.handover import (
     raise_fd_limit,
 )
 from firstread.node.journal import Journal
+from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
 from firstread.node.network import Network
@@ -68,7 +69,7 @@ def main(arguments: dict[str, Any]) -> None:
     """
     settings = Settings(**arguments["settings"])
     config = Config.from_builtins(settings.config)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
     raise_fd_limit()
     keep_large_buffers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's business

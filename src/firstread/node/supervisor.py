@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from pathlib import Path
 
 from firstread import __version__
 from firstread.node import systemd
@@ -44,6 +45,7 @@ from firstread.node.handover import (
     numbered,
     read_handover,
 )
+from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.place import Place
 from firstread.node.process import FetcherProcess, Process
@@ -516,7 +518,7 @@ def main(state: int) -> int:
     """Run as the supervisor with what `firstread.node.handover` has written to `state`."""
     handover, settings = read_handover(state)
     handover = numbered(handover)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
     if handover.cause == "replace":
         connection = socket.socket(fileno=handover.asker)
         if not claim(connection, handover.supervisor):
