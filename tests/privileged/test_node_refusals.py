@@ -264,9 +264,53 @@ def test_who_uses_a_lazily_unmounted_image_can_go_on_reading(
     again = daemon.mount(plain[0])
     assert output(daemon.reading(again / "f5")) == plain[1].summary(5)
     assert daemon.run("umount", again).code == 0
-    first = daemon.fetcher
-    os.kill(first, signal.SIGKILL)  # the next one looks who still uses what is taken away
-    daemon.wait(lambda: daemon.fetcher != first)
+    daemon.wait(lambda: not list((daemon.root / "mounts").iterdir()))
+    nothing_left(daemon)
+
+
+def test_a_mount_namespace_goes_on_reading_after_an_unmount(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    code = (
+        "import sys; print('here', flush=True); sys.stdin.readline();"
+        f"print(open('{place}/f4', 'rb').read()[:4096].hex())"
+    )
+    user = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert user.stdout is not None
+    assert user.stdout.readline() == "here\n"
+    assert daemon.run("umount", place).code == 0
+    assert daemon.status()["mounts"] == []
+    said, _ = user.communicate("go on\n", timeout=PATIENCE_S)
+    assert said.strip() == plain[1].contents[4][:4096].hex()
+    daemon.wait(lambda: not list((daemon.root / "mounts").iterdir()))
+    nothing_left(daemon)
+
+
+def test_an_overlay_goes_on_reading_through_a_crash_after_a_lazy_unmount(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """The kernel tells of no process then that uses the image."""
+    place, over = daemon.mount(plain[0]), tmp_path / "over"
+    (tmp_path / "lower").mkdir()
+    over.mkdir()
+    layers = f"lowerdir={place}:{tmp_path / 'lower'}"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", over], check=True)
+    try:
+        assert daemon.run("umount", "--lazy", place).code == 0
+        first = daemon.fetcher
+        os.kill(first, signal.SIGKILL)
+        daemon.wait(lambda: daemon.fetcher != first)
+        assert output(daemon.reading(over / "f6")) == plain[1].summary(6)
+        assert daemon.run("cache", "ls", "--json").json["images"][0]["mounts"] == 1
+    finally:
+        subprocess.run(["umount", "-l", over], check=True)
+    daemon.wait(lambda: not list((daemon.root / "mounts").iterdir()))
     nothing_left(daemon)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstread.device.superblock import FileSystem
 from firstread.errors import from_os_error
 from firstread.mountinfo import MountLine, read_mountinfo
 from firstread.node.policy import Asked
@@ -65,7 +66,8 @@ class Mount(msgspec.Struct):
         pinned: all of it is to be on this node.
         holders: who shares it; empty for one that a user asked for by path.
         policies: what each of `holders` has asked for, or, under "", who has mounted it.
-        detached: device number of one that was unmounted lazily while processes used it; else 0.
+        file_system: which one stands there, once it does.
+        detached: it was unmounted while somebody used it, and is used on.
     """
 
     mountpoint: str
@@ -75,7 +77,17 @@ class Mount(msgspec.Struct):
     pinned: bool = False
     holders: list[str] = []
     policies: dict[str, Asked] = {}
-    detached: int = 0
+    file_system: FileSystem | None = None
+    detached: bool = False
+
+    def taken_away(self) -> Mount:
+        """Return the record of it for when it is not at its place any more."""
+        # Holders have nothing to release then.
+        return msgspec.structs.replace(self, holders=[], detached=True)
+
+    def is_used(self) -> bool:
+        """Return whether anyone uses it, though it may not be at its place any more."""
+        return self.file_system is not None and self.file_system.lives(unmounted=self.detached)
 
 
 class MountTable:
@@ -120,7 +132,7 @@ class MountTable:
             self._path(mount).unlink()
 
     def _path(self, mount: Mount) -> Path:
-        key = f"\0{mount.detached}" if mount.detached else mount.mountpoint
+        key = f"\0{mount.file_system}" if mount.detached else mount.mountpoint
         name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
         return self._directory / f"{name}.json"
 

@@ -24,7 +24,7 @@ import msgspec
 
 from firstread.config import PolicyTable
 from firstread.device.erofsmount import mount_erofs, unmount
-from firstread.device.holders import is_used
+from firstread.device.superblock import FileSystem
 from firstread.errors import (
     FirstreadError,
     ImageError,
@@ -46,6 +46,7 @@ from firstread.sectors.store import SectorStore
 log = logging.getLogger("node")
 
 DEVICE = "fanotify"
+SWEEP_S = 1.0  # between looks at mounts that were unmounted lazily, if there are any
 
 
 class Node:
@@ -83,7 +84,7 @@ class Node:
         fetcher.cold = self._cold
         self._mounts: dict[str, Mount] = {}  # by mount point
         self._served: dict[str, Served] = {}  # by mount point
-        self._detached: list[Served] = []  # unmounted lazily, and used since
+        self._detached: list[tuple[Mount, Served]] = []  # unmounted lazily, and used since
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
 
@@ -98,24 +99,26 @@ class Node:
         anew = not self._fetcher.cache.has_marks()
         for mount in self._table.load():
             image = self._known(mount)
-            if mount.detached:
-                stands = is_used(mount.detached)
-            else:
-                stands = image is not None and standing.get(mount.mountpoint) == str(image.metadata)
-            if image is None or not stands:
+            stands = (
+                not mount.detached
+                and image is not None
+                and standing.get(mount.mountpoint) == str(image.metadata)
+            )
+            if image is None or not (stands or mount.is_used()):
                 log.info("mount %s is gone", mount.mountpoint)
                 self._table.remove(mount)
                 continue
             try:
-                self._take_over(mount, image, anew)
+                self._take_over(mount if stands else self._detach(mount), image, anew)
             except FirstreadError as exc:
                 log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
 
     def _take_over(self, mount: Mount, image: NodeImage, anew: bool) -> None:
         served = self._serve(image, mount)
         if mount.detached:
-            self._detached.append(served)
+            self._await_end(mount, served)
         else:
+            mount.file_system = FileSystem.at(Path(mount.mountpoint))
             self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
         self._pins_changed()
         self.images.touch(image.digest)
@@ -299,7 +302,7 @@ class Node:
             doubted = self._prepare(image)
             cache = self._fetcher.cache
             self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
-            self._attach(image, Path(place), doubted)
+            mount.file_system = self._attach(image, Path(place), doubted)
         except BaseException as exc:
             self._table.remove(mount)
             if served is not None:
@@ -331,14 +334,15 @@ class Node:
                 self._fetcher.cache.discard(sector.id)
         return [sector.id for sector in doubted]
 
-    def _attach(self, image: NodeImage, place: Path, doubted: list[bytes]) -> None:
-        """Mount `image`: all of it, or nothing."""
+    def _attach(self, image: NodeImage, place: Path, doubted: list[bytes]) -> FileSystem:
+        """Mount `image`: all of it, or nothing. Return the file system."""
         ids = image.ids()
         # Every file must be marked when EROFS opens it; a present one not any longer.
         self._fetcher.cache.mark(ids)
         mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
         try:
             self._fetcher.cache.watch(image.block_image.index.sectors, doubted)
+            return FileSystem.at(place)
         except BaseException:
             unmount(place, lazy=True)
             raise
@@ -433,17 +437,38 @@ class Node:
             except NodeError:
                 if not lazy:
                     raise
-                self._detach(mount)
+                self._save(mount.taken_away())  # first: the next fetcher serves it on
+                unmount(Path(place), lazy=True)
             self._forget(mount)
 
-    def _detach(self, mount: Mount) -> None:
-        """Take a mount away from its place, and serve those who use it on."""
-        place = mount.mountpoint
-        # The next fetcher serves them too; holders have nothing to release any more.
-        device = os.stat(place).st_dev
-        self._save(msgspec.structs.replace(mount, holders=[], detached=device))
-        unmount(Path(place), lazy=True)
-        self._detached.append(self._served[place])
+    def _detach(self, mount: Mount) -> Mount:
+        """Note in the table that a mount is not at its place any more."""
+        detached = mount.taken_away()
+        self._save(detached)
+        if not mount.detached:
+            self._table.remove(mount)
+        return detached
+
+    def _await_end(self, mount: Mount, served: Served) -> None:
+        """Serve a mount that was taken away until nobody uses it any more."""
+        with self.lock:
+            self._detached.append((mount, served))
+            if len(self._detached) == 1:
+                threading.Thread(target=self._sweep, name="detached", daemon=True).start()
+
+    def _sweep(self) -> None:
+        while True:
+            time.sleep(SWEEP_S)
+            ended = [mount for mount, _ in list(self._detached) if not mount.is_used()]
+            with self.lock:
+                gone = [pair for pair in self._detached if pair[0] in ended]
+                self._detached = [pair for pair in self._detached if pair[0] not in ended]
+                for mount, served in gone:
+                    log.info("nobody uses what was mounted at %s any more", mount.mountpoint)
+                    self._table.remove(mount)
+                    self._withdraw(served)
+                if not self._detached:
+                    return
 
     def _forget_if_gone(self, place: str) -> None:
         """Forget a mount that somebody else has unmounted."""
@@ -457,8 +482,12 @@ class Node:
     def _forget(self, mount: Mount) -> None:
         place = mount.mountpoint
         del self._mounts[place]
-        self._table.remove(mount)
         served = self._served.pop(place)
+        # What an overlayfs or another mount namespace uses can be unmounted, and must be served on.
+        if mount.taken_away().is_used():
+            self._await_end(self._detach(mount), served)
+        else:
+            self._table.remove(mount)
         self._drop_policy(served, place)
         self._withdraw(served)
         self._pins_changed()
@@ -468,7 +497,8 @@ class Node:
 
     def _withdraw(self, served: Served) -> None:
         """Stop serving an image if nobody uses it any more."""
-        if any(served is other for other in (*self._served.values(), *self._detached)):
+        detached = (other for _, other in self._detached)
+        if any(served is other for other in (*self._served.values(), *detached)):
             return
         self._fetcher.withdraw(served)
         self.images.touch(served.image.digest)
@@ -534,7 +564,7 @@ class Node:
         """Return how images are used, by digest; what is used on after a lazy unmount counts."""
         with self.lock:
             mounts = Counter(mount.digest for mount in self._mounts.values())
-            mounts.update(served.image.digest for served in self._detached)
+            mounts.update(mount.digest for mount, _ in self._detached)
             pinned = {mount.digest for mount in self._mounts.values() if mount.pinned}
         return {digest: Use(count, digest in pinned) for digest, count in mounts.items()}
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from firstread.device.holders import is_used
 from firstread.errors import NodeError
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
@@ -121,8 +120,7 @@ def _uses(root: Path) -> dict[str, Use]:
     counts: Counter[str] = Counter()
     pinned = set()
     for mount in MountTable(root).load():
-        stands = is_used(mount.detached) if mount.detached else mount.mountpoint in standing
-        if stands:
+        if mount.is_used() if mount.detached else mount.mountpoint in standing:
             counts[mount.digest] += 1
             pinned |= {mount.digest} if mount.pinned else set()
     return {digest: Use(count, digest in pinned) for digest, count in counts.items()}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a file system lives on when it is not mounted any more.
+
+Facts about superblocks: unmounted, one lives until the last process, mount namespace or overlayfs
+that uses it is gone; no list has it meanwhile, and its device number is given away again after it.
+EROFS keeps a directory for it below /sys/fs just as long, with a number that no other gets before
+the next boot. Which one it is, an ioctl says since Linux 6.10 (FS_IOC_GETFSSYSFSPATH, fs/ioctl.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from firstread.device.holders import is_used
+from firstread.errors import from_os_error
+
+_SYSFS_PATH_BYTES = 129  # struct fs_sysfs_path: a length, and so many bytes of name
+_GETFSSYSFSPATH = 2 << 30 | _SYSFS_PATH_BYTES << 16 | 0x15 << 8 | 1  # _IOR(0x15, 1, ...)
+_UNNAMED = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL})
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """One file system, from its mount to its end.
+
+    Args:
+        boot_id: of the kernel that has it.
+        device: its number; another may get it afterwards.
+        name: below /sys/fs; "" if this kernel does not tell.
+    """
+
+    boot_id: str
+    device: int
+    name: str
+
+    @classmethod
+    def at(cls, directory: Path) -> Self:
+        """Return the one that is mounted at `directory`.
+
+        Raises:
+            NodeError: `directory` cannot be opened.
+        """
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return cls(_boot_id(), os.fstat(fd).st_dev, _name(fd))
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot look at the mount point") from exc
+
+    def lives(self, *, unmounted: bool) -> bool:
+        """Return whether anyone uses it.
+
+        Args:
+            unmounted: whether it is known to be gone from its place. Only then processes are
+                looked at where the kernel gives no name: what they use may be another one that
+                has got its number.
+        """
+        if self.boot_id != _boot_id():
+            return False
+        if self.name:
+            return os.path.isdir(f"/sys/fs/{self.name}")
+        return unmounted and is_used(self.device)
+
+
+def _name(fd: int) -> str:
+    answer = bytearray(_SYSFS_PATH_BYTES)
+    try:
+        fcntl.ioctl(fd, _GETFSSYSFSPATH, answer)
+    except OSError as exc:
+        if exc.errno in _UNNAMED:
+            return ""
+        raise
+    name = answer[1 : 1 + answer[0]].decode()
+    return name if os.path.isdir(f"/sys/fs/{name}") else ""
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

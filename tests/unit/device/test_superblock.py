@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file system is where; one of EROFS is followed to its end where it is mounted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from firstread.device.superblock import FileSystem
+from firstread.errors import NodeError
+
+
+def test_one_that_the_kernel_does_not_name_lives_while_a_process_uses_it(tmp_path: Path) -> None:
+    found = FileSystem.at(Path("/proc"))
+    assert (found.device, found.name) == (os.stat("/proc").st_dev, "")
+    fd = os.open("/proc", os.O_RDONLY)
+    assert found.lives(unmounted=True)
+    assert not found.lives(unmounted=False)
+    assert not dataclasses.replace(found, device=1 << 30).lives(unmounted=True)
+    os.close(fd)
+
+
+def test_none_outlives_its_boot() -> None:
+    found = FileSystem.at(Path("/proc"))
+    named = dataclasses.replace(found, name="..")  # which is there
+    assert named.lives(unmounted=False)
+    assert not dataclasses.replace(named, boot_id="another").lives(unmounted=True)
+
+
+def test_what_is_not_there() -> None:
+    with pytest.raises(NodeError, match="cannot look at the mount point"):
+        FileSystem.at(Path("/nowhere"))
