@@ -28,7 +28,7 @@ from firstread.errors import FirstreadError, ImageError, NodeError, from_os_erro
 from firstread.node.cache import Cache
 from firstread.node.check import Checks
 from firstread.node.evict import Verdict
-from firstread.node.filling import Filling, Waiter, Wanted
+from firstread.node.filling import Cause, Filling, Waiter, Wanted
 from firstread.node.images import NodeImage, SectorMap
 from firstread.node.lane import Lane
 from firstread.node.mounts import Access
@@ -172,6 +172,12 @@ class Fetcher:
     def served(self) -> list[Served]:
         """Return the images that are mounted."""
         return list(self._served.values())
+
+    def wanted(self, served: Served) -> int:
+        """Return how many sectors of an image are being fetched or queued, whoever does it."""
+        lanes = {other.lane for other in self.served()}
+        ids = set[bytes]().union(*(lane.wanted() for lane in lanes))
+        return sum(served.sectors.find(sector_id) is not None for sector_id in ids)
 
     def pins_changed(self) -> None:
         """Note that `Served.pinned` of some image has changed."""
@@ -349,9 +355,13 @@ class Fetcher:
             other = self._other(filling, lane)
             if other is not None:
                 self._move(waiters, *other)
+                if not waiters and filling.cause is not Cause.PREFETCH:
+                    served, sector = other
+                    served.lane.complete(sector)
                 return
         self._useless.pop(sector_id, None)
-        self._deny(waiters, error, filling.sector)
+        if waiters:
+            self._deny(waiters, error, filling.sector)
 
     def policy(self, sector: Wanted) -> PolicyTable:
         policies = [

@@ -91,7 +91,10 @@ class Filler(Protocol):
     def give_up(
         self, filling: Filling, waiters: Sequence[Waiter], error: FirstreadError, lane: Lane
     ) -> None:
-        """Reads cannot be had from `lane`: find another way, or let them fail."""
+        """A sector cannot be had from `lane`: find another way, or let its reads fail.
+
+        There may be none: then it is missing only where all of an image is to be on this node.
+        """
 
     def demanded(self, sector: Wanted) -> None:
         """Count the first read that asks for a sector."""
@@ -287,10 +290,10 @@ class Lane:
         """Whether the source has failed more than once since something came last."""
         return self._outage.is_on
 
-    def wanted(self) -> int:
-        """Return how many sectors are being fetched or queued."""
+    def wanted(self) -> list[bytes]:
+        """Return the ids of the sectors that are being fetched or queued."""
         with self._changed:
-            return len(self._fillings)
+            return list(self._fillings)
 
     def _is_fast(self, sector: Wanted) -> bool:
         """Return whether the link has room for what may not be needed."""
@@ -479,7 +482,7 @@ class Lane:
         if not unfinished:
             return
         failed, *others = unfinished
-        lost = None
+        lost: list[Waiter] | None = None
         with self._changed:
             for filling in others:
                 self._resume(filling)
@@ -498,7 +501,7 @@ class Lane:
                 self._resume(failed)
             self._changed.notify()
         self._filler.failed(failed, error, self)
-        if lost:
+        if lost is not None:
             self._filler.give_up(failed, lost, error, self)
 
     def _postpone(self, filling: Filling, least_s: float = 0.0) -> None:

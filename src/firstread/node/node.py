@@ -578,7 +578,7 @@ class Node:
             "device": DEVICE,
             "sectors": len(sectors),
             "present": present,
-            "wanted": served.lane.wanted(),
+            "wanted": self._fetcher.wanted(served),
             **served.stats.document(),
             "repository": served.lane.name,
             "source": served.lane.source,

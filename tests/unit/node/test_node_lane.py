@@ -229,7 +229,7 @@ def test_a_read_gets_its_bytes_and_the_sector_becomes_whole(make: Make) -> None:
     assert bench.source.requests == [(entry.offset, entry.length)]
     assert bench.files.counts["received"] == entry.length
     assert bench.files.causes == [Cause.DEMAND]
-    assert bench.lane.wanted() == 0
+    assert not bench.lane.wanted()
 
 
 def test_many_readers_of_one_sector_make_one_request(make: Make) -> None:
@@ -254,7 +254,7 @@ def test_a_read_of_a_present_sector_is_answered_at_once(make: Make) -> None:
     bench = make()
     bench.answered(bench.read(0))
     bench.whole(0)
-    bench.files.wait(lambda: bench.lane.wanted() == 0)
+    bench.files.wait(lambda: not bench.lane.wanted())
     bench.answered(bench.read(0))
     assert len(bench.source.requests) == 1
 
@@ -296,7 +296,7 @@ def test_a_sequential_reader_is_read_ahead_for(make: Make) -> None:
     bench.answered(bench.read(0))
     bench.answered(bench.read(1))
     bench.whole(0, 1, 2, 3)
-    bench.files.wait(lambda: bench.lane.wanted() == 0)
+    bench.files.wait(lambda: not bench.lane.wanted())
     assert bench.files.counts["demanded"] == 2
     assert len(bench.files.present_ids) == 4
 
@@ -318,7 +318,7 @@ def test_a_slow_link_is_asked_for_little_so_that_the_next_read_does_not_wait(
     bench = make(sectors=sectors, workers=1)
     bench.source = FaultSource(MemorySource(sectors, bytes_per_s=5e6))  # 0.2 s for a sector
     bench.answered(bench.read(3, length=FRAME))  # the link is measured now
-    bench.files.wait(lambda: bench.lane.wanted() == 0 or len(bench.source.requests) > 1)
+    bench.files.wait(lambda: not bench.lane.wanted() or len(bench.source.requests) > 1)
 
     bench.read(0, length=FRAME)
     bench.answered(bench.read(2, length=FRAME))
@@ -379,7 +379,7 @@ def test_what_does_not_get_better_is_given_up(
     assert isinstance(bench.given_up(), kind)
     assert bench.files.given_up[0][0] == [number]
     assert bench.files.answered == []
-    assert bench.lane.wanted() == 0
+    assert not bench.lane.wanted()
     bench.answered(bench.read(0))  # the next read tries again
 
 
@@ -407,6 +407,14 @@ def test_a_dead_source_is_waited_for_and_the_read_goes_on_when_it_is_back(make: 
     bench.lane.expire()
     assert not bench.files.given_up
     bench.answered(number)
+
+
+def test_a_completion_that_is_hopeless_is_given_up_though_nobody_waits(make: Make) -> None:
+    bench = make("f" * 100)
+    bench.lane.complete(bench.sectors.wanted[1])
+    assert isinstance(bench.given_up(), ImageError)
+    assert [numbers for numbers, _ in bench.files.given_up] == [[]]
+    assert not bench.lane.wanted()
 
 
 def test_a_read_that_waits_longer_than_the_stall_limit_is_given_up(make: Make) -> None:
@@ -454,7 +462,7 @@ def test_reads_can_be_let_go_to_another_lane(make: Make) -> None:
     filling = bench.files.failed_fillings[-1]
     bench.files.wait(lambda: not filling.active)
     assert [request.number for request, _ in bench.lane.let_go(filling)] == [number]
-    assert bench.lane.wanted() == 0
+    assert not bench.lane.wanted()
 
 
 def test_a_read_that_no_worker_has_got_to_is_given_up_too(make: Make) -> None:
@@ -565,7 +573,7 @@ def test_what_is_forgotten_is_not_fetched(make: Make) -> None:
         bench.lane.complete(sector)
     waiting = bench.read(3)
     bench.lane.forget({sector.entry.id for sector in bench.sectors.wanted})
-    assert bench.lane.wanted() == 2
+    assert len(bench.lane.wanted()) == 2
     bench.source.wake()
     bench.answered(waiting)
     bench.whole(3, 7)
