@@ -133,7 +133,7 @@ def test_containers_do_not_notice_deaths(registry: DockerRegistry, node: Contain
         assert node.exec(container, *read(number)).split()[0] == digest_of(number)
     another, log = node.start_container(pod, image, *read(4))
     node.wait(lambda: node.state(another) == 2)
-    assert digest_of(4) in log.read_text()
+    node.wait(lambda: digest_of(4) in log.read_text())
     node.remove_pod(pod[0])
     node.wait(lambda: node.daemon.status()["mounts"] == [])
 

@@ -34,6 +34,7 @@ from firstread.errors import (
     from_os_error,
 )
 from firstread.node.attended import Attended
+from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
@@ -46,7 +47,6 @@ from firstread.sectors.store import SectorStore
 log = logging.getLogger("node")
 
 DEVICE = "fanotify"
-SWEEP_S = 1.0  # between looks at mounts that were unmounted lazily, if there are any
 
 
 class Node:
@@ -84,8 +84,8 @@ class Node:
         fetcher.cold = self._cold
         self._mounts: dict[str, Mount] = {}  # by mount point
         self._served: dict[str, Served] = {}  # by mount point
-        self._detached: list[tuple[Mount, Served]] = []  # unmounted lazily, and used since
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
+        self._detached = DetachedMounts(self.lock, self._end)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
 
     # -- recovery ------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Node:
     def _take_over(self, mount: Mount, image: NodeImage, anew: bool) -> None:
         served = self._serve(image, mount)
         if mount.detached:
-            self._await_end(mount, served)
+            self._detached.add(mount, served)
         else:
             mount.file_system = FileSystem.at(Path(mount.mountpoint))
             self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
@@ -449,26 +449,10 @@ class Node:
             self._table.remove(mount)
         return detached
 
-    def _await_end(self, mount: Mount, served: Served) -> None:
-        """Serve a mount that was taken away until nobody uses it any more."""
-        with self.lock:
-            self._detached.append((mount, served))
-            if len(self._detached) == 1:
-                threading.Thread(target=self._sweep, name="detached", daemon=True).start()
-
-    def _sweep(self) -> None:
-        while True:
-            time.sleep(SWEEP_S)
-            ended = [mount for mount, _ in list(self._detached) if not mount.is_used()]
-            with self.lock:
-                gone = [pair for pair in self._detached if pair[0] in ended]
-                self._detached = [pair for pair in self._detached if pair[0] not in ended]
-                for mount, served in gone:
-                    log.info("nobody uses what was mounted at %s any more", mount.mountpoint)
-                    self._table.remove(mount)
-                    self._withdraw(served)
-                if not self._detached:
-                    return
+    def _end(self, mount: Mount, served: Served) -> None:
+        log.info("nobody uses what was mounted at %s any more", mount.mountpoint)
+        self._table.remove(mount)
+        self._withdraw(served)
 
     def _forget_if_gone(self, place: str) -> None:
         """Forget a mount that somebody else has unmounted."""
@@ -485,7 +469,7 @@ class Node:
         served = self._served.pop(place)
         # What an overlayfs or another mount namespace uses can be unmounted, and must be served on.
         if mount.taken_away().is_used():
-            self._await_end(self._detach(mount), served)
+            self._detached.add(self._detach(mount), served)
         else:
             self._table.remove(mount)
         self._drop_policy(served, place)

@@ -266,7 +266,7 @@ class Containerd:
 
     def exec(self, container: str, *command: str) -> str:
         """Run a command in a container; return its output."""
-        request = cri.ExecSync(container, list(command), 30)
+        request = cri.ExecSync(container, list(command), int(PATIENCE_S))
         answer: cri.Executed = self.call("ExecSync", request, cri.Executed)
         assert answer.exit_code == 0, answer
         return answer.stdout.decode()
