@@ -422,8 +422,9 @@ class _Saying:
             peer, _ = self._listener.accept()
             with peer, contextlib.suppress(OSError):
                 peer.settimeout(1)
-                while b"\r\n\r\n" not in peer.recv(65536):
-                    pass
+                request = b""
+                while b"\r\n\r\n" not in request and (part := peer.recv(65536)):
+                    request += part
                 peer.sendall(self.words)
 
 
