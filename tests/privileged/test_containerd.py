@@ -105,12 +105,12 @@ def test_containers_share_one_mount_until_the_last_is_gone(
         assert node.exec(container, *read(2)).split()[0] == digest_of(2)
     for pod in pods:
         node.remove_pod(pod[0])
-    node.wait(lambda: node.daemon.status()["mounts"] == [])
+    node.wait_collected(lambda: node.daemon.status()["mounts"] == [])
     pause = f"{registry.host}/pause:1"
     node.remove_image(pause)
-    node.wait(lambda: node.snapshots() == [])
+    node.wait_collected(lambda: node.snapshots() == [])
     left = node.daemon.root / "snapshotter/snapshots"
-    node.wait(lambda: os.listdir(left) == [])
+    node.wait_collected(lambda: os.listdir(left) == [])
 
 
 def test_containers_do_not_notice_deaths(registry: DockerRegistry, node: Containerd) -> None:
@@ -135,7 +135,7 @@ def test_containers_do_not_notice_deaths(registry: DockerRegistry, node: Contain
     node.wait(lambda: node.state(another) == 2)
     node.wait(lambda: digest_of(4) in log.read_text())
     node.remove_pod(pod[0])
-    node.wait(lambda: node.daemon.status()["mounts"] == [])
+    node.wait_collected(lambda: node.daemon.status()["mounts"] == [])
 
 
 def test_a_registry_that_is_down(registry: DockerRegistry, node: Containerd) -> None:

@@ -134,4 +134,4 @@ def test_a_container_of_a_layer_that_is_a_part_of_a_lazy_image(
     assert node.run(base, "sh", "-c", "ls /data") == list("012345")
     for image in (upper, base):
         node.remove_image(image)
-    node.wait(lambda: len(node.snapshots()) == 1)
+    node.wait_collected(lambda: len(node.snapshots()) == 1)

@@ -162,6 +162,21 @@ class Containerd:
             assert time.monotonic() < deadline, self._all_logs()
             time.sleep(0.05)
 
+    def wait_collected(self, condition: Callable[[], object]) -> None:
+        """Wait for what containerd's garbage collector brings about.
+
+        What is deleted while it runs, it does not notice before the next deletion: a lease is one.
+        """
+
+        def collected() -> object:
+            if condition():
+                return True
+            lease = self.ctr("leases", "create").stdout.strip()
+            assert self.ctr("leases", "rm", "--sync", lease).code == 0
+            return condition()
+
+        self.wait(collected)
+
     def _all_logs(self) -> str:
         logs = [path.read_text()[-3000:] for path in sorted(self.scratch.glob("*.log"))]
         return "it does not happen; the logs:\n" + "\n".join(logs)
