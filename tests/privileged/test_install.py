@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from firstread.snapshotter.configfile import CRI
+from firstread.snapshotter.configfile import CRI, TRANSFER
 from firstread.testing.command import firstread
 from firstread.testing.patience import PATIENCE_S
 
@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.privileged,  # by place: it takes the real program, not rights
     pytest.mark.skipif(shutil.which("containerd") is None, reason="containerd is not installed"),
 ]
-
-CRI_V2 = CRI[2]
 
 
 def containerd(*arguments: str) -> str:
@@ -45,6 +43,9 @@ TEXTS = {
         '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\n'
         '  runtime_type = "io.containerd.runc.v2"\n'
     ),
+    "version 2 with a section of 3": (
+        "version = 2\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'native'\n"
+    ),
     "all defaults": "default",
 }
 
@@ -63,10 +64,13 @@ def test_containerd_understands_it(name: str, tmp_path: Path) -> None:
     assert said["proxy_plugins"]["firstread"]["address"] == "/s"
     assert said["proxy_plugins"]["firstread"]["type"] == "snapshot"
     plugin: Any = said
-    for key in CRI_V2 if said["version"] == 2 else CRI[1]:
+    for key in CRI[said["version"]]:
         plugin = plugin[key]
     assert plugin["snapshotter"] == "firstread"
     assert plugin["disable_snapshot_annotations"] is False
+    if said["version"] > 2:
+        unpacked = said["plugins"][TRANSFER[1]]["unpack_config"]
+        assert [entry["snapshotter"] for entry in unpacked] == ["overlayfs", "firstread"]
     ran = firstread("uninstall", "containerd", "--config", path)
     assert (ran.code, ran.stderr) == (0, ""), ran
     if before is None:

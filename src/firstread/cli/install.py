@@ -66,18 +66,22 @@ def command(
     Everything else in it stays as it is, byte for byte, and a copy is kept beside it. Doing it
     again changes nothing; 'firstread uninstall containerd' undoes it.
     """
-    from firstread.snapshotter.configfile import Choice, added, removed, version_of
+    from firstread.snapshotter.configfile import Choice, added, has_transfer, removed, version_of
 
     if not os.path.isabs(socket):
         raise UsageError(f"--socket {socket} is not an absolute path")
-    choice = Choice(socket, as_default)
+    major = _containerd_major()
     old = read(path)
+    with about(path):
+        # In a file that is imported it would replace what the main one says.
+        transfer = not drop_in or not has_transfer(old or "")
+    choice = Choice(socket, as_default, containerd2=major >= 2, transfer=transfer)
     changed, text = path, old or ""
     with about(path):
         if drop_in:
             changed, text = _drop_in(path, text, choice)
         elif old is None:
-            text = f"version = {_newest_version()}\n"
+            text = f"version = {3 if major >= 2 else 2}\n"
         if old is None and drop_in:
             raise UsageError("there is no such file", hint="leave out --drop-in")
         version = version_of(text)
@@ -178,8 +182,8 @@ def _imported(path: Path) -> list[Path]:
     return list(found.values())[1:]
 
 
-def _newest_version() -> int:
-    """Return the version of configuration that containerd on this machine writes; 2 if unknown."""
+def _containerd_major() -> int:
+    """Return the major version of containerd on this machine; 1 if unknown."""
     try:
         done = subprocess.run(
             ["containerd", "--version"],
@@ -189,9 +193,9 @@ def _newest_version() -> int:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return 2
+        return 1
     match = re.search(r"\s(?:v)?(\d+)\.\d+\.\d+", done.stdout)
-    return 3 if match and int(match[1]) >= 2 else 2
+    return int(match[1]) if match else 1
 
 
 def cri_is_disabled(text: str, version: int) -> bool:

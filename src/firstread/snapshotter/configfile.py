@@ -12,8 +12,14 @@ file is needed to undo it.
 
 Facts about containerd's configuration:
 
-* A file without ``version`` is of version 1 (containerd 1.x). Version 2 came with 1.3; version 3
-  with 2.0, which still takes version 2. The CRI plugin has another name in each.
+* A file without ``version`` is of version 1 (containerd 1.x). Version 2 came with 1.3, version 3
+  with 2.0, version 4 with 2.4; older ones are still taken. The CRI plugin has another name in each
+  but the last two.
+* containerd 2 forgets the snapshotter of an older file when it migrates it, unless that has a
+  runtime too (`migrateConfig` in plugins/cri/images/plugin.go). A section of the newer name counts
+  in an older file as well.
+* Its transfer service, by which ``ctr images pull`` works, unpacks for snapshotters that it lists.
+  A list in the file replaces the one that it has by default.
 * ``imports`` merge by whole sections: a file that is imported replaces the section of a plugin that
   it has in it, everything else in that section included. Proxy plugins are sections of their own.
 
@@ -42,6 +48,7 @@ _EXPORTS: Final = (  # or clients of containerd 2 that pull by its transfer serv
     '    enable_remote_snapshot_annotations = "true"',
 )
 _WAS: Final = "# was: "
+_WAS_NEWER: Final = "# was in the newer section: "
 _NO_NEWLINE: Final = "# there was no newline at the end"
 
 _WANTED: Final = {"snapshotter": f'"{NAME}"', "disable_snapshot_annotations": "false"}
@@ -51,11 +58,16 @@ CRI: Final[dict[int, tuple[str, ...]]] = {
     1: ("plugins", "cri", "containerd"),
     2: ("plugins", "io.containerd.grpc.v1.cri", "containerd"),
     3: ("plugins", "io.containerd.cri.v1.images"),
+    4: ("plugins", "io.containerd.cri.v1.images"),
 }
 """Where the CRI plugin has the choice of its snapshotter, by version of the file."""
 
 CRI_PLUGIN: Final = {version: path[1] for version, path in CRI.items()}
 NEWEST: Final = max(CRI)
+TRANSFER: Final = ("plugins", "io.containerd.transfer.v1.local")
+_UNPACK: Final = "unpack_config"
+_OVERLAYFS: Final = {"platform": "linux", "snapshotter": "overlayfs", "differ": "walking"}
+_OURS: Final = {"platform": "linux", "snapshotter": NAME, "differ": "walking"}
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,14 @@ class Choice:
     Args:
         address: socket of the snapshotter.
         default: have the CRI plugin, and so Kubernetes, use it for every image.
+        containerd2: the file is read by containerd 2, whichever version it has itself.
+        transfer: its transfer service may be told too.
     """
 
     address: str
     default: bool = False
+    containerd2: bool = False
+    transfer: bool = True
 
 
 def version_of(text: str) -> int:
@@ -94,6 +110,15 @@ def imports_of(text: str) -> list[str]:
     """
     imports = _parsed(text).get("imports", [])
     return [name for name in imports if isinstance(name, str)] if isinstance(imports, list) else []
+
+
+def has_transfer(text: str) -> bool:
+    """Return whether a configuration has a section of containerd's transfer service.
+
+    Raises:
+        UsageError: it is not TOML.
+    """
+    return bool(_table(_parsed(text), TRANSFER))
 
 
 def cri_section(text: str, version: int) -> str | None:
@@ -125,25 +150,62 @@ def added(text: str, choice: Choice) -> str:
             hint="remove that section, or go on with it as it is",
         )
     body = before if before.endswith("\n") or not before else f"{before}\n"
-    whole = body == before
-    lines: list[str] = []
-    replaced: dict[str, list[str | None]] = {}
-    if choice.default:
-        body, lines, replaced = _choose(body, CRI[version], _WANTED)
-    block = [
-        BEGIN,
-        *([] if whole else [_NO_NEWLINE]),
-        *([_WAS + json.dumps(replaced)] if replaced else []),
+    block = [BEGIN, *([] if body == before else [_NO_NEWLINE])]
+    tables: list[str] = []
+    for path, was in _sections(version, choice):
+        body, lines, replaced = _choose(body, path, _WANTED)
+        block += [was + json.dumps(replaced)] if replaced else []
+        tables += lines
+    block += [
         f"[proxy_plugins.{NAME}]",
         '  type = "snapshot"',
         f"  address = {json.dumps(choice.address)}",
-        *(_EXPORTS if version >= 3 else ()),
-        *lines,
-        END,
     ]
-    after = body + "".join(f"{line}\n" for line in block)
-    _compare(before, after, choice, CRI[version] if choice.default else ())
+    if _is_for_2(version, choice):
+        block += _EXPORTS
+        if choice.transfer:
+            tables += _unpack_lines(before)
+    after = body + "".join(f"{line}\n" for line in [*block, *tables, END])
+    _compare(before, after, choice)
     return after
+
+
+def _is_for_2(version: int, choice: Choice) -> bool:
+    return version >= 3 or choice.containerd2
+
+
+def _sections(version: int, choice: Choice) -> list[tuple[tuple[str, ...], str]]:
+    """Return the sections that choose the snapshotter, and how the block records each."""
+    if not choice.default:
+        return []
+    newer = [(CRI[3], _WAS_NEWER)] if version < 3 and choice.containerd2 else []
+    return [(CRI[version], _WAS), *newer]
+
+
+def _unpack_entries(text: str) -> list[dict[str, str]]:
+    """Return what is to be added to the list of the transfer service."""
+    present = _table(_parsed(text), TRANSFER).get(_UNPACK)
+    if present is None:
+        return [_OVERLAYFS, _OURS]
+    known = isinstance(present, list) and any(
+        isinstance(entry, dict) and entry.get("snapshotter") == NAME for entry in present
+    )
+    lines = _lines(text)
+    is_table = any(
+        line.lstrip().startswith("[[")
+        and _path_of(line.replace("[[", "[").replace("]]", "]")) == (*TRANSFER, _UNPACK)
+        and _begins(lines, number)
+        for number, line in enumerate(lines)
+    )
+    return [_OURS] if is_table and not known else []  # a list in brackets cannot be gone on with
+
+
+def _unpack_lines(text: str) -> list[str]:
+    name = ".".join(json.dumps(key) if "." in key else key for key in (*TRANSFER, _UNPACK))
+    lines = []
+    for entry in _unpack_entries(text):
+        lines += [f"[[{name}]]", *(f'  {key} = "{value}"' for key, value in entry.items())]
+    return lines
 
 
 def removed(text: str) -> str:
@@ -170,17 +232,19 @@ def removed(text: str) -> str:
     body += rest
     for line in block:
         if line.startswith(_WAS):
-            body = _restore(body, CRI[version_of(body)], _recorded(line))
+            body = _restore(body, CRI[version_of(body)], _recorded(line, _WAS))
+        elif line.startswith(_WAS_NEWER):
+            body = _restore(body, CRI[3], _recorded(line, _WAS_NEWER))
     if _NO_NEWLINE in block and not rest:
         body = body.removesuffix("\n")
     _parsed(body)
     return body
 
 
-def _recorded(line: str) -> dict[str, list[str | None]]:
+def _recorded(line: str, prefix: str) -> dict[str, list[str | None]]:
     """Return what a line of the block says that was replaced."""
     try:
-        document = json.loads(line.removeprefix(_WAS))
+        document = json.loads(line.removeprefix(prefix))
         return {str(key): [new, old] for key, (new, old) in document.items()}
     except (ValueError, TypeError, AttributeError) as exc:
         raise UsageError(
@@ -285,28 +349,24 @@ def _table(document: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, A
     return place if isinstance(place, Mapping) else {}
 
 
-def _compare(
-    before: str,
-    after: str,
-    choice: Choice,
-    path: tuple[str, ...],
-) -> None:
+def _compare(before: str, after: str, choice: Choice) -> None:
     """Check that `after` says what is wanted, and else what `before` says.
 
     Raises:
         UsageError: it does not.
     """
     expected: Any = tomllib.loads(before)
+    version = version_of(before)
     try:
         plugin: dict[str, Any] = {"type": "snapshot", "address": choice.address}
-        if version_of(before) >= 3:
+        if _is_for_2(version, choice):
             plugin["exports"] = {"enable_remote_snapshot_annotations": "true"}
-        expected.setdefault("proxy_plugins", {})[NAME] = plugin
-        place = expected
-        for key in path:
-            place = place.setdefault(key, {})
-        if path:
-            place |= {"snapshotter": NAME, "disable_snapshot_annotations": False}
+            entries = _unpack_entries(before) if choice.transfer else []
+            if entries:
+                _place(expected, TRANSFER).setdefault(_UNPACK, []).extend(entries)
+        _place(expected, ("proxy_plugins",))[NAME] = plugin
+        for path, _ in _sections(version, choice):
+            _place(expected, path).update(snapshotter=NAME, disable_snapshot_annotations=False)
         fits = tomllib.loads(after) == expected
     except (tomllib.TOMLDecodeError, AttributeError, TypeError):
         fits = False
@@ -322,4 +382,11 @@ def _parsed(text: str) -> dict[str, Any]:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise UsageError(f"it is not valid TOML: {exc}", hint="repair it first") from exc
+    return document
+
+
+def _place(document: Any, path: tuple[str, ...]) -> Any:
+    """Return the table at `path`, made if it is not there."""
+    for key in path:
+        document = document.setdefault(key, {})
     return document

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ import grpc
 
 from firstread.run.overlay import unmount_below
 from firstread.snapshotter.asked import TARGET
+from firstread.snapshotter.configfile import Choice, added
 from firstread.snapshotter.contentapi import ContainerdClient
 from firstread.snapshotter.named import chain_ids
 from firstread.snapshotter.wire import decode, encode
@@ -311,32 +313,49 @@ class Containerd:
             return call(request, timeout=timeout_s)
 
     def _config(self, pause: str) -> str:
-        cri_plugin = 'plugins."io.containerd.grpc.v1.cri"'
         text = json.dumps  # a string of JSON is one of TOML
+        is_2 = containerd_version()[0] >= 2
+        images = 'plugins."io.containerd.cri.v1.images"'
+        runtime = f'plugins."io.containerd.{"cri.v1.runtime" if is_2 else "grpc.v1.cri"}"'
+        chooses = images if is_2 else f"{runtime}.containerd"
         # By default containerd collects for a fiftieth of its time, so that after a collection of
         # a second on a busy machine what is deleted may stay for a minute.
-        return f"""
-version = 2
+        config = f"""
+version = {3 if is_2 else 2}
 root = {text(str(self.scratch / "root"))}
 state = {text(str(self.scratch / "state"))}
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = {text(str(self.socket))}
-[proxy_plugins.firstread]
-  type = "snapshot"
-  address = {text(str(self._address))}
-[{cri_plugin}]
-  sandbox_image = {text(pause)}
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  [{cri_plugin}.cni]
-    conf_dir = {text(str(self.scratch / "cni"))}
-  [{cri_plugin}.containerd]
-    snapshotter = {text(self._snapshots)}
-    disable_snapshot_annotations = false
 [plugins."io.containerd.gc.v1.scheduler"]
   pause_threshold = 0.5
+[{runtime}]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  {"" if is_2 else f"sandbox_image = {text(pause)}"}
+[{runtime}.cni]
+  conf_dir = {text(str(self.scratch / "cni"))}
+[{chooses}]
+  snapshotter = {text(self._snapshots)}
+  disable_snapshot_annotations = false
 """
+        if is_2:
+            config += f"[{images}.pinned_images]\n  sandbox = {text(pause)}\n"
+        return added(config, Choice(str(self._address), containerd2=is_2))
+
+
+def containerd_version() -> tuple[int, int]:
+    """Return the version of the containerd that is found first."""
+    done = subprocess.run(
+        ["containerd", "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    found = re.search(r"\s(?:v)?(\d+)\.(\d+)\.\d+", done.stdout)
+    assert found is not None, done.stdout
+    return int(found[1]), int(found[2])
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:
