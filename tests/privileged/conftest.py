@@ -16,6 +16,8 @@ from firstread.testing.daemon import Daemon
 from firstread.testing.images import feature_image, write_layout
 from firstread.testing.machine import Machine
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.registry import DockerRegistry
+from firstread.testing.runnable import push_pause, runnable_registry
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +41,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRSTREAD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def app_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """A registry with ``app`` converted, ``ordinary`` the same not converted, and ``pause``."""
+    busybox = find_busybox()
+    assert busybox
+    scratch = tmp_path_factory.mktemp("registry")
+    (scratch / "rootfs").mkdir()
+    with runnable_registry(scratch, busybox, {}) as registry:
+        push_pause(registry, busybox)
+        yield registry
 
 
 # For tests of the node.

@@ -18,7 +18,7 @@ from firstread.node.mounts import mounted_erofs
 from firstread.testing.containerd import Containerd, containerd_version
 from firstread.testing.containers import find_busybox
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import DATA_FILES, data_file, push_pause, runnable_registry
+from firstread.testing.runnable import DATA_FILES, data_file
 from firstread.units import MiB
 
 pytestmark = [
@@ -30,16 +30,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """``app`` converted, ``ordinary`` the same not converted, and ``pause``."""
-    busybox = find_busybox()
-    assert busybox
-    scratch = tmp_path_factory.mktemp("registry")
-    (scratch / "rootfs").mkdir()
-    with runnable_registry(scratch, busybox, {}) as registry:
-        push_pause(registry, busybox)
-        yield registry
+@pytest.fixture
+def registry(app_registry: DockerRegistry) -> DockerRegistry:
+    return app_registry
 
 
 @pytest.fixture

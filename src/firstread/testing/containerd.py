@@ -46,6 +46,7 @@ class Containerd:
         snapshotter: that pods use.
         manager: that runs the daemon as a service.
         command: to start the snapshotter with, such as setpriv and its options.
+        handler: a runtime that uses our snapshotter; takes containerd 2.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Containerd:
         snapshotter: str = "firstread",
         manager: ServiceManager | None = None,
         command: tuple[str, ...] = (),
+        handler: str = "",
     ) -> None:
         self.scratch = scratch
         self.daemon = Daemon(scratch / "node", manager=manager)
@@ -65,6 +67,7 @@ class Containerd:
         self._address = scratch / "s.sock"
         self._options = options
         self._command = command
+        self._handler = handler
         self._containerd: subprocess.Popen[bytes] | None = None
         self._snapshotter: subprocess.Popen[bytes] | None = None
         self._names = 0
@@ -232,9 +235,24 @@ class Containerd:
 
     # -- CRI -----------------------------------------------------------------------------------
 
-    def pull(self, image: str, timeout_s: float = PATIENCE_S) -> str:
-        """Pull an image, as the kubelet does; return its id."""
-        request = cri.PullImage(cri.ImageSpec(image))
+    def pull(
+        self,
+        image: str,
+        timeout_s: float = PATIENCE_S,
+        *,
+        pod: cri.PodConfig | None = None,
+        runtime_handler: str = "",
+    ) -> str:
+        """Pull an image, as the kubelet does; return its id.
+
+        Args:
+            image: name.
+            timeout_s: for the whole of it.
+            pod: that it is pulled for.
+            runtime_handler: of the pod's RuntimeClass, if the kubelet says it.
+        """
+        spec = cri.ImageSpec(image, runtime_handler=runtime_handler)
+        request = cri.PullImage(spec) if pod is None else cri.PullImage(spec, pod)
         answer: cri.PulledImage = self.call("PullImage", request, cri.PulledImage, timeout_s)
         return answer.image_ref
 
@@ -242,17 +260,24 @@ class Containerd:
         """Remove an image."""
         self.call("RemoveImage", cri.RemoveImage(cri.ImageSpec(image)), cri.Empty)
 
-    def start_pod(self) -> tuple[str, cri.PodConfig]:
-        """Start a sandbox in the host's network; return its id and its config."""
+    def pod_config(self, annotations: dict[str, str] | None = None) -> cri.PodConfig:
+        """Return the configuration of a new sandbox in the host's network."""
         self._names += 1
         name = f"pod-{self._names}"
         namespaces = cri.NamespaceOption(network=HOST_NETWORK)
-        config = cri.PodConfig(
+        return cri.PodConfig(
             metadata=cri.PodMetadata(name, f"uid-{name}", "default"),
             log_directory=str(self.logs),
+            annotations=annotations or {},
             linux=cri.LinuxPod(security_context=cri.PodSecurity(namespaces)),
         )
-        answer = self.call("RunPodSandbox", cri.RunPod(config), cri.PodId)
+
+    def start_pod(
+        self, config: cri.PodConfig | None = None, runtime_handler: str = ""
+    ) -> tuple[str, cri.PodConfig]:
+        """Start a sandbox; return its id and its config."""
+        config = config or self.pod_config()
+        answer = self.call("RunPodSandbox", cri.RunPod(config, runtime_handler), cri.PodId)
         return answer.id, config
 
     def start_container(
@@ -341,6 +366,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 """
         if is_2:
             config += f"[{images}.pinned_images]\n  sandbox = {text(pause)}\n"
+        if self._handler:
+            config += f"""
+[{runtime}.containerd.runtimes.{self._handler}]
+  runtime_type = "io.containerd.runc.v2"
+  snapshotter = "firstread"
+[{images}.runtime_platforms.{self._handler}]
+  snapshotter = "firstread"
+"""
         return added(config, Choice(str(self._address), containerd2=is_2))
 
 

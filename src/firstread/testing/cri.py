@@ -46,13 +46,7 @@ class ImageSpec:
 
     image: str = text(1)
     annotations: dict[str, str] = labels(2)
-
-
-@dataclass
-class PullImage:
-    """The request of PullImage."""
-
-    image: ImageSpec = message(1, ImageSpec)
+    runtime_handler: str = text(19)
 
 
 @dataclass
@@ -105,7 +99,16 @@ class PodConfig:
 
     metadata: PodMetadata = message(1, PodMetadata)
     log_directory: str = text(3)
+    annotations: dict[str, str] = labels(7)
     linux: LinuxPod = message(8, LinuxPod)
+
+
+@dataclass
+class PullImage:
+    """The request of PullImage."""
+
+    image: ImageSpec = message(1, ImageSpec)
+    sandbox_config: PodConfig = message(3, PodConfig)
 
 
 @dataclass
@@ -113,6 +116,7 @@ class RunPod:
     """The request of RunPodSandbox."""
 
     config: PodConfig = message(1, PodConfig)
+    runtime_handler: str = text(2)
 
 
 @dataclass

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A RuntimeClass with a snapshotter of its own, in a real containerd 2 whose default is overlayfs.
+
+Debian has containerd 1.6, which knows no such thing. With another one first in PATH:
+pytest -m containerd2 tests/privileged/test_containerd2.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.privileged.test_containerd import blob_bytes, digest_of, read
+
+from firstread.testing.containerd import Containerd
+from firstread.testing.registry import DockerRegistry
+from firstread.units import MiB
+
+pytestmark = pytest.mark.containerd2
+
+HANDLER = "firstread"
+ANNOTATION = {"io.containerd.cri.runtime-handler": HANDLER}
+
+
+@pytest.fixture
+def registry(app_registry: DockerRegistry) -> DockerRegistry:
+    return app_registry
+
+
+@pytest.fixture
+def node(registry: DockerRegistry) -> Iterator[Containerd]:
+    scratch = Path(tempfile.mkdtemp(prefix="frc-"))
+    pause = f"{registry.host}/pause:1"
+    with Containerd(scratch, pause, snapshotter="overlayfs", handler=HANDLER) as running:
+        yield running
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.parametrize("said", ["by the kubelet", "by an annotation"])
+def test_a_pod_of_the_class_is_lazy(registry: DockerRegistry, node: Containerd, said: str) -> None:
+    image = f"{registry.host}/app:latest"
+    annotated = said == "by an annotation"
+    config = node.pod_config(ANNOTATION if annotated else None)
+    registry.forget()
+    node.pull(image, pod=config, runtime_handler="" if annotated else HANDLER)
+    assert blob_bytes(registry, "app") < MiB / 4
+    pod = node.start_pod(config, HANDLER)
+    container, log = node.start_container(pod, image, *read(1))
+    node.wait(lambda: node.state(container) == 2)
+    node.wait(lambda: digest_of(1) in log.read_text())
+    assert blob_bytes(registry, "app") < 10 * MiB
+    assert len(node.daemon.status()["mounts"]) == 1
+
+
+def test_other_pods_have_nothing_to_do_with_us(registry: DockerRegistry, node: Containerd) -> None:
+    node.kill_snapshotter()
+    image = f"{registry.host}/ordinary:latest"
+    node.pull(image)
+    container, log = node.start_container(node.start_pod(), image, *read(2))
+    node.wait(lambda: node.state(container) == 2)
+    node.wait(lambda: digest_of(2) in log.read_text())
+
+
+def test_a_pull_that_does_not_say_the_class(registry: DockerRegistry, node: Containerd) -> None:
+    with pytest.raises(grpc.RpcError, match="failed to extract layer"):
+        node.pull(f"{registry.host}/app:latest", pod=node.pod_config())
