@@ -468,10 +468,14 @@ class Node:
         del self._mounts[place]
         served = self._served.pop(place)
         # What an overlayfs or another mount namespace uses can be unmounted, and must be served on.
-        if mount.taken_away().is_used():
-            self._detached.add(self._detach(mount), served)
-        else:
-            self._table.remove(mount)
+        rest = mount.taken_away()
+        if rest.is_used():
+            try:
+                self._save(rest)
+            except NodeError as exc:
+                log.warning("the next fetcher will not serve what was at %s: %s", place, exc)
+            self._detached.add(rest, served)
+        self._table.remove(mount)
         self._drop_policy(served, place)
         self._withdraw(served)
         self._pins_changed()

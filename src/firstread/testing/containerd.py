@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +47,7 @@ class Containerd:
         manager: that runs the daemon as a service.
         command: to start the snapshotter with, such as setpriv and its options.
         handler: a runtime that uses our snapshotter; takes containerd 2.
+        proxies: sockets of other snapshotters, by name.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Containerd:
         manager: ServiceManager | None = None,
         command: tuple[str, ...] = (),
         handler: str = "",
+        proxies: Mapping[str, Path] | None = None,
     ) -> None:
         self.scratch = scratch
         self.daemon = Daemon(scratch / "node", manager=manager)
@@ -68,6 +70,7 @@ class Containerd:
         self._options = options
         self._command = command
         self._handler = handler
+        self._proxies = proxies or {}
         self._containerd: subprocess.Popen[bytes] | None = None
         self._snapshotter: subprocess.Popen[bytes] | None = None
         self._names = 0
@@ -366,6 +369,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 """
         if is_2:
             config += f"[{images}.pinned_images]\n  sandbox = {text(pause)}\n"
+        for name, path in self._proxies.items():
+            config += f"""
+[proxy_plugins.{name}]
+  type = "snapshot"
+  address = {text(str(path))}
+  [proxy_plugins.{name}.exports]
+    enable_remote_snapshot_annotations = "true"
+"""
         if self._handler:
             config += f"""
 [{runtime}.containerd.runtimes.{self._handler}]
