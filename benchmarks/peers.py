@@ -26,6 +26,7 @@ from benchmarks.report import Section
 from benchmarks.run import LARGE, MB, MBIT_S, RTT_S, SERVER
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
+from firstread.run.overlay import unmount_below
 from firstread.testing.containerd import Containerd, containerd_version
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
@@ -92,8 +93,8 @@ PEERS = {
         "soci",
         "soci",
         ("soci-snapshotter-grpc", "--address", "SOCKET", "--root", "ROOT"),
-        (_FETCH, ("soci", "convert", "SOURCE", "TARGET"), _PUSH),
-        ("soci", "image", "rpull", "--plain-http", "IMAGE"),
+        (_FETCH, ("soci", "--root", "ROOT", "convert", "SOURCE", "TARGET"), _PUSH),
+        ("ctr", "images", "pull", "--plain-http", "--snapshotter", "soci", "IMAGE"),
     ),
 }
 
@@ -161,7 +162,8 @@ def _convert(peer: Peer, site: Site) -> None:
     if not peer.convert or (tags / peer.tag).exists():
         return
     with _node(site, peer, f"convert-{peer.name}") as node:
-        names = {"SOURCE": site.image(ORIGINAL), "TARGET": site.image(peer.tag)}
+        root = str(site.scratch / "convert")
+        names = {"SOURCE": site.image(ORIGINAL), "TARGET": site.image(peer.tag), "ROOT": root}
         for command in peer.convert:
             _run(node, command, names)
 
@@ -222,6 +224,7 @@ def _node(site: Site, peer: Peer, name: str) -> Iterator[Containerd]:
                 [places.get(word, word) for word in peer.daemon], stdout=log, stderr=log
             )
             stack.callback(_stop, daemon)
+            stack.callback(unmount_below, root)  # its daemon leaves them
             _await(socket.exists)
         pause = f"{site.host}/{PAUSE}"
         yield stack.enter_context(Containerd(scratch, pause, proxies=proxies))

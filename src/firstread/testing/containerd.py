@@ -376,6 +376,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   address = {text(str(path))}
   [proxy_plugins.{name}.exports]
     enable_remote_snapshot_annotations = "true"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "{name}"
 """
         if self._handler:
             config += f"""
