@@ -352,6 +352,31 @@ def test_an_archive_as_umoci_and_tar_write_it(tmp_path: Path) -> None:
         assert read_image(f"oci-archive:{path}:t") == LAYERS
 
 
+def test_a_layout_of_nothing_as_umoci_makes_it(tmp_path: Path) -> None:
+    """``umoci init`` writes an index of null, as Go does for a list without entries."""
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":null}')
+    with pytest.raises(NotFoundError, match="no image 't' here"):
+        read_image(f"oci:{tmp_path}:t")
+    with destination(f"oci:{tmp_path}:t") as place:
+        put_image(place, "t")
+    assert read_image(f"oci:{tmp_path}:t") == LAYERS
+
+
+def test_a_layout_keeps_what_only_others_can_read(tmp_path: Path) -> None:
+    with destination(f"oci:{tmp_path}:t") as place:
+        put_image(place, "t")
+    index = tmp_path / "index.json"
+    document = json.loads(index.read_bytes())
+    signature = {"mediaType": "a/b", "digest": "blake3:" + "a" * 64, "size": 1}
+    document["manifests"].append(signature)
+    index.write_text(json.dumps(document))
+    with destination(f"oci:{tmp_path}:u") as place:
+        put_image(place, "u")
+    assert signature in json.loads(index.read_bytes())["manifests"]
+    assert read_image(f"oci:{tmp_path}:u") == read_image(f"oci:{tmp_path}:t") == LAYERS
+
+
 @pytest.mark.parametrize("program", ["gzip", "zstd", "bzip2", "xz"])
 def test_a_compressed_archive(tmp_path: Path, program: str) -> None:
     magic = {"gzip": b"\x1f\x8b\x08", "zstd": b"(\xb5/\xfd", "bzip2": b"BZh9", "xz": b"\xfd7zXZ\0"}
