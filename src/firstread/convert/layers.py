@@ -8,8 +8,9 @@ missing ones are made (0755, root's, time 0), a directory over a directory keeps
 anything else replaces. It differs where containerd depends on the order of a layer's entries, or
 drops what they say: a whiteout hides lower layers only, wherever in its layer it stands (layer.md),
 and an entry for the root sets its attributes. A hard link takes no attributes from its entry, as in
-tar(1). Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under
-chroot(2). Time and memory are bounded by the limits below, whatever the entries say.
+tar(1). The permissions of a symbolic link are those that symlink(2) gives it, whatever is stated.
+Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under chroot(2).
+Time and memory are bounded by the limits below, whatever the entries say.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ AUFS_META = b".wh..wh."  # what begins so is bookkeeping of the aufs driver, and
 MAX_ENTRIES = 4_000_000  # in all layers, made parents included; about 400 bytes of memory each
 MAX_STEPS = 100_000_000  # from name to name in all paths: 4 million entries 25 levels deep
 NO_DEVICE = (0, 0)
+SYMLINK_MODE = stat.S_IFLNK | 0o777  # symlink(7): the permissions of all, and nothing changes them
 MAX_SYMLINKS = 40  # followed in one path, as the kernel does (path_resolution(7))
 
 
@@ -123,8 +125,9 @@ class LayerMerger:
         # Every entry comes with objects of its own; what many nodes have in common is kept once.
         if entry.mtime != self._mtime:
             self._mtime = entry.mtime
+        mode = SYMLINK_MODE if stat.S_ISLNK(entry.mode) else entry.mode
         return Node(
-            mode=self._modes.setdefault(entry.mode, entry.mode),
+            mode=self._modes.setdefault(mode, mode),
             uid=entry.uid,
             gid=entry.gid,
             mtime=self._mtime,
