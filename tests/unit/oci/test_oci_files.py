@@ -29,6 +29,7 @@ from firstread.errors import (
     UsageError,
 )
 from firstread.oci.ingest import PREFIX, SUFFIX, remove_stale, temporary_file
+from firstread.oci.layout import REF_NAME
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -170,6 +171,19 @@ def test_whole_names_in_an_index(tmp_path: Path, annotations: dict[str, str]) ->
     with source(f"oci:{tmp_path}/x:4") as place, pytest.raises(NotFoundError) as caught:
         place.get_manifest()
     assert "3" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_a_whole_name_in_a_new_place(tmp_path: Path, transport: str) -> None:
+    """As skopeo writes it: everything behind the first colon is the tag."""
+    reference = f"{transport}:{tmp_path}/new:host:5000/library/alpine:3"
+    with destination(reference) as place:
+        put_image(place, place.reference.tag)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert read_image(reference) == LAYERS
+    with source(f"{transport}:{tmp_path}/new") as place:
+        (entry,) = place.manifests()
+        assert entry.annotations == {REF_NAME: "host:5000/library/alpine:3"}
 
 
 def test_a_path_with_colons(tmp_path: Path) -> None:
