@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from sys import byteorder
 
 from firstread.convert.entry import WHITEOUT
@@ -216,24 +216,24 @@ class LayerMerger:
     def _walk(self, components: Sequence[bytes], *, make: bool) -> Node | None:
         node = self.root
         path = [node]  # the way back for ".." in a symbolic link
+        new: list[tuple[dict[bytes, Node], bytes, Node]] = []  # end of `path` that is not there
         todo = list(reversed(components))
         links = 0
         while todo:
             self._steps += 1
             name = todo.pop()
             if name == b"..":
-                if len(path) > 1:
-                    path.pop()
+                del path[max(1, len(path) - 1) :], new[-1:]
                 node = path[-1]
                 continue
             if node.children is None:
                 return None
             child = node.children.get(name)
             if child is None:
-                if not make:
+                if not make and b".." not in todo:
                     return None
-                self._count_entry()
-                child = node.children[name] = directory(layer=self._layer)
+                child = directory(layer=self._layer)
+                new.append((node.children, name, child))
             elif child.is_symlink:
                 links += 1
                 if links > MAX_SYMLINKS:
@@ -251,7 +251,15 @@ class LayerMerger:
             raise LimitError(
                 f"the paths of the image take more than {self._max_steps} steps to follow"
             )
+        if new and not make:
+            return None
+        self._make(new)
         return node
+
+    def _make(self, directories: Iterable[tuple[dict[bytes, Node], bytes, Node]]) -> None:
+        for children, name, node in directories:
+            self._count_entry()
+            children[name] = node
 
 
 def _components(path: bytes) -> list[bytes]:

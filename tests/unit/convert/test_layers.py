@@ -147,6 +147,10 @@ def shown(root: Node) -> str:
         (["d/ d/l->/e e/", "d/l/a"], "d/ d/l->/e e/ e/a"),
         (["a->b b->c c/", "a/x"], "a->b b->c c/ c/x"),
         (["l->.", "l/l/a"], "a l->."),
+        (["l->q/../r", "l/a"], "l->q/../r r/ r/a"),  # what ".." leaves again is not made
+        (["l->/q/s/../../r/t", "l/a"], "l->/q/s/../../r/t r/ r/t/ r/t/a"),
+        (["r/ r/a l->q/../r", "l/.wh.a"], "l->q/../r r/"),
+        (["r/ l->q/../r/s", "l/.wh.a"], "l->q/../r/s r/"),
         (["x/a", "x/ x/b"], "x/ x/a x/b"),
         (["d/ d/l->x/y", "d/l/a"], "d/ d/l->x/y d/x/ d/x/y/ d/x/y/a"),
         # names
