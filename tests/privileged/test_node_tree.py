@@ -125,6 +125,24 @@ def test_mounting_again_asks_nobody(daemon: Daemon, tmp_path: Path) -> None:
         assert registry.counts.requests_of() == 2  # manifest, config
 
 
+def test_a_layout_is_mounted_as_it_is_now(daemon: Daemon, tmp_path: Path) -> None:
+    """Converting once more into the same place must not show the image of before."""
+    reference = f"oci:{tmp_path}/layout:latest"
+    names = []
+    for count in (2, 3):
+        put_plain_image(reference, count=count)
+        place = daemon.mount(reference)
+        names.append(sorted(path.name for path in place.iterdir()))
+        assert daemon.run("umount", place).code == 0
+    assert names[0] != names[1]
+    never = daemon.mount(reference, "never", "--pull", "never")
+    assert sorted(path.name for path in never.iterdir()) == names[1]
+
+    (tmp_path / "layout/index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    place = daemon.mount(reference, "known")  # whose sectors may all be here
+    assert sorted(path.name for path in place.iterdir()) == names[1]
+
+
 def test_a_mount_of_many_sectors(daemon: Daemon, tmp_path: Path) -> None:
     reference = f"oci:{tmp_path}/many:latest"
     put_plain_image(reference, count=3000, sector_bytes=4096, frame_bytes=4096)

@@ -2,8 +2,9 @@
 """Layers that are packed already: the local cache, and the record in a destination's image.
 
 Owns the memory of work done. An entry says what packing a layer with certain parameters gave: the
-sector blob's descriptor and the layer record; the blob itself is only in registries. Invariant: an
-entry is complete or not there, and one that cannot be read counts as not there.
+sector blob's descriptor and the layer record; and in which repository the blob is, since it is kept
+nowhere else. Invariant: an entry is complete or not there, and one that cannot be read counts as
+not there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,18 @@ def default_cache_dir() -> Path:
     return Path(base) / "firstread"
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """What is kept of a packed layer.
+
+    Args:
+        packed: the layer.
+        place: the repository that its blob was put into, ``host/name``; empty if it was a disk.
+    """
+
+    packed: PackedLayer
+    place: str = ""
+
+
 class LayerCache:
     """Packed layers by the diff_id of the source layer and the parameters.
 
@@ -62,26 +75,37 @@ class LayerCache:
 
     def get(self, diff_id: str, parameters: Parameters) -> PackedLayer | None:
         """Return the packed layer, or None if it is not known."""
+        known = self._read(diff_id, parameters)
+        return known.packed if known is not None else None
+
+    def place(self, diff_id: str, parameters: Parameters) -> str:
+        """Return the repository that the layer's blob was put into, ``host/name``, or nothing."""
+        known = self._read(diff_id, parameters)
+        return known.place if known is not None else ""
+
+    def _read(self, diff_id: str, parameters: Parameters) -> _Known | None:
         path = self._path(diff_id, parameters)
         try:
             entry = path.read_bytes()
             digest, data = entry[:DIGEST_SIZE], entry[DIGEST_SIZE:]
             if hashlib.sha256(data).digest() != digest:
                 return None
-            packed = msgspec.msgpack.decode(data, type=PackedLayer)
-            record = LayerRecord.decode(packed.record)
+            known = msgspec.msgpack.decode(data, type=_Known)
+            record = LayerRecord.decode(known.packed.record)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, ImageError):
             return None
         if (record.diff_id, record.parameters) != (diff_id, parameters.key):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return packed
+        return known
 
-    def put(self, packed: PackedLayer, diff_id: str, parameters: Parameters) -> None:
+    def put(
+        self, packed: PackedLayer, diff_id: str, parameters: Parameters, place: str = ""
+    ) -> None:
         """Remember a packed layer; a cache that cannot be written is no error."""
         path = self._path(diff_id, parameters)
-        data = msgspec.msgpack.encode(packed)
+        data = msgspec.msgpack.encode(_Known(packed, place))
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

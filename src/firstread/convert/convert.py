@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -286,6 +286,9 @@ class ImageConversion:
                 packed[diff_id], how[diff_id] = known, "known"
                 progress.done(layer.digest, "known")
         todo = {diff_id: layer for diff_id, layer in unique.items() if diff_id not in packed}
+        for diff_id, known in self._mount(todo).items():
+            packed[diff_id], how[diff_id] = known, "known"
+            progress.done(todo.pop(diff_id).digest, "known")
 
         def finished(diff_id: str, result: PackedLayer, uploaded: bool) -> None:
             packed[diff_id], how[diff_id] = result, "packed"
@@ -296,10 +299,38 @@ class ImageConversion:
         self._run_jobs(todo, progress, executor, finished)
         return packed, how
 
+    def _mount(self, diff_ids: Iterable[str]) -> dict[str, PackedLayer]:
+        """Have the registry take over the blobs that are in another repository of it.
+
+        Through a connection of its own: who may not read there would be refused the rest as well.
+        """
+        cache, to = self.options.cache, self.destination
+        if cache is None or to.transport != "docker":
+            return {}
+        places = {diff_id: cache.place(diff_id, self.parameters) for diff_id in diff_ids}
+        here = f"{to.host}/"
+        names = {
+            diff_id: place.removeprefix(here)
+            for diff_id, place in places.items()
+            if place.startswith(here) and place != here + to.repository
+        }
+        mounted: dict[str, PackedLayer] = {}
+        with (
+            suppress(FirstreadError),  # then they are packed again
+            open_destination(to, self.options.destination_options) as repository,
+        ):
+            for diff_id, name in names.items():
+                packed = cache.get(diff_id, self.parameters)
+                if packed is not None and repository.mount_blob(blob_descriptor(packed), name):
+                    mounted[diff_id] = packed
+        return mounted
+
     def _remember(self, packed: PackedLayer, diff_id: str) -> None:
         """Keep what is done, even if another layer fails."""
         if self.options.cache is not None:
-            self.options.cache.put(packed, diff_id, self.parameters)
+            to = self.destination
+            place = f"{to.host}/{to.repository}" if to.transport == "docker" else ""
+            self.options.cache.put(packed, diff_id, self.parameters, place)
 
     def _run_jobs(
         self,

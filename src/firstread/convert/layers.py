@@ -8,15 +8,16 @@ missing ones are made (0755, root's, time 0), a directory over a directory keeps
 anything else replaces. It differs where containerd depends on the order of a layer's entries, or
 drops what they say: a whiteout hides lower layers only, wherever in its layer it stands (layer.md),
 and an entry for the root sets its attributes. A hard link takes no attributes from its entry, as in
-tar(1). Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under
-chroot(2). Time and memory are bounded by the limits below, whatever the entries say.
+tar(1). The permissions of a symbolic link are those that symlink(2) gives it, whatever is stated.
+Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under chroot(2).
+Time and memory are bounded by the limits below, whatever the entries say.
 """
 
 from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from sys import byteorder
 
 from firstread.convert.entry import WHITEOUT
@@ -31,6 +32,7 @@ AUFS_META = b".wh..wh."  # what begins so is bookkeeping of the aufs driver, and
 MAX_ENTRIES = 4_000_000  # in all layers, made parents included; about 400 bytes of memory each
 MAX_STEPS = 100_000_000  # from name to name in all paths: 4 million entries 25 levels deep
 NO_DEVICE = (0, 0)
+SYMLINK_MODE = stat.S_IFLNK | 0o777  # symlink(7): the permissions of all, and nothing changes them
 MAX_SYMLINKS = 40  # followed in one path, as the kernel does (path_resolution(7))
 
 
@@ -123,8 +125,9 @@ class LayerMerger:
         # Every entry comes with objects of its own; what many nodes have in common is kept once.
         if entry.mtime != self._mtime:
             self._mtime = entry.mtime
+        mode = SYMLINK_MODE if stat.S_ISLNK(entry.mode) else entry.mode
         return Node(
-            mode=self._modes.setdefault(entry.mode, entry.mode),
+            mode=self._modes.setdefault(mode, mode),
             uid=entry.uid,
             gid=entry.gid,
             mtime=self._mtime,
@@ -213,24 +216,24 @@ class LayerMerger:
     def _walk(self, components: Sequence[bytes], *, make: bool) -> Node | None:
         node = self.root
         path = [node]  # the way back for ".." in a symbolic link
+        new: list[tuple[dict[bytes, Node], bytes, Node]] = []  # end of `path` that is not there
         todo = list(reversed(components))
         links = 0
         while todo:
             self._steps += 1
             name = todo.pop()
             if name == b"..":
-                if len(path) > 1:
-                    path.pop()
+                del path[max(1, len(path) - 1) :], new[-1:]
                 node = path[-1]
                 continue
             if node.children is None:
                 return None
             child = node.children.get(name)
             if child is None:
-                if not make:
+                if not make and b".." not in todo:
                     return None
-                self._count_entry()
-                child = node.children[name] = directory(layer=self._layer)
+                child = directory(layer=self._layer)
+                new.append((node.children, name, child))
             elif child.is_symlink:
                 links += 1
                 if links > MAX_SYMLINKS:
@@ -248,7 +251,15 @@ class LayerMerger:
             raise LimitError(
                 f"the paths of the image take more than {self._max_steps} steps to follow"
             )
+        if new and not make:
+            return None
+        self._make(new)
         return node
+
+    def _make(self, directories: Iterable[tuple[dict[bytes, Node], bytes, Node]]) -> None:
+        for children, name, node in directories:
+            self._count_entry()
+            children[name] = node
 
 
 def _components(path: bytes) -> list[bytes]:

@@ -30,6 +30,7 @@ from firstread.errors import (
     ImageError,
     NodeError,
     NotFoundError,
+    SourceError,
     UsageError,
     from_os_error,
 )
@@ -155,7 +156,8 @@ class Node:
         Args:
             reference: its name.
             access: to its registry.
-            policy: ``missing``: ask the registry only for a name that is not known here;
+            policy: ``missing``: ask a registry only for a name that is not known here, and a
+                place on a disk, which costs nothing, for what it has under that name now;
                 ``always``: ask what the name means now; ``never``: do not ask.
             on_resolved: called when it is known which image the name means.
 
@@ -163,6 +165,8 @@ class Node:
             FirstreadError: it cannot be had; names the image.
         """
         digest = None if policy == "always" else self.images.known(reference)
+        if digest is not None and policy == "missing" and reference.path:
+            digest = self._found_again(reference, access) or digest
         if digest is not None:
             try:
                 image = self.images.load(digest)
@@ -176,10 +180,26 @@ class Node:
                 return image
         if policy == "never":
             raise NotFoundError("the image is not on this node", image=str(reference))
+        return self._fetch(reference, access, on_resolved)
+
+    def _fetch(
+        self, reference: Reference, access: Access, on_resolved: Callable[[], None] = lambda: None
+    ) -> NodeImage:
         with self.network.open(reference, access) as repository:
             return self._fetcher.cache.with_room(
                 lambda: self.images.fetch(reference, repository, on_resolved)
             )
+
+    def _found_again(self, reference: Reference, access: Access) -> str | None:
+        """Return the digest of what a place on a disk has under a name that is known here.
+
+        None if the place has nothing: the image that was there can still be mounted.
+        """
+        try:
+            return self._fetch(reference, access).digest
+        except SourceError as exc:
+            log.info("%s: mounted as it was known before", exc)
+            return None
 
     def mount(
         self,

@@ -329,7 +329,7 @@ def updated_index(old: bytes | None, manifest: Descriptor, data: bytes, tag: str
     if manifest.media_type in INDEXES:
         nameless |= {child.digest for child in parse_index(data, manifest.media_type).manifests}
     kept = []
-    for entry in document.get("manifests", []):
+    for entry in document.get("manifests") or []:
         name = (entry.get("annotations") or {}).get(REF_NAME)
         if (name is None and entry["digest"] not in nameless) or (name is not None and name != tag):
             kept.append(entry)

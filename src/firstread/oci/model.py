@@ -46,6 +46,8 @@ MAX_MANIFEST_SIZE: Final = (
 )  # bytes; what registries accept (distribution-spec, "Pushing Manifests")
 MAX_CONFIG_SIZE: Final = 8 * MiB  # bytes
 
+_ALGORITHMS: Final = ("sha256:", "sha512:")
+
 Compression = Literal["none", "gzip", "zstd"]
 _SUFFIXES: Final[dict[str, Compression]] = {
     "": "none",
@@ -61,6 +63,13 @@ _COMPRESSIONS: Final = {
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_AnyDigest = Annotated[  # descriptor.md, "Digests"
+    str,
+    msgspec.Meta(
+        pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}"
+        r"|(?!sha256:|sha512:)[a-z0-9]+([+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+)\Z"
+    ),
+]
 MediaType = Annotated[  # RFC 6838, section 4.2
     str,
     msgspec.Meta(
@@ -104,6 +113,18 @@ class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_
     manifests: list[Descriptor]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
+
+
+class _Listed(Descriptor, frozen=True, kw_only=True):
+    """An entry of an index as it is written: its digest may be of an unknown algorithm."""
+
+    digest: _AnyDigest
+
+
+class _WrittenIndex(Index, frozen=True, kw_only=True):
+    """An index as it is written: without entries, programs in Go say null."""
+
+    manifests: list[_Listed] | None  # type: ignore[assignment]  # becomes an `Index`
 
 
 class _Outline(msgspec.Struct, frozen=True, rename="camel"):
@@ -182,8 +203,23 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
         ImageError: it is not valid (LimitError: too long, UnsupportedError: of another kind).
     """
     chosen = manifest_media_type(data, media_type)
-    kind: type[Manifest | Index] = Index if chosen in INDEXES else Manifest
-    return msgspec.structs.replace(decode(data, kind, "manifest"), media_type=chosen)
+    document = _read_index(data) if chosen in INDEXES else decode(data, Manifest, "manifest")
+    return msgspec.structs.replace(document, media_type=chosen)
+
+
+def _read_index(data: bytes) -> Index:
+    """Return the index in `data`, without the entries that cannot be verified here.
+
+    One artifact whose digest is of an algorithm that is not known must not cost the images beside
+    it (descriptor.md: such a digest is valid).
+    """
+    written = decode(data, _WrittenIndex, "manifest")
+    entries = [
+        Descriptor(**msgspec.structs.asdict(entry))
+        for entry in written.manifests or []
+        if entry.digest.startswith(_ALGORITHMS)
+    ]
+    return Index(**msgspec.structs.asdict(written) | {"manifests": entries})
 
 
 def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:

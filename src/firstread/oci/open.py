@@ -88,16 +88,24 @@ def open_destination(reference: Reference, options: AccessOptions | None = None)
             image=str(reference),
             hint="write to docker://, oci: or oci-archive:",
         )
-    reference = _locate(reference)
+    reference = _locate(reference, create=True)
     if reference.transport == "oci-archive":
         return OciArchiveWriter(reference)
     return LayoutDirectory(reference, create=True)
 
 
-def _locate(reference: Reference) -> Reference:
-    """Split at the first colon, as skopeo does, if the disk has only that path."""
+def _locate(reference: Reference, *, create: bool = False) -> Reference:
+    """Split at the first colon, as skopeo does, if the disk has only that path.
+
+    Args:
+        reference: to a path.
+        create: the path may be new; then at most its last part is taken to have a colon.
+    """
+    path = Path(reference.path)
     head, colon, tail = reference.path.partition(":")
-    if not colon or not head or Path(reference.path).exists() or not Path(head).exists():
+    if not colon or not head or path.exists():
+        return reference
+    if not Path(head).exists() and (path.parent.exists() or not create):
         return reference
     tag = tail if reference.tag is None else f"{tail}:{reference.tag}"
     return replace(reference, path=head, tag=tag or None)

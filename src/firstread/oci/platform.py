@@ -68,10 +68,12 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 def _normal(platform: Platform) -> tuple[str, str, str | None]:
     """Return (os, architecture, variant) in normal form."""
-    architecture, variant = platform.architecture.lower(), platform.variant
+    architecture, variant = platform.architecture.lower(), (platform.variant or "").lower() or None
     if architecture in _ALIASES:
         architecture, implied = _ALIASES[architecture]
         variant = variant or implied
+    if variant and variant.isdecimal() and architecture in ("arm", "arm64"):
+        variant = f"v{variant}"
     default = _DEFAULT_VARIANTS.get(architecture)
     if architecture == "arm":
         variant = variant or default

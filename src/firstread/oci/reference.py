@@ -12,7 +12,8 @@ Where a colon is ambiguous:
 * ``oci:DIR:TAG``: what follows the *last* colon is the tag, if it can be one; a path may contain
   colons. A path whose last part looks like ``a:b`` is written with a colon at its end
   (``oci:/x/a:b:``), which means "no tag". skopeo splits at the first colon, so that a whole image
-  name can be the tag; `firstread.oci.open` tries that when there is no such path.
+  name can be the tag; `firstread.oci.open` tries that when there is no such path, nor a place to
+  make it in.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:
         if any(known.digest == entry.digest for known in parse_index(old).manifests):
             return None
         document = decode(old, dict[str, Any], "list of referrers")
-    document["manifests"] = [*document["manifests"], entry]
+    document["manifests"] = [*(document["manifests"] or []), entry]
     changed = encode(document)
     if len(changed) > MAX_MANIFEST_SIZE or len(document["manifests"]) > MAX_ENTRIES:
         raise LimitError("the list of referrers is full")

@@ -17,6 +17,7 @@ Source: distribution-spec v1.1; RFC 9110, section 14 (range requests).
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from typing import BinaryIO, Final
@@ -150,6 +151,11 @@ class RegistryRepository(Repository):
             if self.has_blob(blob):
                 return False
             return Upload(self.transport, self._root, blob, file, on_progress).run(mount_from)
+
+    def mount_blob(self, blob: Descriptor, repository: str) -> bool:
+        with naming(self.reference):
+            self.transport.allow_mount(repository)
+            return Upload(self.transport, self._root, blob, io.BytesIO(), None).mount(repository)
 
     def put_manifest(self, data: bytes, media_type: str, tag: str | None) -> Descriptor:
         self._put_manifest(data, media_type, tag)

@@ -230,6 +230,21 @@ class Repository(ABC):
             SourceError, NodeError: the place cannot take it.
         """
 
+    def mount_blob(self, blob: Descriptor, repository: str) -> bool:
+        """Take `blob` over from another repository of the same registry, without its bytes.
+
+        Args:
+            blob: its digest and size.
+            repository: which may have it.
+
+        Returns:
+            Whether the blob is there now; always False where this is no registry.
+
+        Raises:
+            SourceError: the registry does not answer, or does not let us read there.
+        """
+        return False
+
     scratch_dir: Path | None = None
     """Where a new blob is best written (`ingest.open_scratch`) so that `put_blob` need not copy it;
     None for ``$TMPDIR``."""

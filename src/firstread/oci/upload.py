@@ -102,6 +102,17 @@ class Upload:
             if session.offset > best:
                 best, attempt = session.offset, 0
 
+    def mount(self, mount_from: str) -> bool:
+        """Mount the blob; return False, and send nothing, if the registry does not.
+
+        Raises:
+            SourceError: the registry does not answer, or does not let us read there.
+        """
+        session = self._begin(mount_from)
+        if session is not None:
+            self._abandon(session)
+        return session is None
+
     def _begin(self, mount_from: str | None) -> _Session | None:
         """Start a session; None if the registry mounted the blob instead."""
         query = ""

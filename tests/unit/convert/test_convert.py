@@ -59,6 +59,7 @@ from firstread.testing.images import (
     write_layout,
 )
 from firstread.testing.packed import SMALL, converted, pack
+from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 from firstread.units import MiB
 
 BASE = Layer([File("base", random.Random(1).randbytes(300_000)), Symlink("link", "base")])
@@ -349,6 +350,58 @@ def test_a_record_in_the_cache_of_a_blob_that_is_elsewhere(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         result = Shop(tmp_path / name, replace(OPTIONS, cache=cache)).convert()
         assert [layer.how for layer in result.layers] == ["packed"] * 4
+
+
+def push(shop: Shop, registry: str, name: str, image: Image | None = None) -> Conversion:
+    """Convert to a repository of a registry what is in ``in``."""
+    if image is not None:
+        write_layout(image, shop.directory / "in")
+    to = parse_reference(f"docker://{registry}/{name}:1")
+    return convert(shop.reference("in"), to, shop.options)
+
+
+def test_a_registry_mounts_what_another_repository_of_it_has(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, replace(OPTIONS, cache=LayerCache(tmp_path / "cache")))
+    with DockerRegistry() as registry:
+        first = push(shop, registry.host, "a/one", IMAGE)
+        shop.forget(*IMAGE.layers)
+        for name in ("a/two", "b/three"):
+            registry.forget()
+            again = push(shop, registry.host, name)
+            assert again.digest == first.digest
+            assert [layer.how for layer in again.layers] == ["known"] * 4
+            assert registry.counts.requests_of("PATCH") == 2  # metadata, config
+
+
+def test_what_a_registry_does_not_mount_is_packed_again(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, replace(OPTIONS, cache=LayerCache(tmp_path / "cache")))
+    with ScriptedRegistry(mounts=False) as registry, ScriptedRegistry() as other:
+        push(shop, registry.host, "a/one", IMAGE)
+        for place, name, tried in (
+            (registry, "a/one", 0),  # it has lost them itself
+            (registry, "a/two", 4),
+            (other, "a/two", 0),
+        ):
+            place.blobs.clear()
+            place.seen.clear()
+            again = push(shop, place.host, name)
+            assert [layer.how for layer in again.layers] == ["packed"] * 4
+            mounts = [seen.query for seen in place.seen if seen.query.startswith("mount=")]
+            assert len(mounts) == tried
+            assert all(query.endswith("&from=a/one") for query in mounts)
+            assert place.open_uploads() == 0
+
+
+def test_who_may_not_read_where_a_blob_is_packs_it_again(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, replace(OPTIONS, cache=LayerCache(tmp_path / "cache")))
+    with ScriptedRegistry("POST /a/two/blobs/uploads/ status 403") as registry:
+        push(shop, registry.host, "a/one", IMAGE)
+        registry.blobs.clear()
+        again = push(shop, registry.host, "a/two")
+        assert [layer.how for layer in again.layers] == ["packed"] * 4
+        uploads = [seen for seen in registry.seen if "/a/two/blobs/uploads/" in seen.path]
+        posts = [seen.query for seen in uploads if seen.method == "POST"]
+        assert [query[:6] for query in posts[:2]] == ["mount=", ""]
 
 
 def test_what_the_destination_knows_is_put_into_the_cache(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from firstread.erofs.tree import HOLE, LinkCounts, Node, chunk_address, walk
 from firstread.errors import ImageError, LimitError
 from firstread.testing.entries import Format
 from firstread.testing.features import feature_layers
-from firstread.testing.images import Global, Image, Layer, Raw, Sparse, write_layout
+from firstread.testing.images import Global, Image, Layer, Raw, Sparse, Symlink, write_layout
 from firstread.testing.observe import observe
 from firstread.testing.packed import pack
 from firstread.units import MiB
@@ -147,6 +147,10 @@ def shown(root: Node) -> str:
         (["d/ d/l->/e e/", "d/l/a"], "d/ d/l->/e e/ e/a"),
         (["a->b b->c c/", "a/x"], "a->b b->c c/ c/x"),
         (["l->.", "l/l/a"], "a l->."),
+        (["l->q/../r", "l/a"], "l->q/../r r/ r/a"),  # what ".." leaves again is not made
+        (["l->/q/s/../../r/t", "l/a"], "l->/q/s/../../r/t r/ r/t/ r/t/a"),
+        (["r/ r/a l->q/../r", "l/.wh.a"], "l->q/../r r/"),
+        (["r/ l->q/../r/s", "l/.wh.a"], "l->q/../r/s r/"),
         (["x/a", "x/ x/b"], "x/ x/a x/b"),
         (["d/ d/l->x/y", "d/l/a"], "d/ d/l->x/y d/x/ d/x/y/ d/x/y/a"),
         # names
@@ -192,6 +196,12 @@ def test_hard_links_are_one_node() -> None:
     children = root.children or {}
     assert children[b"b"] is children[b"c"]
     assert children[b"a"] is not children[b"b"]
+
+
+def test_symbolic_links_have_the_permissions_of_all() -> None:
+    children = merge("a->b", "c").children or {}
+    assert children[b"a"].mode == stat.S_IFLNK | 0o777
+    assert children[b"c"].mode == stat.S_IFREG | 0o644
 
 
 def test_the_root_has_the_attributes_of_its_last_entry() -> None:
@@ -422,6 +432,7 @@ def test_umoci_unpacks_the_same_tree(tmp_path: Path) -> None:
         )
         for items, form in zip(feature_layers(), formats, strict=True)
     ]
+    layers.append(Layer([Symlink("mode", "x", mode=0o400)]))
     write_layout(Image(layers), tmp_path / "image")
     command = ["umoci", "raw", "unpack", "--image", f"{tmp_path}/image:latest", f"{tmp_path}/root"]
     subprocess.run(command, check=True, capture_output=True)

@@ -29,6 +29,7 @@ from firstread.errors import (
     UsageError,
 )
 from firstread.oci.ingest import PREFIX, SUFFIX, remove_stale, temporary_file
+from firstread.oci.layout import REF_NAME
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -170,6 +171,19 @@ def test_whole_names_in_an_index(tmp_path: Path, annotations: dict[str, str]) ->
     with source(f"oci:{tmp_path}/x:4") as place, pytest.raises(NotFoundError) as caught:
         place.get_manifest()
     assert "3" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_a_whole_name_in_a_new_place(tmp_path: Path, transport: str) -> None:
+    """As skopeo writes it: everything behind the first colon is the tag."""
+    reference = f"{transport}:{tmp_path}/new:host:5000/library/alpine:3"
+    with destination(reference) as place:
+        put_image(place, place.reference.tag)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert read_image(reference) == LAYERS
+    with source(f"{transport}:{tmp_path}/new") as place:
+        (entry,) = place.manifests()
+        assert entry.annotations == {REF_NAME: "host:5000/library/alpine:3"}
 
 
 def test_a_path_with_colons(tmp_path: Path) -> None:
@@ -350,6 +364,31 @@ def test_an_archive_as_umoci_and_tar_write_it(tmp_path: Path) -> None:
         path = tmp_path / "x.tar"
         subprocess.run(["tar", *options, "-C", tmp_path / "x", "-cf", path, "."], check=True)
         assert read_image(f"oci-archive:{path}:t") == LAYERS
+
+
+def test_a_layout_of_nothing_as_umoci_makes_it(tmp_path: Path) -> None:
+    """``umoci init`` writes an index of null, as Go does for a list without entries."""
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (tmp_path / "index.json").write_text('{"schemaVersion":2,"manifests":null}')
+    with pytest.raises(NotFoundError, match="no image 't' here"):
+        read_image(f"oci:{tmp_path}:t")
+    with destination(f"oci:{tmp_path}:t") as place:
+        put_image(place, "t")
+    assert read_image(f"oci:{tmp_path}:t") == LAYERS
+
+
+def test_a_layout_keeps_what_only_others_can_read(tmp_path: Path) -> None:
+    with destination(f"oci:{tmp_path}:t") as place:
+        put_image(place, "t")
+    index = tmp_path / "index.json"
+    document = json.loads(index.read_bytes())
+    signature = {"mediaType": "a/b", "digest": "blake3:" + "a" * 64, "size": 1}
+    document["manifests"].append(signature)
+    index.write_text(json.dumps(document))
+    with destination(f"oci:{tmp_path}:u") as place:
+        put_image(place, "u")
+    assert signature in json.loads(index.read_bytes())["manifests"]
+    assert read_image(f"oci:{tmp_path}:u") == read_image(f"oci:{tmp_path}:t") == LAYERS
 
 
 @pytest.mark.parametrize("program", ["gzip", "zstd", "bzip2", "xz"])

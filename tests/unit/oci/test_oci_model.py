@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -66,6 +67,24 @@ def test_an_index() -> None:
     )
     with pytest.raises(ImageError):
         parse_index(dump(IMAGE), OCI_MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "digest", ["blake3:" + "a" * 64, "sha256+b64u:LCa0a2j_xo_5m0U8HTBBNBNCLXBkg7-g-YpeiGJm564"]
+)
+def test_an_entry_with_a_digest_that_nobody_knows_costs_nothing_else(digest: str) -> None:
+    artifact = {"mediaType": "application/x.signature", "digest": digest, "size": 3}
+    index = parse_index(dump(INDEX | {"manifests": [artifact, ENTRY], "annotations": {"a": "b"}}))
+    assert [entry.digest for entry in index.manifests] == [SHA]
+    assert type(index.manifests[0]) is Descriptor
+    assert index.annotations == {"a": "b"}
+    for wrong in ("sha256:abcd", SHA.upper(), "blake3", ":a", digest + "\n"):
+        with pytest.raises(ImageError, match=re.escape("manifests[0].digest")):
+            parse_index(dump(INDEX | {"manifests": [ENTRY | {"digest": wrong}]}))
+
+
+def test_an_index_of_nothing_as_go_writes_it() -> None:
+    assert parse_index(dump(INDEX | {"manifests": None})).manifests == []
 
 
 @pytest.mark.parametrize(

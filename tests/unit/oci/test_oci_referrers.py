@@ -172,6 +172,10 @@ def test_the_tag_keeps_what_others_wrote() -> None:
     assert made["manifests"][0] == theirs["manifests"][0]  # type: ignore[index]
     assert made["manifests"][1]["digest"] == entry.digest
     assert with_entry(changed, entry) is None
+    null = json.dumps(theirs | {"manifests": None}).encode()  # as Go writes no entries
+    alone = with_entry(null, entry)
+    assert alone is not None
+    assert parse_index(alone).manifests == [entry]
 
 
 def test_a_tag_that_is_something_else_is_not_overwritten() -> None:

@@ -43,6 +43,9 @@ from firstread.oci.resolve import choose, resolve, resolve_all
         ("armv6l", "linux/arm/v6"),
         ("windows/amd64", "windows/amd64"),
         ("Linux/AMD64", "linux/amd64"),
+        ("linux/arm/7", "linux/arm/v7"),
+        ("linux/arm64/8", "linux/arm64"),
+        ("linux/arm/V6", "linux/arm/v6"),
         ("linux/amd64/v3", "linux/amd64/v3"),
     ],
 )
@@ -68,7 +71,9 @@ def entry(platform: str | None, **fields: Any) -> Descriptor:
         media_type=fields.pop("media_type", OCI_MANIFEST),
         digest=describe(str(platform).encode(), "a/b").digest,
         size=1,
-        platform=Platform(os=parts[0], architecture=parts[1], variant="/".join(parts[2:]) or None)
+        platform=Platform(
+            os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) > 2 else None
+        )
         if platform
         else None,
         **fields,
@@ -90,6 +95,8 @@ def entry(platform: str | None, **fields: Any) -> Descriptor:
         ("linux/amd64", ["linux/amd64/v3", "linux/amd64/v1"], "linux/amd64/v1"),
         ("linux/amd64/v3", ["linux/amd64", "linux/amd64/v2"], "linux/amd64/v2"),
         ("linux/amd64", ["windows/amd64"], None),
+        ("linux/amd64", ["linux/amd64/"], "linux/amd64/"),  # "variant": ""
+        ("linux/arm/v7", ["linux/arm/v6", "linux/arm/7"], "linux/arm/7"),
         ("linux/amd64", ["linux/amd64", "linux/amd64"], "linux/amd64"),
         ("linux/s390x", ["linux/s390x"], "linux/s390x"),
     ],
