@@ -106,7 +106,6 @@ class OciArchiveWriter(LayoutReader):
         blob: Descriptor,
         file: BinaryIO,
         *,
-        mount_from: str | None = None,
         on_progress: Progress | None = None,
         verified: bool = False,
     ) -> bool:

@@ -199,7 +199,6 @@ class LayoutDirectory(LayoutReader):
         blob: Descriptor,
         file: BinaryIO,
         *,
-        mount_from: str | None = None,
         on_progress: Progress | None = None,
         verified: bool = False,
     ) -> bool:

@@ -139,18 +139,13 @@ class RegistryRepository(Repository):
         blob: Descriptor,
         file: BinaryIO,
         *,
-        mount_from: str | None = None,
         on_progress: Progress | None = None,
         verified: bool = False,
     ) -> bool:
         with naming(self.reference):
-            if mount_from == self.reference.repository:
-                mount_from = None
-            if mount_from is not None:
-                self.transport.allow_mount(mount_from)
             if self.has_blob(blob):
                 return False
-            return Upload(self.transport, self._root, blob, file, on_progress).run(mount_from)
+            return Upload(self.transport, self._root, blob, file, on_progress).run()
 
     def mount_blob(self, blob: Descriptor, repository: str) -> bool:
         with naming(self.reference):

@@ -208,7 +208,6 @@ class Repository(ABC):
         blob: Descriptor,
         file: BinaryIO,
         *,
-        mount_from: str | None = None,
         on_progress: Progress | None = None,
         verified: bool = False,
     ) -> bool:
@@ -217,7 +216,6 @@ class Repository(ABC):
         Args:
             blob: its digest and size.
             file: its bytes, from the current position; seekable.
-            mount_from: a repository of the same registry that may already have it.
             on_progress: told how far it is.
             verified: the digest was computed when `file` was written, so the bytes need not be
                 digested once more.

@@ -73,14 +73,14 @@ class Upload:
         self._in_one = transport.options.upload == "monolithic"
         self._what = f"cannot send blob {blob.digest}"
 
-    def run(self, mount_from: str | None) -> bool:
-        """Mount or send the blob; return False if it was mounted.
+    def run(self) -> bool:
+        """Send the blob; return False if the registry turned out to have it.
 
         Raises:
             DigestError: the file does not hold this blob.
             SourceError: the registry does not take it.
         """
-        session = self._begin(mount_from)
+        session = self._begin(None)
         if session is None:
             return False
         attempt = best = 0

@@ -78,7 +78,6 @@ class MemoryRepository(Repository):
         blob: Descriptor,
         file: BinaryIO,
         *,
-        mount_from: str | None = None,
         on_progress: Progress | None = None,
         verified: bool = False,
     ) -> bool:

@@ -42,8 +42,8 @@ def destination(host: str, options: AccessOptions = OPTIONS) -> Repository:
     return open_destination(parse_reference(f"docker://{host}/a/b"), options)
 
 
-def put(place: Repository, **arguments: str) -> bool:
-    return place.put_blob(BLOB, io.BytesIO(DATA), mount_from=arguments.get("mount_from"))
+def put(place: Repository) -> bool:
+    return place.put_blob(BLOB, io.BytesIO(DATA))
 
 
 @ways
@@ -280,24 +280,25 @@ def test_a_mount_sends_nothing() -> None:
             put(other)
         real.forget()
         with destination(real.host) as to:
-            assert not put(to, mount_from="x/y")
+            assert to.mount_blob(BLOB, "x/y")
             assert real.counts.requests_of("PATCH") == 0
             assert to.read_blob(BLOB, len(DATA)) == DATA
-            assert not put(to, mount_from="a/b")
+            assert not put(to)
 
 
-def test_a_mount_that_is_refused_becomes_an_upload() -> None:
+def test_a_mount_that_is_refused_leaves_nothing() -> None:
     with ScriptedRegistry(mounts=False) as registry, destination(registry.host) as to:
-        assert put(to, mount_from="x/y")
-        assert registry.blobs[BLOB.digest] == DATA
+        assert not to.mount_blob(BLOB, "x/y")
+        assert BLOB.digest not in registry.blobs
         (post,) = (seen for seen in registry.seen if seen.method == "POST")
         assert post.query == f"mount={BLOB.digest}&from=x/y"
+        assert registry.open_uploads() == 0
 
 
 def test_a_mount_asks_for_the_right_to_read_the_other_repository() -> None:
     with ScriptedRegistry(auth="token") as registry, destination(registry.host) as to:
         with pytest.raises(AuthError):
-            put(to, mount_from="x/y")
+            to.mount_blob(BLOB, "x/y")
         tokens = [seen.query for seen in registry.seen if seen.path == "/token"]
         assert "scope=repository%3Aa%2Fb%3Apull%2Cpush" in tokens[0]
         assert "scope=repository%3Ax%2Fy%3Apull" in tokens[0]
