@@ -144,6 +144,45 @@ def test_events_are_seen_as_they_happen(daemon: Daemon, plain: tuple[str, PlainI
     assert seen[1]["cause"] == seen[2]["cause"] == "demand"
 
 
+def test_events_whose_reader_leaves(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+    place = daemon.mount(plain[0])
+    with daemon.watching(place) as watcher:
+        assert watcher.stdout is not None
+        watcher.stdout.close()
+        daemon.reading(place / "f0").wait(timeout=PATIENCE_S)
+        assert watcher.wait(timeout=PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("how", [["--watch"], ["--watch", "--json"]], ids=["human", "json"])
+def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert watch.stdout.readline()
+        watch.stdout.close()
+        assert watch.wait(timeout=PATIENCE_S) == 0
+        assert watch.stderr.read() == b""
+
+
+@pytest.mark.parametrize("how", [[], ["--metrics"]], ids=["human", "metrics"])
+def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+        )
+    assert ran.returncode == 5
+    assert ran.stderr.startswith(b"firstread: cannot write the output: No space left on device\n")
+
+
+def test_metrics_are_printed_once(daemon: Daemon) -> None:
+    ran = daemon.run("status", "--metrics", "--watch")
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr == "firstread: --metrics goes with neither --watch nor --json\n"
+
+
 def test_events_end_with_the_daemon(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     with daemon.watching(daemon.mount(plain[0])) as watcher:
         daemon.end_all(signal.SIGTERM)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from firstread.cli.options import SIZE, node_options
+from firstread.cli.output import report
 from firstread.errors import UsageError
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
@@ -149,7 +150,7 @@ def _reload(run_dir: Path) -> None:
             hint="the daemon keeps its own; to change them, use --replace",
         )
     serving = ask_reload(str(run_dir))
-    click.echo(f"firstread {serving['version']} serves now (process {serving['pid']})")
+    report([f"firstread {serving['version']} serves now (process {serving['pid']})"])
 
 
 def _arguments(**options: object) -> list[str]:

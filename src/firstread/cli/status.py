@@ -11,6 +11,9 @@ from typing import Any
 import click
 
 from firstread.cli.options import json_option, node_options
+from firstread.cli.output import writing
+from firstread.errors import UsageError
+from firstread.printable import printable
 from firstread.units import format_size
 
 
@@ -23,18 +26,22 @@ def command(watch: bool, metrics: bool, root: Path, run_dir: Path, as_json: bool
     """Show what is mounted, what was fetched for it, and whether the daemon is well."""
     from firstread.node.client import Client
 
+    if metrics and (watch or as_json):
+        raise UsageError("--metrics goes with neither --watch nor --json")
     client = Client(run_dir)
-    if metrics:
-        click.echo(client.text("/metrics"), nl=False)
-        return
-    while True:
-        status = client.get("/status")
-        if watch and not as_json:
-            click.clear()
-        click.echo(json.dumps(status) if as_json else "\n".join(_report(status)))
-        if not watch:
+    with writing():
+        if metrics:
+            click.echo(client.text("/metrics"), nl=False)
             return
-        time.sleep(1)
+        while True:
+            status = client.get("/status")
+            if watch and not as_json:
+                click.clear()
+            lines = [json.dumps(status)] if as_json else map(printable, _report(status))
+            click.echo("\n".join(lines))
+            if not watch:
+                return
+            time.sleep(1)
 
 
 def _report(status: dict[str, Any]) -> list[str]:

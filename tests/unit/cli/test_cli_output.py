@@ -204,6 +204,16 @@ def test_output_that_cannot_be_written_is_an_error(arguments: tuple[str, ...]) -
         )
 
 
+def test_help_that_nobody_reads() -> None:
+    with subprocess.Popen(
+        program("run", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 # -- docs/json.md ------------------------------------------------------------------------------
 
 EXAMPLES = {

@@ -133,6 +133,20 @@ def test_rm_goes_on(places: tuple[str, ...], store: ContainerStore, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_rm_goes_on_when_nobody_reads_what_it_prints(
+    places: tuple[str, ...], store: ContainerStore
+) -> None:
+    for name in ("one", "two"):
+        add(store, name, exit_code=0)
+    with subprocess.Popen(
+        program("rm", "one", "two", *places), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert process.returncode == 0
+    assert store.list() == []
+
+
 def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: ContainerStore) -> None:
     add(store, "web", exit_code=0)
     ran = firstread("logs", "web", *places)
