@@ -47,6 +47,11 @@ def format_size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: ``"1 request"``, ``"2 requests"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def round_up(value: int, multiple: int) -> int:
     """Return the smallest multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple

@@ -175,7 +175,11 @@ class Node:
                 on_resolved()
                 return image
         if policy == "never":
-            raise NotFoundError("the image is not on this node", image=str(reference))
+            raise NotFoundError(
+                "the image is not on this node",
+                hint="its registry is asked without --pull never",
+                image=str(reference),
+            )
         with self.network.open(reference, access) as repository:
             return self._fetcher.cache.with_room(
                 lambda: self.images.fetch(reference, repository, on_resolved)

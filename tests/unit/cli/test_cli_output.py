@@ -103,7 +103,7 @@ def test_inspect_names_files_and_moves_no_cursor(converted: dict[str, Any]) -> N
         f"  metadata  {converted['metadata_size']} B (8.0 KiB uncompressed), 6 inodes",
         f"  blob 0    {first}     4.8 MiB  2 sectors",
         f"  blob 1    {second}  {facts['blobs'][1]['size']:>8} B  0 sectors",
-        f"  blob 2    {third}  {facts['blobs'][2]['size']:>8} B  1 sectors",
+        f"  blob 2    {third}  {facts['blobs'][2]['size']:>8} B  1 sector",
         f"  sector 0  {ids[0]}  blob 0 at {offset}, 787.1 KiB for 792.0 KiB",
         r"    /etc/\x1b[31mred\nname",
         "    /link",

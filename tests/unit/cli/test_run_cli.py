@@ -198,7 +198,7 @@ MOUNT = {"mountpoint": "/here", "timeline": {"resolve": 0.0, "metadata": 0.0, "m
     ("before", "after", "line"),
     [
         ((100, 1), (100 + 2048, 3), "2.0 KiB in 2 requests; 4 of 9 sectors are on this node"),
-        ((9999, 9), (1024, 1), "1.0 KiB in 1 requests; 4 of 9 sectors are on this node"),
+        ((9999, 9), (1024, 1), "1.0 KiB in 1 request; 4 of 9 sectors are on this node"),
         ((0, 0), NodeError("no daemon answers"), "unknown: no daemon answers"),
     ],
     ids=["counted", "another fetcher", "no daemon"],

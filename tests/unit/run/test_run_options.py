@@ -83,6 +83,11 @@ def test_empty_entrypoint_clears_it() -> None:
     assert read("--entrypoint", "", "image").entrypoint == ()
 
 
+def test_an_empty_text_is_none() -> None:
+    """As of a variable that a script has not set."""
+    assert read("--name", "", "-w", "", "-h", "", "-u", "", "--net", "", "image") == read("image")
+
+
 def test_unlimited_pids() -> None:
     assert read("--pids-limit", "-1", "image").pids_limit is None
 
