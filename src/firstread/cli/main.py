@@ -137,7 +137,9 @@ def run(arguments: list[str]) -> int:
 def _usage_error(exc: click.ClickException) -> UsageError:
     context = getattr(exc, "ctx", None)
     hint = f"see '{context.command_path} --help'" if context else None
-    return UsageError(exc.format_message().rstrip("."), hint=hint)
+    # A list of choices comes as lines of its own.
+    message = " ".join(exc.format_message().split())
+    return UsageError(message.rstrip("."), hint=hint)
 
 
 def _defect(exc: Exception) -> FirstreadError:
