@@ -255,7 +255,9 @@ def login_options(command: F) -> F:
             is_flag=True,
             help="Take a password from the first line of stdin; no file gets it.",
         ),
-        click.option("--username", help="Whose it is; '<token>', as it is, for an identity token."),
+        click.option(
+            "--username", help="Whose the password is; '<token>', as it is, for an identity token."
+        ),
     ):
         result = option(result)
     return result  # type: ignore[no-any-return]

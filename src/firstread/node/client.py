@@ -161,9 +161,10 @@ class Client:
             raise TimeoutError("it accepts no connection") from exc
         sock.settimeout(self._timeout_s)
 
-    def _gone(self, exc: Exception) -> NodeError:
+    def _gone(self, exc: OSError) -> NodeError:
+        why = exc.strerror or exc
         return NodeError(
-            f"no daemon answers at {self._path}: {exc}", hint="start one: firstread daemon"
+            f"no daemon answers at {self._path}: {why}", hint="start one: firstread daemon"
         )
 
 
