@@ -147,6 +147,19 @@ def test_rm_goes_on_when_nobody_reads_what_it_prints(
     assert store.list() == []
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1", "soon"])
+def test_a_time_to_stop_that_is_none(
+    places: tuple[str, ...], store: ContainerStore, time: str
+) -> None:
+    add(store, "web", exit_code=0)
+    ran = firstread("stop", "-t", time, "web", *places)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        f"firstread: Invalid value for '-t' / '--time': '{time}' is not a number of seconds,"
+        " 0 at least and below 1,000,000,000\n  see 'firstread stop --help'\n"
+    )
+
+
 def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: ContainerStore) -> None:
     add(store, "web", exit_code=0)
     ran = firstread("logs", "web", *places)
