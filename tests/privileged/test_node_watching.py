@@ -261,6 +261,41 @@ def test_commands_start_a_daemon_when_none_runs(
         daemon.__exit__(None, None, None)
 
 
+def test_what_the_environment_names_counts_from_where_the_command_is(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    """A daemon that a command starts has / as its working directory."""
+    daemon = Daemon(tmp_path)  # not started
+    place = tmp_path / "mnt"
+    place.mkdir()
+    (tmp_path / "own.toml").write_text("[policy]\nstall_s = 77.0\n")
+    command = program("mount", plain[0], place, "--root", daemon.root, "--run-dir", daemon.run_dir)
+    environment = {**os.environ, "FIRSTREAD_CONFIG": "own.toml"}
+    try:
+        subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env=environment)
+        assert daemon.mounted(place)["policies"]["stall_s"] == 77
+    finally:
+        daemon.__exit__(None, None, None)
+
+
+def test_a_daemon_that_does_not_start_says_why_and_what_helps(tmp_path: Path) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text("[policy]\nstall = 77.0\n")
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    ran = subprocess.run(
+        program("mount", "oci:x", tmp_path, *places),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "FIRSTREAD_CONFIG": str(config)},
+    )
+    assert ran.returncode == 5
+    assert ran.stderr == (
+        f"firstread: the daemon does not start: {config}: the configuration is not valid:"
+        " Object contains unknown field `stall` - at `$.policy`\n  see docs/node.md\n"
+    )
+
+
 def test_without_a_daemon_the_others_say_so(tmp_path: Path) -> None:
     for verb in ("status", "events"):
         ran = firstread(verb, "--run-dir", tmp_path)
