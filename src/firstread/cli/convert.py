@@ -56,7 +56,12 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
 )
-@click.option("--no-cache", is_flag=True, help="Pack all layers anew, whatever is known of them.")
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Pack all layers anew, whatever is known of them (in FIRSTREAD_CACHE, else in"
+    " ~/.cache/firstread).",
+)
 @access_options
 @login_options
 @json_option
