@@ -142,7 +142,9 @@ def test_rm_goes_on_when_nobody_reads_what_it_prints(
         program("rm", "one", "two", *places), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
+        assert process.stderr.read() == b""
     assert process.returncode == 0
     assert store.list() == []
 
