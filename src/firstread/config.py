@@ -43,18 +43,23 @@ from typing import Any, Literal, Self
 import msgspec
 
 from firstread.errors import NodeError, UsageError
-from firstread.units import parse_size
+from firstread.units import MAX_SECONDS, parse_size
 
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_WORKERS = 64  # as the option of the command line has it
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; what is not in it has its default."""
 
-    def _check(self, name: str, *, least: float) -> None:
+    def _check(self, name: str, *, least: int) -> None:
         if getattr(self, name) < least:
-            raise ValueError(f"{name} must be {least:g} at least")
+            raise ValueError(f"{name} must be {least} at least")
+
+    def _check_seconds(self, name: str, *, least: float) -> None:
+        if not least <= getattr(self, name) < MAX_SECONDS:
+            raise ValueError(f"{name} must be {least:g} at least, and below {MAX_SECONDS:,.0f}")
 
     def _take_size(self, name: str) -> None:
         """Replace a size as people write it by its number of bytes."""
@@ -77,7 +82,9 @@ class NodeTable(_Table, frozen=True):
 
     def __post_init__(self) -> None:
         self._check("workers", least=1)
-        self._check("health_s", least=2)
+        if self.workers > MAX_WORKERS:
+            raise ValueError(f"workers must be {MAX_WORKERS} at most")
+        self._check_seconds("health_s", least=2)
 
 
 class PolicyTable(_Table, frozen=True):
@@ -88,7 +95,7 @@ class PolicyTable(_Table, frozen=True):
     require: Literal["", "lazy"] = ""
 
     def __post_init__(self) -> None:
-        self._check("stall_s", least=0)
+        self._check_seconds("stall_s", least=0)
 
 
 class CacheTable(_Table, frozen=True):
@@ -115,10 +122,9 @@ class RegistryTable(_Table, frozen=True):
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s"):
-            self._check(name, least=0.001)
-        self._check("hedge_share", least=0)
-        if self.hedge_share > 1:
-            raise ValueError("hedge_share must be 1 at most")
+            self._check_seconds(name, least=0.001)
+        if not 0 <= self.hedge_share <= 1:
+            raise ValueError("hedge_share must be from 0 to 1")
 
 
 class Config(_Table, frozen=True):

@@ -69,8 +69,9 @@ class FirstreadError(Exception):
 
     def to_dict(self) -> dict[str, object]:
         """Return the error as documented for ``--json``."""
+        public = (kind for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
         return {
-            "error": type(self).__name__,
+            "error": next(public).__name__,
             "message": self.message,
             "hint": self.hint,
             "image": self.image,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte units: constants, parsing of what people type, and printing.
+"""Byte units: constants, parsing of what people type, and printing; how long a wait can be.
 
 Binary units only (``KiB`` = 1024): registries and kernels count that way.
 """
@@ -14,6 +14,10 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 TiB = 1024 * GiB
+
+MAX_SECONDS = 1e9
+"""Below this, thirty years, a time to wait must be: with much more, or with "inf" or "nan", waiting
+itself fails."""
 
 _FACTORS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 _SIZE = re.compile(
@@ -45,6 +49,11 @@ def format_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: ``"1 request"``, ``"2 requests"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -125,7 +125,7 @@ def test_a_command_that_is_not_one(
 ) -> None:
     done = machine.run("--rm", "--entrypoint", program, app)
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == f'firstread: exec: "{program}": {words}\n'
+    assert done.stderr == f'firstread: docker://{app}:latest: exec: "{program}": {words}\n'
     assert machine.left_over() == {}
 
 
@@ -143,7 +143,7 @@ def test_a_command_that_is_not_one(
         (("{host}/ordinary",), "docker://{host}/ordinary:latest: this is an ordinary image"),
         (("oci:/nosuch/layout",), "oci:/nosuch/layout: there is no image here"),
         (("--pull", "never", "{host}/debian:none"), "{host}/debian:none: the image is not on"),
-        (("-u", "nobody", "{app}"), "unable to find user nobody"),
+        (("-u", "nobody", "{app}"), "docker://{app}:latest: unable to find user nobody"),
         (("-it", "{app}"), "the input device is not a TTY"),
     ],
 )

@@ -111,7 +111,7 @@ def test_an_error_after_the_start_takes_nothing_away(machine: Machine, app: str)
             _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors.partition("\n")[0]) == (
         125,
-        "firstread: cannot write the output: No space left on device",
+        f"firstread: {app}: cannot write the output: No space left on device",
     )
     assert state(machine, "web") == ("running", None)
     (directory,) = (machine.root / "containers/containers").glob("[!.]*")

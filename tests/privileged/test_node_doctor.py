@@ -37,7 +37,7 @@ def test_a_node_that_is_well(daemon: Daemon, plain: tuple[str, PlainImage]) -> N
     code, checks = doctor(daemon, plain[0])
     assert code == 0
     assert {check["status"] for check in checks.values()} <= {"ok", "warn"}
-    assert "1 mounts" in checks["daemon"]["detail"]
+    assert "1 mount" in checks["daemon"]["detail"]
     assert checks["daemon's privileges"]["status"] == "ok"
     assert checks["image"]["status"] == checks["range requests"]["status"] == "ok"
     text = daemon.run("doctor").stdout.splitlines()
@@ -87,7 +87,7 @@ def test_a_daemon_that_is_gone(daemon: Daemon, plain: tuple[str, PlainImage]) ->
     daemon.end_all(signal.SIGKILL)
     code, checks = doctor(daemon)
     assert code == 5
-    assert "1 mounts wait for one" in checks["daemon"]["detail"]
+    assert "1 mount waits for one" in checks["daemon"]["detail"]
     assert "start it" in checks["daemon"]["fix"]
     daemon.start()
     assert daemon.run("umount", place).code == 0

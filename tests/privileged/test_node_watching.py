@@ -144,6 +144,45 @@ def test_events_are_seen_as_they_happen(daemon: Daemon, plain: tuple[str, PlainI
     assert seen[1]["cause"] == seen[2]["cause"] == "demand"
 
 
+def test_events_whose_reader_leaves(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+    place = daemon.mount(plain[0])
+    with daemon.watching(place) as watcher:
+        assert watcher.stdout is not None
+        watcher.stdout.close()
+        daemon.reading(place / "f0").wait(timeout=PATIENCE_S)
+        assert watcher.wait(timeout=PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("how", [["--watch"], ["--watch", "--json"]], ids=["human", "json"])
+def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert watch.stdout.readline()
+        watch.stdout.close()
+        assert watch.wait(timeout=PATIENCE_S) == 0
+        assert watch.stderr.read() == b""
+
+
+@pytest.mark.parametrize("how", [[], ["--metrics"]], ids=["human", "metrics"])
+def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+        )
+    assert ran.returncode == 5
+    assert ran.stderr.startswith(b"firstread: cannot write the output: No space left on device\n")
+
+
+def test_metrics_are_printed_once(daemon: Daemon) -> None:
+    ran = daemon.run("status", "--metrics", "--watch")
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr == "firstread: --metrics goes with neither --watch nor --json\n"
+
+
 def test_events_end_with_the_daemon(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     with daemon.watching(daemon.mount(plain[0])) as watcher:
         daemon.end_all(signal.SIGTERM)
@@ -220,6 +259,41 @@ def test_commands_start_a_daemon_when_none_runs(
         assert (daemon.run_dir / "daemon.log").exists()
     finally:
         daemon.__exit__(None, None, None)
+
+
+def test_what_the_environment_names_counts_from_where_the_command_is(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    """A daemon that a command starts has / as its working directory."""
+    daemon = Daemon(tmp_path)  # not started
+    place = tmp_path / "mnt"
+    place.mkdir()
+    (tmp_path / "own.toml").write_text("[policy]\nstall_s = 77.0\n")
+    command = program("mount", plain[0], place, "--root", daemon.root, "--run-dir", daemon.run_dir)
+    environment = {**os.environ, "FIRSTREAD_CONFIG": "own.toml"}
+    try:
+        subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env=environment)
+        assert daemon.mounted(place)["policies"]["stall_s"] == 77
+    finally:
+        daemon.__exit__(None, None, None)
+
+
+def test_a_daemon_that_does_not_start_says_why_and_what_helps(tmp_path: Path) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text("[policy]\nstall = 77.0\n")
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    ran = subprocess.run(
+        program("mount", "oci:x", tmp_path, *places),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "FIRSTREAD_CONFIG": str(config)},
+    )
+    assert ran.returncode == 5
+    assert ran.stderr == (
+        f"firstread: the daemon does not start: {config}: the configuration is not valid:"
+        " Object contains unknown field `stall` - at `$.policy`\n  see docs/node.md\n"
+    )
 
 
 def test_without_a_daemon_the_others_say_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from firstread.run.overlay import mounts_below
 from firstread.testing.containers import Node, find_busybox, make_rootfs
+from firstread.testing.patience import PATIENCE_S
 
 pytestmark = pytest.mark.privileged
 
@@ -85,6 +86,24 @@ def test_a_program_of_another_machine(node: Node, runtime: str) -> None:
     assert done.stderr.lower().endswith("exec format error\n")
 
 
+def test_output_that_is_lost(node: Node) -> None:
+    """The container's own exit code would say that all is well."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            node.argv("--rm", "image", "echo", "backup"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 125
+    assert done.stderr == (
+        "firstread: cannot write the output of the container: No space left on device\n"
+    )
+    assert left_over(node) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -98,6 +117,7 @@ def test_a_program_of_another_machine(node: Node, runtime: str) -> None:
         ),
         (("--entrypoint", "", "image"), "no command specified"),
         (("--runtime", "nosuch", "image"), "OCI runtime 'nosuch' is not installed"),
+        (("--runtime", "/bin/true", "image", "x"), "/bin/true has made no container"),
         (("-it", "image"), "the input device is not a TTY"),
         (("--device", "/dev/nosuch", "image"), "error gathering device information"),
         (("-m", "1m", "image"), "invalid memory limit '1m': the minimum is 6m"),

@@ -52,6 +52,13 @@ def test_context_is_filled_in_once() -> None:
     assert str(UsageError("bad")) == "bad"
 
 
+def test_a_private_kind_is_called_by_the_name_that_is_documented() -> None:
+    class _HungUpError(NodeError):
+        pass
+
+    assert _HungUpError("the daemon hung up").to_dict()["error"] == "NodeError"
+
+
 def test_json() -> None:
     assert DigestError("bad", hint="again", layer="sha256:x").to_dict() == {
         "error": "DigestError",

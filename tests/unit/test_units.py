@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.errors import UsageError
-from firstread.units import GiB, KiB, MiB, TiB, format_size, parse_size, round_up
+from firstread.units import GiB, KiB, MiB, TiB, counted, format_size, parse_size, round_up
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,7 @@ def test_round_up(value: int, multiple: int) -> None:
 @given(st.integers(0, 1 << 50))
 def test_a_plain_number_is_itself(size: int) -> None:
     assert parse_size(str(size)) == size
+
+
+def test_counted() -> None:
+    assert [counted(n, "read") for n in (0, 1, 2)] == ["0 reads", "1 read", "2 reads"]

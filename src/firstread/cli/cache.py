@@ -13,7 +13,7 @@ import click
 from firstread.cli.options import SIZE, json_option, node_options
 from firstread.cli.output import report, show
 from firstread.errors import NodeError
-from firstread.units import format_size
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.node.client import Client
@@ -74,8 +74,8 @@ def prune(keep_bytes: int, dry_run: bool, root: Path, run_dir: Path, as_json: bo
         show(document)
         return
     images, sectors = (
-        _count(len(document["images"]), "image"),
-        _count(document["sectors"], "sector"),
+        counted(len(document["images"]), "image"),
+        counted(document["sectors"], "sector"),
     )
     would = "would be removed" if dry_run else "were removed"
     report([f"{images} and {sectors} ({format_size(document['bytes'])}) {would}"])
@@ -141,10 +141,6 @@ def _row(image: Document) -> tuple[str, ...]:
     )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _ago(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -156,12 +152,12 @@ def _summary(document: Document) -> list[str]:
     store, unclaimed = document["store"], document["unclaimed"]
     limit = f" of {format_size(store['limit_bytes'])}" if store["limit_bytes"] else ""
     lines = [
-        f"{_count(store['sectors'], 'sector')}, {format_size(store['bytes'])}{limit};"
+        f"{counted(store['sectors'], 'sector')}, {format_size(store['bytes'])}{limit};"
         f" {format_size(store['free_bytes'])} are free"
     ]
     if unclaimed["sectors"]:
         lines.append(
-            f"{_count(unclaimed['sectors'], 'sector')}, {format_size(unclaimed['bytes'])},"
+            f"{counted(unclaimed['sectors'], 'sector')}, {format_size(unclaimed['bytes'])},"
             " of no image that is here: firstread cache prune removes them"
         )
     return lines
@@ -182,7 +178,7 @@ def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:
         for found in document["images"]
     ]
     lines.append(
-        f"{_count(document['checked'], 'sector')}, {format_size(document['checked_bytes'])},"
+        f"{counted(document['checked'], 'sector')}, {format_size(document['checked_bytes'])},"
         f" checked: {len(document['damaged'])} damaged"
     )
     others = [

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from firstread.cli.output import complain
+from firstread.cli.output import complain, report
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def for_each(
     for container in containers:
         try:
             action(store.find(container))
-            click.echo(container)
+            report([container])
         except FirstreadError as exc:
             errors.append(exc)
     for earlier in errors[:-1]:

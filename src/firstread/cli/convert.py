@@ -19,7 +19,7 @@ from firstread.cli.options import (
 )
 from firstread.cli.output import report, show
 from firstread.errors import UsageError
-from firstread.units import format_size
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.convert.attach import Attachments
@@ -56,7 +56,12 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
 )
-@click.option("--no-cache", is_flag=True, help="Pack all layers anew, whatever is known of them.")
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Pack all layers anew, whatever is known of them (in FIRSTREAD_CACHE, else in"
+    " ~/.cache/firstread).",
+)
 @access_options
 @login_options
 @json_option
@@ -178,8 +183,8 @@ def _lines(title: str, result: Conversion) -> list[str]:
         title,
         f"  digest    {result.digest}{'  (as before)' if result.unchanged else ''}",
         f"  layers    {len(result.layers)}, {known} of them packed before",
-        f"  content   {format_size(result.content_size)}, {result.inodes} inodes,"
-        f" {result.sectors} sectors",
+        f"  content   {format_size(result.content_size)}, {counted(result.inodes, 'inode')},"
+        f" {counted(result.sectors, 'sector')}",
         f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
         f" {format_size(result.source_size)}",
         f"  metadata  {format_size(result.metadata_size)}, all that is fetched before a mount",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from firstread.cli.options import SIZE, node_options
+from firstread.cli.options import SIZE, SecondsType, node_options
+from firstread.cli.output import report
 from firstread.errors import UsageError
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
@@ -27,7 +28,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 @click.option(
     "--stall",
     "stall_s",
-    type=click.FloatRange(min=0),
+    type=SecondsType(),
     help="Seconds that a read waits for a registry that fails, before it gets EIO, if its mount"
     " does not say otherwise. [300]",
 )
@@ -39,7 +40,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 @click.option(
     "--health",
     "health_s",
-    type=click.FloatRange(min=2),
+    type=SecondsType(2),
     help="Seconds without a sign of life, after which the fetcher is replaced. [15]",
 )
 @click.option(
@@ -149,7 +150,7 @@ def _reload(run_dir: Path) -> None:
             hint="the daemon keeps its own; to change them, use --replace",
         )
     serving = ask_reload(str(run_dir))
-    click.echo(f"firstread {serving['version']} serves now (process {serving['pid']})")
+    report([f"firstread {serving['version']} serves now (process {serving['pid']})"])
 
 
 def _arguments(**options: object) -> list[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from firstread.cli.options import json_option, node_options
+from firstread.cli.output import report, show
 from firstread.errors import TransportError, UsageError
 
 STUCK_S = 60.0  # without progress and with errors, after which waiting makes no sense
@@ -34,7 +34,7 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
     client = connected(root, run_dir)
     mount = _find(client.get("/status"), name)
     client.post("/pin", directory=mount["mountpoint"])
-    show = sys.stderr.isatty() and not as_json
+    counting = sys.stderr.isatty() and not as_json
     best, since, errors, idle = -1, time.monotonic(), 0, 0
     while not mount["self_sufficient"]:
         asked = time.monotonic()
@@ -51,15 +51,15 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
                     f"{mount['sectors'] - best} sectors cannot be fetched: {why}",
                     image=mount["image"],
                 )
-        if show:
+        if counting:
             click.echo(f"\r{mount['present']} of {mount['sectors']} sectors", err=True, nl=False)
         time.sleep(max(0.1, 5 * (time.monotonic() - asked)))  # status costs more with more sectors
-    if show:
+    if counting:
         click.echo(err=True)
     if as_json:
-        click.echo(json.dumps(mount))
+        show(mount)
     else:
-        click.echo(f"{mount['mountpoint']}: all {mount['sectors']} sectors are on this node")
+        report([f"{mount['mountpoint']}: all {mount['sectors']} sectors are on this node"])
 
 
 def _find(status: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 
 from firstread.cli.options import REFERENCE, access_options, json_option
 from firstread.cli.output import report, show
-from firstread.units import format_size
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.oci.options import AccessOptions
@@ -116,14 +116,14 @@ def _lines(document: dict[str, Any]) -> list[str]:
         f"  source    {document['source_digest'] or 'unknown'}",
         f"  size      {format_size(document['size'])} for"
         f" {format_size(document['uncompressed_size'])}"
-        f" in {len(sectors)} sectors of {format_size(document['sector_size'])}",
+        f" in {counted(len(sectors), 'sector')} of {format_size(document['sector_size'])}",
         f"  metadata  {format_size(metadata['size'])}"
         f" ({format_size(metadata['uncompressed_size'])} uncompressed),"
-        f" {metadata['inodes']} inodes",
+        f" {counted(metadata['inodes'], 'inode')}",
     ]
     lines += [
         f"  blob {number:<4} {blob['digest'][:19]}  {format_size(blob['size']):>10}"
-        f"  {blob['sectors']} sectors"
+        f"  {counted(blob['sectors'], 'sector')}"
         for number, blob in enumerate(document["blobs"])
     ]
     for number, sector in enumerate(sectors):

@@ -66,7 +66,14 @@ def command(
     Everything else in it stays as it is, byte for byte, and a copy is kept beside it. Doing it
     again changes nothing; 'firstread uninstall containerd' undoes it.
     """
-    from firstread.snapshotter.configfile import Choice, added, has_transfer, removed, version_of
+    from firstread.snapshotter.configfile import (
+        Choice,
+        added,
+        has_transfer,
+        is_default,
+        removed,
+        version_of,
+    )
 
     if not os.path.isabs(socket):
         raise UsageError(f"--socket {socket} is not an absolute path")
@@ -101,6 +108,8 @@ def command(
     lines = [f"{changed}: proxy plugin firstread at {socket}"]
     if as_default:
         lines.append("  the CRI plugin uses it for every image")
+    elif before and is_default(before) and not is_default(new):
+        lines.append("  the CRI plugin uses it for every image no more: that takes --default")
     if first:
         lines.append(f"  {changed}{BACKUP_SUFFIX} has the file as it was")
     report([*lines, "  restart containerd to make it so: systemctl restart containerd"])

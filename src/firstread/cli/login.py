@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from firstread.cli.options import login_options, login_request, node_options
+from firstread.cli.output import report
 from firstread.errors import UsageError
 
 
@@ -32,4 +33,4 @@ def command(scope: str, root: Path, run_dir: Path, login: tuple[str, str] | None
             raise UsageError(f"{scope} is no registry")
         scope = f"{reference.host}/{reference.repository}"
     connected(root, run_dir).post("/login", scope=scope, login=login_request(login))
-    click.echo(f"the daemon shows {login[0]} to {scope}")
+    report([f"the daemon shows {login[0]} to {scope}"])

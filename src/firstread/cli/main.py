@@ -126,8 +126,10 @@ def run(arguments: list[str]) -> int:
         return _fail(_usage_error(exc), arguments)
     except (KeyboardInterrupt, click.Abort):
         return _fail(InterruptError(), arguments)
-    except SystemExit as exc:  # see `unwinding_on_signals`; nothing else raises it
-        return _fail(InterruptError(int(exc.code or 0)), arguments)
+    except SystemExit as exc:
+        # A signal's, see `unwinding_on_signals`; or click's own, when nobody reads its help.
+        code = int(exc.code or 0)
+        return _fail(InterruptError(code), arguments) if code > 128 else code
     except Exception as exc:  # noqa: BLE001 - the last line of defence
         return _fail(_defect(exc), arguments)
 
@@ -135,7 +137,9 @@ def run(arguments: list[str]) -> int:
 def _usage_error(exc: click.ClickException) -> UsageError:
     context = getattr(exc, "ctx", None)
     hint = f"see '{context.command_path} --help'" if context else None
-    return UsageError(exc.format_message().rstrip("."), hint=hint)
+    # A list of choices comes as lines of its own.
+    message = " ".join(exc.format_message().split())
+    return UsageError(message.rstrip("."), hint=hint)
 
 
 def _defect(exc: Exception) -> FirstreadError:

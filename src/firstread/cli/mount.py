@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from firstread.cli.options import (
     node_options,
     policy_options,
 )
+from firstread.cli.output import report, show
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def command(
         client.post("/umount", directory=answer["mountpoint"])
         raise
     if as_json:
-        click.echo(json.dumps(answer))
+        show(answer)
     else:
         seconds = sum(answer["timeline"].values())
-        click.echo(f"{reference} is mounted at {answer['mountpoint']} ({seconds * 1000:.0f} ms)")
+        report([f"{reference} is mounted at {answer['mountpoint']} ({seconds * 1000:.0f} ms)"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from firstread.errors import NodeError, UsageError
-from firstread.units import parse_size
+from firstread.units import MAX_SECONDS, parse_size
 
 if TYPE_CHECKING:
     from firstread.oci.options import AccessOptions
@@ -62,6 +62,35 @@ class SizeType(click.ParamType[int]):
             return parse_size(value)
         except UsageError as exc:
             self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
+
+
+class SecondsType(click.ParamType[float]):
+    """A time to wait, in seconds.
+
+    Args:
+        least: what it must be at least.
+    """
+
+    name = "seconds"
+
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not self._least <= seconds < MAX_SECONDS:
+            self.fail(
+                f"{value!r} is not a number of seconds, {self._least} at least and below"
+                f" {MAX_SECONDS:,.0f}",
+                param,
+                ctx,
+            )
+        return seconds
 
 
 LAZY_DEVICES = ("fanotify",)
@@ -174,8 +203,7 @@ def policy_options(command: F) -> F:
         click.option(
             "--stall",
             "stall_s",
-            metavar="SECONDS",
-            type=click.FloatRange(min=0, max=1e9, max_open=True),
+            type=SecondsType(),
             help="How long a read waits for a registry that fails, before it gets EIO. [300]",
         ),
     ):
@@ -255,7 +283,9 @@ def login_options(command: F) -> F:
             is_flag=True,
             help="Take a password from the first line of stdin; no file gets it.",
         ),
-        click.option("--username", help="Whose it is; '<token>', as it is, for an identity token."),
+        click.option(
+            "--username", help="Whose the password is; '<token>', as it is, for an identity token."
+        ),
     ):
         result = option(result)
     return result  # type: ignore[no-any-return]

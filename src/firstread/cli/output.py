@@ -25,16 +25,17 @@ def show(document: Mapping[str, object]) -> None:
     Raises:
         NodeError: stdout cannot be written.
     """
-    _write(json.dumps(document))
+    _write(f"{json.dumps(document)}\n")
 
 
 def report(lines: Iterable[str]) -> None:
-    """Print `lines`, each made printable.
+    """Print `lines`, each made printable; without any, nothing.
 
     Raises:
         NodeError: stdout cannot be written.
     """
-    _write("\n".join(map(printable, lines)))
+    if text := "".join(f"{printable(line)}\n" for line in lines):
+        _write(text)
 
 
 def complain(lines: Iterable[str]) -> None:
@@ -45,7 +46,7 @@ def complain(lines: Iterable[str]) -> None:
 
 def _write(text: str) -> None:
     with writing():
-        click.echo(text)
+        click.echo(text, nl=False)
 
 
 @contextlib.contextmanager

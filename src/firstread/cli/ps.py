@@ -35,8 +35,7 @@ def command(everything: bool, quiet: bool, root: Path, run_dir: Path, as_json: b
     if as_json:
         show({"containers": [_document(record, status.value) for record, status in records]})
     elif quiet:
-        for record, _ in records:
-            click.echo(record.short_id)
+        report(record.short_id for record, _ in records)
     else:
         rows = [_COLUMNS, *(_row(record, status.value) for record, status in records)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]

@@ -29,6 +29,7 @@ from firstread.cli.options import (
 )
 from firstread.cli.output import complain, report
 from firstread.cli.timeline import Timeline
+from firstread.errors import FirstreadError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 
 if TYPE_CHECKING:
@@ -131,13 +132,17 @@ def _run(
         store.delete(record)
         raise
     # It clears up after itself: an error may well come after the container has started, or ended.
-    return run_container(
-        Path(mount["mountpoint"]),
-        mount["config"],
-        options,
-        store.state_dir,
-        record=record,
-        on_start=on_start,
-        on_first_output=timeline.first_output if timeline is not None else lambda: None,
-        on_unused=on_unused,
-    )
+    try:
+        return run_container(
+            Path(mount["mountpoint"]),
+            mount["config"],
+            options,
+            store.state_dir,
+            record=record,
+            on_start=on_start,
+            on_first_output=timeline.first_output if timeline is not None else lambda: None,
+            on_unused=on_unused,
+        )
+    except FirstreadError as exc:
+        exc.about(image=image)
+        raise

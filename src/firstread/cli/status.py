@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 from firstread.cli.options import json_option, node_options
-from firstread.units import format_size
+from firstread.cli.output import writing
+from firstread.errors import UsageError
+from firstread.printable import printable
+from firstread.units import counted, format_size
 
 
 @click.command()
@@ -23,27 +26,33 @@ def command(watch: bool, metrics: bool, root: Path, run_dir: Path, as_json: bool
     """Show what is mounted, what was fetched for it, and whether the daemon is well."""
     from firstread.node.client import Client
 
+    if metrics and (watch or as_json):
+        raise UsageError("--metrics goes with neither --watch nor --json")
     client = Client(run_dir)
-    if metrics:
-        click.echo(client.text("/metrics"), nl=False)
-        return
-    while True:
-        status = client.get("/status")
-        if watch and not as_json:
-            click.clear()
-        click.echo(json.dumps(status) if as_json else "\n".join(_report(status)))
-        if not watch:
+    with writing():
+        if metrics:
+            click.echo(client.text("/metrics"), nl=False)
             return
-        time.sleep(1)
+        while True:
+            status = client.get("/status")
+            if watch and not as_json:
+                click.clear()
+            lines = [json.dumps(status)] if as_json else map(printable, _report(status))
+            click.echo("\n".join(lines))
+            if not watch:
+                return
+            time.sleep(1)
 
 
 def _report(status: dict[str, Any]) -> list[str]:
     fetcher, store = status["fetcher"], status["store"]
     lines = [
         f"daemon   {_process(status['supervisor'])}, fetcher {_process(fetcher)},"
-        f" upgraded {status['supervisor'].get('upgrades', 0)} times,"
-        f" restarted {fetcher['restarts']} times, {fetcher['waiting_reads']} reads wait",
-        f"store    {store['sectors']} sectors, {format_size(store['bytes'])}{_bounds(store)}",
+        f" upgraded {counted(status['supervisor'].get('upgrades', 0), 'time')},"
+        f" restarted {counted(fetcher['restarts'], 'time')},"
+        f" waiting: {counted(fetcher['waiting_reads'], 'read')}",
+        f"store    {counted(store['sectors'], 'sector')},"
+        f" {format_size(store['bytes'])}{_bounds(store)}",
     ]
     for mount in status["mounts"]:
         lines += ["", f"{mount['mountpoint']}  {mount['image']}"]
@@ -54,9 +63,10 @@ def _report(status: dict[str, Any]) -> list[str]:
         lines += [
             f"  sectors  {mount['present']} of {mount['sectors']} present, {state}"
             f"{', pinned' if mount['pinned'] else ''}",
-            f"  fetched  {format_size(mount['bytes_fetched'])} in {mount['requests']} requests"
+            f"  fetched  {format_size(mount['bytes_fetched'])} in"
+            f" {counted(mount['requests'], 'request')}"
             f"{f' ({causes})' if causes else ''} from {mount['source']}",
-            f"  reads    of {mount['events']} absent sectors{_latency(mount)},"
+            f"  reads    of {counted(mount['events'], 'absent sector')}{_latency(mount)},"
             f" {mount['failed_reads']} failed",
         ]
         if policies := _policies(mount.get("policies", {})):
@@ -72,7 +82,7 @@ def _endpoint(endpoint: dict[str, Any]) -> str:
     name, registry, p95_s = (endpoint[n] for n in ("endpoint", "registry", "first_byte_p95_s"))
     parts = [
         endpoint["state"],
-        f"{endpoint['requests']} requests",
+        counted(endpoint["requests"], "request"),
         f"{endpoint['failures']} failed",
         *([f"{endpoint['hedges']} for late ones"] if endpoint["hedges"] else []),
         *([f"first byte p95 {p95_s * 1000:.0f} ms"] if p95_s is not None else []),

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from firstread.cli.containers import container_store, for_each
-from firstread.cli.options import node_options
+from firstread.cli.options import SecondsType, node_options
 
 
 @click.command()
@@ -17,7 +17,7 @@ from firstread.cli.options import node_options
     "-t",
     "--time",
     "timeout_s",
-    type=click.FloatRange(min=0),
+    type=SecondsType(),
     default=10.0,
     show_default=True,
     help="Seconds until it is killed.",

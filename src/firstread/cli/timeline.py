@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from firstread.errors import FirstreadError, NodeError
-from firstread.units import format_size
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.node.client import Client
@@ -58,7 +58,7 @@ class Timeline:
         size = after["bytes_fetched"] - before["bytes_fetched"]
         requests = after["requests"] - before["requests"]
         self._lines = [
-            f"  {'fetched':<13}{format_size(size)} in {requests} requests;"
+            f"  {'fetched':<13}{format_size(size)} in {counted(requests, 'request')};"
             f" {after['present']} of {after['sectors']} sectors are on this node"
         ]
 

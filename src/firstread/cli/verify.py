@@ -13,7 +13,7 @@ import click
 from firstread.cli.options import PLATFORM, REFERENCE, access_options, json_option
 from firstread.cli.output import report, show
 from firstread.errors import DigestError
-from firstread.units import format_size
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.convert.verify import BlobCheck
@@ -74,8 +74,9 @@ def command(
         same = [f"its tree equals that of {source}"] if source else []
         report(
             [
-                f"{reference}: {format_size(checked.bytes)} in {checked.sectors} sectors and"
-                f" {checked.frames} frames are as their digests say",
+                f"{reference}: {format_size(checked.bytes)} in"
+                f" {counted(checked.sectors, 'sector')} and {counted(checked.frames, 'frame')}"
+                " are as their digests say",
                 *same,
             ]
         )

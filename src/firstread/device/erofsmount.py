@@ -187,5 +187,6 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
             raise from_os_error(exc, doing) from exc
         users = ", ".join(map(str, holders(mountpoint))) or "a mount below it"
         raise NodeError(
-            f"{doing}: it is in use by {users}", hint="stop these processes, or unmount lazily"
+            f"{doing}: it is in use by {users}",
+            hint="stop these processes, or detach it all the same: firstread umount --lazy",
         ) from exc

@@ -19,7 +19,7 @@ from firstread.errors import FirstreadError
 from firstread.node.client import Client, socket_path
 from firstread.node.confine import confined
 from firstread.node.mounts import mounted_erofs
-from firstread.units import GiB, MiB, format_size
+from firstread.units import GiB, MiB, counted, format_size
 
 SCARCE_BYTES = 1 * GiB
 LEAST_BYTES = 64 * MiB
@@ -177,7 +177,8 @@ def _absent(root: Path, run_dir: Path) -> Check:
     detail = f"none runs at {socket_path(run_dir)}"
     left = sum(Path(source).is_relative_to(root) for source in mounted_erofs().values())
     if left:
-        detail += f", and {left} mounts wait for one: reads of what is not here fail"
+        verb = "waits" if left == 1 else "wait"
+        detail += f", and {counted(left, 'mount')} {verb} for one: reads of what is not here fail"
         fix = "start it: systemctl start firstread, or firstread daemon; see why it ended"
         return Check("daemon", ok=False, detail=detail, fix=fix)
     return Check("daemon", ok=True, detail=f"{detail}: the first command that needs one starts it")
@@ -185,7 +186,7 @@ def _absent(root: Path, run_dir: Path) -> Check:
 
 def _health(status: dict[str, Any], run_dir: Path) -> Check:
     fetcher, restarts = status["fetcher"], status["fetcher"]["restarts"]
-    detail = f"process {status['supervisor']['pid']}, {len(status['mounts'])} mounts"
+    detail = f"process {status['supervisor']['pid']}, {counted(len(status['mounts']), 'mount')}"
     if not fetcher["healthy"]:
         detail += ": its fetcher gives no answer"
         return Check("daemon", ok=False, detail=detail, fix="see its log; restart it")

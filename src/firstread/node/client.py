@@ -32,6 +32,8 @@ _TIMEVAL = struct.Struct("@ll")
 
 START_S = 30.0  # for a daemon to answer after it was started
 RECONNECT_S = 0.1  # before who watches asks the next fetcher
+_PATHS = {"DOCKER_CONFIG", "FIRSTREAD_CONFIG", "FIRSTREAD_CREDENTIALS_DIR", "REGISTRY_AUTH_FILE"}
+_PATH_LIST = "FIRSTREAD_HOSTS_DIR"
 REPEATS = 3  # of a request that changes nothing, if the fetcher dies before it has answered
 
 
@@ -161,9 +163,10 @@ class Client:
             raise TimeoutError("it accepts no connection") from exc
         sock.settimeout(self._timeout_s)
 
-    def _gone(self, exc: Exception) -> NodeError:
+    def _gone(self, exc: OSError) -> NodeError:
+        why = exc.strerror or exc
         return NodeError(
-            f"no daemon answers at {self._path}: {exc}", hint="start one: firstread daemon"
+            f"no daemon answers at {self._path}: {why}", hint="start one: firstread daemon"
         )
 
 
@@ -237,16 +240,38 @@ def _start(client: Client, root: Path, run_dir: Path) -> None:
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
+            env=_environment(),
         )
     deadline = time.monotonic() + START_S
     while not client.alive():
         if daemon.poll() is not None or time.monotonic() > deadline:
             with open(log_path, "rb") as log:
                 log.seek(start)
-                words = log.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise NodeError(
-                "the daemon does not start: " + (" / ".join(words) or "it says nothing"),
-                hint=f"see {log_path}, or run 'firstread daemon' in the foreground",
-            )
+                said = log.read().decode(errors="replace")
+            raise _not_started(said, log_path)
         time.sleep(0.01)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a daemon: what is relative in it counts from here, not from /."""
+    environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
+    for name in _PATHS & environment.keys():
+        if path := environment[name]:
+            environment[name] = os.path.abspath(path)
+    if paths := environment.get(_PATH_LIST):
+        absolute = (path and os.path.abspath(path) for path in paths.split(os.pathsep))
+        environment[_PATH_LIST] = os.pathsep.join(absolute)
+    return environment
+
+
+def _not_started(said: str, log_path: Path) -> NodeError:
+    """Return the error of a daemon that does not start: what it said itself, and what helps."""
+    hint = f"see {log_path}, or run 'firstread daemon' in the foreground"
+    lines = [line.strip() for line in said.strip().splitlines()]
+    own = [n for n, line in enumerate(lines) if line.startswith("firstread: ")]
+    if own:
+        message, *more = lines[own[-1] :]
+        why, hint = message.removeprefix("firstread: "), "; ".join(more) or hint
+    else:
+        why = " / ".join(lines[-3:]) or "it says nothing"
+    return NodeError(f"the daemon does not start: {why}", hint=hint)

@@ -179,7 +179,11 @@ class Node:
                 on_resolved()
                 return image
         if policy == "never":
-            raise NotFoundError("the image is not on this node", image=str(reference))
+            raise NotFoundError(
+                "the image is not on this node",
+                hint="its registry is asked without --pull never",
+                image=str(reference),
+            )
         return self._fetch(reference, access, on_resolved)
 
     def _fetch(

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from firstread.config import PolicyTable
+from firstread.units import MAX_SECONDS
 
 _MILDER = ("fail", "refetch", "quarantine")  # each does what the one before does, and more
 
@@ -30,8 +31,8 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
     require: Literal["lazy"] | None = None
 
     def __post_init__(self) -> None:
-        if self.stall_s is not None and not 0 <= self.stall_s < 1e9:
-            raise ValueError("stall_s must be 0 at least")
+        if self.stall_s is not None and not 0 <= self.stall_s < MAX_SECONDS:
+            raise ValueError(f"stall_s must be 0 at least, and below {MAX_SECONDS:,.0f}")
 
     def over(self, defaults: PolicyTable) -> PolicyTable:
         """Return what holds."""

@@ -144,7 +144,7 @@ class ContainerStore:
                 raise UsageError(
                     f'the container name "{name}" is already in use by container '
                     f"{taken[name].short_id}",
-                    hint="remove or rename that container, or choose another name",
+                    hint="remove that container, or choose another name",
                 )
             record = msgspec.structs.replace(record, name=name or make_name(taken))
             for leftover in self._directory.glob("*.new"):

@@ -7,9 +7,12 @@ are an error that names them.
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from firstread.errors import UsageError
+from firstread.printable import printable
 
 
 def to_json(document: object) -> bytes:
@@ -21,4 +24,12 @@ def to_json(document: object) -> bytes:
     try:
         return msgspec.json.encode(document)
     except UnicodeEncodeError as exc:
-        raise UsageError(f"not UTF-8: {exc.object!r}") from exc
+        raise UsageError(f"not UTF-8: '{printable(_typed(exc.object))}'") from exc
+
+
+def _typed(text: str) -> bytes:
+    """Return a text as the bytes that were typed; an image's JSON can have worse than those."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace")

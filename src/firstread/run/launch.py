@@ -202,11 +202,13 @@ def _run(job: _Job, connect: Callable[[_Job], Streams], on_start: Callable[[Reco
     # A signal is the container's until all is cleared up: it does not interrupt that.
     with adopting_orphans(), contextlib.ExitStack() as attending:
         try:
-            record, code = _attend(job, connect, on_start, attending)
+            record, code, lost = _attend(job, connect, on_start, attending)
         except BaseException:
             _discard(job)
             raise
         _settle(job, record, code)
+    if lost:
+        raise from_os_error(lost, "cannot write the output of the container") from lost
     return code
 
 
@@ -215,7 +217,7 @@ def _attend(
     connect: Callable[[_Job], Streams],
     on_start: Callable[[Record], None],
     attending: contextlib.ExitStack,
-) -> tuple[Record, int]:
+) -> tuple[Record, int, OSError | None]:
     record = msgspec.structs.replace(job.record, attendant=identify(os.getpid()))
     job.store.save(record)
     _make_bundle(job)
@@ -233,8 +235,8 @@ def _attend(
         job.runtime.start(record.id, job.directory)
         on_start(record)
         code = wait_exit_code(pidfd)
-        streams.finish()
-    return record, code
+        lost = streams.finish()
+    return record, code, lost
 
 
 def _make_bundle(job: _Job) -> None:

@@ -102,14 +102,14 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
         interactive=flags.get("interactive", False),
         tty=flags.get("tty", False),
         detach=flags.get("detach", False),
-        name=_given(flags, "name", parse.check_name),
+        name=_filled(flags, "name", parse.check_name),
         env=_environment(flags, environ),
         mounts=mounts,
         volumes=tuple(volume for volume in volumes if isinstance(volume, str)),
-        workdir=_given(flags, "workdir", _absolute_workdir),
+        workdir=_filled(flags, "workdir", _absolute_workdir),
         user=flags.get("user") or None,
         entrypoint=_given(flags, "entrypoint", lambda text: (text,) if text else ()),
-        hostname=_given(flags, "hostname", parse.check_hostname),
+        hostname=_filled(flags, "hostname", parse.check_hostname),
         read_only=flags.get("read_only", False),
         memory_bytes=_given(flags, "memory", parse.parse_memory),
         cpus=_given(flags, "cpus", lambda text: parse.parse_cpus(text, os.cpu_count() or 1)),
@@ -132,6 +132,11 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
 def _given(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -> Any:
     value = flags.get(name)
     return None if value is None else convert(value)
+
+
+def _filled(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -> Any:
+    """Return as `_given`; an empty text, as of a script's empty variable, is none, as docker's."""
+    return convert(flags[name]) if flags.get(name) else None
 
 
 def _environment(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str | None]:

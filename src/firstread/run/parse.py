@@ -227,11 +227,17 @@ def parse_memory(text: str) -> int | None:
     Raises:
         UsageError: not a size, or below docker's minimum of 6 MiB.
     """
-    size = parse_size(text)
+    try:
+        size = parse_size(text)
+    except UsageError as exc:
+        message = f"invalid memory limit {text!r}: {exc.message}"
+        raise UsageError(message, hint="write it as 512m or 2g") from exc
     if size == 0:
         return None
-    if size < MINIMUM_MEMORY_BYTES or size >= 1 << 63:
+    if size < MINIMUM_MEMORY_BYTES:
         raise UsageError(f"invalid memory limit {text!r}: the minimum is 6m")
+    if size >= 1 << 63:
+        raise UsageError(f"invalid memory limit {text!r}: no machine has that much")
     return size
 
 

@@ -117,7 +117,14 @@ class Runtime:
         if status:
             self.delete(container_id)
             raise _create_error(program, _last_message(log), self.name, status)
-        return int(pid_file.read_text())
+        try:
+            return int(pid_file.read_text())
+        except (OSError, ValueError) as exc:
+            self.delete(container_id)
+            raise NodeError(
+                f"{self.program} has made no container, and says that all is well",
+                hint="--runtime and FIRSTREAD_RUNTIME take crun, runc, or what works like them",
+            ) from exc
 
     def start(self, container_id: str, bundle: Path) -> None:
         """Let the container's process go.

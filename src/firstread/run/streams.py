@@ -11,6 +11,7 @@ One thread copies one direction, so that a reader who is slow holds up only its 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -24,7 +25,8 @@ from typing import Protocol
 from firstread.run.runtime import ConsoleSocket
 
 Sink = Callable[[bytes], None]
-"""Takes a piece of output. Raises BrokenPipeError when nobody wants more."""
+"""Takes a piece of output. Raises ConnectionError, as of a broken pipe, when nobody wants more, and
+another OSError when it cannot be written."""
 
 _CHUNK_BYTES = 64 * 1024
 _DRAIN_SECONDS = 2.0
@@ -45,8 +47,12 @@ class Streams(Protocol):
     def resize(self) -> None:
         """Pass the size of the caller's terminal on."""
 
-    def finish(self) -> None:
-        """Copy what is left, after the container's end, and restore the caller's terminal."""
+    def finish(self) -> OSError | None:
+        """Copy what is left, after the container's end.
+
+        Returns:
+            Why output was lost, if it was.
+        """
 
     def give_up(self) -> None:
         """Let `finish` return soon, whatever is left; may be called by a signal handler."""
@@ -57,6 +63,7 @@ class Streams(Protocol):
 
 def to_descriptor(descriptor: int) -> Sink:
     """Return a sink that writes to `descriptor`, which may be non-blocking."""
+    is_terminal = os.isatty(descriptor)
 
     def write(content: bytes) -> None:
         view = memoryview(content)
@@ -65,6 +72,10 @@ def to_descriptor(descriptor: int) -> Sink:
                 view = view[os.write(descriptor, view) :]
             except BlockingIOError:
                 _wait_until(descriptor, select.POLLOUT)
+            except OSError as exc:
+                if is_terminal and exc.errno == errno.EIO:
+                    raise BrokenPipeError("the terminal has hung up") from exc
+                raise
 
     return write
 
@@ -131,9 +142,10 @@ class PipeStreams:
     def resize(self) -> None:
         pass
 
-    def finish(self) -> None:
+    def finish(self) -> OSError | None:
         for drain in self._drains:
             drain.finish()
+        return next((drain.lost for drain in self._drains if drain.lost), None)
 
     def give_up(self) -> None:
         for drain in self._drains:
@@ -194,9 +206,10 @@ class TerminalStreams:
                 size = fcntl.ioctl(self._size_of, termios.TIOCGWINSZ, bytes(8))
                 fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
-    def finish(self) -> None:
+    def finish(self) -> OSError | None:
         if self._drain:
             self._drain.finish()
+        return self._drain.lost if self._drain else None
 
     def give_up(self) -> None:
         if self._drain:
@@ -212,12 +225,17 @@ class TerminalStreams:
 
 
 class _Drain:
-    """A thread that copies output until its end. When nobody wants it the container gets SIGPIPE.
+    """A thread that copies output until its end. When it goes nowhere the container gets SIGPIPE.
 
     Args:
         source: closed at the end.
         sink: may take its time.
+
+    Attributes:
+        lost: why not all was passed on, though somebody wanted it.
     """
+
+    lost: OSError | None = None
 
     def __init__(self, source: int, sink: Sink) -> None:
         self._sink = sink
@@ -245,8 +263,10 @@ class _Drain:
                 self._sink(content)
                 self._pieces += 1  # first, or `finish` could take two reads for one long one
                 self._reading = True
-        except OSError:
+        except ConnectionError:
             pass  # the caller's end is closed
+        except OSError as exc:
+            self.lost = exc
         finally:
             os.close(source)
 

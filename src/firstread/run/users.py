@@ -171,4 +171,7 @@ def _given_number(text: str, kind: str, file: str) -> int:
         return int(text)
     if text.isascii() and text.removeprefix("-").isdecimal():
         raise UsageError(f"uids and gids must be in range 0-{_MAX_ID}: {text}")
-    raise UsageError(f"unable to find {kind} {text}: no matching entries in {file} file")
+    raise UsageError(
+        f"unable to find {kind} {text}: no matching entries in {file} file",
+        hint=f"/etc/{file} of the image counts; a number needs no entry",
+    )

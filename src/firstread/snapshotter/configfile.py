@@ -102,6 +102,15 @@ def version_of(text: str) -> int:
     return int(version)
 
 
+def is_default(text: str) -> bool:
+    """Return whether a configuration has the CRI plugin use the snapshotter for every image.
+
+    Raises:
+        UsageError: it is not TOML, or of a version that is not known.
+    """
+    return _table(_parsed(text), CRI[version_of(text)]).get("snapshotter") == NAME
+
+
 def imports_of(text: str) -> list[str]:
     """Return the files that a configuration imports, as it names them.
 

@@ -62,6 +62,25 @@ def test_there_and_back() -> None:
     assert uninstall() == "c.toml: there is nothing of firstread in it\n"
 
 
+def test_choices_stand_in_one_line() -> None:
+    ran = firstread("install")
+    assert ran.code == 2
+    assert ran.stderr == (
+        "firstread: Missing argument '{containerd}'. Choose from: containerd\n"
+        "  see 'firstread install --help'\n"
+    )
+
+
+def test_the_default_is_taken_back_in_so_many_words() -> None:
+    Path("c.toml").write_text(CONFIG)
+    install("--default")
+    assert install() == (
+        f"c.toml: proxy plugin firstread at {SOCKET}\n"
+        "  the CRI plugin uses it for every image no more: that takes --default\n" + RESTART
+    )
+    assert Path("c.toml").read_text() == added(CONFIG, Choice(SOCKET))
+
+
 def test_a_dry_run_prints_a_difference() -> None:
     Path("c.toml").write_text(CONFIG)
     assert install("--default", "--dry-run", "--socket", "/s").splitlines() == [

@@ -103,7 +103,7 @@ def test_inspect_names_files_and_moves_no_cursor(converted: dict[str, Any]) -> N
         f"  metadata  {converted['metadata_size']} B (8.0 KiB uncompressed), 6 inodes",
         f"  blob 0    {first}     4.8 MiB  2 sectors",
         f"  blob 1    {second}  {facts['blobs'][1]['size']:>8} B  0 sectors",
-        f"  blob 2    {third}  {facts['blobs'][2]['size']:>8} B  1 sectors",
+        f"  blob 2    {third}  {facts['blobs'][2]['size']:>8} B  1 sector",
         f"  sector 0  {ids[0]}  blob 0 at {offset}, 787.1 KiB for 792.0 KiB",
         r"    /etc/\x1b[31mred\nname",
         "    /link",
@@ -202,6 +202,16 @@ def test_output_that_cannot_be_written_is_an_error(arguments: tuple[str, ...]) -
             "firstread: cannot write the output: No space left on device\n"
             "  free some space or choose another directory\n"
         )
+
+
+def test_help_that_nobody_reads() -> None:
+    with subprocess.Popen(
+        program("run", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 # -- docs/json.md ------------------------------------------------------------------------------

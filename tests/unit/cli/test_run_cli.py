@@ -133,6 +133,35 @@ def test_rm_goes_on(places: tuple[str, ...], store: ContainerStore, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_rm_goes_on_when_nobody_reads_what_it_prints(
+    places: tuple[str, ...], store: ContainerStore
+) -> None:
+    for name in ("one", "two"):
+        add(store, name, exit_code=0)
+    with subprocess.Popen(
+        program("rm", "one", "two", *places), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1", "soon"])
+def test_a_time_to_stop_that_is_none(
+    places: tuple[str, ...], store: ContainerStore, time: str
+) -> None:
+    add(store, "web", exit_code=0)
+    ran = firstread("stop", "-t", time, "web", *places)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        f"firstread: Invalid value for '-t' / '--time': '{time}' is not a number of seconds,"
+        " 0 at least and below 1,000,000,000\n  see 'firstread stop --help'\n"
+    )
+
+
 def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: ContainerStore) -> None:
     add(store, "web", exit_code=0)
     ran = firstread("logs", "web", *places)
@@ -184,7 +213,7 @@ MOUNT = {"mountpoint": "/here", "timeline": {"resolve": 0.0, "metadata": 0.0, "m
     ("before", "after", "line"),
     [
         ((100, 1), (100 + 2048, 3), "2.0 KiB in 2 requests; 4 of 9 sectors are on this node"),
-        ((9999, 9), (1024, 1), "1.0 KiB in 1 requests; 4 of 9 sectors are on this node"),
+        ((9999, 9), (1024, 1), "1.0 KiB in 1 request; 4 of 9 sectors are on this node"),
         ((0, 0), NodeError("no daemon answers"), "unknown: no daemon answers"),
     ],
     ids=["counted", "another fetcher", "no daemon"],

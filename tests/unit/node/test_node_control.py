@@ -216,6 +216,7 @@ def test_without_a_daemon(tmp_path: Path) -> None:
     for ask in (lambda: client.get("/status"), lambda: next(client.events())):
         with pytest.raises(NodeError, match="no daemon answers") as caught:
             ask()
+        assert caught.value.message.endswith("control.sock: No such file or directory")
         assert "firstread daemon" in str(caught.value.hint)
 
 

@@ -83,6 +83,11 @@ def test_empty_entrypoint_clears_it() -> None:
     assert read("--entrypoint", "", "image").entrypoint == ()
 
 
+def test_an_empty_text_is_none() -> None:
+    """As of a variable that a script has not set."""
+    assert read("--name", "", "-w", "", "-h", "", "-u", "", "--net", "", "image") == read("image")
+
+
 def test_unlimited_pids() -> None:
     assert read("--pids-limit", "-1", "image").pids_limit is None
 
@@ -97,9 +102,9 @@ def test_unlimited_pids() -> None:
         (("-v", "/a:/x", "--tmpfs", "/x"), "duplicate mount point: /x"),
         (("--security-opt", "apparmor=x"), "invalid --security-opt: 'apparmor=x'"),
         (("-e", "=x"), "invalid environment variable: '=x'"),
-        (("-e", "A=\udcff"), r"not UTF-8: '\udcff'"),
-        (("-v", "/\udcff:/x"), r"not UTF-8: '/\udcff'"),
-        (("-l", "\udcff=x"), r"not UTF-8: '\udcff'"),
+        (("-e", "A=\udcff"), r"not UTF-8: '\xff'"),
+        (("-v", "/\udcff:/x"), r"not UTF-8: '/\xff'"),
+        (("-l", "\udcff=x"), r"not UTF-8: '\xff'"),
     ],
 )
 def test_refused(arguments: tuple[str, ...], words: str) -> None:
@@ -109,7 +114,7 @@ def test_refused(arguments: tuple[str, ...], words: str) -> None:
 
 
 def test_a_command_that_is_not_text() -> None:
-    with pytest.raises(UsageError, match=r"not UTF-8: 'caf\\udce9'"):
+    with pytest.raises(UsageError, match=r"not UTF-8: 'caf\\xe9'"):
         read("image", "ls", "caf\udce9")
 
 

@@ -118,9 +118,21 @@ def test_memory() -> None:
     assert parse.parse_memory("6m") == 6 * MiB
     assert parse.parse_memory("1.5g") == 3 * GiB // 2
     assert parse.parse_memory("0") is None
-    for text in ("5m", "-1", "x", "99999999t"):
-        with pytest.raises(UsageError):
-            parse.parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("5m", "the minimum is 6m"),
+        ("99999999t", "no machine has that much"),
+        ("-1", "'-1' is not a size"),
+        ("", "'' is not a size"),
+    ],
+)
+def test_a_memory_limit_that_is_none(text: str, why: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse.parse_memory(text)
+    assert caught.value.message == f"invalid memory limit {text!r}: {why}"
 
 
 def test_cpus() -> None:

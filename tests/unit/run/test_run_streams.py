@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from firstread.run import streams as module
-from firstread.run.streams import PipeStreams, to_descriptor
+from firstread.run.streams import PipeStreams, Sink, to_descriptor
 from firstread.testing.patience import PATIENCE_S
 
 
@@ -97,6 +98,39 @@ def test_a_reader_that_is_stuck_can_be_given_up(reader_waits: threading.Event) -
     finishing.join(PATIENCE_S)
     assert not finishing.is_alive()
     streams.close()
+
+
+def test_output_that_cannot_be_written_is_lost() -> None:
+    with open("/dev/full", "wb") as full:
+        lost = _lost(to_descriptor(full.fileno()))
+    assert lost is not None
+    assert lost.errno == errno.ENOSPC
+
+
+def test_output_that_nobody_wants_is_not_lost() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    assert _lost(to_descriptor(write_end)) is None
+    os.close(write_end)
+
+
+def test_output_for_a_terminal_that_has_hung_up_is_not_lost() -> None:
+    master, terminal = os.openpty()
+    sink = to_descriptor(terminal)
+    os.close(master)
+    assert _lost(sink) is None
+    os.close(terminal)
+
+
+def _lost(sink: Sink) -> OSError | None:
+    """Return why the output of a container that ended is lost."""
+    streams = PipeStreams(None, sink, sink)
+    output = begin(streams)
+    os.write(output, b"all that it has to say")
+    os.close(output)
+    lost = streams.finish()
+    streams.close()
+    return lost
 
 
 def test_an_output_that_does_not_block() -> None:
