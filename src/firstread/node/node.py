@@ -338,8 +338,8 @@ class Node:
         """Mount `image`: all of it, or nothing. Return the file system."""
         ids = image.ids()
         # Every file must be marked when EROFS opens it; a present one not any longer.
-        self._fetcher.cache.mark(ids)
-        mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
+        with self._fetcher.cache.opening(ids):
+            mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
         try:
             self._fetcher.cache.watch(image.block_image.index.sectors, doubted)
             return FileSystem.at(place)
