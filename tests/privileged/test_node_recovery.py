@@ -94,6 +94,23 @@ def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
     daemon.mount(plain[0], "lost")  # its metadata is fetched again
 
 
+def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """A fetcher that cannot read them just now must not forget what still stands."""
+    place = daemon.mount(plain[0])
+    daemon.end_all(signal.SIGKILL)
+    (config,) = (daemon.root / "images").glob("*/config.json")
+    config.rename(tmp_path / "away")
+    daemon.start()
+    assert daemon.log("cannot be taken over")
+    assert output(daemon.reading(place / "f1")) == EIO
+    daemon.end_all(signal.SIGKILL)
+    (tmp_path / "away").rename(config)
+    daemon.start()
+    assert output(daemon.reading(place / "f1")) == plain[1].summary(1)
+
+
 def _line(path: Path) -> str:
     lines = Path("/proc/mounts").read_text().splitlines()
     return next(line for line in lines if line.startswith(str(path)))

@@ -44,6 +44,8 @@ from firstread.sectors.image import BlockImage, fetch_image, open_image
 
 log = logging.getLogger("images")
 
+METADATA = "metadata"  # name of the file
+
 
 @dataclass(frozen=True)
 class NodeImage:
@@ -63,7 +65,7 @@ class NodeImage:
 
     @property
     def metadata(self) -> Path:
-        return self.directory / "metadata"
+        return self.directory / METADATA
 
     def ids(self) -> list[bytes]:
         """Return the sector ids in order of device slots."""
@@ -152,6 +154,10 @@ class ImageStore:
         names = (path.name.replace("-", ":", 1) for path in self._images.iterdir())
         return sorted(name for name in names if is_digest(name))
 
+    def metadata_path(self, digest: str) -> Path:
+        """Return where the metadata of an image is, if it is here."""
+        return self._directory(digest) / METADATA
+
     def touch(self, digest: str) -> None:
         """Note that an image is used now."""
         with contextlib.suppress(OSError):
@@ -188,7 +194,7 @@ class ImageStore:
             wanted = {
                 "manifest.json": image.digest,
                 "config.json": manifest.config.digest,
-                "metadata": diff_ids(image.config)[0],
+                METADATA: diff_ids(image.config)[0],
             }
             for name, digest in wanted.items():
                 with (image.directory / name).open("rb") as file:
@@ -210,7 +216,7 @@ class ImageStore:
         try:
             manifest = parse_manifest((directory / "manifest.json").read_bytes())
             config = json.loads((directory / "config.json").read_bytes())
-            with open(directory / "metadata", "rb") as file:
+            with open(directory / METADATA, "rb") as file:
                 metadata = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except FileNotFoundError as exc:
             raise NotFoundError(f"image {digest} is not on this node") from exc
@@ -282,7 +288,7 @@ def _write(directory: Path, resolved: ResolvedImage, repository: Repository) -> 
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    with open(directory / "metadata", "w+b") as file:
+    with open(directory / METADATA, "w+b") as file:
         validate(fetch_image(repository, resolved.manifest, file).erofs)
         os.fsync(file.fileno())
 

@@ -113,15 +113,21 @@ class MountTable:
                     path.unlink()
         return mounts
 
-    def save(self, mount: Mount) -> None:
-        """Write a record, so that it survives a crash of everything."""
+    def save(self, mount: Mount, *, sync: bool = True) -> None:
+        """Write a record, so that it survives a crash of everything.
+
+        Args:
+            mount: what to write.
+            sync: wait for the disk. What is of no use after a reboot need not.
+        """
         path = self._path(mount)
         scratch = path.with_suffix(".tmp")
         try:
             with open(scratch, "wb") as file:
                 file.write(msgspec.json.encode(mount))
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             scratch.replace(path)
         except OSError as exc:
             raise from_os_error(exc, "cannot write the mount table") from exc

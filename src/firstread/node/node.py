@@ -95,30 +95,29 @@ class Node:
 
         A mount whose source is not there now is taken over as well: its reads wait for it.
         """
-        standing = mounted_erofs()
-        anew = not self._fetcher.cache.has_marks()
-        for mount in self._table.load():
-            image = self._known(mount)
-            stands = (
-                not mount.detached
-                and image is not None
-                and standing.get(mount.mountpoint) == str(image.metadata)
-            )
-            if image is None or not (stands or mount.is_used()):
-                log.info("mount %s is gone", mount.mountpoint)
-                self._table.remove(mount)
-                continue
-            try:
-                self._take_over(mount if stands else self._detach(mount), image, anew)
-            except FirstreadError as exc:
-                log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+        with self.lock:  # detached mounts may end meanwhile
+            standing = mounted_erofs()
+            anew = not self._fetcher.cache.has_marks()
+            for mount in self._table.load():
+                source = str(self.images.metadata_path(mount.digest))
+                stands = not mount.detached and standing.get(mount.mountpoint) == source
+                if not (stands or mount.is_used()):
+                    log.info("mount %s is gone", mount.mountpoint)
+                    self._table.remove(mount)
+                    continue
+                try:
+                    self._take_over(mount if stands else self._detach(mount), anew)
+                except FirstreadError as exc:
+                    # Its record stays: the next fetcher may have the files of its image again.
+                    log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
 
-    def _take_over(self, mount: Mount, image: NodeImage, anew: bool) -> None:
+    def _take_over(self, mount: Mount, anew: bool) -> None:
+        image = self.images.load(mount.digest)
         served = self._serve(image, mount)
         if mount.detached:
             self._detached.add(mount, served)
         else:
-            mount.file_system = FileSystem.at(Path(mount.mountpoint))
+            self._identify(mount)
             self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
         self._pins_changed()
         self.images.touch(image.digest)
@@ -134,12 +133,12 @@ class Node:
         if mount.pinned:
             self._complete(served)
 
-    def _known(self, mount: Mount) -> NodeImage | None:
-        try:
-            return self.images.load(mount.digest)
-        except FirstreadError as exc:
-            log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
-            return None
+    def _identify(self, mount: Mount) -> None:
+        """Note which file system stands at its place."""
+        found = FileSystem.at(Path(mount.mountpoint))
+        if found != mount.file_system:
+            mount.file_system = found
+            self._record(mount)
 
     # -- mount, umount -------------------------------------------------------------------------
 
@@ -302,7 +301,7 @@ class Node:
             doubted = self._prepare(image)
             cache = self._fetcher.cache
             self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
-            mount.file_system = self._attach(image, Path(place), doubted)
+            self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
             if served is not None:
@@ -334,15 +333,15 @@ class Node:
                 self._fetcher.cache.discard(sector.id)
         return [sector.id for sector in doubted]
 
-    def _attach(self, image: NodeImage, place: Path, doubted: list[bytes]) -> FileSystem:
-        """Mount `image`: all of it, or nothing. Return the file system."""
-        ids = image.ids()
+    def _attach(self, image: NodeImage, mount: Mount, doubted: list[bytes]) -> None:
+        """Mount `image`: all of it, or nothing."""
+        ids, place = image.ids(), Path(mount.mountpoint)
         # Every file must be marked when EROFS opens it; a present one not any longer.
         with self._fetcher.cache.opening(ids):
             mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
         try:
             self._fetcher.cache.watch(image.block_image.index.sectors, doubted)
-            return FileSystem.at(place)
+            self._identify(mount)
         except BaseException:
             unmount(place, lazy=True)
             raise
@@ -375,11 +374,25 @@ class Node:
             (str(reference), mount.access),
             lambda: self.network.open(reference, mount.access),
         )
-        self._apply_policies(mount, served)
+        if not mount.detached:
+            self._apply_policies(mount, served)
         return served
 
     def _save(self, mount: Mount) -> None:
         self._fetcher.cache.with_room(lambda: self._table.save(mount))
+
+    def _record(self, mount: Mount) -> bool:
+        """Write what is now known of a mount for the next fetcher; return whether that worked.
+
+        Its record says of which file system it is: the next fetcher serves that on if it is used,
+        though somebody else has unmounted it meanwhile.
+        """
+        try:
+            self._table.save(mount, sync=False)
+        except NodeError as exc:
+            log.warning("mount %s: %s", mount.mountpoint, exc)
+            return False
+        return True
 
     def _rewrite(self, mount: Mount, *, holders: list[str], policies: dict[str, Asked]) -> None:
         """Change who shares a mount: on the disk first, for that can fail."""
@@ -444,8 +457,7 @@ class Node:
     def _detach(self, mount: Mount) -> Mount:
         """Note in the table that a mount is not at its place any more."""
         detached = mount.taken_away()
-        self._save(detached)
-        if not mount.detached:
+        if self._record(detached) and not mount.detached:
             self._table.remove(mount)
         return detached
 
@@ -472,6 +484,7 @@ class Node:
             self._detached.add(self._detach(mount), served)
         else:
             self._table.remove(mount)
+            self._table.remove(mount.taken_away())  # if it was to become one
         self._drop_policy(served, place)
         self._withdraw(served)
         self._pins_changed()
