@@ -10,7 +10,9 @@ import itertools
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,6 +266,32 @@ def test_prune_leaves_what_is_mounted(
     drop_caches()
     read_all(daemon, place, plain[1])
     read_all(daemon, daemon.mount(other[0], "second"), other[1])
+
+
+def test_a_mount_succeeds_while_all_that_is_not_mounted_is_pruned(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    done = threading.Event()
+
+    def prune() -> None:
+        while not done.is_set():
+            daemon.client.post("/cache/prune", keep_bytes=0, dry_run=False)
+
+    def mount(number: int) -> None:
+        place = daemon.scratch / f"at{number}"
+        place.mkdir()
+        for _ in range(20):
+            daemon.client.post("/mount", image=plain[0], directory=str(place))
+            daemon.client.post("/umount", directory=str(place))
+
+    with ThreadPoolExecutor() as pool:
+        pruning = pool.submit(prune)
+        try:
+            list(pool.map(mount, range(4)))
+        finally:
+            done.set()
+        pruning.result()
+    read_all(daemon, daemon.mount(plain[0]), plain[1])
 
 
 def test_verify_leaves_mounts_alone_that_stand_without_a_daemon(

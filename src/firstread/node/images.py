@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from firstread.erofs.reader import validate
-from firstread.errors import FirstreadError, ImageError, NotFoundError, from_os_error
+from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, from_os_error
 from firstread.node.filling import Wanted
 from firstread.oci.ingest import sync_directory
 from firstread.oci.model import Manifest, diff_ids, parse_manifest
@@ -45,6 +45,7 @@ from firstread.sectors.image import BlockImage, fetch_image, open_image
 log = logging.getLogger("images")
 
 METADATA = "metadata"  # name of the file
+ATTEMPTS = 5  # to open an image before somebody prunes it
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ class ImageStore:
             scratch = self._images / f"tmp-{os.getpid()}-{threading.get_ident()}"
             self._directory(digest).rename(scratch)
             shutil.rmtree(scratch)
+        except FileNotFoundError:
+            return  # another thread was faster
         except OSError as exc:
             raise from_os_error(exc, "cannot remove the image").about(image=digest) from exc
 
@@ -250,22 +253,29 @@ class ImageStore:
         try:
             resolved = resolve_converted(repository)
             on_resolved()
-            digest = resolved.descriptor.digest
-            target = self._directory(digest)
-            if not target.is_dir():
-                scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
-                try:
-                    _write(scratch, resolved, repository)
-                    _publish(scratch, target)
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
-            self._remember(reference, digest)
-            return self.load(digest)
+            for _ in range(ATTEMPTS):
+                self._store(reference, repository, resolved)
+                with contextlib.suppress(NotFoundError):  # it was pruned meanwhile
+                    return self.load(resolved.descriptor.digest)
+            raise NodeError("the image is pruned whenever it has come")
         except FirstreadError as exc:
             exc.about(image=str(reference))
             raise
         except OSError as exc:
             raise from_os_error(exc, "cannot store the image").about(image=str(reference)) from exc
+
+    def _store(self, reference: Reference, repository: Repository, resolved: ResolvedImage) -> None:
+        """Fetch the metadata of an image, unless it is here, and remember its name."""
+        digest = resolved.descriptor.digest
+        target = self._directory(digest)
+        if not target.is_dir():
+            scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
+            try:
+                _write(scratch, resolved, repository)
+                _publish(scratch, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        self._remember(reference, digest)
 
     def _remember(self, reference: Reference, digest: str) -> None:
         name = self._name(reference)

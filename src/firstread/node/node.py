@@ -165,6 +165,8 @@ class Node:
         if digest is not None:
             try:
                 image = self.images.load(digest)
+            except NotFoundError:
+                pass  # pruned meanwhile
             except ImageError as exc:
                 if policy == "never":
                     raise
@@ -256,14 +258,15 @@ class Node:
             problem = self.images.damage(image)
             if problem is None:
                 return image
-            log.error("image %s: %s", image.digest, problem)
-            if policy == "never":
-                raise ImageError(
-                    problem,
-                    hint="fetch it again: firstread mount --pull always",
-                    image=str(reference),
-                )
-            self.images.remove(image.digest)
+            if image.metadata.exists():  # else it was pruned meanwhile
+                log.error("image %s: %s", image.digest, problem)
+                if policy == "never":
+                    raise ImageError(
+                        problem,
+                        hint="fetch it again: firstread mount --pull always",
+                        image=str(reference),
+                    )
+                self.images.remove(image.digest)
         return self.pull(reference, access, policy)
 
     def _share(
