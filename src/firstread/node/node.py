@@ -325,14 +325,14 @@ class Node:
         is being read of was checked for that one, but its bytes on the disk may have changed.
         """
         sectors = image.block_image.index.sectors
-        alone = [s for s in sectors if len(list(self._fetcher.having(s.id))) == 1]
-        self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(s.id for s in alone))
+        alone = {s.id for s in sectors if len(list(self._fetcher.having(s.id))) == 1}
+        self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(alone))
         if self._verify == "never":
             return []
         trusts = self._fetcher.checks.is_trusted if self._verify == "once" else lambda _: False
         doubted = [s for s in sectors if self._store.size(s.id) and not trusts(s.id)]
         for sector in doubted:
-            if sector in alone and self._store.size(sector.id) < sector.size:
+            if sector.id in alone and self._store.size(sector.id) < sector.size:
                 self._fetcher.cache.discard(sector.id)
         return [sector.id for sector in doubted]
 
