@@ -195,6 +195,27 @@ def test_a_fetcher_that_hangs_is_replaced(tmp_path: Path, many: tuple[str, Plain
         assert daemon.log(f"fetcher {hung} does not answer")
 
 
+@pytest.mark.parametrize("frozen", ["supervisor", "both"])
+def test_who_was_frozen_longer_than_its_fetcher_may_hang_does_not_end_it(
+    tmp_path: Path, many: tuple[str, PlainImage], frozen: str
+) -> None:
+    """As by the freezer of a container runtime, or with the whole machine."""
+    with Daemon(tmp_path, "--health", "2") as daemon:
+        place = daemon.mount(many[0])
+        supervisor, fetcher = daemon.supervisor, daemon.fetcher
+        stopped = [supervisor, fetcher] if frozen == "both" else [supervisor]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        reader = daemon.reading(place / "f9", how="random")
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(4)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        assert output(reader) == many[1].summary(9)
+        assert daemon.fetcher == fetcher
+        assert not daemon.log("does not answer")
+
+
 def test_more_reads_than_the_channel_holds_wait_for_a_fetcher_that_is_slow(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
