@@ -118,6 +118,27 @@ def test_a_full_disk_without_limits_makes_room_for_a_mount(
         assert daemon.status()["store"]["removals"]
 
 
+def test_a_daemon_starts_on_a_full_disk_after_a_reboot(
+    tmp_path: Path, small_disk: Path, plain: tuple[str, PlainImage]
+) -> None:
+    """Else nobody would be there to remove sectors, which may be what fills it."""
+    with Daemon(tmp_path, root=small_disk / "store") as daemon:
+        place = daemon.mount(plain[0])
+        read_all(daemon, place, plain[1])
+        assert daemon.run("umount", place).code == 0
+        daemon.end_all(signal.SIGKILL)
+        for name in ("ballast", "more", "rest"):  # blocks become free when others are written
+            full = pytest.raises(OSError, match="No space left")
+            with (small_disk / name).open("wb", buffering=0) as ballast, full:
+                ballast.writelines(itertools.repeat(bytes(1024)))
+            os.sync()
+        with (small_disk / "store/boot").open("r+b") as boot:
+            boot.write(b"another")
+        daemon.start()
+        assert daemon.run("cache", "prune").code == 0
+        read_all(daemon, daemon.mount(plain[0]), plain[1])
+
+
 def test_what_is_pinned_stays_and_who_finds_no_room_is_told(
     tmp_path: Path, plain: tuple[str, PlainImage], other: tuple[str, PlainImage]
 ) -> None:
