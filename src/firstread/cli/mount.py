@@ -57,8 +57,7 @@ def command(
     from firstread.node.client import connected
 
     client = connected(root, run_dir)
-    answer = client.post(
-        "/mount",
+    answer = client.mount(
         image=str(reference.absolute()),
         directory=str(directory.absolute()),
         policy=pull,

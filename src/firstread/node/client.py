@@ -32,7 +32,7 @@ _TIMEVAL = struct.Struct("@ll")
 
 START_S = 30.0  # for a daemon to answer after it was started
 RECONNECT_S = 0.1  # before who watches asks the next fetcher
-REPEATS = 3  # of a request that changes nothing, if the fetcher dies before it has answered
+REPEATS = 3  # of a request that can be repeated, if the fetcher dies before it has answered
 
 
 class _HungUpError(NodeError):
@@ -93,6 +93,20 @@ class Client:
             FirstreadError: as `get`.
         """
         return json.loads(self._exchange("POST", path, json.dumps(request).encode()))
+
+    def mount(self, **request: Any) -> Any:
+        """Ask for a mount; ask again if the fetcher dies meanwhile, whatever it had done by then.
+
+        Raises:
+            FirstreadError: as `get`.
+        """
+        request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
+        for _ in range(REPEATS):
+            try:
+                return self.post("/mount", **request)
+            except _HungUpError:
+                continue
+        return self.post("/mount", **request)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield what happens, until the daemon ends. What happens between two fetchers is missed.

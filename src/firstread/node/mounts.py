@@ -68,6 +68,7 @@ class Mount(msgspec.Struct):
         policies: what each of `holders` has asked for, or, under "", who has mounted it.
         file_system: which one stands there, once it does.
         detached: it was unmounted while somebody used it, and is used on.
+        command: which one has asked for it; "" if that cannot be repeated.
     """
 
     mountpoint: str
@@ -79,6 +80,7 @@ class Mount(msgspec.Struct):
     policies: dict[str, Asked] = {}
     file_system: FileSystem | None = None
     detached: bool = False
+    command: str = ""
 
     def taken_away(self) -> Mount:
         """Return the record of it for when it is not at its place any more."""

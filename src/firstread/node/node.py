@@ -191,6 +191,7 @@ class Node:
         policy: str = "missing",
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
+        command: str = "",
     ) -> dict[str, Any]:
         """Mount an image.
 
@@ -201,6 +202,7 @@ class Node:
             policy: see `pull`.
             holder: who shares the mount; it stays until every holder has released it.
             asked: policies for reads through it.
+            command: names this request, in case that it comes again because a fetcher has died.
 
         Returns:
             the mount point, the digest, the image's config, the device, and a timeline in seconds.
@@ -229,9 +231,11 @@ class Node:
             if directory is None:
                 mount = self._share(image, name, access, holder, asked)
             else:
-                mount = self._mount_at(
-                    image, Mount(place, name, image.digest, access, policies={"": asked})
+                policies = {"": asked}
+                wanted = Mount(
+                    place, name, image.digest, access, policies=policies, command=command
                 )
+                mount = self._mount_at(image, wanted)
         note()
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         return {
@@ -294,8 +298,11 @@ class Node:
     def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
         place, name = mount.mountpoint, mount.image
         self._forget_if_gone(place)
-        if place in self._mounts:
-            raise UsageError(f"{place} is a mount of {self._mounts[place].image}", image=name)
+        there = self._mounts.get(place)
+        if there is not None and there.command and there.command == mount.command:
+            return there  # made by a fetcher that died before it could say so
+        if there is not None:
+            raise UsageError(f"{place} is a mount of {there.image}", image=name)
         self._save(mount)
         served = None
         try:

@@ -45,8 +45,9 @@ class Remembering(Node):
         policy: str = "missing",
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
+        command: str = "",
     ) -> dict[str, Any]:
-        self.asked = asked
+        self.asked, self.command = asked, command
         self._note("mount", name, directory, access, policy, holder)
         return {"mountpoint": directory}
 
