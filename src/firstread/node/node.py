@@ -536,11 +536,9 @@ class Node:
             served.lane.complete(image.wanted(slot))
 
     def _pins_changed(self) -> None:
+        pinned = {self._served[place] for place, mount in self._mounts.items() if mount.pinned}
         for served in self._served.values():
-            served.pinned = any(
-                mount.pinned and self._served.get(place) is served
-                for place, mount in self._mounts.items()
-            )
+            served.pinned = served in pinned
         self._fetcher.pins_changed()
 
     def _cold(self) -> list[bytes]:
