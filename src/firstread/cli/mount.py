@@ -68,7 +68,7 @@ def command(
     try:
         check_lazy(answer, policies)
     except FirstreadError:
-        client.post("/umount", directory=answer["mountpoint"])
+        client.umount(answer["mountpoint"])
         raise
     if as_json:
         click.echo(json.dumps(answer))
