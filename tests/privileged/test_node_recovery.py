@@ -176,3 +176,13 @@ def test_who_shares_a_mount_changes_only_with_its_record(
     for holder in ("b", "a"):
         daemon.client.post("/release", holder=holder)
     assert daemon.status()["mounts"] == []
+
+
+def test_what_somebody_else_has_unmounted_is_given_back_without_complaint(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    answer = daemon.client.post("/mount", image=plain[0], holder="a")
+    unmount(Path(answer["mountpoint"]))
+    daemon.client.release("a")
+    assert daemon.status()["mounts"] == []
+    assert records(daemon) == []

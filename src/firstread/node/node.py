@@ -426,6 +426,9 @@ class Node:
         """Give back the mounts that `holder` shares; with its last holder a mount goes."""
         with self.lock:
             for mount in [m for m in self._mounts.values() if holder in m.holders]:
+                self._forget_if_gone(mount.mountpoint)
+                if mount.mountpoint not in self._mounts:
+                    continue
                 left = [other for other in mount.holders if other != holder]
                 if left:
                     policies = {h: p for h, p in mount.policies.items() if h != holder}
