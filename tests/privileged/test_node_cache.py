@@ -10,7 +10,9 @@ import itertools
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,27 @@ def test_a_full_disk_without_limits_makes_room_for_a_mount(
             ballast.writelines(itertools.repeat(bytes(4096)))
         read_all(daemon, daemon.mount(other[0], "second"), other[1])
         assert daemon.status()["store"]["removals"]
+
+
+def test_a_daemon_starts_on_a_full_disk_after_a_reboot(
+    tmp_path: Path, small_disk: Path, plain: tuple[str, PlainImage]
+) -> None:
+    """Else nobody would be there to remove sectors, which may be what fills it."""
+    with Daemon(tmp_path, root=small_disk / "store") as daemon:
+        place = daemon.mount(plain[0])
+        read_all(daemon, place, plain[1])
+        assert daemon.run("umount", place).code == 0
+        daemon.end_all(signal.SIGKILL)
+        for name in ("ballast", "more", "rest"):  # blocks become free when others are written
+            full = pytest.raises(OSError, match="No space left")
+            with (small_disk / name).open("wb", buffering=0) as ballast, full:
+                ballast.writelines(itertools.repeat(bytes(1024)))
+            os.sync()
+        with (small_disk / "store/boot").open("r+b") as boot:
+            boot.write(b"another")
+        daemon.start()
+        assert daemon.run("cache", "prune").code == 0
+        read_all(daemon, daemon.mount(plain[0]), plain[1])
 
 
 def test_what_is_pinned_stays_and_who_finds_no_room_is_told(
@@ -264,6 +287,32 @@ def test_prune_leaves_what_is_mounted(
     drop_caches()
     read_all(daemon, place, plain[1])
     read_all(daemon, daemon.mount(other[0], "second"), other[1])
+
+
+def test_a_mount_succeeds_while_all_that_is_not_mounted_is_pruned(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    done = threading.Event()
+
+    def prune() -> None:
+        while not done.is_set():
+            daemon.client.post("/cache/prune", keep_bytes=0, dry_run=False)
+
+    def mount(number: int) -> None:
+        place = daemon.scratch / f"at{number}"
+        place.mkdir()
+        for _ in range(20):
+            daemon.client.post("/mount", image=plain[0], directory=str(place))
+            daemon.client.post("/umount", directory=str(place))
+
+    with ThreadPoolExecutor() as pool:
+        pruning = pool.submit(prune)
+        try:
+            list(pool.map(mount, range(4)))
+        finally:
+            done.set()
+        pruning.result()
+    read_all(daemon, daemon.mount(plain[0]), plain[1])
 
 
 def test_verify_leaves_mounts_alone_that_stand_without_a_daemon(

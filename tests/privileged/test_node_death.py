@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from firstread.errors import UsageError
+from firstread.mountinfo import read_mountinfo
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
@@ -195,6 +198,27 @@ def test_a_fetcher_that_hangs_is_replaced(tmp_path: Path, many: tuple[str, Plain
         assert daemon.log(f"fetcher {hung} does not answer")
 
 
+@pytest.mark.parametrize("frozen", ["supervisor", "both"])
+def test_who_was_frozen_longer_than_its_fetcher_may_hang_does_not_end_it(
+    tmp_path: Path, many: tuple[str, PlainImage], frozen: str
+) -> None:
+    """As by the freezer of a container runtime, or with the whole machine."""
+    with Daemon(tmp_path, "--health", "2") as daemon:
+        place = daemon.mount(many[0])
+        supervisor, fetcher = daemon.supervisor, daemon.fetcher
+        stopped = [supervisor, fetcher] if frozen == "both" else [supervisor]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        reader = daemon.reading(place / "f9", how="random")
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(4)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        assert output(reader) == many[1].summary(9)
+        assert daemon.fetcher == fetcher
+        assert not daemon.log("does not answer")
+
+
 def test_more_reads_than_the_channel_holds_wait_for_a_fetcher_that_is_slow(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
@@ -226,3 +250,34 @@ def test_what_was_present_needs_no_daemon(daemon: Daemon, many: tuple[str, Plain
     drop_caches()
     assert got(read_all(place)) == expected(many[1])
     assert len(tree_of(place)) == COUNT + 1
+
+
+def test_a_mount_that_is_under_way_when_the_fetcher_dies_is_made(tmp_path: Path) -> None:
+    with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}")
+        registry.script("GET /manifests/ blackhole 60")
+        before, first = len(registry.asked("/manifests/")), daemon.fetcher
+        with ThreadPoolExecutor() as pool:
+            mounting = pool.submit(daemon.mount, reference)
+            daemon.wait(lambda: len(registry.asked("/manifests/")) > before)
+            os.kill(first, signal.SIGKILL)
+            place = mounting.result()
+        assert daemon.fetcher != first
+        assert output(daemon.reading(place / "f1")) == image.summary(1)
+
+
+def test_a_mount_that_was_made_when_the_fetcher_died_is_not_made_twice(
+    daemon: Daemon, many: tuple[str, PlainImage]
+) -> None:
+    place = daemon.scratch / "mnt"
+    place.mkdir()
+    asked = {"image": many[0], "directory": str(place)}
+    answer = daemon.client.post("/mount", **asked, command="first")
+    os.kill(daemon.fetcher, signal.SIGKILL)  # and nobody was told
+    again = daemon.client.post("/mount", **asked, command="first")
+    assert (again["mountpoint"], again["digest"]) == (answer["mountpoint"], answer["digest"])
+    assert [mount.place for mount in read_mountinfo()].count(os.fsencode(place)) == 1
+    for command in ("second", ""):
+        with pytest.raises(UsageError, match="is a mount of"):
+            daemon.client.post("/mount", **asked, command=command)

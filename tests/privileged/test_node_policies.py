@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +41,10 @@ def put(registry: ScriptedRegistry, name: str = "plain", first: int = 0) -> tupl
 
 def quarantined(daemon: Daemon) -> list[Path]:
     return sorted((daemon.root / "quarantine").glob("*.json"))
+
+
+def records(daemon: Daemon) -> list[Path]:
+    return sorted((daemon.root / "mounts").iterdir())
 
 
 def test_policies_are_kept_whatever_happens_to_the_daemon(
@@ -92,6 +98,41 @@ def test_each_mount_has_a_stall_limit_of_its_own(
     assert waiting.poll() is None
     registry.script("")
     assert output(waiting) == image.summary(1)
+
+
+@contextlib.contextmanager
+def using(place: Path) -> Iterator[None]:
+    with subprocess.Popen(["sleep", "600"], cwd=place) as user:
+        try:
+            yield
+        finally:
+            user.kill()
+
+
+def test_what_was_unmounted_at_a_place_has_no_say_in_what_is_mounted_there_now(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry)
+    with contextlib.ExitStack() as stack:
+        for name in map(str, range(1000)):
+            place = daemon.mount(reference, name, "--stall", "1")
+            stack.enter_context(using(place))
+            assert daemon.run("umount", "--lazy", place).code == 0
+            daemon.mount(reference, name, "--stall", "60")
+            if json.loads(records(daemon)[-1].read_bytes()).get("detached"):
+                break  # the next fetcher reads that one last
+            assert daemon.run("umount", place).code == 0
+            stack.close()
+            daemon.wait(lambda: not records(daemon))
+        first = daemon.fetcher
+        os.kill(first, signal.SIGKILL)
+        daemon.wait(lambda: daemon.fetcher != first)
+        registry.script("GET /blobs/ status 503 x100000")
+        reader = daemon.reading(place / "f1", how="random")
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(4)
+        registry.script("")
+        assert output(reader) == image.summary(1)
 
 
 def test_a_sector_of_two_mounts_is_waited_for_as_the_more_patient_one_says(

@@ -94,6 +94,23 @@ def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
     daemon.mount(plain[0], "lost")  # its metadata is fetched again
 
 
+def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """A fetcher that cannot read them just now must not forget what still stands."""
+    place = daemon.mount(plain[0])
+    daemon.end_all(signal.SIGKILL)
+    (config,) = (daemon.root / "images").glob("*/config.json")
+    config.rename(tmp_path / "away")
+    daemon.start()
+    assert daemon.log("cannot be taken over")
+    assert output(daemon.reading(place / "f1")) == EIO
+    daemon.end_all(signal.SIGKILL)
+    (tmp_path / "away").rename(config)
+    daemon.start()
+    assert output(daemon.reading(place / "f1")) == plain[1].summary(1)
+
+
 def _line(path: Path) -> str:
     lines = Path("/proc/mounts").read_text().splitlines()
     return next(line for line in lines if line.startswith(str(path)))
@@ -159,3 +176,13 @@ def test_who_shares_a_mount_changes_only_with_its_record(
     for holder in ("b", "a"):
         daemon.client.post("/release", holder=holder)
     assert daemon.status()["mounts"] == []
+
+
+def test_what_somebody_else_has_unmounted_is_given_back_without_complaint(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    answer = daemon.client.post("/mount", image=plain[0], holder="a")
+    unmount(Path(answer["mountpoint"]))
+    daemon.client.release("a")
+    assert daemon.status()["mounts"] == []
+    assert records(daemon) == []

@@ -314,6 +314,82 @@ def test_an_overlay_goes_on_reading_through_a_crash_after_a_lazy_unmount(
     nothing_left(daemon)
 
 
+@contextlib.contextmanager
+def using(place: Path) -> Iterator[Callable[[int], str]]:
+    """Give a function that has another process read a file it has opened; it says what it got."""
+    code = (
+        "import os, sys; files = [os.open(f, os.O_RDONLY) for f in sys.argv[1:]]; print(flush=True)"
+        "\nfor line in sys.stdin: print(os.pread(files[int(line)], 4096, 0).hex(), flush=True)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, *(str(place / f"f{n}") for n in range(8))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as user:
+        stdin, stdout = user.stdin, user.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdout.readline()
+
+        def read(number: int) -> str:
+            print(number, file=stdin, flush=True)
+            said: str = stdout.readline()
+            return said.strip()
+
+        try:
+            yield read
+        finally:
+            user.kill()
+
+
+def test_what_somebody_else_has_unmounted_is_served_through_a_crash(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    with using(place) as read:
+        unmount(place, lazy=True)
+        first = daemon.fetcher
+        os.kill(first, signal.SIGKILL)
+        daemon.wait(lambda: daemon.fetcher != first)
+        assert read(6) == plain[1].contents[6][:4096].hex()
+    daemon.wait(lambda: not list((daemon.root / "mounts").iterdir()))
+    nothing_left(daemon)
+
+
+def test_a_used_mount_that_cannot_be_recorded_is_unmounted_and_served_on(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    """As on a full disk. The record that is there says enough for the next fetcher."""
+    place, table = daemon.mount(plain[0]), daemon.root / "mounts"
+    command = ["unshare", "--mount", "--propagation", "private", "sleep", "60"]
+    with subprocess.Popen(command) as user:  # keeps it alive, and not busy
+        daemon.wait(
+            lambda: os.readlink(f"/proc/{user.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+        )
+        inside = Path(f"/proc/{user.pid}/root{place}")
+        subprocess.run(["chattr", "+i", table], check=True, timeout=PATIENCE_S)
+        try:
+            assert daemon.run("umount", place).code == 0
+            assert daemon.status()["mounts"] == []
+            assert output(daemon.reading(inside / "f2")) == plain[1].summary(2)
+            first = daemon.fetcher
+            os.kill(first, signal.SIGKILL)
+            daemon.wait(lambda: daemon.fetcher != first)
+            assert output(daemon.reading(inside / "f6")) == plain[1].summary(6)
+        finally:
+            subprocess.run(["chattr", "-i", table], check=True, timeout=PATIENCE_S)
+            user.kill()
+
+
+def test_no_record_is_left_of_what_nobody_uses_after_a_lazy_unmount(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    subprocess.run(["mount", "--bind", "/dev/null", place / "f0"], check=True)  # it is busy
+    assert daemon.run("umount", "--lazy", place).code == 0
+    assert list((daemon.root / "mounts").iterdir()) == []
+    nothing_left(daemon)
+
+
 def test_what_is_not_ours_is_not_unmounted(daemon: Daemon, tmp_path: Path) -> None:
     ran = daemon.run("umount", tmp_path)
     assert ran.code == 2

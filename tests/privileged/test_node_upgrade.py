@@ -275,6 +275,24 @@ def test_an_heir_that_gives_up_leaves_everything_as_it_was(
         assert output(another) == waiting.image.summary(7)
 
 
+def test_an_heir_that_gives_up_late_does_not_cost_the_fetcher_its_life(
+    tmp_path: Path, many: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--health", "2") as daemon:
+        place, fetcher = daemon.mount(many[0]), daemon.fetcher
+        question = {"ask": "replace", "root": str(daemon.root), "format": 1}
+        with asked(daemon, json.dumps(question).encode()) as heir:
+            _, fds, _, _ = socket.recv_fds(heir, 65536, 253)
+            for fd in fds:
+                os.close(fd)
+            reader = daemon.reading(place / "f9", how="random")
+            with pytest.raises(subprocess.TimeoutExpired):
+                reader.wait(4)
+        assert output(reader) == many[1].summary(9)
+        assert daemon.fetcher == fetcher
+        assert not daemon.log("does not answer")
+
+
 @pytest.mark.parametrize(
     "question", [b"", b"{", b"[]", b"\xff", b'{"ask": "all"}', b'{"ask": 5}', b"x" * 60000]
 )

@@ -33,7 +33,7 @@ def release_mount(root: Path, run_dir: Path, record: Record) -> None:
     """
     from firstread.node.client import connected
 
-    connected(root, run_dir).post("/release", holder=record.id)
+    connected(root, run_dir).release(record.id)
 
 
 def for_each(

@@ -57,8 +57,7 @@ def command(
     from firstread.node.client import connected
 
     client = connected(root, run_dir)
-    answer = client.post(
-        "/mount",
+    answer = client.mount(
         image=str(reference.absolute()),
         directory=str(directory.absolute()),
         policy=pull,
@@ -69,7 +68,7 @@ def command(
     try:
         check_lazy(answer, policies)
     except FirstreadError:
-        client.post("/umount", directory=answer["mountpoint"])
+        client.umount(answer["mountpoint"])
         raise
     if as_json:
         show(answer)

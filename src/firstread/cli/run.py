@@ -120,7 +120,7 @@ def _run(
         # detached container's monitor is forked.
         loading = threading.Thread(target=importlib.import_module, args=("firstread.run.launch",))
         loading.start()
-        mount = client.post("/mount", image=image, holder=record.id, **how)
+        mount = client.mount(image=image, holder=record.id, **how)
         loading.join()
         check_lazy(mount, how["policies"])
         from firstread.run.launch import run_container

@@ -18,4 +18,4 @@ def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
     """Unmount the image at DIR. What was fetched stays in the store."""
     from firstread.node.client import connected
 
-    connected(root, run_dir).post("/umount", directory=str(directory.absolute()), lazy=lazy)
+    connected(root, run_dir).umount(str(directory.absolute()), lazy=lazy)

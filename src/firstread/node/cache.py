@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from firstread.config import CacheTable
@@ -82,6 +82,7 @@ class Cache:
         self.clock = Clock(grace_s)
         self._store, self._group, self._owner = store, group, owner
         self._parked: dict[bytes, list[Waiter]] = {}  # events that wait for an emptying
+        self._opening: set[bytes] = set()  # sectors whose files EROFS opens for a mount just now
         self._aside = store.aside_sizes()  # bytes of each doubtful file that is not in its place
         self._cold: deque[bytes] = deque()
         self._cold_is_known = False
@@ -119,10 +120,21 @@ class Cache:
         with self.changed:
             self._cold_is_known = False
 
-    def mark(self, ids: Iterable[bytes]) -> None:
-        """Mark sectors of an image that is about to be mounted; `watch` it afterwards."""
-        with self.changed:
-            self._group.mark_names(self._store.fileno(), self._store.names(ids))
+    @contextlib.contextmanager
+    def opening(self, ids: Sequence[bytes]) -> Iterator[None]:
+        """Keep sectors marked while EROFS opens them for a mount; `watch` them afterwards.
+
+        One mount at a time. A file that has no mark when it is opened never raises an event, so
+        what other mounts read of it meanwhile must not take its mark off.
+        """
+        try:
+            with self.changed:
+                self._opening = set(ids)
+                self._group.mark_names(self._store.fileno(), self._store.names(ids))
+            yield
+        finally:
+            with self.changed:
+                self._opening = set()
 
     def unwatch(self, ids: Iterable[bytes]) -> None:
         """Watch those sectors no longer that no mounted image has."""
@@ -217,7 +229,7 @@ class Cache:
             whole = os.fstat(fd).st_size >= whole_bytes
             verdict = self.clock.event(sector_id, whole=whole)
             if verdict is Verdict.ALLOW:
-                self._group.unmark(fd)
+                self._unmark(sector_id, fd)
             elif verdict is Verdict.WAIT:
                 self._parked.setdefault(sector_id, []).append(waiter)
             return verdict
@@ -230,7 +242,7 @@ class Cache:
                 self._parked.setdefault(sector_id, []).append(waiter)
                 return False
             if verdict is Verdict.ALLOW and os.fstat(waiter[0].fd).st_size >= whole_bytes:
-                self._group.unmark(waiter[0].fd)
+                self._unmark(sector_id, waiter[0].fd)
             return True
 
     def is_emptying(self, sector_id: bytes) -> bool:
@@ -280,7 +292,7 @@ class Cache:
         """Note that a sector, which the caller holds, is whole and verified."""
         with self.changed:
             self.clock.trust(sector_id)
-            self._group.unmark(fd)
+            self._unmark(sector_id, fd)
             self._owner.whole(sector_id)
 
     @contextlib.contextmanager
@@ -331,13 +343,18 @@ class Cache:
         self.make_room(OTHER_ROOM_BYTES, holding=False)
         return act()  # less room than that may do as well
 
+    def _unmark(self, sector_id: bytes, fd: int) -> None:
+        """Watch a sector that is whole no longer; `fd`: its file."""
+        if sector_id not in self._opening:
+            self._group.unmark(fd)
+
     def _unmark_whole(self, sector_id: bytes) -> None:
         """Watch a sector no longer, if there is nothing to watch for.
 
         A mark too many costs an event, so it is no error.
         """
         whole = self._owner.whole_size(sector_id)
-        if not whole or self.clock.is_doubted(sector_id):
+        if not whole or self.clock.is_doubted(sector_id) or sector_id in self._opening:
             return
         try:
             if self._store.size(sector_id) >= whole:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from firstread import errors
-from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
 from firstread.private import private_directory
 
@@ -32,9 +32,9 @@ _TIMEVAL = struct.Struct("@ll")
 
 START_S = 30.0  # for a daemon to answer after it was started
 RECONNECT_S = 0.1  # before who watches asks the next fetcher
+REPEATS = 3  # of a request, if the fetcher dies before it has answered
 _PATHS = {"DOCKER_CONFIG", "FIRSTREAD_CONFIG", "FIRSTREAD_CREDENTIALS_DIR", "REGISTRY_AUTH_FILE"}
 _PATH_LIST = "FIRSTREAD_HOSTS_DIR"
-REPEATS = 3  # of a request that changes nothing, if the fetcher dies before it has answered
 
 
 class _HungUpError(NodeError):
@@ -81,12 +81,7 @@ class Client:
 
     def text(self, path: str) -> str:
         """Return the text at `path`; otherwise as `get`."""
-        for _ in range(REPEATS):
-            try:
-                return self._exchange("GET", path).decode()
-            except _HungUpError:
-                continue
-        return self._exchange("GET", path).decode()
+        return self._repeated("GET", path).decode()
 
     def post(self, path: str, **request: Any) -> Any:
         """Ask the daemon to do something; return its answer.
@@ -95,6 +90,36 @@ class Client:
             FirstreadError: as `get`.
         """
         return json.loads(self._exchange("POST", path, json.dumps(request).encode()))
+
+    def mount(self, **request: Any) -> Any:
+        """Ask for a mount; ask again if the fetcher dies meanwhile, whatever it had done by then.
+
+        Raises:
+            FirstreadError: as `get`.
+        """
+        request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
+        return json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
+
+    def umount(self, directory: str, *, lazy: bool = False) -> None:
+        """Ask for the end of a mount; otherwise as `mount`."""
+        body = json.dumps({"directory": directory, "lazy": lazy}).encode()
+        try:
+            self._exchange("POST", "/umount", body)
+        except _HungUpError:
+            with contextlib.suppress(UsageError):  # it was unmounted before the fetcher died
+                self._repeated("POST", "/umount", body)
+
+    def release(self, holder: str) -> None:
+        """Give back what `holder` shares; otherwise as `mount`."""
+        self._repeated("POST", "/release", json.dumps({"holder": holder}).encode())
+
+    def _repeated(self, method: str, path: str, body: bytes = b"") -> bytes:
+        for _ in range(REPEATS):
+            try:
+                return self._exchange(method, path, body)
+            except _HungUpError:
+                continue
+        return self._exchange(method, path, body)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield what happens, until the daemon ends. What happens between two fetchers is missed.
@@ -180,6 +205,8 @@ def _read_head(answer: BinaryIO) -> tuple[int, int]:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
             length = int(value)
+    if not line:
+        raise ConnectionError("it hung up")
     return int(words[1]), length
 
 

@@ -8,8 +8,8 @@ the supervisor's, so a request that comes while the fetcher restarts waits.
 ``GET /status``             the document of ``firstread status --json``
 ``GET /metrics``            the same as Prometheus reads it
 ``GET /events``             what happens, as JSON lines, until the client leaves
-``POST /mount``             ``image directory access policy holder policies login``
-                            → `Node.mount`
+``POST /mount``             ``image directory access policy holder policies login
+                            command`` → `Node.mount`
 ``POST /login``             ``scope login`` → `Network.login`
 ``POST /umount``            ``directory lazy``
 ``POST /release``           ``holder``
@@ -222,6 +222,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 policy=request.get("policy", "missing"),
                 holder=self._holder,
                 asked=msgspec.convert(request.get("policies", {}), Asked),
+                command=str(request.get("command", "")),
             )
 
     def _unknown(self, _: Answer) -> Answer:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from firstread.erofs.reader import validate
-from firstread.errors import FirstreadError, ImageError, NotFoundError, from_os_error
+from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, from_os_error
 from firstread.node.filling import Wanted
 from firstread.oci.ingest import sync_directory
 from firstread.oci.model import Manifest, diff_ids, parse_manifest
@@ -43,6 +43,9 @@ from firstread.sectors.attached import resolve_converted
 from firstread.sectors.image import BlockImage, fetch_image, open_image
 
 log = logging.getLogger("images")
+
+METADATA = "metadata"  # name of the file
+ATTEMPTS = 5  # to open an image before somebody prunes it
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class NodeImage:
 
     @property
     def metadata(self) -> Path:
-        return self.directory / "metadata"
+        return self.directory / METADATA
 
     def ids(self) -> list[bytes]:
         """Return the sector ids in order of device slots."""
@@ -152,6 +155,10 @@ class ImageStore:
         names = (path.name.replace("-", ":", 1) for path in self._images.iterdir())
         return sorted(name for name in names if is_digest(name))
 
+    def metadata_path(self, digest: str) -> Path:
+        """Return where the metadata of an image is, if it is here."""
+        return self._directory(digest) / METADATA
+
     def touch(self, digest: str) -> None:
         """Note that an image is used now."""
         with contextlib.suppress(OSError):
@@ -174,6 +181,8 @@ class ImageStore:
             scratch = self._images / f"tmp-{os.getpid()}-{threading.get_ident()}"
             self._directory(digest).rename(scratch)
             shutil.rmtree(scratch)
+        except FileNotFoundError:
+            return  # another thread was faster
         except OSError as exc:
             raise from_os_error(exc, "cannot remove the image").about(image=digest) from exc
 
@@ -188,7 +197,7 @@ class ImageStore:
             wanted = {
                 "manifest.json": image.digest,
                 "config.json": manifest.config.digest,
-                "metadata": diff_ids(image.config)[0],
+                METADATA: diff_ids(image.config)[0],
             }
             for name, digest in wanted.items():
                 with (image.directory / name).open("rb") as file:
@@ -210,7 +219,7 @@ class ImageStore:
         try:
             manifest = parse_manifest((directory / "manifest.json").read_bytes())
             config = json.loads((directory / "config.json").read_bytes())
-            with open(directory / "metadata", "rb") as file:
+            with open(directory / METADATA, "rb") as file:
                 metadata = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except FileNotFoundError as exc:
             raise NotFoundError(f"image {digest} is not on this node") from exc
@@ -244,22 +253,29 @@ class ImageStore:
         try:
             resolved = resolve_converted(repository)
             on_resolved()
-            digest = resolved.descriptor.digest
-            target = self._directory(digest)
-            if not target.is_dir():
-                scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
-                try:
-                    _write(scratch, resolved, repository)
-                    _publish(scratch, target)
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
-            self._remember(reference, digest)
-            return self.load(digest)
+            for _ in range(ATTEMPTS):
+                self._store(reference, repository, resolved)
+                with contextlib.suppress(NotFoundError):  # it was pruned meanwhile
+                    return self.load(resolved.descriptor.digest)
+            raise NodeError("the image is pruned whenever it has come")
         except FirstreadError as exc:
             exc.about(image=str(reference))
             raise
         except OSError as exc:
             raise from_os_error(exc, "cannot store the image").about(image=str(reference)) from exc
+
+    def _store(self, reference: Reference, repository: Repository, resolved: ResolvedImage) -> None:
+        """Fetch the metadata of an image, unless it is here, and remember its name."""
+        digest = resolved.descriptor.digest
+        target = self._directory(digest)
+        if not target.is_dir():
+            scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
+            try:
+                _write(scratch, resolved, repository)
+                _publish(scratch, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        self._remember(reference, digest)
 
     def _remember(self, reference: Reference, digest: str) -> None:
         name = self._name(reference)
@@ -282,7 +298,7 @@ def _write(directory: Path, resolved: ResolvedImage, repository: Repository) -> 
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    with open(directory / "metadata", "w+b") as file:
+    with open(directory / METADATA, "w+b") as file:
         validate(fetch_image(repository, resolved.manifest, file).erofs)
         os.fsync(file.fileno())
 

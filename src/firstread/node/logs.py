@@ -86,11 +86,15 @@ class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _writes_to(path: Path) -> bool:
-    """Return whether stderr is a log file, or the one before it."""
-    for name in (path, f"{path}.1"):
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(2), os.stat(name)):
-                return True
+    """Return whether stderr is a log file, or was one before it was turned over, or removed."""
+    with contextlib.suppress(OSError):
+        for name in (path, f"{path}.1"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(2), os.stat(name)):
+                    return True
+        # Of who was quiet while others turned it over twice.
+        gone = os.path.realpath(path)
+        return os.readlink("/proc/self/fd/2") in {f"{gone} (deleted)", f"{gone}.1 (deleted)"}
     return False
 
 

@@ -68,6 +68,7 @@ class Mount(msgspec.Struct):
         policies: what each of `holders` has asked for, or, under "", who has mounted it.
         file_system: which one stands there, once it does.
         detached: it was unmounted while somebody used it, and is used on.
+        command: which one has asked for it; "" if that cannot be repeated.
     """
 
     mountpoint: str
@@ -79,6 +80,7 @@ class Mount(msgspec.Struct):
     policies: dict[str, Asked] = {}
     file_system: FileSystem | None = None
     detached: bool = False
+    command: str = ""
 
     def taken_away(self) -> Mount:
         """Return the record of it for when it is not at its place any more."""
@@ -113,15 +115,21 @@ class MountTable:
                     path.unlink()
         return mounts
 
-    def save(self, mount: Mount) -> None:
-        """Write a record, so that it survives a crash of everything."""
+    def save(self, mount: Mount, *, sync: bool = True) -> None:
+        """Write a record, so that it survives a crash of everything.
+
+        Args:
+            mount: what to write.
+            sync: wait for the disk. What is of no use after a reboot need not.
+        """
         path = self._path(mount)
         scratch = path.with_suffix(".tmp")
         try:
             with open(scratch, "wb") as file:
                 file.write(msgspec.json.encode(mount))
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             scratch.replace(path)
         except OSError as exc:
             raise from_os_error(exc, "cannot write the mount table") from exc

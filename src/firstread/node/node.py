@@ -96,30 +96,29 @@ class Node:
 
         A mount whose source is not there now is taken over as well: its reads wait for it.
         """
-        standing = mounted_erofs()
-        anew = not self._fetcher.cache.has_marks()
-        for mount in self._table.load():
-            image = self._known(mount)
-            stands = (
-                not mount.detached
-                and image is not None
-                and standing.get(mount.mountpoint) == str(image.metadata)
-            )
-            if image is None or not (stands or mount.is_used()):
-                log.info("mount %s is gone", mount.mountpoint)
-                self._table.remove(mount)
-                continue
-            try:
-                self._take_over(mount if stands else self._detach(mount), image, anew)
-            except FirstreadError as exc:
-                log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+        with self.lock:  # detached mounts may end meanwhile
+            standing = mounted_erofs()
+            anew = not self._fetcher.cache.has_marks()
+            for mount in self._table.load():
+                source = str(self.images.metadata_path(mount.digest))
+                stands = not mount.detached and standing.get(mount.mountpoint) == source
+                if not (stands or mount.is_used()):
+                    log.info("mount %s is gone", mount.mountpoint)
+                    self._table.remove(mount)
+                    continue
+                try:
+                    self._take_over(mount if stands else self._detach(mount), anew)
+                except FirstreadError as exc:
+                    # Its record stays: the next fetcher may have the files of its image again.
+                    log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
 
-    def _take_over(self, mount: Mount, image: NodeImage, anew: bool) -> None:
+    def _take_over(self, mount: Mount, anew: bool) -> None:
+        image = self.images.load(mount.digest)
         served = self._serve(image, mount)
         if mount.detached:
             self._detached.add(mount, served)
         else:
-            mount.file_system = FileSystem.at(Path(mount.mountpoint))
+            self._identify(mount)
             self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
         self._pins_changed()
         self.images.touch(image.digest)
@@ -135,12 +134,12 @@ class Node:
         if mount.pinned:
             self._complete(served)
 
-    def _known(self, mount: Mount) -> NodeImage | None:
-        try:
-            return self.images.load(mount.digest)
-        except FirstreadError as exc:
-            log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
-            return None
+    def _identify(self, mount: Mount) -> None:
+        """Note which file system stands at its place."""
+        found = FileSystem.at(Path(mount.mountpoint))
+        if found != mount.file_system:
+            mount.file_system = found
+            self._record(mount)
 
     # -- mount, umount -------------------------------------------------------------------------
 
@@ -170,6 +169,8 @@ class Node:
         if digest is not None:
             try:
                 image = self.images.load(digest)
+            except NotFoundError:
+                pass  # pruned meanwhile
             except ImageError as exc:
                 if policy == "never":
                     raise
@@ -214,6 +215,7 @@ class Node:
         policy: str = "missing",
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
+        command: str = "",
     ) -> dict[str, Any]:
         """Mount an image.
 
@@ -224,6 +226,7 @@ class Node:
             policy: see `pull`.
             holder: who shares the mount; it stays until every holder has released it.
             asked: policies for reads through it.
+            command: names this request, in case that it comes again because a fetcher has died.
 
         Returns:
             the mount point, the digest, the image's config, the device, and a timeline in seconds.
@@ -252,9 +255,11 @@ class Node:
             if directory is None:
                 mount = self._share(image, name, access, holder, asked)
             else:
-                mount = self._mount_at(
-                    image, Mount(place, name, image.digest, access, policies={"": asked})
+                policies = {"": asked}
+                wanted = Mount(
+                    place, name, image.digest, access, policies=policies, command=command
                 )
+                mount = self._mount_at(image, wanted)
         note()
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         return {
@@ -281,14 +286,15 @@ class Node:
             problem = self.images.damage(image)
             if problem is None:
                 return image
-            log.error("image %s: %s", image.digest, problem)
-            if policy == "never":
-                raise ImageError(
-                    problem,
-                    hint="fetch it again: firstread mount --pull always",
-                    image=str(reference),
-                )
-            self.images.remove(image.digest)
+            if image.metadata.exists():  # else it was pruned meanwhile
+                log.error("image %s: %s", image.digest, problem)
+                if policy == "never":
+                    raise ImageError(
+                        problem,
+                        hint="fetch it again: firstread mount --pull always",
+                        image=str(reference),
+                    )
+                self.images.remove(image.digest)
         return self.pull(reference, access, policy)
 
     def _share(
@@ -316,8 +322,11 @@ class Node:
     def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
         place, name = mount.mountpoint, mount.image
         self._forget_if_gone(place)
-        if place in self._mounts:
-            raise UsageError(f"{place} is a mount of {self._mounts[place].image}", image=name)
+        there = self._mounts.get(place)
+        if there is not None and there.command and there.command == mount.command:
+            return there  # made by a fetcher that died before it could say so
+        if there is not None:
+            raise UsageError(f"{place} is a mount of {there.image}", image=name)
         self._save(mount)
         served = None
         try:
@@ -326,7 +335,7 @@ class Node:
             doubted = self._prepare(image)
             cache = self._fetcher.cache
             self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
-            mount.file_system = self._attach(image, Path(place), doubted)
+            self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
             if served is not None:
@@ -347,26 +356,26 @@ class Node:
         is being read of was checked for that one, but its bytes on the disk may have changed.
         """
         sectors = image.block_image.index.sectors
-        alone = [s for s in sectors if len(list(self._fetcher.having(s.id))) == 1]
-        self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(s.id for s in alone))
+        alone = {s.id for s in sectors if len(list(self._fetcher.having(s.id))) == 1}
+        self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(alone))
         if self._verify == "never":
             return []
         trusts = self._fetcher.checks.is_trusted if self._verify == "once" else lambda _: False
         doubted = [s for s in sectors if self._store.size(s.id) and not trusts(s.id)]
         for sector in doubted:
-            if sector in alone and self._store.size(sector.id) < sector.size:
+            if sector.id in alone and self._store.size(sector.id) < sector.size:
                 self._fetcher.cache.discard(sector.id)
         return [sector.id for sector in doubted]
 
-    def _attach(self, image: NodeImage, place: Path, doubted: list[bytes]) -> FileSystem:
-        """Mount `image`: all of it, or nothing. Return the file system."""
-        ids = image.ids()
+    def _attach(self, image: NodeImage, mount: Mount, doubted: list[bytes]) -> None:
+        """Mount `image`: all of it, or nothing."""
+        ids, place = image.ids(), Path(mount.mountpoint)
         # Every file must be marked when EROFS opens it; a present one not any longer.
-        self._fetcher.cache.mark(ids)
-        mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
+        with self._fetcher.cache.opening(ids):
+            mount_erofs(image.metadata, [self._store.path(sector_id) for sector_id in ids], place)
         try:
             self._fetcher.cache.watch(image.block_image.index.sectors, doubted)
-            return FileSystem.at(place)
+            self._identify(mount)
         except BaseException:
             unmount(place, lazy=True)
             raise
@@ -399,11 +408,25 @@ class Node:
             (str(reference), mount.access),
             lambda: self.network.open(reference, mount.access),
         )
-        self._apply_policies(mount, served)
+        if not mount.detached:
+            self._apply_policies(mount, served)
         return served
 
     def _save(self, mount: Mount) -> None:
         self._fetcher.cache.with_room(lambda: self._table.save(mount))
+
+    def _record(self, mount: Mount) -> bool:
+        """Write what is now known of a mount for the next fetcher; return whether that worked.
+
+        Its record says of which file system it is: the next fetcher serves that on if it is used,
+        though somebody else has unmounted it meanwhile.
+        """
+        try:
+            self._table.save(mount, sync=False)
+        except NodeError as exc:
+            log.warning("mount %s: %s", mount.mountpoint, exc)
+            return False
+        return True
 
     def _rewrite(self, mount: Mount, *, holders: list[str], policies: dict[str, Asked]) -> None:
         """Change who shares a mount: on the disk first, for that can fail."""
@@ -427,6 +450,9 @@ class Node:
         """Give back the mounts that `holder` shares; with its last holder a mount goes."""
         with self.lock:
             for mount in [m for m in self._mounts.values() if holder in m.holders]:
+                self._forget_if_gone(mount.mountpoint)
+                if mount.mountpoint not in self._mounts:
+                    continue
                 left = [other for other in mount.holders if other != holder]
                 if left:
                     policies = {h: p for h, p in mount.policies.items() if h != holder}
@@ -468,8 +494,7 @@ class Node:
     def _detach(self, mount: Mount) -> Mount:
         """Note in the table that a mount is not at its place any more."""
         detached = mount.taken_away()
-        self._save(detached)
-        if not mount.detached:
+        if self._record(detached) and not mount.detached:
             self._table.remove(mount)
         return detached
 
@@ -492,14 +517,11 @@ class Node:
         del self._mounts[place]
         served = self._served.pop(place)
         # What an overlayfs or another mount namespace uses can be unmounted, and must be served on.
-        rest = mount.taken_away()
-        if rest.is_used():
-            try:
-                self._save(rest)
-            except NodeError as exc:
-                log.warning("the next fetcher will not serve what was at %s: %s", place, exc)
-            self._detached.add(rest, served)
-        self._table.remove(mount)
+        if mount.taken_away().is_used():
+            self._detached.add(self._detach(mount), served)
+        else:
+            self._table.remove(mount)
+            self._table.remove(mount.taken_away())  # if it was to become one
         self._drop_policy(served, place)
         self._withdraw(served)
         self._pins_changed()
@@ -541,11 +563,9 @@ class Node:
             served.lane.complete(image.wanted(slot))
 
     def _pins_changed(self) -> None:
+        pinned = {self._served[place] for place, mount in self._mounts.items() if mount.pinned}
         for served in self._served.values():
-            served.pinned = any(
-                mount.pinned and self._served.get(place) is served
-                for place, mount in self._mounts.items()
-            )
+            served.pinned = served in pinned
         self._fetcher.pins_changed()
 
     def _cold(self) -> list[bytes]:

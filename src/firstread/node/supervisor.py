@@ -97,6 +97,7 @@ class Supervisor:
         self._next: FetcherProcess | None = None  # loads, to take the place of the other
         self._retire_until = math.inf  # which the other is ended, if it has been told to
         self._started = -math.inf
+        self._woke = time.monotonic()  # when we last knew what there was to do
         self._failures = 0.0  # to start, before any fetcher was ready
         self._restarts = handover.restarts
         self._upgrades = handover.upgrades
@@ -134,7 +135,10 @@ class Supervisor:
                 self._keep_next()
             self._keep_place()
             self._keep_succession()
-            for key, mask in self._selector.select(timeout=self._patience()):
+            patience = self._patience()
+            found = self._selector.select(timeout=patience)
+            self._excuse(patience)
+            for key, mask in found:
                 key.data(mask)
         if self._heir is None:
             self._shut_down()
@@ -144,6 +148,14 @@ class Supervisor:
         if self._fetcher is None:
             return self._pause
         return 1.0 if self._fetcher.channel is not None else 0.01  # it will have ended in a moment
+
+    def _excuse(self, patience: float) -> None:
+        """Blame no fetcher for a time in which we did not run: stopped, frozen or starved."""
+        woke, self._woke = self._woke, time.monotonic()
+        late = self._woke - woke - patience
+        for fetcher in (self._fetcher, self._next):
+            if fetcher is not None and late > 0:
+                fetcher.beat += late
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -511,6 +523,7 @@ class Supervisor:
             self._heir = None
         self._selector.register(GROUP_FD, selectors.EVENT_READ, lambda _: self._read_events())
         if self._fetcher is not None:
+            self._fetcher.beat = time.monotonic()  # nobody has listened to it meanwhile
             self._watch(self._fetcher)
 
 

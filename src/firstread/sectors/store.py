@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from firstread.errors import NodeError, from_os_error
+from firstread.errors import NodeError, from_os_error, is_disk_full
 from firstread.mountinfo import read_mountinfo
 
 PRE_CONTENT_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs"})
@@ -139,15 +139,16 @@ class SectorStore:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                 os.close(fd)
                 raise NodeError(
-                    f"the sector store {self.root} is in use by process {owner or 'unknown'}",
+                    f"the sector store {self.root} is in use by process {holder or 'unknown'}",
                     hint="stop that daemon, or choose another --root",
                 ) from exc
             self._lock_fd = fd
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            owner = b"%d\n" % os.getpid()
+            os.pwrite(fd, owner, 0)  # first: a full disk need not give back what it has
+            os.ftruncate(fd, len(owner))
             self._recover()
 
     def detach_lock(self) -> int:
@@ -165,7 +166,13 @@ class SectorStore:
             status = entry.stat(follow_symlinks=False)
             if status.st_size and status.st_mode & stat.S_IWUSR:
                 os.chmod(entry.path, _DOUBTFUL)
-        _write_durably(record, boot_id)
+        try:
+            _write_durably(record, boot_id)
+        except OSError as exc:
+            if not is_disk_full(exc):
+                raise
+            # Sectors may be what fills the disk, and who would remove them cannot start without.
+            _overwrite(record, boot_id)
 
     # -- doubtful sectors ----------------------------------------------------------------------
 
@@ -421,10 +428,23 @@ def _read_or_none(path: Path) -> str | None:
 def _write_durably(path: Path, text: str) -> None:
     """Replace the contents of `path`: after a crash it has the old or the new text."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    _sync(scratch)
-    scratch.replace(path)
+    try:
+        scratch.write_text(text)
+        _sync(scratch)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """Put `text` in the place of as many bytes, with no new space; a power loss can tear it."""
+    with path.open("r+") as file:
+        file.write(text)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

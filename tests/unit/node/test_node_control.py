@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -45,8 +46,9 @@ class Remembering(Node):
         policy: str = "missing",
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
+        command: str = "",
     ) -> dict[str, Any]:
-        self.asked = asked
+        self.asked, self.command = asked, command
         self._note("mount", name, directory, access, policy, holder)
         return {"mountpoint": directory}
 
@@ -357,3 +359,53 @@ def test_none_is_started_where_somebody_else_does_that(
     with pytest.raises(NodeError, match="none may be started"):
         connected(tmp_path / "root", tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def dying(run_dir: Path, *answers: bytes) -> Iterator[list[bytes]]:
+    """Be fetchers that answer a request each, or die before they do; give what they were asked."""
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(socket_path(run_dir)))
+        listener.listen()
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(connection.recv(65536).rpartition(b"\r\n")[2])
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield asked
+        thread.join(timeout=PATIENCE_S)
+
+
+def answer_of(status: int, document: dict[str, Any]) -> bytes:
+    body = json.dumps(document).encode()
+    return b"HTTP/1.0 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+
+def test_a_command_is_repeated_when_the_fetcher_dies_and_is_known_by_its_number(
+    tmp_path: Path,
+) -> None:
+    mounted = {"mountpoint": "/d"}
+    with dying(tmp_path, b"", b"HTTP/1.0 200 OK\r\n", answer_of(200, mounted)) as asked:
+        assert Client(tmp_path).mount(image="i", directory="/d") == mounted
+    first, *others = map(json.loads, asked)
+    assert len(first["command"]) == 16
+    assert others == [first, first]
+
+
+def test_a_fetcher_that_dies_again_and_again_is_not_asked_for_ever(tmp_path: Path) -> None:
+    with dying(tmp_path, *[b""] * 4), pytest.raises(NodeError, match="hung up"):
+        Client(tmp_path).release("holder")
+
+
+def test_what_a_fetcher_had_unmounted_before_it_died_is_unmounted(tmp_path: Path) -> None:
+    gone = answer_of(400, UsageError("/d is not a mount of firstread").to_dict())
+    with dying(tmp_path, b"", gone, gone):
+        Client(tmp_path).umount("/d")
+        with pytest.raises(UsageError):
+            Client(tmp_path).umount("/d")

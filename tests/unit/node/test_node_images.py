@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
-from firstread.node.images import ImageStore, SectorMap
+from firstread.node.images import ImageStore, NodeImage, SectorMap
 from firstread.oci.layout import LayoutDirectory
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
@@ -69,6 +69,28 @@ def test_an_image_is_fetched_with_three_questions_and_then_known(
     assert loaded.ids() == image.ids()
     assert loaded.config == image.config
     assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
+
+
+def test_what_is_pruned_while_it_is_fetched_is_fetched_again(
+    tmp_path: Path, reference: Reference
+) -> None:
+    class Pruned(ImageStore):
+        times = 3
+
+        def load(self, digest: str) -> NodeImage:
+            if self.times:
+                self.times -= 1
+                self.remove(digest)
+                self.remove(digest)  # so does somebody else
+            return super().load(digest)
+
+    store = Pruned(tmp_path)
+    with LayoutDirectory(reference) as repository:
+        image = store.fetch(reference, repository)
+        assert store.known(reference) == image.digest
+        store.times = 1000
+        with pytest.raises(NodeError, match="pruned"):
+            store.fetch(reference, repository)
 
 
 def test_sectors_are_found_by_id_and_by_place(store: ImageStore, reference: Reference) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from firstread.node.logfile import turn_over
 from firstread.testing.patience import PATIENCE_S
 
 LIMIT_BYTES = 150_000  # of about 200,000 that two processes write
@@ -46,6 +48,21 @@ def test_a_log_is_turned_over_and_every_process_follows(tmp_path: Path) -> None:
     for name in ("first", "second"):
         numbers = [int(words.split()[-1]) for words in records if words.startswith(name)]
         assert numbers == list(range(1000))
+
+
+def test_who_begins_with_a_log_that_is_gone_goes_on_with_the_one_that_is_there(
+    tmp_path: Path,
+) -> None:
+    """As the child of a process that has been quiet while others turned the log over twice."""
+    path = tmp_path / "daemon.log"
+    with open(path, "ab") as log:
+        for _ in range(2):
+            turn_over(path)
+            path.touch()
+        command = [sys.executable, "-c", _WRITER, str(path), "one"]
+        subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
+        assert os.fstat(log.fileno()).st_size == 0
+    assert len(path.read_text().splitlines()) == 1001
 
 
 def test_a_log_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from firstread.config import CacheTable
 from firstread.device.fanotify import Group
 from firstread.errors import NodeError, from_os_error
 from firstread.node.cache import IDLE_S, Cache
-from firstread.node.evict import State
+from firstread.node.evict import State, Verdict
 from firstread.node.filling import Waiter
+from firstread.node.wire import Request
+from firstread.sectors.format import SectorEntry
 from firstread.sectors.store import SectorStore
 
 SIZE = 4096
@@ -34,6 +37,10 @@ class Marks(Group):
             if name in self.refused:
                 raise NodeError("no memory")
             self.names.add(name)
+
+    def unmark(self, fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        self.names.discard(os.fsencode(path.relative_to(path.parents[1])))
 
     def unmark_names(self, dirfd: int, names: Iterable[bytes]) -> None:
         self.names -= set(names)
@@ -93,6 +100,26 @@ def test_what_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
     assert [store.size(i) for i in IDS] == [SIZE, SIZE, 0, 0]
     assert marks.names == set(store.names(IDS[2:]))
     assert all(cache.clock.state(i) is not State.EMPTIES for i in IDS)
+
+
+def test_marks_stay_while_a_file_is_opened_for_another_mount(store: SectorStore) -> None:
+    """A file that has no mark when EROFS opens it never raises an event there: it would be EIO."""
+    marks = Marks()
+    cache = cache_of(store, marks, Images())
+    files = [store.open(sector_id) for sector_id in IDS]
+    waiters = [(Request(fd, 1, 0, SIZE, fd), 0.0) for fd in files]
+    with cache.opening(IDS):
+        assert cache.event(waiters[0], IDS[0], SIZE) is Verdict.ALLOW
+        cache.filled(IDS[1], files[1])
+        with cache.holding(IDS[2]):
+            pass
+        for sector_id in cache.clock.turn(0.0, SIZE, SIZE, lambda _: False).mark:
+            assert cache.touch(waiters[IDS.index(sector_id)], sector_id, SIZE)
+        assert marks.names == set(store.names(IDS))
+    cache.watch([SectorEntry(i, SIZE, 0, 0, SIZE) for i in IDS])
+    assert marks.names == set()
+    for fd in files:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("why", ["emptied", "known to a lane"])
