@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firstread import __version__
 from firstread.node.logfile import LOG_BYTES
-from firstread.node.metrics import MAX_CONNECTIONS
+from firstread.node.metricserver import MAX_CONNECTIONS
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output

@@ -100,6 +100,10 @@ class Client:
         request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
         return json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
 
+    def pull(self, **request: Any) -> Any:
+        """Ask for an image without a mount; otherwise as `mount`."""
+        return json.loads(self._repeated("POST", "/pull", json.dumps(request).encode()))
+
     def umount(self, directory: str, *, lazy: bool = False) -> None:
         """Ask for the end of a mount; otherwise as `mount`."""
         body = json.dumps({"directory": directory, "lazy": lazy}).encode()

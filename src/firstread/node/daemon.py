@@ -33,7 +33,7 @@ from firstread.node.handover import (
 from firstread.node.journal import Journal, is_journal, make_journal
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
-from firstread.node.metrics import check_address
+from firstread.node.metricserver import check_address
 from firstread.node.secrets import no_core_dumps, secret_memory
 from firstread.node.succession import take_over
 from firstread.node.wire import BUFFER_FD, GROUP_FD

@@ -40,6 +40,7 @@ from firstread.node.journal import Journal
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
+from firstread.node.metricserver import serve_metrics
 from firstread.node.network import Network
 from firstread.node.node import Node
 from firstread.node.secrets import SecretMemory
@@ -102,7 +103,7 @@ def main(arguments: dict[str, Any]) -> None:
     metrics = NodeMetrics(lambda: complete(node.status()))
     if config.node.metrics:
         try:
-            metrics.listen(config.node.metrics)
+            serve_metrics(config.node.metrics, metrics.text)
         except FirstreadError as exc:
             log.warning("no metrics over TCP: %s", exc)  # reads are more important
     server = ControlServer(

@@ -78,7 +78,7 @@ def attached_images(
 
     def pull(reference: str) -> str:
         daemon = connected(root, run_dir)
-        answer: dict[str, Any] = daemon.post("/pull", image=reference, access=access or {})
+        answer: dict[str, Any] = daemon.pull(image=reference, access=access or {})
         return str(answer["digest"])
 
     return AttachedImages(pull)

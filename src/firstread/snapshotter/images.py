@@ -57,17 +57,17 @@ class DaemonImages:
         self._access = access or {}
 
     def pull(self, reference: str) -> None:
-        self._daemon().post("/pull", image=reference, access=self._access)
+        self._daemon().pull(image=reference, access=self._access)
 
     def mount(self, reference: str, snapshot: int) -> Path:
         holder = f"{HOLDER}{snapshot}"
-        answer = self._daemon().post(
-            "/mount", image=reference, directory=None, holder=holder, access=self._access
+        answer = self._daemon().mount(
+            image=reference, directory=None, holder=holder, access=self._access
         )
         return Path(answer["mountpoint"])
 
     def release(self, snapshot: int) -> None:
-        self._daemon().post("/release", holder=f"{HOLDER}{snapshot}")
+        self._daemon().release(f"{HOLDER}{snapshot}")
 
     def held(self) -> set[int]:
         if not Client(self._run_dir).alive() and not any((self._root / "mounts").glob("*.json")):

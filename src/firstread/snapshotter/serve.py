@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import start_http_server
+from prometheus_client import generate_latest
 
 from firstread.errors import FirstreadError, NodeError, from_os_error
-from firstread.node.metrics import check_address
+from firstread.node.metricserver import check_address, serve_metrics
 from firstread.node.systemd import notify
 from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
@@ -130,5 +130,4 @@ def _lock(home: Path) -> int:
 
 def _serve_metrics(snapshotter: Snapshotter, address: str) -> None:
     check_address(address)
-    host, _, port = address.rpartition(":")
-    start_http_server(int(port), host or "127.0.0.1", snapshotter.fallbacks.registry)
+    serve_metrics(address, lambda: generate_latest(snapshotter.fallbacks.registry))

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firstread.errors import NodeError, TransportError, UsageError
 from firstread.node.logs import JsonFormatter
-from firstread.node.metrics import NodeMetrics, check_address
+from firstread.node.metrics import NodeMetrics
+from firstread.node.metricserver import check_address
 from firstread.node.stats import FEED, LATENCIES, Feed, ImageStats
 from firstread.oci.hosts import Endpoint
 from firstread.oci.standing import Standing
