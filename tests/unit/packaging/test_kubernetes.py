@@ -228,9 +228,13 @@ def test_no_pod_of_ours_needs_the_snapshotter(daemonset: dict[str, Any]) -> None
     assert [text for text in texts if re.search(r"install containerd.*--default", text)] == []
     handler = load(KUBERNETES / "examples/runtimeclass.yaml")["handler"]
     document = (TOP / "docs/kubernetes.md").read_text()
-    (block,) = re.findall(r"```toml\n(.*?runtimes.*?)```", document, re.DOTALL)
-    plugin = tomllib.loads(block)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
-    assert plugin["runtimes"][handler]["snapshotter"] == "firstread"
+    blocks = re.findall(r"```toml\n([^`]*runtimes[^`]*)```", document)
+    older, newer = (tomllib.loads(block)["plugins"] for block in blocks)
+    cri = older["io.containerd.grpc.v1.cri"]["containerd"]
+    assert cri["runtimes"][handler]["snapshotter"] == "firstread"
+    runtimes = newer["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+    platforms = newer["io.containerd.cri.v1.images"]["runtime_platforms"]
+    assert runtimes[handler]["snapshotter"] == platforms[handler]["snapshotter"] == "firstread"
 
 
 def test_services_of_the_host_start_before_containerd() -> None:
