@@ -13,7 +13,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -31,6 +33,7 @@ _FORWARDED = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
 )
 
+_WAKES = 4096  # bytes, one for each signal
 _PATIENCE = 3
 """So many SIGINT or SIGTERM, and a container that ignores them is killed: its first process has no
 default action for any signal, and the user of a terminal no other way out."""
@@ -87,8 +90,38 @@ def forwarding_signals(
 
 
 def wait_exit_code(pidfd: int) -> int:
-    """Wait for a child; return its exit code as a shell gives it: 128 + n for signal n."""
+    """Wait for a child; return its exit code as a shell gives it: 128 + n for signal n.
+
+    In the main thread handlers of signals run meanwhile. Without `_woken` one could be lost: Python
+    calls them between its own steps only, and what comes just before a system call that waits, or
+    to another thread, does not end that.
+    """
+    with _woken() as wakes:
+        waiting = select.poll()
+        waiting.register(pidfd, select.POLLIN)
+        waiting.register(wakes, select.POLLIN)
+        while pidfd not in (ready := dict(waiting.poll())):
+            if wakes in ready:
+                os.read(wakes, _WAKES)
     result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     if result is None:  # only with WNOHANG
         raise AssertionError
     return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+@contextlib.contextmanager
+def _woken() -> Iterator[int]:
+    """Give a descriptor that can be read after each signal, signal.set_wakeup_fd."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            yield read_end  # which has no handlers
+            return
+        before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        try:
+            yield read_end
+        finally:
+            signal.set_wakeup_fd(before)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
