@@ -29,6 +29,7 @@ from firstread.snapshotter.unpack import Unpacker
 log = logging.getLogger("snapshotter")
 
 GRACE_S = 10.0  # for calls that run when the end comes
+LOOK_S = 1.0  # whether it is to end
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def serve(settings: Settings, attached: Attached = none_attached) -> None:
     server = start_server(snapshotter, settings.address)
     log.info("the snapshotter serves %s", settings.address)
     notify("READY=1")
-    ended.wait()
+    while not ended.wait(LOOK_S):
+        pass  # a signal that comes just before a wait does not end it
     notify("STOPPING=1")
     server.stop(GRACE_S).wait()
     store.close()
