@@ -12,17 +12,20 @@ all of the image is no lazy one and counts as a failure; the bytes are those tha
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.images.build import default_cache, read_layers
 from benchmarks.places import LAZY, ORIGINAL, storage, warm
 from benchmarks.pods import PAUSE, READY, Site, far_registry, publish_pods
-from benchmarks.report import Section
+from benchmarks.report import Section, page
 from benchmarks.run import LARGE, MB, MBIT_S, RTT_S, SERVER
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
@@ -34,6 +37,19 @@ from firstread.testing.registry import DockerRegistry
 NAME = "peers"
 RUNS = 3
 PULL_S = 900.0
+DOCS = Path(__file__).parents[1] / "docs/peers.md"
+HEAD = """\
+# Beside other lazy snapshotters
+
+Written by `python -m benchmarks.peers --docs`, with their programs and containerd 2 in PATH; they
+are in no Debian package. Each converts the same image, and pulls and runs it as its manual says.
+"""
+NOTE = """
+A sector file holds a prefix of its sector, so a read near its end fetches what is before it. A
+workload that reads little of many sectors gets more bytes here than from a snapshotter that fetches
+chunks of single files; one that reads more is served with fewer requests, and no later read passes
+through FUSE.
+"""
 WORKLOADS: dict[str, tuple[str, ...]] = {
     "a web server": SERVER,
     "numpy, scipy and pandas are imported": (),  # the command of the image
@@ -265,3 +281,18 @@ def _versions(peers: dict[str, Peer]) -> Iterator[str]:
                 [peer.daemon[0], option], capture_output=True, text=True, check=False
             )
             yield (done.stdout or done.stderr).strip().splitlines()[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--docs", action="store_true", help=f"write docs/{DOCS.name}")
+    options = parser.parse_args()
+    section = measure()
+    if options.docs:
+        written = page({NAME: section.to_dict()}, [NAME]).partition("\n## ")[2]
+        DOCS.write_text(f"{HEAD}\n## {written}{NOTE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
