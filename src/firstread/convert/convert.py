@@ -315,6 +315,8 @@ class ImageConversion:
             if place.startswith(here) and place != here + to.repository
         }
         mounted: dict[str, PackedLayer] = {}
+        if not names:
+            return mounted
         with (
             suppress(FirstreadError),  # then they are packed again
             open_destination(to, self.options.destination_options) as repository,

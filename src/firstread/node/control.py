@@ -40,6 +40,7 @@ from typing import Any
 import msgspec
 
 from firstread.errors import FirstreadError, NodeError, NotFoundError, UsageError
+from firstread.node.boundedthreads import BoundedThreadsMixIn
 from firstread.node.mounts import Access
 from firstread.node.node import Node
 from firstread.node.policy import Asked
@@ -60,7 +61,7 @@ ANSWER_S = 600.0  # for a client that does not read what it asked for
 Answer = dict[str, Any]
 
 
-class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
+class ControlServer(BoundedThreadsMixIn, socketserver.BaseServer):
     """Serves the control socket.
 
     Args:
@@ -71,7 +72,7 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         metrics: gives the metrics in Prometheus' text format.
     """
 
-    daemon_threads = True
+    max_connections = MAX_CONNECTIONS
 
     def __init__(
         self,
@@ -87,7 +88,6 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self._closed = threading.Event()
         self.node, self.feed, self.complete, self.metrics = node, feed, status, metrics
         self.request_s = REQUEST_S
-        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -123,27 +123,16 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         return is_ours(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            self.expects(request)
-            try:
-                super().process_request(request, client_address)
-            except BaseException:
-                self._room.release()  # there is no thread that would
-                raise
-            return
+        self.expects(request)
+        super().process_request(request, client_address)
+
+    def refuse(self, request: Any) -> None:
         log.warning("refused a connection: there are %d", MAX_CONNECTIONS)
         error = NodeError(f"the daemon serves {MAX_CONNECTIONS} requests", hint="try again")
         data = json.dumps(error.to_dict()).encode()
         with contextlib.suppress(OSError):
             request.settimeout(0)
             request.send(b"HTTP/1.0 503 Busy\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
 
     def shutdown_request(self, request: Any) -> None:
         self.answered(request)

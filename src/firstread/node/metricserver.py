@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from firstread.errors import UsageError, from_os_error
+from firstread.node.boundedthreads import BoundedThreadsMixIn
 
 log = logging.getLogger("metrics")
 
@@ -77,33 +78,16 @@ def serve_metrics(address: str, text: Callable[[], bytes]) -> None:
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
-class _Server(socketserver.ThreadingTCPServer):
+class _Server(BoundedThreadsMixIn, socketserver.TCPServer):
     """Serves `text` over TCP to a few clients at a time."""
 
     allow_reuse_address = True
-    daemon_threads = True
+    max_connections = MAX_CONNECTIONS
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], text: Callable[[], bytes]) -> None:
         self.text = text
-        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._room.release()  # there is no thread that would
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a connection broke", exc_info=True)

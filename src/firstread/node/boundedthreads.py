@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that have a thread for each connection, and a limit of them."""
+
+from __future__ import annotations
+
+import socketserver
+import threading
+from typing import Any
+
+
+class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
+    """A thread for each connection, `max_connections` at a time; others are refused."""
+
+    daemon_threads = True
+    max_connections: int
+
+    def __init__(self, *arguments: Any) -> None:
+        self._room = threading.BoundedSemaphore(self.max_connections)
+        super().__init__(*arguments)
+
+    def refuse(self, request: Any) -> None:
+        """Answer a connection that there is no room for; it is closed afterwards."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.refuse(request)
+            self.shutdown_request(request)  # type: ignore[attr-defined]  # of the server
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()  # there is no thread that would
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
