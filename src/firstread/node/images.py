@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import mmap
 import os
@@ -35,7 +34,7 @@ from firstread.erofs.reader import validate
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, from_os_error
 from firstread.node.filling import Wanted
 from firstread.oci.ingest import sync_directory
-from firstread.oci.model import Manifest, diff_ids, parse_manifest
+from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
 from firstread.oci.reference import Reference, is_digest
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
@@ -218,7 +217,7 @@ class ImageStore:
         directory = self._directory(digest)
         try:
             manifest = parse_manifest((directory / "manifest.json").read_bytes())
-            config = json.loads((directory / "config.json").read_bytes())
+            config = parse_config((directory / "config.json").read_bytes())
             with open(directory / METADATA, "rb") as file:
                 metadata = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except FileNotFoundError as exc:

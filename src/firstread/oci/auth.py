@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 
 from firstread.errors import AuthError, UsageError
+from firstread.oci import gojson
 from firstread.oci.hosts import directories
 from firstread.oci.logins import Credentials, Logins
 from firstread.oci.reference import DEFAULT_HOST
@@ -95,7 +96,7 @@ def _of_host(directory: Path, host: str) -> Credentials | None:
     for place in directories(directory, host)[:-1]:
         path = place.with_name(f"{place.name}.json")
         try:
-            return _decode(msgspec.json.decode(path.read_bytes(), type=_Login), path)
+            return _decode(gojson.decode(path.read_bytes(), _Login), path)
         except FileNotFoundError:
             continue
         except OSError as exc:
@@ -121,7 +122,7 @@ def _auth_files() -> Iterator[Path]:
 
 def _read(path: Path, *, required: bool) -> _ConfigFile | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_ConfigFile)
+        return gojson.decode(path.read_bytes(), _ConfigFile)
     except OSError as exc:
         if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
             return None
@@ -195,7 +196,7 @@ def _ask_helper(name: str, host: str) -> Credentials | None:
             return None
         raise AuthError(f"{program} failed for {host} with exit code {done.returncode}")
     try:
-        answer = msgspec.json.decode(done.stdout, type=_HelperAnswer)
+        answer = gojson.decode(done.stdout, _HelperAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise AuthError(f"{program} gave no valid answer for {host}") from None
     return Credentials.of(answer.username, answer.secret)

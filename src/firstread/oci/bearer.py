@@ -23,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from firstread.errors import AuthError, FirstreadError
+from firstread.oci import gojson
 from firstread.oci.logins import Credentials
 from firstread.units import KiB
 
@@ -234,7 +235,7 @@ class Authorizer:
             raise AuthError("the registry names no valid token server")
         data = self._fetch(token_request(challenge, self._wanted(challenge), credentials))
         try:
-            answer = msgspec.json.decode(data, type=_TokenAnswer)
+            answer = gojson.decode(data, _TokenAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise AuthError("the token server gave no valid answer") from None
         token = answer.token or answer.access_token or ""

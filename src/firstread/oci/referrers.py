@@ -35,12 +35,13 @@ from firstread.oci.model import (
     MAX_MANIFEST_SIZE,
     OCI_INDEX,
     Descriptor,
+    Index,
     Manifest,
-    decode,
     describe,
     encode,
     parse_index,
     parse_manifest,
+    written,
 )
 from firstread.oci.transport import Answer, Transport
 from firstread.units import KiB
@@ -214,8 +215,8 @@ def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:
     if old is not None:
         if any(known.digest == entry.digest for known in parse_index(old).manifests):
             return None
-        document = decode(old, dict[str, Any], "list of referrers")
-    document["manifests"] = [*(document["manifests"] or []), entry]
+        document = written(old, Index, "list of referrers")
+    document["manifests"] = [*document["manifests"], entry]
     changed = encode(document)
     if len(changed) > MAX_MANIFEST_SIZE or len(document["manifests"]) > MAX_ENTRIES:
         raise LimitError("the list of referrers is full")

@@ -158,6 +158,20 @@ def test_null_is_as_good_as_nothing(home: Path, document: object) -> None:
     assert find_credentials("r.io") is None
 
 
+def test_keys_in_other_letters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Go reads them; the keys of a map are names of hosts, and stay."""
+    helper(home, "test", """echo '{"USERNAME":"me","secret":"hunter2"}'""", monkeypatch)
+    auths = {"r.io": {"Auth": pair("file")}, "R.io": {"auth": pair("other")}}
+    write(home / ".docker/config.json", {"Auths": auths, "credhelpers": {"h.io": "test"}})
+    assert find_credentials("r.io") == Credentials("file", SECRET)
+    assert find_credentials("h.io") == Credentials("me", SECRET)
+    write(home / ".docker/config.json", {"CredsStore": "test", "auths": {}})
+    assert find_credentials("any.io") == Credentials("me", SECRET)
+    directory = home / "credentials"
+    write(directory / "r.io.json", {"UserName": "dir", "Password": SECRET})
+    assert find_credentials("r.io", directory=directory) == Credentials("dir", SECRET)
+
+
 def test_a_file_that_is_not_there(home: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         find_credentials("r.io", auth_file=home / "missing.json")
@@ -293,6 +307,13 @@ def test_how_long(expires_in: float | None, lasts: float) -> None:
 
 def test_a_token_by_its_other_name() -> None:
     authorizer = TokenServer(token=None, access_token="a", expires_in=None).authorizer()
+    assert authorizer.refused(BEARER, None)
+    assert authorizer.header() == "Bearer a"
+
+
+@pytest.mark.parametrize("key", ["Token", "ACCESS_TOKEN", "to\u212aen"])
+def test_a_token_in_other_letters(key: str) -> None:
+    authorizer = TokenServer(token=None, **{key: "a"}, Expires_In=None).authorizer()
     assert authorizer.refused(BEARER, None)
     assert authorizer.header() == "Bearer a"
 
