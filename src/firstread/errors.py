@@ -8,6 +8,7 @@
     ├── ImageError        3  the image's bytes are wrong (never retried)
     │   ├── DigestError      bytes do not match the digest or size that names them
     │   ├── UnsupportedError the image is valid, but of a kind that is not handled
+    │   │   └── DerivedImageError it was built FROM a converted image
     │   └── LimitError       a declared limit would be exceeded
     ├── SourceError       4  where bytes come from or go to failed
     │   ├── NotFoundError    it answered that there is no such thing
@@ -102,6 +103,12 @@ class UnsupportedError(ImageError):
     """The image is of a kind that firstread does not handle."""
 
     usual_hint = "build or push it again with a current tool, such as docker buildx or buildah"
+
+
+class DerivedImageError(UnsupportedError):
+    """The image was built FROM a converted one: ordinary layers lie on those of firstread."""
+
+    usual_hint = "build it FROM the original image of its base, then convert the result"
 
 
 class LimitError(ImageError):

@@ -30,7 +30,7 @@ from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import ResolvedImage, platform_of, resolve, resolve_all
 from firstread.sectors.attached import find_attached
-from firstread.sectors.image import is_block_image
+from firstread.sectors.image import is_block_image, is_block_layer
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ def _reason(image: ResolvedImage) -> str | None:
     """Return why an image of an index is left alone."""
     if is_block_image(image.manifest):
         return "it is converted already"
+    if any(map(is_block_layer, image.manifest.layers)):
+        return "it was built FROM a converted image"
     os = platform_of(image.config).os
     return f"it is for {os}" if os not in ("", "linux") else None
 

@@ -51,7 +51,7 @@ from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage, load, platform_of, resolve
 from firstread.sectors.attached import all_attached
-from firstread.sectors.image import PARAMETERS, is_block_image
+from firstread.sectors.image import PARAMETERS, check_underived, is_block_image
 from firstread.units import MiB
 
 MAX_PARALLEL_LAYERS = 4
@@ -457,9 +457,11 @@ def source_layers(image: ResolvedImage) -> list[tuple[Descriptor, str]]:
     """Return (layer, diff_id) of each layer of an ordinary image, the lowest first.
 
     Raises:
-        UnsupportedError: it is no ordinary image, or a layer is of an unknown kind or encrypted.
+        UnsupportedError: it is no ordinary image (DerivedImageError: it was built FROM another
+            kind), or a layer is of an unknown kind or encrypted.
         ImageError: manifest and config contradict each other.
     """
+    check_underived(image.manifest)
     if is_block_image(image.manifest):
         raise UnsupportedError(
             "this image is converted already", hint="name the original image as the source"

@@ -32,7 +32,13 @@ from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
 from firstread.sectors.format import ARTIFACT_TYPE
-from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST, check_manifest, is_block_image
+from firstread.sectors.image import (
+    PARAMETERS,
+    SOURCE_DIGEST,
+    check_manifest,
+    check_underived,
+    is_block_image,
+)
 
 log = logging.getLogger("attached")
 
@@ -147,6 +153,7 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
         for _ in range(MAX_DEPTH):
             document = parse_manifest(data, descriptor.media_type)
             if isinstance(document, Manifest):
+                check_underived(document)
                 if not is_block_image(document) and descriptor.digest != looked_for:
                     found = find_attached(repository, descriptor)
                     if found is not None:

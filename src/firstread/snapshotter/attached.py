@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firstread.errors import UnsupportedError
+from firstread.errors import DerivedImageError, UnsupportedError
 from firstread.node.client import connected
 from firstread.oci.reference import parse_reference
 
@@ -57,6 +57,8 @@ class AttachedImages:
                 return None
         try:
             digest = self._pull(original)
+        except DerivedImageError:
+            raise  # it cannot be unpacked either
         except UnsupportedError:
             self._remember(original)
             return None
