@@ -317,3 +317,20 @@ def digests() -> dict[str, str]:
         names["config"] = manifest()["config"]["digest"]
         names["layer"] = manifest()["layers"][-1]["digest"]
     return names
+
+
+def test_an_image_without_layers_is_a_good_one() -> None:
+    write_layout(Image([]), "in")
+    for command in (
+        ("convert", "oci:in:latest", "oci:out:latest"),
+        ("convert", "--attach", "oci:in:latest"),
+        ("inspect", "--files", "oci:out:latest"),
+        ("verify", "--source", "oci:in:latest", "oci:out:latest"),
+        ("verify", "oci:in:latest"),
+        ("extract", "oci:out:latest", "tree"),
+    ):
+        ran = firstread(*command)
+        assert ran.code == 0, (command, ran)
+    assert list(Path("tree").iterdir()) == []
+    checks = {c["name"]: c for c in firstread("doctor", "--json", "oci:out:latest").json["checks"]}
+    assert checks["image"]["ok"], checks
