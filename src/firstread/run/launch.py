@@ -26,7 +26,7 @@ from firstread.run.bundle import Site, process_args, runtime_spec
 from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.containers import ContainerStore, Record, now, reserve_container
 from firstread.run.devices import find_devices, host_devices
-from firstread.run.document import to_json
+from firstread.run.document import to_json, write_private
 from firstread.run.etc import write_etc
 from firstread.run.image import ImageConfig, parse_image_config
 from firstread.run.logfile import LogWriter
@@ -271,8 +271,11 @@ def _make_bundle(job: _Job) -> None:
         controllers=job.cgroups.able,
         swap_limit=job.cgroups.swap,
     )
-    spec = runtime_spec(job.image, options, site)
-    _write(directory / "config.json", to_json(spec))
+    spec = to_json(runtime_spec(job.image, options, site))
+    try:
+        write_private(directory / "config.json", spec)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot write the container's bundle") from exc
 
 
 def _find_source(mount: Mount) -> Mount:
@@ -299,13 +302,6 @@ def _volumes(job: _Job) -> list[Mount]:
     covered = {mount.target for mount in job.options.mounts}
     wanted = [path for path in declared if Mount(path, "bind", "").target not in covered]
     return make_volumes(job.lower, wanted, job.directory / "volumes", volatile=job.options.remove)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as exc:
-        raise from_os_error(exc, "cannot write the container's bundle") from exc
 
 
 def _discard(job: _Job) -> None:

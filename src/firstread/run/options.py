@@ -22,6 +22,7 @@ import click
 
 from firstread.errors import UsageError
 from firstread.run import capabilities, parse
+from firstread.run.commandline import hide_values
 
 NETWORKS = ("host", "none")
 
@@ -240,7 +241,8 @@ _OPTIONS = (
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a click command all flags of a run; it is called with one ``options: RunOptions``.
 
-    Other parameters of the command are passed through. The command needs `CONTEXT_SETTINGS`.
+    Other parameters of the command are passed through. The command needs `CONTEXT_SETTINGS`. Values
+    of variables are taken out of the process's command line, which everybody can read.
 
     Raises:
         UsageError: when the command is called, before `function` is.
@@ -249,6 +251,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def parsed(**parameters: Any) -> Any:
         flags = {name: parameters.pop(name) for name in own}
+        hide_values(flags["env"])
         return function(options=parse_options(flags, os.environ), **parameters)
 
     others = len(getattr(function, "__click_params__", ()))
