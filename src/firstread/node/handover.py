@@ -53,6 +53,12 @@ FIXED = {
 }
 """Names of the descriptors that every supervisor has, and their numbers."""
 
+LEAST_FDS = 1024
+"""The limit of open files below which a daemon does not start: it has room for those numbers."""
+
+WANTED_FDS = 65_536
+"""The limit of open files where the one that it finds is too low."""
+
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """What a supervisor is told from outside."""
 
@@ -244,6 +250,18 @@ def place(fd: int, number: int) -> None:
 
 
 def raise_fd_limit() -> None:
-    """Allow as many descriptors as we may: each waiting read holds one."""
+    """Allow as many descriptors as we may: each waiting read holds one.
+
+    Raises:
+        NodeError: there is no room for the numbers in `FIXED`, and we may not make any.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    enough = hard >= LEAST_FDS or hard == resource.RLIM_INFINITY
+    limit = hard if enough else WANTED_FDS
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    except (ValueError, OSError) as exc:  # no CAP_SYS_RESOURCE, or fs.nr_open is less
+        raise NodeError(
+            f"a process may open {hard} files here, but a daemon needs {LEAST_FDS}",
+            hint=f"raise the hard limit: ulimit -n {WANTED_FDS}, or LimitNOFILE= of its service",
+        ) from exc

@@ -20,6 +20,7 @@ from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
 from firstread.node.mounts import MountTable, mounted_erofs
 from firstread.node.stock import Stock, Use, take_stock
+from firstread.private import private_directory
 from firstread.sectors.check import is_sector
 from firstread.sectors.store import SectorStore
 
@@ -45,12 +46,13 @@ class Unattended:
         """Claim the store for as long as the context lasts.
 
         Raises:
-            NodeError: there is none, or a daemon has it.
+            NodeError: there is none, a daemon has it, or others could have written to it.
         """
         if not (root / "format.json").exists():
             raise NodeError(
                 f"there is no sector store in {root}", hint="say where it is: --root DIR"
             )
+        private_directory(root)
         with SectorStore(root) as store:
             store.claim()
             yield cls(ImageStore(root), store, _uses(root))
