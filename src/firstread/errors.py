@@ -19,14 +19,18 @@
 The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a defect in
 firstread itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else.
 Context (`image`, `layer`) is added where it is known, by `about`, so that a message always
-names what it speaks of.
+names what it speaks of. Whatever is quoted in a message, it has `MAX_MESSAGE` characters at most.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
+
+from firstread.printable import cut
+
+MAX_MESSAGE: Final = 8192  # characters of a message, and of a hint; two paths have as many
 
 
 class FirstreadError(Exception):
@@ -51,9 +55,9 @@ class FirstreadError(Exception):
         image: str | None = None,
         layer: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint or self.usual_hint
+        super().__init__(cut(message, MAX_MESSAGE))
+        self.message = cut(message, MAX_MESSAGE)
+        self.hint = cut(hint, MAX_MESSAGE) if hint else self.usual_hint
         self.image = image
         self.layer = layer
 
@@ -66,14 +70,14 @@ class FirstreadError(Exception):
     def __str__(self) -> str:
         known = self.layer is None or self.layer in self.message
         parts = [self.image, None if known else f"layer {self.layer}", self.message]
-        return ": ".join(part for part in parts if part)
+        return cut(": ".join(part for part in parts if part), MAX_MESSAGE)
 
     def to_dict(self) -> dict[str, object]:
         """Return the error as documented for ``--json``."""
         public = (kind for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
         return {
             "error": next(public).__name__,
-            "message": self.message,
+            "message": cut(self.message, MAX_MESSAGE),
             "hint": self.hint,
             "image": self.image,
             "layer": self.layer,
