@@ -151,7 +151,14 @@ class NodeError(FirstreadError):
     exit_code = 5
 
 
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""This machine is short of something for a moment."""
+
 _HINTS = {
+    errno.EMFILE: "too many files are open in this process: try again, or raise its limit",
+    errno.ENFILE: "too many files are open on this machine: raise sysctl fs.file-max",
+    errno.ENOMEM: "this machine is short of memory: try again",
+    errno.EIO: "the disk cannot read it: look at the kernel's log",
     errno.ENOSPC: "free some space or choose another directory",
     errno.EDQUOT: "free some space or choose another directory",
     errno.EACCES: "check the permissions of the path, or run as root",
@@ -168,9 +175,13 @@ def is_disk_full(exc: BaseException | None) -> bool:
 def from_os_error(exc: OSError, doing: str) -> NodeError:
     """Map an OSError to a NodeError that says what was being done and what may help.
 
+    Such an error says nothing of what is on the disk: nobody may take it for damage.
+
     Args:
         exc: the error of the system call.
         doing: such as ``"cannot write the blob"``.
     """
     where = f" {os.fsdecode(exc.filename)!r}" if exc.filename else ""
-    return NodeError(f"{doing}{where}: {exc.strerror or exc}", hint=_HINTS.get(exc.errno or 0))
+    error = NodeError(f"{doing}{where}: {exc.strerror or exc}", hint=_HINTS.get(exc.errno or 0))
+    error.retryable = exc.errno in _PASSING
+    return error
