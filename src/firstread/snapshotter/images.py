@@ -10,9 +10,11 @@ from typing import Any, Final, Protocol
 
 from firstread.errors import ImageError, NotFoundError
 from firstread.node.client import Client, connected
+from firstread.node.images import ImageStore
 from firstread.node.pulls import Room
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.caller import current
+from firstread.snapshotter.directories import usage
 
 HOLDER = "containerd-snapshot-"
 WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
@@ -26,6 +28,12 @@ class Images(Protocol):
 
         Raises:
             FirstreadError: they cannot be had, or it is not a converted image.
+        """
+
+    def usage(self, reference: str) -> tuple[int, int]:
+        """Return bytes and inodes that an image takes on this node besides its sectors.
+
+        Those are in a store that all images share, with a limit of its own.
         """
 
     def mount(self, reference: str, snapshot: int) -> Path:
@@ -68,6 +76,10 @@ class DaemonImages:
 
     def pull(self, reference: str) -> str:
         return str(self._have(reference, Client.pull)["digest"])
+
+    def usage(self, reference: str) -> tuple[int, int]:
+        digest = parse_reference(reference).digest or ""
+        return usage(ImageStore(self._root, tidy=False).metadata_path(digest).parent)
 
     def mount(self, reference: str, snapshot: int) -> Path:
         holder = f"{HOLDER}{snapshot}"

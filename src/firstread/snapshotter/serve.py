@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.node.metricserver import check_address, serve_metrics
 from firstread.node.systemd import notify
+from firstread.snapshotter import imagefs
 from firstread.snapshotter.attached import AttachedImages
 from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
@@ -65,7 +66,7 @@ def serve(settings: Settings) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    home = settings.root / "snapshotter"
+    home = imagefs.home(settings.root)
     directories = Directories(home / "snapshots")
     lock = _lock(home)
     store = Store(home / "records.db")

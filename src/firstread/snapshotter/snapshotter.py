@@ -153,6 +153,8 @@ class Snapshotter:
         record = self._found(key)
         if record.kind is Kind.ACTIVE:
             return usage(self._directories.upper(record.id))
+        if record.lazy is not None:
+            return self._images.usage(record.lazy.image) if record.lazy.whole else (0, 0)
         return record.size, record.inodes
 
     def mounts(self, key: str) -> list[Mount]:

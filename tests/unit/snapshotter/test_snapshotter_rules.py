@@ -53,6 +53,9 @@ class DirectoryImages:
         self.pulled.append(reference)
         return reference.rpartition("@")[2]
 
+    def usage(self, reference: str) -> tuple[int, int]:
+        return len(reference), 3
+
     def mount(self, reference: str, snapshot: int) -> Path:
         self._check()
         self.holders[snapshot] = reference
