@@ -15,6 +15,7 @@
     │   ├── AuthError        it wants other credentials
     │   └── TransportError   it broke off or is overloaded (retryable)
     └── NodeError         5  this machine: disk, privileges, kernel
+        └── BusyError        it has no room for one more request now (retryable)
 
 The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a defect in
 firstread itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else.
@@ -149,6 +150,12 @@ class NodeError(FirstreadError):
     """This machine cannot do it: disk, privileges, kernel, missing program."""
 
     exit_code = 5
+
+
+class BusyError(NodeError):
+    """This machine has too much to do to take one more request now; it may later."""
+
+    retryable = True
 
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})

@@ -3,7 +3,7 @@
 
 Owns mounting and unmounting, recovery of the mounts that a daemon before has left, and the answers
 to `firstread.node.control`. One lock serialises changes of the mount table; no event is handled
-under it.
+under it, and nobody waits for a registry under it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
 from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
+from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
 from firstread.node.stock import Use, take_stock
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
@@ -49,6 +50,12 @@ from firstread.sectors.store import SectorStore
 log = logging.getLogger("node")
 
 DEVICE = "fanotify"
+
+# At a time, of all registries and of one. Who waits has a thread of the control server, which has
+# more: what needs no registry is answered however many registries hang.
+WAITING = (384, 192)
+PULLS = (192, 64)
+ATTEMPTS = 5  # to mount an image before somebody prunes it
 
 
 class Node:
@@ -91,6 +98,7 @@ class Node:
         self._anew = False  # the marks were gone when this fetcher began
         self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
+        self._pulls: Pulls[NodeImage] = Pulls(Room(*WAITING), Room(*PULLS, "pulls wait"))
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -165,9 +173,12 @@ class Node:
         reference: Reference,
         access: Access,
         policy: str = "missing",
-        on_resolved: Callable[[], None] = lambda: None,
+        on_resolved: Callable[[float], None] = lambda _: None,
+        waiter: Waiting = PATIENT,
     ) -> NodeImage:
         """Return an image, its metadata fetched if it is not on the node.
+
+        Who asks for an image that is being pulled joins that pull, as with other container engines.
 
         Args:
             reference: its name.
@@ -175,14 +186,18 @@ class Node:
             policy: ``missing``: ask a registry only for a name that is not known here, and a
                 place on a disk, which costs nothing, for what it has under that name now;
                 ``always``: ask what the name means now; ``never``: do not ask.
-            on_resolved: called when it is known which image the name means.
+            on_resolved: called with the time at which it was known which image the name means, in
+                monotonic seconds.
+            waiter: who waits for it.
 
         Raises:
             FirstreadError: it cannot be had; names the image.
+            BusyError: too many wait for registries already.
+            GoneError: `waiter` has gone.
         """
         digest = None if policy == "always" else self.images.known(reference)
         if digest is not None and policy == "missing" and reference.path:
-            digest = self._found_again(reference, access) or digest
+            digest = self._found_again(reference, access, waiter) or digest
         if digest is not None:
             try:
                 image = self._opened(digest)
@@ -192,7 +207,7 @@ class Node:
                 if policy == "never" or not self.images.drop_damaged(digest):
                     raise exc.about(image=str(reference)) from None
             else:
-                on_resolved()
+                on_resolved(time.monotonic())
                 return image
         if policy == "never":
             raise NotFoundError(
@@ -200,7 +215,9 @@ class Node:
                 hint="its registry is asked without --pull never",
                 image=str(reference),
             )
-        return self._fetch(reference, access, on_resolved)
+        image, resolved = self._fetch(reference, access, waiter)
+        on_resolved(resolved)
+        return image
 
     def _opened(self, digest: str) -> NodeImage:
         """Return an image that is on this node; one that is served costs nothing."""
@@ -208,20 +225,31 @@ class Node:
         return image if image and image.metadata.exists() else self.images.load(digest)
 
     def _fetch(
-        self, reference: Reference, access: Access, on_resolved: Callable[[], None] = lambda: None
-    ) -> NodeImage:
-        with self.network.open(reference, access) as repository:
-            return self._fetcher.cache.with_room(
-                lambda: self.images.fetch(reference, repository, on_resolved)
-            )
+        self, reference: Reference, access: Access, waiter: Waiting
+    ) -> tuple[NodeImage, float]:
+        """Return an image, and when its name was resolved."""
 
-    def _found_again(self, reference: Reference, access: Access) -> str | None:
+        def pull(on_resolved: Callable[[], None]) -> NodeImage:
+            with self.network.open(reference, access) as repository:
+                return self._fetcher.cache.with_room(
+                    lambda: self.images.fetch(reference, repository, on_resolved)
+                )
+
+        key = (reference, access, self.network.given(reference))
+        registry = reference.host or reference.transport
+        try:
+            return self._pulls.wait(key, registry, pull, waiter)
+        except FirstreadError as exc:
+            exc.about(image=str(reference))
+            raise
+
+    def _found_again(self, reference: Reference, access: Access, waiter: Waiting) -> str | None:
         """Return the digest of what a place on a disk has under a name that is known here.
 
         None if the place has nothing: the image that was there can still be mounted.
         """
         try:
-            return self._fetch(reference, access).digest
+            return self._fetch(reference, access, waiter)[0].digest
         except SourceError as exc:
             log.info("%s: mounted as it was known before", exc)
             return None
@@ -236,6 +264,7 @@ class Node:
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
         command: str = "",
+        waiter: Waiting = PATIENT,
     ) -> dict[str, Any]:
         """Mount an image.
 
@@ -247,6 +276,7 @@ class Node:
             holder: who shares the mount; it stays until every holder has released it.
             asked: policies for reads through it.
             command: names this request, in case that it comes again because a fetcher has died.
+            waiter: who waits for it.
 
         Returns:
             the mount point, the digest, the image's config, the device, and a timeline in seconds.
@@ -254,33 +284,26 @@ class Node:
         Raises:
             FirstreadError: it cannot be mounted; nothing is left then.
         """
-        times = [time.monotonic()]
+        times = [begun := time.monotonic()]
 
-        def note() -> None:
+        def note_resolved(at: float) -> None:
+            times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
+
+        for _ in range(ATTEMPTS):
+            reference = parse_reference(name)
+            image = self.pull(reference, access, policy, note_resolved, waiter)
+            image = self._sound(image, reference, access, policy, waiter)
             times.append(time.monotonic())
-
-        def note_resolved() -> None:
-            times[1:] = [time.monotonic()]  # again, if room had to be made
-
-        image = self.pull(parse_reference(name), access, policy, note_resolved)
-        image = self._sound(image, parse_reference(name), access, policy)
-        note()
-        if directory is not None:
-            place = os.path.realpath(directory)
-            if not os.path.isdir(place):
-                raise UsageError(f"{directory} is not a directory", image=name)
-        with self.lock, contextlib.ExitStack() as kept:
-            while not kept.enter_context(self.images.keeping(image.digest)):  # it was pruned
-                image = self.pull(parse_reference(name), access, policy)
-            if directory is None:
-                mount = self._share(image, name, access, holder, asked)
-            else:
-                policies = {"": asked}
-                wanted = Mount(
-                    place, name, image.digest, access, policies=policies, command=command
-                )
-                mount = self._mount_at(image, wanted)
-        note()
+            waiter.check()
+            place = None if directory is None else _directory(directory, name)
+            with self.lock, self.images.keeping(image.digest) as kept:
+                if kept:
+                    mount = self._mount(image, name, place, access, holder, asked, command)
+                    break
+            # It was pruned meanwhile, and nobody waits for a registry under the lock.
+        else:
+            raise NodeError("the image is pruned whenever it has come", image=name)
+        times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         return {
             "mountpoint": mount.mountpoint,
@@ -290,8 +313,30 @@ class Node:
             "timeline": dict(zip(("resolve", "metadata", "mount"), seconds, strict=True)),
         }
 
+    def _mount(
+        self,
+        image: NodeImage,
+        name: str,
+        place: str | None,
+        access: Access,
+        holder: str,
+        asked: Asked,
+        command: str,
+    ) -> Mount:
+        """Mount what `mount` was asked for, now that it is here; the lock is held."""
+        if place is None:
+            return self._share(image, name, access, holder, asked)
+        policies = {"": asked}
+        wanted = Mount(place, name, image.digest, access, policies=policies, command=command)
+        return self._mount_at(image, wanted)
+
     def _sound(
-        self, image: NodeImage, reference: Reference, access: Access, policy: str
+        self,
+        image: NodeImage,
+        reference: Reference,
+        access: Access,
+        policy: str,
+        waiter: Waiting,
     ) -> NodeImage:
         """Return `image`, fetched again if its files are damaged.
 
@@ -311,7 +356,7 @@ class Node:
                 image=str(reference),
             )
         self.images.drop_damaged(image.digest)
-        return self.pull(reference, access, policy)
+        return self.pull(reference, access, policy, waiter=waiter)
 
     def _share(
         self, image: NodeImage, name: str, access: Access, holder: str, asked: Asked
@@ -462,6 +507,10 @@ class Node:
 
     def _drop_policy(self, served: Served, place: str) -> None:
         served.policies = {p: policy for p, policy in served.policies.items() if p != place}
+
+    def holds(self, holder: str) -> bool:
+        """Return whether `holder` shares a mount."""
+        return any(holder in mount.holders for mount in list(self._mounts.values()))
 
     def release(self, holder: str) -> None:
         """Give back the mounts that `holder` shares; with its last holder a mount goes."""
@@ -640,3 +689,11 @@ class Node:
             "policies": msgspec.to_builtins(self._policy_of(mount)),
             "self_sufficient": present == len(sectors),
         }
+
+
+def _directory(path: str, image: str) -> str:
+    """Return where `path` really is. Raises UsageError if there is no directory."""
+    place = os.path.realpath(path)
+    if not os.path.isdir(place):
+        raise UsageError(f"{path} is not a directory", image=image)
+    return place
