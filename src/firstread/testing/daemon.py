@@ -306,14 +306,21 @@ class Daemon:
                     raise
 
     def wait(self, condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-        """Wait until `condition` holds."""
+        """Wait until `condition` holds; it does not while a process that it looks at has ended."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
+        while not _holds(condition):
             assert time.monotonic() < deadline, f"it does not happen; the log:\n{self.output()}"
             time.sleep(0.01)
 
     def _places(self) -> tuple[str, ...]:
         return "--root", str(self.root), "--run-dir", str(self.run_dir)
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    try:
+        return bool(condition())
+    except (FileNotFoundError, ProcessLookupError):  # one below /proc
+        return False
 
 
 def _lives(pid: int) -> bool:
