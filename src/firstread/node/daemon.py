@@ -31,6 +31,7 @@ from firstread.node.handover import (
     read_handover,
 )
 from firstread.node.journal import Journal, is_journal, make_journal
+from firstread.node.kernelproof import KernelProof
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metricserver import check_address
@@ -65,8 +66,8 @@ def serve(
         inherited: descriptor of what the supervisor that this process was has left.
 
     Raises:
-        NodeError: not root, no such kernel, a store that another daemon has, or one that does not
-            give its place away.
+        NodeError: not root, no such kernel or one that reads zeros where data is missing, a store
+            that another daemon has, or one that does not give its place away.
         UsageError: the address for metrics is none.
     """
     configure_logging(config.node.log_level, daemon_log(run_dir))
@@ -99,6 +100,8 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     if "lock" not in kept:
         store.claim()
         kept["lock"] = store.detach_lock()
+    if "group" not in kept:
+        KernelProof(root).require_unless_full()
     if "listener" not in kept and Client(run_dir).alive():
         raise NodeError(
             f"a daemon of another --root listens in {run_dir}", hint="choose another --run-dir"
