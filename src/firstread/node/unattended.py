@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from firstread.errors import NodeError
+from firstread.node.anchor import anchors
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
@@ -71,7 +72,16 @@ class Unattended:
         return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
 
     def verify(self, *, repair: bool) -> dict[str, Any]:
-        """Check everything; what is damaged and not mounted is removed, if `repair`."""
+        """Check everything; what is damaged and not mounted is removed, if `repair`.
+
+        Raises:
+            NodeError: reads wait for the next daemon, and ours would be among them.
+        """
+        if any(anchors(str(self._store.root))):
+            raise NodeError(
+                "the daemon has died, and reads wait for another one",
+                hint="start it, and verify again: firstread daemon",
+            )
 
         def check(_: NodeImage, sector: Wanted) -> Outcome:
             entry = sector.entry
