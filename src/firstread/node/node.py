@@ -38,6 +38,7 @@ from firstread.node.attended import Attended
 from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
 from firstread.node.images import ImageStore, NodeImage
+from firstread.node.kernelproof import KernelProof
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
 from firstread.node.orphans import Orphans
@@ -85,6 +86,7 @@ class Node:
         self.network = network
         self.images = ImageStore(root, is_used=self._is_used)
         self._table = MountTable(root)
+        self._proof = KernelProof(root)
         self._shared = run_dir / "images"
         self._store = store
         self._fetcher = fetcher
@@ -389,6 +391,7 @@ class Node:
             return there  # made by a fetcher that died before it could say so
         if there is not None:
             raise UsageError(f"{place} is a mount of {there.image}", image=name)
+        self._fetcher.cache.with_room(self._proof.require)
         self._save(mount)
         served = None
         try:

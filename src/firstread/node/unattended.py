@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from firstread.errors import NodeError
+from firstread.node.anchor import anchors
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
@@ -86,8 +87,14 @@ class Unattended:
         """Check everything; what is damaged and not mounted is removed, if `repair`.
 
         Raises:
-            NodeError: as `prune`, if `repair`.
+            NodeError: as `prune`, if `repair`; or reads wait for the next daemon, and ours would be
+                among them.
         """
+        if any(anchors(str(self._store.root))):
+            raise NodeError(
+                "the daemon has died, and reads wait for another one",
+                hint="start it, and verify again: firstread daemon",
+            )
         if repair:
             self._know_mounted()
 
