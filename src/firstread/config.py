@@ -11,6 +11,8 @@ A file, with the defaults::
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
+    anchor_s = 300.0                # that reads wait for another daemon if all of it has died
+    on_stop = "fail"                # or "wait": reads treat a stop (SIGTERM) like a death
     log_level = "INFO"
 
     [policy]                        # of a mount that does not say otherwise
@@ -78,6 +80,8 @@ class NodeTable(_Table, frozen=True):
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0
+    anchor_s: float = 300.0
+    on_stop: Literal["fail", "wait"] = "fail"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class NodeTable(_Table, frozen=True):
         if self.workers > MAX_WORKERS:
             raise ValueError(f"workers must be {MAX_WORKERS} at most")
         self._check_seconds("health_s", least=2)
+        self._check_seconds("anchor_s", least=0)
 
 
 class PolicyTable(_Table, frozen=True):

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from firstread.node.mounts import mounted_erofs
+from firstread.testing import cri
 from firstread.testing.containerd import Containerd, containerd_version
 from firstread.testing.containers import find_busybox
 from firstread.testing.derived import put_derived
@@ -82,6 +83,41 @@ def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) 
     assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
     assert f"{image} is not lazy: it is not converted" in node.log()
     assert not [place for place in mounted_erofs() if place.startswith(f"{node.scratch}/")]
+
+
+def test_what_the_kubelet_measures(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    node.pull(image)
+    assert_measured(node, image, "")
+
+
+def assert_measured(node: Containerd, image: str, handler: str) -> None:
+    """Check the numbers by which the kubelet evicts pods, and removes images."""
+    pod = node.start_pod(runtime_handler=handler)
+    container, _ = node.start_container(pod, image, "sleep", "600")
+    Path(f"/proc/{node.task_pid(container)}/root/written").write_bytes(b"x" * 20 * MiB)
+
+    def measured() -> cri.FileSystemUsage:
+        infos = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfo).image_filesystems
+        found: cri.FileSystemUsage = infos[1 if handler else 0]  # the default one comes first
+        return found
+
+    def layer() -> cri.FileSystemUsage:
+        request = cri.ContainerId(container)
+        answer = node.call("ContainerStats", request, cri.ContainerStatsAnswer)
+        found: cri.FileSystemUsage = answer.stats.writable_layer
+        return found
+
+    node.wait(lambda: layer().used_bytes.value >= 20 * MiB)
+    assert layer().used_bytes.value < 21 * MiB
+    assert 0 < layer().inodes_used.value < 20
+    node.wait(lambda: measured().used_bytes.value >= 20 * MiB)
+    place = Path(measured().fs_id.mountpoint)
+    assert place.resolve() == node.daemon.root / "snapshotter"
+    assert os.stat(place).st_dev == os.stat(node.daemon.root).st_dev
+    metadata = sum(path.stat().st_blocks * 512 for path in node.daemon.root.glob("images/*/*"))
+    assert metadata + 20 * MiB <= measured().used_bytes.value < metadata + 30 * MiB
+    assert 4 < measured().inodes_used.value < 1000
 
 
 def test_containers_share_one_mount_until_the_last_is_gone(

@@ -18,10 +18,12 @@ def container_store(root: Path) -> ContainerStore:
     """Return the containers of a node.
 
     Raises:
-        NodeError: their directory cannot be made.
+        NodeError: their directory cannot be made, or is not ours alone.
     """
+    from firstread.private import private_directory
     from firstread.run.containers import ContainerStore
 
+    private_directory(root)
     return ContainerStore(root / "containers")
 
 

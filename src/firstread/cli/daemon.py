@@ -44,6 +44,18 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     help="Seconds without a sign of life, after which the fetcher is replaced. [15]",
 )
 @click.option(
+    "--anchor",
+    "anchor_s",
+    type=SecondsType(0),
+    help="Seconds that reads wait for another daemon, if all processes of this one die. [300]",
+)
+@click.option(
+    "--on-stop",
+    type=click.Choice(["fail", "wait"]),
+    help="What reads of absent sectors do after SIGTERM: fail, or wait for another daemon as after"
+    " a death. [fail]",
+)
+@click.option(
     "--cache-max",
     type=SIZE,
     metavar="SIZE",

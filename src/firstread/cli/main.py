@@ -30,6 +30,7 @@ VERBS = {
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",
     "run": "Run a container of a converted image; it starts before its data is here.",
+    "exec": "Run a command in a container that runs.",
     "ps": "List containers.",
     "logs": "Show the output of a detached container.",
     "stop": "Stop a container.",
@@ -48,6 +49,10 @@ VERBS = {
     "uninstall": "Remove the snapshotter from containerd's configuration.",
     "doctor": "Try whether this host can serve lazy mounts, and say what to do if not.",
 }
+
+
+_CONTAINERS = {"run", "exec"}
+"""Verbs whose last arguments and whose exit code are those of a process in a container."""
 
 
 class InterruptError(FirstreadError):
@@ -152,7 +157,7 @@ def _defect(exc: Exception) -> FirstreadError:
 
 
 def _fail(exc: FirstreadError, arguments: list[str]) -> int:
-    if "--json" in arguments and arguments[0] != "run":  # there it is an argument of the container
+    if "--json" in arguments and arguments[0] not in _CONTAINERS:  # there it is the container's
         with contextlib.suppress(FirstreadError):  # stdout is what failed: the exit code says so
             show(exc.to_dict())
     else:
@@ -162,7 +167,7 @@ def _fail(exc: FirstreadError, arguments: list[str]) -> int:
 
 
 def _exit_code(exc: FirstreadError, arguments: list[str]) -> int:
-    if arguments[:1] != ["run"] or isinstance(exc, InterruptError):
+    if not {*arguments[:1]} & _CONTAINERS or isinstance(exc, InterruptError):
         return exc.exit_code
     from firstread.run.runtime import run_exit_code
 

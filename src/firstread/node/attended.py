@@ -81,26 +81,31 @@ class Attended:
             if dry_run:
                 return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
             freed = [self._fetcher.cache.remove(sector_id) for sector_id in plan.sectors]
-            for digest in plan.images:
-                self._images.remove(digest)
-        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": plan.images}
+            images = [digest for digest in plan.images if self._images.remove(digest)]
+        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": images}
 
-    def verify(self, *, repair: bool) -> dict[str, Any]:
-        """Check everything; with `repair` what is damaged is fetched again, or goes."""
+    def verify(self, *, repair: bool, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Check everything; with `repair` what is damaged is fetched again, or goes.
+
+        Args:
+            repair: see there.
+            check: raises when nobody waits for the answer any more; called again and again.
+        """
         emptied: list[Wanted] = []
 
-        def check(_: NodeImage, sector: Wanted) -> Outcome:
+        def look(_: NodeImage, sector: Wanted) -> Outcome:
+            check()
             outcome = self._check(sector, repair=repair)
             if outcome == "emptied":
                 emptied.append(sector)
             return outcome
 
         def drop(digest: str) -> bool:
-            return repair and self._drop(digest)
+            return repair and self._images.drop_damaged(digest)
 
         stock = take_stock(self._images, self._store)
-        document = inspect(stock, check, self._images.damage, drop)
-        self._await(emptied)
+        document = inspect(stock, look, self._images.damage, drop)
+        self._await(emptied, check)
         return document
 
     def _check(self, sector: Wanted, *, repair: bool) -> Outcome:
@@ -119,17 +124,11 @@ class Attended:
                 break
         return outcome
 
-    def _drop(self, digest: str) -> bool:
-        with self._lock:
-            if any(served.image.digest == digest for served in self._fetcher.served()):
-                return False
-            self._images.remove(digest)
-            return True
-
-    def _await(self, emptied: list[Wanted]) -> None:
+    def _await(self, emptied: list[Wanted], check: Callable[[], None]) -> None:
         """Wait until what was emptied is here again; if its source is away it comes later."""
         deadline = time.monotonic() + REFETCH_S
         while time.monotonic() < deadline and any(
             self._store.size(sector.entry.id) < sector.entry.size for sector in emptied
         ):
+            check()
             time.sleep(0.05)

@@ -11,6 +11,7 @@ to import than the daemon takes to answer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO
 from firstread import errors
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
-from firstread.private import private_directory
+from firstread.private import is_ours, private_directory
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -57,6 +58,19 @@ class Client:
     def __init__(self, run_dir: Path, timeout_s: float | None = None) -> None:
         self._path = socket_path(run_dir)
         self._timeout_s = timeout_s
+        self._connection: socket.socket | None = None  # that waits for an answer
+        self._left = False
+
+    def hang_up(self) -> None:
+        """Make the request of another thread fail soon, and all further ones.
+
+        The daemon ends what it does for nobody else.
+        """
+        self._left = True
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
     def alive(self) -> bool:
         """Return whether a daemon listens."""
@@ -155,6 +169,8 @@ class Client:
         except ConnectionRefusedError as exc:
             raise self._gone(exc) from exc
         except ConnectionError as exc:
+            if self._left:
+                raise NodeError("we hung up on the daemon") from exc
             raise _HungUpError("the daemon hung up", hint="its log says why") from exc
         except TimeoutError as exc:
             raise NodeError(
@@ -170,6 +186,9 @@ class Client:
     def _ask(self, method: str, path: str, body: bytes = b"") -> BinaryIO:
         """Send a request; return the connection, to read the answer from."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            self._connection = connection
+            if self._left:
+                raise ConnectionAbortedError
             self._connect(connection)
             head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
             with contextlib.suppress(BrokenPipeError):  # one who refuses has said so already
@@ -190,6 +209,8 @@ class Client:
             sock.connect(str(self._path))
         except BlockingIOError as exc:
             raise TimeoutError("it accepts no connection") from exc
+        if not is_ours(sock):
+            raise PermissionError(errno.EPERM, "another user listens there")
         sock.settimeout(self._timeout_s)
 
     def _gone(self, exc: OSError) -> NodeError:

@@ -81,6 +81,12 @@ class Network:
                 self._logins.put(scope, before)
                 raise
 
+    def given(self, reference: Reference) -> Credentials | None:
+        """Return the credentials in memory for an image."""
+        if reference.transport != "docker":
+            return None
+        return self._logins.find(reference.host, reference.repository)
+
     @contextmanager
     def trying(self, image: str, credentials: Credentials) -> Iterator[None]:
         """Keep credentials for the repository of `image`, unless the block fails."""

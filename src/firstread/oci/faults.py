@@ -9,7 +9,6 @@ headers ever do.
 from __future__ import annotations
 
 import random
-import re
 import ssl
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -34,11 +33,13 @@ from urllib3.exceptions import (
 from firstread.errors import AuthError, NotFoundError, SourceError, TransportError
 from firstread.oci.bearer import LOGIN_HINT
 from firstread.oci.endpoint import shown
+from firstread.printable import cut
 from firstread.redact import redact
 from firstread.units import KiB
 
 MAX_ERROR_BODY: Final = 64 * KiB  # bytes read of an answer that is an error
 _MAX_DETAIL: Final = 300  # characters of it that a message quotes
+_MAX_DATE: Final = 64  # characters; those of HTTP have 29
 
 _ONLINE = "check the name of the registry and the network"
 _STATUSES: Final[dict[int, tuple[type[SourceError], str | None]]] = {
@@ -131,16 +132,15 @@ def _quote(body: bytes, secrets: Iterable[str]) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = body[: 4 * _MAX_DETAIL].decode("utf-8", "replace")
         text = "" if text.lstrip().startswith("<") else text  # a page for browsers
-    for secret in secrets:
+    for secret in secrets:  # before the text is cut, which could leave a part of one
         text = text.replace(secret, "***")
-    text = redact(text)
-    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
-    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}…"
+    text = redact(text[: 4 * _MAX_DETAIL])
+    return cut(" ".join("".join(c if c.isprintable() else " " for c in text).split()), _MAX_DETAIL)
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Return the seconds that an answer asks to wait (RFC 9110, 10.2.3), 0 if it does not."""
-    value = headers.get("Retry-After", "").strip()
+    value = headers.get("Retry-After", "")[:_MAX_DATE].strip()
     if value.isdecimal():
         return float(value[:9])
     try:

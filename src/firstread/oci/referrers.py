@@ -54,7 +54,9 @@ SETTLE_S: Final = 0.2  # seconds after which a list is looked at again, at least
 
 _MAX_LINK: Final = 4096  # characters
 _NO_API: Final = (400, 403, 404, 405, 501)
-_NEXT: Final = re.compile(r'<([^<>]*)>\s*;(?:[^,]*;)?\s*rel="?next"?(?:[\s;,]|$)')
+# One link of the header, from where the one before ends, and what kinds of link it is.
+_TARGET: Final = re.compile(r'[\s,]*+<([^<>]*+)>((?:[^",]++|"[^"]*+")*+)')
+_RELATION: Final = re.compile(r';\s*+rel\s*+=\s*+(?:"([^"]*+)"|([^\s";]*+))', re.IGNORECASE)
 
 
 def referrers_tag(digest: str) -> str:
@@ -87,8 +89,13 @@ def describe_referrer(data: bytes, media_type: str) -> tuple[Descriptor, Descrip
 
 def next_page(link: str) -> str | None:
     """Return where a ``Link`` header says that the list goes on (RFC 8288)."""
-    match = _NEXT.search(link[:_MAX_LINK])
-    return match[1] if match else None
+    text, at = link[:_MAX_LINK], 0
+    while match := _TARGET.match(text, at):
+        relation = _RELATION.search(match[2])
+        if relation and "next" in (relation[1] or relation[2]).lower().split():
+            return match[1]
+        at = match.end()
+    return None
 
 
 def list_referrers(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from firstread.cli.containers import container_store
 from firstread.cli.timeline import Timeline
 from firstread.errors import NodeError
 from firstread.run.containers import ContainerStore, Record, new_id, now
@@ -33,7 +34,7 @@ def places(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ContainerStore:
-    return ContainerStore(tmp_path / "root/containers")
+    return container_store(tmp_path / "root")
 
 
 def add(store: ContainerStore, name: str, **known: Any) -> Record:
