@@ -156,7 +156,8 @@ PIECES = [
     *'a1. "\',=:/\\-<[(?*|;\té', "a.", "a-", "a__", 'a="', '\\"', 'a="\\', "Bearer ", ", Basic ",
     "a,", "http://", "http://a", "://a", "/v2", "/v2?", "a.a://", "Basic\t", "password=", "'auth':",
     '"auth" ', "'auth':\"", "Authorization: Basic aaaaaaa ", "a?", "<>;", "<a>;rel", "<a>; ",
-    '<a>;"', ";rel=", "; rel ", "executable file ", 'exec: "', 'exec: "": stat ', "user:a:", ",u::rwx",
+    '<a>;"', ";rel=", "; rel ", "executable file ", 'exec: "', 'exec: "": stat ', "user:a:",
+    ",u::rwx",
     "1s", "1.", ".1ms", "1.1h1", "a*", "(a|a)", "(a*)*", "a?a", "[a]*", "\\n", "\n", "x\n ",
 ]  # fmt: skip
 

@@ -35,7 +35,7 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.connections import Call
+from firstread.oci.calls import Call, current, pause
 from firstread.oci.faults import backoff
 from firstread.oci.hedge import Race
 from firstread.oci.hosts import PULL, REFERRERS, RESOLVE, Endpoint
@@ -240,7 +240,7 @@ class MirroredRepository(ReadOnly):
         delay = backoff(attempt, options.retry_base, options.retry_limit, error.retry_after)
         if attempt >= options.retries or delay is None or not (free or self._retries.take()):
             raise error
-        if self._closed.wait(delay):
+        if pause(delay, self._closed):
             raise error
 
     def _others(self, what: str) -> list[_Place]:
@@ -337,7 +337,8 @@ class MirroredRepository(ReadOnly):
         try:
             answer = question.ask(place.repository)
         except (SourceError, ImageError) as exc:
-            if call is not None and call.cancelled:
+            call = call or current()
+            if call is not None and (call.cancelled or call.is_late):
                 place.standing.left()
             else:
                 self._failed(place, question.what, exc)

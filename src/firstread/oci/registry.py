@@ -281,7 +281,7 @@ class BlobReader:
     def _read(self, answer: urllib3.BaseHTTPResponse, url: str, buffer: memoryview) -> int:
         try:
             count = answer.readinto(buffer)
-        except HTTPError as exc:
+        except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
         if not count:
             raise TransportError(f"cannot read blob {self._blob.digest}: the answer is too short")
@@ -321,7 +321,7 @@ def _skip(answer: urllib3.BaseHTTPResponse, count: int, url: str, *, allowed: bo
     while count:
         try:
             data = answer.read(min(count, _SKIP_SIZE))
-        except HTTPError as exc:
+        except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
         if not data:
             raise TransportError("the answer is too short")
