@@ -36,12 +36,12 @@ from firstread.errors import (
     NotFoundError,
     SourceError,
     TransportError,
+    cut,
 )
 from firstread.oci.bearer import LOGIN_HINT
 from firstread.oci.calls import CancelledCallError, TooSlowError, current
 from firstread.oci.encoding import decoded
 from firstread.oci.endpoint import shown
-from firstread.printable import cut
 from firstread.redact import redact
 from firstread.units import KiB
 
