@@ -136,6 +136,12 @@ def within(seconds: float) -> Iterator[None]:
         yield
 
 
+def given_up() -> bool:
+    """Return whether nobody waits for what this thread does, or not any longer."""
+    call = current()
+    return call is not None and (call.cancelled or call.is_late)
+
+
 def pause(seconds: float, closed: threading.Event) -> bool:
     """Wait; return whether nobody waits for what this thread does any more.
 

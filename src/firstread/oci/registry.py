@@ -46,6 +46,7 @@ from firstread.oci.options import AccessOptions
 from firstread.oci.reference import DEFAULT_TAG, Reference, is_digest
 from firstread.oci.referrers import add_to_tag, describe_referrer, list_referrers
 from firstread.oci.repository import BlobStream, Progress, Repository, clamp, naming
+from firstread.oci.standing import Declined
 from firstread.oci.transport import Answer, Transport, release
 from firstread.oci.upload import Upload
 
@@ -67,6 +68,7 @@ class RegistryRepository(Repository):
         options: how to reach it.
         endpoint: which; None for the registry itself.
         push: it will be written to, so ask for that right.
+        declined: what is not asked now; shared by all who reach the same registries.
 
     Attributes:
         transport: sends the requests.
@@ -79,8 +81,10 @@ class RegistryRepository(Repository):
         endpoint: Endpoint | None = None,
         *,
         push: bool = False,
+        declined: Declined | None = None,
     ) -> None:
         super().__init__(reference)
+        self._declined = declined or Declined()
         self.transport = Transport(reference, "pull,push" if push else "pull", options, endpoint)
         self._root = self.transport.root
         self._moved: dict[str, tuple[str, float]] = {}  # digest -> (URL, valid until)
@@ -169,7 +173,9 @@ class RegistryRepository(Repository):
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         with naming(self.reference):
-            return list_referrers(self.transport, self._root, subject, artifact_type)
+            return list_referrers(
+                self.transport, self._root, subject, artifact_type, self._declined
+            )
 
     def put_referrer(self, data: bytes, media_type: str, tag: str | None = None) -> Descriptor:
         subject, entry = describe_referrer(data, media_type)
