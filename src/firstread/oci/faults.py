@@ -151,7 +151,7 @@ def from_response(
     if status >= 500:
         kind = TransportError
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    said = _quote(body, secrets)
+    said = quote_error(body, secrets)
     text = f"{what}: registry {shown(url)} answers {status} {phrase}".rstrip()
     error = kind(f"{text}: {said}" if said else text, hint=hint)
     if isinstance(error, TransportError):
@@ -159,7 +159,7 @@ def from_response(
     return error
 
 
-def _quote(body: bytes, secrets: Iterable[str]) -> str:
+def quote_error(body: bytes, secrets: Iterable[str]) -> str:
     """Return what the body of an error says, in one short printable line without `secrets`."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors

@@ -189,6 +189,22 @@ def manifest_media_type(data: bytes, media_type: str | None = None) -> str:
     return chosen
 
 
+def offered_media_type(data: bytes, offered: str) -> str:
+    """Return the media type of a document that a registry offers as `offered`.
+
+    Docker's types and OCI's are two names for one form, and some proxies offer a document by the
+    other one than it has in it; then its own counts, as only that is covered by its digest.
+
+    Raises:
+        As `manifest_media_type`.
+    """
+    own = decode(data, _Outline, "manifest").media_type
+    for kind in (MANIFESTS, INDEXES):
+        if own in kind and offered in kind:
+            return manifest_media_type(data, own)
+    return manifest_media_type(data, offered)
+
+
 def _schema1() -> UnsupportedError:
     return UnsupportedError(
         "manifest is of docker's schema 1, which is obsolete",

@@ -54,7 +54,7 @@ from firstread.oci.model import (
     parse_manifest,
 )
 from firstread.oci.standing import Declined
-from firstread.oci.transport import ANY, Answer, Transport
+from firstread.oci.transport import ANY, SUCCESS, Answer, Transport
 from firstread.units import KiB
 
 T = TypeVar("T")
@@ -295,7 +295,7 @@ def add_to_tag(transport: Transport, root: str, subject: str, entry: Descriptor)
             "PUT",
             f"{root}/manifests/{referrers_tag(subject)}",
             what=f"cannot write the list of what refers to {subject}",
-            expect=(200, 201, 202),
+            expect=SUCCESS,
             headers={"Content-Type": OCI_INDEX},
             body=changed,
         )

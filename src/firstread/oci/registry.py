@@ -38,8 +38,8 @@ from firstread.oci.model import (
     OCI_MANIFEST,
     Descriptor,
     describe,
-    manifest_media_type,
     missing_blob,
+    offered_media_type,
     sha256_digest,
 )
 from firstread.oci.options import AccessOptions
@@ -47,9 +47,10 @@ from firstread.oci.reference import DEFAULT_TAG, Reference, is_digest
 from firstread.oci.referrers import add_to_tag, describe_referrer, list_referrers
 from firstread.oci.repository import BlobStream, Progress, Repository, clamp, naming
 from firstread.oci.standing import Declined
-from firstread.oci.transport import Answer, Transport, release
+from firstread.oci.transport import SUCCESS, Answer, Transport, release
 from firstread.oci.upload import Upload
 
+MAX_MOVED: Final = 256  # addresses that are kept
 MOVED_LIFETIME: Final = 60.0  # seconds; stores sign URLs for minutes at least
 
 # Schema 1 is asked for, too: else a registry says "not found" where we can say what is wrong.
@@ -99,7 +100,7 @@ class RegistryRepository(Repository):
                 headers={"Accept": _ACCEPT},
             )
             declared = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-            media_type = manifest_media_type(answer.data, declared)
+            media_type = offered_media_type(answer.data, declared)
             like = wanted if is_digest(wanted) else answer.headers.get("Docker-Content-Digest", "")
             if not is_digest(like):
                 return describe(answer.data, media_type), answer.data
@@ -166,7 +167,7 @@ class RegistryRepository(Repository):
                 "PUT",
                 f"{self._root}/manifests/{tag or sha256_digest(data)}",
                 what="cannot publish the manifest",
-                expect=(200, 201, 202),
+                expect=SUCCESS,
                 headers={"Content-Type": media_type},
                 body=data,
             )
@@ -238,6 +239,8 @@ class RegistryRepository(Repository):
             raise missing_blob(blob) from exc
         if urlsplit(url).path != own:
             self._moved[blob.digest] = (url, time.monotonic() + MOVED_LIFETIME)
+            while len(self._moved) > MAX_MOVED:
+                self._moved.pop(next(iter(self._moved)), None)
         return answer, url
 
 

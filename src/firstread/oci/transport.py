@@ -28,7 +28,7 @@ from firstread.oci.calls import current, pause, within
 from firstread.oci.connections import Connections
 from firstread.oci.encoding import decoded
 from firstread.oci.endpoint import MAX_URL, default_endpoint, follow, origin, shown
-from firstread.oci.faults import backoff, from_exception, from_response
+from firstread.oci.faults import backoff, from_exception, from_response, quote_error
 from firstread.oci.hosts import Endpoint
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
@@ -312,16 +312,23 @@ class Transport:
         except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
 
-    def _refusal(self, response: urllib3.BaseHTTPResponse, what: str, url: str) -> SourceError:
-        secrets = [*self._authorizer.secrets()]
+    def quoted(self, answer: Answer) -> str:
+        """Return what an answer says, for a message; ``""`` if it is of another host."""
+        return quote_error(answer.data, self._secrets()) if self.is_own(answer.url) else ""
+
+    def _secrets(self) -> list[str]:
+        """Return what was sent and must be in no message."""
+        secrets = self._authorizer.secrets()
         for value in self._headers.values():
             secrets += _secrets_in(value)
         if self.options.logins is not None:
             secrets += self.options.logins.secrets()
-        secrets = [secret for secret in secrets if len(secret) >= LEAST_SECRET]
+        return [secret for secret in secrets if len(secret) >= LEAST_SECRET]
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse, what: str, url: str) -> SourceError:
         try:
             with within(ERROR_S):
-                return from_response(response, what, url, secrets, quote=self.is_own(url))
+                return from_response(response, what, url, self._secrets(), quote=self.is_own(url))
         finally:
             release(response)
 
