@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import gc
 import gzip
-import itertools
 import json
 import tracemalloc
 
 import pytest
+from urllib3 import HTTPConnectionPool
 
 from firstread.errors import (
     ImageError,
@@ -30,6 +30,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.open import AccessOptions, open_source
 from firstread.oci.reference import parse_reference
+from firstread.oci.registry import RegistryRepository
 from firstread.oci.repository import Repository
 from firstread.oci.transport import MAX_ANSWER
 from firstread.testing.registry import ScriptedRegistry
@@ -149,23 +150,30 @@ def test_a_redirect_to_a_name_that_nobody_can_have(host: str) -> None:
 
 
 def test_redirects_to_ever_new_hosts_leave_nothing() -> None:
+    def pools() -> int:
+        gc.collect()
+        return sum(isinstance(item, HTTPConnectionPool) for item in gc.get_objects())
+
+    before = pools()
     with ScriptedRegistry() as registry, source(registry) as place:
+        for number in range(40):
+            target = f"http://127.0.{number}.1:1/{'d' * 9000}"
+            registry.script(f"GET /v2/ status 307 Location={target}")
+            with pytest.raises(TransportError, match="cannot be reached") as caught:
+                place.read_blob(BLOB, 99999999)
+            assert "ddd" not in str(caught.value)
+        del caught
+        assert pools() - before <= 8
+    assert pools() <= before
 
-        def redirected(times: int) -> int:
-            """Return what is held afterwards, in bytes."""
-            for _ in range(times):
-                name = f"{next(numbers)}.{'b' * 60}.{'c' * 60}.invalid"
-                registry.script(f"GET /v2/ status 307 Location=http://{name}/{'d' * 9000}")
-                with pytest.raises(TransportError):
-                    place.read_blob(BLOB, 99999999)
-            registry.seen.clear()
-            gc.collect()
-            return tracemalloc.get_traced_memory()[0]
 
-        numbers = itertools.count()
-        tracemalloc.start()
-        try:
-            before = redirected(20)
-            assert redirected(20) - before < 20 * 9000 / 2
-        finally:
-            tracemalloc.stop()
+def test_what_is_kept_of_redirects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.oci.registry.MAX_MOVED", 3)
+    with ScriptedRegistry(redirect=True) as registry:
+        reference = parse_reference(f"{registry.host}/a/b")
+        with RegistryRepository(reference, OPTIONS) as place:
+            for number in range(9):
+                blob = describe(str(number).encode(), OCI_LAYER)
+                registry.add_blob(str(number).encode())
+                assert place.read_blob(blob, 9) == str(number).encode()
+            assert len(place._moved) == 3
