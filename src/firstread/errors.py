@@ -29,9 +29,12 @@ import errno
 import os
 from typing import ClassVar, Final, Self
 
-from firstread.printable import cut
-
 MAX_MESSAGE: Final = 8192  # characters of a message, and of a hint; two paths have as many
+
+
+def cut(text: str, most: int) -> str:
+    """Return `text`, its end replaced by an ellipsis if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class FirstreadError(Exception):

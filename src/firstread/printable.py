@@ -18,8 +18,3 @@ def printable(text: str | bytes) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
-
-
-def cut(text: str, most: int) -> str:
-    """Return `text`, its end replaced by an ellipsis if it has more than `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -34,6 +34,7 @@ from firstread.errors import (
     ImageError,
     NodeError,
     NotFoundError,
+    SourceError,
     UnsupportedError,
 )
 from firstread.memory import give_back
@@ -242,10 +243,16 @@ class ImageConversion:
     def _attached(self, original: ResolvedImage) -> tuple[Descriptor, Manifest, list[str]] | None:
         """Return the image that was attached with the same parameters, if there is one.
 
-        Raises:
-            SourceError: the destination does not answer.
+        One that cannot be found out about is made again, to the same bytes.
         """
         place = self.destination_repository
+        with suppress(SourceError):
+            return self._one_attached(place, original)
+        return None
+
+    def _one_attached(
+        self, place: Repository, original: ResolvedImage
+    ) -> tuple[Descriptor, Manifest, list[str]] | None:
         for found in all_attached(place, original.descriptor):
             if (found.manifest.annotations or {}).get(PARAMETERS) == self.parameters.key:
                 with suppress(ImageError, NotFoundError):  # then it is made again

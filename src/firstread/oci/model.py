@@ -250,6 +250,21 @@ def _convert(document: Any, kind: type[T]) -> T:
         return gojson.convert(document, kind)
 
 
+def offered_media_type(data: bytes, offered: str) -> str:
+    """Return the media type of a document that a registry offers as `offered`.
+
+    Docker's types and OCI's are two names for one form, and some proxies offer a document by the
+    other one than it has in it; then its own counts, as only that is covered by its digest.
+
+    Raises:
+        As `manifest_media_type`.
+    """
+    document = _load(data, offered)
+    own = _convert(document, _Outline).media_type
+    alike = any(own in kind and offered in kind for kind in (MANIFESTS, INDEXES))
+    return _media_type(document, own if alike else offered)
+
+
 def _schema1() -> UnsupportedError:
     return UnsupportedError(
         "manifest is of docker's schema 1, which is obsolete",

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from firstread.printable import cut
+from firstread.errors import cut
 from firstread.snapshotter.refusal import Kind, RefusalError
 
 MAX_TEXT = 4096  # characters that one is looked for in; containerd has no longer labels
