@@ -16,6 +16,7 @@ from firstread.cli.containers import container_store
 from firstread.cli.timeline import Timeline
 from firstread.errors import NodeError
 from firstread.run.containers import ContainerStore, Record, new_id, now
+from firstread.run.logfile import log_time
 from firstread.run.processes import ProcessIdentity
 from firstread.testing.command import Ran, firstread, program
 
@@ -168,6 +169,61 @@ def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: Conta
     ran = firstread("logs", "web", *places)
     assert (ran.code, ran.stdout) == (2, "")
     assert "was not detached" in ran.stderr
+
+
+def logged(store: ContainerStore) -> Record:
+    """Add a container that has printed four lines, an hour, a minute and a second ago."""
+    record = add(store, "web", exit_code=0, detached=True)
+    lines = [
+        f"{log_time(now() - ago)} {stream} F {text}\n"
+        for ago, stream, text in (
+            *((3600, "stdout", "one"), (60, "stderr", "two")),
+            *((60, "stdout", "three"), (1, "stdout", "four")),
+        )
+    ]
+    (store.directory(record) / "log").write_text("".join(lines))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("flags", "stdout", "stderr"),
+    [
+        ([], "one\nthree\nfour\n", "two\n"),
+        (["--tail", "all"], "one\nthree\nfour\n", "two\n"),
+        (["--tail", "3"], "three\nfour\n", "two\n"),
+        (["-n1"], "four\n", ""),
+        (["--tail=0", "-f"], "", ""),
+        (["--since", "10m"], "three\nfour\n", "two\n"),
+        (["--since", "30s"], "four\n", ""),
+        (["--since", "2000-01-01", "-n", "2"], "three\nfour\n", ""),
+        (["--since", "2100-01-01"], "", ""),
+    ],
+)
+def test_some_of_a_log(
+    places: tuple[str, ...], store: ContainerStore, flags: list[str], stdout: str, stderr: str
+) -> None:
+    logged(store)
+    done = subprocess.run(
+        program("logs", *flags, "web", *places), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tail", "-3"], "Invalid value for '-n' / '--tail': '-3' is neither a number of lines"),
+        (["--tail", "x"], "Invalid value for '-n' / '--tail': 'x' is neither a number of lines"),
+        (["--since", "soon"], "invalid time: 'soon'\n  write it as 10m"),
+    ],
+)
+def test_wrong_usage_of_logs(
+    places: tuple[str, ...], store: ContainerStore, flags: list[str], words: str
+) -> None:
+    logged(store)
+    ran = firstread("logs", *flags, "web", *places)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"firstread: {words}")
 
 
 def test_what_a_start_loads() -> None:
