@@ -60,6 +60,7 @@ def test_a_daemon_that_is_stopped_by_command_leaves_its_mounts_to_the_next(
     assert identify(pid) is None
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
     assert output(daemon.reading(place / "f1")) == EIO
+    daemon.end_all(signal.SIGTERM)  # all that is left is to bury it
     daemon.start()
     assert daemon.run("umount", place).code == 0
     ran = daemon.run("daemon", "--stop")
