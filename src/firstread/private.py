@@ -118,6 +118,12 @@ def is_ours(connection: socket.socket) -> bool:
     return int(uid) in (0, os.geteuid())
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process that listens, of a socket that was connected to; 0 if we cannot see it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
+
+
 def _secure(path: Path, fd: int) -> None:
     status = os.fstat(fd)
     if status.st_uid != os.geteuid():

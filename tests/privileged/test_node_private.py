@@ -220,7 +220,7 @@ def test_a_directory_that_others_can_read_is_repaired(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["control.sock", "start.lock", "daemon.log", "daemon.pid.new"])
-@pytest.mark.parametrize("verb", ["daemon", "umount"])
+@pytest.mark.parametrize("verb", ["daemon", "login"])
 def test_nothing_planted_in_the_run_directory_is_followed(
     tmp_path: Path, name: str, verb: str
 ) -> None:
@@ -229,9 +229,16 @@ def test_nothing_planted_in_the_run_directory_is_followed(
     run_dir.mkdir()
     run_dir.chmod(0o1777)
     (run_dir / name).symlink_to(victim)
-    place = [str(tmp_path)] if verb == "umount" else []
-    done = firstread(verb, *place, "--root", tmp_path / "root", "--run-dir", run_dir)
-    assert done.code == 5
+    who = ["localhost:1", "--username", "me", "--password-stdin"] if verb == "login" else []
+    done = subprocess.run(
+        program(verb, *who, "--root", tmp_path / "root", "--run-dir", run_dir),
+        input="secret\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 5
     assert "others can write to" in done.stderr
     assert "chmod 700" in done.stderr
     assert victim.read_text() == "untouched"

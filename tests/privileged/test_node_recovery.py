@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from firstread import __version__
 from firstread.device.erofsmount import unmount
 from firstread.errors import NodeError
+from firstread.run.processes import identify
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
@@ -43,6 +45,30 @@ def test_a_daemon_that_ends_in_order_leaves_its_mounts_to_the_next(
         assert output(daemon.reading(place / f"f{number + 1}")) == plain[1].summary(number + 1)
         assert daemon.run("umount", place).code == 0
     assert records(daemon) == []
+
+
+def test_a_daemon_that_is_stopped_by_command_leaves_its_mounts_to_the_next(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place, pid = daemon.mount(plain[0]), daemon.supervisor
+    assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+    assert f"daemon     {__version__} (process {pid})" in daemon.run("version").stdout
+    ran = daemon.run("daemon", "--stop")
+    assert (ran.code, ran.stderr) == (0, "")
+    assert ran.stdout == (
+        f"the daemon (process {pid}) has ended; 1 mount stays, and reads of what is not here"
+        " fail until the next one\n"
+    )
+    assert identify(pid) is None
+    assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+    assert output(daemon.reading(place / "f1")) == EIO
+    daemon.end_all(signal.SIGTERM)  # all that is left is to bury it
+    daemon.start()
+    assert daemon.run("umount", place).code == 0
+    ran = daemon.run("daemon", "--stop")
+    assert (ran.code, ran.stdout.count("stay")) == (0, 0)
+    assert daemon.run("umount", place).code == 2  # which starts none
+    assert not daemon.client.alive()
 
 
 def test_records_of_mounts_that_are_gone_are_forgotten(

@@ -18,6 +18,7 @@ import traceback
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from firstread import __version__
 from firstread.cli.output import complain, show
@@ -48,6 +49,7 @@ VERBS = {
     "install": "Enter the snapshotter into containerd's configuration.",
     "uninstall": "Remove the snapshotter from containerd's configuration.",
     "doctor": "Try whether this host can serve lazy mounts, and say what to do if not.",
+    "version": "Show the versions of command, daemon and kernel.",
 }
 
 
@@ -81,6 +83,13 @@ class _Verbs(click.Group):
         module = importlib.import_module(f"firstread.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer verbs with the help in `VERBS`: no module is imported for that."""
+        verbs = [
+            CompletionItem(verb, help=VERBS[verb]) for verb in VERBS if verb.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

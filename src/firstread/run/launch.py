@@ -27,6 +27,7 @@ from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.containers import ContainerStore, Record, now, reserve_container
 from firstread.run.devices import find_devices, host_devices
 from firstread.run.document import to_json, write_private
+from firstread.run.early import check_early
 from firstread.run.etc import write_etc
 from firstread.run.image import ImageConfig, parse_image_config
 from firstread.run.logfile import LogWriter
@@ -42,7 +43,6 @@ from firstread.run.streams import (
     Streams,
     TerminalStreams,
     caller_streams,
-    check_terminal,
 )
 from firstread.run.users import resolve_user
 from firstread.run.volumes import make_volumes
@@ -152,8 +152,7 @@ def _prepare(
     on_unused: Callable[[], None],
 ) -> _Job:
     image = parse_image_config(config)
-    if not options.detach:
-        check_terminal(interactive=options.interactive, tty=options.tty)
+    check_early(options, store.state_dir)
     cgroups = read_cgroups()
     runtime = find_runtime(options.runtime, store.state_dir / RUNTIME_STATE, cgroups)
     lower = lower.absolute()

@@ -92,6 +92,11 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
     """
     from firstread.run.document import to_json  # noqa: PLC0415 - help does not wait for it
 
+    if flags.get("publish") or flags.get("publish_all"):
+        raise UsageError(
+            "no port can be published: there is no bridge, the container has the host's network",
+            hint="leave -p and -P out: what listens in the container listens on the host",
+        )
     volumes = [parse.parse_volume(text) for text in flags.get("volume", ())]
     binds = [volume for volume in volumes if isinstance(volume, parse.Mount)]
     mounts = (*binds, *map(parse.parse_tmpfs, flags.get("tmpfs", ())))
@@ -234,6 +239,8 @@ _OPTIONS = (
         metavar="host|none",
         help="The host's network (default), or none.",
     ),
+    click.option("-p", "--publish", multiple=True, hidden=True),  # refused, with the reason
+    click.option("-P", "--publish-all", is_flag=True, hidden=True),
     _list("--cap-add", metavar="CAP", help="Add a capability."),
     _list("--cap-drop", metavar="CAP", help="Drop a capability."),
     _flag("--privileged", help="All capabilities and devices, nothing hidden or filtered."),
