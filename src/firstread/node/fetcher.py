@@ -81,9 +81,6 @@ class Fetcher:
         workers: requests at a time to one repository.
         policy: of what is mounted no more, but still used.
         limits: of the store.
-
-    Attributes:
-        cold: gives the sectors of images that are not mounted, in the order to go.
     """
 
     def __init__(
@@ -98,7 +95,6 @@ class Fetcher:
     ) -> None:
         self.store = store
         self.feed = Feed()
-        self.cold: Callable[[], list[bytes]] = list
         self.cache = Cache(store, group, limits, self)
         self.checks = Checks(store, self.cache, self.answer, self.again, self._deny)
         self.settler = Settler(store, self.cache.holding)
@@ -197,16 +193,17 @@ class Fetcher:
         complete = [served.sectors for served in self._served.values() if not served.absent]
         self._complete = set().union(*complete)
 
-    def expect(self, *, expecting: bool) -> None:
-        """Take reads again of sectors that nobody had; if `expecting`, somebody may come yet.
+    def expect(self, *, reads: bool, guarded: bool) -> None:
+        """Note that mounts stand which are not served yet, or none any more.
 
-        Until then such reads wait, and every sector counts as one of a mounted image.
+        Args:
+            reads: reads of sectors that nobody has wait: somebody may have them soon.
+            guarded: there are such mounts, so any sector may be one of theirs.
         """
         with self.cache.changed:
-            self._expecting = expecting
+            self._expecting = reads
             early, self._early = self._early, []
-        if not expecting:
-            self.cache.mounts_changed()
+        self.cache.guard(on=guarded)
         self.again(early)
 
     def _keep_early(self, waiter: Waiter) -> bool:
@@ -288,7 +285,7 @@ class Fetcher:
     # -- what the cache asks -------------------------------------------------------------------
 
     def is_mounted(self, sector_id: bytes) -> bool:
-        return self._expecting or self._mounted[sector_id] > 0
+        return self._mounted[sector_id] > 0
 
     def is_exempt(self, sector_id: bytes) -> bool:
         return sector_id in self._pinned

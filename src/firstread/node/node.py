@@ -37,12 +37,12 @@ from firstread.errors import (
 from firstread.node.attended import Attended
 from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
-from firstread.node.images import ImageStore, NodeImage
+from firstread.node.images import ATTEMPTS, ImageStore, NodeImage
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
 from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
-from firstread.node.stock import Use, take_stock
+from firstread.node.stock import IdleStock, Use
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
 
@@ -83,7 +83,7 @@ class Node:
         self._fetcher = fetcher
         self._policy = policy
         self._verify = verify
-        fetcher.cold = self._cold
+        fetcher.cache.idle = IdleStock(self.images, store, fetcher.cache.is_needed)
         self._mounts: dict[str, Mount] = {}  # by mount point
         self._served: dict[str, Served] = {}  # by mount point
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
@@ -140,7 +140,7 @@ class Node:
         log.info("took over mount %s of %s", mount.mountpoint, mount.image)
 
     def _orphans_changed(self) -> None:
-        self._fetcher.expect(expecting=self._orphans.may_pass)
+        self._fetcher.expect(reads=self._orphans.may_pass, guarded=self._orphans.exist)
 
     def _is_used(self, digest: str) -> bool:
         """Return whether an image is mounted, or used on, or may be. Takes no lock."""
@@ -210,10 +210,11 @@ class Node:
     def _fetch(
         self, reference: Reference, access: Access, on_resolved: Callable[[], None] = lambda: None
     ) -> NodeImage:
+        cache = self._fetcher.cache
         with self.network.open(reference, access) as repository:
-            return self._fetcher.cache.with_room(
-                lambda: self.images.fetch(reference, repository, on_resolved)
-            )
+            image = cache.with_room(lambda: self.images.fetch(reference, repository, on_resolved))
+        cache.mounts_changed()  # its metadata may be too much
+        return image
 
     def _found_again(self, reference: Reference, access: Access) -> str | None:
         """Return the digest of what a place on a disk has under a name that is known here.
@@ -270,8 +271,10 @@ class Node:
             if not os.path.isdir(place):
                 raise UsageError(f"{directory} is not a directory", image=name)
         with self.lock, contextlib.ExitStack() as kept:
-            while not kept.enter_context(self.images.keeping(image.digest)):  # it was pruned
-                image = self.pull(parse_reference(name), access, policy)
+            for _ in range(ATTEMPTS):
+                if kept.enter_context(self.images.keeping(image.digest)):
+                    break
+                image = self.pull(parse_reference(name), access, policy)  # it was pruned
             if directory is None:
                 mount = self._share(image, name, access, holder, asked)
             else:
@@ -351,7 +354,7 @@ class Node:
             served = self._serve(image, mount)
             doubted = self._prepare(image)
             cache = self._fetcher.cache
-            self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
+            self._check_sizes(image, cache.make_files(image.ids()))
             self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
@@ -577,7 +580,7 @@ class Node:
     def _complete(self, served: Served) -> None:
         image = served.image
         sectors = image.block_image.index.sectors
-        sizes = self._store.ensure(image.ids())
+        sizes = self._fetcher.cache.ensure(image.ids())
         absent = [slot for slot, size in enumerate(sizes) if size < sectors[slot].size]
         # In the order of the blobs, so that neighbours are fetched with one request.
         for slot in sorted(absent, key=lambda slot: (sectors[slot].blob, sectors[slot].offset)):
@@ -588,16 +591,6 @@ class Node:
         for served in self._served.values():
             served.pinned = served in pinned
         self._fetcher.pins_changed()
-
-    def _cold(self) -> list[bytes]:
-        """Return the sectors of images that are not mounted, those of the oldest image first.
-
-        Takes no lock: who holds the node's may be waiting for the room.
-        """
-        return take_stock(self.images, self._store).cold(self._is_mounted)
-
-    def _is_mounted(self, sector_id: bytes) -> bool:
-        return self._fetcher.is_mounted(sector_id)
 
     # -- status --------------------------------------------------------------------------------
 

@@ -100,6 +100,7 @@ class SectorStore:
         self.directory = root / "sectors"
         self._aside = root / "aside"
         self._lock_fd = -1
+        self.made = 0  # sector files that were made, less those that were removed
         with _doing("cannot open the sector store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if filesystems is not None:
@@ -275,8 +276,21 @@ class SectorStore:
                 except FileNotFoundError:
                     with contextlib.suppress(FileExistsError):
                         os.mknod(name, stat.S_IFREG | _UNSETTLED, dir_fd=self._dirfd)
+                        self.made += 1
                     sizes.append(0)
         return sizes
+
+    def missing(self, ids: Iterable[bytes]) -> int:
+        """Return how many files `ensure` would make."""
+        with _doing("cannot look at a sector file"):
+            return sum(not self._exists(sector_id) for sector_id in ids)
+
+    def _exists(self, sector_id: bytes) -> bool:
+        try:
+            os.stat(_name(sector_id), dir_fd=self._dirfd)
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, sector_id: bytes) -> int:
         """Return the bytes that a sector's file has; 0 if there is no file."""
@@ -341,6 +355,7 @@ class SectorStore:
             for sector_id in ids:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(_name(sector_id), dir_fd=self._dirfd)
+                    self.made -= 1
 
     def sizes(self) -> Iterator[tuple[bytes, int]]:
         """Yield (sector id, size in bytes) of every file in the store, empty ones too."""
@@ -357,6 +372,12 @@ class SectorStore:
         with _doing("cannot look at the file system of the sector store"):
             found = os.fstatvfs(self._dirfd)
             return found.f_bavail * found.f_frsize
+
+    def free_files(self) -> int | None:
+        """Return how many files the file system can still make for us; None: it has no bound."""
+        with _doing("cannot look at the file system of the sector store"):
+            found = os.fstatvfs(self._dirfd)
+            return found.f_favail if found.f_files else None
 
     def usage(self) -> Usage:
         """Return what the store holds; 3 us for each file."""
