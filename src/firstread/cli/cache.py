@@ -78,9 +78,7 @@ def prune(keep_bytes: int, dry_run: bool, root: Path, run_dir: Path, as_json: bo
         counted(document["sectors"], "sector"),
     )
     would = "would be removed" if dry_run else "were removed"
-    size = format_size(document["bytes"] + document["metadata_bytes"])
-    files = f": {counted(document['files'], 'file')}" if document["files"] else ""
-    report([f"{images} and {sectors} ({size}) {would}{files}"])
+    report([f"{images} and {sectors} ({format_size(document['bytes'])}) {would}"])
 
 
 @command.command("verify", short_help="Check all of it against its digests.")

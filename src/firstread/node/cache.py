@@ -258,13 +258,13 @@ class Cache:
         unmark: list[bytes] = []
         with self.changed:
             for sector in sectors:
-                size = self._store.size(sector.id)
+                size, whole = self._store.size(sector.id), self._whole_size(sector)
                 if self.clock.state(sector.id) is State.KEPT and not self.clock.users(sector.id):
                     self.clock.add(sector.id, size)
-                if sector.id in doubts and size >= sector.size:
+                if sector.id in doubts and size >= whole:
                     self.clock.doubt(sector.id)
                 plain = self.clock.state(sector.id) is State.KEPT
-                present = plain and size >= sector.size and not self.clock.is_doubted(sector.id)
+                present = plain and size >= whole and not self.clock.is_doubted(sector.id)
                 (unmark if present else mark).append(sector.id)
             self._group.mark_names(self._store.fileno(), self._store.names(mark))
             self._group.unmark_names(self._store.fileno(), self._store.names(unmark))
@@ -286,7 +286,7 @@ class Cache:
             for sector in sectors:
                 size = self._store.size(sector.id)
                 self.clock.add(sector.id, size)
-                if size < sector.size:
+                if size < self._whole_size(sector):
                     mark.append(sector.id)
                 elif not doubt:
                     unmark.append(sector.id)
@@ -294,6 +294,10 @@ class Cache:
                     mark.append(sector.id)
             self._group.mark_names(self._store.fileno(), self._store.names(mark))
             self._group.unmark_names(self._store.fileno(), self._store.names(unmark))
+
+    def _whole_size(self, sector: SectorEntry) -> int:
+        """Return the bytes after which a sector needs no mark, whoever else says what of it."""
+        return max(sector.size, self._owner.whole_size(sector.id))
 
     # -- reads ---------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from firstread.errors import (
     from_os_error,
 )
 from firstread.node.attended import Attended
+from firstread.node.claims import Claims
 from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
 from firstread.node.images import ATTEMPTS, ImageStore, NodeImage
@@ -90,6 +91,7 @@ class Node:
         self._detached = DetachedMounts(self.lock, self._end)
         self._anew = False  # the marks were gone when this fetcher began
         self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
+        self._claims = Claims(store, fetcher)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
 
     # -- recovery ------------------------------------------------------------------------------
@@ -270,19 +272,20 @@ class Node:
             place = os.path.realpath(directory)
             if not os.path.isdir(place):
                 raise UsageError(f"{directory} is not a directory", image=name)
+        proven = self._prove(image, parse_reference(name), access)
         with self.lock, contextlib.ExitStack() as kept:
             for _ in range(ATTEMPTS):
                 if kept.enter_context(self.images.keeping(image.digest)):
                     break
                 image = self.pull(parse_reference(name), access, policy)  # it was pruned
             if directory is None:
-                mount = self._share(image, name, access, holder, asked)
+                mount = self._share(image, name, access, holder, asked, proven)
             else:
                 policies = {"": asked}
                 wanted = Mount(
                     place, name, image.digest, access, policies=policies, command=command
                 )
-                mount = self._mount_at(image, wanted)
+                mount = self._mount_at(image, wanted, proven)
         note()
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         return {
@@ -317,7 +320,13 @@ class Node:
         return self.pull(reference, access, policy)
 
     def _share(
-        self, image: NodeImage, name: str, access: Access, holder: str, asked: Asked
+        self,
+        image: NodeImage,
+        name: str,
+        access: Access,
+        holder: str,
+        asked: Asked,
+        proven: set[bytes],
     ) -> Mount:
         place = str(self._shared / image.digest.partition(":")[2])
         self._forget_if_gone(place)
@@ -329,7 +338,7 @@ class Node:
                 raise from_os_error(exc, "cannot make the mount point") from exc
             policies = {holder: asked}
             mount = Mount(place, name, image.digest, access, holders=[holder], policies=policies)
-            return self._mount_at(image, mount)
+            return self._mount_at(image, mount, proven)
         if holder not in mount.holders:
             self._rewrite(
                 mount,
@@ -338,7 +347,22 @@ class Node:
             )
         return mount
 
-    def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
+    def _prove(self, image: NodeImage, reference: Reference, access: Access) -> set[bytes]:
+        """Return the sectors of which an image has shown that others are wrong about them.
+
+        Raises:
+            FirstreadError: it is wrong itself, or that cannot be told now; names the image.
+        """
+        try:
+            if next(self._claims.disputes(image), None) is None:
+                return set()
+            with self.network.open(reference, access) as repository:
+                return self._claims.prove(image, repository)
+        except FirstreadError as exc:
+            exc.about(image=str(reference))
+            raise
+
+    def _mount_at(self, image: NodeImage, mount: Mount, proven: set[bytes]) -> Mount:
         place, name = mount.mountpoint, mount.image
         self._orphans.refuse(place)
         self._forget_if_gone(place)
@@ -347,6 +371,7 @@ class Node:
             return there  # made by a fetcher that died before it could say so
         if there is not None:
             raise UsageError(f"{place} is a mount of {there.image}", image=name)
+        self._claims.settle(image, proven)
         self._save(mount)
         served = None
         try:
@@ -354,7 +379,7 @@ class Node:
             served = self._serve(image, mount)
             doubted = self._prepare(image)
             cache = self._fetcher.cache
-            self._check_sizes(image, cache.make_files(image.ids()))
+            cache.make_files(image.ids())
             self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
@@ -376,7 +401,7 @@ class Node:
         is being read of was checked for that one, but its bytes on the disk may have changed.
         """
         sectors = image.block_image.index.sectors
-        alone = {s.id for s in sectors if len(list(self._fetcher.having(s.id))) == 1}
+        alone = {s.id for s in sectors if self._fetcher.is_alone(s.id)}
         self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(alone))
         if self._verify == "never":
             return []
@@ -399,26 +424,6 @@ class Node:
         except BaseException:
             unmount(place, lazy=True)
             raise
-
-    def _check_sizes(self, image: NodeImage, sizes: list[int]) -> None:
-        """Refuse an image that says of a sector id another size than the store or another image.
-
-        A sector id stands for a size as well, but that can be checked only when its frame table is
-        here. If both were mounted, the lie about a shared file would be believed in the true one.
-
-        Raises:
-            ImageError: it does.
-        """
-        sectors = image.block_image.index.sectors
-        stated = {sector.id: sector.size for sector in sectors}
-        for size, sector in zip(sizes, sectors, strict=True):
-            others = (other.entry.size for _, other in self._fetcher.having(sector.id))
-            known = next(others, stated[sector.id])
-            if size > sector.size or known != sector.size:
-                raise ImageError(
-                    f"the image says that the sector {sector.id.hex()} has {sector.size} bytes,"
-                    f" but it has {max(size, known)}"
-                )
 
     def _serve(self, image: NodeImage, mount: Mount) -> Served:
         # Of no image: others that are mounted from the same place are fetched with it, too.

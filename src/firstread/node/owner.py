@@ -58,7 +58,7 @@ class Owner(Protocol):
         """Note that the sector is present now."""
 
     def whole_size(self, sector_id: bytes) -> int:
-        """Return the bytes of a sector of a mounted image; 0 if there is none."""
+        """Return the bytes of a sector of a mounted image, the most if they differ; or 0."""
 
     def let_go(self, sector_id: bytes) -> bool:
         """Forget what lanes know of a sector's file; False if one is at it. With or without it."""

@@ -300,6 +300,16 @@ class SectorStore:
             except FileNotFoundError:
                 return 0
 
+    def is_settled(self, sector_id: bytes) -> bool:
+        """Return whether a sector was whole, and written to the disk as such."""
+        with _doing("cannot look at a sector file"):
+            try:
+                return stat.S_IMODE(os.stat(_name(sector_id), dir_fd=self._dirfd).st_mode) == (
+                    _SETTLED
+                )
+            except FileNotFoundError:
+                return False
+
     def written_ns(self, sector_id: bytes) -> int:
         """Return when a sector's file was written to last, by whomever; 0 if there is none."""
         with _doing("cannot look at a sector file"):
