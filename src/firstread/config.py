@@ -21,7 +21,8 @@ A file, with the defaults::
     require = ""                    # "lazy": never mount in another way
 
     [cache]
-    max_bytes = 0                   # of all sectors together, such as "20GiB"; 0: no limit
+    max_bytes = 0                   # of all sectors and metadata, such as "20GiB"; 0: no limit
+    max_files = 0                   # likewise, in files, each an inode; 0: no limit
     min_free_bytes = 0              # that the file system of the store keeps free; 0: no limit
     verify = "once"                 # check what is present when it is read first after a mount, if
                                     # this fetcher has not checked or fetched it, or it was written
@@ -106,15 +107,17 @@ class PolicyTable(_Table, frozen=True):
 
 
 class CacheTable(_Table, frozen=True):
-    """How much the sector store may hold, in bytes (0 is no limit), and when it is checked."""
+    """How much images may take, in bytes and files (0: no limit), and when sectors are checked."""
 
     max_bytes: int | str = 0
+    max_files: int = 0
     min_free_bytes: int | str = 0
     verify: Literal["mount", "once", "never"] = "once"
 
     def __post_init__(self) -> None:
         self._take_size("max_bytes")
         self._take_size("min_free_bytes")
+        self._check("max_files", least=0)
 
 
 class RegistryTable(_Table, frozen=True):

@@ -62,7 +62,7 @@ def list_images(root: Path, run_dir: Path, as_json: bool) -> None:
 def prune(keep_bytes: int, dry_run: bool, root: Path, run_dir: Path, as_json: bool) -> None:
     """Remove images that are not mounted, and their sectors; those used longest ago go first.
 
-    What a mounted image has stays.
+    What a mounted image has stays. Files without bytes that no mounted image needs go always.
     """
     document = _asked(
         root,
@@ -151,9 +151,12 @@ def _ago(seconds: float) -> str:
 def _summary(document: Document) -> list[str]:
     store, unclaimed = document["store"], document["unclaimed"]
     limit = f" of {format_size(store['limit_bytes'])}" if store["limit_bytes"] else ""
+    of_files = f" of {store['limit_files']:,}" if store["limit_files"] else ""
     lines = [
         f"{counted(store['sectors'], 'sector')}, {format_size(store['bytes'])}{limit};"
-        f" {format_size(store['free_bytes'])} are free"
+        f" {format_size(store['free_bytes'])} are free",
+        f"{format_size(store['metadata_bytes'])} of metadata;"
+        f" {counted(store['files'], 'file')}{of_files}{_free_files(store)}",
     ]
     if unclaimed["sectors"]:
         lines.append(
@@ -161,6 +164,12 @@ def _summary(document: Document) -> list[str]:
             " of no image that is here: firstread cache prune removes them"
         )
     return lines
+
+
+def _free_files(store: Document) -> str:
+    if store["free_files"] is None:
+        return ""
+    return f"; the file system has room for {store['free_files']:,} more"
 
 
 def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:

@@ -19,7 +19,8 @@ from firstread.node.fetcher import Fetcher
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
-from firstread.node.stock import Use, take_stock
+from firstread.node.room import Room
+from firstread.node.stock import Plan, Use, take_stock
 from firstread.sectors.store import SectorStore
 
 log = logging.getLogger("cache")
@@ -56,7 +57,9 @@ class Attended:
         return {
             "bytes": held_bytes,
             "sectors": held,
+            **cache.room_figures(),
             "limit_bytes": cache.limit_bytes or None,
+            "limit_files": cache.limit_files or None,
             "min_free_bytes": cache.min_free_bytes or None,
             "free_bytes": self._store.free_bytes(),
             "evictions": cache.evictions,
@@ -77,12 +80,21 @@ class Attended:
         with self._lock:
             stock = take_stock(self._images, self._store)
             used = {served.image.digest for served in self._fetcher.served()}
-            plan = stock.plan(self._fetcher.is_mounted, used, keep_bytes)
+            plan = stock.plan(self._fetcher.cache.is_needed, used, keep_bytes)
             if dry_run:
-                return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
-            freed = [self._fetcher.cache.remove(sector_id) for sector_id in plan.sectors]
-            images = [digest for digest in plan.images if self._images.remove(digest)]
-        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": images}
+                return plan.document()
+            cache = self._fetcher.cache
+            freed = {i: cache.remove(i) for i in plan.sectors}
+            rooms = {digest: self._images.remove(digest) for digest in plan.images}
+            cache.mounts_changed()
+            empty = cache.tidy()
+        gone = Plan(
+            [i for i, size in freed.items() if size],
+            [digest for digest, room in rooms.items() if room],
+            sum(freed.values()),
+            sum(rooms.values(), Room(0, empty)),
+        )
+        return gone.document()
 
     def verify(self, *, repair: bool, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Check everything; with `repair` what is damaged is fetched again, or goes.

@@ -41,6 +41,7 @@ class Checks:
         again: takes reads anew, of a sector that turned out to be damaged.
         deny: lets reads fail, of a sector that cannot be checked: this machine's fault, which no
             source can help.
+        prove: is told the size of a sector that its content has shown.
 
     Attributes:
         checked, damaged: sectors so far.
@@ -53,12 +54,13 @@ class Checks:
         answer: Callable[[Sequence[Waiter]], None],
         again: Callable[[Sequence[Waiter]], None],
         deny: Callable[[Sequence[Waiter], Exception, Wanted], None],
+        prove: Callable[[bytes, int], None] = lambda *_: None,
     ) -> None:
         self.checked = self.damaged = 0
         # When sectors that this process has checked or fetched were written last, in ns.
         self._trusted: dict[bytes, int] = {}
         self._store, self._cache = store, cache
-        self._answer, self._again, self._deny = answer, again, deny
+        self._answer, self._again, self._deny, self._prove = answer, again, deny, prove
         self._waiters: dict[bytes, list[Waiter]] = {}  # of the sectors that are being checked
         self._aside = store.aside()
         self._lock = threading.Lock()
@@ -92,6 +94,19 @@ class Checks:
         Raises:
             OSError: too many files are open.
         """
+        self._submit(self._check, waiter, sector)
+
+    def decide(self, waiter: Waiter, sector: Wanted) -> None:
+        """Find out whether a sector is whole, of which images state different sizes; then `again`.
+
+        Raises:
+            OSError: as `read`.
+        """
+        self._submit(self._decide, waiter, sector)
+
+    def _submit(
+        self, action: Callable[[Wanted, int], None], waiter: Waiter, sector: Wanted
+    ) -> None:
         sector_id = sector.entry.id
         with self._lock:
             if sector_id in self._waiters:
@@ -99,7 +114,11 @@ class Checks:
                 return
             fd = os.dup(waiter[0].fd)  # it raises no events, and it is the file that is mounted
             self._waiters[sector_id] = [waiter]
-        self._pool.submit(self._guarded, self._check, sector, fd)
+        self._pool.submit(self._guarded, action, sector, fd)
+
+    def _decide(self, sector: Wanted, fd: int) -> None:
+        if is_whole(fd, sector.entry.id, sector.geometry.frame_size):
+            self._prove(sector.entry.id, os.fstat(fd).st_size)
 
     def sweep(self, sector: Wanted, *, repair: bool) -> Outcome:
         """Check a sector that nobody waits for, as the disk has it.

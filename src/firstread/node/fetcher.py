@@ -19,12 +19,19 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from firstread.config import CacheTable, PolicyTable
 from firstread.device.fanotify import Group
-from firstread.errors import FirstreadError, ImageError, NodeError, from_os_error, is_disk_full
+from firstread.errors import (
+    FirstreadError,
+    ImageError,
+    NodeError,
+    NotFoundError,
+    from_os_error,
+    is_disk_full,
+)
 from firstread.node.cache import Cache
 from firstread.node.check import Checks
 from firstread.node.evict import Verdict
@@ -59,6 +66,8 @@ class Served:
         self.stats = ImageStats()
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.pinned = False  # it is not evicted
+        self.lies = 0  # answers of its source that were not what its index says
+        self.void: set[bytes] = set()  # sectors of which another size was proven
         self.absent = set(self.sectors)  # sectors that are not whole
 
 
@@ -81,9 +90,6 @@ class Fetcher:
         workers: requests at a time to one repository.
         policy: of what is mounted no more, but still used.
         limits: of the store.
-
-    Attributes:
-        cold: gives the sectors of images that are not mounted, in the order to go.
     """
 
     def __init__(
@@ -98,14 +104,14 @@ class Fetcher:
     ) -> None:
         self.store = store
         self.feed = Feed()
-        self.cold: Callable[[], list[bytes]] = list
         self.cache = Cache(store, group, limits, self)
-        self.checks = Checks(store, self.cache, self.answer, self.again, self._deny)
+        self.checks = Checks(store, self.cache, self.answer, self.again, self._deny, self.prove)
         self.settler = Settler(store, self.cache.holding)
         self._held: dict[int, _Held] = {}  # not answered, by number
         self._expecting = False  # a mount stands that is not served yet: see `expect`
         self._early: list[Waiter] = []  # reads of such
-        self._useless: dict[bytes, set[Lane]] = {}  # that cannot give a sector, by its id
+        self._useless: dict[bytes, set[Served]] = {}  # that cannot give a sector, by its id
+        self._undecided: set[bytes] = set()  # sectors whose content has not shown their size
         self._untold: list[int] = []  # answered, and the supervisor does not know
         self._answering = threading.Lock()
         self._group = group
@@ -116,6 +122,7 @@ class Fetcher:
         self._lanes: dict[Source, Lane] = {}
         self._served: dict[tuple[str, Source], Served] = {}  # replaced, never changed
         self._mounted: Counter[bytes] = Counter()  # images that have a sector
+        self._whole: dict[bytes, int] = {}  # the most bytes that one of them gives it
         self._pinned: set[bytes] = set()  # replaced, never changed
         self._complete: set[bytes] = set()  # sectors of images that are all here; likewise
 
@@ -140,6 +147,8 @@ class Fetcher:
             with self.cache.changed:
                 self._served = {**self._served, key: served}
                 self._mounted.update(served.sectors)
+                for sector in image.block_image.index.sectors:
+                    self._whole[sector.id] = max(sector.size, self._whole.get(sector.id, 0))
         return served
 
     def withdraw(self, served: Served) -> None:
@@ -147,6 +156,11 @@ class Fetcher:
         with self.cache.changed:
             self._served = {k: other for k, other in self._served.items() if other is not served}
             self._mounted -= Counter(served.sectors)
+            for sector_id in served.sectors:
+                if sector_id not in self._mounted:
+                    self._whole.pop(sector_id, None)
+                elif self._is_disputed(sector_id, served):
+                    self._size_anew([sector_id])
             self._note_complete()
         self.cache.mounts_changed()
         self.pins_changed()
@@ -165,11 +179,56 @@ class Fetcher:
         }
 
     def having(self, sector_id: bytes) -> Iterator[tuple[Served, Wanted]]:
-        """Yield all who have a sector: the first is asked for it, and charged with it."""
+        """Yield all who have a sector, and are not proven wrong about it.
+
+        The first is charged with it, and asked for it unless its source has lied more than others.
+        """
         for served in self._served.values():
             sector = served.sectors.find(sector_id)
-            if sector is not None:
+            if sector is not None and sector_id not in served.void:
                 yield served, sector
+
+    def _claiming(self, sector: Wanted, lane: Lane | None = None) -> list[Served]:
+        """Return who says of a sector that it lies there; if `lane`, from that source."""
+        return [
+            served
+            for served, claimed in self.having(sector.entry.id)
+            if claimed == sector and lane in (None, served.lane)
+        ]
+
+    def is_alone(self, sector_id: bytes) -> bool:
+        """Return whether one mounted image has a sector."""
+        return self._mounted[sector_id] == 1
+
+    def prove(self, sector_id: bytes, size: int) -> None:
+        """Note that a sector has `size` bytes: its frame table, or its content, has shown it."""
+        self._undecided.discard(sector_id)
+        for served, sector in list(self.having(sector_id)):
+            if sector.entry.size != size:
+                self.refute(served, sector_id)
+
+    def refute(self, served: Served, sector_id: bytes) -> None:
+        """Do not believe an image any more about a sector: another size of it was proven.
+
+        What is mounted of it stays, and is read as far as the true sector goes.
+        """
+        log.error("image %s lies about sector %s", served.image.digest, sector_id.hex())
+        with self.cache.changed:
+            served.void.add(sector_id)
+            served.lies += 1
+            self._size_anew([sector_id])
+
+    def _is_disputed(self, sector_id: bytes, gone: Served) -> bool:
+        sector = gone.sectors.find(sector_id)
+        return sector is None or sector.entry.size == self._whole.get(sector_id)
+
+    def _size_anew(self, ids: Iterable[bytes]) -> None:
+        for sector_id in ids:
+            sizes = [sector.entry.size for _, sector in self.having(sector_id)]
+            if sizes:
+                self._whole[sector_id] = max(sizes)
+            else:
+                self._whole.pop(sector_id, None)
 
     def served(self) -> list[Served]:
         """Return the images that are mounted."""
@@ -197,16 +256,17 @@ class Fetcher:
         complete = [served.sectors for served in self._served.values() if not served.absent]
         self._complete = set().union(*complete)
 
-    def expect(self, *, expecting: bool) -> None:
-        """Take reads again of sectors that nobody had; if `expecting`, somebody may come yet.
+    def expect(self, *, reads: bool, guarded: bool) -> None:
+        """Note that mounts stand which are not served yet, or none any more.
 
-        Until then such reads wait, and every sector counts as one of a mounted image.
+        Args:
+            reads: reads of sectors that nobody has wait: somebody may have them soon.
+            guarded: there are such mounts, so any sector may be one of theirs.
         """
         with self.cache.changed:
-            self._expecting = expecting
+            self._expecting = reads
             early, self._early = self._early, []
-        if not expecting:
-            self.cache.mounts_changed()
+        self.cache.guard(on=guarded)
         self.again(early)
 
     def _keep_early(self, waiter: Waiter) -> bool:
@@ -252,14 +312,17 @@ class Fetcher:
         held = self._held[request.number]
         try:
             sector_id = self.store.id_of(request.fd)
-            found = sorted(self.having(sector_id), key=lambda pair: pair[0].lane.is_down)
+            found = self._sources(sector_id, request.offset + request.length)
             if not found:
                 if self._keep_early(waiter):
                     return
                 raise NodeError(f"no mounted image has the sector {sector_id.hex()}")
             served, sector = found[0]
             held.served, held.sector = served, sector
-            verdict = self.cache.event(waiter, sector_id, sector.entry.size)
+            if self._is_in_doubt(sector, request.fd):
+                self.checks.decide(waiter, sector)
+                return
+            verdict = self.cache.event(waiter, sector_id, self.whole_size(sector_id))
             is_aside = verdict is Verdict.FETCH and self.checks.is_aside(sector_id)
             if verdict is Verdict.CHECK or is_aside:
                 self.checks.read(waiter, sector)
@@ -271,6 +334,36 @@ class Fetcher:
             self.answer([waiter])
         elif verdict is Verdict.FETCH:
             self._fetch(waiter, served, sector)
+
+    def _is_in_doubt(self, sector: Wanted, fd: int) -> bool:
+        """Return whether the content of a file is to be asked, once, which of two sizes is right.
+
+        A fetcher before may have known. Else a sector that is whole would keep its mark, and
+        raise events, as long as somebody is mounted who says that it is larger.
+        """
+        sector_id, size = sector.entry.id, sector.entry.size
+        if size == self.whole_size(sector_id) or sector_id in self._undecided:
+            return False
+        if os.fstat(fd).st_size != size:
+            return False
+        self._undecided.add(sector_id)
+        return True
+
+    def _sources(self, sector_id: bytes, end: int) -> list[tuple[Served, Wanted]]:
+        """Return who has a sector, the one to ask first.
+
+        Args:
+            sector_id: which.
+            end: of what is read; an image that says the sector ends before that is no help.
+        """
+        useless, whole = self._useless.get(sector_id, ()), self.whole_size(sector_id)
+
+        def rank(pair: tuple[Served, Wanted]) -> tuple[bool, bool, int, bool]:
+            served, sector = pair
+            short = sector.entry.size < min(end, whole)
+            return short, served in useless, served.lies, served.lane.is_down
+
+        return sorted(self.having(sector_id), key=rank)
 
     def _fetch(self, waiter: Waiter, served: Served, sector: Wanted) -> None:
         request = waiter[0]
@@ -288,7 +381,7 @@ class Fetcher:
     # -- what the cache asks -------------------------------------------------------------------
 
     def is_mounted(self, sector_id: bytes) -> bool:
-        return self._expecting or self._mounted[sector_id] > 0
+        return self._mounted[sector_id] > 0
 
     def is_exempt(self, sector_id: bytes) -> bool:
         return sector_id in self._pinned
@@ -313,7 +406,7 @@ class Fetcher:
                     self._note_complete()
 
     def whole_size(self, sector_id: bytes) -> int:
-        return next((sector.entry.size for _, sector in self.having(sector_id)), 0)
+        return self._whole.get(sector_id, 0)
 
     def let_go(self, sector_id: bytes) -> bool:
         return all(lane.let_go_file(sector_id) for lane in list(self._lanes.values()))
@@ -361,6 +454,7 @@ class Fetcher:
         self.cache.filled(sector_id, fd)
         self.checks.trust(sector_id, fd)
         self._useless.pop(sector_id, None)
+        self.prove(sector_id, filling.sector.entry.size)
         cause = filling.cause.name.lower()
         self.feed.tell("present", sector=sector_id.hex(), cause=cause, source=filling.source)
         self.settler.add(sector_id, filling.sector.entry.size)
@@ -370,17 +464,21 @@ class Fetcher:
 
     def _touch(self, waiter: Waiter) -> bool:
         sector = self._held[waiter[0].number].sector
-        return sector is None or self.cache.touch(waiter, sector.entry.id, sector.entry.size)
+        if sector is None:
+            return True
+        whole = self.whole_size(sector.entry.id) or sector.entry.size
+        return self.cache.touch(waiter, sector.entry.id, whole)
 
     def give_up(
         self, filling: Filling, waiters: Sequence[Waiter], error: FirstreadError, lane: Lane
     ) -> None:
         sector_id = filling.sector.entry.id
-        corrupt = isinstance(error, ImageError)
-        final = corrupt and self.policy(filling.sector).on_corruption == "fail"
-        if lane.closed or not (error.retryable or final or isinstance(error, NodeError)):
-            self._useless.setdefault(sector_id, set()).add(lane)
-            other = self._other(filling, lane)
+        if lane.closed or not (error.retryable or isinstance(error, NodeError)):
+            self._useless.setdefault(sector_id, set()).update(self._claiming(filling.sector, lane))
+            # An image that is not to be asked for again is not: another image is another matter.
+            fails = self.policy(filling.sector).on_corruption == "fail"
+            final = isinstance(error, ImageError) and fails
+            other = self._other(filling, lane, elsewhere=final)
             if other is not None:
                 self._move(waiters, *other)
                 if not waiters and filling.cause is not Cause.PREFETCH:
@@ -392,11 +490,14 @@ class Fetcher:
             self._deny(waiters, error, filling.sector)
 
     def policy(self, sector: Wanted) -> PolicyTable:
-        policies = [
-            policy
-            for served, _ in self.having(sector.entry.id)
-            for policy in served.policies.values()
-        ]
+        # Any of these may be read through; wrong bytes concern the images that name this place.
+        all_of_it = (served for served, _ in self.having(sector.entry.id))
+        patient = self._most_patient(all_of_it)
+        corrupt = self._most_patient(self._claiming(sector))
+        return PolicyTable(patient.stall_s, corrupt.on_corruption, patient.require)
+
+    def _most_patient(self, images: Iterable[Served]) -> PolicyTable:
+        policies = [policy for served in images for policy in served.policies.values()]
         return most_patient(policies, self._policy)
 
     def corrupt(
@@ -407,7 +508,7 @@ class Fetcher:
             self._quarantine.put(
                 data,
                 source=lane.name,
-                images=sorted({s.image.digest for s, _ in self.having(sector.entry.id)}),
+                images=sorted({served.image.digest for served in self._claiming(sector)}),
                 sector=sector.entry.id.hex(),
                 blob=sector.blob.digest,
                 offset=sector.entry.offset + offset,
@@ -417,27 +518,45 @@ class Fetcher:
     def failed(self, filling: Filling, error: FirstreadError, lane: Lane) -> None:
         level = logging.WARNING if filling.failures <= 1 else logging.DEBUG
         # Who is charged may have another source, and what fails here is no error of that one.
-        found = self.having(filling.sector.entry.id)
-        concerned = [served for served, _ in found if served.lane is lane]
+        concerned = self._claiming(filling.sector, lane)
         self._note(
             concerned, filling.sector, error, level, "a fetch failed and will be tried again"
         )
-        if may_pass(error) and filling.failures >= PATIENCE:
+        lies = isinstance(error, ImageError | NotFoundError)
+        for served in concerned:
+            served.lies += lies
+        if lies or (may_pass(error) and filling.failures >= PATIENCE):
             other = self._other(filling, lane)
-            if other is not None:
-                self._move(lane.let_go(filling), *other, failures=filling.failures)
+            # Wrong bytes may come right, but not before whoever was wrong less often is asked.
+            worst = min((served.lies for served in concerned), default=0)
+            if other is not None and (not lies or other[0].lies < worst):
+                self._move(lane.let_go(filling), *other, failures=filling.failures * (not lies))
 
-    def _other(self, filling: Filling, lane: Lane) -> tuple[Served, Wanted] | None:
+    def _other(
+        self, filling: Filling, lane: Lane, *, elsewhere: bool = False
+    ) -> tuple[Served, Wanted] | None:
         """Return who else has the sector and has not given wrong bytes of it.
 
-        Lanes take turns, so that each of several that are down is tried; one that works is first.
+        Lanes take turns, so that each of several that are down is tried. First is who was wrong
+        least often, then one that works.
+
+        Args:
+            filling: of the sector.
+            lane: that has failed; another image in it may say that the sector lies elsewhere.
+            elsewhere: only of another image.
         """
         sector_id = filling.sector.entry.id
         found = list(self.having(sector_id))
         turn = next((n for n, (served, _) in enumerate(found) if served.lane is lane), 0)
-        useless = {lane, *self._useless.get(sector_id, ())}
-        others = [p for p in (*found[turn:], *found[:turn]) if p[0].lane not in useless]
-        return min(others, key=lambda pair: pair[0].lane.is_down, default=None)
+        failed = self._claiming(filling.sector, lane)
+        useless = {*failed, *self._useless.get(sector_id, ())}
+        images = {served.image.digest for served in failed} if elsewhere else set()
+        others = [
+            pair
+            for pair in (*found[turn:], *found[:turn])
+            if pair[0] not in useless and pair[0].image.digest not in images
+        ]
+        return min(others, key=lambda p: (p[0].lies, p[0].lane.is_down), default=None)
 
     def _move(
         self, waiters: Sequence[Waiter], served: Served, sector: Wanted, *, failures: int = 0

@@ -35,6 +35,7 @@ from firstread.errors import (
     from_os_error,
 )
 from firstread.node.attended import Attended
+from firstread.node.claims import Claims
 from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
 from firstread.node.images import ImageStore, NodeImage
@@ -44,7 +45,7 @@ from firstread.node.network import Network
 from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
 from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
-from firstread.node.stock import Use, take_stock
+from firstread.node.stock import IdleStock, Use
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
 
@@ -92,15 +93,18 @@ class Node:
         self._fetcher = fetcher
         self._policy = policy
         self._verify = verify
-        fetcher.cold = self._cold
+        fetcher.cache.idle = IdleStock(self.images, store, fetcher.cache.is_needed)
         self._mounts: dict[str, Mount] = {}  # by mount point
         self._served: dict[str, Served] = {}  # by mount point
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
         self._detached = DetachedMounts(self.lock, self._end)
         self._anew = False  # the marks were gone when this fetcher began
         self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
+        self._claims = Claims(store, fetcher)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
-        self._pulls: Pulls[NodeImage] = Pulls(Room(*WAITING), Room(*PULLS, "pulls wait"))
+        rooms = Room(*WAITING), Room(*PULLS, "pulls wait")
+        self._pulls: Pulls[NodeImage] = Pulls(*rooms)
+        self._proofs: Pulls[set[bytes]] = Pulls(*rooms)
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Node:
         log.info("took over mount %s of %s", mount.mountpoint, mount.image)
 
     def _orphans_changed(self) -> None:
-        self._fetcher.expect(expecting=self._orphans.may_pass)
+        self._fetcher.expect(reads=self._orphans.may_pass, guarded=self._orphans.exist)
 
     def _is_used(self, digest: str) -> bool:
         """Return whether an image is mounted, or used on, or may be. Takes no lock."""
@@ -232,10 +236,13 @@ class Node:
         """Return an image, and when its name was resolved."""
 
         def pull(on_resolved: Callable[[], None]) -> NodeImage:
+            cache = self._fetcher.cache
             with self.network.open(reference, access) as repository:
-                return self._fetcher.cache.with_room(
+                image = cache.with_room(
                     lambda: self.images.fetch(reference, repository, on_resolved)
                 )
+            cache.mounts_changed()  # its metadata may be too much
+            return image
 
         key = (reference, access, self.network.given(reference))
         registry = reference.host or reference.transport
@@ -298,9 +305,10 @@ class Node:
             times.append(time.monotonic())
             waiter.check()
             place = None if directory is None else _directory(directory, name)
+            proven = self._prove(image, reference, access, waiter)
             with self.lock, self.images.keeping(image.digest) as kept:
                 if kept:
-                    mount = self._mount(image, name, place, access, holder, asked, command)
+                    mount = self._mount(image, name, place, access, holder, asked, command, proven)
                     break
             # It was pruned meanwhile, and nobody waits for a registry under the lock.
         else:
@@ -324,13 +332,14 @@ class Node:
         holder: str,
         asked: Asked,
         command: str,
+        proven: set[bytes],
     ) -> Mount:
         """Mount what `mount` was asked for, now that it is here; the lock is held."""
         if place is None:
-            return self._share(image, name, access, holder, asked)
+            return self._share(image, name, access, holder, asked, proven)
         policies = {"": asked}
         wanted = Mount(place, name, image.digest, access, policies=policies, command=command)
-        return self._mount_at(image, wanted)
+        return self._mount_at(image, wanted, proven)
 
     def _sound(
         self,
@@ -361,7 +370,13 @@ class Node:
         return self.pull(reference, access, policy, waiter=waiter)
 
     def _share(
-        self, image: NodeImage, name: str, access: Access, holder: str, asked: Asked
+        self,
+        image: NodeImage,
+        name: str,
+        access: Access,
+        holder: str,
+        asked: Asked,
+        proven: set[bytes],
     ) -> Mount:
         place = str(self._shared / image.digest.partition(":")[2])
         self._forget_if_gone(place)
@@ -373,7 +388,7 @@ class Node:
                 raise from_os_error(exc, "cannot make the mount point") from exc
             policies = {holder: asked}
             mount = Mount(place, name, image.digest, access, holders=[holder], policies=policies)
-            return self._mount_at(image, mount)
+            return self._mount_at(image, mount, proven)
         if holder not in mount.holders:
             self._rewrite(
                 mount,
@@ -382,7 +397,31 @@ class Node:
             )
         return mount
 
-    def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
+    def _prove(
+        self, image: NodeImage, reference: Reference, access: Access, waiter: Waiting
+    ) -> set[bytes]:
+        """Return the sectors of which an image has shown that others are wrong about them.
+
+        Raises:
+            FirstreadError: it is wrong itself, or that cannot be told now; names the image.
+        """
+
+        def prove(_: Callable[[], None]) -> set[bytes]:
+            with self.network.open(reference, access) as repository:
+                return self._claims.prove(image, repository)
+
+        key = (image.digest, reference, access, self.network.given(reference))
+        registry = reference.host or reference.transport
+        try:
+            if next(self._claims.disputes(image), None) is None:
+                return set()
+            proven, _ = self._proofs.wait(key, registry, prove, waiter)
+            return proven
+        except FirstreadError as exc:
+            exc.about(image=str(reference))
+            raise
+
+    def _mount_at(self, image: NodeImage, mount: Mount, proven: set[bytes]) -> Mount:
         place, name = mount.mountpoint, mount.image
         self._orphans.refuse(place)
         self._forget_if_gone(place)
@@ -392,6 +431,7 @@ class Node:
         if there is not None:
             raise UsageError(f"{place} is a mount of {there.image}", image=name)
         self._fetcher.cache.with_room(self._proof.require)
+        self._claims.settle(image, proven)
         self._save(mount)
         served = None
         try:
@@ -399,7 +439,7 @@ class Node:
             served = self._serve(image, mount)
             doubted = self._prepare(image)
             cache = self._fetcher.cache
-            self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
+            cache.make_files(image.ids())
             self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
@@ -421,7 +461,7 @@ class Node:
         is being read of was checked for that one, but its bytes on the disk may have changed.
         """
         sectors = image.block_image.index.sectors
-        alone = {s.id for s in sectors if len(list(self._fetcher.having(s.id))) == 1}
+        alone = {s.id for s in sectors if self._fetcher.is_alone(s.id)}
         self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(alone))
         if self._verify == "never":
             return []
@@ -444,26 +484,6 @@ class Node:
         except BaseException:
             unmount(place, lazy=True)
             raise
-
-    def _check_sizes(self, image: NodeImage, sizes: list[int]) -> None:
-        """Refuse an image that says of a sector id another size than the store or another image.
-
-        A sector id stands for a size as well, but that can be checked only when its frame table is
-        here. If both were mounted, the lie about a shared file would be believed in the true one.
-
-        Raises:
-            ImageError: it does.
-        """
-        sectors = image.block_image.index.sectors
-        stated = {sector.id: sector.size for sector in sectors}
-        for size, sector in zip(sizes, sectors, strict=True):
-            others = (other.entry.size for _, other in self._fetcher.having(sector.id))
-            known = next(others, stated[sector.id])
-            if size > sector.size or known != sector.size:
-                raise ImageError(
-                    f"the image says that the sector {sector.id.hex()} has {sector.size} bytes,"
-                    f" but it has {max(size, known)}"
-                )
 
     def _serve(self, image: NodeImage, mount: Mount) -> Served:
         # Of no image: others that are mounted from the same place are fetched with it, too.
@@ -629,7 +649,7 @@ class Node:
     def _complete(self, served: Served) -> None:
         image = served.image
         sectors = image.block_image.index.sectors
-        sizes = self._store.ensure(image.ids())
+        sizes = self._fetcher.cache.ensure(image.ids())
         absent = [slot for slot, size in enumerate(sizes) if size < sectors[slot].size]
         # In the order of the blobs, so that neighbours are fetched with one request.
         for slot in sorted(absent, key=lambda slot: (sectors[slot].blob, sectors[slot].offset)):
@@ -640,16 +660,6 @@ class Node:
         for served in self._served.values():
             served.pinned = served in pinned
         self._fetcher.pins_changed()
-
-    def _cold(self) -> list[bytes]:
-        """Return the sectors of images that are not mounted, those of the oldest image first.
-
-        Takes no lock: who holds the node's may be waiting for the room.
-        """
-        return take_stock(self.images, self._store).cold(self._is_mounted)
-
-    def _is_mounted(self, sector_id: bytes) -> bool:
-        return self._fetcher.is_mounted(sector_id)
 
     # -- status --------------------------------------------------------------------------------
 

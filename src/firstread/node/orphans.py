@@ -64,6 +64,11 @@ class Orphans:
         """Whether one of them is only in the way of something that passes. Takes no lock."""
         return any(not _lasts(error) for error in list(self._problems.values()))
 
+    @property
+    def exist(self) -> bool:
+        """Whether there are any. Takes no lock."""
+        return bool(self._records)
+
     def claims(self, digest: str) -> bool:
         """Return whether one of them is of this image, or may be. Takes no lock."""
         return any(mount is None or mount.digest == digest for mount in self._records.values())

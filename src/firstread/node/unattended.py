@@ -65,7 +65,10 @@ class Unattended:
 
     def listing(self) -> dict[str, Any]:
         """Return the document of ``firstread cache ls --json``."""
-        return {**_figures(self._store, self._stock), **self._stock.listing(self._uses)}
+        return {
+            **_figures(self._store, self._images, self._stock),
+            **self._stock.listing(self._uses),
+        }
 
     def prune(self, keep_bytes: int, *, dry_run: bool) -> dict[str, Any]:
         """Remove what nobody uses, until `keep_bytes` are left.
@@ -79,9 +82,10 @@ class Unattended:
             for sector_id in plan.sectors:
                 self._store.remove_aside(sector_id)
             self._store.remove(plan.sectors)
+            self._store.remove(i for i in self._stock.empty if i not in self._mounted)
             for digest in plan.images:
                 self._images.remove(digest)
-        return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
+        return plan.document()
 
     def verify(self, *, repair: bool) -> dict[str, Any]:
         """Check everything; what is damaged and not mounted is removed, if `repair`.
@@ -134,13 +138,18 @@ class Unattended:
             os.close(fd)
 
 
-def _figures(store: SectorStore, stock: Stock) -> dict[str, Any]:
+def _figures(store: SectorStore, images: ImageStore, stock: Stock) -> dict[str, Any]:
+    files = len(stock.sizes) + len(stock.empty) + len(stock.aside) + images.room.files
     held = {
         "bytes": sum(stock.sizes.values()) + sum(stock.aside.values()),
         "sectors": len(stock.sizes),
+        "metadata_bytes": images.room.bytes,
+        "files": files,
         "limit_bytes": None,
+        "limit_files": None,
         "min_free_bytes": None,
         "free_bytes": store.free_bytes(),
+        "free_files": store.free_files(),
     }
     return {"store": held}
 

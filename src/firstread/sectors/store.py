@@ -104,6 +104,7 @@ class SectorStore:
         self.directory = root / "sectors"
         self._aside = root / "aside"
         self._lock_fd = -1
+        self.made = 0  # sector files that were made, less those that were removed
         with _doing("cannot open the sector store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if filesystems is not None:
@@ -279,8 +280,21 @@ class SectorStore:
                 except FileNotFoundError:
                     with contextlib.suppress(FileExistsError):
                         os.mknod(name, stat.S_IFREG | _UNSETTLED, dir_fd=self._dirfd)
+                        self.made += 1
                     sizes.append(0)
         return sizes
+
+    def missing(self, ids: Iterable[bytes]) -> int:
+        """Return how many files `ensure` would make."""
+        with _doing("cannot look at a sector file"):
+            return sum(not self._exists(sector_id) for sector_id in ids)
+
+    def _exists(self, sector_id: bytes) -> bool:
+        try:
+            os.stat(_name(sector_id), dir_fd=self._dirfd)
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, sector_id: bytes) -> int:
         """Return the bytes that a sector's file has; 0 if there is no file."""
@@ -289,6 +303,16 @@ class SectorStore:
                 return os.stat(_name(sector_id), dir_fd=self._dirfd).st_size
             except FileNotFoundError:
                 return 0
+
+    def is_settled(self, sector_id: bytes) -> bool:
+        """Return whether a sector was whole, and written to the disk as such."""
+        with _doing("cannot look at a sector file"):
+            try:
+                return stat.S_IMODE(os.stat(_name(sector_id), dir_fd=self._dirfd).st_mode) == (
+                    _SETTLED
+                )
+            except FileNotFoundError:
+                return False
 
     def written_ns(self, sector_id: bytes) -> int:
         """Return when a sector's file was written to last, by whomever; 0 if there is none."""
@@ -345,6 +369,7 @@ class SectorStore:
             for sector_id in ids:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(_name(sector_id), dir_fd=self._dirfd)
+                    self.made -= 1
 
     def sizes(self) -> Iterator[tuple[bytes, int]]:
         """Yield (sector id, size in bytes) of every file in the store, empty ones too."""
@@ -361,6 +386,12 @@ class SectorStore:
         with _doing("cannot look at the file system of the sector store"):
             found = os.fstatvfs(self._dirfd)
             return found.f_bavail * found.f_frsize
+
+    def free_files(self) -> int | None:
+        """Return how many files the file system can still make for us; None: it has no bound."""
+        with _doing("cannot look at the file system of the sector store"):
+            found = os.fstatvfs(self._dirfd)
+            return found.f_favail if found.f_files else None
 
     def usage(self) -> Usage:
         """Return what the store holds; 3 us for each file."""

@@ -107,6 +107,29 @@ def test_sectors_of_no_image_go_first_then_those_of_the_oldest(node: Node) -> No
     assert node.stock().listing({})["unclaimed"] == {"sectors": 1, "bytes": 1}
 
 
+def test_an_image_goes_right_behind_its_sectors(node: Node) -> None:
+    old, new = node.by_name["old"], node.by_name["new"]
+    order = node.stock().order(lambda _: False)
+    assert [item for item in order if isinstance(item, str)] == [old.digest, new.digest]
+    assert set(order[: order.index(old.digest)]) >= set(old.ids()) - set(new.ids())
+    assert order[-1] == new.digest
+    used = set(new.ids())
+    rest = node.stock().order(used.__contains__)
+    assert set(rest[:2]) == set(old.ids()) - used
+    assert rest[2:] == [old.digest, new.digest]  # the store of images refuses a used one
+
+
+def test_files_without_bytes_go_whatever_is_kept(node: Node) -> None:
+    empty = bytes(32)
+    node.store.ensure([empty])
+    with Unattended.open(node.root) as cache:
+        assert cache.listing()["store"]["files"] == 7 + 2 * 5
+        assert cache.prune(6 * SECTOR, dry_run=True)["files"] == 1
+        gone = cache.prune(6 * SECTOR, dry_run=False)
+    assert (gone["sectors"], gone["files"], gone["images"]) == (0, 1, [])
+    assert empty not in dict(node.store.sizes())
+
+
 def test_an_image_goes_with_its_last_sector_that_nobody_uses(node: Node) -> None:
     old, new = node.by_name["old"], node.by_name["new"]
     nothing = node.stock().plan(lambda _: False, set(), 6 * SECTOR)
