@@ -41,6 +41,7 @@ from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
 from firstread.node.metricserver import serve_metrics
+from firstread.node.namespace import mount_namespace
 from firstread.node.network import Network
 from firstread.node.node import Node
 from firstread.node.secrets import SecretMemory
@@ -91,12 +92,17 @@ def main(arguments: dict[str, Any]) -> None:
 
     def complete(status: dict[str, Any]) -> dict[str, Any]:
         status["supervisor"] = arguments["supervisor"]
+        status["configuration"] = {
+            "file": settings.config_file(),
+            "registry": settings.config["registry"],
+        }
         status["fetcher"] = {
             "pid": os.getpid(),
             "version": __version__,
             "restarts": arguments["restarts"],
             "healthy": True,
             "waiting_reads": fetcher.waiting(),
+            "namespace": mount_namespace(),
         }
         return status
 
