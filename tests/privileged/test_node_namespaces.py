@@ -60,7 +60,7 @@ def test_a_command_does_not_succeed_where_its_mount_is_not_seen(
 ) -> None:
     place = apart.scratch / "host"
     place.mkdir()
-    theirs = apart.status()["fetcher"]["namespace"]
+    theirs = apart.status()["namespace"]
     where = ("--root", str(apart.root), "--run-dir", str(apart.run_dir))
     for arguments in (("mount", *where, plain[0], str(place)), ("run", *where, "--rm", plain[0])):
         ran = firstread(*arguments)

@@ -209,7 +209,7 @@ def _daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Check]:
         yield Check("daemon", ok=False, detail=status.message, fix=status.hint)
         return
     yield _health(status, run_dir)
-    yield _namespace(status["fetcher"])
+    yield _namespace(status)
     pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
     yield _privileges(pids)
     yield from _mounts(status["mounts"])
@@ -240,16 +240,17 @@ def _health(status: dict[str, Any], run_dir: Path) -> Check:
     return Check("daemon", ok=True, detail=detail)
 
 
-def _namespace(fetcher: dict[str, Any]) -> Check:
-    name, theirs, ours = "mount namespace", fetcher.get("namespace", ""), mount_namespace()
+def _namespace(status: dict[str, Any]) -> Check:
+    name, theirs, ours = "mount namespace", status.get("namespace", ""), mount_namespace()
     if theirs == ours:
         return Check(name, ok=True, detail=f"{ours}, of the daemon and of this command")
+    pid = status["fetcher"]["pid"]
     return Check(
         name,
         ok=True,
         detail=f"the daemon is in {theirs or 'one that it does not tell'}, this command in {ours}",
         fix="what it mounts is seen here only where mounts propagate (docs/kubernetes.md); start it"
-        f" where its mounts are used, or go there: nsenter --target {fetcher['pid']} --mount",
+        f" where its mounts are used, or go there: nsenter --target {pid} --mount",
         warning=True,
     )
 

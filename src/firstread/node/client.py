@@ -131,10 +131,10 @@ class Client:
 
     def _is_near(self) -> bool:
         """Return whether the daemon is in our mount namespace."""
-        return bool(self.get("/status")["fetcher"].get("namespace") == mount_namespace())
+        return bool(self.get("/status").get("namespace") == mount_namespace())
 
     def _apart(self, what: str) -> NodeError:
-        return apart(what, self.get("/status")["fetcher"])
+        return apart(what, self.get("/status"))
 
     def pull(self, **request: Any) -> Any:
         """Ask for an image without a mount; otherwise as `mount`."""

@@ -40,14 +40,15 @@ def is_mount_point(place: str) -> bool:
     return device_at(place) != device_at(f"{place}/..")
 
 
-def apart(what: str, fetcher: dict[str, Any]) -> NodeError:
+def apart(what: str, status: dict[str, Any]) -> NodeError:
     """Return the error of one who does not see what the daemon sees.
 
     Args:
         what: has come of it.
-        fetcher: of the daemon's status.
+        status: of the daemon.
     """
-    pid, theirs, ours = fetcher["pid"], fetcher.get("namespace", ""), mount_namespace()
+    theirs, ours = status.get("namespace", ""), mount_namespace()
+    pid = status["fetcher"]["pid"]
     if theirs == ours:
         why = "this command has another root directory than the daemon"
     else:

@@ -92,6 +92,7 @@ def main(arguments: dict[str, Any]) -> None:
 
     def complete(status: dict[str, Any]) -> dict[str, Any]:
         status["supervisor"] = arguments["supervisor"]
+        status["namespace"] = mount_namespace()
         status["configuration"] = {
             "file": settings.config_file(),
             "registry": settings.config["registry"],
@@ -102,7 +103,6 @@ def main(arguments: dict[str, Any]) -> None:
             "restarts": arguments["restarts"],
             "healthy": True,
             "waiting_reads": fetcher.waiting(),
-            "namespace": mount_namespace(),
         }
         return status
 
