@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories and sockets that are ours alone, so that nobody else can plant or ask anything.
 
-Owns the checks and the repair. Invariant: below a directory that passed, no name was ever under
-another user's control, so a path there can be opened without fear of a symbolic link.
+Owns the checks and the repair. Invariant: neither the path to a directory that passed, nor a name
+below it, is under another user's control, so a path there can be opened without fear of a symbolic
+link, now and later.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def private_directory(path: Path) -> None:
     to is repaired only if it is empty: what lies in it may not be ours.
 
     Args:
-        path: of the directory itself; links on the way to it are the caller's business.
+        path: of the directory itself.
 
     Raises:
         NodeError: it is a symbolic link or no directory, belongs to another user, or others could
-            write to it.
+            write to it or replace it.
     """
+    check_way(path)
     try:
         path.mkdir(mode=MODE, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -46,11 +48,49 @@ def private_directory(path: Path) -> None:
             ) from exc
         raise from_os_error(exc, "cannot make the directory") from exc
     try:
+        check_way(path)  # what was missing just now may have been made by somebody else
         _secure(path, fd)
     except OSError as exc:
         raise from_os_error(exc, f"cannot secure the directory {path}") from exc
     finally:
         os.close(fd)
+
+
+def check_way(path: Path) -> None:
+    """See to it that nobody else can replace `path` or a directory above it, as sshd does.
+
+    Whoever owns a directory, or may write to it, can rename what is in it, whoever owns that. Where
+    it is sticky only its owner can, and owners of what is in it. Missing directories are passed
+    over, and links on the way are followed, but from directories of ours only.
+
+    Raises:
+        NodeError: somebody can.
+    """
+    resolved = Path(os.path.realpath(path.parent))
+    for place in sorted({*path.absolute().parents, resolved, *resolved.parents}):
+        try:
+            status = place.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise from_os_error(exc, "cannot look at the directory") from exc
+        hint = "choose another place, such as below /var/lib or /run"
+        if status.st_uid not in (0, os.geteuid()):
+            raise NodeError(
+                f"user {status.st_uid}, to whom {place} belongs, could replace {path}", hint=hint
+            )
+        if is_open(status):
+            mode = stat.S_IMODE(status.st_mode)
+            raise NodeError(
+                f"others can write to {place} (mode {mode:04o}), and replace {path}",
+                hint=f"chmod go-w {place}, or {hint}",
+            )
+
+
+def is_open(directory: os.stat_result) -> bool:
+    """Return whether others than its owner and root's group can rename what is in a directory."""
+    others = stat.S_IWOTH if directory.st_gid == 0 else _OTHERS_WRITE
+    return bool(directory.st_mode & others) and not directory.st_mode & stat.S_ISVTX
 
 
 def bind_private(listener: socket.socket, path: Path) -> None:
@@ -69,10 +109,19 @@ def bind_private(listener: socket.socket, path: Path) -> None:
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Return whether root or this user has connected, whatever the mode of the socket's file is."""
+    """Return whether root or this user is at the other end, whatever the mode of the socket is.
+
+    Of a socket that was connected to, that is who listens.
+    """
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(credentials)
     return int(uid) in (0, os.geteuid())
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process that listens, of a socket that was connected to; 0 if we cannot see it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 def _secure(path: Path, fd: int) -> None:

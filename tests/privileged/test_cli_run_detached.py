@@ -133,6 +133,39 @@ def test_the_document_of_ps(machine: Machine, app: str) -> None:
     assert Path(f"/proc/{found['pid']}/comm").read_text() in {"sh\n", "sleep\n"}
 
 
+def command_lines() -> bytes:
+    """Return the command lines of all processes, as everybody can read them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return b"\0".join(found)
+
+
+@pytest.mark.parametrize("detached", [True, False], ids=["detached", "foreground"])
+def test_a_secret_is_for_the_container_alone(machine: Machine, app: str, detached: bool) -> None:
+    """It was typed as ``-e NAME=VALUE``, and is in no command line while the container runs."""
+    secret = os.urandom(8).hex()
+    flags = ("-e", f"A={secret}1", f"--env=B={secret}2", f"-eC={secret}3", *["-d"] * detached)
+    script = f"echo $A $B; {LOOP}"
+    with machine.start("run", "--name", "web", *flags, app, script) as running:
+        assert running.stdout
+        try:
+            until(lambda: machine.containers() and state(machine, "web")[0] == "running")
+            assert secret.encode() not in command_lines()
+            kept = machine.root / "containers"
+            files = [path for path in kept.rglob("*") if path.is_file()]
+            holding = [path for path in files if secret.encode() in path.read_bytes()]
+            (bundle,) = (kept / "containers").glob("[!.]*")
+            assert bundle / "config.json" in holding
+            for path in (kept, kept / "containers", bundle, *holding):
+                assert path.stat().st_mode & 0o077 == 0, path
+            if not detached:
+                assert running.stdout.readline() == f"{secret}1 {secret}2\n"
+        finally:
+            machine.call("rm", "-f", "web")
+
+
 def test_logs_with_times(machine: Machine, app: str) -> None:
     machine.output("run", "-d", "--name", "web", app, "printf 'a\\nb'")
     machine.output("stop", "web")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,7 @@ from firstread.node.mounts import mounted_erofs
 from firstread.testing import cri
 from firstread.testing.containerd import Containerd, containerd_version
 from firstread.testing.containers import find_busybox
+from firstread.testing.derived import put_derived
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import DATA_FILES, data_file
 from firstread.units import MiB
@@ -268,6 +270,27 @@ def test_what_ctr_pulls_is_lazy_or_refused(registry: DockerRegistry, node: Conta
         ran = node.firstread_pull(image, namespace="k8s.io")
         assert ran.code == 0, ran
     assert node.run(image, *read(1)) == [f"{digest_of(1)}  /data/1"]
+
+
+@pytest.mark.parametrize("annotations", [True, False])
+def test_an_image_that_was_built_from_a_converted_one(
+    registry: DockerRegistry, node: Containerd, annotations: bool
+) -> None:
+    image = f"{registry.host}/derived:{annotations}".lower()
+    put_derived(f"docker://{registry.host}/app", f"docker://{image}", annotations=annotations)
+    said = "it was built FROM a converted image.*build it FROM the original image"
+    with pytest.raises(grpc.RpcError, match=said):
+        node.pull(image)
+    assert node.snapshots() == []
+    pulled = node.ctr("images", "pull", "--plain-http", "--snapshotter", "firstread", image)
+    assert pulled.code != 0
+    assert re.search(said, pulled.stderr), pulled.stderr
+    ran = node.firstread_pull(image)
+    assert (ran.code, re.sub("\\s+", " ", ran.stderr).count("built FROM a converted")) == (3, 1)
+    assert "build it FROM the original image" in ran.stderr
+    node.pull(f"{registry.host}/app:latest")  # where the base is, it runs
+    node.pull(image)
+    assert node.run(image, "cat", "/on-top") == ["of the base"]
 
 
 def test_a_client_that_does_not_name_the_image(registry: DockerRegistry, node: Containerd) -> None:

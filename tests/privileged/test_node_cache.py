@@ -66,7 +66,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_an_image_is_read_with_room_for_a_quarter_of_it(tmp_path: Path) -> None:
-    outcome = eviction.measure(tmp_path, 4.0, files=128, file_bytes=128 * KiB)
+    outcome = eviction.measure(tmp_path, 2.0, files=128, file_bytes=128 * KiB, least=128)
     assert outcome.is_good(evictions=100), outcome
 
 
@@ -84,9 +84,10 @@ def test_fetchers_die_and_are_upgraded_in_the_middle_of_evictions(tmp_path: Path
         else:
             assert daemon.run("daemon", "--reload").code == 0
 
-    outcome = eviction.measure(tmp_path, 6.0, files=128, file_bytes=128 * KiB, meanwhile=meanwhile)
+    outcome = eviction.measure(
+        tmp_path, 6.0, files=128, file_bytes=128 * KiB, meanwhile=meanwhile, least=128
+    )
     assert (outcome.failed, outcome.wrong) == (0, 0)
-    assert len(outcome.reads) > 200
     assert len(ended) > 3
     assert 0 < outcome.largest_bytes <= outcome.limit_bytes
 

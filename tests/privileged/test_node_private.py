@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.command import firstread
+from firstread.run.capabilities import available
+from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
@@ -33,6 +34,21 @@ try:
     print("answer", len(peer.recv(100)))
 except (PermissionError, ConnectionError) as exc:
     print(type(exc).__name__)
+"""
+
+
+_LISTEN = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+while True:
+    peer, _ = listener.accept()
+    said = peer.recv(100)
+    if said:
+        print(said, flush=True)
 """
 
 
@@ -89,6 +105,110 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path, which: str) -> N
     assert not list((tmp_path / which).iterdir())
 
 
+@pytest.mark.parametrize(
+    ("verb", "which"),
+    [
+        *[(verb, which) for verb in ("daemon", "mount", "run") for which in ("root", "run")],
+        *[("ps", "root"), ("cache ls", "root")],
+    ],
+)
+@pytest.mark.parametrize(
+    ("owner", "mode", "words"),
+    [
+        (NOBODY, 0o755, "user 65534, to whom {} belongs, could replace"),
+        (0, 0o777, "others can write to {} (mode 0777), and replace"),
+    ],
+    ids=["of another user", "open to all"],
+)
+def test_a_directory_below_that_of_another_user_is_refused(
+    tmp_path: Path, verb: str, which: str, owner: int, mode: int, words: str
+) -> None:
+    """Its owner could replace it, however private it is itself."""
+    theirs = tmp_path / "theirs"
+    (theirs / "between").mkdir(parents=True)
+    theirs.chmod(mode)
+    os.chown(theirs, owner, owner)
+    places = {"root": tmp_path / "root", "run": tmp_path / "run"}
+    places[which] = theirs / "between/ours"
+    if verb == "cache ls":
+        places[which].mkdir(mode=0o700)
+        (places[which] / "format.json").write_text("{}")
+    before = sorted(theirs.rglob("*"))
+    image = ["localhost:1/x"] if verb in ("mount", "run") else []
+    where = [str(tmp_path / "at")] if verb == "mount" else []
+    options = ("--root", places["root"], "--run-dir", places["run"])
+    done = subprocess.run(  # what should refuse to be a daemon would be one for ever
+        program(*verb.split(), *options, *image, *where),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == (125 if verb == "run" else 5), done
+    assert words.format(theirs) in done.stderr
+    assert sorted(theirs.rglob("*")) == before
+
+
+def test_a_sticky_directory_of_all_will_do(tmp_path: Path) -> None:
+    """As /tmp is one: only who owns what is in it can rename that."""
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all").chmod(0o1777)
+    with Daemon(tmp_path / "all") as daemon:
+        assert daemon.client.alive()
+
+
+FEW_FILES = ["prlimit", "--nofile=1000:1000"]
+NO_MORE = ["setpriv", "--bounding-set=-sys_resource"]
+
+
+@pytest.mark.skipif("CAP_SYS_RESOURCE" not in available(), reason="needs CAP_SYS_RESOURCE")
+def test_few_open_files_are_made_more(tmp_path: Path) -> None:
+    """The daemon's own descriptors have numbers of 1000 and more."""
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    done = subprocess.run(
+        [*FEW_FILES, *program("mount", "oci:/none:x", tmp_path / "at", *places)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "cannot read" in done.stderr  # the daemon says so: it is there
+    assert firstread("status", "--run-dir", tmp_path / "run").code == 0
+    pid = int((tmp_path / "run/daemon.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+
+
+def test_too_few_open_files_are_named(tmp_path: Path) -> None:
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    done = subprocess.run(
+        [*NO_MORE, *FEW_FILES, *program("daemon", *places)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert "a process may open 1000 files here, but a daemon needs 1024" in done.stderr
+    assert "LimitNOFILE" in done.stderr
+
+
+def test_a_socket_of_another_user_is_no_daemon(tmp_path: Path) -> None:
+    """Who listens there could be told a password."""
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run/control.sock"
+    for directory in (tmp_path, *tmp_path.parents[:-2]):
+        directory.chmod(0o755)
+    os.chown(tmp_path / "run", NOBODY, NOBODY)
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTEN, path], stdout=subprocess.PIPE, text=True
+    ) as listening:
+        assert listening.stdout
+        assert listening.stdout.readline() == "listens\n"
+        done = firstread("status", "--run-dir", tmp_path / "run")
+        listening.kill()
+        assert listening.stdout.read() == ""
+    assert done.code == 5
+    assert "another user listens there" in done.stderr
+
+
 def test_a_directory_that_others_can_read_is_repaired(tmp_path: Path) -> None:
     for name in ("root", "run"):
         (tmp_path / name).mkdir()
@@ -100,7 +220,7 @@ def test_a_directory_that_others_can_read_is_repaired(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["control.sock", "start.lock", "daemon.log", "daemon.pid.new"])
-@pytest.mark.parametrize("verb", ["daemon", "umount"])
+@pytest.mark.parametrize("verb", ["daemon", "login"])
 def test_nothing_planted_in_the_run_directory_is_followed(
     tmp_path: Path, name: str, verb: str
 ) -> None:
@@ -109,9 +229,16 @@ def test_nothing_planted_in_the_run_directory_is_followed(
     run_dir.mkdir()
     run_dir.chmod(0o1777)
     (run_dir / name).symlink_to(victim)
-    place = [str(tmp_path)] if verb == "umount" else []
-    done = firstread(verb, *place, "--root", tmp_path / "root", "--run-dir", run_dir)
-    assert done.code == 5
+    who = ["localhost:1", "--username", "me", "--password-stdin"] if verb == "login" else []
+    done = subprocess.run(
+        program(verb, *who, "--root", tmp_path / "root", "--run-dir", run_dir),
+        input="secret\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 5
     assert "others can write to" in done.stderr
     assert "chmod 700" in done.stderr
     assert victim.read_text() == "untouched"

@@ -53,6 +53,16 @@ def test_context_is_filled_in_once() -> None:
     assert str(UsageError("bad")) == "bad"
 
 
+def test_a_message_is_bounded_whatever_it_quotes() -> None:
+    long = "x" * 100_000
+    error = FirstreadError(long, hint=long).about(image="r.example/a:b")
+    error.message = f"entry {long}: {error.message}"
+    assert str(error).startswith("r.example/a:b: entry xxx")
+    for text in (str(error), error.hint or "", str(error.to_dict()["message"]), *error.args):
+        assert len(text) == errors.MAX_MESSAGE
+        assert text.endswith("…")
+
+
 def test_a_private_kind_is_called_by_the_name_that_is_documented() -> None:
     class _HungUpError(NodeError):
         pass

@@ -92,7 +92,7 @@ def verify(repair: bool, root: Path, run_dir: Path, as_json: bool) -> int:
     again; what is not mounted is removed, and comes again with its next read. Mounts that stand
     without a daemon are left alone.
 
-    The exit code is 0 if nothing damaged is left, 5 otherwise.
+    The exit code is 0 if nothing is left that is damaged or could not be read, 5 otherwise.
     """
     from firstread.node.inspection import is_sound
 
@@ -168,6 +168,7 @@ def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:
         "damaged": "is damaged",
         "emptied": "was damaged, and is fetched again",
         "removed": "was damaged, and is removed",
+        "unread": "could not be read",
     }
     lines = [
         f"sector {found['sector'][:16]}… of {found['image']} {became[found['outcome']]}"

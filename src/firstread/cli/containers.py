@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs for containers share: where these are, and what to do with several of them."""
+"""What verbs share about what is on a node: containers and mounts, before a daemon is asked."""
 
 from __future__ import annotations
 
@@ -18,11 +18,22 @@ def container_store(root: Path) -> ContainerStore:
     """Return the containers of a node.
 
     Raises:
-        NodeError: their directory cannot be made.
+        NodeError: their directory cannot be made, or is not ours alone.
     """
+    from firstread.private import private_directory
     from firstread.run.containers import ContainerStore
 
+    private_directory(root)
     return ContainerStore(root / "containers")
+
+
+def recorded_mounts(root: Path) -> set[str]:
+    """Return the mount points that a node has, whether a daemon serves them or not."""
+    from firstread.node.mounts import MountTable
+
+    if not (root / "mounts").is_dir():
+        return set()
+    return {mount.mountpoint for mount in MountTable(root).load(tidy=False)}
 
 
 def release_mount(root: Path, run_dir: Path, record: Record) -> None:

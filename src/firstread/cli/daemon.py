@@ -10,7 +10,9 @@ import click
 from firstread.cli.options import SIZE, SecondsType, node_options
 from firstread.cli.output import report
 from firstread.errors import UsageError
+from firstread.units import counted
 
+STATUS_S = 5.0  # for a daemon to say what it serves, before it is stopped
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 
@@ -44,6 +46,18 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     help="Seconds without a sign of life, after which the fetcher is replaced. [15]",
 )
 @click.option(
+    "--anchor",
+    "anchor_s",
+    type=SecondsType(0),
+    help="Seconds that reads wait for another daemon, if all processes of this one die. [300]",
+)
+@click.option(
+    "--on-stop",
+    type=click.Choice(["fail", "wait"]),
+    help="What reads of absent sectors do after SIGTERM: fail, or wait for another daemon as after"
+    " a death. [fail]",
+)
+@click.option(
     "--cache-max",
     type=SIZE,
     metavar="SIZE",
@@ -68,6 +82,12 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     is_flag=True,
     help="Have the daemon that runs go on as the version and with the configuration that are"
     " there now; no read fails. SIGHUP does the same.",
+)
+@click.option(
+    "--stop",
+    is_flag=True,
+    help="Have the daemon that runs end, as SIGTERM does. Mounts stay; reads of what is not here"
+    " fail until the next one.",
 )
 @click.option("--inherit", type=int, hidden=True)
 @click.option("--rehearse", type=int, hidden=True)
@@ -96,6 +116,7 @@ def command(
     credentials_dir: Path | None,
     replace: bool,
     reload: bool,
+    stop: bool,
     inherit: int | None,
     rehearse: int | None,
     **options: str | float | None,
@@ -105,8 +126,9 @@ def command(
     The other commands start a daemon when none runs; as a service it is run by systemd
     (packaging/firstread.service). Mounts outlive it: the next daemon takes them over.
     """
-    if reload:
-        _reload(run_dir)
+    if reload or stop:
+        _alone("reload" if reload else "stop")
+        (_reload if reload else _stop)(run_dir)
         return
     from firstread.config import load_config
     from firstread.node.daemon import serve
@@ -139,18 +161,42 @@ def command(
     serve(root, run_dir, config, arguments, replace=replace, inherited=inherit)
 
 
+def _alone(flag: str) -> None:
+    context = click.get_current_context()
+    given = {n for n in context.params if context.get_parameter_source(n) is _COMMAND_LINE}
+    if given - {"root", "run_dir", flag}:
+        raise UsageError(
+            f"--{flag} takes no other option but --run-dir",
+            hint="see 'firstread daemon --help'"
+            if flag == "stop"
+            else "the daemon keeps its own; to change them, use --replace",
+        )
+
+
 def _reload(run_dir: Path) -> None:
     from firstread.node.succession import ask_reload
 
-    context = click.get_current_context()
-    given = {n for n in context.params if context.get_parameter_source(n) is _COMMAND_LINE}
-    if given - {"root", "run_dir", "reload"}:
-        raise UsageError(
-            "--reload takes no other option but --run-dir",
-            hint="the daemon keeps its own; to change them, use --replace",
-        )
     serving = ask_reload(str(run_dir))
     report([f"firstread {serving['version']} serves now (process {serving['pid']})"])
+
+
+def _stop(run_dir: Path) -> None:
+    from firstread.errors import FirstreadError
+    from firstread.node.client import Client
+    from firstread.node.farewell import stop_daemon
+
+    try:
+        mounts = len(Client(run_dir, timeout_s=STATUS_S).get("/status")["mounts"])
+    except FirstreadError:
+        mounts = 0  # one that does not answer can be stopped all the same
+    pid = stop_daemon(run_dir)
+    stay = ""
+    if mounts:
+        stay = (
+            f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}, and reads of what"
+        )
+        stay += " is not here fail until the next one"
+    report([f"the daemon (process {pid}) has ended{stay}"])
 
 
 def _arguments(**options: object) -> list[str]:

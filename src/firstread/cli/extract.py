@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import click
 
 from firstread.cli.options import REFERENCE, access_options, json_option
 from firstread.cli.output import report, show
+from firstread.units import counted
 
 if TYPE_CHECKING:
+    from firstread.convert.extract import LeftOut
     from firstread.oci.options import AccessOptions
     from firstread.oci.reference import Reference
 
@@ -19,12 +22,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--privileged",
+    is_flag=True,
+    help="Also make device nodes, set-user-id and set-group-id bits and file capabilities.",
+)
 @access_options
 @json_option
-def command(reference: Reference, directory: Path, access: AccessOptions, as_json: bool) -> None:
+def command(
+    reference: Reference, directory: Path, privileged: bool, access: AccessOptions, as_json: bool
+) -> None:
     """Unpack the converted image REF into DIR, a new or empty directory.
 
-    Owners, devices and security attributes are set as the image has them, which needs root.
+    Owners and extended attributes are set as the image has them, which needs root. What would give
+    rights on this machine to whoever gets at DIR is left out, and counted, without --privileged.
     """
     from firstread.cli.opening import opened_image
     from firstread.convert.extract import extract
@@ -32,7 +43,9 @@ def command(reference: Reference, directory: Path, access: AccessOptions, as_jso
     from firstread.sectors.content import ContentReader
 
     with opened_image(reference, access) as (repository, resolved, image):
-        names = extract(read_tree(image.erofs), ContentReader(repository, image), directory)
+        content = ContentReader(repository, image)
+        tree = read_tree(image.erofs)
+        names, left_out = extract(tree, content, directory, privileged=privileged)
     if as_json:
         show(
             {
@@ -40,7 +53,18 @@ def command(reference: Reference, directory: Path, access: AccessOptions, as_jso
                 "digest": resolved.descriptor.digest,
                 "directory": str(directory),
                 "names": names,
+                "left_out": dataclasses.asdict(left_out),
             }
         )
     else:
-        report([f"{directory}: {names} names from {reference}"])
+        report([f"{directory}: {names} names from {reference}", *_missing(left_out)])
+
+
+def _missing(left_out: LeftOut) -> list[str]:
+    kinds = {
+        "set-id bits of {}": counted(left_out.set_ids, "program"),
+        "capabilities of {}": counted(left_out.capabilities, "program"),
+        "{}": counted(left_out.devices, "device"),
+    }
+    missing = [kind.format(count) for kind, count in kinds.items() if not count.startswith("0 ")]
+    return [f"  left out  {', '.join(missing)}: --privileged makes them"] if missing else []

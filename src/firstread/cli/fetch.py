@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from firstread.cli.containers import recorded_mounts
 from firstread.cli.options import json_option, node_options
 from firstread.cli.output import report, show
 from firstread.errors import TransportError, UsageError
@@ -27,10 +28,14 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
 
     Afterwards the mount needs its registry no more: status calls it self-sufficient.
     """
-    from firstread.node.client import connected
+    from firstread.node.client import Client, connected
 
     if not everything:
         raise UsageError("say what to fetch", hint="firstread fetch --all DIR")
+    if not Client(run_dir).alive() and not recorded_mounts(root):
+        raise UsageError(
+            f"{name} is not mounted", hint=f"nothing is, and no daemon runs in {run_dir}"
+        )
     client = connected(root, run_dir)
     mount = _find(client.get("/status"), name)
     client.post("/pin", directory=mount["mountpoint"])

@@ -32,5 +32,7 @@ def command(scope: str, root: Path, run_dir: Path, login: tuple[str, str] | None
         if reference.transport != "docker":
             raise UsageError(f"{scope} is no registry")
         scope = f"{reference.host}/{reference.repository}"
+    elif not scope:
+        raise UsageError(f"{scope!r} is neither HOST nor HOST/REPOSITORY")
     connected(root, run_dir).post("/login", scope=scope, login=login_request(login))
     report([f"the daemon shows {login[0]} to {scope}"])

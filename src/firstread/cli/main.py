@@ -18,6 +18,7 @@ import traceback
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from firstread import __version__
 from firstread.cli.output import complain, show
@@ -30,6 +31,7 @@ VERBS = {
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",
     "run": "Run a container of a converted image; it starts before its data is here.",
+    "exec": "Run a command in a container that runs.",
     "ps": "List containers.",
     "logs": "Show the output of a detached container.",
     "stop": "Stop a container.",
@@ -47,7 +49,12 @@ VERBS = {
     "install": "Enter the snapshotter into containerd's configuration.",
     "uninstall": "Remove the snapshotter from containerd's configuration.",
     "doctor": "Try whether this host can serve lazy mounts, and say what to do if not.",
+    "version": "Show the versions of command, daemon and kernel.",
 }
+
+
+_CONTAINERS = {"run", "exec"}
+"""Verbs whose last arguments and whose exit code are those of a process in a container."""
 
 
 class InterruptError(FirstreadError):
@@ -76,6 +83,13 @@ class _Verbs(click.Group):
         module = importlib.import_module(f"firstread.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer verbs with the help in `VERBS`: no module is imported for that."""
+        verbs = [
+            CompletionItem(verb, help=VERBS[verb]) for verb in VERBS if verb.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -152,7 +166,7 @@ def _defect(exc: Exception) -> FirstreadError:
 
 
 def _fail(exc: FirstreadError, arguments: list[str]) -> int:
-    if "--json" in arguments and arguments[0] != "run":  # there it is an argument of the container
+    if "--json" in arguments and arguments[0] not in _CONTAINERS:  # there it is the container's
         with contextlib.suppress(FirstreadError):  # stdout is what failed: the exit code says so
             show(exc.to_dict())
     else:
@@ -162,7 +176,7 @@ def _fail(exc: FirstreadError, arguments: list[str]) -> int:
 
 
 def _exit_code(exc: FirstreadError, arguments: list[str]) -> int:
-    if arguments[:1] != ["run"] or isinstance(exc, InterruptError):
+    if not {*arguments[:1]} & _CONTAINERS or isinstance(exc, InterruptError):
         return exc.exit_code
     from firstread.run.runtime import run_exit_code
 

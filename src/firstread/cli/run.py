@@ -95,11 +95,17 @@ def _run(
     from firstread.node.client import connected
     from firstread.oci.reference import parse_reference
     from firstread.run.containers import reserve_container
+    from firstread.run.early import check_early
 
     image = str(parse_reference(options.image).absolute())
-    client = connected(root, run_dir)
     store = container_store(root)
+    check_early(options, store.state_dir)
     record = reserve_container(options, store)
+    try:
+        client = connected(root, run_dir)
+    except BaseException:
+        store.delete(record)
+        raise
 
     def on_start(started: Record) -> None:
         if timeline is not None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
+from firstread.cli.containers import recorded_mounts
 from firstread.cli.options import node_options
+from firstread.errors import UsageError
 
 
 @click.command()
@@ -16,6 +19,11 @@ from firstread.cli.options import node_options
 @node_options
 def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
     """Unmount the image at DIR. What was fetched stays in the store."""
-    from firstread.node.client import connected
+    from firstread.node.client import Client, connected
 
+    if not Client(run_dir).alive() and os.path.realpath(directory) not in recorded_mounts(root):
+        raise UsageError(
+            f"{directory} is not a mount of firstread",
+            hint=f"there is none of it below {root}, and no daemon in {run_dir}",
+        )
     connected(root, run_dir).umount(str(directory.absolute()), lazy=lazy)

@@ -2,14 +2,20 @@
 """Unpacks a converted image into a directory.
 
 Confinement: the tree comes from a reader that refuses names with a slash and ``..``, the directory
-is empty at the start, and every parent is a directory that was made here, so no path ever follows a
-symbolic link of the image.
+is empty at the start and nobody else's until the end, and every parent is a directory that was made
+here, so no path ever follows a symbolic link, neither of the image nor of another user.
+
+What gives rights to whoever has the tree before him (set-id bits, file capabilities, device nodes)
+is an image's business inside a container; out of it, it is made only if that is asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from firstread.erofs.tree import HOLE, Node, walk
@@ -17,48 +23,92 @@ from firstread.errors import ImageError, NodeError, UsageError, from_os_error
 from firstread.sectors.content import ContentReader
 
 _WHERE = "name a new or empty directory"
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+_CAPABILITIES = b"security.capability"
 
 
-def extract(root: Node, content: ContentReader, directory: Path) -> int:
-    """Write the tree below `root` into `directory`; return the number of names.
+@dataclass
+class LeftOut:
+    """How many names of the image were made without what gives rights.
+
+    Args:
+        devices: block and character devices, which were not made at all.
+        set_ids: programs that were to run as their owner or group.
+        capabilities: programs that were to have capabilities.
+    """
+
+    devices: int = 0
+    set_ids: int = 0
+    capabilities: int = 0
+
+
+def extract(
+    root: Node, content: ContentReader, directory: Path, *, privileged: bool = False
+) -> tuple[int, LeftOut]:
+    """Write the tree below `root` into `directory`; return the number of names, and what is not so.
 
     Args:
         root: of the image.
         content: reads its files.
-        directory: made if missing; must be empty.
+        directory: made if missing; must be empty. Nobody else can enter it until all is written.
+        privileged: leave nothing out.
 
     Raises:
         UsageError: `directory` is not an empty directory.
         ImageError: a sector is not what its id says.
         NodeError: this machine cannot hold the tree; what was written stays.
     """
+    with _empty(directory) as top:
+        extraction = _Extraction(content, os.fsencode(top), privileged=privileged)
+        try:
+            return extraction.run(root), extraction.left_out
+        except OverflowError as exc:
+            raise ImageError(f"a file has a time that this machine does not know: {exc}") from exc
+        except OSError as exc:
+            named = os.fsdecode(exc.filename or top)
+            exc.filename = named.replace(top, str(directory), 1)
+            if isinstance(exc, PermissionError):
+                raise NodeError(
+                    f"cannot write {exc.filename!r}: {exc.strerror}",
+                    hint="owners, devices and some attributes need root",
+                ) from exc
+            raise from_os_error(exc, "cannot write") from exc
+
+
+@contextlib.contextmanager
+def _empty(directory: Path) -> Iterator[str]:
+    """Have an empty directory that is ours alone; give a path to it that nobody can lead astray."""
+    full = UsageError(f"{directory} is not empty", hint=_WHERE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise UsageError(f"{directory} is not empty", hint=_WHERE)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise UsageError(f"cannot extract to {directory}: {exc.strerror}", hint=_WHERE) from exc
     try:
-        return _Extraction(content, os.fsencode(directory)).run(root)
-    except OverflowError as exc:
-        raise ImageError(f"a file has a time that this machine does not know: {exc}") from exc
-    except PermissionError as exc:
-        raise NodeError(
-            f"cannot write {os.fsdecode(exc.filename or directory)!r}: {exc.strerror}",
-            hint="owners, devices and some attributes need root",
-        ) from exc
-    except OSError as exc:
-        raise from_os_error(exc, "cannot write") from exc
+        if os.listdir(fd):
+            raise full
+        try:
+            os.fchown(fd, os.geteuid(), -1)
+            os.fchmod(fd, 0o700)
+        except OSError as exc:
+            raise from_os_error(exc, f"cannot have {directory} for ourselves") from exc
+        if os.listdir(fd):
+            raise full  # somebody was faster
+        yield f"/proc/self/fd/{fd}/."
+    finally:
+        os.close(fd)
 
 
 class _Extraction:
-    def __init__(self, content: ContentReader, top: bytes) -> None:
+    def __init__(self, content: ContentReader, top: bytes, *, privileged: bool) -> None:
+        self.left_out = LeftOut()
         self._content = content
         self._top = top
+        self._privileged = privileged
         self._made: dict[int, bytes] = {}  # path of each node that may have more names
 
     def run(self, root: Node) -> int:
-        names = [(path, node) for path, node in walk(root)]
+        names = [(path, node) for path, node in walk(root) if not self._is_left_out(node)]
         for path, node in names:
             if node.is_dir and path:
                 os.mkdir(self._path(path), 0o700)
@@ -70,6 +120,16 @@ class _Extraction:
             if node.is_dir:
                 self._attributes(self._path(path), node)
         return len(names)
+
+    def _is_left_out(self, node: Node) -> bool:
+        """Count what a node is or has that gives rights; return whether it is not made at all."""
+        if self._privileged:
+            return False
+        left_out = self.left_out
+        left_out.devices += node.is_device
+        left_out.set_ids += node.is_file and bool(node.mode & _SET_IDS)
+        left_out.capabilities += _CAPABILITIES in node.xattrs
+        return node.is_device
 
     def _path(self, path: bytes) -> bytes:
         return os.path.join(self._top, path) if path else self._top
@@ -106,10 +166,14 @@ class _Extraction:
 
     def _attributes(self, path: bytes, node: Node) -> None:
         os.chown(path, node.uid, node.gid, follow_symlinks=False)
+        mode = stat.S_IMODE(node.mode)
+        if not (self._privileged or node.is_dir):
+            mode &= ~_SET_IDS
         if not node.is_symlink:
-            os.chmod(path, stat.S_IMODE(node.mode))
+            os.chmod(path, mode)
         for name, value in node.xattrs.items():
-            os.setxattr(path, name, value, follow_symlinks=False)
+            if self._privileged or name != _CAPABILITIES:
+                os.setxattr(path, name, value, follow_symlinks=False)
         time = node.mtime * 1_000_000_000 + node.mtime_nsec
         os.utime(path, ns=(time, time), follow_symlinks=False)
 

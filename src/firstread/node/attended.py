@@ -81,9 +81,8 @@ class Attended:
             if dry_run:
                 return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
             freed = [self._fetcher.cache.remove(sector_id) for sector_id in plan.sectors]
-            for digest in plan.images:
-                self._images.remove(digest)
-        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": plan.images}
+            images = [digest for digest in plan.images if self._images.remove(digest)]
+        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": images}
 
     def verify(self, *, repair: bool, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Check everything; with `repair` what is damaged is fetched again, or goes.
@@ -102,7 +101,7 @@ class Attended:
             return outcome
 
         def drop(digest: str) -> bool:
-            return repair and self._drop(digest)
+            return repair and self._images.drop_damaged(digest)
 
         stock = take_stock(self._images, self._store)
         document = inspect(stock, look, self._images.damage, drop)
@@ -124,13 +123,6 @@ class Attended:
                 served.lane.complete(wanted)
                 break
         return outcome
-
-    def _drop(self, digest: str) -> bool:
-        with self._lock:
-            if any(served.image.digest == digest for served in self._fetcher.served()):
-                return False
-            self._images.remove(digest)
-            return True
 
     def _await(self, emptied: list[Wanted], check: Callable[[], None]) -> None:
         """Wait until what was emptied is here again; if its source is away it comes later."""

@@ -22,7 +22,7 @@ from firstread.errors import FirstreadError
 from firstread.node.cache import Cache
 from firstread.node.filling import Waiter, Wanted
 from firstread.node.inspection import Outcome
-from firstread.sectors.check import is_sector
+from firstread.sectors.check import is_sector, is_whole
 from firstread.sectors.store import SectorStore
 from firstread.units import MiB
 
@@ -117,11 +117,13 @@ class Checks:
             with self._cache.holding(entry.id) as held:
                 if not held:
                     return "busy"
-                if self._store.size(entry.id) < entry.size:
-                    return "partial"
                 fd = self._store.open(entry.id)
                 try:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    if os.fstat(fd).st_size < entry.size:
+                        # Not whole, unless this image is wrong about its size.
+                        good = is_whole(fd, entry.id, sector.geometry.frame_size)
+                        return "good" if good else "partial"
                     good = self._is_good(sector, fd)
                     if good and self._cache.clock.is_doubted(entry.id):
                         self._cache.filled(entry.id, fd)
@@ -165,16 +167,14 @@ class Checks:
             self._answer(self._done(entry.id))
 
     def _is_good(self, sector: Wanted, fd: int) -> bool:
-        """Return whether the file is the sector."""
+        """Return whether the file is the sector, whatever size an image gives it.
+
+        Raises:
+            NodeError: it cannot be read now; it may be right.
+        """
+        good = is_whole(fd, sector.entry.id, sector.geometry.frame_size)
         self.checked += 1
-        entry = sector.entry
-        try:
-            good = is_sector(fd, entry.id, entry.size, sector.geometry.frame_size)
-        except FirstreadError as exc:
-            log.warning("sector %s: %s", entry.id.hex(), exc)
-            good = False
-        if not good:
-            self.damaged += 1
+        self.damaged += not good
         return good
 
     def _repair(self, sector: Wanted) -> bool:
@@ -193,10 +193,18 @@ class Checks:
             self._aside.discard(entry.id)
         try:
             source = self._store.open_aside(entry.id)
-        except FirstreadError:
+        except FirstreadError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                self.note_aside([entry.id])  # the next read tries again
+                raise
             return False  # it was removed to make room
         try:
             good = is_sector(source, entry.id, entry.size, sector.geometry.frame_size)
+        except FirstreadError:
+            os.close(source)
+            self.note_aside([entry.id])
+            raise
+        try:
             if good:
                 self._cache.recall(entry.id)
                 room = self._cache.admit(entry.id, entry.size)

@@ -18,16 +18,18 @@ import msgspec
 
 from firstread.config import DEFAULT_PATH, RegistryTable, load_config
 from firstread.device.probe import Check
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, NodeError
 from firstread.node.client import Client, socket_path
 from firstread.node.confine import confined
+from firstread.node.handover import WANTED_FDS
 from firstread.node.mounts import mounted_erofs
 from firstread.node.namespace import mount_namespace
+from firstread.private import check_way
 from firstread.units import GiB, MiB, counted, format_size
 
 SCARCE_BYTES = 1 * GiB
 LEAST_BYTES = 64 * MiB
-OPEN_FILES = 65_536  # reads that wait at a time, a descriptor each
+OPEN_FILES = WANTED_FDS  # reads that wait at a time, a descriptor each
 FILE_MAX = 1_000_000  # sectors of all mounted images, a file each that the kernel holds
 CROWDED = 0.8
 PATIENCE_S = 10.0  # for a daemon to answer: it looks at thousands of mounts in less
@@ -95,17 +97,12 @@ def _existing(path: Path) -> Path:
 
 
 def _private(name: str, path: Path) -> Check:
-    """Say what `firstread.private.private_directory` will say, and whether it can be replaced."""
+    """Say what `firstread.private.private_directory` will say."""
     place = _existing(path)
-    for parent in (place if place != path else place.parent, *place.absolute().parents):
-        mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            return Check(
-                name,
-                ok=False,
-                detail=f"everybody can rename what is in {parent}",
-                fix=f"chmod o-w {parent}, or choose another place",
-            )
+    try:
+        check_way(path)
+    except NodeError as exc:
+        return Check(name, ok=False, detail=exc.message, fix=exc.hint or "choose another place")
     if place != path:
         return Check(name, ok=True, detail=f"{path} is made when it is needed")
     status = path.stat()

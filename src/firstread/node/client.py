@@ -11,6 +11,7 @@ to import than the daemon takes to answer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -27,7 +28,7 @@ from firstread import errors
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
 from firstread.node.namespace import apart, device_at, is_mount_point, is_seen, mount_namespace
-from firstread.private import private_directory
+from firstread.private import is_ours, private_directory
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -242,6 +243,8 @@ class Client:
             sock.connect(str(self._path))
         except BlockingIOError as exc:
             raise TimeoutError("it accepts no connection") from exc
+        if not is_ours(sock):
+            raise PermissionError(errno.EPERM, "another user listens there")
         sock.settimeout(self._timeout_s)
 
     def _gone(self, exc: OSError) -> NodeError:

@@ -103,6 +103,8 @@ class Fetcher:
         self.checks = Checks(store, self.cache, self.answer, self.again, self._deny)
         self.settler = Settler(store, self.cache.holding)
         self._held: dict[int, _Held] = {}  # not answered, by number
+        self._expecting = False  # a mount stands that is not served yet: see `expect`
+        self._early: list[Waiter] = []  # reads of such
         self._useless: dict[bytes, set[Lane]] = {}  # that cannot give a sector, by its id
         self._untold: list[int] = []  # answered, and the supervisor does not know
         self._answering = threading.Lock()
@@ -195,10 +197,34 @@ class Fetcher:
         complete = [served.sectors for served in self._served.values() if not served.absent]
         self._complete = set().union(*complete)
 
+    def expect(self, *, expecting: bool) -> None:
+        """Take reads again of sectors that nobody had; if `expecting`, somebody may come yet.
+
+        Until then such reads wait, and every sector counts as one of a mounted image.
+        """
+        with self.cache.changed:
+            self._expecting = expecting
+            early, self._early = self._early, []
+        if not expecting:
+            self.cache.mounts_changed()
+        self.again(early)
+
+    def _keep_early(self, waiter: Waiter) -> bool:
+        with self.cache.changed:
+            if self._expecting:
+                self._early.append(waiter)
+            return self._expecting
+
     def expire(self) -> None:
         """Give up the reads that have waited too long."""
         for lane in list(self._lanes.values()):
             lane.expire()
+        since = time.monotonic() - self._policy.stall_s
+        with self.cache.changed:
+            late = [waiter for waiter in self._early if waiter[1] < since]
+            self._early = [waiter for waiter in self._early if waiter[1] >= since]
+        if late:
+            self._deny(late, NodeError("the mount could not be taken over"))
 
     def waiting(self) -> int:
         """Return how many reads wait."""
@@ -228,6 +254,8 @@ class Fetcher:
             sector_id = self.store.id_of(request.fd)
             found = sorted(self.having(sector_id), key=lambda pair: pair[0].lane.is_down)
             if not found:
+                if self._keep_early(waiter):
+                    return
                 raise NodeError(f"no mounted image has the sector {sector_id.hex()}")
             served, sector = found[0]
             held.served, held.sector = served, sector
@@ -260,7 +288,7 @@ class Fetcher:
     # -- what the cache asks -------------------------------------------------------------------
 
     def is_mounted(self, sector_id: bytes) -> bool:
-        return self._mounted[sector_id] > 0
+        return self._expecting or self._mounted[sector_id] > 0
 
     def is_exempt(self, sector_id: bytes) -> bool:
         return sector_id in self._pinned

@@ -30,6 +30,7 @@ from firstread import __version__
 from firstread.config import DEFAULT_PATH
 from firstread.device.fanotify import NO_FD, Group, parse_events
 from firstread.errors import NodeError
+from firstread.node import systemd
 from firstread.node.journal import Journal
 from firstread.node.wire import (
     BUFFER_FD,
@@ -54,6 +55,15 @@ FIXED = {
     "secrets": SECRETS_FD,
 }
 """Names of the descriptors that every supervisor has, and their numbers."""
+
+LEAST_FDS = 1024
+"""The limit of open files below which a daemon does not start: it has room for those numbers."""
+
+WANTED_FDS = 65_536
+"""The limit of open files where the one that it finds is too low."""
+
+WHOLE_SECTOR = 1 << 40
+"""Length of a request of which only the sector is known: no sector is as long."""
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """What a supervisor is told from outside."""
@@ -90,6 +100,16 @@ class Settings:
         """Return after how long without a heartbeat a fetcher counts as hung."""
         return float(self.config["node"]["health_s"])
 
+    @property
+    def waits_on_stop(self) -> bool:
+        """Return whether reads wait for another daemon when this one is told to end."""
+        return str(self.config["node"]["on_stop"]) == "wait"
+
+    @property
+    def anchor_s(self) -> float:
+        """Return how long an anchor waits for another daemon; 0 for none, as below systemd."""
+        return 0.0 if systemd.listens() else float(self.config["node"]["anchor_s"])
+
 
 @dataclass
 class Handover:
@@ -99,7 +119,7 @@ class Handover:
         held: events that are not answered, with descriptors of their files.
         cause: ``start``: there was none before · ``fetcher``: it is gone, this was its fetcher ·
             ``reload``: the same process · ``replace``: another process · ``restored``: all
-            processes were gone, systemd has kept the rest.
+            processes were gone, systemd or an anchor has kept the rest.
         restarts: of the fetcher so far; -1 before the first one.
         upgrades: times that a supervisor was replaced while its fetcher went on.
         fetcher: process number of the fetcher that serves; 0 for none.
@@ -225,22 +245,38 @@ def _moved(fd: int, least: int) -> int:
     return moved
 
 
-def all_events(held: Iterable[Request], group: Group, journal: Journal) -> list[Request]:
+def all_events(
+    held: Iterable[Request], group: Group, journal: Journal, files: dict[int, int]
+) -> list[Request]:
     """Return all events that wait after a supervisor has died.
 
-    Those are `held` and the ones that only the journal knows. An event that it had read and not
-    yet recorded fails: nobody knows which file it is about.
+    Those are `held`, the ones that only the journal knows, and those that only the anchor holds.
+    Without an anchor an event fails that was read and not yet recorded: nobody knows its file.
+
+    Args:
+        held: by the fetcher of the dead supervisor.
+        group: that the events are of.
+        journal: of the dead supervisor.
+        files: sector files that its anchor holds, by the number of the event; owned from now on.
     """
-    events = list(held)
-    known = {request.number for request in events}
-    found, lost = journal.reopen(known)
-    known.update(lost, (request.number for request in found))
-    unrecorded = (event.fd for event in parse_events(journal.buffer) if event.fd != NO_FD)
-    for number in (*lost, *(number for number in unrecorded if number not in known)):
+    events = {request.number: request for request in held}
+    for number in events.keys() & files.keys():
+        os.close(files.pop(number))
+    found, lost = journal.reopen(set(events), files)
+    events.update((request.number, request) for request in found)
+    for event in parse_events(journal.buffer):
+        if event.fd in files:
+            fd = files.pop(event.fd)
+            events[event.fd] = Request(event.fd, event.pid, event.offset, event.count, fd)
+        elif event.fd != NO_FD and event.fd not in events:
+            lost.append(event.fd)
+    for number, fd in files.items():  # there was no room to record it
+        events[number] = Request(number, 0, 0, WHOLE_SECTOR, fd)
+    for number in lost:
         if group.answer(number, allow=False):
             log.error("a read fails: the supervisor died before it had noted what it is about")
     journal.clear_buffer()
-    return events + found
+    return list(events.values())
 
 
 def place(fd: int, number: int) -> None:
@@ -251,6 +287,18 @@ def place(fd: int, number: int) -> None:
 
 
 def raise_fd_limit() -> None:
-    """Allow as many descriptors as we may: each waiting read holds one."""
+    """Allow as many descriptors as we may: each waiting read holds one.
+
+    Raises:
+        NodeError: there is no room for the numbers in `FIXED`, and we may not make any.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    enough = hard >= LEAST_FDS or hard == resource.RLIM_INFINITY
+    limit = hard if enough else WANTED_FDS
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    except (ValueError, OSError) as exc:  # no CAP_SYS_RESOURCE, or fs.nr_open is less
+        raise NodeError(
+            f"a process may open {hard} files here, but a daemon needs {LEAST_FDS}",
+            hint=f"raise the hard limit: ulimit -n {WANTED_FDS}, or LimitNOFILE= of its service",
+        ) from exc

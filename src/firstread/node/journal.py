@@ -3,8 +3,8 @@
 
 Owns the layout of the file of `wire.BUFFER_FD`: first the buffer that events are read into, then a
 record for each event that is not answered, with the path of its file. The descriptor of an event
-dies with its process, the kernel goes on waiting for an answer to its *number*: who has the group
-and this file can open the sector file anew and answer.
+dies with its process, unless there is an anchor; the kernel goes on waiting for an answer to its
+*number*: who has the group and this file can open the sector file anew and answer.
 
 Written by the supervisor alone, read by who takes its place. Invariant: between two calls an event
 is in the buffer or in a record, or it is answered; a record counts while its flag is 1, which is
@@ -112,10 +112,14 @@ class Journal:
             if request.number not in self._slots:
                 self.add(request)
 
-    def reopen(self, known: set[int]) -> tuple[list[Request], list[int]]:
-        """Return the recorded events that are not `known`, each with a new descriptor of its file.
+    def reopen(self, known: set[int], files: dict[int, int]) -> tuple[list[Request], list[int]]:
+        """Return the recorded events that are not `known`, each with a descriptor of its file.
 
-        Unlike an event's own, such a descriptor raises an event when it is written to.
+        Args:
+            known: numbers of events to leave out.
+            files: descriptors of events, by number, which are taken out of it; other files are
+                opened anew. Unlike an event's own, such a descriptor raises an event when it is
+                written to.
 
         Returns:
             the events, and the numbers of those whose file cannot be opened any more.
@@ -126,7 +130,10 @@ class Journal:
             if request.number in known:
                 continue
             try:
-                found.append(request._replace(fd=os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+                fd = files.pop(request.number, None)
+                if fd is None:
+                    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                found.append(request._replace(fd=fd))
             except OSError:
                 lost.append(request.number)
         return found, lost

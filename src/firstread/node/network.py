@@ -54,6 +54,8 @@ class Network:
             connect_timeout=settings.connect_timeout_s,
             first_byte_timeout=settings.first_byte_timeout_s,
             read_timeout=settings.stall_timeout_s,
+            answer_timeout=settings.answer_timeout_s,
+            least_rate=float(settings.least_rate),
             hedge_share=settings.hedge_share,
         )
 

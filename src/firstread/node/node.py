@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ from firstread.node.attended import Attended
 from firstread.node.detached import DetachedMounts
 from firstread.node.fetcher import Fetcher, Served
 from firstread.node.images import ImageStore, NodeImage
+from firstread.node.kernelproof import KernelProof
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
+from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
 from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
 from firstread.node.stock import Use, take_stock
@@ -82,8 +84,9 @@ class Node:
         verify: str,
     ) -> None:
         self.network = network
-        self.images = ImageStore(root)
+        self.images = ImageStore(root, is_used=self._is_used)
         self._table = MountTable(root)
+        self._proof = KernelProof(root)
         self._shared = run_dir / "images"
         self._store = store
         self._fetcher = fetcher
@@ -94,6 +97,8 @@ class Node:
         self._served: dict[str, Served] = {}  # by mount point
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
         self._detached = DetachedMounts(self.lock, self._end)
+        self._anew = False  # the marks were gone when this fetcher began
+        self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
         self._pulls: Pulls[NodeImage] = Pulls(Room(*WAITING), Room(*PULLS, "pulls wait"))
 
@@ -102,45 +107,59 @@ class Node:
     def recover(self) -> None:
         """Take over the mounts of the table that still stand; forget the others.
 
-        A mount whose source is not there now is taken over as well: its reads wait for it.
+        A mount whose source is not there now is taken over as well: its reads wait for it. So do
+        those of one whose image cannot be opened now, because this process is short of something.
         """
-        with self.lock:  # detached mounts may end meanwhile
-            standing = mounted_erofs()
-            anew = not self._fetcher.cache.has_marks()
-            for mount in self._table.load():
-                source = str(self.images.metadata_path(mount.digest))
-                stands = not mount.detached and standing.get(mount.mountpoint) == source
-                if not (stands or mount.is_used()):
-                    log.info("mount %s is gone", mount.mountpoint)
-                    self._table.remove(mount)
-                    continue
-                try:
-                    self._take_over(mount if stands else self._detach(mount), anew)
-                except FirstreadError as exc:
-                    # Its record stays: the next fetcher may have the files of its image again.
-                    log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+        self._anew = not self._fetcher.cache.has_marks()
+        self._orphans.adopt_all()
 
-    def _take_over(self, mount: Mount, anew: bool) -> None:
-        image = self.images.load(mount.digest)
+    def _recover(self, mount: Mount, standing: Mapping[str, str]) -> None:
+        source = str(self.images.metadata_path(mount.digest))
+        stands = not mount.detached and standing.get(mount.mountpoint) == source
+        if stands or mount.is_used():
+            self._take_over(mount if stands else self._detach(mount))
+            return
+        log.info("mount %s is gone", mount.mountpoint)
+        self._table.remove(mount)
+        for served in self._fetcher.served():
+            if served.image.digest == mount.digest:
+                self._withdraw(served)  # of an attempt that has failed halfway
+
+    def _take_over(self, mount: Mount) -> None:
+        image = self._served_image(mount.digest) or self.images.load(mount.digest)
         served = self._serve(image, mount)
-        if mount.detached:
-            self._detached.add(mount, served)
-        else:
-            self._identify(mount)
-            self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
-        self._pins_changed()
-        self.images.touch(image.digest)
         self._store.empty_doubtful(image.ids())  # only if the record of the boot is lost
         sizes = self._fetcher.cache.ensure(image.ids())
         sectors = image.block_image.index.sectors
-        self._fetcher.cache.adopt(sectors, anew=anew, doubt=self._verify != "never")
+        self._fetcher.cache.adopt(sectors, anew=self._anew, doubt=self._verify != "never")
+        if not mount.detached:
+            self._identify(mount)
+        if mount.pinned:
+            self._complete(served)
+        # From here on nothing fails: what failed before is done once more, from the beginning.
+        if mount.detached:
+            self._detached.add(mount, served)
+        else:
+            self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
+        self._pins_changed()
+        self.images.touch(image.digest)
         for size, sector in zip(sizes, sectors, strict=True):
             if size >= sector.size:
                 self._fetcher.settler.add(sector.id, size)  # nobody else knows whether it was
         self._fetcher.note_present(served)
         log.info("took over mount %s of %s", mount.mountpoint, mount.image)
-        if mount.pinned:
-            self._complete(served)
+
+    def _orphans_changed(self) -> None:
+        self._fetcher.expect(expecting=self._orphans.may_pass)
+
+    def _is_used(self, digest: str) -> bool:
+        """Return whether an image is mounted, or used on, or may be. Takes no lock."""
+        return self._served_image(digest) is not None or self._orphans.claims(digest)
+
+    def _served_image(self, digest: str) -> NodeImage | None:
+        """Return an image that is served, as it was opened for that."""
+        images = (served.image for served in self._fetcher.served())
+        return next((image for image in images if image.digest == digest), None)
 
     def _identify(self, mount: Mount) -> None:
         """Note which file system stands at its place."""
@@ -183,14 +202,12 @@ class Node:
             digest = self._found_again(reference, access, waiter) or digest
         if digest is not None:
             try:
-                image = self.images.load(digest)
+                image = self._opened(digest)
             except NotFoundError:
                 pass  # pruned meanwhile
             except ImageError as exc:
-                if policy == "never":
-                    raise
-                log.error("image %s: %s", digest, exc)  # noqa: TRY400 - the message says it all
-                self.images.remove(digest)
+                if policy == "never" or not self.images.drop_damaged(digest):
+                    raise exc.about(image=str(reference)) from None
             else:
                 on_resolved(time.monotonic())
                 return image
@@ -203,6 +220,11 @@ class Node:
         image, resolved = self._fetch(reference, access, waiter)
         on_resolved(resolved)
         return image
+
+    def _opened(self, digest: str) -> NodeImage:
+        """Return an image that is on this node; one that is served costs nothing."""
+        image = self._served_image(digest)
+        return image if image and image.metadata.exists() else self.images.load(digest)
 
     def _fetch(
         self, reference: Reference, access: Access, waiter: Waiting
@@ -276,8 +298,8 @@ class Node:
             times.append(time.monotonic())
             waiter.check()
             place = None if directory is None else _directory(directory, name)
-            with self.lock:
-                if image.metadata.exists():
+            with self.lock, self.images.keeping(image.digest) as kept:
+                if kept:
                     mount = self._mount(image, name, place, access, holder, asked, command)
                     break
             # It was pruned meanwhile, and nobody waits for a registry under the lock.
@@ -323,24 +345,20 @@ class Node:
 
         Raises:
             ImageError: they are, and cannot be fetched now.
+            NodeError: they cannot be read now.
         """
-        if self._verify == "never":
+        if self._verify == "never" or self._served_image(image.digest) is not None:
+            return image  # what is mounted was looked at before
+        problem = self.images.damage(image.digest)
+        if problem is None:
             return image
-        with self.lock:
-            if any(served.image.digest == image.digest for served in self._fetcher.served()):
-                return image  # what is mounted was looked at before
-            problem = self.images.damage(image)
-            if problem is None:
-                return image
-            if image.metadata.exists():  # else it was pruned meanwhile
-                log.error("image %s: %s", image.digest, problem)
-                if policy == "never":
-                    raise ImageError(
-                        problem,
-                        hint="fetch it again: firstread mount --pull always",
-                        image=str(reference),
-                    )
-                self.images.remove(image.digest)
+        if policy == "never" and image.metadata.exists():  # else it was pruned meanwhile
+            raise ImageError(
+                problem,
+                hint="fetch it again: firstread mount --pull always",
+                image=str(reference),
+            )
+        self.images.drop_damaged(image.digest)
         return self.pull(reference, access, policy, waiter=waiter)
 
     def _share(
@@ -367,12 +385,14 @@ class Node:
 
     def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
         place, name = mount.mountpoint, mount.image
+        self._orphans.refuse(place)
         self._forget_if_gone(place)
         there = self._mounts.get(place)
         if there is not None and there.command and there.command == mount.command:
             return there  # made by a fetcher that died before it could say so
         if there is not None:
             raise UsageError(f"{place} is a mount of {there.image}", image=name)
+        self._fetcher.cache.with_room(self._proof.require)
         self._save(mount)
         served = None
         try:
@@ -499,6 +519,9 @@ class Node:
     def release(self, holder: str) -> None:
         """Give back the mounts that `holder` shares; with its last holder a mount goes."""
         with self.lock:
+            for orphan in self._orphans:
+                if holder in orphan.holders:
+                    self._orphans.refuse(orphan.mountpoint)
             for mount in [m for m in self._mounts.values() if holder in m.holders]:
                 self._forget_if_gone(mount.mountpoint)
                 if mount.mountpoint not in self._mounts:
@@ -523,6 +546,7 @@ class Node:
         """
         place = os.path.realpath(directory)
         with self.lock:
+            self._orphans.refuse(place)
             self._forget_if_gone(place)
             mount = self._mounts.get(place)
             if mount is None:

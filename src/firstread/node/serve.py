@@ -27,6 +27,7 @@ from firstread.config import Config
 from firstread.device.fanotify import Group
 from firstread.errors import FirstreadError
 from firstread.memory import keep_large_buffers
+from firstread.node import anchor
 from firstread.node.control import ControlServer
 from firstread.node.fetcher import Fetcher
 from firstread.node.handover import (
@@ -171,7 +172,7 @@ def _take_place(settings: Settings, fetcher: Fetcher, arguments: dict[str, Any])
         log.critical("the supervisor is gone, and the installation of firstread is broken")
         time.sleep(1.0)
     journal = Journal(BUFFER_FD)
-    held = all_events(held, Group(GROUP_FD), journal)
+    held = all_events(held, Group(GROUP_FD), journal, anchor.take(settings.root).files)
     upgrades = arguments["supervisor"].get("upgrades", 0)
     restarts = arguments["restarts"]
     become_supervisor(settings, Handover(held, "fetcher", restarts, upgrades))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, NodeError
 from firstread.node.images import ImageStore, NodeImage
 from firstread.sectors.store import SectorStore
 
@@ -40,7 +40,8 @@ class Stock:
 
     Args:
         images: that can be opened, by digest.
-        problems: what is wrong with the others, by digest.
+        problems: what is wrong with the others, by digest: as an error, for what cannot be read
+            now (NodeError) may be right.
         names: references that stand for an image, by its digest.
         last_used: when each was mounted or unmounted last, in seconds since 1970.
         sizes: bytes of each sector that has some.
@@ -48,7 +49,7 @@ class Stock:
     """
 
     images: Mapping[str, NodeImage]
-    problems: Mapping[str, str]
+    problems: Mapping[str, FirstreadError]
     names: Mapping[str, list[str]]
     last_used: Mapping[str, float]
     sizes: Mapping[bytes, int]
@@ -91,12 +92,17 @@ class Stock:
             "alone_bytes": alone,
             "shared_bytes": sum(here.values()) - alone,
             "last_used": self.last_used[digest],
-            "problem": self.problems.get(digest),
+            "problem": problem.message if (problem := self.problems.get(digest)) else None,
         }
 
     def cold(self, is_used: Callable[[bytes], bool]) -> list[bytes]:
-        """Return the sectors that nobody uses: those of no image, then of the oldest image."""
-        ages = {i: 0.0 for i in (*self.sizes, *self.aside) if not is_used(i)}
+        """Return the sectors that nobody uses: those of no image, then of the oldest image.
+
+        One of no image that can be opened may be of one that cannot be read now.
+        """
+        unread = [d for d, error in self.problems.items() if isinstance(error, NodeError)]
+        youngest = max((self.last_used[digest] for digest in unread), default=0.0)
+        ages = {i: youngest for i in (*self.sizes, *self.aside) if not is_used(i)}
         for digest, image in self.images.items():
             for sector_id in image.ids():
                 if sector_id in ages:
@@ -138,13 +144,13 @@ class Stock:
 def take_stock(images: ImageStore, store: SectorStore) -> Stock:
     """Look at everything: 3 us a sector, and the index of each image."""
     found: dict[str, NodeImage] = {}
-    problems: dict[str, str] = {}
+    problems: dict[str, FirstreadError] = {}
     digests = images.digests()
     for digest in digests:
         try:
             found[digest] = images.load(digest)
         except FirstreadError as exc:
-            problems[digest] = exc.message
+            problems[digest] = exc
     return Stock(
         images=found,
         problems=problems,

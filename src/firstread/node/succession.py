@@ -22,6 +22,7 @@ In place: ``{"ask": "reload"}``; the answer comes from the new version, or is th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -143,13 +144,23 @@ def claim(connection: socket.socket, predecessor: int) -> bool:
 # -- the other end ---------------------------------------------------------------------------------
 
 
-def _connected(run_dir: str) -> socket.socket | None:
+def knock(run_dir: str) -> socket.socket | None:
+    """Return a connection to the supervisor of a run directory; None if there is none.
+
+    Raises:
+        NodeError: it cannot be had, or another user listens there.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(str(door_path(run_dir)))
+        if not is_ours(connection):
+            raise PermissionError(errno.EPERM, "another user listens there")
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
+    except OSError as exc:
+        connection.close()
+        raise from_os_error(exc, f"cannot speak with the daemon of {run_dir}") from exc
     return connection
 
 
@@ -189,7 +200,7 @@ def take_over(run_dir: str, root: str) -> Handover | None:
     Raises:
         NodeError: it refuses, or is of a version that cannot be understood.
     """
-    connection = _connected(run_dir)
+    connection = knock(run_dir)
     if connection is None:
         return None
     try:
@@ -229,7 +240,7 @@ def ask_reload(run_dir: str) -> dict[str, Any]:
     Raises:
         NodeError: there is none, or the new version does not start; then the old one goes on.
     """
-    connection = _connected(run_dir)
+    connection = knock(run_dir)
     if connection is None:
         raise NodeError(f"no daemon runs in {run_dir}", hint="start one: firstread daemon")
     with connection:

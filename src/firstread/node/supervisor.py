@@ -35,6 +35,7 @@ from pathlib import Path
 
 from firstread import __version__
 from firstread.node import systemd
+from firstread.node.anchor import cast, is_anchor, retire
 from firstread.node.events import Events
 from firstread.node.handover import (
     FIXED,
@@ -77,6 +78,7 @@ MAX_PAUSE_S = 5.0
 MAX_PAUSE_READY_S = 0.2  # after one that has worked: reads may wait for the next
 MAX_FAILURES = 5  # of a daemon that never had a fetcher that was ready; then it ends
 RETIRE_S = 40.0  # for a fetcher to answer the commands that it has; see `serve`
+ANCHOR_S = 10.0  # between two looks for the anchor
 GRACE_S = 2.0  # for reads that wait when the daemon is told to end
 
 
@@ -90,6 +92,8 @@ class Supervisor:
 
     def __init__(self, settings: Settings, handover: Handover) -> None:
         self._settings = settings
+        self._anchor = 0  # process number of ours
+        self._anchor_due = 0.0  # when it is looked for again
         self._events = Events(handover.held)
         self._backlog: deque[Request] = deque()
         self._selector = selectors.DefaultSelector()
@@ -128,12 +132,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or until another takes our place; return the exit code."""
+        self._keep_anchor()
         self._selector.register(GROUP_FD, selectors.EVENT_READ, lambda _: self._read_events())
         while not self._stopping:
             if self._heir is None:
                 self._keep_fetcher()
                 self._keep_next()
             self._keep_place()
+            self._keep_anchor()
             self._keep_succession()
             patience = self._patience()
             found = self._selector.select(timeout=patience)
@@ -163,10 +169,26 @@ class Supervisor:
     def _hang_up(self, *_: object) -> None:
         self._hangup = True
 
+    def _keep_anchor(self) -> None:
+        """See to it that there is an anchor, and that it is ours."""
+        now = time.monotonic()
+        if now < self._anchor_due or self._heir is not None:
+            return
+        settings, first = self._settings, not self._anchor_due
+        self._anchor_due = now + ANCHOR_S
+        try:
+            if settings.anchor_s and not is_anchor(self._anchor):
+                self._anchor = cast(settings.root, settings.anchor_s)
+        except (OSError, ValueError) as exc:
+            log.warning("there is no anchor: reads fail if all processes die now: %s", exc)
+        else:
+            if first:
+                retire(settings.root, but=self._anchor)
+
     def _shut_down(self) -> None:
         if self._events and systemd.listens():
             log.warning("stopping while %d reads wait: systemd has them", len(self._events))
-        elif self._events:
+        elif self._events and not self._settings.waits_on_stop:
             self._selector.unregister(GROUP_FD)
             until = time.monotonic() + GRACE_S
             while self._events and self._fetcher and self._fetcher.channel:
@@ -180,9 +202,13 @@ class Supervisor:
                 fetcher.process.end(timeout_s=10)
         if systemd.listens():
             return  # if this is a restart, they wait for the next one; else systemd lets them fail
+        if self._settings.waits_on_stop and is_anchor(self._anchor):
+            log.info("reads wait for another daemon for %g s", self._settings.anchor_s)
+            return
         if self._events:
             log.warning("stopping while %d reads wait: they fail", len(self._events))
         self._events.deny()
+        retire(self._settings.root)
 
     # -- events --------------------------------------------------------------------------------
 
@@ -542,7 +568,7 @@ def main(state: int) -> int:
         "fetcher": "the supervisor is gone: process %d takes its place",
         "reload": "reloaded: process %d goes on",
         "replace": "process %d has taken the place of the supervisor before",
-        "restored": "process %d goes on with what systemd has kept",
+        "restored": "process %d goes on with what was kept while no daemon lived",
     }
     if handover.cause in words:
         level = logging.ERROR if handover.cause == "fetcher" else logging.INFO

@@ -39,7 +39,7 @@ from firstread.oci.model import (
     MAX_MANIFEST_SIZE,
     OCI_INDEX,
     Descriptor,
-    decode,
+    Index,
     describe,
     encode,
     manifest_media_type,
@@ -47,6 +47,7 @@ from firstread.oci.model import (
     parse_index,
     parse_manifest,
     sha256_digest,
+    written,
 )
 from firstread.oci.reference import Reference, is_digest
 from firstread.oci.referrers import describe_referrer
@@ -142,7 +143,10 @@ class LayoutReader(Repository):
             if len(listed) > MAX_REFERRERS:
                 raise LimitError(f"there are {len(listed)} artifacts of one type here")
             for entry in listed:
-                manifest = parse_manifest(self.get_manifest(entry.digest)[1])
+                try:
+                    manifest = parse_manifest(self.get_manifest(entry.digest)[1])
+                except (ImageError, NotFoundError):
+                    continue  # it must not hide those beside it
                 if manifest.subject is not None and manifest.subject.digest == subject:
                     found[entry.digest] = entry
         return list(found.values())
@@ -304,6 +308,14 @@ def _names(entry: Descriptor) -> list[str]:
     return [annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if key in annotations]
 
 
+def _digest_and_name(entry: object) -> tuple[object, object]:
+    """Return them of an entry as it is written; None where it is damaged, and stays as it is."""
+    if not isinstance(entry, dict):
+        return None, None
+    annotations = entry.get("annotations")
+    return entry.get("digest"), annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+
+
 def updated_index(old: bytes | None, manifest: Descriptor, data: bytes, tag: str | None) -> bytes:
     """Return the index.json that names `manifest` by `tag`, and else says what `old` said.
 
@@ -322,15 +334,15 @@ def updated_index(old: bytes | None, manifest: Descriptor, data: bytes, tag: str
     document: dict[str, Any] = {"schemaVersion": 2}
     if old is not None:
         parse_index(old)
-        document = decode(old, dict[str, Any], "index.json")
+        document = written(old, Index, "index.json")
     document.setdefault("mediaType", OCI_INDEX)
     nameless = {manifest.digest}
     if manifest.media_type in INDEXES:
         nameless |= {child.digest for child in parse_index(data, manifest.media_type).manifests}
     kept = []
     for entry in document.get("manifests") or []:
-        name = (entry.get("annotations") or {}).get(REF_NAME)
-        if (name is None and entry["digest"] not in nameless) or (name is not None and name != tag):
+        digest, name = _digest_and_name(entry)
+        if (name is None and digest not in nameless) or (name is not None and name != tag):
             kept.append(entry)
     named = {} if tag is None else {"annotations": {REF_NAME: tag}}
     new: dict[str, Any] = {

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from firstread.errors import UsageError, from_os_error
-from firstread.run.document import to_json
+from firstread.private import private_directory
+from firstread.run.document import to_json, write_private
 from firstread.run.names import make_name
 from firstread.run.processes import ProcessIdentity, identify, is_alive
 from firstread.trees import remove_tree
@@ -109,19 +110,17 @@ class ContainerStore:
     """The containers of one state directory.
 
     Args:
-        state_dir: made if it is missing.
+        state_dir: made if it is missing; other users have no way into it.
 
     Raises:
-        NodeError: it cannot be made.
+        NodeError: it cannot be made, or others could have written to it.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir.absolute()
         self._directory = self.state_dir / "containers"
-        try:
-            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        except OSError as exc:
-            raise from_os_error(exc, "cannot make the directory of containers") from exc
+        for directory in (self.state_dir, self._directory):
+            private_directory(directory)
 
     def directory(self, record: Record) -> Path:
         """Return the directory of a container."""
@@ -153,8 +152,8 @@ class ContainerStore:
             new = self.directory(record).with_suffix(".new")
             content = to_json(record)
             try:
-                new.mkdir(mode=0o711)
-                (new / _RECORD).write_bytes(content)
+                new.mkdir(mode=0o700)
+                write_private(new / _RECORD, content)
                 new.rename(self.directory(record))
             except OSError as exc:
                 shutil.rmtree(new, ignore_errors=True)
@@ -170,7 +169,7 @@ class ContainerStore:
         path = self.directory(record) / _RECORD
         new = path.with_suffix(".new")
         try:
-            new.write_bytes(to_json(record))
+            write_private(new, to_json(record))
             os.replace(new, path)
         except OSError as exc:
             raise from_os_error(exc, "cannot write the container's record") from exc
@@ -178,7 +177,10 @@ class ContainerStore:
     def list(self) -> list[Record]:
         """Return all containers, the latest first.
 
-        One whose record cannot be read is there with its id only, so that it can be removed.
+        One whose record is damaged is there with its id only, so that it can be removed.
+
+        Raises:
+            NodeError: a record cannot be read now, which says nothing of its container.
         """
         with os.scandir(self._directory) as entries:
             ids = [entry.name for entry in entries if _ID.fullmatch(entry.name)]
@@ -235,11 +237,18 @@ class ContainerStore:
         directory = self._directory / container_id
         try:
             return msgspec.json.decode((directory / _RECORD).read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except (
+            FileNotFoundError,
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+        ) as exc:
             if not any(directory.glob("*")):
                 return None  # it is being deleted, or is
             _log.warning("container %s has no readable record: %s", container_id[:SHORT_ID], exc)
             return Record(id=container_id)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the record of a container") from exc
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

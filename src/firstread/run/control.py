@@ -20,7 +20,7 @@ from firstread.errors import NodeError, UsageError, from_os_error
 from firstread.run.cgroups import read_cgroups
 from firstread.run.containers import ContainerStore, Record, Status, status_of
 from firstread.run.launch import LOG_NAME, RUNTIME_STATE
-from firstread.run.logfile import LogEntry, read_log
+from firstread.run.logfile import LogEntry, log_time, read_log
 from firstread.run.overlay import unmount_below
 from firstread.run.processes import (
     ProcessIdentity,
@@ -94,9 +94,21 @@ def remove_container(
 
 
 def read_container_log(
-    store: ContainerStore, record: Record, *, follow: bool = False
+    store: ContainerStore,
+    record: Record,
+    *,
+    follow: bool = False,
+    tail: int | None = None,
+    since: float = 0.0,
 ) -> Iterator[LogEntry]:
-    """Yield the output of a detached container; with `follow` until it ends.
+    """Yield the output of a detached container.
+
+    Args:
+        store: that it is in.
+        record: as found there.
+        follow: go on until it ends.
+        tail: of what it has printed so far, so many lines; None for all.
+        since: pass over what is older, in seconds since 1970.
 
     Raises:
         UsageError: the container was not detached, so that it has no log.
@@ -112,9 +124,12 @@ def read_container_log(
         current = store.reload(record)
         return bool(current and current.attendant and is_alive(current.attendant))
 
+    earliest = log_time(since)
     path: Path = store.directory(record) / LOG_NAME
     try:
-        yield from read_log(path, follow=follow, is_running=is_running)
+        for entry in read_log(path, tail=tail, follow=follow, is_running=is_running):
+            if entry.time >= earliest:
+                yield entry
     except OSError as exc:
         raise from_os_error(exc, "cannot read the log") from exc
 

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import msgspec
 
-from firstread.errors import FirstreadError, UsageError, from_os_error
+from firstread.errors import FirstreadError, from_os_error
 from firstread.run import capabilities
 from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit_code
 from firstread.run.bundle import Site, process_args, runtime_spec
 from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.containers import ContainerStore, Record, now, reserve_container
 from firstread.run.devices import find_devices, host_devices
-from firstread.run.document import to_json
+from firstread.run.document import to_json, write_private
+from firstread.run.early import check_early
 from firstread.run.etc import write_etc
 from firstread.run.image import ImageConfig, parse_image_config
 from firstread.run.logfile import LogWriter
@@ -41,8 +42,7 @@ from firstread.run.streams import (
     Sink,
     Streams,
     TerminalStreams,
-    first_of,
-    to_descriptor,
+    caller_streams,
 )
 from firstread.run.users import resolve_user
 from firstread.run.volumes import make_volumes
@@ -118,7 +118,16 @@ def run_container(
     if options.detach:
         on_start(_run_in_monitor(job))
         return 0
-    return _run(job, lambda job: _caller_streams(job, on_first_output), on_start)
+
+    def connect(job: _Job) -> Streams:
+        return caller_streams(
+            job.directory,
+            interactive=options.interactive,
+            tty=options.tty,
+            on_first_output=on_first_output,
+        )
+
+    return _run(job, connect, on_start)
 
 
 def _run_in_monitor(job: _Job) -> Record:
@@ -143,8 +152,7 @@ def _prepare(
     on_unused: Callable[[], None],
 ) -> _Job:
     image = parse_image_config(config)
-    if options.interactive and options.tty and not options.detach and not os.isatty(0):
-        raise UsageError("the input device is not a TTY")
+    check_early(options, store.state_dir)
     cgroups = read_cgroups()
     runtime = find_runtime(options.runtime, store.state_dir / RUNTIME_STATE, cgroups)
     lower = lower.absolute()
@@ -172,17 +180,6 @@ def _warn(config: Mapping[str, object], options: RunOptions, cgroups: Cgroups) -
     own = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)
     if own and architecture and architecture != own:
         _log.warning("the image's architecture is %s, this host's is %s", architecture, own)
-
-
-def _caller_streams(job: _Job, on_first_output: Callable[[], None]) -> Streams:
-    """Connect the container to the streams of this process."""
-    options = job.options
-    stdin = 0 if options.interactive else None
-    output, error = first_of([to_descriptor(1), to_descriptor(2)], on_first_output)
-    if not options.tty:
-        return PipeStreams(stdin, output, error)
-    size_of = next((number for number in (0, 1, 2) if os.isatty(number)), None)
-    return TerminalStreams(stdin, output, size_of, job.directory)
 
 
 def _log_streams(job: _Job) -> Streams:
@@ -271,8 +268,11 @@ def _make_bundle(job: _Job) -> None:
         controllers=job.cgroups.able,
         swap_limit=job.cgroups.swap,
     )
-    spec = runtime_spec(job.image, options, site)
-    _write(directory / "config.json", to_json(spec))
+    spec = to_json(runtime_spec(job.image, options, site))
+    try:
+        write_private(directory / "config.json", spec)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot write the container's bundle") from exc
 
 
 def _find_source(mount: Mount) -> Mount:
@@ -299,13 +299,6 @@ def _volumes(job: _Job) -> list[Mount]:
     covered = {mount.target for mount in job.options.mounts}
     wanted = [path for path in declared if Mount(path, "bind", "").target not in covered]
     return make_volumes(job.lower, wanted, job.directory / "volumes", volatile=job.options.remove)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as exc:
-        raise from_os_error(exc, "cannot write the container's bundle") from exc
 
 
 def _discard(job: _Job) -> None:

@@ -13,10 +13,12 @@ container runtime interface, which unlike JSON can carry bytes that are not text
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
@@ -52,7 +54,7 @@ class LogWriter:
 
     def write(self, stream: str, content: bytes) -> None:
         """Append what was read at once from `stream`."""
-        prefix = f"{_now()} {stream} ".encode()
+        prefix = f"{log_time(time.time())} {stream} ".encode()
         *lines, rest = content.split(b"\n")
         records = [prefix + b"F " + line + b"\n" for line in lines]
         if rest:
@@ -89,7 +91,11 @@ def rotated(path: Path) -> Path:
 
 
 def read_log(
-    path: Path, *, follow: bool = False, is_running: Callable[[], bool] = lambda: False
+    path: Path,
+    *,
+    tail: int | None = None,
+    follow: bool = False,
+    is_running: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogEntry]:
     """Yield what a log holds, oldest first.
 
@@ -97,6 +103,7 @@ def read_log(
 
     Args:
         path: as given to `LogWriter`.
+        tail: of what is there already, so many lines; None for all.
         follow: go on with what is appended.
         is_running: asked when the end is reached while following; False ends it.
 
@@ -108,10 +115,12 @@ def read_log(
         if first is None:
             return
         file: BinaryIO = stack.enter_context(first)
+        there = _entries(file)
         with contextlib.suppress(FileNotFoundError):
             old = stack.enter_context(open(rotated(path), "rb"))
             if not os.path.sameopenfile(old.fileno(), file.fileno()):
-                yield from _entries(old)
+                there = itertools.chain(_entries(old), there)
+        yield from there if tail is None else last_lines(there, tail)
         while True:
             # Asked before the read: what is written before the end is then still seen.
             running = follow and is_running()
@@ -123,6 +132,25 @@ def read_log(
                 return
             else:
                 time.sleep(_POLL_SECONDS)
+
+
+def last_lines(entries: Iterable[LogEntry], count: int) -> Iterator[LogEntry]:
+    """Yield the entries of the last `count` lines, by where they begin, of both streams together.
+
+    A line that was written in pieces is one line, whatever the other stream got between them.
+    """
+    kept: deque[tuple[int, LogEntry]] = deque()  # with the number of its line
+    begun: dict[str, int] = {}  # lines that go on, by stream
+    lines = 0
+    for entry in entries:
+        number = begun.pop(entry.stream, lines)
+        lines = max(lines, number + 1)
+        if not entry.content.endswith(b"\n"):
+            begun[entry.stream] = number
+        kept.append((number, entry))
+        while kept and kept[0][0] < lines - count:
+            kept.popleft()
+    yield from (entry for number, entry in kept if number >= lines - count)
 
 
 def _first(path: Path, is_awaited: Callable[[], bool]) -> BufferedReader | None:
@@ -158,5 +186,7 @@ def _entries(file: BinaryIO) -> Iterator[LogEntry]:
             yield LogEntry(fields[0].decode(), fields[1].decode(), content)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def log_time(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as it is in logs: earlier ones are smaller texts."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -22,6 +22,7 @@ import click
 
 from firstread.errors import UsageError
 from firstread.run import capabilities, parse
+from firstread.run.commandline import hide_values
 
 NETWORKS = ("host", "none")
 
@@ -91,6 +92,11 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
     """
     from firstread.run.document import to_json  # noqa: PLC0415 - help does not wait for it
 
+    if flags.get("publish") or flags.get("publish_all"):
+        raise UsageError(
+            "no port can be published: there is no bridge, the container has the host's network",
+            hint="leave -p and -P out: what listens in the container listens on the host",
+        )
     volumes = [parse.parse_volume(text) for text in flags.get("volume", ())]
     binds = [volume for volume in volumes if isinstance(volume, parse.Mount)]
     mounts = (*binds, *map(parse.parse_tmpfs, flags.get("tmpfs", ())))
@@ -103,10 +109,10 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
         tty=flags.get("tty", False),
         detach=flags.get("detach", False),
         name=_filled(flags, "name", parse.check_name),
-        env=_environment(flags, environ),
+        env=parse_environment(flags, environ),
         mounts=mounts,
         volumes=tuple(volume for volume in volumes if isinstance(volume, str)),
-        workdir=_filled(flags, "workdir", _absolute_workdir),
+        workdir=_filled(flags, "workdir", check_workdir),
         user=flags.get("user") or None,
         entrypoint=_given(flags, "entrypoint", lambda text: (text,) if text else ()),
         hostname=_filled(flags, "hostname", parse.check_hostname),
@@ -139,8 +145,18 @@ def _filled(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) 
     return convert(flags[name]) if flags.get(name) else None
 
 
-def _environment(flags: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Merge files and single variables; a single one wins wherever it stands, as with docker."""
+def parse_environment(
+    flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Merge files and single variables; a single one wins wherever it stands, as with docker.
+
+    Args:
+        flags: ``env`` and ``env_file``.
+        environ: the caller's environment.
+
+    Raises:
+        UsageError: one does not parse.
+    """
     merged: dict[str, str | None] = {}
     for path in flags.get("env_file", ()):
         merged.update(parse.read_env_file(path, environ))
@@ -156,7 +172,12 @@ def _refuse_duplicates(mounts: Iterable[parse.Mount]) -> None:
         seen.add(mount.target)
 
 
-def _absolute_workdir(path: str) -> str:
+def check_workdir(path: str) -> str:
+    """Return a working directory that docker would accept.
+
+    Raises:
+        UsageError: it is relative.
+    """
     if not path.startswith("/"):
         raise UsageError(
             f"the working directory {path!r} is invalid, it needs to be an absolute path"
@@ -218,6 +239,8 @@ _OPTIONS = (
         metavar="host|none",
         help="The host's network (default), or none.",
     ),
+    click.option("-p", "--publish", multiple=True, hidden=True),  # refused, with the reason
+    click.option("-P", "--publish-all", is_flag=True, hidden=True),
     _list("--cap-add", metavar="CAP", help="Add a capability."),
     _list("--cap-drop", metavar="CAP", help="Drop a capability."),
     _flag("--privileged", help="All capabilities and devices, nothing hidden or filtered."),
@@ -240,7 +263,8 @@ _OPTIONS = (
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a click command all flags of a run; it is called with one ``options: RunOptions``.
 
-    Other parameters of the command are passed through. The command needs `CONTEXT_SETTINGS`.
+    Other parameters of the command are passed through. The command needs `CONTEXT_SETTINGS`. Values
+    of variables are taken out of the process's command line, which everybody can read.
 
     Raises:
         UsageError: when the command is called, before `function` is.
@@ -249,6 +273,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def parsed(**parameters: Any) -> Any:
         flags = {name: parameters.pop(name) for name in own}
+        hide_values(flags["env"])
         return function(options=parse_options(flags, os.environ), **parameters)
 
     others = len(getattr(function, "__click_params__", ()))

@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from firstread.errors import UsageError, from_os_error
 from firstread.units import MiB, parse_size
@@ -39,6 +40,8 @@ _TMPFS_FLAGS = (
 )
 _TMPFS_VALUES = "size mode uid gid nr_inodes nr_blocks"
 _TMPFS_DEFAULT = ("nosuid", "nodev", "noexec")
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}  # seconds
 
 _RLIMITS = (
     "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime "
@@ -280,6 +283,35 @@ def parse_device(text: str) -> DeviceFlag:
     if match is None:
         raise UsageError(f"invalid device specification: {text!r}")
     return DeviceFlag(match[1], match[2] or match[1], match[3] or "rwm")
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Return a time in seconds since 1970: of ``--since 10m``, a date, or such a number itself.
+
+    Args:
+        text: how long ago (``90s``, ``1h30m``); an RFC 3339 date, with or without a time, local if
+            it names no zone; seconds since 1970.
+        now: in seconds since 1970.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
+            return _moment(float(text))
+        if re.fullmatch(r"(\d{1,9}(\.\d{1,9})?(ms|[smhd]))+", text):
+            parts = re.findall(r"([\d.]+)(ms|[smhd])", text)
+            return _moment(now - sum(float(count) * _UNITS[unit] for count, unit in parts))
+        return _moment(datetime.fromisoformat(text).timestamp())
+    raise UsageError(
+        f"invalid time: {text!r}", hint="write it as 10m, 1h30m, 2026-01-31T12:00:00Z or 2026-01-31"
+    )
+
+
+def _moment(seconds: float) -> float:
+    """Return a time that a date can name; what is before 1970 is as old as that."""
+    datetime.fromtimestamp(seconds, UTC)
+    return max(seconds, 0.0)
 
 
 def parse_label(text: str) -> tuple[str, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI runtime, crun or runc: create, start, delete.
+"""The OCI runtime, crun or runc: create, start, exec, delete.
 
 Owns its command line and the meaning of its errors. Does not wait for the container. Invariant: a
 `create` that raises has left nothing in the runtime's state.
@@ -41,12 +41,11 @@ from firstread.run.cgroups import Cgroups
 KNOWN = ("crun", "runc")
 """In order of preference: crun also starts where no control group can be made."""
 
+_LOG, _PID = "runtime.log", "pid"  # in the directory that a runtime is given
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_NOT_FOUND = re.compile(
-    r"executable file .*not found|exec: \"[^\"]*\": (executable file not found|stat .*no such file)"
-)
-_NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (permission denied|stat )")
+_STATED = re.compile(r"exec: \"[^\"]*\": stat ")
+_NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (?:permission denied|stat )")
 
 
 class CommandError(UsageError):
@@ -103,26 +102,75 @@ class Runtime:
             CommandError: the command is not in the image or cannot be executed.
             NodeError: anything else.
         """
-        log, pid_file = bundle / "runtime.log", bundle / "pid"
-        arguments = ["create", "--bundle", str(bundle), "--pid-file", str(pid_file)]
-        if console:
-            arguments += ["--console-socket", str(console)]
-        status = self._run(
-            [*arguments, container_id],
-            prefix=self.prefix,
-            log=log,
-            stdio=stdio,
-            timeout_seconds=None,
+        status = self._spawn(
+            ["create", "--bundle", str(bundle)], container_id, bundle, stdio, console
         )
         if status:
             self.delete(container_id)
-            raise _create_error(program, _last_message(log), self.name, status)
+            message = _last_message(bundle / _LOG)
+            raise _create_error(
+                program, message, f"{self.name} cannot create the container", status
+            )
         try:
-            return int(pid_file.read_text())
-        except (OSError, ValueError) as exc:
+            return self._pid(bundle)
+        except NodeError:
             self.delete(container_id)
+            raise
+
+    def exec(
+        self,
+        container_id: str,
+        directory: Path,
+        program: str,
+        stdio: Sequence[int],
+        console: Path | None = None,
+    ) -> int:
+        """Start one more process in a container that runs; return its number.
+
+        Args:
+            container_id: of it.
+            directory: with ``process.json``; gets ``pid`` and ``runtime.log``.
+            program: what it runs, for messages.
+            stdio: as in `create`.
+            console: as in `create`.
+
+        Raises:
+            CommandError: as `create`.
+            NodeError: as `create`.
+        """
+        command = ["exec", "--detach", "--process", str(directory / "process.json")]
+        status = self._spawn(command, container_id, directory, stdio, console)
+        if status:
+            message = _last_message(directory / _LOG)
+            raise _create_error(program, message, f"{self.name} cannot start the process", status)
+        return self._pid(directory)
+
+    def _spawn(
+        self,
+        command: Sequence[str],
+        container_id: str,
+        directory: Path,
+        stdio: Sequence[int],
+        console: Path | None,
+    ) -> int:
+        """Run what makes a process; `directory` gets its number and the runtime's log."""
+        arguments = [*command, "--pid-file", str(directory / _PID)]
+        if console:
+            arguments += ["--console-socket", str(console)]
+        return self._run(
+            [*arguments, container_id],
+            prefix=self.prefix,
+            log=directory / _LOG,
+            stdio=stdio,
+            timeout_seconds=None,
+        )
+
+    def _pid(self, directory: Path) -> int:
+        try:
+            return int((directory / _PID).read_text())
+        except (OSError, ValueError) as exc:
             raise NodeError(
-                f"{self.program} has made no container, and says that all is well",
+                f"{self.program} has started no process, and says that all is well",
                 hint="--runtime and FIRSTREAD_RUNTIME take crun, runc, or what works like them",
             ) from exc
 
@@ -132,7 +180,7 @@ class Runtime:
         Raises:
             NodeError: the runtime fails.
         """
-        log = bundle / "runtime.log"
+        log = bundle / _LOG
         status = self._run(["start", container_id], log=log)
         if status:
             message = _last_message(log) or f"exit status {status}"
@@ -264,18 +312,26 @@ def _last_message(log: Path) -> str:
         except msgspec.DecodeError:
             return line.decode(errors="replace")
         if entry.level in {"error", "fatal"}:
-            return entry.msg.removeprefix("runc create failed: ").removeprefix(
+            return re.sub("^(runc create|exec) failed: ", "", entry.msg).removeprefix(
                 "unable to start container process: "
             )
     return ""
 
 
-def _create_error(program: str, message: str, runtime: str, status: int) -> FirstreadError:
+def _create_error(program: str, message: str, what: str, status: int) -> FirstreadError:
     """Tell the three kinds of failure apart; crun's words do not name the program, so ours do."""
     reason = message.rpartition(": ")[2].lower()
-    if _NOT_FOUND.search(message):
+    if _is_not_found(message):
         where = "no such file or directory" if "/" in program else "executable not found in $PATH"
         return CommandError(f'exec: "{program}": {where}', exit_code=127)
     if _NOT_INVOKABLE.search(message):
         return CommandError(f'exec: "{program}": {reason}', exit_code=126)
-    return NodeError(f"{runtime} cannot create the container: {message or f'exit status {status}'}")
+    return NodeError(f"{what}: {message or f'exit status {status}'}")
+
+
+def _is_not_found(message: str) -> bool:
+    """Tell whether a runtime says that there is no such program: crun's words, then runc's."""
+    if "not found" in message.partition("executable file ")[2]:
+        return True
+    stated = _STATED.search(message)
+    return stated is not None and message.find("no such file", stated.end()) >= 0

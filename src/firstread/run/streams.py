@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from firstread.errors import UsageError
 from firstread.run.runtime import ConsoleSocket
 
 Sink = Callable[[bytes], None]
@@ -222,6 +223,39 @@ class TerminalStreams:
             if descriptor >= 0:
                 os.close(descriptor)
         self._null = self._master = -1
+
+
+def check_terminal(*, interactive: bool, tty: bool) -> None:
+    """See to it that a terminal whose keys are asked for is there.
+
+    Raises:
+        UsageError: standard input is none.
+    """
+    if interactive and tty and not os.isatty(0):
+        raise UsageError("the input device is not a TTY", hint="leave -t out, or -i")
+
+
+def caller_streams(
+    directory: Path,
+    *,
+    interactive: bool,
+    tty: bool,
+    on_first_output: Callable[[], None] = lambda: None,
+) -> Streams:
+    """Connect a process of a container to the streams of this process.
+
+    Args:
+        directory: for a socket, if there is a terminal.
+        interactive: it gets our input.
+        tty: it has a terminal.
+        on_first_output: called before the first byte is passed on, in another thread.
+    """
+    stdin = 0 if interactive else None
+    output, error = first_of([to_descriptor(1), to_descriptor(2)], on_first_output)
+    if not tty:
+        return PipeStreams(stdin, output, error)
+    size_of = next((number for number in (0, 1, 2) if os.isatty(number)), None)
+    return TerminalStreams(stdin, output, size_of, directory)
 
 
 class _Drain:

@@ -30,7 +30,9 @@ import fcntl
 import json
 import os
 import re
+import select
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ PRE_CONTENT_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs"})
 
 _FORMAT = {"format": "firstread sector store", "version": 1}
 _SECTOR_NAME = re.compile("[0-9a-f]{64}")
+_LOCK_S = 5.0
+_LOCK_TICK_S = 0.01
 _UNSETTLED = 0o600
 _SETTLED = 0o400
 _DOUBTFUL = 0o700
@@ -137,12 +141,12 @@ class SectorStore:
         with _doing("cannot lock the sector store"):
             fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd)
             except BlockingIOError as exc:
-                holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                holder = _holder(fd) or "unknown"
                 os.close(fd)
                 raise NodeError(
-                    f"the sector store {self.root} is in use by process {holder or 'unknown'}",
+                    f"the sector store {self.root} is in use by process {holder}",
                     hint="stop that daemon, or choose another --root",
                 ) from exc
             self._lock_fd = fd
@@ -385,6 +389,42 @@ def _doing(what: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, what) from exc
+
+
+def _lock(fd: int) -> None:
+    """Lock the open lock file; wait a moment if the process that it names is dead.
+
+    What a dead daemon held, its anchor lets go in a moment.
+
+    Raises:
+        BlockingIOError: a process that lives has it.
+    """
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _lives(_holder(fd)) or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_TICK_S)
+        else:
+            return
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, 32, 0).decode(errors="replace").strip()
+
+
+def _lives(pid: str) -> bool:
+    """Return whether a process may be alive, or its number is not known."""
+    try:
+        pidfd = os.pidfd_open(int(pid))
+    except (ValueError, OSError) as exc:
+        return not isinstance(exc, ProcessLookupError)
+    try:
+        return not select.select([pidfd], [], [], 0)[0]
+    finally:
+        os.close(pidfd)
 
 
 def _is_formatted(root: Path) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from firstread.errors import UnsupportedError
+from firstread.errors import DerivedImageError, UnsupportedError
 from firstread.oci.reference import parse_reference
 
 ABSENT_S = 60.0  # that "nothing is attached" counts: a client asks for each layer of an image
@@ -54,6 +54,8 @@ class AttachedImages:
                 return None
         try:
             digest = self._pull(original)
+        except DerivedImageError:
+            raise  # it cannot be unpacked either
         except UnsupportedError:
             self._remember(original)
             return None

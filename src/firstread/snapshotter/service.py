@@ -29,6 +29,7 @@ log = logging.getLogger("snapshotter")
 
 THREADS = 128  # calls at a time; more than may wait for registries, so the others are answered
 PAGE = 100  # snapshots in one message of a list
+MAX_DETAILS = 2000  # bytes of an error; of more than 8 KiB a client sees "resource exhausted"
 _NS = 1_000_000_000
 
 
@@ -156,7 +157,12 @@ def _guarded_stream(
 
 def _abort(context: grpc.ServicerContext, exc: Exception) -> None:
     code, message = status_of(exc)
-    context.abort(code, message)
+    context.abort(code, _fitting(message))
+
+
+def _fitting(message: str) -> str:
+    """Return what of a message fits into a trailer, where a byte may take three."""
+    return message.encode(errors="replace")[:MAX_DETAILS].decode(errors="ignore")
 
 
 def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from firstread.errors import BusyError, FirstreadError
+from firstread.errors import BusyError, DerivedImageError, FirstreadError
 from firstread.node.pulls import Pulls, Room
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.asked import (
@@ -262,6 +262,11 @@ class Snapshotter:
     def _refuse_converted(self, key: str) -> None:
         """Refuse to have a layer of a converted image unpacked: nobody can."""
         named = self._find_image(*unpacked(key))
+        if named is not None and named.converted and named.derived:
+            raise DerivedImageError(
+                "it was built FROM a converted image, and only firstread can read the layers below",
+                image=named.image,
+            )
         if named is not None and named.converted:
             raise RefusalError(
                 Why.FAILED_PRECONDITION,
@@ -290,10 +295,14 @@ class Snapshotter:
             image = _pinned(asked.image, asked.manifest)
             self._images.pull(image)
             return Lazy(image, asked.manifest, whole)
-        return self._conversion(asked)
+        return self._conversion(asked, parent)
 
-    def _conversion(self, asked: Asked) -> Lazy | None:
-        """Return the conversion that is attached to an ordinary image, if it can be used."""
+    def _conversion(self, asked: Asked, parent: Record | None) -> Lazy | None:
+        """Return the conversion that is attached to an ordinary image, if it can be used.
+
+        Raises:
+            DerivedImageError: the image was built FROM a converted one, which is not here.
+        """
         name = asked.image or asked.target
         if not (asked.image and asked.manifest):
             why = "the client does not say which image the layer belongs to"
@@ -306,6 +315,11 @@ class Snapshotter:
                 self._ordinary(name, asked.image, "not-converted", why)
                 return None
             self._images.pull(image)
+        except DerivedImageError:
+            if parent is None:  # the lowest layer is one that nobody can unpack
+                raise
+            self._ordinary(name, asked.image, "derived", "it was built FROM a converted image")
+            return None
         except FirstreadError as exc:
             if isinstance(exc, RefusalError | BusyError):
                 raise

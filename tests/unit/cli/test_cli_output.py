@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from firstread.testing.command import firstread, program
+from firstread.testing.entries import Block, Char, Entry
 from firstread.testing.features import content
 from firstread.testing.images import (
     Dir,
@@ -173,6 +174,25 @@ def test_extract_counts_names() -> None:
     ran = firstread("extract", "oci:out:1", "x")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr == ("firstread: oci:out:1: x is not empty\n  name a new or empty directory\n")
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([File("a", mode=0o4755)], "set-id bits of 1 program"),
+        ([Char("a", 1, 3), Char("b", 1, 5)], "2 devices"),
+        ([File("a", mode=0o2755), Block("b", 8, 0)], "set-id bits of 1 program, 1 device"),
+    ],
+)
+def test_extract_says_what_it_leaves_out(entries: list[Entry], words: str) -> None:
+    write_layout(Image([Layer(entries)]), Path("rights"))
+    assert firstread("convert", "oci:rights:latest", "oci:lazy:1").code == 0
+    ran = firstread("extract", "oci:lazy:1", "y")
+    assert (ran.code, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[1:] == [f"  left out  {words}: --privileged makes them"]
+    ran = firstread("extract", "--privileged", "oci:lazy:1", "z")
+    assert (ran.code, len(ran.stdout.splitlines())) == (0, 1)
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

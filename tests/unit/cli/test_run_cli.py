@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -12,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from firstread import __version__
+from firstread.cli.containers import container_store
 from firstread.cli.timeline import Timeline
 from firstread.errors import NodeError
 from firstread.run.containers import ContainerStore, Record, new_id, now
+from firstread.run.logfile import log_time
 from firstread.run.processes import ProcessIdentity
 from firstread.testing.command import Ran, firstread, program
 
@@ -33,7 +38,7 @@ def places(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ContainerStore:
-    return ContainerStore(tmp_path / "root/containers")
+    return container_store(tmp_path / "root")
 
 
 def add(store: ContainerStore, name: str, **known: Any) -> Record:
@@ -50,7 +55,13 @@ USAGE = {
     "volume": (["-v", "data:/x", "x"], "invalid volume specification: 'data:/x'"),
     "twice": (["-v", "/a:/x", "--tmpfs", "/x/", "x"], "duplicate mount point: /x/"),
     "reference": (["A/B"], "'A/B' is not the name of an image"),
-    "published": (["-p", "80:80", "x"], "No such option '-p'"),
+    "published": (["-p", "80:80", "x"], "no port can be published: there is no bridge"),
+    "published, long": (["--publish=80:80", "x"], "no port can be published: there is no bridge"),
+    "published, all": (["-P", "x"], "no port can be published: there is no bridge"),
+    "no terminal": (["-it", "x"], "the input device is not a TTY"),
+    "no runtime": (["--runtime", "nosuch", "x"], "OCI runtime 'nosuch' is not installed"),
+    "no device": (["--device", "/dev/nosuch", "x"], "error gathering device information"),
+    "no capability": (["--cap-add", "nosuch", "x"], "unknown capability: 'nosuch'"),
 }
 
 
@@ -63,6 +74,93 @@ def test_wrong_usage_of_run(
     assert (ran.code, ran.stdout) == (125, "")
     assert ran.stderr.startswith(f"firstread: {words}")
     assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "root").rglob("record.json"))
+
+
+def test_a_name_that_is_taken_starts_no_daemon(
+    places: tuple[str, ...], store: ContainerStore, tmp_path: Path
+) -> None:
+    add(store, "web", exit_code=0)
+    ran = firstread("run", *places, "--name", "web", "localhost:1/x")
+    assert ran.code == 125
+    assert 'the container name "web" is already in use' in ran.stderr
+    assert not (tmp_path / "run").exists()
+    assert len(store.list()) == 1
+
+
+def test_a_daemon_that_does_not_start_leaves_no_container(
+    places: tuple[str, ...], store: ContainerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRSTREAD_START_DAEMON", "0")
+    ran = firstread("run", *places, "localhost:1/x")
+    assert ran.code == 125
+    assert "none may be started" in ran.stderr
+    assert store.list() == []
+
+
+NEEDLESS = {
+    "umount": (["umount", "/nowhere"], 2, "/nowhere is not a mount of firstread"),
+    "umount of another": (["umount", "/proc"], 2, "/proc is not a mount of firstread"),
+    "fetch": (["fetch", "--all", "x"], 2, "x is not mounted"),
+    "login, nobody": (["login", "localhost:1"], 2, "say who it is"),
+    "login, nowhere": (["login", "oci:x/y"], 2, ""),
+    "stop": (["daemon", "--stop"], 5, "no daemon runs in"),
+    "reload": (["daemon", "--reload"], 5, "no daemon runs in"),
+    "status": (["status"], 5, "no daemon answers"),
+    "version": (["version"], 0, ""),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), NEEDLESS.values(), ids=NEEDLESS)
+def test_what_needs_no_daemon_starts_none(
+    places: tuple[str, ...], tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    ran = firstread(*arguments, *places)
+    assert ran.code == code
+    assert ran.stderr.startswith(f"firstread: {words}" if code else "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_versions(places: tuple[str, ...], tmp_path: Path) -> None:
+    assert [line.split(maxsplit=1) for line in _lines(firstread("version", *places))] == [
+        ["firstread", __version__],
+        ["daemon", f"none runs in {tmp_path / 'run'}"],
+        ["kernel", "{0.sysname} {0.release} {0.machine}".format(os.uname())],
+        ["python", platform.python_version()],
+    ]
+    document = firstread("version", "--json", *places).json
+    assert document.pop("daemon") is None
+    described = (RUN_DOC.parent / "json.md").read_text().partition("## version\n")[2]
+    assert set(document) | {"daemon", "daemon.version", "daemon.pid"} == {
+        name
+        for cell in re.findall(r"^\| (.+?) \|", described, re.MULTILINE)
+        for name in re.findall(r"`([\w.]+)`", cell)
+    }
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(shell: str) -> None:
+    """By way of what docs/run.md has people write."""
+    assert f"_FIRSTREAD_COMPLETE={shell}_source firstread" in RUN_DOC.read_text()
+    env = os.environ | {"_FIRSTREAD_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(program(), capture_output=True, text=True, env=env, check=True)
+    assert f"_FIRSTREAD_COMPLETE={shell}_complete" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("firstread ex", {"extract", "exec"}),
+        ("firstread exec --wor", {"--workdir"}),
+        ("firstread cache ", {"ls", "prune", "verify"}),
+        ("firstread run --pull ", {"missing", "always", "never"}),
+    ],
+)
+def test_what_a_shell_is_offered(line: str, offered: set[str]) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    env = os.environ | {"_FIRSTREAD_COMPLETE": "bash_complete"} | words
+    done = subprocess.run(program(), capture_output=True, text=True, env=env, check=True)
+    assert {item.partition(",")[2] for item in done.stdout.splitlines()} == offered
 
 
 def test_what_belongs_to_the_container_is_not_ours(places: tuple[str, ...]) -> None:
@@ -167,6 +265,61 @@ def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: Conta
     ran = firstread("logs", "web", *places)
     assert (ran.code, ran.stdout) == (2, "")
     assert "was not detached" in ran.stderr
+
+
+def logged(store: ContainerStore) -> Record:
+    """Add a container that has printed four lines, an hour, a minute and a second ago."""
+    record = add(store, "web", exit_code=0, detached=True)
+    lines = [
+        f"{log_time(now() - ago)} {stream} F {text}\n"
+        for ago, stream, text in (
+            *((3600, "stdout", "one"), (60, "stderr", "two")),
+            *((60, "stdout", "three"), (1, "stdout", "four")),
+        )
+    ]
+    (store.directory(record) / "log").write_text("".join(lines))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("flags", "stdout", "stderr"),
+    [
+        ([], "one\nthree\nfour\n", "two\n"),
+        (["--tail", "all"], "one\nthree\nfour\n", "two\n"),
+        (["--tail", "3"], "three\nfour\n", "two\n"),
+        (["-n1"], "four\n", ""),
+        (["--tail=0", "-f"], "", ""),
+        (["--since", "10m"], "three\nfour\n", "two\n"),
+        (["--since", "30s"], "four\n", ""),
+        (["--since", "2000-01-01", "-n", "2"], "three\nfour\n", ""),
+        (["--since", "2100-01-01"], "", ""),
+    ],
+)
+def test_some_of_a_log(
+    places: tuple[str, ...], store: ContainerStore, flags: list[str], stdout: str, stderr: str
+) -> None:
+    logged(store)
+    done = subprocess.run(
+        program("logs", *flags, "web", *places), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tail", "-3"], "Invalid value for '-n' / '--tail': '-3' is neither a number of lines"),
+        (["--tail", "x"], "Invalid value for '-n' / '--tail': 'x' is neither a number of lines"),
+        (["--since", "soon"], "invalid time: 'soon'\n  write it as 10m"),
+    ],
+)
+def test_wrong_usage_of_logs(
+    places: tuple[str, ...], store: ContainerStore, flags: list[str], words: str
+) -> None:
+    logged(store)
+    ran = firstread("logs", *flags, "web", *places)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"firstread: {words}")
 
 
 def test_what_a_start_loads() -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from firstread.convert.extract import extract
+from firstread.convert.extract import LeftOut, extract
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, directory
 from firstread.errors import ImageError, NodeError, UsageError
 from firstread.sectors.content import ContentReader
-from firstread.testing.features import feature_tree
+from firstread.testing.entries import Block, Char, Fifo, Hardlink
+from firstread.testing.features import CAPABILITY, feature_tree
 from firstread.testing.images import Dir, File, Image, Layer, Sparse, Symlink, feature_image
 from firstread.testing.observe import differences, observe
 from firstread.testing.packed import MemoryRepository, converted, opened
@@ -23,10 +25,11 @@ from firstread.units import MiB
 SMALL_IMAGE = Image([Layer([Dir("d/"), File("d/a", b"a" * 100_000), Symlink("l", "d/a")])])
 
 
-def extracted(image: Image, to: Path) -> int:
+def extracted(image: Image, to: Path, *, privileged: bool = False) -> tuple[int, LeftOut]:
     place, manifest = converted(image)
     block_image = opened(place, manifest)
-    return extract(read_tree(block_image.erofs), ContentReader(place, block_image), to)
+    content = ContentReader(place, block_image)
+    return extract(read_tree(block_image.erofs), content, to, privileged=privileged)
 
 
 def reader(place: MemoryRepository | None = None) -> ContentReader:
@@ -36,13 +39,72 @@ def reader(place: MemoryRepository | None = None) -> ContentReader:
 
 @pytest.mark.privileged
 def test_the_image_with_every_feature(tmp_path: Path) -> None:
-    names = extracted(feature_image(), tmp_path / "root")
+    names, left_out = extracted(feature_image(), tmp_path / "root", privileged=True)
     expected = feature_tree()
-    assert names == len(expected)
+    assert (names, left_out) == (len(expected), LeftOut())
     found = observe(tmp_path / "root")
     # Times that the file system under the test cannot hold are not this module's.
     lines = [line for line in differences(expected, found) if not line.startswith("b'time/")]
     assert lines == []
+
+
+RIGHTS = [
+    *(File("suid", b"x", mode=0o4755), File("sgid", b"x", mode=0o2755)),
+    File("capable", b"x", mode=0o755, xattrs={"security.capability": CAPABILITY, "user.a": b"b"}),
+    *(Char("null", 1, 3), Block("disk", 8, 0), Hardlink("nil", "null")),
+    *(Dir("shared/", mode=0o3777), Fifo("fifo"), File("sticky", b"x", mode=0o1644)),
+]
+
+
+@pytest.mark.privileged
+def test_what_gives_rights_is_left_out_and_counted(tmp_path: Path) -> None:
+    names, left_out = extracted(Image([Layer(RIGHTS)]), tmp_path / "root")
+    assert (names, left_out) == (7, LeftOut(devices=3, set_ids=2, capabilities=1))
+    found = {path.name: path.lstat().st_mode for path in (tmp_path / "root").iterdir()}
+    assert {name: oct(stat.S_IMODE(mode)) for name, mode in found.items()} == {
+        "suid": "0o755",
+        "sgid": "0o755",
+        "capable": "0o755",
+        "shared": "0o3777",
+        "fifo": "0o644",
+        "sticky": "0o1644",
+    }
+    assert os.listxattr(tmp_path / "root/capable") == ["user.a"]
+
+
+@pytest.mark.privileged
+def test_all_of_it_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
+    names, left_out = extracted(Image([Layer(RIGHTS)]), tmp_path / "root", privileged=True)
+    assert (names, left_out) == (10, LeftOut())
+    assert (tmp_path / "root/suid").stat().st_mode & 0o7777 == 0o4755
+    assert (tmp_path / "root/nil").stat().st_rdev == os.makedev(1, 3)
+    assert "security.capability" in os.listxattr(tmp_path / "root/capable")
+
+
+@pytest.mark.privileged
+def test_another_user_has_no_hand_in_it(tmp_path: Path) -> None:
+    """Whose directory it was, and who could have replaced what is made in it by links."""
+    place = tmp_path / "theirs/root"
+    place.mkdir(parents=True)
+    for path in (place.parent, place):
+        path.chmod(0o777)
+        os.chown(path, 65534, 65534)
+    seen = []
+
+    class Watched(ContentReader):
+        def data(self, node: Node) -> Iterator[tuple[int, memoryview]]:
+            seen.append((place.stat().st_uid, oct(place.stat().st_mode & 0o777)))
+            place.rename(place.with_name("away"))
+            place.symlink_to("/etc")
+            return super().data(node)
+
+    source, manifest = converted(Image([Layer([Dir("./", mode=0o755), File("a", b"a" * 100)])]))
+    image = opened(source, manifest)
+    extract(read_tree(image.erofs), Watched(source, image), place)
+    assert seen == [(os.geteuid(), "0o700")]
+    assert (place.with_name("away") / "a").read_bytes() == b"a" * 100
+    assert place.with_name("away").stat().st_mode & 0o777 == 0o755
+    assert not Path("/etc/a").exists()
 
 
 def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
@@ -69,7 +131,7 @@ def test_each_sector_is_fetched_about_once(tmp_path: Path) -> None:
 
 
 def test_a_link_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    depth, rest = divmod(4070 - len(str(tmp_path)), 201)
+    depth, rest = divmod(4030, 201)
     deep = "/".join(["d" * 200] * depth + ["e" * rest])
     for entry in (Symlink(f"{deep}/{'n' * 60}", "target"), Dir(f"{deep}/{'n' * 60}")):
         with pytest.raises(NodeError, match=r"cannot write '/.*/n{60}': File name too long"):
@@ -96,8 +158,8 @@ def test_where_nothing_can_be_extracted(tmp_path: Path, there: str) -> None:
 
 def test_an_empty_directory_will_do(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    assert extracted(SMALL_IMAGE, tmp_path / "a") == 4
-    assert extracted(SMALL_IMAGE, tmp_path / "b" / "c") == 4
+    assert extracted(SMALL_IMAGE, tmp_path / "a") == (4, LeftOut())
+    assert extracted(SMALL_IMAGE, tmp_path / "b" / "c") == (4, LeftOut())
 
 
 def test_a_damaged_sector_is_never_written(tmp_path: Path) -> None:
@@ -116,7 +178,7 @@ def test_a_damaged_sector_is_never_written(tmp_path: Path) -> None:
 def test_a_tree_that_this_machine_cannot_hold(tmp_path: Path) -> None:
     deep = directory()
     node = deep
-    for _ in range(15):
+    for _ in range(16):
         parent, node = node, directory()
         parent.children = {b"x" * 255: node}
     with pytest.raises(NodeError, match="File name too long"):

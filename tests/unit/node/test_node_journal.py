@@ -31,7 +31,7 @@ def request(number: int, path: Path) -> Request:
 def found(fd: int, known: set[int] | None = None) -> tuple[dict[int, bytes], list[int]]:
     """Return what another process finds: contents of the files by number, and what is lost."""
     journal = Journal(fd)
-    events, lost = journal.reopen(known or set())
+    events, lost = journal.reopen(known or set(), {})
     contents = {}
     for event in events:
         assert (event.pid, event.offset, event.length) == (4321, event.number * 7, 4096)
@@ -126,7 +126,7 @@ def test_it_has_what_was_added_and_not_removed(steps: list[tuple[str, object]]) 
         elif what == "another process":
             journal.close()
             journal = Journal(fd)
-    assert sorted(journal.reopen(set())[1]) == sorted(expected)
+    assert sorted(journal.reopen(set(), {})[1]) == sorted(expected)
     journal.close()
     os.close(fd)
     os.close(file)

@@ -18,6 +18,7 @@ from firstread.oci.reference import parse_reference
 from firstread.sectors.check import is_sector
 from firstread.sectors.store import SectorStore
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.shortage import unreadable
 from firstread.units import KiB
 
 SECTOR = 64 * KiB
@@ -157,6 +158,31 @@ def test_an_image_that_cannot_be_opened_is_listed_and_removed(node: Node) -> Non
         assert not is_sound(cache.verify(repair=False))
         assert is_sound(cache.verify(repair=True))
     assert node.images.digests() == [node.by_name["new"].digest]
+
+
+def test_an_image_that_cannot_be_read_now_stays_with_its_sectors(node: Node) -> None:
+    old, new = node.by_name["old"], node.by_name["new"]
+    stray = bytes(32)
+    node.store.ensure([stray])
+    node.store.path(stray).write_bytes(b"x")
+    with unreadable(old.directory / "config.json"):
+        order = node.stock().cold(lambda _: False)
+        assert order[-1] in new.ids()  # what may be of the old one does not go before all others
+        with Unattended.open(node.root) as cache:
+            found = cache.verify(repair=True)
+            assert [item["outcome"] for item in found["images"]] == ["unread"]
+            assert not is_sound(found)
+    assert node.stock().problems == {}
+
+
+def test_without_a_daemon_nothing_goes_while_a_mounted_image_cannot_be_read(node: Node) -> None:
+    old = node.by_name["old"]
+    with unreadable(old.directory / "config.json"):
+        images = ImageStore(node.root, is_used={old.digest}.__contains__)
+        cache = Unattended(images, node.store, {old.digest: Use(1, False)})
+        with pytest.raises(NodeError, match="is mounted cannot be opened"):
+            cache.prune(0, dry_run=False)
+    assert len(list(node.store.sizes())) == 6
 
 
 def test_a_root_without_a_store_is_an_error_and_stays_empty(tmp_path: Path) -> None:

@@ -530,8 +530,25 @@ def test_a_docker_archive_of_an_image_without_layers(tmp_path: Path) -> None:
     config = b'{"rootfs":{"type":"layers","diff_ids":[]}}'
     manifest = json.dumps([{"Config": "c", "RepoTags": None, "Layers": None}]).encode()
     path.write_bytes(tar(("c", config), ("manifest.json", manifest)))
-    with source(f"docker-archive:{path}") as place, pytest.raises(UnsupportedError, match="no lay"):
-        resolve(place)
+    with source(f"docker-archive:{path}") as place:
+        assert resolve(place).manifest.layers == []
+
+
+def test_a_docker_archive_as_go_reads_it(tmp_path: Path) -> None:
+    image = {"config": "config.json", "LAYERS": IMAGE["Layers"], "repoTags": [None, "busybox:1"]}
+    assert read_image(docker_archive(tmp_path / "x.tar", [image])) == LAYERS
+    assert read_image(docker_archive(tmp_path / "x.tar", [image]) + ":busybox:1") == LAYERS
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 5, {}, {"Config": 5}, {"Config": None}, {"Config": "x", "Layers": "no list"}]
+)
+def test_a_damaged_image_in_a_docker_archive_hides_no_other(tmp_path: Path, bad: Any) -> None:
+    name = docker_archive(tmp_path / "x.tar", [bad, IMAGE])
+    assert read_image(f"{name}:busybox:1") == LAYERS
+    with source(f"{name}:busybox:1") as place:
+        (entry,) = place.manifests()
+    assert read_image(f"{name}@{entry.digest}") == LAYERS
 
 
 @pytest.mark.parametrize(

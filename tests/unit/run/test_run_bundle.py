@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from firstread.errors import ImageError, UsageError
 from firstread.run import capabilities
 from firstread.run.bundle import Site, environment, process_args, runtime_spec
 from firstread.run.devices import Device
+from firstread.run.execute import ExecOptions, exec_process
 from firstread.run.image import ImageConfig, parse_image_config
 from firstread.run.options import RunOptions
 from firstread.run.parse import Mount, Rlimit
@@ -201,6 +203,8 @@ def test_image_configuration() -> None:
     assert config.stop_signal_number == 15
     assert parse_image_config({"config": {"StopSignal": "SIGQUIT"}}).stop_signal_number == 3
     assert parse_image_config({}) == parse_image_config({"config": None}) == ImageConfig()
+    odd = {"CONFIG": {"cmd": ["x", None], "ENV": None, "labels": {"a": None}, "stopsignal": "9"}}
+    assert parse_image_config(odd) == ImageConfig(cmd=["x", ""], labels={"a": ""}, stop_signal="9")
 
 
 @pytest.mark.parametrize(
@@ -220,3 +224,33 @@ def test_image_configuration() -> None:
 def test_image_configuration_refused(config: object) -> None:
     with pytest.raises(ImageError, match="invalid image configuration"):
         parse_image_config({"config": config})
+
+
+def test_a_process_of_exec_has_what_the_first_has(tmp_path: Path) -> None:
+    first = spec(env={"A": "1", "B": "2"}, no_new_privileges=True)["process"]
+    made = exec_process(first, ExecOptions(command=("ls",), env={"A": None, "C": "3"}), tmp_path)
+    changed = {name for name in made if made[name] != first[name]}
+    assert changed == {"args", "env"}
+    assert made["args"] == ["ls"]
+    variables = dict(setting.split("=", 1) for setting in made["env"])
+    assert {name: variables.get(name) for name in "ABC"} == {"A": None, "B": "2", "C": "3"}
+
+
+def test_another_user_of_exec_has_its_own_rights_and_home(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:\napp:x:1000:1001::/home/app:\n")
+
+    def variables(process: dict[str, Any]) -> dict[str, str]:
+        return dict(setting.split("=", 1) for setting in process["env"])
+
+    first = spec({"user": User(home="/root")})["process"]
+    made = exec_process(first, ExecOptions(command=("id",), user="app", tty=True), tmp_path)
+    assert made["user"] == {"uid": 1000, "gid": 1001, "additionalGids": [1001]}
+    assert set(made["capabilities"]) == {"bounding"}
+    assert variables(made)["HOME"] == "/home/app"
+    assert (made["terminal"], variables(made)["TERM"]) == (True, "xterm")
+    back = exec_process(made, ExecOptions(command=("id",), user="0"), tmp_path)
+    assert back["capabilities"] == first["capabilities"]
+    chosen = spec({"user": User(home="/root")}, env={"HOME": "/else"})["process"]
+    made = exec_process(chosen, ExecOptions(command=("id",), user="app"), tmp_path)
+    assert variables(made)["HOME"] == "/else"

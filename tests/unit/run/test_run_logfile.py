@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstread.run.logfile import LogEntry, LogWriter, read_log, rotated
+from firstread.run.logfile import LogEntry, LogWriter, last_lines, read_log, rotated
 
 PIECES = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.binary(min_size=1)))
 
@@ -152,4 +152,43 @@ def test_a_full_disk_drops_output(tmp_path: Path) -> None:
     log = LogWriter(tmp_path / "log")
     log.write("stdout", b"lost\n")
     assert log.dropped_bytes == 5
+    log.close()
+
+
+def pieces(*written: tuple[str, bytes]) -> list[LogEntry]:
+    return [LogEntry(str(n), stream, content) for n, (stream, content) in enumerate(written)]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, []), (1, [b"d"]), (2, [b"c\n", b"d"]), (4, [b"a", b"b\n", b"A\n", b"c\n", b"d"])],
+)
+def test_last_lines(count: int, expected: list[bytes]) -> None:
+    """One in two pieces is one line, wherever the other stream comes between."""
+    out, err = "stdout", "stderr"
+    written = pieces((out, b"a"), (err, b"b\n"), (out, b"A\n"), (out, b"c\n"), (err, b"d"))
+    assert [entry.content for entry in last_lines(written, count)] == expected
+    assert list(last_lines([], count)) == []
+
+
+def test_a_piece_of_an_older_line_is_not_shown() -> None:
+    written = pieces(("stdout", b"a"), ("stderr", b"b\n"), ("stdout", b"A\n"))
+    assert [entry.content for entry in last_lines(written, 1)] == [b"b\n"]
+
+
+def test_the_tail_goes_across_files_and_what_follows_is_whole(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "log", file_bytes=150)
+    for number in range(4):
+        log.write("stdout", b"line %d\n" % number)
+    assert rotated(tmp_path / "log").exists()
+    more = list(range(4, 7))
+
+    def is_running() -> bool:
+        if not more:
+            return False
+        log.write("stdout", b"line %d\n" % more.pop(0))
+        return True
+
+    found = read_log(tmp_path / "log", tail=3, follow=True, is_running=is_running)
+    assert [entry.content for entry in found] == [b"line %d\n" % n for n in range(1, 7)]
     log.close()

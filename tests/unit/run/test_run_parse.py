@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,3 +221,44 @@ def test_a_volume_from_the_working_directory(
         mount = parse.parse_volume(f"{text}:/b")
         assert isinstance(mount, Mount)
         assert mount.source == os.path.normpath(f"{tmp_path}{source}")
+
+
+NOW = 1_700_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("10m", NOW - 600),
+        ("1h30m", NOW - 5400),
+        ("1.5s", NOW - 1.5),
+        ("250ms", NOW - 0.25),
+        ("2d", NOW - 172_800),
+        ("99999d", 0.0),
+        ("1700000000", NOW),
+        ("1700000000.5", NOW + 0.5),
+        ("2023-11-14T22:13:20Z", NOW),
+        ("2023-11-14T22:13:20.123456789Z", NOW + 0.123456),
+        ("2023-11-14T23:13:20+01:00", NOW),
+        ("1969-12-31T00:00:00Z", 0.0),
+    ],
+)
+def test_moments(text: str, moment: float) -> None:
+    assert parse.parse_moment(text, NOW) == moment
+
+
+def test_a_moment_without_a_zone_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-2")
+    time.tzset()
+    try:
+        assert parse.parse_moment("2023-11-15T00:13:20", NOW) == NOW
+        assert parse.parse_moment("2023-11-15", NOW) == NOW - 800
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1x", "m", "1e3", "9" * 13, "9" * 12, "10 m"])
+def test_no_moments(text: str) -> None:
+    with pytest.raises(UsageError, match="invalid time"):
+        parse.parse_moment(text, NOW)

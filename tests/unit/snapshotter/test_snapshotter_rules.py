@@ -9,11 +9,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from firstread.errors import BusyError, FirstreadError, TransportError
+from firstread.errors import BusyError, DerivedImageError, FirstreadError, TransportError
 from firstread.sectors.format import LAYER_LABEL
 from firstread.snapshotter.asked import (
     GID_MAPPING,
@@ -87,6 +88,7 @@ class Node:
         self.images = DirectoryImages(scratch / "lazy")
         self.images.place.mkdir()
         self.conversions: dict[str, str] = {}
+        self.derived: set[str] = set()
         self.known: dict[tuple[str, str], Named] = {}
         self.directory = scratch / "snapshots"
         self.store = Store(scratch / "records.db")
@@ -96,10 +98,15 @@ class Node:
             self.directories,
             self.images,
             policy,
-            lambda image, manifest: self.conversions.get(manifest),
+            self._attached,
             find_image=lambda namespace, chain: self.known.get((namespace, chain)),
             unpack=unpack,
         )
+
+    def _attached(self, image: str, manifest: str) -> str | None:
+        if manifest in self.derived:
+            raise DerivedImageError("it was built FROM a converted image")
+        return self.conversions.get(manifest)
 
     def prepare(self, target: str, parent: str, labels: dict[str, str]) -> str:
         """Prepare a layer as a client does; return its name if it is lazy, else empty."""
@@ -386,6 +393,31 @@ def test_a_converted_image_is_not_unpacked(node: Node) -> None:
     assert raised.value.hint is not None
     assert f"firstread pull example.com/app@{ONE}" in raised.value.hint
     assert node.store.all() == []
+    assert node.snapshots.prepare("default/7/extract-1 c2", "", {})[0].type == "bind"
+
+
+def test_an_image_that_was_built_from_a_converted_one(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where its base is, its own layers are unpacked; elsewhere nobody can unpack the lowest."""
+    node.derived.add(TWO)
+    with pytest.raises(DerivedImageError):
+        node.prepare("c1", "", layer(last=False, manifest=TWO))
+    assert node.store.all() == []
+    base = node.prepare("c1", "", layer(last=True, converted=True))
+    upper = node.unpack("c2", base, layer(last=True, manifest=TWO))
+    assert "it was built FROM a converted image" in caplog.text
+    node.snapshots.prepare("container", upper, {})
+    assert len(node.images.holders) == 1
+
+
+def test_a_layer_below_an_image_that_is_not_named(node: Node) -> None:
+    named = Named("example.com/app", ONE, TWO, converted=True, last=False, derived=True)
+    node.known["default", "c1"] = named
+    node.known["default", "c2"] = replace(named, converted=False)
+    with pytest.raises(DerivedImageError, match="only firstread can read") as raised:
+        node.snapshots.prepare("default/7/extract-1 c1", "", {})
+    assert "build it FROM the original image" in (raised.value.hint or "")
     assert node.snapshots.prepare("default/7/extract-1 c2", "", {})[0].type == "bind"
 
 

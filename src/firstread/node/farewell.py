@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orderly end of a daemon, asked for from outside.
+
+Owns who is told and the waiting; what an end is, is the supervisor's business. The process is the
+one that listens behind the private socket of the run directory, which each supervisor makes anew:
+the kernel says which it is, so that no number in a file can mean somebody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+
+from firstread.errors import NodeError, from_os_error
+from firstread.node.succession import knock
+from firstread.private import peer_pid
+
+STOP_S = 60.0  # more than a supervisor gives to reads that wait, and to its fetcher
+
+
+def stop_daemon(run_dir: Path, timeout_s: float = STOP_S) -> int:
+    """Have the daemon of a run directory end; return its process number when it has.
+
+    Raises:
+        NodeError: none runs, it is a service that would be started again, or it does not end.
+    """
+    connection = knock(str(run_dir))
+    if connection is None:
+        raise NodeError(f"no daemon runs in {run_dir}", hint="if it is another: --run-dir DIR")
+    with connection, contextlib.ExitStack() as stack:
+        pid = peer_pid(connection)
+        try:
+            pidfd = os.pidfd_open(pid)
+            stack.callback(os.close, pidfd)
+            _refuse_service(pid)
+            if not _has_hung_up(connection):  # it was not this one's number otherwise
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        except (ProcessLookupError, FileNotFoundError):
+            return pid
+        except OSError as exc:  # with number 0 it is in a process namespace that we do not see
+            raise from_os_error(exc, f"cannot end the daemon of {run_dir}") from exc
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            raise NodeError(
+                f"the daemon (process {pid}) has not ended within {timeout_s:g} s",
+                hint="its log says what it waits for; it ends when that does",
+            )
+    return pid
+
+
+def _refuse_service(pid: int) -> None:
+    """Refuse to end what systemd would start again at once."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    if any(setting.startswith(b"NOTIFY_SOCKET=") for setting in environment):
+        raise NodeError(
+            f"systemd runs the daemon (process {pid}), and would start it again",
+            hint="systemctl stop firstread",
+        )
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))

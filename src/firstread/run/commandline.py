@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other users of the machine can read of our command line.
+
+Owns the removal of secrets from it. ``/proc/PID/cmdline`` is open to everybody for as long as a
+process runs, and one that attends a container runs as long as that does; its environment and its
+memory are for its own user alone.
+
+Source: proc(5), ``cmdline``, and fields 48 and 49 of ``stat``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+_ARG_START = 48 - 3  # fields of stat after the name, the first of which is number 3
+
+
+def hide_values(settings: Iterable[str]) -> None:
+    """Replace each value of `settings` in this process's command line by an asterisk.
+
+    Args:
+        settings: as they were typed, ``NAME=VALUE``; what has no value stays.
+    """
+    hidden = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if value:
+            hidden[os.fsencode(setting)] = os.fsencode(f"{name}=*")
+    if hidden:
+        with contextlib.suppress(OSError):  # without /proc nobody reads there
+            _rewrite(hidden)
+
+
+def _rewrite(hidden: dict[bytes, bytes]) -> None:
+    """Replace what arguments end with; the new command line is no longer than the old one."""
+    with open("/proc/self/stat", "rb") as file:
+        start, end = map(int, file.read().rpartition(b") ")[2].split()[_ARG_START:][:2])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(start)
+        arguments = memory.read(end - start).split(b"\0")
+        for setting, shown in hidden.items():
+            arguments = [
+                argument.removesuffix(setting) + shown if argument.endswith(setting) else argument
+                for argument in arguments
+            ]
+        memory.seek(start)
+        memory.write(b"\0".join(arguments).ljust(end - start, b"\0"))
