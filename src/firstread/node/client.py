@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 from firstread import errors
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
+from firstread.node.namespace import apart, device_at, is_mount_point, is_seen, mount_namespace
 from firstread.private import is_ours, private_directory
 
 _TIMEVAL = struct.Struct("@ll")
@@ -110,16 +111,49 @@ class Client:
 
         Raises:
             FirstreadError: as `get`.
+            NodeError: it would not be seen here; nothing is left of it.
         """
         request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
-        return json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
+        directory = request.get("directory")
+        try:
+            answer = json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
+        except UsageError as exc:
+            if directory is not None and os.path.isdir(directory) and not self._is_near():
+                raise self._apart(f"{exc.message} where the daemon is") from exc
+            raise
+        place, device = answer["mountpoint"], answer.get("device_number")
+        if device is not None and not is_seen(place, device):
+            if directory is None:
+                self.release(request["holder"])
+            else:
+                self._unmount(place, lazy=False)
+            raise self._apart(f"what is mounted at {place} is not seen here")
+        return answer
+
+    def _is_near(self) -> bool:
+        """Return whether the daemon is in our mount namespace."""
+        return bool(self.get("/status").get("namespace") == mount_namespace())
+
+    def _apart(self, what: str) -> NodeError:
+        return apart(what, self.get("/status"))
 
     def pull(self, **request: Any) -> Any:
         """Ask for an image without a mount; otherwise as `mount`."""
         return json.loads(self._repeated("POST", "/pull", json.dumps(request).encode()))
 
     def umount(self, directory: str, *, lazy: bool = False) -> None:
-        """Ask for the end of a mount; otherwise as `mount`."""
+        """Ask for the end of a mount; otherwise as `mount`.
+
+        Raises:
+            NodeError: it is mounted on here: the daemon has unmounted another copy of it.
+        """
+        before = device_at(directory)
+        self._unmount(directory, lazy=lazy)
+        stays = before is not None and device_at(directory) == before
+        if stays and is_mount_point(directory) and not self._is_near():
+            raise self._apart(f"{directory} is unmounted for the daemon, but still mounted here")
+
+    def _unmount(self, directory: str, *, lazy: bool) -> None:
         body = json.dumps({"directory": directory, "lazy": lazy}).encode()
         try:
             self._exchange("POST", "/umount", body)

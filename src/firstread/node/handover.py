@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from firstread import __version__
+from firstread.config import DEFAULT_PATH
 from firstread.device.fanotify import NO_FD, Group, parse_events
 from firstread.errors import NodeError
 from firstread.node import systemd
@@ -87,6 +89,11 @@ class Settings:
     def log_level(self) -> str:
         """Return the name of a level of the logging module."""
         return str(self.config["node"]["log_level"])
+
+    def config_file(self) -> str | None:
+        """Return the configuration that was read; None if there was none."""
+        named = dict(itertools.pairwise(self.arguments)).get("--config")
+        return named or (str(DEFAULT_PATH) if DEFAULT_PATH.exists() else None)
 
     @property
     def health_s(self) -> float:

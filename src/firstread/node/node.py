@@ -320,6 +320,7 @@ class Node:
             "digest": image.digest,
             "config": image.config,
             "device": DEVICE,
+            "device_number": mount.file_system.device if mount.file_system else None,
             "timeline": dict(zip(("resolve", "metadata", "mount"), seconds, strict=True)),
         }
 

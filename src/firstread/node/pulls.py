@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Final, Generic, Protocol, TypeVar
 
 from firstread.errors import BusyError, FirstreadError
-from firstread.oci.connections import Call, calling
+from firstread.oci.calls import Call, calling
 
 T = TypeVar("T")
 

@@ -42,6 +42,7 @@ from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
 from firstread.node.metricserver import serve_metrics
+from firstread.node.namespace import mount_namespace
 from firstread.node.network import Network
 from firstread.node.node import Node
 from firstread.node.secrets import SecretMemory
@@ -92,6 +93,11 @@ def main(arguments: dict[str, Any]) -> None:
 
     def complete(status: dict[str, Any]) -> dict[str, Any]:
         status["supervisor"] = arguments["supervisor"]
+        status["namespace"] = mount_namespace()
+        status["configuration"] = {
+            "file": settings.config_file(),
+            "registry": settings.config["registry"],
+        }
         status["fetcher"] = {
             "pid": os.getpid(),
             "version": __version__,
