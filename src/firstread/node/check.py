@@ -22,6 +22,7 @@ from firstread.errors import FirstreadError
 from firstread.node.cache import Cache
 from firstread.node.filling import Waiter, Wanted
 from firstread.node.inspection import Outcome
+from firstread.node.opener import Opener
 from firstread.sectors.check import is_sector
 from firstread.sectors.store import SectorStore
 from firstread.units import MiB
@@ -62,6 +63,7 @@ class Checks:
         self._waiters: dict[bytes, list[Waiter]] = {}  # of the sectors that are being checked
         self._aside = store.aside()
         self._lock = threading.Lock()
+        self._opener = Opener("aside")
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
 
     def is_aside(self, sector_id: bytes) -> bool:
@@ -108,6 +110,15 @@ class Checks:
             sector: which.
             repair: empty it if it is damaged; its image is mounted.
         """
+        if self._store.size(sector.entry.id) < sector.entry.size:
+            return "partial"
+        fd = self._store.open(sector.entry.id)  # first: it may wait, and no read is to wait for it
+        try:
+            return self._sweep(sector, fd, repair=repair)
+        finally:
+            os.close(fd)
+
+    def _sweep(self, sector: Wanted, fd: int, *, repair: bool) -> Outcome:
         entry = sector.entry
         with self._lock:
             if entry.id in self._waiters:
@@ -117,16 +128,12 @@ class Checks:
             with self._cache.holding(entry.id) as held:
                 if not held:
                     return "busy"
-                if self._store.size(entry.id) < entry.size:
+                if os.fstat(fd).st_size < entry.size:
                     return "partial"
-                fd = self._store.open(entry.id)
-                try:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                    good = self._is_good(sector, fd)
-                    if good and self._cache.clock.is_doubted(entry.id):
-                        self._cache.filled(entry.id, fd)
-                finally:
-                    os.close(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                good = self._is_good(sector, fd)
+                if good and self._cache.clock.is_doubted(entry.id):
+                    self._cache.filled(entry.id, fd)
                 if good or not repair:
                     return "good" if good else "damaged"
                 self._cache.doubt(entry.id)
@@ -192,9 +199,10 @@ class Checks:
         with self._lock:
             self._aside.discard(entry.id)
         try:
-            source = self._store.open_aside(entry.id)
+            source = self._opener.do(lambda: self._store.open_aside(entry.id), os.close)
         except FirstreadError:
-            return False  # it was removed to make room
+            self._cache.remove_aside(entry.id)  # unless that was done to make room
+            return False
         try:
             good = is_sector(source, entry.id, entry.size, sector.geometry.frame_size)
             if good:
