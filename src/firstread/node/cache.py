@@ -34,6 +34,7 @@ from firstread.device.pages import is_quiet
 from firstread.errors import FirstreadError, NodeError, from_os_error, is_disk_full
 from firstread.node.evict import Clock, State, Verdict
 from firstread.node.filling import Waiter
+from firstread.node.opener import HeldUpError, Opener
 from firstread.node.owner import Idle, NothingIdle, Owner
 from firstread.node.room import Room
 from firstread.sectors.format import SectorEntry
@@ -44,6 +45,8 @@ log = logging.getLogger("cache")
 
 GRACE_S = 0.1  # for reads that were let go: the longest copies 128 KiB
 ROOM_S = 30.0  # that a fill waits for room, before its reads fail
+UNSEEN_S = 0.3  # grace of files that cannot be opened to see whether a read is still at them
+STOCK_S = 2.0  # for the look at what is not mounted: 3 us a sector, and the index of each image
 TICK_S = 0.02  # between looks, while bytes are to become free
 FORCE_S = 0.5  # without a byte that became free, before a sector goes though it is in use
 IDLE_S = 1.0  # else: others write to the same disk
@@ -106,6 +109,8 @@ class Cache:
         self._since = time.monotonic()  # when bytes became free last, or were not wanted
         self._rounds = self._exhausted = 0  # number of the last round, of the last in vain
         self._no_files = 0  # likewise, of the last that found no file to remove
+        self._unseen_since = 0  # number of the round in which files could not be opened
+        self._opener, self._stock = Opener("look"), Opener("stock", STOCK_S)
         self._kicked = False
         self._sparing = True  # images that are all here
         count = -store.made
@@ -221,9 +226,8 @@ class Cache:
         """`SectorStore.set_aside`: the bytes count as before, but no longer as the sector's."""
         with self.changed:
             moved = self._store.set_aside(ids)
-            if moved:
-                self._aside = self._store.aside_sizes()
             for sector_id in moved:
+                self._aside[sector_id] = self._store.aside_size(sector_id)
                 self.clock.add(sector_id, 0)
             return moved
 
@@ -241,10 +245,15 @@ class Cache:
     def discard(self, sector_id: bytes) -> None:
         """Empty a sector that no mount has read yet, unless a lane is at it."""
         with self.changed:
-            if self._is_free(sector_id):
-                self._store.empty(sector_id)
-                self.clock.drop(sector_id)
-                self._owner.emptied(sector_id)
+            if not self._is_free(sector_id):
+                return
+            self.clock.hold(sector_id)
+        try:
+            self._store.empty(sector_id)
+        finally:
+            self.leave(sector_id, 0)
+        with self.changed:
+            self._owner.emptied(sector_id)
 
     def watch(self, sectors: Iterable[SectorEntry], doubted: Iterable[bytes] = ()) -> None:
         """Mark the sectors that are not whole, and only those, but for what drains or is doubted.
@@ -625,7 +634,8 @@ class Cache:
                 if self._cold_is_known:
                     break
                 self._cold_is_known = True
-                self._cold = deque(self.idle.cold())
+                with contextlib.suppress(HeldUpError):  # then what it finds comes later
+                    self._note_cold(self._stock.do(self.idle.cold, self._note_cold))
                 if not self._cold:
                     break
             item = self._cold.popleft()
@@ -633,12 +643,18 @@ class Cache:
         return freed
 
     def _remove_image(self, digest: str) -> Room:
-        freed = self.idle.remove(digest)
+        try:
+            freed = self._stock.do(lambda: self.idle.remove(digest))
+        except HeldUpError:
+            return Room()  # it goes in a moment
         if freed:
             log.info("removed image %s, which is not mounted, to make room", digest)
         with self.changed:
             self._free(freed)
         return freed
+
+    def _note_cold(self, found: Iterable[bytes | str]) -> None:
+        self._cold = deque(found)
 
     def _remove_doubtful(self, wanted: int) -> int:
         """Remove files that lie aside: they may be of no use. Return the bytes that became free."""
@@ -736,7 +752,13 @@ class Cache:
             self._group.mark_names(self._store.fileno(), self._store.names([sector_id]))
 
     def _is_quiet(self, sector_id: bytes) -> bool:
-        fd = self._store.open(sector_id)
+        try:
+            fd = self._opener.do(lambda: self._store.open(sector_id), os.close)
+        except HeldUpError:
+            if self._unseen_since != self._rounds:  # once for all of a round: they drain no longer
+                time.sleep(UNSEEN_S)
+                self._unseen_since = self._rounds
+            return True
         try:
             return is_quiet(fd)
         finally:

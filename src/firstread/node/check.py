@@ -22,6 +22,7 @@ from firstread.errors import FirstreadError
 from firstread.node.cache import Cache
 from firstread.node.filling import Waiter, Wanted
 from firstread.node.inspection import Outcome
+from firstread.node.opener import HeldUpError, Opener
 from firstread.sectors.check import is_sector, is_whole
 from firstread.sectors.store import SectorStore
 from firstread.units import MiB
@@ -64,6 +65,7 @@ class Checks:
         self._waiters: dict[bytes, list[Waiter]] = {}  # of the sectors that are being checked
         self._aside = store.aside()
         self._lock = threading.Lock()
+        self._opener = Opener("aside")
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
 
     def is_aside(self, sector_id: bytes) -> bool:
@@ -127,6 +129,15 @@ class Checks:
             sector: which.
             repair: empty it if it is damaged; its image is mounted.
         """
+        if not self._store.size(sector.entry.id):
+            return "partial"
+        fd = self._store.open(sector.entry.id)  # first: it may wait, and no read is to wait for it
+        try:
+            return self._sweep(sector, fd, repair=repair)
+        finally:
+            os.close(fd)
+
+    def _sweep(self, sector: Wanted, fd: int, *, repair: bool) -> Outcome:
         entry = sector.entry
         with self._lock:
             if entry.id in self._waiters:
@@ -136,18 +147,14 @@ class Checks:
             with self._cache.holding(entry.id) as held:
                 if not held:
                     return "busy"
-                fd = self._store.open(entry.id)
-                try:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                    if os.fstat(fd).st_size < entry.size:
-                        # Not whole, unless this image is wrong about its size.
-                        good = is_whole(fd, entry.id, sector.geometry.frame_size)
-                        return "good" if good else "partial"
-                    good = self._is_good(sector, fd)
-                    if good and self._cache.clock.is_doubted(entry.id):
-                        self._cache.filled(entry.id, fd)
-                finally:
-                    os.close(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                if os.fstat(fd).st_size < entry.size:
+                    # Not whole, unless this image is wrong about its size.
+                    good = is_whole(fd, entry.id, sector.geometry.frame_size)
+                    return "good" if good else "partial"
+                good = self._is_good(sector, fd)
+                if good and self._cache.clock.is_doubted(entry.id):
+                    self._cache.filled(entry.id, fd)
                 if good or not repair:
                     return "good" if good else "damaged"
                 self._cache.doubt(entry.id)
@@ -211,7 +218,10 @@ class Checks:
         with self._lock:
             self._aside.discard(entry.id)
         try:
-            source = self._store.open_aside(entry.id)
+            source = self._opener.do(lambda: self._store.open_aside(entry.id), os.close)
+        except HeldUpError:
+            self._cache.remove_aside(entry.id)  # it is fetched again
+            return False
         except FirstreadError as exc:
             if not isinstance(exc.__cause__, FileNotFoundError):
                 self.note_aside([entry.id])  # the next read tries again

@@ -18,6 +18,7 @@ import msgspec
 
 from firstread.config import DEFAULT_PATH, RegistryTable, load_config
 from firstread.device.probe import Check
+from firstread.device.scanners import scanners
 from firstread.errors import FirstreadError, NodeError
 from firstread.node.client import Client, socket_path
 from firstread.node.confine import confined
@@ -65,6 +66,7 @@ def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Check]:
     yield _private("run directory", run_dir)
     yield _space(root)
     yield from _limits()
+    yield _scanners()
     yield from _daemon(root, run_dir, status)
 
 
@@ -210,6 +212,18 @@ def _daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Check]:
     pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
     yield _privileges(pids)
     yield from _mounts(status["mounts"])
+
+
+def _scanners() -> Check:
+    """Warn of processes that others have to wait for when they open a file."""
+    name, found = "virus scanners", scanners()
+    if not found:
+        return Check(name, ok=True, detail="none has permission events")
+    some = ", ".join(f"{command} (pid {pid})" for pid, command in found[:3])
+    if len(found) > 3:
+        some += f" and {len(found) - 3} more"
+    fix = "exclude --root, --run-dir and what firstread mounts from scanning (docs/node.md)"
+    return Check(name, ok=True, detail=f"{some}: opens wait for it", fix=fix, warning=True)
 
 
 def _absent(root: Path, run_dir: Path) -> Check:

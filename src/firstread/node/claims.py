@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from firstread.errors import ImageError, NodeError
-from firstread.node.fetcher import Fetcher, Served
+from firstread.node.fetcher import Fetcher
 from firstread.node.filling import Wanted
 from firstread.node.images import NodeImage
+from firstread.node.served import Served
 from firstread.oci.repository import Repository
 from firstread.sectors.check import is_whole
 from firstread.sectors.format import FrameTable

@@ -20,10 +20,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from firstread.config import CacheTable, PolicyTable
 from firstread.device.fanotify import Group
+from firstread.device.scanners import is_scanner
 from firstread.errors import (
     FirstreadError,
     ImageError,
@@ -34,16 +34,22 @@ from firstread.errors import (
 )
 from firstread.node.cache import Cache
 from firstread.node.check import Checks
+from firstread.node.denials import Denials
 from firstread.node.evict import Verdict
 from firstread.node.filling import Cause, Filling, Waiter, Wanted
-from firstread.node.images import NodeImage, SectorMap
+from firstread.node.held import Held
+from firstread.node.images import NodeImage
+from firstread.node.journal import RECORDS
 from firstread.node.lane import Lane
 from firstread.node.mounts import Access
+from firstread.node.opener import HeldUpError, Opener
 from firstread.node.policy import most_patient
 from firstread.node.quarantine import Quarantine
+from firstread.node.readers import gone, may_have_read, sees_processes
 from firstread.node.retry import may_pass
+from firstread.node.served import Served
 from firstread.node.settle import Settler
-from firstread.node.stats import Feed, ImageStats
+from firstread.node.stats import Feed
 from firstread.node.wire import MOST_ANSWERED, Request, send_answered
 from firstread.oci.repository import Repository
 from firstread.sectors.store import SectorStore
@@ -51,33 +57,13 @@ from firstread.sectors.store import SectorStore
 log = logging.getLogger("fetcher")
 
 PATIENCE = 2  # failures in a row of one source, before another one that has the sector is asked
+LOOKS = 1024  # events a second whose readers are looked at, 15 us each
+SCANNER_S = 10.0  # that a scanner waits for a read, while others wait for it
+KEEP_S = 1.0  # for wrong bytes to be written to the disk
+CROWDING_S = 5.0  # that the first read of an image has waited, before those beyond its quota fail
 
 
 Source = tuple[str, Access]  # name of an image repository, and how it is reached
-
-
-class Served:
-    """An image that the fetcher serves from one source: its sectors, its lane, its counters."""
-
-    def __init__(self, image: NodeImage, lane: Lane) -> None:
-        self.image = image
-        self.lane = lane
-        self.sectors = SectorMap(image)
-        self.stats = ImageStats()
-        self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
-        self.pinned = False  # it is not evicted
-        self.lies = 0  # answers of its source that were not what its index says
-        self.void: set[bytes] = set()  # sectors of which another size was proven
-        self.absent = set(self.sectors)  # sectors that are not whole
-
-
-@dataclass(slots=True)
-class _Held:
-    """An event that is not answered, and what is known of it."""
-
-    request: Request
-    served: Served | None = None
-    sector: Wanted | None = None
 
 
 class Fetcher:
@@ -90,6 +76,7 @@ class Fetcher:
         workers: requests at a time to one repository.
         policy: of what is mounted no more, but still used.
         limits: of the store.
+        most_waiting: events that there is room for.
     """
 
     def __init__(
@@ -101,17 +88,22 @@ class Fetcher:
         workers: int,
         policy: PolicyTable,
         limits: CacheTable,
+        most_waiting: int = RECORDS,
     ) -> None:
         self.store = store
         self.feed = Feed()
         self.cache = Cache(store, group, limits, self)
         self.checks = Checks(store, self.cache, self.answer, self.again, self._deny, self.prove)
         self.settler = Settler(store, self.cache.holding)
-        self._held: dict[int, _Held] = {}  # not answered, by number
+        self._held = Held(most_waiting)
+        self._denials = Denials(may_have_read)
+        self._opener = Opener("open")
+        self._sees_readers = sees_processes()
         self._expecting = False  # a mount stands that is not served yet: see `expect`
         self._early: list[Waiter] = []  # reads of such
         self._useless: dict[bytes, set[Served]] = {}  # that cannot give a sector, by its id
         self._undecided: set[bytes] = set()  # sectors whose content has not shown their size
+        self._crowding: set[str] = set()  # images beyond their quota for long; replaced only
         self._untold: list[int] = []  # answered, and the supervisor does not know
         self._answering = threading.Lock()
         self._group = group
@@ -119,6 +111,7 @@ class Fetcher:
         self._workers = workers
         self._policy = policy
         self._quarantine = Quarantine(store.root)
+        self._keeper = Opener("quarantine", KEEP_S)
         self._lanes: dict[Source, Lane] = {}
         self._served: dict[tuple[str, Source], Served] = {}  # replaced, never changed
         self._mounted: Counter[bytes] = Counter()  # images that have a sector
@@ -276,7 +269,7 @@ class Fetcher:
             return self._expecting
 
     def expire(self) -> None:
-        """Give up the reads that have waited too long."""
+        """Give up the reads that have waited too long, or that nobody waits for any more."""
         for lane in list(self._lanes.values()):
             lane.expire()
         since = time.monotonic() - self._policy.stall_s
@@ -285,6 +278,35 @@ class Fetcher:
             self._early = [waiter for waiter in self._early if waiter[1] >= since]
         if late:
             self._deny(late, NodeError("the mount could not be taken over"))
+        some = self._held.some(LOOKS)
+        self._reap(some)
+        self._deny_scanners(some)
+        self._keep_quotas()
+
+    def _deny_scanners(self, waiters: Sequence[Waiter]) -> None:
+        """Let reads of scanners fail that wait long: meanwhile nobody can open a file.
+
+        What a fetch needs may be among what they hold up, such as the files of the resolver.
+        """
+        since = time.monotonic() - SCANNER_S
+        late = [waiter for waiter in waiters if waiter[1] < since]
+        pids = {pid for pid in {request.pid for request, _ in late} if pid and is_scanner(pid)}
+        if not pids:
+            return
+        theirs = {waiter for waiter in late if waiter[0].pid in pids}
+        error = NodeError(
+            f"a scanner has waited for {SCANNER_S:g} s, and others for it",
+            hint="exclude what firstread mounts from scanning; firstread doctor names who scans",
+        )
+        for lane in list(self._lanes.values()):
+            for waiter in lane.abandon(theirs):
+                self._deny([waiter], error, self._held[waiter[0].number].sector, alone=True)
+
+    def _reap(self, waiters: Sequence[Waiter]) -> None:
+        """Answer those reads whose reader is gone: the kernel never takes them back by itself."""
+        lost = gone(waiters) if self._sees_readers else set()
+        for lane in list(self._lanes.values()) if lost else []:
+            self._finish(lane.abandon(lost), allow=False)
 
     def waiting(self) -> int:
         """Return how many reads wait."""
@@ -293,14 +315,13 @@ class Fetcher:
     def freeze(self) -> list[Request]:
         """Answer nothing any more, for ever, and return what waits: another process will."""
         self._answering.acquire()
-        return [held.request for held in self._held.values()]
+        return self._held.hand_on()
 
     # -- events --------------------------------------------------------------------------------
 
     def handle(self, request: Request) -> None:
         """Take an event: answer it, or see to it that it will be. Does not block."""
-        self._held[request.number] = _Held(request)
-        self._route((request, time.monotonic()))
+        self._route(self._held.take(request, time.monotonic()))
 
     def again(self, waiters: Sequence[Waiter]) -> None:
         """Take events again whose sector has changed its state meanwhile."""
@@ -367,6 +388,11 @@ class Fetcher:
 
     def _fetch(self, waiter: Waiter, served: Served, sector: Wanted) -> None:
         request = waiter[0]
+        if self._denials.repeats(waiter, sector.entry.id) and not _covers(waiter, sector):
+            self._finish([waiter], allow=False)  # the same read, so it is not counted either
+            return
+        if not self._may_wait(waiter, served, sector):
+            return
         served.stats.add(waits=1)
         self.feed.tell(
             "read",
@@ -377,6 +403,35 @@ class Fetcher:
             pid=request.pid,
         )
         served.lane.demand(sector, [waiter], served.sectors.behind)
+
+    def _may_wait(self, waiter: Waiter, served: Served, sector: Wanted) -> bool:
+        """Count an event in the quota of its image; let it fail if that is used up for long."""
+        image = served.image.digest
+        if self._held.charge(waiter[0].number, image) or image not in self._crowding:
+            return True
+        self._deny([waiter], self._too_many(image), sector, alone=True, quietly=True)
+        return False
+
+    def _too_many(self, image: str) -> NodeError:
+        return NodeError(
+            f"{self._held.waiting(image)} reads of this image wait, and take the room of others",
+            hint="see why its source does not answer, or raise the limit of open files",
+        )
+
+    def _keep_quotas(self) -> None:
+        """Let reads fail of images that have had more than their quota waiting for long."""
+        crowding = set()
+        for image in {*self._held.crowding(), *self._crowding}:
+            self._reap(self._held.waiters(image))
+            waiters, excess = self._held.waiters(image), self._held.excess(image)
+            if not waiters or time.monotonic() - waiters[0][1] < CROWDING_S:
+                continue
+            crowding.add(image)  # until its reads go on
+            error, theirs = self._too_many(image), set(waiters[len(waiters) - excess :])
+            for lane in list(self._lanes.values()):
+                if denied := lane.abandon(theirs):
+                    self._deny(denied, error, self._held[denied[0][0].number].sector, alone=True)
+        self._crowding = crowding
 
     # -- what the cache asks -------------------------------------------------------------------
 
@@ -432,7 +487,7 @@ class Fetcher:
         try:
             if beside is not None:
                 return os.dup(beside)
-            return self.store.open(sector.entry.id, os.O_RDWR)
+            return self._opener.do(lambda: self.store.open(sector.entry.id, os.O_RDWR), os.close)
         except OSError as exc:
             raise from_os_error(exc, "cannot open the sector file") from exc
 
@@ -460,6 +515,8 @@ class Fetcher:
         self.settler.add(sector_id, filling.sector.entry.size)
 
     def answer(self, waiters: Sequence[Waiter]) -> None:
+        for sector_id in {s.entry.id for w in waiters if (s := self._held[w[0].number].sector)}:
+            self._denials.clear(sector_id)
         self._finish([waiter for waiter in waiters if self._touch(waiter)], allow=True)
 
     def _touch(self, waiter: Waiter) -> bool:
@@ -505,15 +562,16 @@ class Fetcher:
     ) -> None:
         sector = filling.sector
         if self.policy(sector).on_corruption == "quarantine":
-            self._quarantine.put(
-                data,
-                source=lane.name,
-                images=sorted({served.image.digest for served in self._claiming(sector)}),
-                sector=sector.entry.id.hex(),
-                blob=sector.blob.digest,
-                offset=sector.entry.offset + offset,
-                error=str(error),
-            )
+            origin = {
+                "source": lane.name,
+                "images": sorted({served.image.digest for served in self._claiming(sector)}),
+                "sector": sector.entry.id.hex(),
+                "blob": sector.blob.digest,
+                "offset": sector.entry.offset + offset,
+                "error": str(error),
+            }
+            with contextlib.suppress(HeldUpError):  # then they are kept later, or not
+                self._keeper.do(lambda: self._quarantine.put(data, **origin))
 
     def failed(self, filling: Filling, error: FirstreadError, lane: Lane) -> None:
         level = logging.WARNING if filling.failures <= 1 else logging.DEBUG
@@ -583,13 +641,29 @@ class Fetcher:
     # -- files and answers ---------------------------------------------------------------------
 
     def _deny(
-        self, waiters: Sequence[Waiter], error: Exception, sector: Wanted | None = None
+        self,
+        waiters: Sequence[Waiter],
+        error: Exception,
+        sector: Wanted | None = None,
+        *,
+        alone: bool = False,
+        quietly: bool = False,
     ) -> None:
+        """Let reads fail.
+
+        Args:
+            waiters: the reads.
+            error: why.
+            sector: of what, if that is known.
+            alone: others who wait for the same may wait on.
+            quietly: there are many, and others of them are logged.
+        """
         if sector is not None:
-            charged = self._charged(sector)
-            self._note(
-                charged, sector, error, logging.ERROR, "a read fails", failed_reads=len(waiters)
-            )
+            charged, level = self._charged(sector), logging.DEBUG if quietly else logging.ERROR
+            self._note(charged, sector, error, level, "a read fails", failed_reads=len(waiters))
+            now = time.monotonic()
+            for waiter in waiters:
+                self._denials.note(waiter, sector.entry.id, sector.entry.size, now, alone=alone)
         else:
             log.error("a read fails: %s", error)
         self._finish(waiters, allow=False)
@@ -601,9 +675,7 @@ class Fetcher:
         with self._answering:
             for request, came in waiters:
                 self._group.answer(request.number, allow=allow)
-                served = self._held.pop(request.number).served
-                if request.fd >= 0:
-                    os.close(request.fd)
+                served = self._held.release(request.number).served
                 if allow and served is not None:
                     served.stats.answered(now - came)
             self._untold += [request.number for request, _ in waiters]
@@ -642,3 +714,9 @@ class Fetcher:
     def _charged(self, sector: Wanted) -> list[Served]:
         """Return who is charged with what is done for a sector; nobody once it is withdrawn."""
         return [served for served, _ in self.having(sector.entry.id)][:1]
+
+
+def _covers(waiter: Waiter, sector: Wanted) -> bool:
+    """Return whether the file has what a read wants."""
+    request = waiter[0]
+    return os.fstat(request.fd).st_size >= min(request.offset + request.length, sector.entry.size)

@@ -34,7 +34,6 @@ from firstread.node import systemd
 from firstread.node.journal import Journal
 from firstread.node.wire import (
     BUFFER_FD,
-    FIRST_FREE_FD,
     GROUP_FD,
     LISTENER_FD,
     LOCK_FD,
@@ -225,24 +224,27 @@ def hold_signals() -> set[int]:
 
 
 def numbered(handover: Handover) -> Handover:
-    """Give each file that is held the number of its event, and move all else out of the way."""
-    for fd in FIXED.values():
+    """Give each file that is held the number of its event, and move what is in the way.
+
+    One after the other: there may be room for no more than one descriptor besides.
+    """
+    now = {fd: fd for fd in handover.descriptors()}  # where each is that we were given
+    given = dict(now)  # and the reverse
+    for fd in (*FIXED.values(), *now):
         os.set_inheritable(fd, False)
-    high = max([FIRST_FREE_FD, *(request.number for request in handover.held)]) + 1
-    held = [request._replace(fd=_moved(request.fd, high)) for request in handover.held]
-    channel, asker = _moved(handover.channel, high), _moved(handover.asker, high)
-    for request in held:
-        place(request.fd, request.number)
-    held = [request._replace(fd=request.number) for request in held]
+    for request in handover.held:
+        here, number = now[request.fd], request.number
+        if here == number:
+            continue
+        if number in given:
+            other, aside = given.pop(number), fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+            now[other], given[aside] = aside, other
+        place(here, number)
+        del given[here]
+        now[request.fd], given[number] = number, request.fd
+    held = [request._replace(fd=request.number) for request in handover.held]
+    channel, asker = (now.get(fd, -1) for fd in (handover.channel, handover.asker))
     return dataclasses.replace(handover, held=held, channel=channel, asker=asker)
-
-
-def _moved(fd: int, least: int) -> int:
-    if fd < 0:
-        return fd
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-    os.close(fd)
-    return moved
 
 
 def all_events(
@@ -286,8 +288,8 @@ def place(fd: int, number: int) -> None:
         os.close(fd)
 
 
-def raise_fd_limit() -> None:
-    """Allow as many descriptors as we may: each waiting read holds one.
+def raise_fd_limit() -> int:
+    """Allow as many descriptors as we may, and return how many: each waiting read holds one.
 
     Raises:
         NodeError: there is no room for the numbers in `FIXED`, and we may not make any.
@@ -302,3 +304,4 @@ def raise_fd_limit() -> None:
             f"a process may open {hard} files here, but a daemon needs {LEAST_FDS}",
             hint=f"raise the hard limit: ulimit -n {WANTED_FDS}, or LimitNOFILE= of its service",
         ) from exc
+    return limit

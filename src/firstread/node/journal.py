@@ -28,7 +28,9 @@ import struct
 from firstread.node.wire import Request
 
 EVENT_BUFFER_BYTES = 4096
-RECORDS = 16384  # reads that wait at a time; more are lost if all processes die, not else
+RECORDS = 16384  # reads that wait at a time
+SPARE_FDS = 256  # descriptors of a process for all else: sockets, sector files, clients; or …
+SPARE_SHARE = 4  # … this part of its limit
 
 _MAGIC = b"frevent1"
 _FLAGS = 8192
@@ -49,6 +51,20 @@ def make_journal() -> int:
 def is_journal(fd: int) -> bool:
     """Return whether a descriptor is of a journal of this layout."""
     return os.fstat(fd).st_size == _BYTES and os.pread(fd, 8, EVENT_BUFFER_BYTES) == _MAGIC
+
+
+def most_waiting(open_files: int) -> int:
+    """Return how many events may be read and wait: each has a record, and a descriptor.
+
+    Those beyond stay in the kernel's queue, and wait there. Were they read, the kernel would deny
+    each for which there is no descriptor.
+
+    Args:
+        open_files: limit of descriptors of a process; negative for none.
+    """
+    if open_files < 0:
+        return RECORDS
+    return max(1, min(RECORDS, open_files - max(SPARE_FDS, open_files // SPARE_SHARE)))
 
 
 class Journal:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from firstread.node.logfile import LOG_BYTES, turn_over
+from firstread.node.opener import HeldUpError, Opener
 from firstread.redact import redact
 from firstread.units import KiB
 
@@ -66,10 +67,12 @@ class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, path: Path, limit_bytes: int = LOG_BYTES) -> None:
         super().__init__()
         self._path, self._limit_bytes = path, limit_bytes
+        self._opener = Opener("log")
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            self._follow()
+        with contextlib.suppress(OSError, HeldUpError):
+            if not self._is_current() or os.fstat(2).st_size >= self._limit_bytes:
+                self._opener.do(self._follow)
         super().emit(record)
 
     def _follow(self) -> None:

@@ -37,7 +37,7 @@ from firstread.errors import (
 from firstread.node.attended import Attended
 from firstread.node.claims import Claims
 from firstread.node.detached import DetachedMounts
-from firstread.node.fetcher import Fetcher, Served
+from firstread.node.fetcher import Fetcher
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.kernelproof import KernelProof
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
@@ -45,6 +45,7 @@ from firstread.node.network import Network
 from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
 from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
+from firstread.node.served import Served
 from firstread.node.stock import IdleStock, Use
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
@@ -151,6 +152,7 @@ class Node:
             if size >= sector.size:
                 self._fetcher.settler.add(sector.id, size)  # nobody else knows whether it was
         self._fetcher.note_present(served)
+        self._ready(image, served, sizes)
         log.info("took over mount %s of %s", mount.mountpoint, mount.image)
 
     def _orphans_changed(self) -> None:
@@ -440,7 +442,8 @@ class Node:
             served = self._serve(image, mount)
             doubted = self._prepare(image)
             cache = self._fetcher.cache
-            cache.make_files(image.ids())
+            sizes = cache.make_files(image.ids())
+            self._ready(image, served, sizes)
             self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
@@ -454,6 +457,14 @@ class Node:
         self._fetcher.note_present(served)
         self.images.touch(image.digest)
         return mount
+
+    def _ready(self, image: NodeImage, served: Served, sizes: list[int]) -> None:
+        """Have what absent sectors will be fetched with at hand."""
+        sectors = image.block_image.index.sectors
+        absent = (slot for slot, size in enumerate(sizes) if size < sectors[slot].size)
+        blobs = {blob.digest: blob for blob in (image.wanted(slot).blob for slot in absent)}
+        if blobs:
+            served.lane.prepare(blobs.values())
 
     def _prepare(self, image: NodeImage) -> list[bytes]:
         """Look at what is here of an image that is to be mounted; return what is to be checked.

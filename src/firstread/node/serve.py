@@ -37,7 +37,7 @@ from firstread.node.handover import (
     become_supervisor,
     raise_fd_limit,
 )
-from firstread.node.journal import Journal
+from firstread.node.journal import Journal, most_waiting
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
@@ -73,7 +73,7 @@ def main(arguments: dict[str, Any]) -> None:
     settings = Settings(**arguments["settings"])
     config = Config.from_builtins(settings.config)
     configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
-    raise_fd_limit()
+    open_files = raise_fd_limit()
     keep_large_buffers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's business
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -84,7 +84,15 @@ def main(arguments: dict[str, Any]) -> None:
     store = SectorStore(Path(settings.root))
     group = Group(GROUP_FD)
     workers, limits, policy = config.node.workers, config.cache, config.policy
-    fetcher = Fetcher(store, group, channel, workers=workers, policy=policy, limits=limits)
+    fetcher = Fetcher(
+        store,
+        group,
+        channel,
+        workers=workers,
+        policy=policy,
+        limits=limits,
+        most_waiting=most_waiting(open_files),
+    )
     root, run_dir = Path(settings.root), Path(settings.run_dir)
     network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
     node = Node(root, run_dir, store, fetcher, policy, network, verify=limits.verify)

@@ -170,8 +170,7 @@ class Connections:
         self._lock = threading.Lock()
         self._stamp = _changed(self._files)
         self._context: ssl.SSLContext | None = None
-        if endpoint.scheme == "https":
-            self._manager(endpoint.base)
+        self._manager(endpoint.base)  # now: later a file may not be opened in time
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str], body: Any

@@ -10,9 +10,10 @@ Source: image-spec v1.1, image-layout.md.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -21,6 +22,7 @@ from firstread.errors import (
     ImageError,
     LimitError,
     NotFoundError,
+    SourceError,
     UsageError,
     from_os_error,
 )
@@ -55,6 +57,7 @@ from firstread.oci.repository import BlobStream, Progress, Repository, clamp, na
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
+MAX_KEPT: Final = 32  # blobs that `prepare` keeps open
 MAX_REFERRERS: Final = 256  # manifests of one type that are read to find what they refer to
 LAYOUT_FILE: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -167,6 +170,7 @@ class LayoutDirectory(LayoutReader):
     def __init__(self, reference: Reference, *, create: bool = False) -> None:
         super().__init__(reference)
         self._root = Path(reference.path)
+        self._kept: dict[str, int] = {}  # descriptors, by path below the root
         if create:
             with naming(reference):
                 self._create()
@@ -189,9 +193,16 @@ class LayoutDirectory(LayoutReader):
         except OSError as exc:
             raise from_os_error(exc, "cannot create the OCI layout") from exc
 
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:
+        for path in (blob_path(blob.digest) for blob in blobs):
+            if path not in self._kept and len(self._kept) < MAX_KEPT:
+                with contextlib.suppress(OSError, SourceError):
+                    self._kept[path] = open_regular(self._root / path)
+
     def _extent(self, path: str) -> Extent | None:
         try:
-            fd = open_regular(self._root / path)
+            kept = self._kept.get(path)
+            fd = open_regular(self._root / path) if kept is None else os.dup(kept)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
@@ -272,7 +283,8 @@ class LayoutDirectory(LayoutReader):
             write_all(file, updated_index(old, manifest, data, tag))
 
     def close(self) -> None:
-        """Nothing stays open between calls."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
 
 
 def select(entries: list[Descriptor], name: str | None) -> Descriptor:

@@ -220,6 +220,11 @@ class SectorStore:
                         found[sector_id] = entry.stat(follow_symlinks=False).st_size
         return found
 
+    def aside_size(self, sector_id: bytes) -> int:
+        """Return the bytes of the doubtful file of a sector that lies aside."""
+        with _doing("cannot look at a sector file that was set aside"):
+            return self._aside_path(sector_id).stat().st_size
+
     def open_aside(self, sector_id: bytes) -> int:
         """Return a descriptor, to read, of the doubtful file of a sector.
 
@@ -355,13 +360,12 @@ class SectorStore:
     def empty(self, sector_id: bytes) -> None:
         """Make a sector absent.
 
-        By O_TRUNC: unlike truncate(2) it raises no event on a marked file (Linux 6.18), which the
-        caller could wait for in vain. An event of our own pid is to be answered all the same.
+        By truncate(2), which opens nothing: another process can hold up an open. On a marked file
+        it raises an event of our own pid, and waits until somebody lets that through.
         """
         with _doing("cannot empty a sector file"):
-            name = _name(sector_id)
-            os.chmod(name, _UNSETTLED, dir_fd=self._dirfd)
-            os.close(os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=self._dirfd))
+            os.chmod(_name(sector_id), _UNSETTLED, dir_fd=self._dirfd)
+            os.truncate(self.path(sector_id), 0)
 
     def remove(self, ids: Iterable[bytes]) -> None:
         """Delete sector files that no mount uses: a mount would keep the nameless file."""

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.node.journal import EVENT_BUFFER_BYTES, RECORDS, Journal, is_journal, make_journal
+from firstread.node.journal import (
+    EVENT_BUFFER_BYTES,
+    RECORDS,
+    Journal,
+    is_journal,
+    make_journal,
+    most_waiting,
+)
 from firstread.node.wire import Request
 
 
@@ -130,3 +137,13 @@ def test_it_has_what_was_added_and_not_removed(steps: list[tuple[str, object]]) 
     journal.close()
     os.close(fd)
     os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("open_files", "most"),
+    [(1024, 768), (1300, 975), (20_000, 15_000), (1_000_000, RECORDS), (-1, RECORDS), (100, 1)],
+)
+def test_no_more_events_wait_than_have_a_descriptor_and_a_record(
+    open_files: int, most: int
+) -> None:
+    assert most_waiting(open_files) == most

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from firstread.errors import NodeError, from_os_error
 from firstread.node.cache import IDLE_S, Cache
 from firstread.node.evict import State, Verdict
 from firstread.node.filling import Waiter
+from firstread.node.owner import NothingIdle
 from firstread.node.room import Room
 from firstread.node.wire import Request
 from firstread.sectors.format import SectorEntry
 from firstread.sectors.store import SectorStore
+from firstread.testing.patience import PATIENCE_S
 
 SIZE = 4096
 IDS = [bytes([number]) * 32 for number in range(4)]
@@ -98,6 +101,43 @@ def test_what_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
     assert [store.size(i) for i in IDS] == [SIZE, SIZE, 0, 0]
     assert marks.names == set(store.names(IDS[2:]))
     assert all(cache.clock.state(i) is not State.EMPTIES for i in IDS)
+
+
+class ScannedStore(SectorStore):
+    """A store whose files nobody may open for now."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, filesystems=None)
+        self.scanned = threading.Event()
+
+    def open(self, sector_id: bytes, flags: int = os.O_RDONLY) -> int:
+        assert self.scanned.wait(PATIENCE_S)
+        return super().open(sector_id, flags)
+
+
+def test_files_are_emptied_though_none_can_be_opened(tmp_path: Path) -> None:
+    """What waits for the room may be the read of a scanner, and it lets nobody open a file."""
+    cold = threading.Event()
+    counted: list[int] = []
+
+    class Stock(NothingIdle):
+        def cold(self) -> list[bytes | str]:
+            assert cold.wait(PATIENCE_S)  # it reads the records of images
+            counted.append(1)
+            return []
+
+    with ScannedStore(tmp_path / "root") as store:
+        store.ensure(IDS)
+        for sector_id in IDS:
+            store.path(sector_id).write_bytes(bytes(SIZE))
+        cache = cache_of(store, Marks(), Images())
+        cache.idle = Stock()
+        for _ in range(3):
+            cache._round()
+        assert sum(store.size(i) for i in IDS) <= SIZE
+        assert counted == []
+        store.scanned.set()
+        cold.set()
 
 
 def test_marks_stay_while_a_file_is_opened_for_another_mount(store: SectorStore) -> None:

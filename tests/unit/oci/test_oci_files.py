@@ -20,6 +20,7 @@ import pytest
 
 from firstread.errors import (
     DigestError,
+    FirstreadError,
     ImageError,
     LimitError,
     NodeError,
@@ -125,6 +126,20 @@ def test_an_index_keeps_what_it_does_not_know(tmp_path: Path) -> None:
     assert document["x-unknown"] == 1
     assert document["manifests"][0] == other
     assert document["manifests"][1]["digest"] == manifest.digest
+
+
+def test_what_is_prepared_is_read_without_opening_a_file(tmp_path: Path) -> None:
+    with destination(f"oci:{tmp_path}/x:1") as place:
+        put_image(place, "1")
+    first, second = (describe(layer, OCI_LAYER) for layer in LAYERS)
+    with source(f"oci:{tmp_path}/x:1") as place:
+        place.prepare([first, describe(b"not here", OCI_LAYER)])
+        (tmp_path / "x").rename(tmp_path / "away")
+        for _ in range(2):
+            with place.open_blob(first, offset=512) as stream:
+                assert stream.read() == LAYERS[0][512:]
+        with pytest.raises(FirstreadError, match="missing"):
+            place.open_blob(second)
 
 
 def test_one_image_needs_no_name(tmp_path: Path) -> None:
