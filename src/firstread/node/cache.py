@@ -629,29 +629,28 @@ class Cache:
     def _remove_cold(self, goal: Room) -> Room:
         """Remove images that are not mounted, and their sectors; return what became free."""
         freed = Room()
-        while freed.bytes < goal.bytes or freed.files < goal.files:
-            if not self._cold:
-                if self._cold_is_known:
-                    break
-                self._cold_is_known = True
-                with contextlib.suppress(HeldUpError):  # then what it finds comes later
-                    self._note_cold(self._stock.do(self.idle.cold, self._note_cold))
+        with contextlib.suppress(HeldUpError):  # what comes of it comes later, by itself
+            while freed.bytes < goal.bytes or freed.files < goal.files:
                 if not self._cold:
-                    break
-            item = self._cold.popleft()
-            freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
+                    if self._cold_is_known:
+                        break
+                    self._cold_is_known = True
+                    self._note_cold(self._stock.do(self.idle.cold, self._note_cold))
+                    if not self._cold:
+                        break
+                item = self._cold.popleft()
+                freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
         return freed
 
     def _remove_image(self, digest: str) -> Room:
-        try:
-            freed = self._stock.do(lambda: self.idle.remove(digest))
-        except HeldUpError:
-            return Room()  # it goes in a moment
-        if freed:
-            log.info("removed image %s, which is not mounted, to make room", digest)
-        with self.changed:
-            self._free(freed)
-        return freed
+        def note(freed: Room) -> Room:
+            if freed:
+                log.info("removed image %s, which is not mounted, to make room", digest)
+            with self.changed:
+                self._free(freed)
+            return freed
+
+        return note(self._stock.do(lambda: self.idle.remove(digest), note))
 
     def _note_cold(self, found: Iterable[bytes | str]) -> None:
         self._cold = deque(found)
