@@ -21,8 +21,8 @@ from typing import NamedTuple
 from firstread.node.filling import Waiter
 
 # The kernel asks again after 0.05 ms, and after up to 0.12 s with six busy processes on two cores.
-AGAIN_S = 0.5  # within which the same process asks again
-NEXT_S = 0.1  # within which its readahead goes on, and others ask who waited for the same page
+AGAIN_S = 1.0  # within which the same process asks again
+NEXT_S = 0.25  # within which its readahead goes on, and others ask who waited for the same page
 MOST = 1024  # places that are remembered, each with as many reads as below
 MOST_EACH = 16
 
