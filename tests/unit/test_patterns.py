@@ -145,7 +145,10 @@ TOGETHER: dict[str, Measured] = {
 OWN = {
     "cli.install._containerd_major": "what containerd --version prints",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
+    "cli.logs.convert": "the command line",
+    "device.scanners._MARK": "what the kernel says of a descriptor",
     "run.parse.parse_cpus": "the command line",
+    "run.parse.parse_moment": "the command line",
     "run.parse.parse_device": "the command line",
     "run.parse.parse_extra_host": "the command line",
     "run.parse.parse_rlimit": "the command line",
