@@ -45,6 +45,7 @@ from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
 from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
 from firstread.node.stock import Use, take_stock
+from firstread.oci.logins import Credentials
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
 
@@ -100,7 +101,9 @@ class Node:
         self._anew = False  # the marks were gone when this fetcher began
         self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
-        self._pulls: Pulls[NodeImage] = Pulls(Room(*WAITING), Room(*PULLS, "pulls wait"))
+        rooms = Room(*WAITING), Room(*PULLS, "pulls wait")
+        self._pulls: Pulls[NodeImage] = Pulls(*rooms)
+        self._logins: Pulls[None] = Pulls(*rooms)
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -511,6 +514,28 @@ class Node:
 
     def _drop_policy(self, served: Served, place: str) -> None:
         served.policies = {p: policy for p, policy in served.policies.items() if p != place}
+
+    def login(
+        self, scope: str, credentials: Credentials, access: Access, waiter: Waiting = PATIENT
+    ) -> None:
+        """Keep credentials in memory, if the registry takes them.
+
+        Args:
+            scope: ``HOST``, or ``HOST/REPOSITORY`` for a part of it.
+            credentials: in place of those that it had.
+            access: to the registry.
+            waiter: who waits for it.
+
+        Raises:
+            FirstreadError: the registry refuses them, or cannot be asked; nothing is kept then.
+        """
+
+        def try_them(_: Callable[[], None]) -> None:
+            self.network.try_login(scope, credentials, access)
+
+        key = (scope, credentials, access)
+        self._logins.wait(key, scope.partition("/")[0], try_them, waiter)
+        self.network.login(scope, credentials)
 
     def holds(self, holder: str) -> bool:
         """Return whether `holder` shares a mount."""
