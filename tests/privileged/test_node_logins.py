@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from firstread.testing.command import firstread
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.manager import ServiceManager
@@ -145,6 +146,50 @@ def test_a_password_on_stdin_outlives_the_fetcher_but_not_the_daemon(tmp_path: P
         assert daemon.tell(NEW, "login", server.host, *options).code == 0
         assert output(reader) == image.summary(5, 0, SECTOR)
         assert daemon.mounted(place)["failed_reads"] == 0
+
+
+def test_a_login_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    options = ("--username", USERNAME, "--password-stdin")
+    with registry("basic") as (server, name, image), Daemon(tmp_path) as daemon:
+        for scope in (server.host, f"{server.host}/lazy/plain"):
+            assert daemon.tell(PASSWORD, "login", scope, *options).code == 0
+            refused = daemon.tell("wrong", "login", scope, *options)
+            assert (refused.code, refused.stdout) == (4, "")
+            assert "401" in refused.stderr
+            assert "nothing was kept" in refused.stderr
+        place = daemon.mount(name)  # with the first one
+        assert output(daemon.reading(place / "f0", 0, SECTOR)) == image.summary(0, 0, SECTOR)
+        server.script("GET /v2/ status 503 x9")
+        assert daemon.tell(NEW, "login", server.host, *options).code == 4
+        server.script("")
+        daemon.end_all(signal.SIGTERM)
+        assert daemon.tell("wrong", "login", server.host, *options).code == 4
+        assert not daemon.client.alive()  # it was not worth a daemon
+
+
+def test_an_error_names_the_files_of_the_daemon(tmp_path: Path) -> None:
+    """Which are others than those of a command that works."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for directory in (theirs, ours):
+        directory.mkdir()
+    state = tmp_path / "state"
+    state.mkdir()
+    environment = ("env", f"DOCKER_CONFIG={theirs}")
+    with registry("basic") as (server, name, _), Daemon(state, command=environment) as daemon:
+        entry = {"username": USERNAME, "password": PASSWORD}
+        (ours / "config.json").write_text(json.dumps({"auths": {server.host: entry}}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_CONFIG", str(ours))
+            assert firstread("inspect", f"docker://{name}").code == 0
+            place = state / "mnt"
+            place.mkdir()
+            refused = daemon.run("mount", name, place)
+        assert refused.code == 4
+        said = f"the daemon (process {daemon.fetcher}) looked for credentials of {server.host} in"
+        assert f"{said} its memory (nothing for it), {theirs}/config.json (not there)" in (
+            refused.stderr
+        )
+        assert str(ours) not in refused.stderr
 
 
 @pytest.mark.parametrize("way", ["reload", "replace"])

@@ -11,7 +11,7 @@ long ends when its client has hung up, and is limited, so that some threads are 
 ``GET /events``             what happens, as JSON lines, until the client leaves
 ``POST /mount``             ``image directory access policy holder policies login
                             command`` → `Node.mount`
-``POST /login``             ``scope login`` → `Network.login`
+``POST /login``             ``scope login access`` → `Node.login`
 ``POST /umount``            ``directory lazy``
 ``POST /release``           ``holder``
 ``POST /pin``               ``directory``
@@ -212,7 +212,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "/umount": lambda r: node.umount(r["directory"], lazy=r.get("lazy", False)),
             "/release": lambda r: node.release(r["holder"]),
             "/pin": lambda r: node.pin(r["directory"]),
-            "/login": lambda r: node.network.login(r["scope"], _credentials(r["login"])),
+            "/login": self._login,
             "/pull": self._pull,
             "/cache/prune": lambda r: node.cache.prune(int(r["keep_bytes"]), dry_run=r["dry_run"]),
             "/cache/verify": self._verify,
@@ -247,6 +247,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             waiter=_Client(self.connection),
         )
         return {"digest": image.digest, "config": image.config}
+
+    def _login(self, request: Answer) -> None:
+        given, client = _credentials(request["login"]), _Client(self.connection)
+        self.server.node.login(str(request["scope"]), given, _access(request), client)
 
     def _verify(self, request: Answer) -> Answer:
         with self._taking_long():

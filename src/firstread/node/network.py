@@ -8,6 +8,7 @@ the memory of its processes: they are in no record, no message and no answer.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from firstread.config import RegistryTable
-from firstread.errors import UsageError
+from firstread.errors import FirstreadError, UsageError
 from firstread.node.mounts import NODE_ACCESS, Access
 from firstread.node.secrets import SecretMemory
 from firstread.node.stats import Feed
 from firstread.oci.hosts import Endpoint
+from firstread.oci.login import try_login
 from firstread.oci.logins import Credentials, Logins
 from firstread.oci.open import open_source
 from firstread.oci.reference import Reference, parse_reference
@@ -51,6 +53,7 @@ class Network:
             hosts_dirs=tuple(map(Path, settings.hosts_dirs)),
             credentials_dir=Path(directory) if directory else None,
             logins=self._logins,
+            who=f"the daemon (process {os.getpid()})",
             connect_timeout=settings.connect_timeout_s,
             first_byte_timeout=settings.first_byte_timeout_s,
             read_timeout=settings.stall_timeout_s,
@@ -89,6 +92,15 @@ class Network:
             return None
         return self._logins.find(reference.host, reference.repository)
 
+    def try_login(self, scope: str, credentials: Credentials, access: Access) -> None:
+        """Show credentials to a registry. As `firstread.oci.login.try_login`."""
+        options = replace(access.options(self._options), auth_file=None, who="")
+        try:
+            try_login(scope, credentials, options)
+        except FirstreadError:
+            self._logins.note_refused(credentials)
+            raise
+
     @contextmanager
     def trying(self, image: str, credentials: Credentials) -> Iterator[None]:
         """Keep credentials for the repository of `image`, unless the block fails."""
@@ -101,6 +113,7 @@ class Network:
         try:
             yield
         except BaseException:
+            self._logins.note_refused(credentials)
             self.login(scope, before)
             raise
 

@@ -47,6 +47,7 @@ from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
 from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
 from firstread.node.served import Served
 from firstread.node.stock import IdleStock, Use
+from firstread.oci.logins import Credentials
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
 
@@ -106,6 +107,7 @@ class Node:
         rooms = Room(*WAITING), Room(*PULLS, "pulls wait")
         self._pulls: Pulls[NodeImage] = Pulls(*rooms)
         self._proofs: Pulls[set[bytes]] = Pulls(*rooms)
+        self._logins: Pulls[None] = Pulls(*rooms)
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -542,6 +544,28 @@ class Node:
 
     def _drop_policy(self, served: Served, place: str) -> None:
         served.policies = {p: policy for p, policy in served.policies.items() if p != place}
+
+    def login(
+        self, scope: str, credentials: Credentials, access: Access, waiter: Waiting = PATIENT
+    ) -> None:
+        """Keep credentials in memory, if the registry takes them.
+
+        Args:
+            scope: ``HOST``, or ``HOST/REPOSITORY`` for a part of it.
+            credentials: in place of those that it had.
+            access: to the registry.
+            waiter: who waits for it.
+
+        Raises:
+            FirstreadError: the registry refuses them, or cannot be asked; nothing is kept then.
+        """
+
+        def try_them(_: Callable[[], None]) -> None:
+            self.network.try_login(scope, credentials, access)
+
+        key = (scope, credentials, access)
+        self._logins.wait(key, scope.partition("/")[0], try_them, waiter)
+        self.network.login(scope, credentials)
 
     def holds(self, holder: str) -> bool:
         """Return whether `holder` shares a mount."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from firstread.device.probe import Check
 from firstread.errors import FirstreadError
-from firstread.oci.auth import find_credentials
+from firstread.oci.auth import look_up
 from firstread.oci.hosts import Endpoint
 from firstread.oci.mirror import MirroredRepository
 from firstread.oci.model import Descriptor
@@ -93,11 +93,9 @@ def _steps(
 
 def _credentials(reference: Reference, options: AccessOptions) -> Check:
     name, host, auth_file = "credentials", reference.host, options.auth_file
-    found = find_credentials(
-        host, reference.repository, auth_file, directory=options.credentials_dir
-    )
-    if found is None:
-        return Check(name, ok=True, detail=f"none for {host}: it is asked anonymously")
+    looked = look_up(host, reference.repository, auth_file, directory=options.credentials_dir)
+    if looked.credentials is None:
+        return Check(name, ok=True, detail=f"none: it is asked anonymously; {looked}")
     file = auth_file or _docker_config()
     if _others_can_read(file):
         return Check(
@@ -107,7 +105,7 @@ def _credentials(reference: Reference, options: AccessOptions) -> Check:
             fix=f"chmod 600 {file}",
             warning=True,
         )
-    return Check(name, ok=True, detail=f"found for {host}")
+    return Check(name, ok=True, detail=f"found: {looked}")
 
 
 class _Registry:

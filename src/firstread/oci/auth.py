@@ -21,9 +21,11 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -33,12 +35,15 @@ from firstread.oci.hosts import directories
 from firstread.oci.logins import Credentials, Logins
 from firstread.oci.reference import DEFAULT_HOST
 
-__all__ = ["Credentials", "find_credentials"]
+__all__ = ["Credentials", "LookUp", "auth_files", "find_credentials", "look_up"]
 
 log = logging.getLogger("oci.auth")
 
 T = TypeVar("T")
 
+USED: Final = "used"
+NOTHING: Final = "nothing for it"
+ABSENT: Final = "not there"
 HELPER_TIMEOUT = 30.0  # seconds; a helper may ask the user to unlock a key ring
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker login writes for docker.io
 _HELPER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -62,6 +67,31 @@ class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
     secret: str
 
 
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """What was looked for, and found.
+
+    Args:
+        host: registry.
+        credentials: None for none.
+        places: where it was looked, in that order, and what each had: ``used``, ``nothing for it``
+            or ``not there``.
+    """
+
+    host: str
+    credentials: Credentials | None
+    places: tuple[tuple[str, str], ...]
+
+    @property
+    def read_any(self) -> bool:
+        """Whether any of the places was there."""
+        return any(had != ABSENT for _, had in self.places)
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{place} ({had})" for place, had in self.places)
+        return f"looked for credentials of {self.host} in {places}"
+
+
 def find_credentials(
     host: str,
     repository: str = "",
@@ -70,7 +100,19 @@ def find_credentials(
     directory: Path | None = None,
     logins: Logins | None = None,
 ) -> Credentials | None:
-    """Return the credentials for a repository; None means anonymous.
+    """Return the credentials for a repository; None means anonymous. As `look_up`."""
+    return look_up(host, repository, auth_file, directory=directory, logins=logins).credentials
+
+
+def look_up(
+    host: str,
+    repository: str = "",
+    auth_file: Path | None = None,
+    *,
+    directory: Path | None = None,
+    logins: Logins | None = None,
+) -> LookUp:
+    """Look for the credentials for a repository.
 
     Args:
         host: registry as in a reference, such as ``docker.io`` or ``localhost:5000``.
@@ -83,36 +125,60 @@ def find_credentials(
         UsageError: a file is not valid.
         AuthError: a credential helper failed.
     """
-    if logins is not None and (given := logins.find(host, repository)):
-        return given
-    if auth_file is None and directory is not None and (own := _of_host(directory, host)):
-        return own
-    for path in [auth_file] if auth_file else _auth_files():
-        config = _read(path, required=auth_file is not None)
-        if config is not None and (found := _search(config, path, host, repository)):
-            return found
-    return None
+    places: list[tuple[str, str]] = []
+    for place, there, find in _places(host, repository, auth_file, directory, logins):
+        found = find()
+        places.append((place, USED if found else NOTHING if there() else ABSENT))
+        if found is not None:
+            return LookUp(host, found, tuple(places))
+    return LookUp(host, None, tuple(places))
 
 
-def _of_host(directory: Path, host: str) -> Credentials | None:
-    """Return the credentials in the file that a directory has for `host` alone."""
-    for place in directories(directory, host)[:-1]:
-        path = place.with_name(f"{place.name}.json")
-        try:
-            return _decode(gojson.decode(path.read_bytes(), _Login), path)
-        except FileNotFoundError:
-            continue
-        except OSError as exc:
-            raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise UsageError(
-                f"the credentials in {path} are not valid",
-                hint='such as {"username": "…", "password": "…"}; see docs/registries.md',
-            ) from None
-    return None
+def _places(
+    host: str,
+    repository: str,
+    auth_file: Path | None,
+    directory: Path | None,
+    logins: Logins | None,
+) -> Iterator[tuple[str, Callable[[], bool], Callable[[], Credentials | None]]]:
+    """Yield where to look, whether that is there, and what looks there."""
+    if logins is not None:
+        yield "its memory", lambda: True, lambda: logins.find(host, repository)
+    if auth_file is None and directory is not None:
+        for path in _files_of(directory, host):
+            yield str(path), path.exists, partial(_of_host, path)
+    for path in [auth_file] if auth_file else auth_files():
+        required = auth_file is not None
+        yield str(path), path.exists, partial(_of_file, path, host, repository, required)
 
 
-def _auth_files() -> Iterator[Path]:
+def _of_file(path: Path, host: str, repository: str, required: bool) -> Credentials | None:
+    config = _read(path, required=required)
+    return _search(config, path, host, repository) if config is not None else None
+
+
+def _files_of(directory: Path, host: str) -> list[Path]:
+    """Return what a directory can have for `host` alone."""
+    places = directories(directory, host)[:-1]
+    return [place.with_name(f"{place.name}.json") for place in places]
+
+
+def _of_host(path: Path) -> Credentials | None:
+    """Return the credentials in a file for one host alone."""
+    try:
+        return _decode(gojson.decode(path.read_bytes(), _Login), path)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UsageError(
+            f"the credentials in {path} are not valid",
+            hint='such as {"username": "…", "password": "…"}; see docs/registries.md',
+        ) from None
+
+
+def auth_files() -> Iterator[Path]:
     """Yield the files to look in, the first has precedence."""
     home = Path(os.environ.get("HOME") or "/root")
     yield Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"

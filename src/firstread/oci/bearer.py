@@ -209,6 +209,11 @@ class Authorizer:
             self._grant = self._obtain()
             return self._grant is not None and self._grant.header != shown
 
+    @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has asked for credentials."""
+        return self._challenge is not None
+
     def secrets(self) -> list[str]:
         """Return what was shown last, so that it can be taken out of messages."""
         grant, used = self._grant, self._used

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+MAX_REFUSED = 64  # of which the secrets are remembered, to be taken out of messages
 TOKEN_USER = "<token>"  # noqa: S105  (how docker's helpers say that a secret is an identity token)
 
 
@@ -44,6 +46,7 @@ class Logins:
 
     def __init__(self) -> None:
         self._known: dict[str, Credentials] = {}
+        self._refused: deque[Credentials] = deque(maxlen=MAX_REFUSED)
         self._lock = threading.Lock()
 
     def put(self, scope: str, credentials: Credentials | None) -> Credentials | None:
@@ -53,6 +56,11 @@ class Logins:
             if credentials is not None:
                 self._known[scope] = credentials
             return before
+
+    def note_refused(self, credentials: Credentials) -> None:
+        """Keep what was shown in vain out of messages: who has seen it may repeat it."""
+        with self._lock:
+            self._refused.append(credentials)
 
     def exactly(self, scope: str) -> Credentials | None:
         """Return the credentials of just this scope."""
@@ -71,7 +79,7 @@ class Logins:
     def secrets(self) -> list[str]:
         """Return all secrets, so that they can be taken out of messages."""
         with self._lock:
-            known = list(self._known.values())
+            known = [*self._known.values(), *self._refused]
         forms = [(c.password, c.identity_token, c.basic().partition(" ")[2]) for c in known]
         return [secret for each in forms for secret in each if secret]
 

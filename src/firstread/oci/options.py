@@ -30,6 +30,7 @@ class AccessOptions:
         mirrors: read from the endpoints that it names; else from the server only.
         credentials_dir: of files with the credentials of one host each.
         logins: credentials that were given to this process.
+        who: this process, in messages about credentials; empty for a command.
         connect_timeout: until a connection stands.
         first_byte_timeout: until an answer begins; None for `read_timeout`.
         read_timeout: until the next bytes of an answer arrive.
@@ -52,6 +53,7 @@ class AccessOptions:
     mirrors: bool = True
     credentials_dir: Path | None = None
     logins: Logins | None = field(default=None, repr=False, compare=False)
+    who: str = ""
     connect_timeout: float = 10.0
     first_byte_timeout: float | None = None
     read_timeout: float = 60.0

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from firstread import __version__
 from firstread.errors import AuthError, FirstreadError, LimitError, SourceError, TransportError
-from firstread.oci.auth import find_credentials
+from firstread.oci.auth import LookUp, look_up
 from firstread.oci.bearer import LOGIN_HINT, Authorizer, TokenRequest
 from firstread.oci.calls import current, pause, within
 from firstread.oci.connections import Connections
@@ -30,6 +30,7 @@ from firstread.oci.encoding import decoded
 from firstread.oci.endpoint import MAX_URL, default_endpoint, follow, origin, shown
 from firstread.oci.faults import backoff, from_exception, from_response, quote_error
 from firstread.oci.hosts import Endpoint
+from firstread.oci.logins import Credentials
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
 from firstread.units import KiB, MiB
@@ -107,18 +108,30 @@ class Transport:
         self._query = f"ns={quote(endpoint.namespace)}" if endpoint.namespace else ""
         self._connections = Connections(endpoint, options)
         self._closed = threading.Event()
-        host = endpoint.host if endpoint.namespace else reference.host
+        self._reference = reference
+        self._account = endpoint.host if endpoint.namespace else reference.host
+        self._looked: LookUp | None = None  # for credentials, last
         self._authorizer = Authorizer(
-            [f"repository:{reference.repository}:{actions}"],
-            lambda: find_credentials(
-                host,
-                reference.repository,
-                options.auth_file,
-                directory=options.credentials_dir,
-                logins=options.logins,
-            ),
+            [f"repository:{reference.repository}:{actions}"] if reference.repository else [],
+            self._credentials,
             self._fetch_token,
         )
+
+    def _credentials(self) -> Credentials | None:
+        options = self.options
+        self._looked = look_up(
+            self._account,
+            self._reference.repository,
+            options.auth_file,
+            directory=options.credentials_dir,
+            logins=options.logins,
+        )
+        return self._looked.credentials
+
+    @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has asked for credentials."""
+        return self._authorizer.was_challenged
 
     def allow_mount(self, repository: str) -> None:
         """Ask for the right to read another repository of the registry, too."""
@@ -202,11 +215,26 @@ class Transport:
         while True:
             try:
                 return exchange()
+            except AuthError as exc:
+                self._tell_where(exc)
+                raise
             except TransportError as exc:
                 if not retry:
                     raise
                 self.wait(attempt, exc)
             attempt += 1
+
+    def _tell_where(self, error: AuthError) -> None:
+        """Say in the hint who has looked for credentials, and where; a command's files may differ.
+
+        A command has none but those that log-ins made, so what is not there is not worth a word.
+        """
+        looked, who = self._looked, self.options.who
+        if looked is None or not (who or looked.read_any):
+            return
+        told = f"{who or 'this command'} {looked}"
+        if told not in (error.hint or ""):
+            error.hint = f"{error.hint}; {told}" if error.hint else told
 
     def _expected(
         self,

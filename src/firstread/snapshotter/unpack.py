@@ -16,6 +16,7 @@ from pathlib import Path
 from firstread.errors import ImageError, UnsupportedError
 from firstread.oci.model import Manifest, parse_manifest
 from firstread.oci.open import open_source
+from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.asked import IMAGE, LAYERS, MANIFEST, TARGET
 from firstread.snapshotter.contentapi import ContainerdClient, Target
@@ -53,7 +54,7 @@ class Unpacker:
             )
         digest = labels[LAYERS].partition(",")[0]
         reference = parse_reference(f"{labels[IMAGE].partition('@')[0]}@{labels[MANIFEST]}")
-        with open_source(reference) as repository:
+        with open_source(reference, AccessOptions(who="the snapshotter")) as repository:
             manifest = parse_manifest(repository.get_manifest(labels[MANIFEST])[1])
             layers = manifest.layers if isinstance(manifest, Manifest) else []
             layer = next((layer for layer in layers if layer.digest == digest), None)

@@ -253,8 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
             scope = f"repository:{name}:{need}"
             challenge = f'Bearer realm="{realm}",service="tests",scope="{scope}"'
             until, scopes = state.tokens.get(shown.removeprefix("Bearer "), (0.0, []))
-            good = time.monotonic() < until and any(
-                s.startswith(f"repository:{name}:") and need in s for s in scopes
+            good = time.monotonic() < until and (
+                path == "/v2/"
+                or any(s.startswith(f"repository:{name}:") and need in s for s in scopes)
             )
         if not good:
             self._body()
@@ -269,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
         known = self.headers.get("Authorization") == _basic(state.password) or fields.get(
             "refresh_token"
         ) == [IDENTITY_TOKEN]
-        if "Authorization" in self.headers and not known:
+        if ("Authorization" in self.headers or "refresh_token" in fields) and not known:
             self._error(401, "UNAUTHORIZED", "wrong password")
             return
         if not known:
@@ -280,6 +281,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {}, json.dumps(document).encode())
 
     def _route(self, path: str, query: dict[str, str]) -> None:
+        if path == "/v2/":
+            self._answer(200, {}, b"{}")
+            return
         for pattern, methods in _ROUTES:
             match = pattern.fullmatch(path)
             if match is not None and self.command in methods:
