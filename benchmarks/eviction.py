@@ -41,15 +41,15 @@ COMMAND = "python -m benchmarks.eviction --docs"
 
 _READER = """
 import hashlib, json, mmap, os, random, sys, time
-place, how, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+place, how, seconds, least = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 expected = json.load(sys.stdin)
 numbers, took, failed, wrong = list(range(len(expected))), [], 0, 0
 end = time.monotonic() + seconds
-while time.monotonic() < end:
+while time.monotonic() < end or len(took) < least:
     if how == "mmap":
         random.shuffle(numbers)
     for number in numbers:
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and len(took) >= least:
             break
         fd = os.open(f"{place}/f{number}", os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -103,8 +103,9 @@ def measure(
     files: int = FILES,
     file_bytes: int = FILE_BYTES,
     meanwhile: Callable[[Daemon], None] = lambda _: None,
+    least: int = 0,
 ) -> Outcome:
-    """Read for some seconds; call `meanwhile` as long as that lasts."""
+    """Read for some seconds, and `least` files in each loop; call `meanwhile` all the time."""
     limit = files * file_bytes // SHARE
     with DockerRegistry() as registry, Daemon(scratch, "--cache-max", str(limit)) as daemon:
         reference = f"{registry.host}/bench/plain:1"
@@ -114,7 +115,7 @@ def measure(
         expected = json.dumps([hashlib.sha256(content).hexdigest() for content in image.contents])
         (scratch / "expected").write_text(expected)
         place = daemon.mount(reference)
-        readers = [_start(scratch, place, how, seconds) for how in LOOPS]
+        readers = [_start(scratch, place, how, seconds, least) for how in LOOPS]
         largest = 0
         try:
             while any(reader.poll() is None for reader in readers):
@@ -169,8 +170,10 @@ def _runs(pid: int) -> bool:
     return any(state not in "TtZX" for state in states)
 
 
-def _start(scratch: Path, place: Path, how: str, seconds: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _READER, str(place), how, str(seconds)]
+def _start(
+    scratch: Path, place: Path, how: str, seconds: float, least: int
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _READER, str(place), how, str(seconds), str(least)]
     with (scratch / "expected").open() as expected, (scratch / f"said-{how}").open("w") as output:
         return subprocess.Popen(command, stdin=expected, stdout=output)
 

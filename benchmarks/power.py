@@ -54,6 +54,7 @@ while True:
     except OSError:
         break
     os.close(fd)
+    os.write(1, b".")
 """
 
 
@@ -99,16 +100,18 @@ def _read_until_killed(
     daemon: Daemon, place: Path, chance: random.Random, *, settles: bool
 ) -> None:
     command = [sys.executable, "-I", "-S", "-c", _READER, str(place), str(FILES)]
-    reader = subprocess.Popen(command)
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
+    assert reader.stdout is not None
     try:
-        time.sleep(chance.uniform(0.2, 1.0))
+        for _ in range(chance.randint(FILES // 8, FILES)):
+            reader.stdout.read(1)
         if settles:
             reader.kill()
             time.sleep(SETTLE_S)
         daemon.end_all(signal.SIGKILL)
     finally:
         reader.kill()
-        reader.wait()
+        reader.communicate()
 
 
 def _read_all(daemon: Daemon, reference: str, image: PlainImage, outcome: Outcome) -> None:

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import signal
+import sys
+import warnings
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +31,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Collect what a failed test leaves open, so that no test after it is charged with that.
+
+    Its traceback holds its files and processes; whenever those are collected, there is a warning,
+    which is an error, in whatever test runs then.
+    """
+    before = item.session.testsfailed
+    result = yield
+    if item.session.testsfailed > before:
+        for name in ("last_exc", "last_traceback", "last_type", "last_value"):
+            with contextlib.suppress(AttributeError):
+                delattr(sys, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return result

@@ -11,6 +11,8 @@ A file, with the defaults::
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
+    anchor_s = 300.0                # that reads wait for another daemon if all of it has died
+    on_stop = "fail"                # or "wait": reads treat a stop (SIGTERM) like a death
     log_level = "INFO"
 
     [policy]                        # of a mount that does not say otherwise
@@ -19,7 +21,8 @@ A file, with the defaults::
     require = ""                    # "lazy": never mount in another way
 
     [cache]
-    max_bytes = 0                   # of all sectors together, such as "20GiB"; 0: no limit
+    max_bytes = 0                   # of all sectors and metadata, such as "20GiB"; 0: no limit
+    max_files = 0                   # likewise, in files, each an inode; 0: no limit
     min_free_bytes = 0              # that the file system of the store keeps free; 0: no limit
     verify = "once"                 # check what is present when it is read first after a mount, if
                                     # this fetcher has not checked or fetched it, or it was written
@@ -31,6 +34,8 @@ A file, with the defaults::
     connect_timeout_s = 5.0         # until a connection stands
     first_byte_timeout_s = 20.0     # until an answer begins
     stall_timeout_s = 20.0          # until its next bytes come
+    answer_timeout_s = 60.0         # until all of a manifest, a list or a token is here
+    least_rate = 1024               # bytes/s of an answer, over any stall_timeout_s of waiting
     hedge_share = 0.05              # of requests, may be sent to two endpoints
 """
 
@@ -43,7 +48,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from firstread.errors import NodeError, UsageError
-from firstread.units import MAX_SECONDS, parse_size
+from firstread.units import MAX_SECONDS, KiB, parse_size
 
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
@@ -78,6 +83,8 @@ class NodeTable(_Table, frozen=True):
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0
+    anchor_s: float = 300.0
+    on_stop: Literal["fail", "wait"] = "fail"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
@@ -85,6 +92,7 @@ class NodeTable(_Table, frozen=True):
         if self.workers > MAX_WORKERS:
             raise ValueError(f"workers must be {MAX_WORKERS} at most")
         self._check_seconds("health_s", least=2)
+        self._check_seconds("anchor_s", least=0)
 
 
 class PolicyTable(_Table, frozen=True):
@@ -99,15 +107,17 @@ class PolicyTable(_Table, frozen=True):
 
 
 class CacheTable(_Table, frozen=True):
-    """How much the sector store may hold, in bytes (0 is no limit), and when it is checked."""
+    """How much images may take, in bytes and files (0: no limit), and when sectors are checked."""
 
     max_bytes: int | str = 0
+    max_files: int = 0
     min_free_bytes: int | str = 0
     verify: Literal["mount", "once", "never"] = "once"
 
     def __post_init__(self) -> None:
         self._take_size("max_bytes")
         self._take_size("min_free_bytes")
+        self._check("max_files", least=0)
 
 
 class RegistryTable(_Table, frozen=True):
@@ -118,11 +128,15 @@ class RegistryTable(_Table, frozen=True):
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 20.0
     stall_timeout_s: float = 20.0
+    answer_timeout_s: float = 60.0
+    least_rate: int | str = 1 * KiB
     hedge_share: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "first_byte_timeout_s", "stall_timeout_s"):
             self._check_seconds(name, least=0.001)
+        self._check_seconds("answer_timeout_s", least=0.001)
+        self._take_size("least_rate")
         if not 0 <= self.hedge_share <= 1:
             raise ValueError("hedge_share must be from 0 to 1")
 

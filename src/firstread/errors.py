@@ -8,24 +8,33 @@
     ├── ImageError        3  the image's bytes are wrong (never retried)
     │   ├── DigestError      bytes do not match the digest or size that names them
     │   ├── UnsupportedError the image is valid, but of a kind that is not handled
+    │   │   └── DerivedImageError it was built FROM a converted image
     │   └── LimitError       a declared limit would be exceeded
     ├── SourceError       4  where bytes come from or go to failed
     │   ├── NotFoundError    it answered that there is no such thing
     │   ├── AuthError        it wants other credentials
     │   └── TransportError   it broke off or is overloaded (retryable)
     └── NodeError         5  this machine: disk, privileges, kernel
+        └── BusyError        it has no room for one more request now (retryable)
 
 The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a defect in
 firstread itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else.
 Context (`image`, `layer`) is added where it is known, by `about`, so that a message always
-names what it speaks of.
+names what it speaks of. Whatever is quoted in a message, it has `MAX_MESSAGE` characters at most.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
+
+MAX_MESSAGE: Final = 8192  # characters of a message, and of a hint; two paths have as many
+
+
+def cut(text: str, most: int) -> str:
+    """Return `text`, its end replaced by an ellipsis if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class FirstreadError(Exception):
@@ -50,9 +59,9 @@ class FirstreadError(Exception):
         image: str | None = None,
         layer: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint or self.usual_hint
+        super().__init__(cut(message, MAX_MESSAGE))
+        self.message = cut(message, MAX_MESSAGE)
+        self.hint = cut(hint, MAX_MESSAGE) if hint else self.usual_hint
         self.image = image
         self.layer = layer
 
@@ -65,14 +74,14 @@ class FirstreadError(Exception):
     def __str__(self) -> str:
         known = self.layer is None or self.layer in self.message
         parts = [self.image, None if known else f"layer {self.layer}", self.message]
-        return ": ".join(part for part in parts if part)
+        return cut(": ".join(part for part in parts if part), MAX_MESSAGE)
 
     def to_dict(self) -> dict[str, object]:
         """Return the error as documented for ``--json``."""
         public = (kind for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
         return {
             "error": next(public).__name__,
-            "message": self.message,
+            "message": cut(self.message, MAX_MESSAGE),
             "hint": self.hint,
             "image": self.image,
             "layer": self.layer,
@@ -102,6 +111,12 @@ class UnsupportedError(ImageError):
     """The image is of a kind that firstread does not handle."""
 
     usual_hint = "build or push it again with a current tool, such as docker buildx or buildah"
+
+
+class DerivedImageError(UnsupportedError):
+    """The image was built FROM a converted one: ordinary layers lie on those of firstread."""
+
+    usual_hint = "build it FROM the original image of its base, then convert the result"
 
 
 class LimitError(ImageError):
@@ -140,7 +155,20 @@ class NodeError(FirstreadError):
     exit_code = 5
 
 
+class BusyError(NodeError):
+    """This machine has too much to do to take one more request now; it may later."""
+
+    retryable = True
+
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""This machine is short of something for a moment."""
+
 _HINTS = {
+    errno.EMFILE: "too many files are open in this process: try again, or raise its limit",
+    errno.ENFILE: "too many files are open on this machine: raise sysctl fs.file-max",
+    errno.ENOMEM: "this machine is short of memory: try again",
+    errno.EIO: "the disk cannot read it: look at the kernel's log",
     errno.ENOSPC: "free some space or choose another directory",
     errno.EDQUOT: "free some space or choose another directory",
     errno.EACCES: "check the permissions of the path, or run as root",
@@ -157,9 +185,13 @@ def is_disk_full(exc: BaseException | None) -> bool:
 def from_os_error(exc: OSError, doing: str) -> NodeError:
     """Map an OSError to a NodeError that says what was being done and what may help.
 
+    Such an error says nothing of what is on the disk: nobody may take it for damage.
+
     Args:
         exc: the error of the system call.
         doing: such as ``"cannot write the blob"``.
     """
     where = f" {os.fsdecode(exc.filename)!r}" if exc.filename else ""
-    return NodeError(f"{doing}{where}: {exc.strerror or exc}", hint=_HINTS.get(exc.errno or 0))
+    error = NodeError(f"{doing}{where}: {exc.strerror or exc}", hint=_HINTS.get(exc.errno or 0))
+    error.retryable = exc.errno in _PASSING
+    return error

@@ -14,22 +14,33 @@ _HIDDEN: Final = "***"
 _KEYS: Final = (
     "(?:password|secret|signature|authorization|(?:identity|access|refresh|registry)?_?token)"
 )
+# Each takes time that grows with the text, not with its square: what may begin at every character
+# has no part of any length behind it that can fail. So a run of what addresses are made of is
+# looked at from its start alone (`_URLS`), and `_without_query` looks into it.
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    # user and password, and the query (signatures, tokens) of a URL
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE), rf"\1{_HIDDEN}@"),
-    (re.compile(r"(\bhttps?://[^\s?'\"<>]+\?)[^\s'\"<>]+", re.IGNORECASE), rf"\1{_HIDDEN}"),
-    # the same of a target without scheme and host, as urllib3 and http.client quote it
-    (re.compile(r"(?<![\w/])(/(?:v2|store|token)\b[^\s?'\"<>]*\?)[^\s'\"<>]+"), rf"\1{_HIDDEN}"),
-    (re.compile(r"\b(Basic|Bearer)(\s+)(?!realm\b)[\w.~+/=-]{6,}", re.IGNORECASE),
+    (re.compile(r"://[^\s/@'\"]++@"), f"://{_HIDDEN}@"),  # user and password of a URL
+    (re.compile(r"\b(Basic|Bearer)(\s++)(?!realm\b)[\w.~+/=-]{6,}+", re.IGNORECASE),
      rf"\1\2{_HIDDEN}"),
-    (re.compile(rf"(\b{_KEYS}=)[^\s,;&\"'}}]+", re.IGNORECASE), rf"\1{_HIDDEN}"),
-    (re.compile(rf"([\"'](?:{_KEYS}|auth)[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')", re.IGNORECASE),
+    (re.compile(rf"(\b{_KEYS}=)[^\s,;&\"'}}]++", re.IGNORECASE), rf"\1{_HIDDEN}"),
+    (re.compile(rf"([\"'](?:{_KEYS}|auth)[\"']\s*+:\s*+)(?:\"[^\"]*+\"|'[^']*+')", re.IGNORECASE),
      rf"\1{_HIDDEN}"),
 )  # fmt: skip
+_URLS: Final = re.compile(r"(?<![^\s'\"<>])[^\s'\"<>?]++\?[^\s'\"<>]++")
+# A target may have no scheme and host, as urllib3 and http.client quote it.
+_ADDRESS: Final = re.compile(r"\bhttps?://|(?<![\w/])/(?:v2|store|token)\b", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """Return `text` without what looks like a password, a token or a signature."""
+    text = _URLS.sub(_without_query, text)
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     return text
+
+
+def _without_query(run: re.Match[str]) -> str:
+    """Hide the query of an address (signatures, tokens)."""
+    text = run[0]
+    start = _ADDRESS.search(text)
+    query = text.find("?", start.end()) if start else -1
+    return text if query < 0 or query + 1 == len(text) else f"{text[: query + 1]}{_HIDDEN}"

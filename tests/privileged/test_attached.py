@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from firstread.errors import NotFoundError
-from firstread.snapshotter.attached import attached_images
+from firstread.snapshotter.attached import AttachedImages
+from firstread.snapshotter.images import DaemonImages
 from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.daemon import Daemon
@@ -148,7 +149,7 @@ def test_the_snapshotter_finds_it_through_the_daemon(
 ) -> None:
     """As containerd asks: by name, and by digest of the manifest."""
     digest = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{original}"))["Digest"]
-    images = attached_images(daemon.root, daemon.run_dir)
+    images = AttachedImages(DaemonImages(daemon.root, daemon.run_dir).pull)
     converted = firstread("inspect", original, "--json").json["digest"]
     place = original.rpartition(":")[0]
     registry.forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -15,8 +16,10 @@ import grpc
 import pytest
 
 from firstread.node.mounts import mounted_erofs
+from firstread.testing import cri
 from firstread.testing.containerd import Containerd, containerd_version
 from firstread.testing.containers import find_busybox
+from firstread.testing.derived import put_derived
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import DATA_FILES, data_file
 from firstread.units import MiB
@@ -80,6 +83,41 @@ def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) 
     assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
     assert f"{image} is not lazy: it is not converted" in node.log()
     assert not [place for place in mounted_erofs() if place.startswith(f"{node.scratch}/")]
+
+
+def test_what_the_kubelet_measures(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    node.pull(image)
+    assert_measured(node, image, "")
+
+
+def assert_measured(node: Containerd, image: str, handler: str) -> None:
+    """Check the numbers by which the kubelet evicts pods, and removes images."""
+    pod = node.start_pod(runtime_handler=handler)
+    container, _ = node.start_container(pod, image, "sleep", "600")
+    Path(f"/proc/{node.task_pid(container)}/root/written").write_bytes(b"x" * 20 * MiB)
+
+    def measured() -> cri.FileSystemUsage:
+        infos = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfo).image_filesystems
+        found: cri.FileSystemUsage = infos[1 if handler else 0]  # the default one comes first
+        return found
+
+    def layer() -> cri.FileSystemUsage:
+        request = cri.ContainerId(container)
+        answer = node.call("ContainerStats", request, cri.ContainerStatsAnswer)
+        found: cri.FileSystemUsage = answer.stats.writable_layer
+        return found
+
+    node.wait(lambda: layer().used_bytes.value >= 20 * MiB)
+    assert layer().used_bytes.value < 21 * MiB
+    assert 0 < layer().inodes_used.value < 20
+    node.wait(lambda: measured().used_bytes.value >= 20 * MiB)
+    place = Path(measured().fs_id.mountpoint)
+    assert place.resolve() == node.daemon.root / "snapshotter"
+    assert os.stat(place).st_dev == os.stat(node.daemon.root).st_dev
+    metadata = sum(path.stat().st_blocks * 512 for path in node.daemon.root.glob("images/*/*"))
+    assert metadata + 20 * MiB <= measured().used_bytes.value < metadata + 30 * MiB
+    assert 4 < measured().inodes_used.value < 1000
 
 
 def test_containers_share_one_mount_until_the_last_is_gone(
@@ -232,6 +270,27 @@ def test_what_ctr_pulls_is_lazy_or_refused(registry: DockerRegistry, node: Conta
         ran = node.firstread_pull(image, namespace="k8s.io")
         assert ran.code == 0, ran
     assert node.run(image, *read(1)) == [f"{digest_of(1)}  /data/1"]
+
+
+@pytest.mark.parametrize("annotations", [True, False])
+def test_an_image_that_was_built_from_a_converted_one(
+    registry: DockerRegistry, node: Containerd, annotations: bool
+) -> None:
+    image = f"{registry.host}/derived:{annotations}".lower()
+    put_derived(f"docker://{registry.host}/app", f"docker://{image}", annotations=annotations)
+    said = "it was built FROM a converted image.*build it FROM the original image"
+    with pytest.raises(grpc.RpcError, match=said):
+        node.pull(image)
+    assert node.snapshots() == []
+    pulled = node.ctr("images", "pull", "--plain-http", "--snapshotter", "firstread", image)
+    assert pulled.code != 0
+    assert re.search(said, pulled.stderr), pulled.stderr
+    ran = node.firstread_pull(image)
+    assert (ran.code, re.sub("\\s+", " ", ran.stderr).count("built FROM a converted")) == (3, 1)
+    assert "build it FROM the original image" in ran.stderr
+    node.pull(f"{registry.host}/app:latest")  # where the base is, it runs
+    node.pull(image)
+    assert node.run(image, "cat", "/on-top") == ["of the base"]
 
 
 def test_a_client_that_does_not_name_the_image(registry: DockerRegistry, node: Containerd) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.privileged.test_containerd import blob_bytes, digest_of, read
+from tests.privileged.test_containerd import assert_measured, blob_bytes, digest_of, read
 
 from firstread.testing.containerd import Containerd
 from firstread.testing.registry import DockerRegistry
@@ -54,6 +54,12 @@ def test_a_pod_of_the_class_is_lazy(registry: DockerRegistry, node: Containerd, 
     node.wait(lambda: digest_of(1) in log.read_text())
     assert blob_bytes(registry, "app") < 10 * MiB
     assert len(node.daemon.status()["mounts"]) == 1
+
+
+def test_what_the_kubelet_measures(registry: DockerRegistry, node: Containerd) -> None:
+    image = f"{registry.host}/app:latest"
+    node.pull(image, runtime_handler=HANDLER)
+    assert_measured(node, image, HANDLER)
 
 
 def test_other_pods_have_nothing_to_do_with_us(registry: DockerRegistry, node: Containerd) -> None:

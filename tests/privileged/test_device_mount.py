@@ -92,7 +92,7 @@ def test_setuid_programs_and_device_nodes_work_through_an_overlay(scratch: Path)
     program = lower / "id"
     program.write_bytes(Path("/usr/bin/id").read_bytes())
     program.chmod(0o4755)
-    for directory in [scratch, *scratch.parents[:2]]:
+    for directory in [scratch, *scratch.parents[:-2]]:
         directory.chmod(0o755)
     run("mount", "--bind", str(lower), str(lower))
     run("mount", "-o", "remount,bind,ro,nosuid,nodev", str(lower))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from firstread.snapshotter import imagefs
 from firstread.snapshotter.configfile import CRI, TRANSFER
 from firstread.testing.command import firstread
 from firstread.testing.patience import PATIENCE_S
@@ -19,6 +20,12 @@ pytestmark = [
     pytest.mark.privileged,  # by place: it takes the real program, not rights
     pytest.mark.skipif(shutil.which("containerd") is None, reason="containerd is not installed"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave alone what this machine's containerd has."""
+    monkeypatch.setattr(imagefs, "ROOT", "/nonexistent")
 
 
 def containerd(*arguments: str) -> str:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,21 +83,34 @@ def run(code: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def capability(pid: int, field: str) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1], 16)
+def threads_of(pid: int) -> list[dict[str, str]]:
+    """Return what the kernel says of each thread of a process; of one that has ended, nothing."""
+    found = []
+    tasks = Path(f"/proc/{pid}/task")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(tasks):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                lines = (tasks / name / "status").read_text().splitlines()
+                found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+    return found
 
 
-def assert_confined(pid: int) -> None:
-    """Check what the kernel says itself of a process and of each of its threads."""
+def assert_confined(daemon: Daemon, find: Callable[[], int]) -> None:
+    """Check what the kernel says itself of each thread of the process that `find` names.
+
+    Another process may take its place meanwhile, and is looked at then.
+    """
+    pid = find()
+    while not (threads := threads_of(pid)):
+        daemon.wait(lambda ended=pid: find() != ended)  # type: ignore[misc]
+        pid = find()
     kept = sum(1 << number for number in KEPT.values())
-    for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+    for thread in threads:
         for field in ("CapPrm", "CapEff", "CapBnd"):
-            assert capability(thread, field) & ~kept == 0, (thread, field)
-        assert capability(thread, "CapInh") == capability(thread, "CapAmb") == 0
-        assert capability(thread, "NoNewPrivs") == 1
-        assert capability(thread, "Seccomp") == 2
-    assert confined(pid).complete
+            assert int(thread[field], 16) & ~kept == 0, (thread, field)
+        assert int(thread["CapInh"], 16) == int(thread["CapAmb"], 16) == 0
+        assert thread["NoNewPrivs"] == "1"
+        assert thread["Seccomp"] == "2"
 
 
 def test_calls_that_are_refused_and_what_a_child_inherits() -> None:
@@ -117,10 +132,10 @@ def test_both_processes_are_confined_and_serve(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     image, content = plain
-    assert_confined(daemon.supervisor)
+    assert_confined(daemon, lambda: daemon.supervisor)
     place = daemon.mount(image)
     assert output(daemon.reading(place / "f0", 0, SECTOR)) == content.summary(0, 0, SECTOR)
-    assert_confined(daemon.fetcher)
+    assert_confined(daemon, lambda: daemon.fetcher)
     assert not daemon.log("more privileges than needed")
 
 
@@ -135,8 +150,8 @@ def test_who_takes_the_supervisors_place_has_all_it_needs(
         os.kill(old, signal.SIGKILL)
         daemon.wait_supervisor(heir)
         daemon.wait(lambda heir=heir: daemon.fetcher != heir)  # type: ignore[misc]
-        assert_confined(daemon.supervisor)
-        assert_confined(daemon.fetcher)
+        assert_confined(daemon, lambda: daemon.supervisor)
+        assert_confined(daemon, lambda: daemon.fetcher)
         reader = daemon.reading(place / f"f{number}", 0, SECTOR)
         assert output(reader) == content.summary(number, 0, SECTOR)
     other = daemon.mount(image, "other")

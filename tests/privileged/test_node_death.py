@@ -16,6 +16,7 @@ from firstread.errors import UsageError
 from firstread.mountinfo import read_mountinfo
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
 from firstread.testing.lazymount import output
+from firstread.testing.pacedreader import PacedReader
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
@@ -37,12 +38,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
     )
 
 
-def read_all(place: Path, pause_s: float = 0.0, threads: int = 2) -> subprocess.Popen[str]:
+def read_all(place: Path, threads: int = 2) -> subprocess.Popen[str]:
     """Start a process that reads all files, in some threads, and prints what it got."""
     code = (
-        "import concurrent.futures, hashlib, sys, time\n"
+        "import concurrent.futures, hashlib, sys\n"
         "def one(number):\n"
-        f"    time.sleep({pause_s})\n"
         "    with open(f'{sys.argv[1]}/f{number}', 'rb') as file:\n"
         "        return hashlib.sha256(file.read()).hexdigest()\n"
         f"with concurrent.futures.ThreadPoolExecutor({threads}) as pool:\n"
@@ -66,15 +66,13 @@ def test_the_fetcher_dies_twenty_times_and_no_read_fails(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(many[0])
-    reader = read_all(place, pause_s=0.03)
-    killed: set[int] = set()
-    while len(killed) < 20:
-        pid = daemon.fetcher
-        if pid not in killed:
+    with PacedReader(place, COUNT, stretches=20) as reader:
+        for _ in range(20):
+            pid = daemon.fetcher
+            reader.go_on()
             os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-        assert reader.poll() is None, "it is over too soon: make the pause longer"
-    assert got(reader) == expected(many[1])
+            daemon.wait(lambda pid=pid: daemon.fetcher != pid)  # type: ignore[misc]
+        assert reader.digests() == expected(many[1])
     status = daemon.status()
     assert status["fetcher"]["restarts"] == 20
     assert status["supervisor"]["pid"] == daemon.supervisor
@@ -86,13 +84,14 @@ def test_the_supervisor_dies_and_the_fetcher_takes_its_place(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(many[0])
-    reader = read_all(place, pause_s=0.005)
-    for _ in range(3):
-        supervisor, fetcher = daemon.supervisor, daemon.fetcher
-        os.kill(supervisor, signal.SIGKILL)
-        daemon.wait_supervisor(fetcher)
-        assert daemon.fetcher not in (supervisor, fetcher)
-    assert got(reader) == expected(many[1])
+    with PacedReader(place, COUNT, stretches=3, pause_s=0.01) as reader:
+        for _ in range(3):
+            supervisor, fetcher = daemon.supervisor, daemon.fetcher
+            reader.go_on()
+            os.kill(supervisor, signal.SIGKILL)
+            daemon.wait_supervisor(fetcher)
+            assert daemon.fetcher not in (supervisor, fetcher)
+        assert reader.digests() == expected(many[1])
     assert len(daemon.log("takes its place")) == 3
     assert daemon.status()["fetcher"]["restarts"] == 3
 

@@ -4,16 +4,23 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from firstread.convert.convert import ConvertOptions, convert
+from firstread.convert.record import Parameters
 from firstread.node.retry import LAST_RETRY_S
+from firstread.oci.reference import parse_reference
 from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.entries import File
+from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
@@ -36,6 +43,19 @@ def scripted() -> Iterator[ScriptedRegistry]:
 def put(registry: ScriptedRegistry | DockerRegistry, **options: int) -> tuple[str, PlainImage]:
     reference = f"{registry.host}/lazy/plain:1"
     return reference, put_plain_image(f"docker://{reference}", **options)
+
+
+def put_one_file(destination: str, *, sector_bytes: int, count: int) -> None:
+    """Convert an image of one file that has so many sectors."""
+    content = random.Random(1).randbytes(count * sector_bytes)
+    with tempfile.TemporaryDirectory() as scratch:
+        layout = Path(scratch) / "layout"
+        write_layout(Image([Layer([File("big", content)])]), layout)
+        convert(
+            parse_reference(f"oci:{layout}:latest"),
+            parse_reference(destination),
+            ConvertOptions(parameters=Parameters(sector_bytes, 4 * KiB)),
+        )
 
 
 def waiting(daemon: Daemon, count: int) -> None:
@@ -85,6 +105,35 @@ def test_a_read_fails_after_the_stall_limit_and_the_log_says_which(tmp_path: Pat
         registry.restart()
         reader = daemon.reading(place / "f3", SECTOR - 4096)
         assert output(reader) == image.summary(3, SECTOR - 4096)
+
+
+@pytest.mark.parametrize("how", ["read", "random", "mmap"])
+def test_a_read_that_fails_is_waited_for_once(tmp_path: Path, how: str) -> None:
+    """The kernel asks again for what was denied, and each time it would wait as long."""
+    with Daemon(tmp_path, "--stall", "1") as daemon, DockerRegistry() as registry:
+        reference, image = put(registry, sector_bytes=64 * KiB)
+        place = daemon.mount(reference)
+        registry.stop()
+        # Readahead goes from one sector to the next; others wait for the page of the first reader.
+        readers = [daemon.reading(place / "f3", 0, 4096, how) for _ in range(4)]
+        for reader in readers:
+            assert reader.communicate(timeout=PATIENCE_S)[0] in (f"{EIO}\n", "")  # or SIGBUS
+        status = daemon.mounted(place)
+        assert 1 <= status["waited_reads"] <= len(readers)
+        assert status["failed_reads"] == status["waited_reads"]
+
+        registry.restart()
+        assert output(daemon.reading(place / "f3", 0, 4096, how)) == image.summary(3, 0, 4096)
+
+
+def test_readahead_over_several_sectors_is_waited_for_once(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--stall", "1") as daemon, DockerRegistry() as registry:
+        reference = f"{registry.host}/lazy/big:1"
+        put_one_file(f"docker://{reference}", sector_bytes=16 * KiB, count=16)
+        place = daemon.mount(reference)
+        registry.stop()
+        assert output(daemon.reading(place / "big", 0, 4096)) == EIO
+        assert daemon.mounted(place)["waited_reads"] == 1
 
 
 def test_no_error_names_another_image_of_the_same_repository(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.shortage import few_descriptors, unreadable
 from firstread.units import KiB
 
 pytestmark = pytest.mark.privileged
@@ -123,7 +125,7 @@ def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
 def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
-    """A fetcher that cannot read them just now must not forget what still stands."""
+    """A fetcher that does not find them must not forget what still stands."""
     place = daemon.mount(plain[0])
     daemon.end_all(signal.SIGKILL)
     (config,) = (daemon.root / "images").glob("*/config.json")
@@ -131,10 +133,58 @@ def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
     daemon.start()
     assert daemon.log("cannot be taken over")
     assert output(daemon.reading(place / "f1")) == EIO
-    daemon.end_all(signal.SIGKILL)
+    assert daemon.run("cache", "prune").code == 0
+    assert daemon.run("cache", "verify", "--repair").code == 5
+    assert config.parent.is_dir()
     (tmp_path / "away").rename(config)
-    daemon.start()
+    daemon.wait(lambda: daemon.status()["mounts"])
     assert output(daemon.reading(place / "f1")) == plain[1].summary(1)
+
+
+def test_reads_wait_for_a_mount_whose_image_cannot_be_opened_yet(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """Nothing of it goes meanwhile, and nothing is mounted over it."""
+    place = daemon.mount(plain[0])
+    assert output(daemon.reading(place / "f0", 0, SECTOR)) == plain[1].summary(0, 0, SECTOR)
+    before = daemon.fetcher
+    (config,) = (daemon.root / "images").glob("*/config.json")
+    with unreadable(config):
+        os.kill(before, signal.SIGKILL)
+        daemon.wait(lambda: daemon.fetcher != before)
+        assert daemon.log("cannot be taken over yet")
+        reader = daemon.reading(place / "f1")
+        daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"])
+        assert "could not be taken over yet" in daemon.run("umount", place).stderr
+        assert daemon.run("mount", plain[0], place).code == 5
+        assert daemon.run("cache", "prune", "--json").json["sectors"] == 0
+        assert daemon.run("cache", "verify", "--repair").code == 5
+        assert reader.poll() is None
+    assert output(reader) == plain[1].summary(1)
+    assert [mount["mountpoint"] for mount in daemon.status()["mounts"]] == [str(place)]
+    assert output(daemon.reading(place / "f0", 0, SECTOR)) == plain[1].summary(0, 0, SECTOR)
+    assert daemon.run("umount", place).code == 0
+
+
+def test_a_fetcher_short_of_descriptors_throws_nothing_away(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    place = daemon.mount(plain[0])
+    (tmp_path / "second").mkdir()
+    (image,) = (daemon.root / "images").iterdir()
+    fetcher = daemon.fetcher
+    refused = 0
+    for spare in range(1, 5):  # the first is the command's connection
+        with few_descriptors(fetcher, spare):
+            ran = daemon.run("mount", plain[0], tmp_path / "second")
+            refused += ran.code != 0
+        if ran.code == 0:
+            assert daemon.run("umount", tmp_path / "second").code == 0
+        assert list((daemon.root / "images").iterdir()) == [image]
+    assert refused
+    os.kill(fetcher, signal.SIGKILL)
+    daemon.wait(lambda: daemon.fetcher != fetcher)
+    assert output(daemon.reading(place / "f3")) == plain[1].summary(3)
 
 
 def _line(path: Path) -> str:
@@ -177,7 +227,7 @@ def test_sectors_are_written_to_the_disk_when_it_is_calm(
 
 def test_a_daemon_without_a_fetcher_that_works_ends(daemon: Daemon) -> None:
     daemon.end_all(signal.SIGTERM)
-    (daemon.root / "mounts/0.json").mkdir()  # only a fetcher reads it
+    (daemon.root / "sectors/00").rmdir()  # only a fetcher looks into it
     with pytest.raises(Exception, match=r"daemon hung up|no daemon answers"):
         daemon.start()
     daemon.wait(lambda: daemon.log("no fetcher starts: giving up"))

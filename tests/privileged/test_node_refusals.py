@@ -134,25 +134,151 @@ def test_crafted_metadata_is_refused_before_it_is_mounted(
     assert not list((refusing.root / "images").iterdir())
 
 
-def test_an_image_that_lies_about_sectors_of_another_is_refused(
-    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
-) -> None:
-    """Else what it says of the shared file would be believed by the other image's readers."""
-    other = f"oci:{tmp_path}/other:latest"
-    put_plain_image(other, count=1, first=50, sector_bytes=SECTOR // 2)
-    slot = DEVICE_TABLE + 3 * DEVICE_SLOT_SIZE
-    sector_id = metadata_of(plain[0])[slot : slot + 64]
+# Images that lie about sectors of another one.
+
+
+def sector_ids(reference: str, count: int = 8) -> list[bytes]:
+    """Return the tags of an image's first device slots."""
+    metadata = metadata_of(reference)
+    slots = (DEVICE_TABLE + number * DEVICE_SLOT_SIZE for number in range(count))
+    return [bytes(metadata[slot : slot + 64]) for slot in slots]
+
+
+def liar(
+    true: str, scratch: Path, *, sector_bytes: int = SECTOR, frame_bytes: int = 16 * KiB
+) -> str:
+    """Return an image that names the sectors of another, where its own blob has something else.
+
+    Args:
+        true: the other.
+        scratch: where to make it.
+        sector_bytes: the size that it gives them.
+        frame_bytes: likewise, of their frames.
+    """
+    source = f"oci:{scratch}/source:latest"
+    put_plain_image(source, first=900, sector_bytes=sector_bytes, frame_bytes=frame_bytes)
+    ids = sector_ids(true)
 
     def claim(metadata: bytearray) -> None:
-        metadata[DEVICE_TABLE : DEVICE_TABLE + 64] = sector_id
+        for number, sector_id in enumerate(ids):
+            slot = DEVICE_TABLE + number * DEVICE_SLOT_SIZE
+            metadata[slot : slot + 64] = sector_id
 
+    return crafted(source, scratch / "liar", claim)
+
+
+def sector_file(daemon: Daemon, reference: str, number: int) -> Path:
+    name = sector_ids(reference)[number].decode()
+    return daemon.root / "sectors" / name[:2] / name
+
+
+def reads_right(daemon: Daemon, place: Path, image: PlainImage, *numbers: int) -> None:
+    for number in numbers:
+        reader = daemon.reading(place / f"f{number}", 0, SECTOR)
+        assert output(reader) == image.summary(number, 0, SECTOR)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2], ids=["half", "twice"])
+def test_an_image_is_mounted_beside_one_that_lies_about_its_sizes(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, factor: float
+) -> None:
+    """Its frame tables prove that it is right; who was mounted first does not matter."""
+    lies = daemon.mount(liar(plain[0], tmp_path, sector_bytes=int(SECTOR * factor)), "lies")
     place = daemon.mount(plain[0], "true")
+    assert daemon.log("lies about sector")
+    reads_right(daemon, place, plain[1], 3)
+    assert daemon.mounted(lies)["fetch_errors"] == 0  # it was not asked
+    # What is there of the sector is what its id says, in the mount of the liar as well.
+    assert output(daemon.reading(lies / "f3")) == plain[1].summary(3)
+    fetcher = daemon.fetcher
+    os.kill(fetcher, signal.SIGKILL)  # the next one does not know who was right
+    daemon.wait(lambda: daemon.fetcher != fetcher)
+    drop_caches()
+    reads_right(daemon, place, plain[1], 3, 5)
+    reads_right(daemon, place, plain[1], *range(8))
+    drop_caches()
+    waited = daemon.mounted(place)["waited_reads"]
+    reads_right(daemon, place, plain[1], *range(8))
+    assert daemon.mounted(place)["waited_reads"] == waited
+    assert daemon.run("umount", place).code == 0
+    assert output(daemon.reading(lies / "f6")) == plain[1].summary(6)
+
+
+@pytest.mark.parametrize(
+    ("factor", "present"),
+    [(0.5, False), (0.5, True), (2, True)],
+    ids=["half, mounted", "half, present", "twice, present"],
+)
+def test_an_image_that_lies_about_sectors_of_another_is_refused(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, factor: float, present: bool
+) -> None:
+    """Else what it says of the shared file would be believed by the other image's readers."""
+    size = int(SECTOR * factor)
+    place = daemon.mount(plain[0], "true")
+    assert daemon.run("fetch", "--all", place).code == 0
+    requests = daemon.mounted(place)["requests"]
+    if present:
+        assert daemon.run("umount", place).code == 0
+        daemon.end_all(signal.SIGTERM)
+        daemon.start()
     (tmp_path / "mnt").mkdir()
-    ran = daemon.run("mount", crafted(other, tmp_path / "liar", claim), tmp_path / "mnt")
+    ran = daemon.run("mount", liar(plain[0], tmp_path, sector_bytes=size), tmp_path / "mnt")
     assert ran.code == 3, ran
-    assert f"has {SECTOR // 2} bytes, but it has {SECTOR}" in ran.stderr
+    assert f"has {size} bytes, but it has {SECTOR}" in ran.stderr
+    assert sector_file(daemon, plain[0], 3).stat().st_size == SECTOR
+    # Its metadata stays known, and nobody believes that either.
+    verified = daemon.run("cache", "verify", "--repair", "--json").json
+    assert (verified["checked"], verified["damaged"]) == (8, [])
+    if present:
+        daemon.mount(plain[0], "true")
     assert len(daemon.status()["mounts"]) == 1
-    assert output(daemon.reading(place / "f3", 0, SECTOR)) == plain[1].summary(3, 0, SECTOR)
+    reads_right(daemon, place, plain[1], *range(8))
+    assert daemon.mounted(place)["requests"] == (0 if present else requests)
+
+
+@pytest.mark.parametrize(
+    ("how", "policy"),
+    [
+        ("wrong bytes", "refetch"),
+        ("wrong bytes", "fail"),
+        ("no blob", "refetch"),
+        ("one repository", "fail"),
+        ("other frames", "refetch"),
+    ],
+)
+def test_who_lies_about_a_place_is_asked_once(
+    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, how: str, policy: str
+) -> None:
+    """And its own policy says nothing of reads that another source can serve."""
+    true = plain[0]
+    lie = liar(true, tmp_path, frame_bytes=(8 if how == "other frames" else 16) * KiB)
+    if how == "no blob":
+        layout = Layout(lie)
+        digest = layout.manifest["layers"][1]["digest"]
+        (layout.path / "blobs/sha256" / digest.removeprefix("sha256:")).unlink()
+    if how == "one repository":
+        true, lie = together(true, lie, tmp_path / "both")
+    lies = daemon.mount(lie, "lies", "--on-corruption", policy)
+    place = daemon.mount(true, "true", "--on-corruption", policy)
+    reads_right(daemon, place, plain[1], 2, 5, 7, 0)
+    assert 1 <= daemon.mounted(lies)["fetch_errors"] <= 2  # an attempt on demand, and one ahead
+    assert daemon.mounted(place)["failed_reads"] == 0
+    assert daemon.run("umount", place).code == 0
+    if policy == "fail":
+        assert output(daemon.reading(lies / "f3")) == EIO
+
+
+def together(true: str, lie: str, target: Path) -> tuple[str, str]:
+    """Put two images into one layout, which has one lane; return their references."""
+    shutil.copytree(Layout(true).path, target)
+    shutil.copytree(Layout(lie).path / "blobs", target / "blobs", dirs_exist_ok=True)
+    both = json.loads((target / "index.json").read_bytes())
+    for name, reference in (("latest", true), ("lie", lie)):
+        (entry,) = Layout(reference).names["manifests"]
+        entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+        both["manifests"] = [*(both["manifests"] if name == "lie" else []), entry]
+    (target / "index.json").write_text(json.dumps(both))
+    return f"oci:{target}:latest", f"oci:{target}:lie"
 
 
 def test_an_image_that_lies_about_what_is_in_a_sector_gives_errors_not_bytes(

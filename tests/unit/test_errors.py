@@ -11,6 +11,7 @@ import pytest
 
 from firstread import errors
 from firstread.errors import (
+    BusyError,
     DigestError,
     FirstreadError,
     ImageError,
@@ -52,6 +53,16 @@ def test_context_is_filled_in_once() -> None:
     assert str(UsageError("bad")) == "bad"
 
 
+def test_a_message_is_bounded_whatever_it_quotes() -> None:
+    long = "x" * 100_000
+    error = FirstreadError(long, hint=long).about(image="r.example/a:b")
+    error.message = f"entry {long}: {error.message}"
+    assert str(error).startswith("r.example/a:b: entry xxx")
+    for text in (str(error), error.hint or "", str(error.to_dict()["message"]), *error.args):
+        assert len(text) == errors.MAX_MESSAGE
+        assert text.endswith("…")
+
+
 def test_a_private_kind_is_called_by_the_name_that_is_documented() -> None:
     class _HungUpError(NodeError):
         pass
@@ -72,7 +83,8 @@ def test_json() -> None:
 
 
 def test_only_what_may_work_later_is_retried() -> None:
-    assert [kind.__name__ for kind in TREE if kind.retryable] == [TransportError.__name__]
+    retryable = {kind for kind in TREE if kind.retryable}
+    assert retryable == {TransportError, BusyError}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import logging
 
 import pytest
 
-from firstread.node.logs import JsonFormatter
+from firstread.node.logs import MAX_TEXT, JsonFormatter
 from firstread.redact import redact
+from firstread.units import KiB
 
 SECRET = "s3cr3t-Word"
 
@@ -58,3 +59,23 @@ def test_a_line_of_the_log_has_none() -> None:
     line = JsonFormatter().format(record)
     assert SECRET not in line
     assert json.loads(line)["count"] == 3
+
+
+def test_a_line_of_the_log_is_bounded() -> None:
+    error = ValueError(f"x{'a.' * 100_000}password={SECRET}{'b' * 100_000}last")
+    record = logging.LogRecord(
+        "a", logging.ERROR, "f", 1, "%s", (error,), (type(error), error, None)
+    )
+    record.fields = {"error": str(error), "cause": error}
+    line = JsonFormatter().format(record)
+    assert len(line) < 40 * KiB
+    document = json.loads(line)
+    assert document["message"].startswith("xa.a.")
+    assert all(document[name].endswith("last") for name in ("message", "error", "exception"))
+
+
+@pytest.mark.parametrize("margin", range(len(f"https://me:{SECRET}@r.example/")))
+def test_what_is_left_out_of_a_line_leaves_no_part_of_a_secret(margin: int) -> None:
+    text = "x" * (MAX_TEXT // 2 - margin) + f" https://me:{SECRET}@r.example/" + "y" * 2 * MAX_TEXT
+    record = logging.LogRecord("a", logging.ERROR, "f", 1, text, None, None)
+    assert SECRET[:3] not in JsonFormatter().format(record)

@@ -62,7 +62,7 @@ def list_images(root: Path, run_dir: Path, as_json: bool) -> None:
 def prune(keep_bytes: int, dry_run: bool, root: Path, run_dir: Path, as_json: bool) -> None:
     """Remove images that are not mounted, and their sectors; those used longest ago go first.
 
-    What a mounted image has stays.
+    What a mounted image has stays. Files without bytes that no mounted image needs go always.
     """
     document = _asked(
         root,
@@ -92,7 +92,7 @@ def verify(repair: bool, root: Path, run_dir: Path, as_json: bool) -> int:
     again; what is not mounted is removed, and comes again with its next read. Mounts that stand
     without a daemon are left alone.
 
-    The exit code is 0 if nothing damaged is left, 5 otherwise.
+    The exit code is 0 if nothing is left that is damaged or could not be read, 5 otherwise.
     """
     from firstread.node.inspection import is_sound
 
@@ -151,9 +151,12 @@ def _ago(seconds: float) -> str:
 def _summary(document: Document) -> list[str]:
     store, unclaimed = document["store"], document["unclaimed"]
     limit = f" of {format_size(store['limit_bytes'])}" if store["limit_bytes"] else ""
+    of_files = f" of {store['limit_files']:,}" if store["limit_files"] else ""
     lines = [
         f"{counted(store['sectors'], 'sector')}, {format_size(store['bytes'])}{limit};"
-        f" {format_size(store['free_bytes'])} are free"
+        f" {format_size(store['free_bytes'])} are free",
+        f"{format_size(store['metadata_bytes'])} of metadata;"
+        f" {counted(store['files'], 'file')}{of_files}{_free_files(store)}",
     ]
     if unclaimed["sectors"]:
         lines.append(
@@ -163,11 +166,18 @@ def _summary(document: Document) -> list[str]:
     return lines
 
 
+def _free_files(store: Document) -> str:
+    if store["free_files"] is None:
+        return ""
+    return f"; the file system has room for {store['free_files']:,} more"
+
+
 def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:
     became = {
         "damaged": "is damaged",
         "emptied": "was damaged, and is fetched again",
         "removed": "was damaged, and is removed",
+        "unread": "could not be read",
     }
     lines = [
         f"sector {found['sector'][:16]}… of {found['image']} {became[found['outcome']]}"

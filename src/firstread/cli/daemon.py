@@ -46,10 +46,28 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     help="Seconds without a sign of life, after which the fetcher is replaced. [15]",
 )
 @click.option(
+    "--anchor",
+    "anchor_s",
+    type=SecondsType(0),
+    help="Seconds that reads wait for another daemon, if all processes of this one die. [300]",
+)
+@click.option(
+    "--on-stop",
+    type=click.Choice(["fail", "wait"]),
+    help="What reads of absent sectors do after SIGTERM: fail, or wait for another daemon as after"
+    " a death. [fail]",
+)
+@click.option(
     "--cache-max",
     type=SIZE,
     metavar="SIZE",
-    help="What all sectors together may take, such as 20GiB; 0: no limit. [0]",
+    help="What sectors and metadata of images may take, such as 20GiB; 0: no limit. [0]",
+)
+@click.option(
+    "--cache-max-files",
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="The same in files, each of which is an inode; 0: no limit. [0]",
 )
 @click.option(
     "--cache-min-free",
@@ -136,6 +154,7 @@ def command(
     )
     policy = {"stall_s": options.pop("stall_s")}
     limits = {f"{name}_bytes": options.pop(f"cache_{name}") for name in ("max", "min_free")}
+    limits["max_files"] = options.pop("cache_max_files")
     level = options.pop("log_level")
     config = load_config(config_path).override("policy", **policy).override("cache", **limits)
     config = config.override("node", log_level=level and str(level).upper(), **options)

@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from firstread.cli.options import root_option
 from firstread.cli.output import complain, report
 from firstread.errors import NodeError, UsageError, from_os_error
 
@@ -46,6 +47,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what w
 @target_argument
 @config_option
 @click.option("--socket", default=SOCKET, show_default=True, help="Where the snapshotter listens.")
+@root_option
 @click.option(
     "--default",
     "as_default",
@@ -59,7 +61,14 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what w
 )
 @dry_run_option
 def command(
-    target: str, path: Path, socket: str, *, as_default: bool, drop_in: bool, dry_run: bool
+    target: str,
+    path: Path,
+    socket: str,
+    root: Path,
+    *,
+    as_default: bool,
+    drop_in: bool,
+    dry_run: bool,
 ) -> None:
     """Enter the snapshotter of firstread into containerd's configuration.
 
@@ -74,6 +83,7 @@ def command(
         removed,
         version_of,
     )
+    from firstread.snapshotter.imagefs import home
 
     if not os.path.isabs(socket):
         raise UsageError(f"--socket {socket} is not an absolute path")
@@ -82,7 +92,8 @@ def command(
     with about(path):
         # In a file that is imported it would replace what the main one says.
         transfer = not drop_in or not has_transfer(old or "")
-    choice = Choice(socket, as_default, containerd2=major >= 2, transfer=transfer)
+    measured = home(root)
+    choice = Choice(socket, as_default, major >= 2, transfer, str(measured))
     changed, text = path, old or ""
     with about(path):
         if drop_in:
@@ -98,6 +109,7 @@ def command(
         new = added(text, choice)
     before = read(changed)
     if before == new:
+        _link(major, old, measured)
         report([f"{changed}: containerd knows the snapshotter already"])
         return
     if dry_run:
@@ -105,6 +117,7 @@ def command(
         return
     first = before is not None and removed(before) == before
     replace(changed, before, new, main=path, backup=first)
+    linked = _link(major, old, measured)
     lines = [f"{changed}: proxy plugin firstread at {socket}"]
     if as_default:
         lines.append("  the CRI plugin uses it for every image")
@@ -112,9 +125,17 @@ def command(
         lines.append("  the CRI plugin uses it for every image no more: that takes --default")
     if first:
         lines.append(f"  {changed}{BACKUP_SUFFIX} has the file as it was")
-    report([*lines, "  restart containerd to make it so: systemctl restart containerd"])
+    report([*lines, *linked, "  restart containerd to make it so: systemctl restart containerd"])
     if as_default and cri_is_disabled(old or "", version):
         complain([f"note: {path} disables the CRI plugin, so Kubernetes cannot use containerd"])
+
+
+def _link(major: int, config: str | None, measured: Path) -> list[str]:
+    """Have containerd 1 name a directory that is there; return what to tell of it."""
+    from firstread.snapshotter.imagefs import link
+
+    place = link(config or "", measured) if major < 2 else None
+    return [f"  {place} leads the kubelet to {measured}"] if place else []
 
 
 def _drop_in(path: Path, main: str, choice: Any) -> tuple[Path, str]:

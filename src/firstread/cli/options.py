@@ -224,6 +224,17 @@ def check_lazy(answer: dict[str, Any], policies: dict[str, Any]) -> None:
         )
 
 
+root_option = click.option(
+    "--root",
+    envvar="FIRSTREAD_ROOT",
+    default="/var/lib/firstread",
+    show_default=True,
+    show_envvar=True,
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Directory of sectors, images and mounts.",
+)
+
+
 def node_options(command: F) -> F:
     """Add the options that say which daemon is meant: ``root`` and ``run_dir``."""
     for option in (
@@ -236,15 +247,7 @@ def node_options(command: F) -> F:
             type=click.Path(path_type=Path, resolve_path=True),
             help="Directory of the daemon's socket.",
         ),
-        click.option(
-            "--root",
-            envvar="FIRSTREAD_ROOT",
-            default="/var/lib/firstread",
-            show_default=True,
-            show_envvar=True,
-            type=click.Path(path_type=Path, resolve_path=True),
-            help="Directory of sectors, images and mounts.",
-        ),
+        root_option,
     ):
         command = option(command)
     return command

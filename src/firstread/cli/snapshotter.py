@@ -86,7 +86,6 @@ def command(
     """
     from firstread.config import load_config
     from firstread.node.logs import configure_logging
-    from firstread.snapshotter.attached import attached_images
     from firstread.snapshotter.serve import Settings, overlay_options, serve
     from firstread.snapshotter.snapshotter import Policy
 
@@ -95,4 +94,4 @@ def command(
     policy = Policy(require_lazy, excepted, remap_ids, overlay_options())
     request = access_request(access)
     settings = Settings(root, run_dir, address, policy, containerd.absolute(), metrics, request)
-    serve(settings, attached_images(root, run_dir, request))
+    serve(settings)

@@ -32,9 +32,13 @@ def command(target: str, path: Path, *, dry_run: bool) -> None:
     What others changed in it since stays. A file that had nothing else is removed.
     """
     from firstread.snapshotter.configfile import removed
+    from firstread.snapshotter.imagefs import unlink
 
     found = False
-    for place in [path, *_drop_ins(path)]:
+    places = [path, *_drop_ins(path)]
+    if not dry_run:
+        unlink(read(path) or "")
+    for place in places:
         old = read(place)
         if old is None:
             continue

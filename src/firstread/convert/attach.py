@@ -9,6 +9,7 @@ with whichever way it came.
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -30,7 +31,9 @@ from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import ResolvedImage, platform_of, resolve, resolve_all
 from firstread.sectors.attached import find_attached
-from firstread.sectors.image import is_block_image
+from firstread.sectors.image import is_block_image, is_block_layer
+
+log = logging.getLogger("attach")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ def attach(
                     images.append(work.run(image, layers, shown, executor, time.monotonic()))
                 if destination is not None:
                     _name(place, images[0].digest, destination)
-                taken = [_taken(place, image) for image in chosen]
+                taken = [
+                    _taken(place, image, made.digest)
+                    for image, made in zip(chosen, images, strict=True)
+                ]
     except FirstreadError as exc:
         exc.about(image=str(source))
         raise
@@ -145,6 +151,8 @@ def _reason(image: ResolvedImage) -> str | None:
     """Return why an image of an index is left alone."""
     if is_block_image(image.manifest):
         return "it is converted already"
+    if any(map(is_block_layer, image.manifest.layers)):
+        return "it was built FROM a converted image"
     os = platform_of(image.config).os
     return f"it is for {os}" if os not in ("", "linux") else None
 
@@ -166,9 +174,19 @@ def _name(place: Repository, digest: str, destination: Reference) -> None:
         place.put_manifest(data, OCI_MANIFEST, destination.tag)
 
 
-def _taken(place: Repository, image: ResolvedImage) -> str:
-    """Return the digest of what nodes take for an original now."""
-    found = find_attached(place, image.descriptor)
+def _taken(place: Repository, image: ResolvedImage, attached: str) -> str:
+    """Return the digest of what nodes take for an original now.
+
+    Args:
+        place: where it is.
+        image: the original.
+        attached: digest of what was attached; believed, if the registry does not say.
+    """
+    try:
+        found = find_attached(place, image.descriptor)
+    except SourceError as exc:
+        log.warning("%s: what is attached is not known: %s", image.descriptor.digest, exc)
+        return attached
     if found is None:
         raise SourceError(
             f"the registry took what was attached to {image.descriptor.digest}, but does not"

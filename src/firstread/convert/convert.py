@@ -34,6 +34,7 @@ from firstread.errors import (
     ImageError,
     NodeError,
     NotFoundError,
+    SourceError,
     UnsupportedError,
 )
 from firstread.memory import give_back
@@ -51,7 +52,7 @@ from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage, load, platform_of, resolve
 from firstread.sectors.attached import all_attached
-from firstread.sectors.image import PARAMETERS, is_block_image
+from firstread.sectors.image import PARAMETERS, check_underived, is_block_image
 from firstread.units import MiB
 
 MAX_PARALLEL_LAYERS = 4
@@ -243,10 +244,16 @@ class ImageConversion:
     def _attached(self, original: ResolvedImage) -> tuple[Descriptor, Manifest, list[str]] | None:
         """Return the image that was attached with the same parameters, if there is one.
 
-        Raises:
-            SourceError: the destination does not answer.
+        One that cannot be found out about is made again, to the same bytes.
         """
         place = self.destination_repository
+        with suppress(SourceError):
+            return self._one_attached(place, original)
+        return None
+
+    def _one_attached(
+        self, place: Repository, original: ResolvedImage
+    ) -> tuple[Descriptor, Manifest, list[str]] | None:
         for found in all_attached(place, original.descriptor):
             if (found.manifest.annotations or {}).get(PARAMETERS) == self.parameters.key:
                 with suppress(ImageError, NotFoundError):  # then it is made again
@@ -459,9 +466,11 @@ def source_layers(image: ResolvedImage) -> list[tuple[Descriptor, str]]:
     """Return (layer, diff_id) of each layer of an ordinary image, the lowest first.
 
     Raises:
-        UnsupportedError: it is no ordinary image, or a layer is of an unknown kind or encrypted.
+        UnsupportedError: it is no ordinary image (DerivedImageError: it was built FROM another
+            kind), or a layer is of an unknown kind or encrypted.
         ImageError: manifest and config contradict each other.
     """
+    check_underived(image.manifest)
     if is_block_image(image.manifest):
         raise UnsupportedError(
             "this image is converted already", hint="name the original image as the source"

@@ -1,23 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merges layer records into one file tree, as unpacking them one over the other would.
+"""Merges layer records into one file tree: the one that containerd shows of the same layers.
 
-Owns the rules of the OCI image specification (layer.md: applying changesets, whiteouts); no I/O.
-Where the specification is silent it does what containerd does when it applies a layer onto the
-mounted ones below: parent directories are looked up through symbolic links of the merged tree,
-missing ones are made (0755, root's, time 0), a directory over a directory keeps its children,
-anything else replaces. It differs where containerd depends on the order of a layer's entries, or
-drops what they say: a whiteout hides lower layers only, wherever in its layer it stands (layer.md),
-and an entry for the root sets its attributes. A hard link takes no attributes from its entry, as in
-tar(1). The permissions of a symbolic link are those that symlink(2) gives it, whatever is stated.
+Owns the rules; no I/O. containerd unpacks each layer into a directory of its own and has overlayfs
+lay them over each other, and so it is done here, in two steps: the entries of a layer make a small
+tree, the *upper*, in their order, and then the upper goes over the tree so far.
+
+* Upper: a path is followed through symbolic links of this layer only. A parent that is missing is
+  made, whatever lower layers have at its place, with the attributes of the directory that they show
+  there (0755, root's, time 0 if they show none). A directory over a directory keeps its children,
+  anything else replaces.
+* Over: a directory joins a directory unless it is opaque; a whiteout removes a name; anything else
+  replaces. The root joins the root, opaque or not.
+
+docs/layers.md has the cases, with what containerd shows. Where it refuses a layer, the OCI image
+specification decides (layer.md: a whiteout hides lower layers only). It differs where containerd
+drops what an image says: an entry for the root sets its attributes if it is a directory, and is
+ignored if not; a hard link may name a file of a lower layer. A hard link takes no attributes from
+its entry, as in tar(1). The permissions of a symbolic link are those that symlink(2) gives it,
+whatever is stated.
+
 Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under chroot(2).
 Time and memory are bounded by the limits below, whatever the entries say.
+
+Sources: containerd archive/tar.go (applyNaive, mkparent) and diff/apply, continuity fs.RootPath,
+Documentation/filesystems/overlayfs.rst; tests/privileged/test_layer_trees.py asks them all.
 """
 
 from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from sys import byteorder
 
 from firstread.convert.entry import WHITEOUT
@@ -35,6 +48,10 @@ NO_DEVICE = (0, 0)
 SYMLINK_MODE = stat.S_IFLNK | 0o777  # symlink(7): the permissions of all, and nothing changes them
 MAX_SYMLINKS = 40  # followed in one path, as the kernel does (path_resolution(7))
 
+_Children = dict[bytes, Node]
+_Path = list[tuple[bytes, Node]]
+"""The way from the root, whose name is empty, to a node."""
+
 
 class LayerMerger:
     """Applies layers from the lowest up to one tree.
@@ -51,9 +68,10 @@ class LayerMerger:
         self.root = directory()
         self._max_entries = max_entries
         self._max_steps = max_steps
-        self._layer = 0
-        self._links: set[tuple[int, bytes]] = set()  # names that this layer hard-linked
-        self._hidden: set[int] = set()  # directories rid of lower layers: each is cleared once
+        self._upper = directory()
+        self._opaque: dict[int, _Children] = {}  # those of the upper's opaque directories, by id()
+        self._has_whiteouts = False
+        self._is_lowest = True
         self._entries = 0
         self._steps = 0
         self._sectors = 0
@@ -67,9 +85,9 @@ class LayerMerger:
             ImageError: an entry cannot be applied; the message names it.
             LimitError: there are too many entries or steps.
         """
-        self._layer += 1
-        self._links.clear()
-        self._hidden.clear()
+        self._upper = directory()
+        self._opaque = {}
+        self._has_whiteouts = False
         sectors = len(record.sectors)
         try:
             for entry in record.entries():
@@ -77,11 +95,13 @@ class LayerMerger:
         except ImageError as exc:
             exc.about(layer=record.diff_id)
             raise
+        children = _children(self._upper)
         # aufs kept the first names of hard links in such a directory, for the time of unpacking.
-        children = self._parent([])
         for name in [name for name in children if name.startswith(AUFS_META)]:
             del children[name]
+        self._overlay(children)
         self._sectors += sectors
+        self._is_lowest = False
 
     def _named(self, entry: Entry, sectors: int) -> None:
         try:
@@ -93,14 +113,13 @@ class LayerMerger:
     def _apply(self, entry: Entry, sectors: int) -> None:
         self._count_entry()
         *parents, name = _components(entry.path) or [b""]
-        if name.startswith(WHITEOUT):
-            self._whiteout(parents, name)
-        elif not name:
+        if not name:
             self._set_root(entry)
+        elif name.startswith(WHITEOUT):
+            self._whiteout(parents, name)
         elif not stat.S_IFMT(entry.mode):
             children = self._parent(parents)
             children[name] = self._link_target(entry)
-            self._links.add((id(children), name))
         else:
             children = self._parent(parents)
             node = self._node(entry, sectors)
@@ -108,6 +127,7 @@ class LayerMerger:
             if node.children is not None and existing is not None and existing.is_dir:
                 node.children = existing.children
             children[name] = node
+            self._has_whiteouts = self._has_whiteouts or is_whiteout(node)
 
     def _count_entry(self) -> None:
         self._entries += 1
@@ -115,11 +135,10 @@ class LayerMerger:
             raise LimitError(f"the image has more than {self._max_entries} entries")
 
     def _set_root(self, entry: Entry) -> None:
-        if not stat.S_ISDIR(entry.mode):
-            raise ImageError("the root is not a directory")
-        children = self.root.children
-        self.root = self._node(entry, 0)
-        self.root.children = children
+        if stat.S_ISDIR(entry.mode):
+            children = self.root.children
+            self.root = self._node(entry, 0)
+            self.root.children = children
 
     def _node(self, entry: Entry, sectors: int) -> Node:
         # Every entry comes with objects of its own; what many nodes have in common is kept once.
@@ -139,11 +158,11 @@ class LayerMerger:
             children={} if stat.S_ISDIR(entry.mode) else None,
             chunk_size=entry.chunk_size,
             chunks=_rebase(entry, self._sectors, sectors),
-            layer=self._layer,
         )
 
     def _link_target(self, entry: Entry) -> Node:
-        node = self._find(_components(entry.link))
+        components = _components(entry.link)
+        node = self._find(self._upper, components) or self._find(self.root, components)
         if node is None or node.is_dir:
             what = "is a directory" if node else "does not exist"
             raise ImageError(f"the target {printable(entry.link)!r} of the hard link {what}")
@@ -152,88 +171,96 @@ class LayerMerger:
     def _whiteout(self, parents: Sequence[bytes], name: bytes) -> None:
         if name != OPAQUE and name.startswith(AUFS_META):
             return
-        parent = self._walk(parents, make=False)
-        if parent is None or parent.children is None:
-            return  # nothing below to hide
-        if name == OPAQUE:
-            self._hide_lower(parent)
-            return
         hidden = name.removeprefix(WHITEOUT)
         if hidden in (b"", b".", b".."):
             raise ImageError("the whiteout names no file")
-        node = parent.children.get(hidden)
-        if node is not None:
-            self._hide_lower(node)
-            self._drop(parent.children, hidden)
+        children = self._parent(parents)
+        existing = children.get(hidden)
+        if name == OPAQUE:
+            self._opaque[id(children)] = children
+        elif self._is_lowest:
+            children.pop(hidden, None)
+        elif existing is None:
+            children[hidden] = _WHITEOUT
+            self._has_whiteouts = True
+        elif existing.children is not None:
+            self._opaque[id(existing.children)] = existing.children
 
-    def _hide_lower(self, top: Node) -> None:
-        """Remove from `top` all that lower layers put there.
+    # -- paths ---------------------------------------------------------------------------------
 
-        A whiteout hides lower layers only, so what this layer has added stays (layer.md).
-        """
-        order = [top] if id(top.children) not in self._hidden else []
-        for node in order:
-            self._hidden.add(id(node.children))
-            order.extend(
-                child
-                for child in (node.children or {}).values()
-                if child.is_dir and id(child.children) not in self._hidden
-            )
-        for node in reversed(order):
-            children = node.children or {}
-            for name in list(children):
-                self._drop(children, name)
-
-    def _drop(self, children: dict[bytes, Node], name: bytes) -> None:
-        """Remove a name that a lower layer put there, and that is rid of what such layers did.
-
-        A directory that has something of this layer left is the parent made for it: what the lower
-        layers said of it is gone, as if the whiteout had come first.
-        """
-        node = children[name]
-        if node.layer == self._layer or (id(children), name) in self._links:
-            return
-        if node.children:
-            children[name] = directory(layer=self._layer)
-            children[name].children = node.children
-        else:
-            del children[name]
-
-    def _parent(self, parents: Sequence[bytes]) -> dict[bytes, Node]:
-        """Return the children of a directory, made if missing, symbolic links followed."""
-        node = self._walk(parents, make=True)
-        if node is None or node.children is None:
+    def _parent(self, parents: Sequence[bytes]) -> _Children:
+        """Return the children of a directory of the upper, made if missing."""
+        path: _Path = [(b"", self._upper)]
+        new = self._walk(path, parents, make=True)
+        if new is None:
             raise ImageError("a parent of it is not a directory")
-        return node.children
+        children = _children(path[-1][1])
+        if new:
+            self._make(path, new)
+        return children
 
-    def _find(self, components: Sequence[bytes]) -> Node | None:
+    def _make(self, path: _Path, new: int) -> None:
+        """Put the last `new` directories of `path` where they belong in the upper.
+
+        They have the attributes of the directories that lower layers show there.
+        """
+        names = [name for name, _ in path[1:-new]]
+        below: _Path = [(b"", self.root)]
+        is_below = self._walk(below, names) is not None
+        for (_, parent), (name, node) in zip(path[-new - 1 :], path[-new:], strict=False):
+            self._count_entry()
+            children = _children(parent)
+            if children.get(name) is not None:  # a whiteout
+                self._opaque[id(node.children)] = _children(node)
+                is_below = False
+            children[name] = node
+            is_below = is_below and self._walk(below, [name]) is not None and below[-1][1].is_dir
+            if is_below:
+                _copy_attributes(below[-1][1], node)
+
+    def _find(self, root: Node, components: Sequence[bytes]) -> Node | None:
         """Return the node at a path, symbolic links followed in all but its last component."""
         if not components:
-            return self.root
-        parent = self._walk(components[:-1], make=False)
-        return parent.children.get(components[-1]) if parent and parent.children else None
+            return root
+        path: _Path = [(b"", root)]
+        if self._walk(path, components[:-1]) is None:
+            return None
+        return (path[-1][1].children or {}).get(components[-1])
 
-    def _walk(self, components: Sequence[bytes], *, make: bool) -> Node | None:
-        node = self.root
-        path = [node]  # the way back for ".." in a symbolic link
-        new: list[tuple[dict[bytes, Node], bytes, Node]] = []  # end of `path` that is not there
+    def _walk(self, path: _Path, components: Sequence[bytes], *, make: bool = False) -> int | None:
+        """Go on along `path`, symbolic links followed.
+
+        Args:
+            path: extended, and cut where a link leads back.
+            components: what comes next.
+            make: whether directories that are missing are put onto `path`; `_make` has to follow.
+
+        Returns:
+            how many at the end of `path` are missing in the tree; None if there is no such path.
+        """
+        new = 0
         todo = list(reversed(components))
         links = 0
         while todo:
             self._steps += 1
+            if self._steps > self._max_steps:
+                raise LimitError(
+                    f"the paths of the image take more than {self._max_steps} steps to follow"
+                )
             name = todo.pop()
+            node = path[-1][1]
             if name == b"..":
-                del path[max(1, len(path) - 1) :], new[-1:]
-                node = path[-1]
+                del path[max(1, len(path) - 1) :]
+                new = max(0, new - 1)
                 continue
             if node.children is None:
                 return None
             child = node.children.get(name)
-            if child is None:
+            if child is None or is_whiteout(child):
                 if not make and b".." not in todo:
                     return None
-                child = directory(layer=self._layer)
-                new.append((node.children, name, child))
+                child = directory()
+                new += 1
             elif child.is_symlink:
                 links += 1
                 if links > MAX_SYMLINKS:
@@ -243,23 +270,51 @@ class LayerMerger:
                 todo.extend(
                     part for part in reversed(child.target.split(b"/")) if part not in (b"", b".")
                 )
-                node = path[-1]
                 continue
-            path.append(child)
-            node = child
-        if self._steps > self._max_steps:
-            raise LimitError(
-                f"the paths of the image take more than {self._max_steps} steps to follow"
-            )
-        if new and not make:
-            return None
-        self._make(new)
-        return node
+            path.append((name, child))
+        return None if new and not make else new
 
-    def _make(self, directories: Iterable[tuple[dict[bytes, Node], bytes, Node]]) -> None:
-        for children, name, node in directories:
-            self._count_entry()
-            children[name] = node
+    # -- overlayfs -----------------------------------------------------------------------------
+
+    def _overlay(self, upper: _Children) -> None:
+        """Put the upper over the tree."""
+        todo = [(_children(self.root), upper)]
+        while todo:
+            below, above = todo.pop()
+            for name, node in above.items():
+                if is_whiteout(node):
+                    below.pop(name, None)
+                    continue
+                existing = below.get(name)
+                below[name] = node
+                if node.children is None:
+                    continue
+                if existing and existing.is_dir and id(node.children) not in self._opaque:
+                    todo.append((_children(existing), node.children))
+                    node.children = existing.children
+                elif self._has_whiteouts:  # which go, although there is nothing to hide
+                    todo.append(({}, node.children))
+                    node.children = todo[-1][0]
+
+
+_WHITEOUT = Node(stat.S_IFCHR)
+"""In an upper, as overlayfs stores it: the character device 0:0."""
+
+
+def is_whiteout(node: Node) -> bool:
+    """Tell whether overlayfs takes `node` for one, and never shows it."""
+    return stat.S_ISCHR(node.mode) and node.rdev == NO_DEVICE
+
+
+def _children(node: Node) -> _Children:
+    if node.children is None:
+        raise ImageError("a parent of it is not a directory")
+    return node.children
+
+
+def _copy_attributes(source: Node, node: Node) -> None:
+    node.mode, node.uid, node.gid = source.mode, source.uid, source.gid
+    node.mtime, node.mtime_nsec, node.xattrs = source.mtime, source.mtime_nsec, source.xattrs
 
 
 def _components(path: bytes) -> list[bytes]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstread.convert.cache import record_annotations
@@ -28,6 +28,7 @@ from firstread.units import KiB
 
 MAX_EMBEDDED_CONFIG = 32 * KiB  # bytes; most configs have less than 10
 CREATED_BY = "firstread convert"
+EPOCH = "1970-01-01T00:00:00Z"
 
 
 def converted_config(
@@ -41,19 +42,21 @@ def converted_config(
         has_blob: for each source layer whether it has a sector blob of its own.
 
     The history keeps every step. Its entries that are not marked as empty must correspond to the
-    layers (image-spec, config.md): one is added for the metadata, and a step whose layer is there
-    already is marked.
+    layers (image-spec, config.md): one is added for the metadata, and for each layer that has none;
+    a step whose layer is there already is marked. Each has a time, without which clients crash:
+    that of the step before, if it states none.
     """
     changed = dict(config)
     changed["rootfs"] = {"type": "layers", "diff_ids": list(diff_ids)}
     history = config.get("history")
     if isinstance(history, list) and history:
         blobs = iter(has_blob)
-        steps: list[dict[str, Any]] = [{"created_by": CREATED_BY, "comment": "metadata"}]
+        steps: list[dict[str, Any]] = [_step("metadata")]
         for step in filter(_is_object, history):
             empty = step.get("empty_layer", False) or not next(blobs, False)
             steps.append({**step, "empty_layer": True} if empty else step)
-        changed["history"] = steps
+        steps += [_step("layer") for has_blob in blobs if has_blob]
+        changed["history"] = _timed(steps, config.get("created"))
     return json.dumps(changed, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -64,6 +67,7 @@ def converted_manifest(
     metadata: Descriptor,
     layers: Sequence[tuple[str, PackedLayer]],
     subject: Descriptor | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Return the manifest of a converted image.
 
@@ -76,6 +80,7 @@ def converted_manifest(
             blob once.
         subject: the source's manifest, if the image is attached to it. Then the config goes into
             the manifest, too: a node that had to look for the image saves a request.
+        annotations: of the source's manifest. They stay; ours go before them.
     """
     blobs = [
         Descriptor(
@@ -98,7 +103,11 @@ def converted_manifest(
             data=config if small else None,
         ),
         layers=[metadata, *blobs],
-        annotations={SOURCE_DIGEST: source_digest, PARAMETERS: parameters.key},
+        annotations={
+            **(annotations or {}),
+            SOURCE_DIGEST: source_digest,
+            PARAMETERS: parameters.key,
+        },
     )
 
 
@@ -110,6 +119,21 @@ def metadata_descriptor(digest: str, size: int) -> Descriptor:
         size=size,
         annotations={LAYER_LABEL: "metadata"},
     )
+
+
+def _step(what: str) -> dict[str, Any]:
+    return {"created_by": CREATED_BY, "comment": what}
+
+
+def _timed(steps: Sequence[dict[str, Any]], created: object) -> list[dict[str, Any]]:
+    """Return `steps`, each with a time; `created` is the image's."""
+    stated = [step["created"] for step in steps if step.get("created")]
+    time = next(iter(stated), created or EPOCH)
+    timed = []
+    for step in steps:
+        time = step.get("created") or time
+        timed.append({**step, "created": time})
+    return timed
 
 
 def _is_object(step: object) -> bool:

@@ -15,8 +15,15 @@ from firstread.convert.manifest import converted_config, converted_manifest, met
 from firstread.convert.metadata import LayerFacts, merge, write_metadata_layer
 from firstread.convert.pack import PackedLayer
 from firstread.convert.record import LayerRecord, Parameters
-from firstread.errors import ImageError
-from firstread.oci.model import OCI_MANIFEST, Descriptor, Manifest, encode, sha256_digest
+from firstread.errors import ImageError, LimitError
+from firstread.oci.model import (
+    MAX_MANIFEST_SIZE,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    encode,
+    sha256_digest,
+)
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.format import Blob
@@ -87,6 +94,12 @@ def publish(
     subject = image.descriptor if attach else None
     config, manifest = _documents(image, layers, parameters, metadata, written.diff_id, subject)
     data = encode(manifest)
+    if len(data) > MAX_MANIFEST_SIZE:
+        raise LimitError(
+            f"the manifest of the converted image has {len(data)} bytes, {MAX_MANIFEST_SIZE} is the"
+            " limit",
+            hint="the image has too many layers, or too much in annotations of its manifest",
+        )
     digest = sha256_digest(data)
     if digest != previous:
         with tempfile.SpooledTemporaryFile(max_size=MiB) as spool:
@@ -124,7 +137,13 @@ def _documents(
     diff_ids = [diff_id, *(packed.diff_id for packed in unique.values())]
     config = converted_config(image.config, diff_ids, is_first)
     return config, converted_manifest(
-        image.descriptor.digest, parameters, config, metadata, list(unique.items()), subject
+        image.descriptor.digest,
+        parameters,
+        config,
+        metadata,
+        list(unique.items()),
+        subject,
+        image.manifest.annotations,
     )
 
 

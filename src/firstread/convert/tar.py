@@ -230,7 +230,7 @@ class TarReader:
         if entry.kind is TarKind.REGULAR or entry.kind is TarKind.DIRECTORY:
             return
         if entry.kind is TarKind.SYMLINK or entry.kind is TarKind.HARDLINK:
-            if not entry.link:
+            if not entry.link and entry.path.strip(b"/."):  # of the root it is ignored anyway
                 raise ImageError("a link has no target")
             if len(entry.link) > limits.link_bytes:
                 raise LimitError(f"a link target has more than {limits.link_bytes} bytes")

@@ -23,15 +23,16 @@ test for each):
     verified prefix that covers ``offset + count`` is enough.
   * One process reads a page, others wait for the page and raise no event. If that process is
     killed, the next one raises an event of its own.
-  * A reader that waits is killable. Its event leaves the queue; if it was read, answering it does
-    nothing.
+  * A reader that waits is killable. Its event leaves the queue; if it was read, it stays ours,
+    with its descriptor, until we answer, and nothing says that nobody waits for that.
   * Our own reads, writes and truncates of a marked file raise events too and wait for an answer,
     but not through an event's descriptor, nor through one opened before the first mark. Opening
     with O_TRUNC, chmod, fdatasync, stat and unlink raise none. So: write through the event's
     descriptor, answer an event of our own pid at once, and never hold what the loop needs.
   * A page fault holds the GIL, and subprocess.Popen waits for the exec of its child: the process
     that serves must do neither on its own mount, in no thread.
-  * Reading an event opens its file. With no descriptor left, that event is denied.
+  * Reading an event opens its file. With no descriptor left, that event is denied: what is not
+    read waits.
 *Answers*
   * Are matched by the *number* of the descriptor. A descriptor that was sent to another process
     fills the file as well as ours, and who holds the group can answer for who has read the event.
@@ -39,8 +40,8 @@ test for each):
     answers those of the dead one first, or one process reads and others fill.
   * An event that a process has read before it died is not delivered again.
   * FAN_DENY gives EIO through EROFS whatever errno goes with it, SIGBUS for a page fault. When it
-    hits readahead, the page that is needed is asked for once more. Nothing is remembered: the
-    next read asks again.
+    hits readahead, the page that is needed is asked for once more, and twice for a page fault.
+    Nothing is remembered: the next read asks again.
 *The group*
   * Lives until its last descriptor is closed, in whatever process: by fork, SCM_RIGHTS or
     pidfd_getfd(2). Then what waits is let through and fails with EIO, see erofsmount.py, and a

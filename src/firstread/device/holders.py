@@ -11,6 +11,7 @@ container there uses the mount all the same; it is known by the overlay's device
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from firstread.errors import from_os_error
 from firstread.mountinfo import parse_mountinfo, unescaped
+
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # says nothing of the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,16 @@ def holders(mountpoint: Path) -> list[Holder]:
     """Return the processes that use the file system mounted at `mountpoint`, lowest pid first.
 
     Raises:
-        NodeError: `mountpoint` cannot be looked at.
+        NodeError: `mountpoint` or /proc cannot be looked at.
     """
     try:
-        devices = {os.stat(mountpoint).st_dev}
+        return _holders(mountpoint)
     except OSError as exc:
-        raise from_os_error(exc, "cannot look at the mount point") from exc
+        raise from_os_error(exc, "cannot look who uses the mount") from exc
+
+
+def _holders(mountpoint: Path) -> list[Holder]:
+    devices = {os.stat(mountpoint).st_dev}
     processes = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
     devices |= _overlays(mountpoint, processes)
     found = []
@@ -55,7 +62,11 @@ def holders(mountpoint: Path) -> list[Holder]:
 
 
 def is_used(device: int) -> bool:
-    """Return whether any process uses the file system of this device number, mounted or not."""
+    """Return whether any process uses the file system of this device number, mounted or not.
+
+    Raises:
+        OSError: this process is short of descriptors or memory.
+    """
     processes = (name for name in os.listdir("/proc") if name.isdecimal())
     return any(True for name in processes for _ in _uses(f"/proc/{name}", {device}))
 
@@ -67,7 +78,9 @@ def _uses(process: str, devices: set[int]) -> Iterator[str]:
             yield use
     try:
         fds = os.listdir(f"{process}/fd")
-    except OSError:
+    except OSError as exc:
+        if exc.errno in _SHORT:
+            raise
         return
     opened = sum(_device(f"{process}/fd/{fd}") in devices for fd in fds)
     if opened:
@@ -124,5 +137,7 @@ def _device_number(text: bytes) -> int:
 def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError:
+    except OSError as exc:
+        if exc.errno in _SHORT:
+            raise
         return b""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the device works on this host, found by doing it on a tiny image.
 
-Owns the first of the checks behind ``firstread doctor``. Changes nothing: all it makes lies in a
-scratch directory below the root, and is gone afterwards. Invariant: no check waits longer than ten
-seconds, and none reads through the mount from this process.
+Owns the first of the checks behind ``firstread doctor``, and the proof that a daemon asks for
+before its first mount. Changes nothing: all it makes lies in a scratch directory below the root,
+and is gone afterwards. Invariant: no check waits longer than `TIMEOUT_S`, and none reads through
+the mount from this process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from firstread.sectors.store import filesystem_of
 
 _BLOCK = 4096
 _CONTENT = b"firstread doctor".ljust(2 * _BLOCK, b"\n")
-_TIMEOUT = 10  # seconds
+TIMEOUT_S = 30
 _KERNEL = "use Linux 6.14 or later"
 _READ = "import os, sys; os.write(1, os.read(os.open(sys.argv[1], os.O_RDONLY), 1 << 20))"
 
@@ -82,13 +83,31 @@ def probe(root: Path) -> list[Check]:
         with contextlib.closing(_Trial(Path(scratch))) as trial:
             for name, step in trial.steps():
                 try:
-                    done.append(Check(name, ok=True, detail=step()))
+                    done.append(Check(name, ok=True, detail=_done(step)))
                 except NodeError as exc:
                     done.append(Check(name, ok=False, detail=exc.message, fix=exc.hint))
                     break
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return done
+
+
+def prove(scratch: Path) -> None:
+    """Try all that the fanotify device needs in an empty directory, which keeps what was made.
+
+    Raises:
+        NodeError: something does not work, such as: EROFS reads zeros where a sector file ends.
+    """
+    with contextlib.closing(_Trial(scratch)) as trial:
+        for _, step in trial.steps():
+            _done(step)
+
+
+def _done(step: Callable[[], str]) -> str:
+    try:
+        return step()
+    except OSError as exc:
+        raise from_os_error(exc, "cannot try the device") from exc
 
 
 class _Trial:
@@ -142,7 +161,7 @@ class _Trial:
 
     def _first_read(self) -> str:
         with self._reader("0") as reader:
-            ready, _, _ = select.select([self._group], [], [], _TIMEOUT)
+            ready, _, _ = select.select([self._group], [], [], TIMEOUT_S)
             events = self._group.read(memoryview(bytearray(_BLOCK)))
             if not ready or not events:
                 raise NodeError("the first read of a sector raised no event", hint=_KERNEL)
@@ -188,6 +207,6 @@ def _output(reader: subprocess.Popen[bytes]) -> bytes:
         NodeError: it waits for ever.
     """
     try:
-        return reader.communicate(timeout=_TIMEOUT)[0]
+        return reader.communicate(timeout=TIMEOUT_S)[0]
     except subprocess.TimeoutExpired as exc:
         raise NodeError("a read of a sector did not return", hint=_KERNEL) from exc

@@ -55,18 +55,21 @@ class FileSystem:
             raise from_os_error(exc, "cannot look at the mount point") from exc
 
     def lives(self, *, unmounted: bool) -> bool:
-        """Return whether anyone uses it.
+        """Return whether anyone uses it. What cannot be told now counts as used.
 
         Args:
             unmounted: whether it is known to be gone from its place. Only then processes are
                 looked at where the kernel gives no name: what they use may be another one that
                 has got its number.
         """
-        if self.boot_id != _boot_id():
-            return False
-        if self.name:
-            return os.path.isdir(f"/sys/fs/{self.name}")
-        return unmounted and is_used(self.device)
+        try:
+            if self.boot_id != _boot_id():
+                return False
+            if self.name:
+                return _exists(f"/sys/fs/{self.name}")
+            return unmounted and is_used(self.device)
+        except OSError:
+            return True  # such as too many open files: it is looked at again
 
 
 def _name(fd: int) -> str:
@@ -78,7 +81,18 @@ def _name(fd: int) -> str:
             return ""
         raise
     name = answer[1 : 1 + answer[0]].decode()
-    return name if os.path.isdir(f"/sys/fs/{name}") else ""
+    return name if _exists(f"/sys/fs/{name}") else ""
+
+
+def _exists(path: str) -> bool:
+    """Return whether there is such a directory; what cannot be looked at now may be there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _boot_id() -> str:

@@ -49,7 +49,6 @@ class Node:
         chunk_size: bytes that each of `chunks` covers; a power of two, at least 4096.
         chunks: `chunk_address` or `HOLE` for each chunk of a regular file in order.
             The last covers what remains. Empty for an empty file.
-        layer: number of the source layer that last set this node; layer merging needs it.
     """
 
     mode: int
@@ -64,7 +63,6 @@ class Node:
     children: dict[bytes, Node] | None = None
     chunk_size: int = 0
     chunks: Sequence[int] = ()
-    layer: int = 0
 
     @property
     def is_dir(self) -> bool:
@@ -83,9 +81,9 @@ class Node:
         return stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode)
 
 
-def directory(mode: int = 0o755, *, layer: int = 0) -> Node:
+def directory(mode: int = 0o755) -> Node:
     """Return an empty directory, as made for a parent that no layer names."""
-    return Node(stat.S_IFDIR | mode, children={}, layer=layer)
+    return Node(stat.S_IFDIR | mode, children={})
 
 
 def walk(root: Node) -> Iterator[tuple[bytes, Node]]:

@@ -19,7 +19,8 @@ from firstread.node.fetcher import Fetcher
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
-from firstread.node.stock import Use, take_stock
+from firstread.node.room import Room
+from firstread.node.stock import Plan, Use, take_stock
 from firstread.sectors.store import SectorStore
 
 log = logging.getLogger("cache")
@@ -56,7 +57,9 @@ class Attended:
         return {
             "bytes": held_bytes,
             "sectors": held,
+            **cache.room_figures(),
             "limit_bytes": cache.limit_bytes or None,
+            "limit_files": cache.limit_files or None,
             "min_free_bytes": cache.min_free_bytes or None,
             "free_bytes": self._store.free_bytes(),
             "evictions": cache.evictions,
@@ -77,30 +80,44 @@ class Attended:
         with self._lock:
             stock = take_stock(self._images, self._store)
             used = {served.image.digest for served in self._fetcher.served()}
-            plan = stock.plan(self._fetcher.is_mounted, used, keep_bytes)
+            plan = stock.plan(self._fetcher.cache.is_needed, used, keep_bytes)
             if dry_run:
-                return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
-            freed = [self._fetcher.cache.remove(sector_id) for sector_id in plan.sectors]
-            for digest in plan.images:
-                self._images.remove(digest)
-        return {"sectors": sum(map(bool, freed)), "bytes": sum(freed), "images": plan.images}
+                return plan.document()
+            cache = self._fetcher.cache
+            freed = {i: cache.remove(i) for i in plan.sectors}
+            rooms = {digest: self._images.remove(digest) for digest in plan.images}
+            cache.mounts_changed()
+            empty = cache.tidy()
+        gone = Plan(
+            [i for i, size in freed.items() if size],
+            [digest for digest, room in rooms.items() if room],
+            sum(freed.values()),
+            sum(rooms.values(), Room(0, empty)),
+        )
+        return gone.document()
 
-    def verify(self, *, repair: bool) -> dict[str, Any]:
-        """Check everything; with `repair` what is damaged is fetched again, or goes."""
+    def verify(self, *, repair: bool, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Check everything; with `repair` what is damaged is fetched again, or goes.
+
+        Args:
+            repair: see there.
+            check: raises when nobody waits for the answer any more; called again and again.
+        """
         emptied: list[Wanted] = []
 
-        def check(_: NodeImage, sector: Wanted) -> Outcome:
+        def look(_: NodeImage, sector: Wanted) -> Outcome:
+            check()
             outcome = self._check(sector, repair=repair)
             if outcome == "emptied":
                 emptied.append(sector)
             return outcome
 
         def drop(digest: str) -> bool:
-            return repair and self._drop(digest)
+            return repair and self._images.drop_damaged(digest)
 
         stock = take_stock(self._images, self._store)
-        document = inspect(stock, check, self._images.damage, drop)
-        self._await(emptied)
+        document = inspect(stock, look, self._images.damage, drop)
+        self._await(emptied, check)
         return document
 
     def _check(self, sector: Wanted, *, repair: bool) -> Outcome:
@@ -119,17 +136,11 @@ class Attended:
                 break
         return outcome
 
-    def _drop(self, digest: str) -> bool:
-        with self._lock:
-            if any(served.image.digest == digest for served in self._fetcher.served()):
-                return False
-            self._images.remove(digest)
-            return True
-
-    def _await(self, emptied: list[Wanted]) -> None:
+    def _await(self, emptied: list[Wanted], check: Callable[[], None]) -> None:
         """Wait until what was emptied is here again; if its source is away it comes later."""
         deadline = time.monotonic() + REFETCH_S
         while time.monotonic() < deadline and any(
             self._store.size(sector.entry.id) < sector.entry.size for sector in emptied
         ):
+            check()
             time.sleep(0.05)

@@ -22,7 +22,8 @@ from firstread.errors import FirstreadError
 from firstread.node.cache import Cache
 from firstread.node.filling import Waiter, Wanted
 from firstread.node.inspection import Outcome
-from firstread.sectors.check import is_sector
+from firstread.node.opener import HeldUpError, Opener
+from firstread.sectors.check import is_sector, is_whole
 from firstread.sectors.store import SectorStore
 from firstread.units import MiB
 
@@ -41,6 +42,7 @@ class Checks:
         again: takes reads anew, of a sector that turned out to be damaged.
         deny: lets reads fail, of a sector that cannot be checked: this machine's fault, which no
             source can help.
+        prove: is told the size of a sector that its content has shown.
 
     Attributes:
         checked, damaged: sectors so far.
@@ -53,15 +55,17 @@ class Checks:
         answer: Callable[[Sequence[Waiter]], None],
         again: Callable[[Sequence[Waiter]], None],
         deny: Callable[[Sequence[Waiter], Exception, Wanted], None],
+        prove: Callable[[bytes, int], None] = lambda *_: None,
     ) -> None:
         self.checked = self.damaged = 0
         # When sectors that this process has checked or fetched were written last, in ns.
         self._trusted: dict[bytes, int] = {}
         self._store, self._cache = store, cache
-        self._answer, self._again, self._deny = answer, again, deny
+        self._answer, self._again, self._deny, self._prove = answer, again, deny, prove
         self._waiters: dict[bytes, list[Waiter]] = {}  # of the sectors that are being checked
         self._aside = store.aside()
         self._lock = threading.Lock()
+        self._opener = Opener("aside")
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
 
     def is_aside(self, sector_id: bytes) -> bool:
@@ -92,6 +96,19 @@ class Checks:
         Raises:
             OSError: too many files are open.
         """
+        self._submit(self._check, waiter, sector)
+
+    def decide(self, waiter: Waiter, sector: Wanted) -> None:
+        """Find out whether a sector is whole, of which images state different sizes; then `again`.
+
+        Raises:
+            OSError: as `read`.
+        """
+        self._submit(self._decide, waiter, sector)
+
+    def _submit(
+        self, action: Callable[[Wanted, int], None], waiter: Waiter, sector: Wanted
+    ) -> None:
         sector_id = sector.entry.id
         with self._lock:
             if sector_id in self._waiters:
@@ -99,7 +116,11 @@ class Checks:
                 return
             fd = os.dup(waiter[0].fd)  # it raises no events, and it is the file that is mounted
             self._waiters[sector_id] = [waiter]
-        self._pool.submit(self._guarded, self._check, sector, fd)
+        self._pool.submit(self._guarded, action, sector, fd)
+
+    def _decide(self, sector: Wanted, fd: int) -> None:
+        if is_whole(fd, sector.entry.id, sector.geometry.frame_size):
+            self._prove(sector.entry.id, os.fstat(fd).st_size)
 
     def sweep(self, sector: Wanted, *, repair: bool) -> Outcome:
         """Check a sector that nobody waits for, as the disk has it.
@@ -108,6 +129,15 @@ class Checks:
             sector: which.
             repair: empty it if it is damaged; its image is mounted.
         """
+        if not self._store.size(sector.entry.id):
+            return "partial"
+        fd = self._store.open(sector.entry.id)  # first: it may wait, and no read is to wait for it
+        try:
+            return self._sweep(sector, fd, repair=repair)
+        finally:
+            os.close(fd)
+
+    def _sweep(self, sector: Wanted, fd: int, *, repair: bool) -> Outcome:
         entry = sector.entry
         with self._lock:
             if entry.id in self._waiters:
@@ -117,16 +147,14 @@ class Checks:
             with self._cache.holding(entry.id) as held:
                 if not held:
                     return "busy"
-                if self._store.size(entry.id) < entry.size:
-                    return "partial"
-                fd = self._store.open(entry.id)
-                try:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                    good = self._is_good(sector, fd)
-                    if good and self._cache.clock.is_doubted(entry.id):
-                        self._cache.filled(entry.id, fd)
-                finally:
-                    os.close(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                if os.fstat(fd).st_size < entry.size:
+                    # Not whole, unless this image is wrong about its size.
+                    good = is_whole(fd, entry.id, sector.geometry.frame_size)
+                    return "good" if good else "partial"
+                good = self._is_good(sector, fd)
+                if good and self._cache.clock.is_doubted(entry.id):
+                    self._cache.filled(entry.id, fd)
                 if good or not repair:
                     return "good" if good else "damaged"
                 self._cache.doubt(entry.id)
@@ -165,16 +193,14 @@ class Checks:
             self._answer(self._done(entry.id))
 
     def _is_good(self, sector: Wanted, fd: int) -> bool:
-        """Return whether the file is the sector."""
+        """Return whether the file is the sector, whatever size an image gives it.
+
+        Raises:
+            NodeError: it cannot be read now; it may be right.
+        """
+        good = is_whole(fd, sector.entry.id, sector.geometry.frame_size)
         self.checked += 1
-        entry = sector.entry
-        try:
-            good = is_sector(fd, entry.id, entry.size, sector.geometry.frame_size)
-        except FirstreadError as exc:
-            log.warning("sector %s: %s", entry.id.hex(), exc)
-            good = False
-        if not good:
-            self.damaged += 1
+        self.damaged += not good
         return good
 
     def _repair(self, sector: Wanted) -> bool:
@@ -192,11 +218,22 @@ class Checks:
         with self._lock:
             self._aside.discard(entry.id)
         try:
-            source = self._store.open_aside(entry.id)
-        except FirstreadError:
+            source = self._opener.do(lambda: self._store.open_aside(entry.id), os.close)
+        except HeldUpError:
+            self._cache.remove_aside(entry.id)  # it is fetched again
+            return False
+        except FirstreadError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                self.note_aside([entry.id])  # the next read tries again
+                raise
             return False  # it was removed to make room
         try:
             good = is_sector(source, entry.id, entry.size, sector.geometry.frame_size)
+        except FirstreadError:
+            os.close(source)
+            self.note_aside([entry.id])
+            raise
+        try:
             if good:
                 self._cache.recall(entry.id)
                 room = self._cache.admit(entry.id, entry.size)

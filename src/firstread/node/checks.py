@@ -14,12 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from firstread.config import DEFAULT_PATH, RegistryTable, load_config
 from firstread.device.probe import Check
+from firstread.device.scanners import scanners
 from firstread.errors import FirstreadError, NodeError
 from firstread.node.client import Client, socket_path
 from firstread.node.confine import confined
 from firstread.node.handover import WANTED_FDS
 from firstread.node.mounts import mounted_erofs
+from firstread.node.namespace import mount_namespace
 from firstread.private import check_way
 from firstread.units import GiB, MiB, counted, format_size
 
@@ -33,18 +38,60 @@ PATIENCE_S = 10.0  # for a daemon to answer: it looks at thousands of mounts in 
 _SYS = Path("/proc/sys/fs")
 
 
-def check_node(root: Path, run_dir: Path) -> Iterator[Check]:
+Status = dict[str, Any] | FirstreadError | None
+"""What a daemon says of itself, or why it does not; None if there is none."""
+
+
+def daemon_status(run_dir: Path) -> Status:
+    """Ask the daemon of a run directory."""
+    client = Client(run_dir, PATIENCE_S)
+    if not client.alive():
+        return None
+    try:
+        status: dict[str, Any] = client.get("/status")
+    except FirstreadError as exc:
+        return exc
+    return status
+
+
+def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Check]:
     """Yield what there is to say of a node.
 
     Args:
         root: of the store.
         run_dir: of the control socket.
+        status: of its daemon.
     """
     yield _private("store directory", root)
     yield _private("run directory", run_dir)
     yield _space(root)
     yield from _limits()
-    yield from _daemon(root, run_dir)
+    yield _scanners()
+    yield from _daemon(root, run_dir, status)
+
+
+def check_configuration(path: Path | None, status: Status) -> tuple[RegistryTable, Check]:
+    """Return how registries are reached here, and which configuration says so.
+
+    Args:
+        path: of a configuration; None for that of the daemon, or that which one would take.
+        status: of the daemon.
+    """
+    name = "configuration"
+    running = status.get("configuration") if isinstance(status, dict) and not path else None
+    try:
+        if running is not None:
+            settings = msgspec.convert(running["registry"], RegistryTable)
+            file = running["file"] or "no file"
+            detail = f"of the daemon that runs: {file}, and its command line"
+            return settings, Check(name, ok=True, detail=detail)
+        settings = load_config(path).registry
+    except (FirstreadError, msgspec.ValidationError) as exc:
+        fix = "correct it (docs/node.md): no daemon starts with it"
+        return RegistryTable(), Check(name, ok=False, detail=str(exc), fix=fix)
+    there = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    detail = str(there) if there else f"there is no {DEFAULT_PATH}: all is as by default"
+    return settings, Check(name, ok=True, detail=detail)
 
 
 def _existing(path: Path) -> Path:
@@ -153,20 +200,30 @@ def _room(name: str, used: int, limit: int, fix: str) -> Check:
     return Check(name, ok=True, detail=detail)
 
 
-def _daemon(root: Path, run_dir: Path) -> Iterator[Check]:
-    client = Client(run_dir, PATIENCE_S)
-    if not client.alive():
+def _daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Check]:
+    if status is None:
         yield _absent(root, run_dir)
         return
-    try:
-        status = client.get("/status")
-    except FirstreadError as exc:
-        yield Check("daemon", ok=False, detail=exc.message, fix=exc.hint)
+    if isinstance(status, FirstreadError):
+        yield Check("daemon", ok=False, detail=status.message, fix=status.hint)
         return
     yield _health(status, run_dir)
+    yield _namespace(status)
     pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
     yield _privileges(pids)
     yield from _mounts(status["mounts"])
+
+
+def _scanners() -> Check:
+    """Warn of processes that others have to wait for when they open a file."""
+    name, found = "virus scanners", scanners()
+    if not found:
+        return Check(name, ok=True, detail="none has permission events")
+    some = ", ".join(f"{command} (pid {pid})" for pid, command in found[:3])
+    if len(found) > 3:
+        some += f" and {len(found) - 3} more"
+    fix = "exclude --root, --run-dir and what firstread mounts from scanning (docs/node.md)"
+    return Check(name, ok=True, detail=f"{some}: opens wait for it", fix=fix, warning=True)
 
 
 def _absent(root: Path, run_dir: Path) -> Check:
@@ -192,6 +249,21 @@ def _health(status: dict[str, Any], run_dir: Path) -> Check:
         fix = f"see its log: journalctl -u firstread, or {run_dir}/daemon.log"
         return Check("daemon", ok=True, detail=detail, fix=fix, warning=True)
     return Check("daemon", ok=True, detail=detail)
+
+
+def _namespace(status: dict[str, Any]) -> Check:
+    name, theirs, ours = "mount namespace", status.get("namespace", ""), mount_namespace()
+    if theirs == ours:
+        return Check(name, ok=True, detail=f"{ours}, of the daemon and of this command")
+    pid = status["fetcher"]["pid"]
+    return Check(
+        name,
+        ok=True,
+        detail=f"the daemon is in {theirs or 'one that it does not tell'}, this command in {ours}",
+        fix="what it mounts is seen here only where mounts propagate (docs/kubernetes.md); start it"
+        f" where its mounts are used, or go there: nsenter --target {pid} --mount",
+        warning=True,
+    )
 
 
 def _privileges(pids: list[int]) -> Check:

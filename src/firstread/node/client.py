@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 from firstread import errors
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 from firstread.node.logfile import LOG_BYTES, daemon_log, turn_over
+from firstread.node.namespace import apart, device_at, is_mount_point, is_seen, mount_namespace
 from firstread.private import is_ours, private_directory
 
 _TIMEVAL = struct.Struct("@ll")
@@ -58,6 +59,19 @@ class Client:
     def __init__(self, run_dir: Path, timeout_s: float | None = None) -> None:
         self._path = socket_path(run_dir)
         self._timeout_s = timeout_s
+        self._connection: socket.socket | None = None  # that waits for an answer
+        self._left = False
+
+    def hang_up(self) -> None:
+        """Make the request of another thread fail soon, and all further ones.
+
+        The daemon ends what it does for nobody else.
+        """
+        self._left = True
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
     def alive(self) -> bool:
         """Return whether a daemon listens."""
@@ -97,16 +111,49 @@ class Client:
 
         Raises:
             FirstreadError: as `get`.
+            NodeError: it would not be seen here; nothing is left of it.
         """
         request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
-        return json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
+        directory = request.get("directory")
+        try:
+            answer = json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))
+        except UsageError as exc:
+            if directory is not None and os.path.isdir(directory) and not self._is_near():
+                raise self._apart(f"{exc.message} where the daemon is") from exc
+            raise
+        place, device = answer["mountpoint"], answer.get("device_number")
+        if device is not None and not is_seen(place, device):
+            if directory is None:
+                self.release(request["holder"])
+            else:
+                self._unmount(place, lazy=False)
+            raise self._apart(f"what is mounted at {place} is not seen here")
+        return answer
+
+    def _is_near(self) -> bool:
+        """Return whether the daemon is in our mount namespace."""
+        return bool(self.get("/status").get("namespace") == mount_namespace())
+
+    def _apart(self, what: str) -> NodeError:
+        return apart(what, self.get("/status"))
 
     def pull(self, **request: Any) -> Any:
         """Ask for an image without a mount; otherwise as `mount`."""
         return json.loads(self._repeated("POST", "/pull", json.dumps(request).encode()))
 
     def umount(self, directory: str, *, lazy: bool = False) -> None:
-        """Ask for the end of a mount; otherwise as `mount`."""
+        """Ask for the end of a mount; otherwise as `mount`.
+
+        Raises:
+            NodeError: it is mounted on here: the daemon has unmounted another copy of it.
+        """
+        before = device_at(directory)
+        self._unmount(directory, lazy=lazy)
+        stays = before is not None and device_at(directory) == before
+        if stays and is_mount_point(directory) and not self._is_near():
+            raise self._apart(f"{directory} is unmounted for the daemon, but still mounted here")
+
+    def _unmount(self, directory: str, *, lazy: bool) -> None:
         body = json.dumps({"directory": directory, "lazy": lazy}).encode()
         try:
             self._exchange("POST", "/umount", body)
@@ -156,6 +203,8 @@ class Client:
         except ConnectionRefusedError as exc:
             raise self._gone(exc) from exc
         except ConnectionError as exc:
+            if self._left:
+                raise NodeError("we hung up on the daemon") from exc
             raise _HungUpError("the daemon hung up", hint="its log says why") from exc
         except TimeoutError as exc:
             raise NodeError(
@@ -171,6 +220,9 @@ class Client:
     def _ask(self, method: str, path: str, body: bytes = b"") -> BinaryIO:
         """Send a request; return the connection, to read the answer from."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            self._connection = connection
+            if self._left:
+                raise ConnectionAbortedError
             self._connect(connection)
             head = f"{method} {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
             with contextlib.suppress(BrokenPipeError):  # one who refuses has said so already

@@ -2,7 +2,8 @@
 """The control socket: HTTP and JSON over a Unix socket, one thread a connection.
 
 Owns the translation of requests into calls of `Node`, and of errors into documents. The socket is
-the supervisor's, so a request that comes while the fetcher restarts waits.
+the supervisor's, so a request that comes while the fetcher restarts waits. Invariant: what takes
+long ends when its client has hung up, and is limited, so that some threads are free for the rest.
 
 ==========================  ====================================================================
 ``GET /status``             the document of ``firstread status --json``
@@ -29,21 +30,23 @@ import io
 import json
 import logging
 import queue
+import select
 import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 
-from firstread.errors import FirstreadError, NodeError, NotFoundError, UsageError
+from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError
 from firstread.node.boundedthreads import BoundedThreadsMixIn
 from firstread.node.mounts import Access
 from firstread.node.node import Node
 from firstread.node.policy import Asked
+from firstread.node.pulls import GoneError
 from firstread.node.stats import Feed
 from firstread.oci.logins import Credentials
 from firstread.oci.reference import parse_reference
@@ -55,6 +58,7 @@ log = logging.getLogger("control")
 
 MAX_REQUEST_BYTES = 1 * MiB
 MAX_CONNECTIONS = 512  # at a time, a thread each; whoever comes then is told so
+MAX_LONG = 64  # of them, that watch events or verify the cache; see `firstread.node.node.WAITING`
 REQUEST_S = 30.0  # for a whole request to arrive, however slowly it does
 ANSWER_S = 600.0  # for a client that does not read what it asked for
 
@@ -86,6 +90,7 @@ class ControlServer(BoundedThreadsMixIn, socketserver.BaseServer):
         self.socket = listener
         self._unanswered: set[Any] = set()  # connections
         self._closed = threading.Event()
+        self.long = threading.BoundedSemaphore(MAX_LONG)
         self.node, self.feed, self.complete, self.metrics = node, feed, status, metrics
         self.request_s = REQUEST_S
 
@@ -128,7 +133,7 @@ class ControlServer(BoundedThreadsMixIn, socketserver.BaseServer):
 
     def refuse(self, request: Any) -> None:
         log.warning("refused a connection: there are %d", MAX_CONNECTIONS)
-        error = NodeError(f"the daemon serves {MAX_CONNECTIONS} requests", hint="try again")
+        error = BusyError(f"the daemon serves {MAX_CONNECTIONS} requests", hint="try again")
         data = json.dumps(error.to_dict()).encode()
         with contextlib.suppress(OSError):
             request.settimeout(0)
@@ -160,9 +165,22 @@ class _Incoming(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
+class _Client:
+    """The client of a connection, while it waits for its answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._poll = select.poll()
+        self._poll.register(connection, 0)  # hung up: not for one that only sends nothing more
+
+    def check(self) -> None:
+        """Raise GoneError if it has hung up."""
+        if self._poll.poll(0):
+            raise GoneError("the client has hung up")
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: ControlServer
-    _holder = ""  # of the mount that is asked for
+
     protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
@@ -171,6 +189,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(self._incoming)
 
     def handle_one_request(self) -> None:
+        self._undo: Callable[[], None] = lambda: None  # what its client will not hear of
         self._incoming.until = time.monotonic() + self.server.request_s
         super().handle_one_request()
 
@@ -194,25 +213,54 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "/release": lambda r: node.release(r["holder"]),
             "/pin": lambda r: node.pin(r["directory"]),
             "/login": lambda r: node.network.login(r["scope"], _credentials(r["login"])),
-            "/pull": lambda r: _image(node, r),
+            "/pull": self._pull,
             "/cache/prune": lambda r: node.cache.prune(int(r["keep_bytes"]), dry_run=r["dry_run"]),
-            "/cache/verify": lambda r: node.cache.verify(repair=r["repair"]),
+            "/cache/verify": self._verify,
         }
         self._answer(actions.get(self.path, self._unknown))
 
     def _mount(self, request: Answer) -> Answer:
-        self._holder = request.get("holder", "")
         node, image, given = self.server.node, request["image"], request.get("login")
+        holder = request.get("holder", "")
+        if holder and not node.holds(holder):
+            self._undo = lambda: node.release(holder)
         with node.network.trying(image, _credentials(given)) if given else nullcontext():
-            return node.mount(
+            answer = node.mount(
                 image,
                 request.get("directory"),
                 _access(request),
                 policy=request.get("policy", "missing"),
-                holder=self._holder,
+                holder=holder,
                 asked=msgspec.convert(request.get("policies", {}), Asked),
                 command=str(request.get("command", "")),
+                waiter=_Client(self.connection),
             )
+        if request.get("directory") is not None:
+            self._undo = lambda: node.umount(answer["mountpoint"])
+        return answer
+
+    def _pull(self, request: Answer) -> Answer:
+        image = self.server.node.pull(
+            parse_reference(request["image"]),
+            _access(request),
+            request.get("policy", "missing"),
+            waiter=_Client(self.connection),
+        )
+        return {"digest": image.digest, "config": image.config}
+
+    def _verify(self, request: Answer) -> Answer:
+        with self._taking_long():
+            check = _Client(self.connection).check
+            return self.server.node.cache.verify(repair=request["repair"], check=check)
+
+    @contextlib.contextmanager
+    def _taking_long(self) -> Iterator[None]:
+        if not self.server.long.acquire(blocking=False):
+            raise BusyError(f"{MAX_LONG} watch events or verify the cache", hint="end some of them")
+        try:
+            yield
+        finally:
+            self.server.long.release()
 
     def _unknown(self, _: Answer) -> Answer:
         raise NotFoundError(f"the daemon knows no {self.path}", hint="it has another version")
@@ -221,6 +269,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.expects(self.connection)
         try:
             status, document = 200, action(self._request()) or {}
+        except GoneError:
+            self.close_connection = True
+            return
         except FirstreadError as exc:
             status, document = 400, exc.to_dict()
         except (KeyError, TypeError, ValueError) as exc:
@@ -232,8 +283,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(status, json.dumps(document).encode(), "application/json")
         except OSError:
             # The client died, or was interrupted, while it waited for its mount.
-            if self._holder:
-                self.server.node.release(self._holder)
+            with contextlib.suppress(FirstreadError):
+                self._undo()
             raise
         self.server.answered(self.connection)
 
@@ -256,6 +307,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _events(self) -> None:
+        try:
+            with self._taking_long():
+                self._tell_events()
+        except BusyError as exc:
+            self._send(503, json.dumps(exc.to_dict()).encode(), "application/json")
+
+    def _tell_events(self) -> None:
         listener = self.server.feed.listen()
         self.server.answered(self.connection)
         try:
@@ -286,9 +344,3 @@ def _access(request: Answer) -> Access:
 
 def _credentials(login: Answer) -> Credentials:
     return Credentials.of(str(login["username"]), str(login["password"]))
-
-
-def _image(node: Node, request: Answer) -> Answer:
-    policy = request.get("policy", "missing")
-    image = node.pull(parse_reference(request["image"]), _access(request), policy)
-    return {"digest": image.digest, "config": image.config}

@@ -2,7 +2,7 @@
 """Starts a daemon: gets what a supervisor holds, and becomes it.
 
 What it holds is made anew, or comes from the daemon before: of the same process (`inherited`), of
-another one (`replace`), or of processes that are all gone (systemd has kept it).
+another one (`replace`), or of processes that are all gone (systemd or an anchor has kept it).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 from firstread.config import Config
 from firstread.device.fanotify import Group
 from firstread.errors import NodeError, from_os_error
-from firstread.node import systemd
+from firstread.node import anchor, systemd
 from firstread.node.client import Client, socket_path
 from firstread.node.confine import confine
 from firstread.node.handover import (
@@ -31,6 +31,7 @@ from firstread.node.handover import (
     read_handover,
 )
 from firstread.node.journal import Journal, is_journal, make_journal
+from firstread.node.kernelproof import KernelProof
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metricserver import check_address
@@ -65,8 +66,8 @@ def serve(
         inherited: descriptor of what the supervisor that this process was has left.
 
     Raises:
-        NodeError: not root, no such kernel, a store that another daemon has, or one that does not
-            give its place away.
+        NodeError: not root, no such kernel or one that reads zeros where data is missing, a store
+            that another daemon has, or one that does not give its place away.
         UsageError: the address for metrics is none.
     """
     configure_logging(config.node.log_level, daemon_log(run_dir))
@@ -90,7 +91,7 @@ def serve(
 
 
 def _started(root: Path, run_dir: Path, config: Config) -> Handover:
-    """Have all descriptors in `FIXED`: what systemd has kept, and the rest made anew."""
+    """Have all descriptors in `FIXED`: what systemd or an anchor has kept, the rest made anew."""
     kept = systemd.kept()
     made = [root / name for name in DIRECTORIES if os.path.lexists(root / name)]
     for directory in (run_dir, root, *made):
@@ -99,10 +100,14 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     if "lock" not in kept:
         store.claim()
         kept["lock"] = store.detach_lock()
-    if "listener" not in kept and Client(run_dir).alive():
-        raise NodeError(
-            f"a daemon of another --root listens in {run_dir}", hint="choose another --run-dir"
-        )
+    left = anchor.take(str(root))
+    for name in left.descriptors.keys() & kept.keys():
+        os.close(left.descriptors.pop(name))
+    kept |= left.descriptors
+    if "group" not in kept:
+        KernelProof(root).require_unless_full()
+    if "listener" not in kept:
+        _require_no_other(run_dir)
     if config.node.metrics:
         check_address(config.node.metrics)
     makers: dict[str, Callable[[], int]] = {
@@ -124,9 +129,16 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
         return Handover()
     configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
-    held = all_events([], Group(GROUP_FD), journal)
+    held = all_events([], Group(GROUP_FD), journal, left.files)
     journal.close()
     return Handover(held=held, cause="restored")
+
+
+def _require_no_other(run_dir: Path) -> None:
+    if Client(run_dir).alive():
+        raise NodeError(
+            f"a daemon of another --root listens in {run_dir}", hint="choose another --run-dir"
+        )
 
 
 def _listen(path: Path) -> int:

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from firstread.node.fetcher import Served
 from firstread.node.mounts import Mount
+from firstread.node.served import Served
 
 SWEEP_S = 1.0  # between looks at them, if there are any
 

@@ -2,7 +2,8 @@
 """The events of the kernel that wait for an answer: read here, kept until a fetcher has answered.
 
 Owns the descriptor of each, under the number that the kernel knows, and its record in the journal.
-Does not know who answers them. Invariant: of what was read at most one event is not recorded.
+Does not know who answers them. Invariants: of what was read at most one event is not recorded, and
+no event is read for which there is no room: it waits in the kernel, where it takes no descriptor.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from firstread.node.wire import BUFFER_FD, GROUP_FD, Request
 
 log = logging.getLogger("supervisor")
 
+LOOKS = 256  # processes that are looked at, at a time
 BURST = 32  # events that are read before the rest is looked at again
 
 
@@ -26,9 +28,11 @@ class Events:
 
     Args:
         held: those that the supervisor before has left.
+        most: how many there is room for.
     """
 
-    def __init__(self, held: list[Request]) -> None:
+    def __init__(self, held: list[Request], most: int) -> None:
+        self._most = most
         self._group = Group(GROUP_FD)
         self._journal = Journal(BUFFER_FD)
         self._journal.keep(held)
@@ -37,18 +41,22 @@ class Events:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def has_room(self) -> bool:
+        """Return whether another event can be read."""
+        return len(self._waiting) < self._most
+
     def waiting(self) -> list[Request]:
         """Return those that wait."""
         return list(self._waiting.values())
 
     def read(self, own: Container[int], on_request: Callable[[Request], None]) -> None:
-        """Read what the kernel has.
+        """Read what the kernel has and there is room for.
 
         Args:
             own: process numbers whose events are let through.
             on_request: gets each of the others.
         """
-        for _ in range(BURST):
+        for _ in range(min(BURST, self._most - len(self._waiting))):
             try:
                 # One at a time: what is read and not yet recorded is lost if we are killed now.
                 events = self._group.read_one(self._journal.buffer)
@@ -81,3 +89,16 @@ class Events:
         """Let all that wait fail."""
         for number in self._waiting:
             self._group.answer(number, allow=False)
+
+    def deny_of(self, is_meant: Callable[[int], bool]) -> int:
+        """Let fail what some processes wait for; return how many reads that are.
+
+        Their numbers stay taken until a fetcher has answered: it may know them already.
+
+        Args:
+            is_meant: tells by the number of a process.
+        """
+        pids = {request.pid for request in self._waiting.values()} - {0}
+        meant = {pid for pid in sorted(pids)[:LOOKS] if is_meant(pid)}
+        numbers = [number for number, request in self._waiting.items() if request.pid in meant]
+        return sum(self._group.answer(number, allow=False) for number in numbers)

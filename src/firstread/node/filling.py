@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -120,6 +120,10 @@ class Filling:
         """Remove and return the waiters that came before `since`."""
         return self._part(lambda _, came: came < since)
 
+    def without(self, lost: Container[Waiter]) -> list[Waiter]:
+        """Remove and return those of the waiters that are in `lost`."""
+        return self._part(lambda request, came: (request, came) in lost)
+
     def _part(self, leaves: Callable[[Request, float], bool]) -> list[Waiter]:
         gone: list[Waiter] = []
         stay: list[Waiter] = []
@@ -155,6 +159,14 @@ class Queue:
             queue.pop(filling.sector.entry.id, None)
         if self._places.get(filling.key) is filling:
             del self._places[filling.key]
+
+    def relax(self, filling: Filling) -> None:
+        """Note that no read waits for a sector any more: it can be fetched last."""
+        was_queued = self._places.get(filling.key) is filling
+        self.remove(filling)
+        filling.cause = Cause.COMPLETION
+        if was_queued:
+            self.put(filling, Cause.COMPLETION)
 
     def take(self, least: Cause = Cause.COMPLETION) -> list[Filling]:
         """Remove and return what one ranged request should fetch; [] if there is nothing.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -26,12 +27,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from firstread import __version__
+from firstread.config import DEFAULT_PATH
 from firstread.device.fanotify import NO_FD, Group, parse_events
 from firstread.errors import NodeError
+from firstread.node import systemd
 from firstread.node.journal import Journal
 from firstread.node.wire import (
     BUFFER_FD,
-    FIRST_FREE_FD,
     GROUP_FD,
     LISTENER_FD,
     LOCK_FD,
@@ -59,6 +61,9 @@ LEAST_FDS = 1024
 WANTED_FDS = 65_536
 """The limit of open files where the one that it finds is too low."""
 
+WHOLE_SECTOR = 1 << 40
+"""Length of a request of which only the sector is known: no sector is as long."""
+
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """What a supervisor is told from outside."""
 
@@ -84,10 +89,25 @@ class Settings:
         """Return the name of a level of the logging module."""
         return str(self.config["node"]["log_level"])
 
+    def config_file(self) -> str | None:
+        """Return the configuration that was read; None if there was none."""
+        named = dict(itertools.pairwise(self.arguments)).get("--config")
+        return named or (str(DEFAULT_PATH) if DEFAULT_PATH.exists() else None)
+
     @property
     def health_s(self) -> float:
         """Return after how long without a heartbeat a fetcher counts as hung."""
         return float(self.config["node"]["health_s"])
+
+    @property
+    def waits_on_stop(self) -> bool:
+        """Return whether reads wait for another daemon when this one is told to end."""
+        return str(self.config["node"]["on_stop"]) == "wait"
+
+    @property
+    def anchor_s(self) -> float:
+        """Return how long an anchor waits for another daemon; 0 for none, as below systemd."""
+        return 0.0 if systemd.listens() else float(self.config["node"]["anchor_s"])
 
 
 @dataclass
@@ -98,7 +118,7 @@ class Handover:
         held: events that are not answered, with descriptors of their files.
         cause: ``start``: there was none before · ``fetcher``: it is gone, this was its fetcher ·
             ``reload``: the same process · ``replace``: another process · ``restored``: all
-            processes were gone, systemd has kept the rest.
+            processes were gone, systemd or an anchor has kept the rest.
         restarts: of the fetcher so far; -1 before the first one.
         upgrades: times that a supervisor was replaced while its fetcher went on.
         fetcher: process number of the fetcher that serves; 0 for none.
@@ -204,42 +224,61 @@ def hold_signals() -> set[int]:
 
 
 def numbered(handover: Handover) -> Handover:
-    """Give each file that is held the number of its event, and move all else out of the way."""
-    for fd in FIXED.values():
+    """Give each file that is held the number of its event, and move what is in the way.
+
+    One after the other: there may be room for no more than one descriptor besides.
+    """
+    now = {fd: fd for fd in handover.descriptors()}  # where each is that we were given
+    given = dict(now)  # and the reverse
+    for fd in (*FIXED.values(), *now):
         os.set_inheritable(fd, False)
-    high = max([FIRST_FREE_FD, *(request.number for request in handover.held)]) + 1
-    held = [request._replace(fd=_moved(request.fd, high)) for request in handover.held]
-    channel, asker = _moved(handover.channel, high), _moved(handover.asker, high)
-    for request in held:
-        place(request.fd, request.number)
-    held = [request._replace(fd=request.number) for request in held]
+    for request in handover.held:
+        here, number = now[request.fd], request.number
+        if here == number:
+            continue
+        if number in given:
+            other, aside = given.pop(number), fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+            now[other], given[aside] = aside, other
+        place(here, number)
+        del given[here]
+        now[request.fd], given[number] = number, request.fd
+    held = [request._replace(fd=request.number) for request in handover.held]
+    channel, asker = (now.get(fd, -1) for fd in (handover.channel, handover.asker))
     return dataclasses.replace(handover, held=held, channel=channel, asker=asker)
 
 
-def _moved(fd: int, least: int) -> int:
-    if fd < 0:
-        return fd
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-    os.close(fd)
-    return moved
-
-
-def all_events(held: Iterable[Request], group: Group, journal: Journal) -> list[Request]:
+def all_events(
+    held: Iterable[Request], group: Group, journal: Journal, files: dict[int, int]
+) -> list[Request]:
     """Return all events that wait after a supervisor has died.
 
-    Those are `held` and the ones that only the journal knows. An event that it had read and not
-    yet recorded fails: nobody knows which file it is about.
+    Those are `held`, the ones that only the journal knows, and those that only the anchor holds.
+    Without an anchor an event fails that was read and not yet recorded: nobody knows its file.
+
+    Args:
+        held: by the fetcher of the dead supervisor.
+        group: that the events are of.
+        journal: of the dead supervisor.
+        files: sector files that its anchor holds, by the number of the event; owned from now on.
     """
-    events = list(held)
-    known = {request.number for request in events}
-    found, lost = journal.reopen(known)
-    known.update(lost, (request.number for request in found))
-    unrecorded = (event.fd for event in parse_events(journal.buffer) if event.fd != NO_FD)
-    for number in (*lost, *(number for number in unrecorded if number not in known)):
+    events = {request.number: request for request in held}
+    for number in events.keys() & files.keys():
+        os.close(files.pop(number))
+    found, lost = journal.reopen(set(events), files)
+    events.update((request.number, request) for request in found)
+    for event in parse_events(journal.buffer):
+        if event.fd in files:
+            fd = files.pop(event.fd)
+            events[event.fd] = Request(event.fd, event.pid, event.offset, event.count, fd)
+        elif event.fd != NO_FD and event.fd not in events:
+            lost.append(event.fd)
+    for number, fd in files.items():  # there was no room to record it
+        events[number] = Request(number, 0, 0, WHOLE_SECTOR, fd)
+    for number in lost:
         if group.answer(number, allow=False):
             log.error("a read fails: the supervisor died before it had noted what it is about")
     journal.clear_buffer()
-    return events + found
+    return list(events.values())
 
 
 def place(fd: int, number: int) -> None:
@@ -249,8 +288,8 @@ def place(fd: int, number: int) -> None:
         os.close(fd)
 
 
-def raise_fd_limit() -> None:
-    """Allow as many descriptors as we may: each waiting read holds one.
+def raise_fd_limit() -> int:
+    """Allow as many descriptors as we may, and return how many: each waiting read holds one.
 
     Raises:
         NodeError: there is no room for the numbers in `FIXED`, and we may not make any.
@@ -265,3 +304,4 @@ def raise_fd_limit() -> None:
             f"a process may open {hard} files here, but a daemon needs {LEAST_FDS}",
             hint=f"raise the hard limit: ulimit -n {WANTED_FDS}, or LimitNOFILE= of its service",
         ) from exc
+    return limit

@@ -11,7 +11,9 @@ Layout below the root::
 
 The time of an image's directory is when it was last mounted or unmounted.
 
-Invariant: what `load` opens was validated when it was stored, so opening it again costs nothing.
+Invariants: what `load` opens was validated when it was stored, so opening it again costs nothing;
+`ImageStore.remove` is the only way out, and takes nothing that is used. Only a file that is missing
+or has another digest is damage: what cannot be read now may be right (docs/adr/0035).
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
+import itertools
 import logging
 import mmap
 import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +37,9 @@ from typing import Any
 from firstread.erofs.reader import validate
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, from_os_error
 from firstread.node.filling import Wanted
+from firstread.node.room import Room
 from firstread.oci.ingest import sync_directory
-from firstread.oci.model import Manifest, diff_ids, parse_manifest
+from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
 from firstread.oci.reference import Reference, is_digest
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
@@ -44,7 +48,7 @@ from firstread.sectors.image import BlockImage, fetch_image, open_image
 
 log = logging.getLogger("images")
 
-METADATA = "metadata"  # name of the file
+MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata"  # names of the files
 ATTEMPTS = 5  # to open an image before somebody prunes it
 
 
@@ -114,40 +118,78 @@ class ImageStore:
 
     Args:
         root: directory.
-        tidy: remove what was never complete; only for the one who fetches.
+        tidy: remove what was never complete, and names of images that are not here; only for the
+            one who fetches.
+        is_used: says of a digest whether its image is mounted, or used on: it is never removed.
+            Called with the lock of this store held; must not wait for anybody.
+
+    Attributes:
+        room: that all images and their names take.
     """
 
-    def __init__(self, root: Path, *, tidy: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        tidy: bool = True,
+        is_used: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._images = root / "images"
         self._references = root / "references"
+        self._is_used = is_used
+        self._lock = threading.RLock()  # of what is here; nothing is removed without it
+        self._kept: Counter[str] = Counter()  # images that are about to be mounted
+        self._serial = itertools.count()
         for directory in (self._images, self._references):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self._images.glob("tmp*") if tidy else ():
             shutil.rmtree(leftover, ignore_errors=True)
+        self._rooms = {digest: _room(self._directory(digest)) for digest in self.digests()}
+        self._named = self._read_names(tidy=tidy)  # digest that each file of a name has
+        self._total = sum(self._rooms.values(), Room())
+
+    @property
+    def room(self) -> Room:
+        return self._total + Room(0, len(self._named))
+
+    def room_of(self, digest: str) -> Room:
+        """Return what the files of an image take."""
+        return self._rooms.get(digest, Room())
+
+    def _read_names(self, *, tidy: bool) -> dict[Path, str]:
+        named = {}
+        for path in self._references.iterdir():
+            try:
+                digest, _ = _read_name(path)
+            except NodeError as exc:
+                log.warning("%s", exc)  # it may be read later
+                continue
+            if digest in self._rooms:
+                named[path] = digest
+            elif tidy:
+                path.unlink(missing_ok=True)
+        return named
 
     def known(self, reference: Reference) -> str | None:
-        """Return the digest that `reference` names here, if the image is on this node."""
+        """Return the digest that `reference` names here, if the image is on this node.
+
+        Raises:
+            NodeError: that cannot be read now.
+        """
         digest = reference.digest
-        if digest is not None and self._directory(digest).is_dir():
+        if digest is not None and self._is_here(digest):
             return digest
-        try:
-            digest = self._name(reference).read_text().partition("\n")[0]
-        except (OSError, UnicodeDecodeError):
-            return None
-        if not is_digest(digest):
-            return None  # a power loss can leave anything in it
-        return digest if self._directory(digest).is_dir() else None
+        digest, _ = _read_name(self._name(reference))
+        return digest if digest and self._is_here(digest) else None
 
     def names(self) -> dict[str, list[str]]:
         """Return the references that are known to name each image, by its digest."""
         names: dict[str, list[str]] = {}
         for path in self._references.iterdir():
-            try:
-                digest, _, name = path.read_text().partition("\n")
-            except (OSError, UnicodeDecodeError):
-                continue
-            if name:
-                names.setdefault(digest, []).append(name)
+            with contextlib.suppress(NodeError):
+                digest, name = _read_name(path)
+                if name:
+                    names.setdefault(digest, []).append(name)
         return {digest: sorted(found) for digest, found in names.items()}
 
     def digests(self) -> list[str]:
@@ -171,64 +213,117 @@ class ImageStore:
         except OSError:
             return 0.0
 
-    def remove(self, digest: str) -> None:
-        """Remove an image and the names of it; its sectors stay."""
-        for path in self._references.iterdir():
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                if path.read_text().partition("\n")[0] == digest:
-                    path.unlink()
+    @contextlib.contextmanager
+    def keeping(self, digest: str) -> Iterator[bool]:
+        """Keep an image from being removed; gives whether it is here."""
+        with self._lock:
+            self._kept[digest] += 1
         try:
-            scratch = self._images / f"tmp-{os.getpid()}-{threading.get_ident()}"
-            self._directory(digest).rename(scratch)
+            yield self._is_here(digest)
+        finally:
+            with self._lock:
+                self._kept -= Counter([digest])
+
+    def remove(self, digest: str) -> Room:
+        """Remove an image and the names of it, unless it is used; its sectors stay.
+
+        The only way in which files of an image go. One that is mounted, used on after an unmount,
+        about to be mounted, or still to be taken over stays, whoever wants it gone.
+
+        Returns:
+            the room that became free; none if it is used or not here.
+        """
+        with self._lock:
+            if self._kept[digest] or self._is_used(digest):
+                return Room()
+            try:
+                names = [path for path, named in self._named.items() if named == digest]
+                for path in names:
+                    path.unlink(missing_ok=True)
+                    del self._named[path]
+                scratch = self._images / f"tmp-{os.getpid()}-{next(self._serial)}"
+                self._directory(digest).rename(scratch)
+                freed = self._rooms.pop(digest, Room()) + Room(0, len(names))
+                self._total -= Room(freed.bytes, freed.files - len(names))
+            except FileNotFoundError:
+                return Room()  # another thread was faster
+            except OSError as exc:
+                raise from_os_error(exc, "cannot remove the image").about(image=digest) from exc
+        try:
             shutil.rmtree(scratch)
-        except FileNotFoundError:
-            return  # another thread was faster
         except OSError as exc:
             raise from_os_error(exc, "cannot remove the image").about(image=digest) from exc
+        return freed
 
-    def damage(self, image: NodeImage) -> str | None:
+    def damage(self, digest: str) -> str | None:
         """Read the files of an image; return what is wrong with them, or None.
 
-        1.2 ms for the metadata of an image of 1 GB. By now they are mapped into memory: a file
-        that a disk cannot read any more would end the process, so it is read as a file.
+        Only a file that is missing, or has another digest, is damage. 1.2 ms for the metadata of
+        an image of 1 GB. A mounted one is mapped into memory: a file that a disk cannot read any
+        more would end the process, so it is read as a file.
+
+        Raises:
+            NodeError: they cannot be read now: that says nothing of them.
         """
-        manifest = image.block_image.manifest
+        directory = self._directory(digest)
         try:
-            wanted = {
-                "manifest.json": image.digest,
-                "config.json": manifest.config.digest,
-                METADATA: diff_ids(image.config)[0],
-            }
-            for name, digest in wanted.items():
-                with (image.directory / name).open("rb") as file:
-                    found = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
-                if found != digest.partition(":")[2]:
-                    return f"its file {name} is damaged"
-        except (OSError, ImageError) as exc:
-            return f"its files cannot be read: {exc}"
-        return None
+            problem = _differs(directory, MANIFEST, digest)
+            if problem is None:
+                manifest = parse_manifest((directory / MANIFEST).read_bytes())
+                if not isinstance(manifest, Manifest):
+                    return None  # these are its bytes: whoever made them is wrong
+                problem = _differs(directory, CONFIG, manifest.config.digest)
+            if problem is None:
+                config = parse_config((directory / CONFIG).read_bytes())
+                problem = _differs(directory, METADATA, diff_ids(config)[0])
+        except FileNotFoundError as exc:
+            return f"its file {Path(exc.filename).name} is missing"
+        except (ImageError, ValueError, IndexError):
+            return None  # likewise
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the image").about(image=digest) from exc
+        return problem
+
+    def drop_damaged(self, digest: str) -> bool:
+        """Remove an image if its files are damaged and nobody uses it; return whether it went.
+
+        Raises:
+            NodeError: they cannot be read now.
+        """
+        problem = self.damage(digest)
+        if problem is None or not self._is_here(digest):
+            return False
+        log.error("image %s: %s", digest, problem)
+        return bool(self.remove(digest))
 
     def load(self, digest: str) -> NodeImage:
         """Open an image that is on this node.
 
         Raises:
             NotFoundError: it is not.
-            ImageError: its files are damaged.
+            ImageError: its files are damaged, or not what this version can open.
+            NodeError: they cannot be read now: that says nothing of them.
         """
         directory = self._directory(digest)
+        advice = f"if it is not mounted, remove {directory}"
         try:
-            manifest = parse_manifest((directory / "manifest.json").read_bytes())
-            config = json.loads((directory / "config.json").read_bytes())
+            manifest = parse_manifest((directory / MANIFEST).read_bytes())
+            config = parse_config((directory / CONFIG).read_bytes())
             with open(directory / METADATA, "rb") as file:
                 metadata = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except FileNotFoundError as exc:
-            raise NotFoundError(f"image {digest} is not on this node") from exc
-        except (OSError, ValueError) as exc:
+            if not self._is_here(digest):
+                raise NotFoundError(f"image {digest} is not on this node") from exc
+            name = Path(exc.filename).name
+            raise ImageError(f"the file {name} of image {digest} is missing", hint=advice) from exc
+        except OSError as exc:
+            raise from_os_error(exc, f"cannot open image {digest}") from exc
+        except ValueError as exc:
             raise ImageError(
-                f"the files of image {digest} are damaged: {exc}", hint=f"remove {directory}"
+                f"the files of image {digest} are damaged: {exc}", hint=advice
             ) from exc
         if not isinstance(manifest, Manifest):
-            raise ImageError(f"the files of image {digest} are damaged", hint=f"remove {directory}")
+            raise ImageError(f"the files of image {digest} are damaged", hint=advice)
         return NodeImage(digest, directory, open_image(manifest, metadata), config)
 
     def fetch(
@@ -253,10 +348,16 @@ class ImageStore:
         try:
             resolved = resolve_converted(repository)
             on_resolved()
+            digest = resolved.descriptor.digest
             for _ in range(ATTEMPTS):
                 self._store(reference, repository, resolved)
-                with contextlib.suppress(NotFoundError):  # it was pruned meanwhile
-                    return self.load(resolved.descriptor.digest)
+                try:
+                    return self.load(digest)
+                except NotFoundError:
+                    pass  # it was pruned meanwhile
+                except ImageError:
+                    if not self.drop_damaged(digest):
+                        raise
             raise NodeError("the image is pruned whenever it has come")
         except FirstreadError as exc:
             exc.about(image=str(reference))
@@ -272,7 +373,11 @@ class ImageStore:
             scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
             try:
                 _write(scratch, resolved, repository)
-                _publish(scratch, target)
+                with self._lock:
+                    if _publish(scratch, target):
+                        self._rooms[digest] = room = _room(target)
+                        self._total += room
+                sync_directory(self._images)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         self._remember(reference, digest)
@@ -280,8 +385,14 @@ class ImageStore:
     def _remember(self, reference: Reference, digest: str) -> None:
         name = self._name(reference)
         scratch = name.with_suffix(f".{threading.get_ident()}")
-        scratch.write_text(f"{digest}\n{reference}")
-        scratch.replace(name)
+        try:
+            scratch.write_text(f"{digest}\n{reference}")
+            with self._lock:
+                scratch.replace(name)
+                self._named[name] = digest
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
 
     def _name(self, reference: Reference) -> Path:
         return self._references / hashlib.sha256(str(reference).encode()).hexdigest()
@@ -289,10 +400,47 @@ class ImageStore:
     def _directory(self, digest: str) -> Path:
         return self._images / digest.replace(":", "-")
 
+    def _is_here(self, digest: str) -> bool:
+        try:
+            return self._directory(digest).is_dir()
+        except OSError as exc:
+            raise from_os_error(exc, f"cannot look for image {digest}") from exc
+
+
+def _room(directory: Path) -> Room:
+    """Return what the directory of an image and the files in it take."""
+    room = Room(0, 1)
+    for name in (MANIFEST, CONFIG, METADATA):
+        with contextlib.suppress(OSError):
+            room += Room((directory / name).stat().st_size, 1)
+    return room
+
+
+def _read_name(path: Path) -> tuple[str, str]:
+    """Return digest and reference that the file of a name has; nothing if there is no such name.
+
+    Raises:
+        NodeError: it cannot be read now.
+    """
+    try:
+        digest, _, name = path.read_text().partition("\n")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return "", ""
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read which image a name means") from exc
+    return (digest, name) if is_digest(digest) else ("", "")  # a power loss can leave anything
+
+
+def _differs(directory: Path, name: str, digest: str) -> str | None:
+    """Return what is to be said of a file that has another digest; None if it has this one."""
+    with (directory / name).open("rb") as file:
+        found = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
+    return None if found == digest.partition(":")[2] else f"its file {name} is damaged"
+
 
 def _write(directory: Path, resolved: ResolvedImage, repository: Repository) -> None:
     """Write the files of an image, its metadata fetched and checked, and have them on the disk."""
-    documents = {"manifest.json": resolved.manifest_bytes, "config.json": resolved.config_bytes}
+    documents = {MANIFEST: resolved.manifest_bytes, CONFIG: resolved.config_bytes}
     for name, data in documents.items():
         with open(directory / name, "wb") as file:
             file.write(data)
@@ -303,12 +451,12 @@ def _write(directory: Path, resolved: ResolvedImage, repository: Repository) -> 
         os.fsync(file.fileno())
 
 
-def _publish(scratch: Path, target: Path) -> None:
-    """Give the finished directory its name, unless another thread was faster."""
+def _publish(scratch: Path, target: Path) -> bool:
+    """Give the finished directory its name; False if another thread was faster."""
     try:
         scratch.replace(target)
     except OSError as exc:
         if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        return
-    sync_directory(target.parent)
+        return False
+    return True

@@ -3,8 +3,8 @@
 
 Owns the layout of the file of `wire.BUFFER_FD`: first the buffer that events are read into, then a
 record for each event that is not answered, with the path of its file. The descriptor of an event
-dies with its process, the kernel goes on waiting for an answer to its *number*: who has the group
-and this file can open the sector file anew and answer.
+dies with its process, unless there is an anchor; the kernel goes on waiting for an answer to its
+*number*: who has the group and this file can open the sector file anew and answer.
 
 Written by the supervisor alone, read by who takes its place. Invariant: between two calls an event
 is in the buffer or in a record, or it is answered; a record counts while its flag is 1, which is
@@ -28,7 +28,9 @@ import struct
 from firstread.node.wire import Request
 
 EVENT_BUFFER_BYTES = 4096
-RECORDS = 16384  # reads that wait at a time; more are lost if all processes die, not else
+RECORDS = 16384  # reads that wait at a time
+SPARE_FDS = 256  # descriptors of a process for all else: sockets, sector files, clients; or …
+SPARE_SHARE = 4  # … this part of its limit
 
 _MAGIC = b"frevent1"
 _FLAGS = 8192
@@ -49,6 +51,20 @@ def make_journal() -> int:
 def is_journal(fd: int) -> bool:
     """Return whether a descriptor is of a journal of this layout."""
     return os.fstat(fd).st_size == _BYTES and os.pread(fd, 8, EVENT_BUFFER_BYTES) == _MAGIC
+
+
+def most_waiting(open_files: int) -> int:
+    """Return how many events may be read and wait: each has a record, and a descriptor.
+
+    Those beyond stay in the kernel's queue, and wait there. Were they read, the kernel would deny
+    each for which there is no descriptor.
+
+    Args:
+        open_files: limit of descriptors of a process; negative for none.
+    """
+    if open_files < 0:
+        return RECORDS
+    return max(1, min(RECORDS, open_files - max(SPARE_FDS, open_files // SPARE_SHARE)))
 
 
 class Journal:
@@ -112,10 +128,14 @@ class Journal:
             if request.number not in self._slots:
                 self.add(request)
 
-    def reopen(self, known: set[int]) -> tuple[list[Request], list[int]]:
-        """Return the recorded events that are not `known`, each with a new descriptor of its file.
+    def reopen(self, known: set[int], files: dict[int, int]) -> tuple[list[Request], list[int]]:
+        """Return the recorded events that are not `known`, each with a descriptor of its file.
 
-        Unlike an event's own, such a descriptor raises an event when it is written to.
+        Args:
+            known: numbers of events to leave out.
+            files: descriptors of events, by number, which are taken out of it; other files are
+                opened anew. Unlike an event's own, such a descriptor raises an event when it is
+                written to.
 
         Returns:
             the events, and the numbers of those whose file cannot be opened any more.
@@ -126,7 +146,10 @@ class Journal:
             if request.number in known:
                 continue
             try:
-                found.append(request._replace(fd=os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+                fd = files.pop(request.number, None)
+                if fd is None:
+                    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                found.append(request._replace(fd=fd))
             except OSError:
                 lost.append(request.number)
         return found, lost

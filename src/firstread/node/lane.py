@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from io import FileIO
 from typing import Protocol
 
@@ -36,15 +36,18 @@ from firstread.node.filling import (
     request_end,
     slice_seconds,
 )
+from firstread.node.opener import HeldUpError
 from firstread.node.retry import Outage, asked_s, is_hopeless, may_pass
 from firstread.node.target import Target
 from firstread.node.transfer import Rate, Transfer, Window, bare_decoder
+from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 
 log = logging.getLogger("lane")
 
 IDLE_S = 30.0  # after which a worker without work ends
 QUIET_S = 0.2  # without a read on demand, before half-filled sectors are completed
+HELD_UP_S = 0.5  # before the next attempt to open what another process does not let be opened
 AHEAD_S = 0.025  # a link that takes longer for a sector has no room for prefetch
 _UNMOUNTED = "the image is not mounted any more"
 
@@ -72,11 +75,15 @@ class Filler(Protocol):
         """The file is not written to any more; `room` is what `admit` gave."""
 
     def open(self, sector: Wanted, beside: int | None) -> int:
-        """Return a new descriptor of the sector's file. With the lock held; must not block.
+        """Return a new descriptor of the sector's file.
 
         Args:
             sector: which.
-            beside: descriptor of the file that came with an event, if a read waits.
+            beside: descriptor of the file that came with an event, if a read waits. Then it is
+                called with the lock held, and must not block.
+
+        Raises:
+            HeldUpError: it cannot be opened by its name just now.
         """
 
     def write(self, fd: int, position: int, frame: memoryview) -> None:
@@ -256,11 +263,26 @@ class Lane:
                     late = filling.late(now - stall_s)
                     if not filling.waiters:
                         self._waiting.discard(filling)
+                        self._queue.relax(filling)
                     lost.append((filling, late, stall_s))
         for filling, waiters, stall_s in lost:
             if waiters:
                 error = TransportError(f"nothing came from {self.name} for {stall_s:g} s")
                 self._filler.give_up(filling, waiters, error, self)
+
+    def abandon(self, lost: Container[Waiter]) -> list[Waiter]:
+        """Forget those of these reads that wait here, because nobody waits for them any more.
+
+        A sector that no read waits for now is fetched when there is nothing else to do.
+        """
+        found: list[Waiter] = []
+        with self._changed:
+            for filling in list(self._waiting):
+                found += filling.without(lost)
+                if not filling.waiters:
+                    self._waiting.discard(filling)
+                    self._queue.relax(filling)
+        return found
 
     def close(self) -> None:
         """End the workers; what waits still, fails."""
@@ -331,6 +353,8 @@ class Lane:
         while batch := self._next():
             try:
                 self._fetch(batch, window)
+            except HeldUpError:
+                self._put_off(batch)
             except FirstreadError as exc:
                 self._retry(batch, exc)
             except Exception as exc:
@@ -395,6 +419,16 @@ class Lane:
                     raise
         self._rest(batch)
 
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:
+        """Open all by its name now that fetching from these blobs will need.
+
+        Later the read that waits may be one of a process that lets no file be opened meanwhile.
+        """
+        try:
+            self._opened().prepare(blobs)
+        except FirstreadError as exc:
+            log.info("%s is not here now: %s", self.name, exc)  # its reads will wait for it
+
     def _opened(self) -> Repository:
         with self._opening:
             if self._repository is None:
@@ -408,7 +442,9 @@ class Lane:
         try:
             with self._changed:
                 beside = filling.waiters[0][0].fd if filling.waiters else None
-                file = FileIO(self._filler.open(sector, beside), "r+")
+                fd = self._filler.open(sector, beside) if beside is not None else -1
+            file = FileIO(fd if fd >= 0 else self._filler.open(sector, None), "r+")
+            with self._changed:
                 filling.filled = os.fstat(file.fileno()).st_size
                 decoder = filling.decoder
                 if decoder is None or decoder.verified > filling.filled:
@@ -469,6 +505,16 @@ class Lane:
             for filling in batch:
                 if filling.active:
                     self._resume(filling)
+            self._staff()
+
+    def _put_off(self, batch: list[Filling]) -> None:
+        """Try later what has no read that waits, and so no descriptor; it has not failed."""
+        with self._changed:
+            for filling in batch:
+                if filling.active and filling.waiters:
+                    self._resume(filling)
+                elif filling.active:
+                    self._postpone(filling, HELD_UP_S)
             self._staff()
 
     # -- failure -------------------------------------------------------------------------------

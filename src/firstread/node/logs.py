@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structured logs: one JSON object a line. Fields of a record come by ``extra={"fields": …}``.
 
-Invariant: no line has a secret, whatever a library put into an exception.
+Invariant: no line has a secret, or more than some KiB, whatever a library put into an exception.
 
 A daemon that was started on demand writes into a file, which it turns over itself: nobody else
 looks after it. Several processes write to that file; each follows when it was turned over.
@@ -20,7 +20,22 @@ import time
 from pathlib import Path
 
 from firstread.node.logfile import LOG_BYTES, turn_over
+from firstread.node.opener import HeldUpError, Opener
 from firstread.redact import redact
+from firstread.units import KiB
+
+MAX_TEXT = 4 * KiB  # characters of a message, or of a field
+MAX_TRACEBACK = 16 * KiB  # its end says most
+_MARGIN = 8  # times as much is looked at for secrets, so that none is cut in two where it shows
+
+
+def _shown(value: object, most: int = MAX_TEXT) -> str:
+    """Return text for a line: without secrets, and without its middle if it is long."""
+    return _halves(redact(_halves(str(value), _MARGIN * most)), most)
+
+
+def _halves(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,13 +47,13 @@ class JsonFormatter(logging.Formatter):
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "part": record.name,
-            "message": redact(record.getMessage()),
+            "message": _shown(record.getMessage()),
         }
         for name, value in getattr(record, "fields", {}).items():
-            document[name] = redact(value) if isinstance(value, str) else value
+            document[name] = _shown(value) if isinstance(value, str) else value
         if record.exc_info:
-            document["exception"] = redact(self.formatException(record.exc_info))
-        return json.dumps(document, default=lambda value: redact(str(value)))
+            document["exception"] = _shown(self.formatException(record.exc_info), MAX_TRACEBACK)
+        return json.dumps(document, default=_shown)
 
 
 class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
@@ -52,10 +67,12 @@ class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, path: Path, limit_bytes: int = LOG_BYTES) -> None:
         super().__init__()
         self._path, self._limit_bytes = path, limit_bytes
+        self._opener = Opener("log")
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            self._follow()
+        with contextlib.suppress(OSError, HeldUpError):
+            if not self._is_current() or os.fstat(2).st_size >= self._limit_bytes:
+                self._opener.do(self._follow)
         super().emit(record)
 
     def _follow(self) -> None:

@@ -25,9 +25,13 @@ _ENDPOINT_COUNTERS = {
 _STORE_GAUGES = {
     "bytes": "Bytes of sectors",
     "sectors": "Sectors in the store",
-    "limit_bytes": "What all sectors may take; 0: no limit",
+    "metadata_bytes": "Bytes of metadata of images",
+    "files": "Files of sectors and images",
+    "limit_bytes": "What sectors and metadata may take; 0: no limit",
+    "limit_files": "How many files they may be; 0: no limit",
     "min_free_bytes": "What the file system is to keep free; 0: no limit",
     "free_bytes": "What the file system has free",
+    "free_files": "Inodes that the file system has free; 0 also if it has no bound",
 }
 _STORE_COUNTERS = {
     "evictions": "Sectors of mounted images that were emptied to make room",

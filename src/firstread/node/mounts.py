@@ -100,20 +100,43 @@ class MountTable:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load(self, *, tidy: bool = True) -> list[Mount]:
-        """Return all records; one that was never complete is dropped, if `tidy`.
+        """Return all records; see `read`.
+
+        Raises:
+            NodeError: one of them cannot be read now.
+        """
+        found = [self.read(path, tidy=tidy) for path in self.paths()]
+        return [mount for mount in found if mount is not None]
+
+    def paths(self) -> list[Path]:
+        """Return where the records are."""
+        return sorted(self._directory.glob("*.json"))
+
+    def read(self, path: Path, *, tidy: bool = True) -> Mount | None:
+        """Return one record; None if there is none. One that was never complete goes, if `tidy`.
 
         One that makes no sense here is left alone: another version may have written it.
+
+        Raises:
+            NodeError: it cannot be read now. Its mount may stand.
         """
-        mounts = []
-        for path in sorted(self._directory.glob("*.json")):
-            try:
-                mounts.append(msgspec.json.decode(path.read_bytes(), type=Mount))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                if _is_whole(path):
-                    log.warning("the record %s of a mount makes no sense: %s", path, exc)
-                elif tidy:
-                    path.unlink()
-        return mounts
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except IsADirectoryError:
+            log.warning("%s is no record of a mount", path)
+            return None
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the record of a mount") from exc
+        try:
+            return msgspec.json.decode(data, type=Mount)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            if _is_whole(data):
+                log.warning("the record %s of a mount makes no sense: %s", path, exc)
+            elif tidy:
+                path.unlink(missing_ok=True)
+        return None
 
     def save(self, mount: Mount, *, sync: bool = True) -> None:
         """Write a record, so that it survives a crash of everything.
@@ -122,7 +145,7 @@ class MountTable:
             mount: what to write.
             sync: wait for the disk. What is of no use after a reboot need not.
         """
-        path = self._path(mount)
+        path = self.path(mount)
         scratch = path.with_suffix(".tmp")
         try:
             with open(scratch, "wb") as file:
@@ -137,24 +160,32 @@ class MountTable:
     def remove(self, mount: Mount) -> None:
         """Remove a record."""
         with contextlib.suppress(FileNotFoundError):
-            self._path(mount).unlink()
+            self.path(mount).unlink()
 
-    def _path(self, mount: Mount) -> Path:
+    def path(self, mount: Mount) -> Path:
+        """Return where the record of a mount is."""
         key = f"\0{mount.file_system}" if mount.detached else mount.mountpoint
         name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
         return self._directory / f"{name}.json"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(data: bytes) -> bool:
     try:
-        return isinstance(msgspec.json.decode(path.read_bytes()), dict)
+        return isinstance(msgspec.json.decode(data), dict)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
 
 
 def mounted_erofs() -> dict[str, str]:
-    """Return mount point to source of every EROFS mount that this process sees."""
-    return erofs_in(read_mountinfo())
+    """Return mount point to source of every EROFS mount that this process sees.
+
+    Raises:
+        NodeError: that cannot be read now.
+    """
+    try:
+        return erofs_in(read_mountinfo())
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the list of mounts") from exc
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:

@@ -54,6 +54,8 @@ class Network:
             connect_timeout=settings.connect_timeout_s,
             first_byte_timeout=settings.first_byte_timeout_s,
             read_timeout=settings.stall_timeout_s,
+            answer_timeout=settings.answer_timeout_s,
+            least_rate=float(settings.least_rate),
             hedge_share=settings.hedge_share,
         )
 
@@ -80,6 +82,12 @@ class Network:
             except UsageError:
                 self._logins.put(scope, before)
                 raise
+
+    def given(self, reference: Reference) -> Credentials | None:
+        """Return the credentials in memory for an image."""
+        if reference.transport != "docker":
+            return None
+        return self._logins.find(reference.host, reference.repository)
 
     @contextmanager
     def trying(self, image: str, credentials: Credentials) -> Iterator[None]:

@@ -3,7 +3,7 @@
 
 Owns mounting and unmounting, recovery of the mounts that a daemon before has left, and the answers
 to `firstread.node.control`. One lock serialises changes of the mount table; no event is handled
-under it.
+under it, and nobody waits for a registry under it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,30 @@ from firstread.errors import (
     from_os_error,
 )
 from firstread.node.attended import Attended
+from firstread.node.claims import Claims
 from firstread.node.detached import DetachedMounts
-from firstread.node.fetcher import Fetcher, Served
+from firstread.node.fetcher import Fetcher
 from firstread.node.images import ImageStore, NodeImage
+from firstread.node.kernelproof import KernelProof
 from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
+from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
-from firstread.node.stock import Use, take_stock
+from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
+from firstread.node.served import Served
+from firstread.node.stock import IdleStock, Use
 from firstread.oci.reference import Reference, parse_reference
 from firstread.sectors.store import SectorStore
 
 log = logging.getLogger("node")
 
 DEVICE = "fanotify"
+
+# At a time, of all registries and of one. Who waits has a thread of the control server, which has
+# more: what needs no registry is answered however many registries hang.
+WAITING = (384, 192)
+PULLS = (192, 64)
+ATTEMPTS = 5  # to mount an image before somebody prunes it
 
 
 class Node:
@@ -75,64 +86,86 @@ class Node:
         verify: str,
     ) -> None:
         self.network = network
-        self.images = ImageStore(root)
+        self.images = ImageStore(root, is_used=self._is_used)
         self._table = MountTable(root)
+        self._proof = KernelProof(root)
         self._shared = run_dir / "images"
         self._store = store
         self._fetcher = fetcher
         self._policy = policy
         self._verify = verify
-        fetcher.cold = self._cold
+        fetcher.cache.idle = IdleStock(self.images, store, fetcher.cache.is_needed)
         self._mounts: dict[str, Mount] = {}  # by mount point
         self._served: dict[str, Served] = {}  # by mount point
         self.lock = threading.RLock()  # of the mount table, and of what nobody uses
         self._detached = DetachedMounts(self.lock, self._end)
+        self._anew = False  # the marks were gone when this fetcher began
+        self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
+        self._claims = Claims(store, fetcher)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
+        rooms = Room(*WAITING), Room(*PULLS, "pulls wait")
+        self._pulls: Pulls[NodeImage] = Pulls(*rooms)
+        self._proofs: Pulls[set[bytes]] = Pulls(*rooms)
 
     # -- recovery ------------------------------------------------------------------------------
 
     def recover(self) -> None:
         """Take over the mounts of the table that still stand; forget the others.
 
-        A mount whose source is not there now is taken over as well: its reads wait for it.
+        A mount whose source is not there now is taken over as well: its reads wait for it. So do
+        those of one whose image cannot be opened now, because this process is short of something.
         """
-        with self.lock:  # detached mounts may end meanwhile
-            standing = mounted_erofs()
-            anew = not self._fetcher.cache.has_marks()
-            for mount in self._table.load():
-                source = str(self.images.metadata_path(mount.digest))
-                stands = not mount.detached and standing.get(mount.mountpoint) == source
-                if not (stands or mount.is_used()):
-                    log.info("mount %s is gone", mount.mountpoint)
-                    self._table.remove(mount)
-                    continue
-                try:
-                    self._take_over(mount if stands else self._detach(mount), anew)
-                except FirstreadError as exc:
-                    # Its record stays: the next fetcher may have the files of its image again.
-                    log.warning("mount %s cannot be taken over: %s", mount.mountpoint, exc)
+        self._anew = not self._fetcher.cache.has_marks()
+        self._orphans.adopt_all()
 
-    def _take_over(self, mount: Mount, anew: bool) -> None:
-        image = self.images.load(mount.digest)
+    def _recover(self, mount: Mount, standing: Mapping[str, str]) -> None:
+        source = str(self.images.metadata_path(mount.digest))
+        stands = not mount.detached and standing.get(mount.mountpoint) == source
+        if stands or mount.is_used():
+            self._take_over(mount if stands else self._detach(mount))
+            return
+        log.info("mount %s is gone", mount.mountpoint)
+        self._table.remove(mount)
+        for served in self._fetcher.served():
+            if served.image.digest == mount.digest:
+                self._withdraw(served)  # of an attempt that has failed halfway
+
+    def _take_over(self, mount: Mount) -> None:
+        image = self._served_image(mount.digest) or self.images.load(mount.digest)
         served = self._serve(image, mount)
-        if mount.detached:
-            self._detached.add(mount, served)
-        else:
-            self._identify(mount)
-            self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
-        self._pins_changed()
-        self.images.touch(image.digest)
         self._store.empty_doubtful(image.ids())  # only if the record of the boot is lost
         sizes = self._fetcher.cache.ensure(image.ids())
         sectors = image.block_image.index.sectors
-        self._fetcher.cache.adopt(sectors, anew=anew, doubt=self._verify != "never")
+        self._fetcher.cache.adopt(sectors, anew=self._anew, doubt=self._verify != "never")
+        if not mount.detached:
+            self._identify(mount)
+        if mount.pinned:
+            self._complete(served)
+        # From here on nothing fails: what failed before is done once more, from the beginning.
+        if mount.detached:
+            self._detached.add(mount, served)
+        else:
+            self._mounts[mount.mountpoint], self._served[mount.mountpoint] = mount, served
+        self._pins_changed()
+        self.images.touch(image.digest)
         for size, sector in zip(sizes, sectors, strict=True):
             if size >= sector.size:
                 self._fetcher.settler.add(sector.id, size)  # nobody else knows whether it was
         self._fetcher.note_present(served)
+        self._ready(image, served, sizes)
         log.info("took over mount %s of %s", mount.mountpoint, mount.image)
-        if mount.pinned:
-            self._complete(served)
+
+    def _orphans_changed(self) -> None:
+        self._fetcher.expect(reads=self._orphans.may_pass, guarded=self._orphans.exist)
+
+    def _is_used(self, digest: str) -> bool:
+        """Return whether an image is mounted, or used on, or may be. Takes no lock."""
+        return self._served_image(digest) is not None or self._orphans.claims(digest)
+
+    def _served_image(self, digest: str) -> NodeImage | None:
+        """Return an image that is served, as it was opened for that."""
+        images = (served.image for served in self._fetcher.served())
+        return next((image for image in images if image.digest == digest), None)
 
     def _identify(self, mount: Mount) -> None:
         """Note which file system stands at its place."""
@@ -148,9 +181,12 @@ class Node:
         reference: Reference,
         access: Access,
         policy: str = "missing",
-        on_resolved: Callable[[], None] = lambda: None,
+        on_resolved: Callable[[float], None] = lambda _: None,
+        waiter: Waiting = PATIENT,
     ) -> NodeImage:
         """Return an image, its metadata fetched if it is not on the node.
+
+        Who asks for an image that is being pulled joins that pull, as with other container engines.
 
         Args:
             reference: its name.
@@ -158,26 +194,28 @@ class Node:
             policy: ``missing``: ask a registry only for a name that is not known here, and a
                 place on a disk, which costs nothing, for what it has under that name now;
                 ``always``: ask what the name means now; ``never``: do not ask.
-            on_resolved: called when it is known which image the name means.
+            on_resolved: called with the time at which it was known which image the name means, in
+                monotonic seconds.
+            waiter: who waits for it.
 
         Raises:
             FirstreadError: it cannot be had; names the image.
+            BusyError: too many wait for registries already.
+            GoneError: `waiter` has gone.
         """
         digest = None if policy == "always" else self.images.known(reference)
         if digest is not None and policy == "missing" and reference.path:
-            digest = self._found_again(reference, access) or digest
+            digest = self._found_again(reference, access, waiter) or digest
         if digest is not None:
             try:
-                image = self.images.load(digest)
+                image = self._opened(digest)
             except NotFoundError:
                 pass  # pruned meanwhile
             except ImageError as exc:
-                if policy == "never":
-                    raise
-                log.error("image %s: %s", digest, exc)  # noqa: TRY400 - the message says it all
-                self.images.remove(digest)
+                if policy == "never" or not self.images.drop_damaged(digest):
+                    raise exc.about(image=str(reference)) from None
             else:
-                on_resolved()
+                on_resolved(time.monotonic())
                 return image
         if policy == "never":
             raise NotFoundError(
@@ -185,23 +223,44 @@ class Node:
                 hint="its registry is asked without --pull never",
                 image=str(reference),
             )
-        return self._fetch(reference, access, on_resolved)
+        image, resolved = self._fetch(reference, access, waiter)
+        on_resolved(resolved)
+        return image
+
+    def _opened(self, digest: str) -> NodeImage:
+        """Return an image that is on this node; one that is served costs nothing."""
+        image = self._served_image(digest)
+        return image if image and image.metadata.exists() else self.images.load(digest)
 
     def _fetch(
-        self, reference: Reference, access: Access, on_resolved: Callable[[], None] = lambda: None
-    ) -> NodeImage:
-        with self.network.open(reference, access) as repository:
-            return self._fetcher.cache.with_room(
-                lambda: self.images.fetch(reference, repository, on_resolved)
-            )
+        self, reference: Reference, access: Access, waiter: Waiting
+    ) -> tuple[NodeImage, float]:
+        """Return an image, and when its name was resolved."""
 
-    def _found_again(self, reference: Reference, access: Access) -> str | None:
+        def pull(on_resolved: Callable[[], None]) -> NodeImage:
+            cache = self._fetcher.cache
+            with self.network.open(reference, access) as repository:
+                image = cache.with_room(
+                    lambda: self.images.fetch(reference, repository, on_resolved)
+                )
+            cache.mounts_changed()  # its metadata may be too much
+            return image
+
+        key = (reference, access, self.network.given(reference))
+        registry = reference.host or reference.transport
+        try:
+            return self._pulls.wait(key, registry, pull, waiter)
+        except FirstreadError as exc:
+            exc.about(image=str(reference))
+            raise
+
+    def _found_again(self, reference: Reference, access: Access, waiter: Waiting) -> str | None:
         """Return the digest of what a place on a disk has under a name that is known here.
 
         None if the place has nothing: the image that was there can still be mounted.
         """
         try:
-            return self._fetch(reference, access).digest
+            return self._fetch(reference, access, waiter)[0].digest
         except SourceError as exc:
             log.info("%s: mounted as it was known before", exc)
             return None
@@ -216,6 +275,7 @@ class Node:
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
         command: str = "",
+        waiter: Waiting = PATIENT,
     ) -> dict[str, Any]:
         """Mount an image.
 
@@ -227,6 +287,7 @@ class Node:
             holder: who shares the mount; it stays until every holder has released it.
             asked: policies for reads through it.
             command: names this request, in case that it comes again because a fetcher has died.
+            waiter: who waits for it.
 
         Returns:
             the mount point, the digest, the image's config, the device, and a timeline in seconds.
@@ -234,71 +295,91 @@ class Node:
         Raises:
             FirstreadError: it cannot be mounted; nothing is left then.
         """
-        times = [time.monotonic()]
+        times = [begun := time.monotonic()]
 
-        def note() -> None:
+        def note_resolved(at: float) -> None:
+            times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
+
+        for _ in range(ATTEMPTS):
+            reference = parse_reference(name)
+            image = self.pull(reference, access, policy, note_resolved, waiter)
+            image = self._sound(image, reference, access, policy, waiter)
             times.append(time.monotonic())
-
-        def note_resolved() -> None:
-            times[1:] = [time.monotonic()]  # again, if room had to be made
-
-        image = self.pull(parse_reference(name), access, policy, note_resolved)
-        image = self._sound(image, parse_reference(name), access, policy)
-        note()
-        if directory is not None:
-            place = os.path.realpath(directory)
-            if not os.path.isdir(place):
-                raise UsageError(f"{directory} is not a directory", image=name)
-        with self.lock:
-            if not image.metadata.exists():  # pruned meanwhile
-                image = self.pull(parse_reference(name), access, policy)
-            if directory is None:
-                mount = self._share(image, name, access, holder, asked)
-            else:
-                policies = {"": asked}
-                wanted = Mount(
-                    place, name, image.digest, access, policies=policies, command=command
-                )
-                mount = self._mount_at(image, wanted)
-        note()
+            waiter.check()
+            place = None if directory is None else _directory(directory, name)
+            proven = self._prove(image, reference, access, waiter)
+            with self.lock, self.images.keeping(image.digest) as kept:
+                if kept:
+                    mount = self._mount(image, name, place, access, holder, asked, command, proven)
+                    break
+            # It was pruned meanwhile, and nobody waits for a registry under the lock.
+        else:
+            raise NodeError("the image is pruned whenever it has come", image=name)
+        times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         return {
             "mountpoint": mount.mountpoint,
             "digest": image.digest,
             "config": image.config,
             "device": DEVICE,
+            "device_number": mount.file_system.device if mount.file_system else None,
             "timeline": dict(zip(("resolve", "metadata", "mount"), seconds, strict=True)),
         }
 
+    def _mount(
+        self,
+        image: NodeImage,
+        name: str,
+        place: str | None,
+        access: Access,
+        holder: str,
+        asked: Asked,
+        command: str,
+        proven: set[bytes],
+    ) -> Mount:
+        """Mount what `mount` was asked for, now that it is here; the lock is held."""
+        if place is None:
+            return self._share(image, name, access, holder, asked, proven)
+        policies = {"": asked}
+        wanted = Mount(place, name, image.digest, access, policies=policies, command=command)
+        return self._mount_at(image, wanted, proven)
+
     def _sound(
-        self, image: NodeImage, reference: Reference, access: Access, policy: str
+        self,
+        image: NodeImage,
+        reference: Reference,
+        access: Access,
+        policy: str,
+        waiter: Waiting,
     ) -> NodeImage:
         """Return `image`, fetched again if its files are damaged.
 
         Raises:
             ImageError: they are, and cannot be fetched now.
+            NodeError: they cannot be read now.
         """
-        if self._verify == "never":
+        if self._verify == "never" or self._served_image(image.digest) is not None:
+            return image  # what is mounted was looked at before
+        problem = self.images.damage(image.digest)
+        if problem is None:
             return image
-        with self.lock:
-            if any(served.image.digest == image.digest for served in self._fetcher.served()):
-                return image  # what is mounted was looked at before
-            problem = self.images.damage(image)
-            if problem is None:
-                return image
-            if image.metadata.exists():  # else it was pruned meanwhile
-                log.error("image %s: %s", image.digest, problem)
-                if policy == "never":
-                    raise ImageError(
-                        problem,
-                        hint="fetch it again: firstread mount --pull always",
-                        image=str(reference),
-                    )
-                self.images.remove(image.digest)
-        return self.pull(reference, access, policy)
+        if policy == "never" and image.metadata.exists():  # else it was pruned meanwhile
+            raise ImageError(
+                problem,
+                hint="fetch it again: firstread mount --pull always",
+                image=str(reference),
+            )
+        self.images.drop_damaged(image.digest)
+        return self.pull(reference, access, policy, waiter=waiter)
 
     def _share(
-        self, image: NodeImage, name: str, access: Access, holder: str, asked: Asked
+        self,
+        image: NodeImage,
+        name: str,
+        access: Access,
+        holder: str,
+        asked: Asked,
+        proven: set[bytes],
     ) -> Mount:
         place = str(self._shared / image.digest.partition(":")[2])
         self._forget_if_gone(place)
@@ -310,7 +391,7 @@ class Node:
                 raise from_os_error(exc, "cannot make the mount point") from exc
             policies = {holder: asked}
             mount = Mount(place, name, image.digest, access, holders=[holder], policies=policies)
-            return self._mount_at(image, mount)
+            return self._mount_at(image, mount, proven)
         if holder not in mount.holders:
             self._rewrite(
                 mount,
@@ -319,14 +400,41 @@ class Node:
             )
         return mount
 
-    def _mount_at(self, image: NodeImage, mount: Mount) -> Mount:
+    def _prove(
+        self, image: NodeImage, reference: Reference, access: Access, waiter: Waiting
+    ) -> set[bytes]:
+        """Return the sectors of which an image has shown that others are wrong about them.
+
+        Raises:
+            FirstreadError: it is wrong itself, or that cannot be told now; names the image.
+        """
+
+        def prove(_: Callable[[], None]) -> set[bytes]:
+            with self.network.open(reference, access) as repository:
+                return self._claims.prove(image, repository)
+
+        key = (image.digest, reference, access, self.network.given(reference))
+        registry = reference.host or reference.transport
+        try:
+            if next(self._claims.disputes(image), None) is None:
+                return set()
+            proven, _ = self._proofs.wait(key, registry, prove, waiter)
+            return proven
+        except FirstreadError as exc:
+            exc.about(image=str(reference))
+            raise
+
+    def _mount_at(self, image: NodeImage, mount: Mount, proven: set[bytes]) -> Mount:
         place, name = mount.mountpoint, mount.image
+        self._orphans.refuse(place)
         self._forget_if_gone(place)
         there = self._mounts.get(place)
         if there is not None and there.command and there.command == mount.command:
             return there  # made by a fetcher that died before it could say so
         if there is not None:
             raise UsageError(f"{place} is a mount of {there.image}", image=name)
+        self._fetcher.cache.with_room(self._proof.require)
+        self._claims.settle(image, proven)
         self._save(mount)
         served = None
         try:
@@ -334,7 +442,8 @@ class Node:
             served = self._serve(image, mount)
             doubted = self._prepare(image)
             cache = self._fetcher.cache
-            self._check_sizes(image, cache.with_room(lambda: cache.ensure(image.ids())))
+            sizes = cache.make_files(image.ids())
+            self._ready(image, served, sizes)
             self._attach(image, mount, doubted)
         except BaseException as exc:
             self._table.remove(mount)
@@ -349,6 +458,14 @@ class Node:
         self.images.touch(image.digest)
         return mount
 
+    def _ready(self, image: NodeImage, served: Served, sizes: list[int]) -> None:
+        """Have what absent sectors will be fetched with at hand."""
+        sectors = image.block_image.index.sectors
+        absent = (slot for slot, size in enumerate(sizes) if size < sectors[slot].size)
+        blobs = {blob.digest: blob for blob in (image.wanted(slot).blob for slot in absent)}
+        if blobs:
+            served.lane.prepare(blobs.values())
+
     def _prepare(self, image: NodeImage) -> list[bytes]:
         """Look at what is here of an image that is to be mounted; return what is to be checked.
 
@@ -356,7 +473,7 @@ class Node:
         is being read of was checked for that one, but its bytes on the disk may have changed.
         """
         sectors = image.block_image.index.sectors
-        alone = {s.id for s in sectors if len(list(self._fetcher.having(s.id))) == 1}
+        alone = {s.id for s in sectors if self._fetcher.is_alone(s.id)}
         self._fetcher.checks.note_aside(self._fetcher.cache.set_aside(alone))
         if self._verify == "never":
             return []
@@ -379,26 +496,6 @@ class Node:
         except BaseException:
             unmount(place, lazy=True)
             raise
-
-    def _check_sizes(self, image: NodeImage, sizes: list[int]) -> None:
-        """Refuse an image that says of a sector id another size than the store or another image.
-
-        A sector id stands for a size as well, but that can be checked only when its frame table is
-        here. If both were mounted, the lie about a shared file would be believed in the true one.
-
-        Raises:
-            ImageError: it does.
-        """
-        sectors = image.block_image.index.sectors
-        stated = {sector.id: sector.size for sector in sectors}
-        for size, sector in zip(sizes, sectors, strict=True):
-            others = (other.entry.size for _, other in self._fetcher.having(sector.id))
-            known = next(others, stated[sector.id])
-            if size > sector.size or known != sector.size:
-                raise ImageError(
-                    f"the image says that the sector {sector.id.hex()} has {sector.size} bytes,"
-                    f" but it has {max(size, known)}"
-                )
 
     def _serve(self, image: NodeImage, mount: Mount) -> Served:
         # Of no image: others that are mounted from the same place are fetched with it, too.
@@ -446,9 +543,16 @@ class Node:
     def _drop_policy(self, served: Served, place: str) -> None:
         served.policies = {p: policy for p, policy in served.policies.items() if p != place}
 
+    def holds(self, holder: str) -> bool:
+        """Return whether `holder` shares a mount."""
+        return any(holder in mount.holders for mount in list(self._mounts.values()))
+
     def release(self, holder: str) -> None:
         """Give back the mounts that `holder` shares; with its last holder a mount goes."""
         with self.lock:
+            for orphan in self._orphans:
+                if holder in orphan.holders:
+                    self._orphans.refuse(orphan.mountpoint)
             for mount in [m for m in self._mounts.values() if holder in m.holders]:
                 self._forget_if_gone(mount.mountpoint)
                 if mount.mountpoint not in self._mounts:
@@ -473,6 +577,7 @@ class Node:
         """
         place = os.path.realpath(directory)
         with self.lock:
+            self._orphans.refuse(place)
             self._forget_if_gone(place)
             mount = self._mounts.get(place)
             if mount is None:
@@ -556,7 +661,7 @@ class Node:
     def _complete(self, served: Served) -> None:
         image = served.image
         sectors = image.block_image.index.sectors
-        sizes = self._store.ensure(image.ids())
+        sizes = self._fetcher.cache.ensure(image.ids())
         absent = [slot for slot, size in enumerate(sizes) if size < sectors[slot].size]
         # In the order of the blobs, so that neighbours are fetched with one request.
         for slot in sorted(absent, key=lambda slot: (sectors[slot].blob, sectors[slot].offset)):
@@ -567,16 +672,6 @@ class Node:
         for served in self._served.values():
             served.pinned = served in pinned
         self._fetcher.pins_changed()
-
-    def _cold(self) -> list[bytes]:
-        """Return the sectors of images that are not mounted, those of the oldest image first.
-
-        Takes no lock: who holds the node's may be waiting for the room.
-        """
-        return take_stock(self.images, self._store).cold(self._is_mounted)
-
-    def _is_mounted(self, sector_id: bytes) -> bool:
-        return self._fetcher.is_mounted(sector_id)
 
     # -- status --------------------------------------------------------------------------------
 
@@ -619,3 +714,11 @@ class Node:
             "policies": msgspec.to_builtins(self._policy_of(mount)),
             "self_sufficient": present == len(sectors),
         }
+
+
+def _directory(path: str, image: str) -> str:
+    """Return where `path` really is. Raises UsageError if there is no directory."""
+    place = os.path.realpath(path)
+    if not os.path.isdir(place):
+        raise UsageError(f"{path} is not a directory", image=image)
+    return place

@@ -26,9 +26,8 @@ from firstread.oci.open import open_source
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
-from firstread.oci.resolve import resolve
 from firstread.oci.transport import Transport
-from firstread.sectors.image import check_manifest
+from firstread.sectors.attached import resolve_converted
 from firstread.units import format_size
 
 SKEW_WARN_S = 30.0
@@ -56,8 +55,7 @@ def check_image(reference: Reference, options: AccessOptions) -> list[Check]:
         reference: the image.
         options: how its registry is reached; one retry at most, who asks is waiting.
     """
-    retries = min(options.retries, 1)
-    options = dataclasses.replace(options, retries=retries, connect_timeout=5.0, read_timeout=15.0)
+    options = dataclasses.replace(options, retries=min(options.retries, 1))
     done: list[Check] = []
     name = "source"
     try:
@@ -171,11 +169,13 @@ class _Image:
         self.blobs: list[Descriptor] = []
 
     def resolve(self) -> Check:
-        resolved = resolve(self._repository, None)
-        check_manifest(resolved.manifest)
+        resolved = resolve_converted(self._repository)
         self.blobs = resolved.manifest.layers[1:]
         size = sum(layer.size for layer in resolved.manifest.layers)
-        detail = f"{resolved.descriptor.digest}, {format_size(size)}, converted"
+        original = (resolved.manifest.subject or resolved.descriptor).digest
+        attached = original != resolved.descriptor.digest
+        how = f"attached to {original}" if attached else "converted"
+        detail = f"{resolved.descriptor.digest}, {format_size(size)}, {how}"
         return Check("image", ok=True, detail=detail)
 
     def read_range(self) -> Check:

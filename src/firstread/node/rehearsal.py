@@ -7,13 +7,14 @@ Owns a process of the new version, and how a supervisor becomes that version. Wh
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
-import tempfile
 import time
 from typing import NoReturn
 
 from firstread.node.handover import FORMAT, Handover, Settings, execute
+from firstread.node.process import Process
 
 REHEARSAL_S = 60.0
 
@@ -29,13 +30,10 @@ class Rehearsal:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._report = tempfile.TemporaryFile()  # noqa: SIM115 - until it has ended
+        self._report = open(os.memfd_create("report", os.MFD_CLOEXEC), "r+b")  # noqa: SIM115 - until it has ended
+        command = [*_command(settings), "--rehearse", str(FORMAT)]
         try:
-            self._process = subprocess.Popen(
-                [*_command(settings), "--rehearse", str(FORMAT)],
-                stdin=subprocess.DEVNULL,
-                stderr=self._report,
-            )
+            self._process = Process.start(command, stderr=self._report.fileno())
         except OSError:
             self._report.close()
             raise
@@ -43,11 +41,11 @@ class Rehearsal:
 
     def outcome(self) -> str | None:
         """Return what was wrong, "" if nothing was, None if it is not known yet."""
-        code = self._process.poll()
-        if code is None:
+        if not self._process.ended():
             if time.monotonic() > self._until:
-                self._process.kill()
+                self._process.signal(signal.SIGKILL)
             return None
+        code = self._process.code
         with self._report:
             self._report.seek(0)
             lines = self._report.read(65536).decode(errors="replace").strip().splitlines()

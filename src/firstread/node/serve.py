@@ -27,6 +27,7 @@ from firstread.config import Config
 from firstread.device.fanotify import Group
 from firstread.errors import FirstreadError
 from firstread.memory import keep_large_buffers
+from firstread.node import anchor
 from firstread.node.control import ControlServer
 from firstread.node.fetcher import Fetcher
 from firstread.node.handover import (
@@ -36,11 +37,12 @@ from firstread.node.handover import (
     become_supervisor,
     raise_fd_limit,
 )
-from firstread.node.journal import Journal
+from firstread.node.journal import Journal, most_waiting
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.metrics import NodeMetrics
 from firstread.node.metricserver import serve_metrics
+from firstread.node.namespace import mount_namespace
 from firstread.node.network import Network
 from firstread.node.node import Node
 from firstread.node.secrets import SecretMemory
@@ -71,7 +73,7 @@ def main(arguments: dict[str, Any]) -> None:
     settings = Settings(**arguments["settings"])
     config = Config.from_builtins(settings.config)
     configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
-    raise_fd_limit()
+    open_files = raise_fd_limit()
     keep_large_buffers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's business
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -82,7 +84,15 @@ def main(arguments: dict[str, Any]) -> None:
     store = SectorStore(Path(settings.root))
     group = Group(GROUP_FD)
     workers, limits, policy = config.node.workers, config.cache, config.policy
-    fetcher = Fetcher(store, group, channel, workers=workers, policy=policy, limits=limits)
+    fetcher = Fetcher(
+        store,
+        group,
+        channel,
+        workers=workers,
+        policy=policy,
+        limits=limits,
+        most_waiting=most_waiting(open_files),
+    )
     root, run_dir = Path(settings.root), Path(settings.run_dir)
     network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
     node = Node(root, run_dir, store, fetcher, policy, network, verify=limits.verify)
@@ -91,6 +101,11 @@ def main(arguments: dict[str, Any]) -> None:
 
     def complete(status: dict[str, Any]) -> dict[str, Any]:
         status["supervisor"] = arguments["supervisor"]
+        status["namespace"] = mount_namespace()
+        status["configuration"] = {
+            "file": settings.config_file(),
+            "registry": settings.config["registry"],
+        }
         status["fetcher"] = {
             "pid": os.getpid(),
             "version": __version__,
@@ -165,7 +180,7 @@ def _take_place(settings: Settings, fetcher: Fetcher, arguments: dict[str, Any])
         log.critical("the supervisor is gone, and the installation of firstread is broken")
         time.sleep(1.0)
     journal = Journal(BUFFER_FD)
-    held = all_events(held, Group(GROUP_FD), journal)
+    held = all_events(held, Group(GROUP_FD), journal, anchor.take(settings.root).files)
     upgrades = arguments["supervisor"].get("upgrades", 0)
     restarts = arguments["restarts"]
     become_supervisor(settings, Handover(held, "fetcher", restarts, upgrades))

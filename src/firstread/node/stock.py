@@ -7,14 +7,18 @@ mounted. Reads the stores once, changes nothing; with a daemon or without one.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, NodeError
 from firstread.node.images import ImageStore, NodeImage
+from firstread.node.room import Room
 from firstread.sectors.store import SectorStore
+
+log = logging.getLogger("cache")
 
 Document = dict[str, Any]
 
@@ -27,11 +31,29 @@ class Use(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be removed: sectors in their order, images, and the bytes of the sectors."""
+    """What is to be removed, or was.
+
+    Args:
+        sectors: that have bytes, in their order.
+        images: their metadata and names.
+        bytes: of the sectors.
+        rest: room of the images, and of files of sectors without bytes.
+    """
 
     sectors: list[bytes]
     images: list[str]
     bytes: int
+    rest: Room
+
+    def document(self) -> Document:
+        """Return the document of ``firstread cache prune --json``."""
+        return {
+            "sectors": len(self.sectors),
+            "bytes": self.bytes,
+            "images": self.images,
+            "metadata_bytes": self.rest.bytes,
+            "files": len(self.sectors) + self.rest.files,
+        }
 
 
 @dataclass(frozen=True)
@@ -40,19 +62,24 @@ class Stock:
 
     Args:
         images: that can be opened, by digest.
-        problems: what is wrong with the others, by digest.
+        problems: what is wrong with the others, by digest: as an error, for what cannot be read
+            now (NodeError) may be right.
         names: references that stand for an image, by its digest.
         last_used: when each was mounted or unmounted last, in seconds since 1970.
         sizes: bytes of each sector that has some.
+        empty: sectors that have a file and no bytes.
         aside: likewise, of files that a power loss made doubtful.
+        rooms: what the files of each image take, but for its sectors.
     """
 
     images: Mapping[str, NodeImage]
-    problems: Mapping[str, str]
+    problems: Mapping[str, FirstreadError]
     names: Mapping[str, list[str]]
     last_used: Mapping[str, float]
     sizes: Mapping[bytes, int]
+    empty: Collection[bytes]
     aside: Mapping[bytes, int]
+    rooms: Mapping[str, Room]
 
     def owners(self) -> Counter[bytes]:
         """Return how many images have each sector."""
@@ -90,18 +117,41 @@ class Stock:
             "whole_bytes": sum(sectors.values()),
             "alone_bytes": alone,
             "shared_bytes": sum(here.values()) - alone,
+            "metadata_bytes": self.rooms[digest].bytes,
             "last_used": self.last_used[digest],
-            "problem": self.problems.get(digest),
+            "problem": problem.message if (problem := self.problems.get(digest)) else None,
         }
 
     def cold(self, is_used: Callable[[bytes], bool]) -> list[bytes]:
-        """Return the sectors that nobody uses: those of no image, then of the oldest image."""
-        ages = {i: 0.0 for i in (*self.sizes, *self.aside) if not is_used(i)}
+        """Return the sectors that nobody uses: those of no image, then of the oldest image.
+
+        One of no image that can be opened may be of one that cannot be read now.
+        """
+        unread = [d for d, error in self.problems.items() if isinstance(error, NodeError)]
+        youngest = max((self.last_used[digest] for digest in unread), default=0.0)
+        ages = {i: youngest for i in (*self.sizes, *self.aside) if not is_used(i)}
         for digest, image in self.images.items():
             for sector_id in image.ids():
                 if sector_id in ages:
                     ages[sector_id] = max(ages[sector_id], self.last_used[digest])
         return sorted(ages, key=ages.__getitem__)
+
+    def order(self, is_used: Callable[[bytes], bool]) -> list[bytes | str]:
+        """Return what can go, in order: the sectors of `cold`, each image behind its last one."""
+        sectors = self.cold(is_used)
+        last = {i: n for n, i in enumerate(sectors)}
+        images: dict[int, list[str]] = {}
+        waiting = sorted(self.last_used, key=self.last_used.__getitem__)
+        place = -1
+        for digest in waiting:
+            image = self.images.get(digest)
+            ids = image.ids() if image else []
+            place = max([place, *(last[i] for i in ids if i in last)])
+            images.setdefault(place, []).append(digest)
+        found: list[bytes | str] = [*images.get(-1, [])]
+        for number, sector_id in enumerate(sectors):
+            found += [sector_id, *images.get(number, [])]
+        return found
 
     def plan(
         self, is_used: Callable[[bytes], bool], used: Collection[str], keep_bytes: int
@@ -132,24 +182,59 @@ class Stock:
             touched = not gone.keys().isdisjoint(ids) or not keep_bytes
             if touched and left.isdisjoint(ids):
                 images.append(digest)
-        return Plan(list(gone), images, freed)
+        empty = sum(not is_used(sector_id) for sector_id in self.empty)
+        rest = sum((self.rooms[digest] for digest in images), Room(0, empty))
+        return Plan(list(gone), images, freed, rest)
+
+
+class IdleStock:
+    """What of the images and sectors of a node can go: a `firstread.node.owner.Idle`.
+
+    Args:
+        images: of the node.
+        store: of its sectors.
+        is_mounted: whether a mounted image has a sector.
+    """
+
+    def __init__(
+        self, images: ImageStore, store: SectorStore, is_mounted: Callable[[bytes], bool]
+    ) -> None:
+        self._images, self._store, self._is_mounted = images, store, is_mounted
+
+    @property
+    def room(self) -> Room:
+        return self._images.room
+
+    def cold(self) -> list[bytes | str]:
+        """Takes no lock of the node: who holds it may be waiting for the room."""
+        return take_stock(self._images, self._store).order(self._is_mounted)
+
+    def remove(self, digest: str) -> Room:
+        try:
+            return self._images.remove(digest)
+        except FirstreadError as exc:
+            log.warning("%s", exc)
+            return Room()
 
 
 def take_stock(images: ImageStore, store: SectorStore) -> Stock:
     """Look at everything: 3 us a sector, and the index of each image."""
     found: dict[str, NodeImage] = {}
-    problems: dict[str, str] = {}
+    problems: dict[str, FirstreadError] = {}
     digests = images.digests()
     for digest in digests:
         try:
             found[digest] = images.load(digest)
         except FirstreadError as exc:
-            problems[digest] = exc.message
+            problems[digest] = exc
+    sizes = dict(store.sizes())
     return Stock(
         images=found,
         problems=problems,
         names=images.names(),
         last_used={digest: images.last_used(digest) for digest in digests},
-        sizes={i: size for i, size in store.sizes() if size},
+        sizes={i: size for i, size in sizes.items() if size},
+        empty=[i for i, size in sizes.items() if not size],
         aside=store.aside_sizes(),
+        rooms={digest: images.room_of(digest) for digest in digests},
     )

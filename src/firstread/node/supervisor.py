@@ -27,14 +27,15 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
 
 from firstread import __version__
+from firstread.device.scanners import is_scanner
 from firstread.node import systemd
+from firstread.node.anchor import cast, is_anchor, retire
 from firstread.node.events import Events
 from firstread.node.handover import (
     FIXED,
@@ -43,8 +44,10 @@ from firstread.node.handover import (
     Settings,
     hold_signals,
     numbered,
+    raise_fd_limit,
     read_handover,
 )
+from firstread.node.journal import most_waiting
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
 from firstread.node.place import Place
@@ -77,6 +80,9 @@ MAX_PAUSE_S = 5.0
 MAX_PAUSE_READY_S = 0.2  # after one that has worked: reads may wait for the next
 MAX_FAILURES = 5  # of a daemon that never had a fetcher that was ready; then it ends
 RETIRE_S = 40.0  # for a fetcher to answer the commands that it has; see `serve`
+ANCHOR_S = 10.0  # between two looks for the anchor
+UNHEARD_S = 3.0  # without a word of a fetcher, before reads of a scanner fail; and between looks
+CROWDED_S = 10.0  # between lines in the log that there is no room for events
 GRACE_S = 2.0  # for reads that wait when the daemon is told to end
 
 
@@ -90,7 +96,9 @@ class Supervisor:
 
     def __init__(self, settings: Settings, handover: Handover) -> None:
         self._settings = settings
-        self._events = Events(handover.held)
+        self._anchor = 0  # process number of ours
+        self._anchor_due = 0.0  # when it is looked for again
+        self._events = Events(handover.held, most_waiting(raise_fd_limit()))
         self._backlog: deque[Request] = deque()
         self._selector = selectors.DefaultSelector()
         self._fetcher: FetcherProcess | None = None
@@ -104,6 +112,9 @@ class Supervisor:
         self._pause = 0.0
         self._stopping = False
         self._hangup = False  # SIGHUP has come
+        self._reads = False  # events of the group
+        self._heard = self._freed = time.monotonic()  # from a fetcher; reads of scanners denied
+        self._crowded = -math.inf  # when it was said last that there is no room for events
         self._rehearsal: Rehearsal | None = None
         self._asker: socket.socket | None = None  # waits for the outcome of a reload
         self._heir: tuple[socket.socket, float] | None = None  # is about to take our place
@@ -128,13 +139,16 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or until another takes our place; return the exit code."""
-        self._selector.register(GROUP_FD, selectors.EVENT_READ, lambda _: self._read_events())
+        self._keep_anchor()
         while not self._stopping:
+            self._keep_reading(self._heir is None and self._has_room())
             if self._heir is None:
                 self._keep_fetcher()
                 self._keep_next()
             self._keep_place()
+            self._keep_anchor()
             self._keep_succession()
+            self._keep_from_scanners()
             patience = self._patience()
             found = self._selector.select(timeout=patience)
             self._excuse(patience)
@@ -143,6 +157,33 @@ class Supervisor:
         if self._heir is None:
             self._shut_down()
         return 1 if self._failures >= MAX_FAILURES else 0
+
+    def _keep_reading(self, reads: bool) -> None:
+        """Listen to the group, or do not: what is not read waits in the kernel."""
+        if reads and not self._reads:
+            self._selector.register(GROUP_FD, selectors.EVENT_READ, lambda _: self._read_events())
+        elif self._reads and not reads:
+            self._selector.unregister(GROUP_FD)
+        self._reads = reads
+
+    def _keep_from_scanners(self) -> None:
+        """Let reads of scanners fail while no fetcher answers: it may be waiting for them.
+
+        It opens files by name when it starts, and they may not let it until they have read theirs.
+        """
+        now = time.monotonic()
+        if now - max(self._heard, self._freed) < UNHEARD_S or not self._events:
+            return
+        self._freed = now
+        if count := self._events.deny_of(is_scanner):
+            log.error("%d reads of a scanner fail: a fetcher may be waiting for it", count)
+
+    def _has_room(self) -> bool:
+        has_room = self._events.has_room()
+        if not has_room and time.monotonic() > self._crowded + CROWDED_S:
+            log.warning("%d reads wait: no more are taken until some go on", len(self._events))
+            self._crowded = time.monotonic()
+        return has_room
 
     def _patience(self) -> float:
         if self._fetcher is None:
@@ -163,11 +204,27 @@ class Supervisor:
     def _hang_up(self, *_: object) -> None:
         self._hangup = True
 
+    def _keep_anchor(self) -> None:
+        """See to it that there is an anchor, and that it is ours."""
+        now = time.monotonic()
+        if now < self._anchor_due or self._heir is not None:
+            return
+        settings, first = self._settings, not self._anchor_due
+        self._anchor_due = now + ANCHOR_S
+        try:
+            if settings.anchor_s and not is_anchor(self._anchor):
+                self._anchor = cast(settings.root, settings.anchor_s)
+        except (OSError, ValueError) as exc:
+            log.warning("there is no anchor: reads fail if all processes die now: %s", exc)
+        else:
+            if first:
+                retire(settings.root, but=self._anchor)
+
     def _shut_down(self) -> None:
         if self._events and systemd.listens():
             log.warning("stopping while %d reads wait: systemd has them", len(self._events))
-        elif self._events:
-            self._selector.unregister(GROUP_FD)
+        elif self._events and not self._settings.waits_on_stop:
+            self._keep_reading(False)
             until = time.monotonic() + GRACE_S
             while self._events and self._fetcher and self._fetcher.channel:
                 left = until - time.monotonic()
@@ -180,13 +237,19 @@ class Supervisor:
                 fetcher.process.end(timeout_s=10)
         if systemd.listens():
             return  # if this is a restart, they wait for the next one; else systemd lets them fail
+        if self._settings.waits_on_stop and is_anchor(self._anchor):
+            log.info("reads wait for another daemon for %g s", self._settings.anchor_s)
+            return
         if self._events:
             log.warning("stopping while %d reads wait: they fail", len(self._events))
         self._events.deny()
+        retire(self._settings.root)
 
     # -- events --------------------------------------------------------------------------------
 
     def _read_events(self) -> None:
+        if not self._reads:  # since this turn of the loop
+            return
         fetchers = (self._fetcher, self._next)
         own = {os.getpid(), *(fetcher.process.pid for fetcher in fetchers if fetcher)}
         self._events.read(own, self._hand_over)
@@ -224,7 +287,7 @@ class Supervisor:
         if numbers is None:
             self._close_channel(fetcher)
             return
-        fetcher.beat = time.monotonic()
+        fetcher.beat = self._heard = time.monotonic()
         if not fetcher.ready:
             fetcher.ready = True
             if fetcher is self._fetcher:
@@ -285,12 +348,11 @@ class Supervisor:
             "standby": standby,
         }
         with theirs:
-            popen = subprocess.Popen(
+            process = Process.start(
                 [sys.executable, "-m", "firstread.node.serve", json.dumps(arguments)],
-                pass_fds=(*FIXED.values(), theirs.fileno()),
-                stdin=subprocess.DEVNULL,
+                fds=(*FIXED.values(), theirs.fileno()),
             )
-        fetcher = FetcherProcess(Process(popen.pid, popen), ours)
+        fetcher = FetcherProcess(process, ours)
         self._watch(fetcher)
         return fetcher
 
@@ -492,11 +554,11 @@ class Supervisor:
 
     def _give(self, heir: socket.socket) -> None:
         """Give all we have to another process; read nothing more, unless it gives up."""
-        self._selector.unregister(GROUP_FD)
         fetcher = self._fetcher
         if fetcher is not None and fetcher.channel is not None:
             self._selector.unregister(fetcher.channel)
         self._heir = heir, time.monotonic() + TURN_S
+        self._keep_reading(False)
         self._selector.register(heir, selectors.EVENT_READ, lambda _: self._on_heir(heir))
         try:
             give(heir, self._settings, self._leave("replace", None))
@@ -521,7 +583,6 @@ class Supervisor:
             self._selector.unregister(self._heir[0])
             self._heir[0].close()
             self._heir = None
-        self._selector.register(GROUP_FD, selectors.EVENT_READ, lambda _: self._read_events())
         if self._fetcher is not None:
             self._fetcher.beat = time.monotonic()  # nobody has listened to it meanwhile
             self._watch(self._fetcher)
@@ -542,7 +603,7 @@ def main(state: int) -> int:
         "fetcher": "the supervisor is gone: process %d takes its place",
         "reload": "reloaded: process %d goes on",
         "replace": "process %d has taken the place of the supervisor before",
-        "restored": "process %d goes on with what systemd has kept",
+        "restored": "process %d goes on with what was kept while no daemon lived",
     }
     if handover.cause in words:
         level = logging.ERROR if handover.cause == "fetcher" else logging.INFO

@@ -8,6 +8,7 @@ what they need stays as it is, since nobody could let their reads wait.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from firstread.errors import NodeError
+from firstread.node.anchor import anchors
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
 from firstread.node.mounts import MountTable, mounted_erofs
 from firstread.node.stock import Stock, Use, take_stock
 from firstread.private import private_directory
-from firstread.sectors.check import is_sector
+from firstread.sectors.check import is_whole
 from firstread.sectors.store import SectorStore
+
+log = logging.getLogger("cache")
 
 
 class Unattended:
@@ -39,6 +43,7 @@ class Unattended:
         self._stock = take_stock(images, store)
         mounted = (image for digest, image in self._stock.images.items() if digest in uses)
         self._mounted = {sector_id for image in mounted for sector_id in image.ids()}
+        self._unknown = [error for d, error in self._stock.problems.items() if d in uses]
 
     @classmethod
     @contextlib.contextmanager
@@ -55,63 +60,96 @@ class Unattended:
         private_directory(root)
         with SectorStore(root) as store:
             store.claim()
-            yield cls(ImageStore(root), store, _uses(root))
+            uses = _uses(root)
+            yield cls(ImageStore(root, is_used=uses.__contains__), store, uses)
 
     def listing(self) -> dict[str, Any]:
         """Return the document of ``firstread cache ls --json``."""
-        return {**_figures(self._store, self._stock), **self._stock.listing(self._uses)}
+        return {
+            **_figures(self._store, self._images, self._stock),
+            **self._stock.listing(self._uses),
+        }
 
     def prune(self, keep_bytes: int, *, dry_run: bool) -> dict[str, Any]:
-        """Remove what nobody uses, until `keep_bytes` are left."""
+        """Remove what nobody uses, until `keep_bytes` are left.
+
+        Raises:
+            NodeError: an image that is mounted cannot be read, and so its sectors are not known.
+        """
+        self._know_mounted()
         plan = self._stock.plan(self._mounted.__contains__, self._uses, keep_bytes)
         if not dry_run:
             for sector_id in plan.sectors:
                 self._store.remove_aside(sector_id)
             self._store.remove(plan.sectors)
+            self._store.remove(i for i in self._stock.empty if i not in self._mounted)
             for digest in plan.images:
                 self._images.remove(digest)
-        return {"sectors": len(plan.sectors), "bytes": plan.bytes, "images": plan.images}
+        return plan.document()
 
     def verify(self, *, repair: bool) -> dict[str, Any]:
-        """Check everything; what is damaged and not mounted is removed, if `repair`."""
+        """Check everything; what is damaged and not mounted is removed, if `repair`.
+
+        Raises:
+            NodeError: as `prune`, if `repair`; or reads wait for the next daemon, and ours would be
+                among them.
+        """
+        if any(anchors(str(self._store.root))):
+            raise NodeError(
+                "the daemon has died, and reads wait for another one",
+                hint="start it, and verify again: firstread daemon",
+            )
+        if repair:
+            self._know_mounted()
 
         def check(_: NodeImage, sector: Wanted) -> Outcome:
             entry = sector.entry
+            try:
+                if self._is_good(sector):
+                    return "good"
+            except NodeError as exc:
+                log.warning("cannot check sector %s: %s", entry.id.hex(), exc)
+                return "busy"
             if self._store.size(entry.id) < entry.size:
                 return "partial"
-            if self._is_good(sector):
-                return "good"
             if not repair or entry.id in self._mounted:
                 return "damaged"
             self._store.remove([entry.id])
             return "removed"
 
         def drop(digest: str) -> bool:
-            if not repair or digest in self._uses:
-                return False
-            self._images.remove(digest)
-            return True
+            return repair and self._images.drop_damaged(digest)
 
         return inspect(self._stock, check, self._images.damage, drop)
+
+    def _know_mounted(self) -> None:
+        for error in self._unknown:
+            raise NodeError(
+                f"an image that is mounted cannot be opened: {error.message}",
+                hint="start a daemon, or unmount it",
+            )
 
     def _is_good(self, sector: Wanted) -> bool:
         fd = self._store.open(sector.entry.id)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what the disk has, not memory
-            return is_sector(fd, sector.entry.id, sector.entry.size, sector.geometry.frame_size)
-        except NodeError:
-            return False  # a disk that cannot read it
+            return is_whole(fd, sector.entry.id, sector.geometry.frame_size)
         finally:
             os.close(fd)
 
 
-def _figures(store: SectorStore, stock: Stock) -> dict[str, Any]:
+def _figures(store: SectorStore, images: ImageStore, stock: Stock) -> dict[str, Any]:
+    files = len(stock.sizes) + len(stock.empty) + len(stock.aside) + images.room.files
     held = {
         "bytes": sum(stock.sizes.values()) + sum(stock.aside.values()),
         "sectors": len(stock.sizes),
+        "metadata_bytes": images.room.bytes,
+        "files": files,
         "limit_bytes": None,
+        "limit_files": None,
         "min_free_bytes": None,
         "free_bytes": store.free_bytes(),
+        "free_files": store.free_files(),
     }
     return {"store": held}
 

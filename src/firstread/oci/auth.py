@@ -23,10 +23,12 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from firstread.errors import AuthError, UsageError
+from firstread.oci import gojson
 from firstread.oci.hosts import directories
 from firstread.oci.logins import Credentials, Logins
 from firstread.oci.reference import DEFAULT_HOST
@@ -34,6 +36,8 @@ from firstread.oci.reference import DEFAULT_HOST
 __all__ = ["Credentials", "find_credentials"]
 
 log = logging.getLogger("oci.auth")
+
+T = TypeVar("T")
 
 HELPER_TIMEOUT = 30.0  # seconds; a helper may ask the user to unlock a key ring
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker login writes for docker.io
@@ -95,7 +99,7 @@ def _of_host(directory: Path, host: str) -> Credentials | None:
     for place in directories(directory, host)[:-1]:
         path = place.with_name(f"{place.name}.json")
         try:
-            return _decode(msgspec.json.decode(path.read_bytes(), type=_Login), path)
+            return _decode(gojson.decode(path.read_bytes(), _Login), path)
         except FileNotFoundError:
             continue
         except OSError as exc:
@@ -121,7 +125,7 @@ def _auth_files() -> Iterator[Path]:
 
 def _read(path: Path, *, required: bool) -> _ConfigFile | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_ConfigFile)
+        return gojson.decode(path.read_bytes(), _ConfigFile)
     except OSError as exc:
         if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
             return None
@@ -135,12 +139,14 @@ def _read(path: Path, *, required: bool) -> _ConfigFile | None:
 
 
 def _search(config: _ConfigFile, path: Path, host: str, repository: str) -> Credentials | None:
-    """Return the credentials that one file has."""
-    helpers = {_normal(key): name for key, name in (config.cred_helpers or {}).items()}
-    helper = helpers.get(host) or config.creds_store
+    """Return the credentials that one file has.
+
+    What it has for just this host in ``credHelpers`` counts there, even if that is no helper.
+    """
+    helper = _by_host(config.cred_helpers or {}).get(host, config.creds_store)
     if helper and (found := _ask_helper(helper, host)):
         return found
-    logins = {_normal(key): login for key, login in (config.auths or {}).items()}
+    logins = _by_host(config.auths or {})
     parts = [host, *repository.split("/")]
     for count in range(len(parts), 0, -1):  # the most specific first
         if (login := logins.get("/".join(parts[:count]))) is not None:
@@ -148,10 +154,26 @@ def _search(config: _ConfigFile, path: Path, host: str, repository: str) -> Cred
     return None
 
 
-def _normal(key: str) -> str:
-    """Return ``host`` or ``host/path`` of a key, which may be a URL."""
-    key = re.sub(r"^https?://", "", key)
-    key = re.sub(r"/(v1|v2)?/?$", "", key)
+def _by_host(table: dict[str, T]) -> dict[str, T]:
+    """Return a table by `normal_key`; of several keys for a host the one that docker writes."""
+    return {normal_key(key): table[key] for key in sorted(table, key=_is_exact)}
+
+
+def _is_exact(key: str) -> bool:
+    return key in (normal_key(key), _DOCKER_HUB_KEY)
+
+
+def normal_key(key: str) -> str:
+    """Return ``host`` or ``host/path`` of a key.
+
+    The path of a URL says nothing to docker, ``https://host/some/ui/`` is all of the host; without
+    a scheme it is a part of the registry to podman, apart from the version of an API.
+    """
+    _, scheme, rest = key.partition("://")
+    if scheme:
+        key = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
+    else:
+        key = key.removesuffix("/").removesuffix("/v1").removesuffix("/v2")
     return DEFAULT_HOST if key in ("index.docker.io", "registry-1.docker.io") else key
 
 
@@ -159,11 +181,13 @@ def _decode(login: _Login, path: Path) -> Credentials | None:
     username, password = login.username or "", login.password or ""
     if login.auth:
         try:
-            pair = base64.b64decode(login.auth, validate=True).decode()
+            # As Go reads it: line ends may be anywhere. Padding need not be there.
+            text = login.auth.replace("\n", "").replace("\r", "")
+            pair = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             raise UsageError(f"an entry of {path} is damaged", hint="log in again") from None
         username, _, password = pair.partition(":")
-        password = password.rstrip("\0")  # old versions of docker padded it
+        password = password.strip("\0")  # old versions of docker padded it
     identity_token = login.identitytoken or ""
     if not (username or identity_token):
         return None  # what docker leaves in the file when a helper has the secret
@@ -195,7 +219,7 @@ def _ask_helper(name: str, host: str) -> Credentials | None:
             return None
         raise AuthError(f"{program} failed for {host} with exit code {done.returncode}")
     try:
-        answer = msgspec.json.decode(done.stdout, type=_HelperAnswer)
+        answer = gojson.decode(done.stdout, _HelperAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise AuthError(f"{program} gave no valid answer for {host}") from None
     return Credentials.of(answer.username, answer.secret)

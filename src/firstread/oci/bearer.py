@@ -23,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from firstread.errors import AuthError, FirstreadError
+from firstread.oci import gojson
 from firstread.oci.logins import Credentials
 from firstread.units import KiB
 
@@ -34,8 +35,16 @@ BASIC_LIFETIME: Final = 300.0  # seconds; after which a password is looked up ag
 DENIED_AFTER: Final = 10.0  # seconds; an older token that is denied may have ended unannounced
 KEEP_FOR: Final = 5.0  # seconds; of a valid token that could not be renewed, until the next attempt
 
-_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^",\s]+))')
-_SCHEME = re.compile(r"(?:^|,)\s*(bearer|basic)(?=\s|,|$)", re.IGNORECASE)
+MAX_CHALLENGE: Final = 8 * KiB  # characters of a header that are looked at; real ones have 300
+
+# What a header of challenges is made of (RFC 9110, 5.6 and 11.2). One of these fits wherever the
+# last one ends, a quoted string without an end included: each character is seen twice at most.
+_QUOTED = r'"((?:[^"\\]++|\\.|\\\Z)*+)(?:"|\Z)'
+_PART = re.compile(
+    rf'(,)|([^\s",=]++)(?:\s*+(=)\s*+(?:{_QUOTED}|([^\s",]*+)))?|\s++|=|{_QUOTED}', re.DOTALL
+)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 LOGIN_HINT: Final = "log in with docker login, podman login or skopeo login, or name --authfile"
 
@@ -51,19 +60,25 @@ class Challenge:
 
 
 def parse_challenge(header: str) -> Challenge | None:
-    """Return the challenge in a header, Bearer before Basic; None if it has neither."""
-    found: dict[str, Challenge] = {}
-    starts = list(_SCHEME.finditer(header))
-    bounds = [*(match.start() for match in starts), len(header)]
-    for match, end in zip(starts, bounds[1:], strict=True):
-        values = {
-            key.lower(): re.sub(r"\\(.)", r"\1", quoted) or plain
-            for key, quoted, plain in _PARAMETER.findall(header, match.end(), end)
-        }
-        scheme = match[1].lower()
-        known = {key: values.get(key, "") for key in ("realm", "service", "scope")}
-        found.setdefault(scheme, Challenge(scheme, **known))
-    return found.get("bearer") or found.get("basic")
+    """Return the challenge in a header, Bearer before Basic; None if it has neither.
+
+    A scheme begins the header or follows a comma, outside of quotes; parameters may also have no
+    more than a space between them.
+    """
+    found: dict[str, dict[str, str]] = {}
+    values: dict[str, str] = {}
+    is_first = True  # of an element of the list
+    for comma, word, equals, quoted, plain, _ in _PART.findall(header[:MAX_CHALLENGE]):
+        if word and equals:
+            values.setdefault(word.lower(), _ESCAPED.sub(r"\1", quoted) or plain)
+        elif word and is_first:
+            values = {}
+            found.setdefault(word.lower(), values)
+        is_first = bool(comma) or (is_first and not word)
+    for scheme in ("bearer", "basic"):
+        if (given := found.get(scheme)) is not None:
+            return Challenge(scheme, *(given.get(key, "") for key in ("realm", "service", "scope")))
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +249,14 @@ class Authorizer:
             raise AuthError("the registry names no valid token server")
         data = self._fetch(token_request(challenge, self._wanted(challenge), credentials))
         try:
-            answer = msgspec.json.decode(data, type=_TokenAnswer)
+            answer = gojson.decode(data, _TokenAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise AuthError("the token server gave no valid answer") from None
         token = answer.token or answer.access_token or ""
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise AuthError("the token server gave no token", hint=LOGIN_HINT)
         if len(token) > MAX_TOKEN:
             raise AuthError(f"the token server gave a token of more than {MAX_TOKEN} bytes")
+        if not _VISIBLE.fullmatch(token):
+            raise AuthError("the token server gave no token", hint=LOGIN_HINT)
         lifetime = answer.expires_in or 0.0
         if lifetime <= 0:
             lifetime = DEFAULT_LIFETIME

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to one endpoint, and to where it redirects: TLS, proxies, time limits, cancelling.
+"""Connections to one endpoint, and to where it redirects: TLS and proxies.
 
-Owns urllib3's pools; knows neither authorization nor the meaning of an answer. Invariant: however
-a request ends, no connection is left open that nobody uses.
+Owns urllib3's pools, and that their sockets can be cancelled; knows neither authorization nor the
+meaning of an answer. Invariant: however a request ends, it leaves no connection open that nobody
+uses.
 
 Facts about urllib3:
 
 * At the level DEBUG it logs every URL with its query, which may be a signature: it is told not to.
 * It does not look at user and password in the URL of a proxy.
-* It has no limit for the first byte apart from the one for each further one: the socket's own
-  timeout is changed in between.
+* It has a limit of time for each read of a socket, and none for all of a head or of an answer:
+  `firstread.oci.calls` has them, in the sockets that it is given here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -27,68 +27,78 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import InsecureRequestWarning, ProtocolError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    InsecureRequestWarning,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
 from urllib3.util import make_headers
 
 from firstread.errors import UsageError
-from firstread.oci.endpoint import origin, proxy_of
+from firstread.oci.calls import (
+    Call,
+    CancelledCallError,
+    Pace,
+    PacedSocket,
+    PacedTlsSocket,
+    calling,
+    connect,
+    current,
+    paced,
+)
+from firstread.oci.endpoint import origin
 from firstread.oci.hosts import Endpoint
 from firstread.oci.options import AccessOptions
+from firstread.oci.proxies import Proxies
 from firstread.units import KiB
+
+__all__ = ["Call", "Connections", "calling"]
 
 _SEND_SIZE: Final = 256 * KiB  # bytes
 
 logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
-class Call:
-    """Requests of one thread that another thread may cancel."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self._connection: HTTPConnection | None = None
-        self._lock = threading.Lock()
-
-    def cancel(self) -> None:
-        """Make the call fail soon; it cannot be continued. Without effect on one that has ended."""
-        with self._lock:
-            self.cancelled = True
-            sock = getattr(self._connection, "sock", None)
-            if isinstance(sock, socket.socket):
-                with contextlib.suppress(OSError):  # it broke by itself
-                    # Not the method of SSLSocket, which takes apart what a reader is using.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def uses(self, connection: HTTPConnection | None) -> None:
-        """Note the connection that the call waits for now. Raises ProtocolError if cancelled."""
-        with self._lock:
-            self._connection = connection
-            if self.cancelled and connection is not None:
-                raise ProtocolError("cancelled")
-
-
-_current = threading.local()
-
-
-@contextlib.contextmanager
-def calling(call: Call) -> Iterator[None]:
-    """Make what this thread sends in the block part of `call`."""
-    _current.call = call
-    try:
-        yield
-    finally:
-        _current.call = None
-        call.uses(None)
+_here = threading.local()
 
 
 class _Announced(HTTPConnection):
-    """A connection that tells the call of its thread that it is used."""
+    """A connection whose waits end with the call of its thread, and keep to a pace."""
+
+    def _new_conn(self) -> PacedSocket:
+        try:
+            address = self._dns_host.strip("[]"), self.port
+            sock = connect(address, self.timeout, tuple(self.socket_options or ()))
+        except UnicodeError:
+            raise LocationParseError("a label of the host is empty or too long") from None
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(self, "the connection timed out") from exc
+        except CancelledCallError:
+            raise
+        except OSError as exc:
+            raise NewConnectionError(self, f"cannot connect: {exc}") from exc
+        sock.pace = _here.pace  # what a proxy says before there is a tunnel
+        return sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        call: Call | None = getattr(_current, "call", None)
-        if call is not None:
-            call.uses(self)
+        if (sock := paced(self.sock)) is not None:
+            if (call := current()) is not None:
+                call.uses(sock)
+            sock.pace = _here.pace
         super().request(*args, **kwargs)
+
+    def connect(self) -> None:
+        super().connect()
+        if (sock := paced(self.sock)) is not None:
+            sock.pace = _here.pace
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        _here.pace.begin_head()
+        return super().getresponse()
 
 
 class _AnnouncedTls(_Announced, HTTPSConnection):
@@ -118,6 +128,7 @@ def _tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:
             context.load_cert_chain(path, key)
     except OSError as exc:
         raise UsageError(f"cannot read the certificates in {path}: {exc}") from exc
+    context.sslsocket_class = PacedTlsSocket
     if options.insecure_tls or endpoint.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -155,12 +166,11 @@ class Connections:
         self._files = (*ca_file, *endpoint.ca, *pairs)
         self._insecure = options.insecure_tls or endpoint.skip_verify
         self._managers: dict[str, urllib3.PoolManager] = {}  # by proxy
-        self._proxies: dict[tuple[str, str, int], str] = {}  # by origin
+        self._proxies = Proxies.of_environment()
         self._lock = threading.Lock()
         self._stamp = _changed(self._files)
         self._context: ssl.SSLContext | None = None
-        if endpoint.scheme == "https":
-            self._manager(endpoint.base)
+        self._manager(endpoint.base)  # now: later a file may not be opened in time
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str], body: Any
@@ -170,6 +180,9 @@ class Connections:
         Raises:
             HTTPError, OSError: as urllib3 does.
         """
+        options = self._options
+        first_byte = options.first_byte_timeout or options.read_timeout
+        _here.pace = pace = Pace(first_byte, first_byte)
         response = self._manager(url).request(
             method,
             url,
@@ -180,10 +193,7 @@ class Connections:
             preload_content=False,
             decode_content=False,
         )
-        # None if the server closes the connection behind this answer: then the other limit stays.
-        sock = getattr(response.connection, "sock", None)
-        if isinstance(sock, socket.socket):
-            sock.settimeout(self._options.read_timeout)
+        pace.begin_body(options.read_timeout, options.least_rate)
         return response
 
     def close(self) -> None:
@@ -192,13 +202,12 @@ class Connections:
             self._forget()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        where = origin(url)
+        origin(url)
+        proxy = self._proxies.of(url)
         with self._lock:
             if self._files and (stamp := _changed(self._files)) != self._stamp:
                 self._forget()
                 self._stamp, self._context = stamp, None
-            if (proxy := self._proxies.get(where)) is None:
-                proxy = self._proxies[where] = proxy_of(url)
             if (manager := self._managers.get(proxy)) is None:
                 manager = self._managers[proxy] = self._make(proxy)
             return manager
@@ -241,7 +250,6 @@ class Connections:
                     pool.close()
             manager.clear()
         self._managers.clear()
-        self._proxies.clear()
 
 
 def _through(proxy: str, settings: dict[str, Any], ca_file: Path | None) -> urllib3.ProxyManager:
@@ -263,6 +271,7 @@ def _through(proxy: str, settings: dict[str, Any], ca_file: Path | None) -> urll
     headers = make_headers(proxy_basic_auth=login) if parts.username else None
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     context = ssl.create_default_context()
+    context.sslsocket_class = PacedTlsSocket
     if ca_file is not None:
         context.load_verify_locations(ca_file)
     return urllib3.ProxyManager(

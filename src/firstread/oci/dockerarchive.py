@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +32,7 @@ from firstread.oci.model import (
     Descriptor,
     Manifest,
     decode,
+    decode_each,
     describe,
     diff_ids,
     encode,
@@ -51,8 +52,8 @@ class _Image(msgspec.Struct, frozen=True, rename="pascal"):
     """One entry of ``manifest.json``."""
 
     config: str
-    layers: list[str] | None = None  # of an image without layers, docker writes null
-    repo_tags: list[str] | None = None
+    layers: list[str] = []
+    repo_tags: list[str] = []
 
 
 class DockerArchive(ReadOnly):
@@ -115,10 +116,22 @@ class DockerArchive(ReadOnly):
         return extent is not None and extent.size == blob.size
 
     def manifests(self) -> Iterator[Descriptor]:
-        for image in self._images:
-            with naming(self.reference):
-                digest = self._add(image)
-            yield self._manifests[digest][0]
+        """Yield those of the images that are whole.
+
+        Raises:
+            ImageError: none is; says what is wrong with the last.
+        """
+        fault: ImageError | None = None
+        with naming(self.reference):
+            digests = []
+            for image in self._images:
+                try:
+                    digests.append(self._add(image))
+                except ImageError as exc:
+                    fault = exc
+            if fault is not None and not digests:
+                raise fault
+        yield from (self._manifests[digest][0] for digest in digests)
 
     def close(self) -> None:
         if self._open:
@@ -127,7 +140,7 @@ class DockerArchive(ReadOnly):
 
     def _read_images(self) -> list[_Image]:
         data = self._extent("manifest.json").read(MAX_MANIFEST_SIZE, "manifest.json")
-        images = decode(data, list[_Image], "manifest.json")
+        images = decode_each(decode(data, list[Any], "manifest.json"), _Image, "manifest.json")
         if not 0 < len(images) <= _MAX_IMAGES:
             raise ImageError(f"manifest.json names {len(images)} images")
         return images
@@ -146,7 +159,7 @@ class DockerArchive(ReadOnly):
         raw = self._extent(image.config).read(MAX_CONFIG_SIZE, image.config)
         config = describe(raw, OCI_CONFIG)
         ids = diff_ids(parse_config(raw))
-        names = image.layers or []
+        names = image.layers
         if len(ids) != len(names):
             raise ImageError(f"{image.config} names {len(ids)} layers, not {len(names)}")
         self._blobs[config.digest] = self._extent(image.config)
@@ -187,7 +200,7 @@ def select_image(images: list[_Image], name: str | None) -> _Image:
     found = images if name is None else [i for i in images if _is_called(i, name)]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(sorted({tag for image in images for tag in image.repo_tags or []}))
+    known = ", ".join(sorted({tag for image in images for tag in image.repo_tags}))
     hint = f"there are: {known}" if known else "the images in it have no names"
     if not found:
         raise NotFoundError(f"there is no image {name!r} in the archive", hint=hint)
@@ -195,7 +208,7 @@ def select_image(images: list[_Image], name: str | None) -> _Image:
 
 
 def _is_called(image: _Image, name: str) -> bool:
-    tags = image.repo_tags or []
+    tags = image.repo_tags
     return _canonical(name) in map(_canonical, tags) or any(t.endswith(f":{name}") for t in tags)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of registries: which URL a host has, what counts as the same place, which proxy.
+"""Addresses of registries: which URL a host has, what counts as the same place.
 
 Sends nothing; `connections` does.
 """
@@ -7,13 +7,17 @@ Sends nothing; `connections` does.
 from __future__ import annotations
 
 import ipaddress
-import urllib.request
+from typing import Final
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from firstread.errors import SourceError
 from firstread.oci.hosts import DOCKER_HUB, Endpoint, read_hosts
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import DEFAULT_HOST
+from firstread.units import KiB
+
+MAX_HOST: Final = 253  # characters; more has no name (RFC 1035, 2.3.4)
+MAX_URL: Final = 16 * KiB  # characters of an address that a server names; signed ones have 2 KiB
 
 
 def base_url(host: str, options: AccessOptions) -> str:
@@ -43,9 +47,12 @@ def origin(url: str) -> tuple[str, str, int]:
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        return parts.scheme, parts.hostname or "", port
+        host = parts.hostname or ""
     except (ValueError, KeyError) as exc:
         raise SourceError("the registry names an address that is not valid") from exc
+    if len(host) > MAX_HOST or len(parts.netloc) > 4 * MAX_HOST:
+        raise SourceError(f"the registry names a host of more than {MAX_HOST} characters")
+    return parts.scheme, host, port
 
 
 def follow(url: str, target: str) -> str:
@@ -55,8 +62,10 @@ def follow(url: str, target: str) -> str:
     for the same host, so that no credentials are sent in the clear.
 
     Raises:
-        SourceError: it is not a URL of HTTP.
+        SourceError: it is not a URL of HTTP, or longer than `MAX_URL`.
     """
+    if len(target) > MAX_URL:
+        raise SourceError(f"the registry names an address of more than {MAX_URL} characters")
     try:
         joined = urlsplit(urljoin(url, target))
         here = urlsplit(url)
@@ -87,17 +96,3 @@ def endpoints_of(host: str, options: AccessOptions) -> tuple[Endpoint, ...]:
         UsageError: a ``hosts.toml`` is not valid.
     """
     return read_hosts(options.hosts_dirs, host, default_endpoint(host, options))
-
-
-def proxy_of(url: str) -> str:
-    """Return the proxy that the environment names for a URL, or ``""``.
-
-    ``http_proxy``, ``https_proxy``, ``all_proxy`` and ``no_proxy``, in small letters or capitals.
-    The loopback address is never asked for through a proxy.
-    """
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    if not proxy or is_loopback(parts.netloc) or urllib.request.proxy_bypass(parts.netloc):
-        return ""
-    return proxy if "://" in proxy else f"http://{proxy}"

@@ -9,7 +9,6 @@ headers ever do.
 from __future__ import annotations
 
 import random
-import re
 import ssl
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -31,15 +30,27 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from firstread.errors import AuthError, NotFoundError, SourceError, TransportError
+from firstread.errors import (
+    AuthError,
+    FirstreadError,
+    NotFoundError,
+    SourceError,
+    TransportError,
+    cut,
+)
 from firstread.oci.bearer import LOGIN_HINT
+from firstread.oci.calls import CancelledCallError, TooSlowError, current
+from firstread.oci.encoding import decoded
 from firstread.oci.endpoint import shown
 from firstread.redact import redact
 from firstread.units import KiB
 
 MAX_ERROR_BODY: Final = 64 * KiB  # bytes read of an answer that is an error
 _MAX_DETAIL: Final = 300  # characters of it that a message quotes
+_MAX_DATE: Final = 64  # characters; those of HTTP have 29
 
+_MAX_CAUSES: Final = 8
+_SLOW = "it may be overloaded: try again, or allow it more time (docs/registries.md)"
 _ONLINE = "check the name of the registry and the network"
 _STATUSES: Final[dict[int, tuple[type[SourceError], str | None]]] = {
     401: (AuthError, f"check the name, and {LOGIN_HINT}"),
@@ -73,13 +84,30 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     errors: list[_Said] = []
 
 
-def from_exception(exc: HTTPError, url: str) -> SourceError:
+def from_exception(exc: HTTPError | OSError, url: str) -> SourceError:
     """Return what a failed exchange with `url` means."""
-    host = shown(url)
+    host, call = shown(url), current()
+    if (call is not None and call.cancelled) or _is_due_to(exc, CancelledCallError):
+        return TransportError(f"registry {host}: nobody waits for its answer any more")
+    if (call is not None and call.is_late) or _is_due_to(exc, TooSlowError):
+        return TransportError(f"registry {host}: its answer takes too long", hint=_SLOW)
+    if not isinstance(exc, HTTPError):  # while a body is sent, urllib3 lets some through
+        return TransportError(f"registry {host}: it hung up")
     if isinstance(exc, SSLError):
         return _from_tls(exc, host)
     kind, text, hint = next(row[1:] for row in _EXCEPTIONS if isinstance(exc, row[0]))
     return kind(f"registry {host}: {text}", hint=hint)
+
+
+def _is_due_to(exc: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an error, or one that it was made of, is of a kind."""
+    for _ in range(_MAX_CAUSES):
+        if isinstance(exc, kind) or any(isinstance(arg, kind) for arg in exc.args):
+            return True
+        if (cause := exc.__cause__ or exc.__context__) is None:
+            break
+        exc = cause
+    return False
 
 
 def _from_tls(exc: SSLError, host: str) -> SourceError:
@@ -96,7 +124,12 @@ def _from_tls(exc: SSLError, host: str) -> SourceError:
 
 
 def from_response(
-    response: urllib3.BaseHTTPResponse, what: str, url: str, secrets: Iterable[str] = ()
+    response: urllib3.BaseHTTPResponse,
+    what: str,
+    url: str,
+    secrets: Iterable[str] = (),
+    *,
+    quote: bool = True,
 ) -> SourceError:
     """Return what an unexpected answer means; of its body only a bounded part is read.
 
@@ -105,17 +138,20 @@ def from_response(
         what: was being done, such as ``"cannot read blob sha256:…"``.
         url: asked for.
         secrets: that were sent, and that the answer might repeat.
+        quote: say what it says. Not what the registry only led us to: it may be a service that
+            talks to this machine alone.
     """
     status = response.status
     try:
-        body = response.read(MAX_ERROR_BODY)
-    except HTTPError:
+        body = response.read(MAX_ERROR_BODY) if quote else b""
+        body = decoded(body, response.headers.get("Content-Encoding", ""), MAX_ERROR_BODY)
+    except (HTTPError, OSError, FirstreadError):
         body = b""
     kind, hint = _STATUSES.get(status, (SourceError, None))
     if status >= 500:
         kind = TransportError
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    said = _quote(body, secrets)
+    said = quote_error(body, secrets)
     text = f"{what}: registry {shown(url)} answers {status} {phrase}".rstrip()
     error = kind(f"{text}: {said}" if said else text, hint=hint)
     if isinstance(error, TransportError):
@@ -123,7 +159,7 @@ def from_response(
     return error
 
 
-def _quote(body: bytes, secrets: Iterable[str]) -> str:
+def quote_error(body: bytes, secrets: Iterable[str]) -> str:
     """Return what the body of an error says, in one short printable line without `secrets`."""
     try:
         errors = msgspec.json.decode(body, type=_ErrorBody).errors
@@ -131,16 +167,15 @@ def _quote(body: bytes, secrets: Iterable[str]) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = body[: 4 * _MAX_DETAIL].decode("utf-8", "replace")
         text = "" if text.lstrip().startswith("<") else text  # a page for browsers
-    for secret in secrets:
+    for secret in secrets:  # before the text is cut, which could leave a part of one
         text = text.replace(secret, "***")
-    text = redact(text)
-    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
-    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}…"
+    text = redact(text[: 4 * _MAX_DETAIL])
+    return cut(" ".join("".join(c if c.isprintable() else " " for c in text).split()), _MAX_DETAIL)
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Return the seconds that an answer asks to wait (RFC 9110, 10.2.3), 0 if it does not."""
-    value = headers.get("Retry-After", "").strip()
+    value = headers.get("Retry-After", "")[:_MAX_DATE].strip()
     if value.isdecimal():
         return float(value[:9])
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from firstread.errors import ImageError, SourceError
-from firstread.oci.connections import Call, calling
+from firstread.oci.calls import Call, calling, current
 
 Place = TypeVar("Place")
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Race(Generic[Place, T]):
             self._end()
 
     def _start(self, place: Place) -> None:
-        call = Call()
+        call = Call(parent=current())
         self._calls.append(call)
         threading.Thread(target=self._work, args=(place, call), name="race", daemon=True).start()
 

@@ -48,6 +48,8 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name (R
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # its value (RFC 9110, 5.5)
 _HOST: Final = re.compile(r"[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\]")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATIONS: Final = re.compile(f"(?:{_DURATION.pattern})+")
+_MICRO: Final = str.maketrans("µμ", "uu")  # Go takes either letter
 _SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -215,9 +217,9 @@ def _duration(value: Any) -> float | None:
     """Return the seconds of a duration as Go writes them, such as ``1m30s``."""
     if value == "":
         return None
-    if isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value):
+    if isinstance(value, str) and _DURATIONS.fullmatch(value):
         parts = _DURATION.findall(value)
-        seconds = sum(float(n) * _SECONDS[re.sub("[µμ]", "u", unit)] for n, unit in parts)
+        seconds = sum(float(n) * _SECONDS[unit.translate(_MICRO)] for n, unit in parts)
         if 0 < seconds < 86400:
             return seconds
     raise UsageError('"dial_timeout" must be a duration such as "3s"')

@@ -10,9 +10,10 @@ Source: image-spec v1.1, image-layout.md.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -21,6 +22,7 @@ from firstread.errors import (
     ImageError,
     LimitError,
     NotFoundError,
+    SourceError,
     UsageError,
     from_os_error,
 )
@@ -39,7 +41,7 @@ from firstread.oci.model import (
     MAX_MANIFEST_SIZE,
     OCI_INDEX,
     Descriptor,
-    decode,
+    Index,
     describe,
     encode,
     manifest_media_type,
@@ -47,6 +49,7 @@ from firstread.oci.model import (
     parse_index,
     parse_manifest,
     sha256_digest,
+    written,
 )
 from firstread.oci.reference import Reference, is_digest
 from firstread.oci.referrers import describe_referrer
@@ -54,6 +57,7 @@ from firstread.oci.repository import BlobStream, Progress, Repository, clamp, na
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
+MAX_KEPT: Final = 32  # blobs that `prepare` keeps open
 MAX_REFERRERS: Final = 256  # manifests of one type that are read to find what they refer to
 LAYOUT_FILE: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -142,7 +146,10 @@ class LayoutReader(Repository):
             if len(listed) > MAX_REFERRERS:
                 raise LimitError(f"there are {len(listed)} artifacts of one type here")
             for entry in listed:
-                manifest = parse_manifest(self.get_manifest(entry.digest)[1])
+                try:
+                    manifest = parse_manifest(self.get_manifest(entry.digest)[1])
+                except (ImageError, NotFoundError):
+                    continue  # it must not hide those beside it
                 if manifest.subject is not None and manifest.subject.digest == subject:
                     found[entry.digest] = entry
         return list(found.values())
@@ -163,6 +170,7 @@ class LayoutDirectory(LayoutReader):
     def __init__(self, reference: Reference, *, create: bool = False) -> None:
         super().__init__(reference)
         self._root = Path(reference.path)
+        self._kept: dict[str, int] = {}  # descriptors, by path below the root
         if create:
             with naming(reference):
                 self._create()
@@ -185,9 +193,16 @@ class LayoutDirectory(LayoutReader):
         except OSError as exc:
             raise from_os_error(exc, "cannot create the OCI layout") from exc
 
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:
+        for path in (blob_path(blob.digest) for blob in blobs):
+            if path not in self._kept and len(self._kept) < MAX_KEPT:
+                with contextlib.suppress(OSError, SourceError):
+                    self._kept[path] = open_regular(self._root / path)
+
     def _extent(self, path: str) -> Extent | None:
         try:
-            fd = open_regular(self._root / path)
+            kept = self._kept.get(path)
+            fd = open_regular(self._root / path) if kept is None else os.dup(kept)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
@@ -268,7 +283,8 @@ class LayoutDirectory(LayoutReader):
             write_all(file, updated_index(old, manifest, data, tag))
 
     def close(self) -> None:
-        """Nothing stays open between calls."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
 
 
 def select(entries: list[Descriptor], name: str | None) -> Descriptor:
@@ -304,6 +320,14 @@ def _names(entry: Descriptor) -> list[str]:
     return [annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if key in annotations]
 
 
+def _digest_and_name(entry: object) -> tuple[object, object]:
+    """Return them of an entry as it is written; None where it is damaged, and stays as it is."""
+    if not isinstance(entry, dict):
+        return None, None
+    annotations = entry.get("annotations")
+    return entry.get("digest"), annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+
+
 def updated_index(old: bytes | None, manifest: Descriptor, data: bytes, tag: str | None) -> bytes:
     """Return the index.json that names `manifest` by `tag`, and else says what `old` said.
 
@@ -322,15 +346,15 @@ def updated_index(old: bytes | None, manifest: Descriptor, data: bytes, tag: str
     document: dict[str, Any] = {"schemaVersion": 2}
     if old is not None:
         parse_index(old)
-        document = decode(old, dict[str, Any], "index.json")
+        document = written(old, Index, "index.json")
     document.setdefault("mediaType", OCI_INDEX)
     nameless = {manifest.digest}
     if manifest.media_type in INDEXES:
         nameless |= {child.digest for child in parse_index(data, manifest.media_type).manifests}
     kept = []
     for entry in document.get("manifests") or []:
-        name = (entry.get("annotations") or {}).get(REF_NAME)
-        if (name is None and entry["digest"] not in nameless) or (name is not None and name != tag):
+        digest, name = _digest_and_name(entry)
+        if (name is None and digest not in nameless) or (name is not None and name != tag):
             kept.append(entry)
     named = {} if tag is None else {"annotations": {REF_NAME: tag}}
     new: dict[str, Any] = {

@@ -35,7 +35,7 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.connections import Call
+from firstread.oci.calls import Call, current, pause, within
 from firstread.oci.faults import backoff
 from firstread.oci.hedge import Race
 from firstread.oci.hosts import PULL, REFERRERS, RESOLVE, Endpoint
@@ -53,6 +53,7 @@ LACKS_S: Final = 60.0  # one that does not have it
 REFUSED_S: Final = 60.0  # one that refuses us, or that we refuse, for the whole repository
 MAX_AVOIDED: Final = 1024  # blobs that are remembered of one endpoint
 LATE: Final = 0.95  # percentile of first bytes after which a second endpoint may be asked
+REFERRERS_S: Final = 9.0  # for all endpoints together
 RETRY_SHARE: Final = 0.1  # retries that an ordinary request pays for
 RETRY_MOST: Final = 10.0
 HEDGE_MOST: Final = 10.0
@@ -131,7 +132,10 @@ class MirroredRepository(ReadOnly):
         once = replace(options, retries=0)  # the next attempt may better go to another endpoint
         self._options = options
         self._all = [
-            _Place(RegistryRepository(reference, once, endpoint), standings.of(endpoint))
+            _Place(
+                RegistryRepository(reference, once, endpoint, declined=standings.declined),
+                standings.of(endpoint),
+            )
             for endpoint in endpoints
             if endpoint.capabilities & {PULL, RESOLVE, REFERRERS}
         ]
@@ -149,22 +153,27 @@ class MirroredRepository(ReadOnly):
             return self._ask(question, places)[1]
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
-        """As `Repository.referrers`; the first endpoint that has any is believed, as for a tag."""
+        """As `Repository.referrers`; the first endpoint that has any is believed, as for a tag.
 
-        def ask(repository: RegistryRepository) -> list[Descriptor]:
-            found = repository.referrers(subject, artifact_type)
-            if not found:  # a mirror may know neither the API nor the tag
-                raise NotFoundError(f"nothing refers to {subject}")
-            return found
-
+        That there are none is the word of the registry itself. All are asked within `REFERRERS_S`,
+        and how they answer is not held against them.
+        """
         places = self._able(REFERRERS) or self._able(RESOLVE)
-        if not places:  # which is the configuration's word, not a failure
-            return []
-        with naming(self.reference):
-            try:
-                return self._ask(_Question(f"referrers of {subject}", ask), places)[1]
-            except NotFoundError:
-                return []
+        errors: list[tuple[_Place, FirstreadError]] = []
+        with naming(self.reference), within(REFERRERS_S):
+            for place in sorted(places, key=lambda place: place.standing.rests_until() > 0.0):
+                if place.standing.barred_s():
+                    errors.append((place, _barred(place)))
+                    continue
+                try:  # a mirror may know neither the API nor the tag
+                    if found := place.repository.referrers(subject, artifact_type):
+                        return found
+                except (SourceError, ImageError) as exc:
+                    errors.append((place, exc))
+            failed = {place.endpoint for place, _ in errors}
+            if len(errors) == len(places) > 0 or self._server in failed:
+                raise self._worst(errors)
+        return []  # also if the configuration says that nobody may be asked
 
     def has_blob(self, blob: Descriptor) -> bool:
         def ask(repository: RegistryRepository) -> bool:
@@ -240,7 +249,7 @@ class MirroredRepository(ReadOnly):
         delay = backoff(attempt, options.retry_base, options.retry_limit, error.retry_after)
         if attempt >= options.retries or delay is None or not (free or self._retries.take()):
             raise error
-        if self._closed.wait(delay):
+        if pause(delay, self._closed):
             raise error
 
     def _others(self, what: str) -> list[_Place]:
@@ -337,7 +346,8 @@ class MirroredRepository(ReadOnly):
         try:
             answer = question.ask(place.repository)
         except (SourceError, ImageError) as exc:
-            if call is not None and call.cancelled:
+            call = call or current()
+            if call is not None and (call.cancelled or call.is_late):
                 place.standing.left()
             else:
                 self._failed(place, question.what, exc)

@@ -12,11 +12,15 @@ Source: opencontainers/image-spec v1.1 (descriptor.md, manifest.md, image-index.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from firstread.errors import FirstreadError, ImageError, LimitError, NotFoundError, UnsupportedError
+from firstread.oci import gojson
+from firstread.oci.imageconfig import ConfigFields
 from firstread.oci.platform import Platform
 from firstread.units import MiB
 
@@ -45,6 +49,7 @@ MAX_MANIFEST_SIZE: Final = (
     4 * MiB
 )  # bytes; what registries accept (distribution-spec, "Pushing Manifests")
 MAX_CONFIG_SIZE: Final = 8 * MiB  # bytes
+MAX_INDEX_ENTRIES: Final = 40_000  # of an index: one has 110 bytes at least
 
 _ALGORITHMS: Final = ("sha256:", "sha512:")
 
@@ -121,20 +126,14 @@ class _Listed(Descriptor, frozen=True, kw_only=True):
     digest: _AnyDigest
 
 
-class _WrittenIndex(Index, frozen=True, kw_only=True):
-    """An index as it is written: without entries, programs in Go say null."""
-
-    manifests: list[_Listed] | None  # type: ignore[assignment]  # becomes an `Index`
-
-
 class _Outline(msgspec.Struct, frozen=True, rename="camel"):
     """What tells a manifest from an index, before either is believed."""
 
     schema_version: int | None = None
     media_type: str | None = None
-    manifests: msgspec.Raw = msgspec.Raw()
-    layers: msgspec.Raw = msgspec.Raw()
-    config: msgspec.Raw = msgspec.Raw()
+    manifests: Any = msgspec.UNSET
+    layers: Any = msgspec.UNSET
+    config: Any = msgspec.UNSET
 
 
 T = TypeVar("T")
@@ -146,9 +145,57 @@ def decode(data: bytes, kind: type[T], what: str) -> T:
     Raises:
         ImageError: it is not one.
     """
+    with _valid(what):
+        return gojson.decode(data, kind)
+
+
+def written(data: bytes, kind: type, what: str) -> dict[str, Any]:
+    """Return an untrusted JSON object with all that it has, its keys as the type `kind` has them.
+
+    Raises:
+        ImageError: it is not one.
+    """
+    with _valid(what):
+        document = gojson.normal(gojson.load(data), kind)
+    if not isinstance(document, dict):
+        raise ImageError(f"{what} is not valid: it is not an object")
+    return document
+
+
+def decode_each(entries: list[Any], kind: type[T], what: str, path: str = "$") -> list[T]:
+    """Return those of a list's `entries` that are values of the type `kind`.
+
+    One that is not must not hide those beside it.
+
+    Args:
+        entries: as `firstread.oci.gojson.load` gives them.
+        kind: of each.
+        what: the document is that has them, for messages.
+        path: of the list in it.
+
+    Raises:
+        ImageError: none of them is; says what is wrong with the first.
+        LimitError: there are too many.
+    """
+    if len(entries) > MAX_INDEX_ENTRIES:
+        raise LimitError(f"{what} has {len(entries)} entries, more than {MAX_INDEX_ENTRIES}")
+    found: list[T] = []
+    fault = ""
+    for number, entry in enumerate(gojson.normal(entries, list[kind])):  # type: ignore[valid-type]
+        try:
+            found.append(msgspec.convert(entry, kind))
+        except msgspec.ValidationError as exc:
+            text, _, place = str(exc).partition(" - at `$")
+            fault = fault or f"{text} - at `{path}[{number}]{place.rstrip('`')}`"
+    if fault and not found:
+        raise ImageError(f"{what} is not valid: {fault}")
+    return found
+
+
+@contextmanager
+def _valid(what: str) -> Iterator[None]:
     try:
-        # As text, so that fields which are skipped have to be UTF-8, too.
-        return msgspec.json.decode(data.decode(), type=kind)
+        yield
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ImageError(f"{what} is not valid: {exc}") from exc
 
@@ -165,28 +212,57 @@ def manifest_media_type(data: bytes, media_type: str | None = None) -> str:
         UnsupportedError: it is of docker's schema 1, or something else than an image.
         ImageError: it is neither, or it could be read as both.
     """
+    return _media_type(_load(data, media_type), media_type)
+
+
+def _load(data: bytes, media_type: str | None) -> Any:
     if len(data) > MAX_MANIFEST_SIZE:
         raise LimitError(f"manifest has {len(data)} bytes, more than {MAX_MANIFEST_SIZE}")
     if media_type in _SCHEMA1:
         raise _schema1()
-    outline = decode(data, _Outline, "manifest")
+    with _valid("manifest"):
+        return gojson.load(data)
+
+
+def _media_type(document: Any, media_type: str | None) -> str:
+    outline = _convert(document, _Outline)
     if outline.schema_version == 1 or outline.media_type in _SCHEMA1:
         raise _schema1()
     if outline.schema_version != 2:
         raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
-    if bytes(outline.manifests) and (bytes(outline.layers) or bytes(outline.config)):
+    is_index = outline.manifests is not msgspec.UNSET  # null is there, as it is to all who ask
+    if is_index and (outline.layers is not msgspec.UNSET or outline.config is not msgspec.UNSET):
         # CVE-2021-41190: one digest, and two images in it
         raise ImageError("manifest is ambiguous: it is an image and an index at once")
     declared = media_type if media_type in MANIFESTS | INDEXES else None
     if declared and outline.media_type and declared != outline.media_type:
         raise ImageError(f"manifest says it is {outline.media_type}, but is offered as {declared}")
-    guess = OCI_INDEX if bytes(outline.manifests) else OCI_MANIFEST
-    chosen = declared or outline.media_type or guess
+    chosen = declared or outline.media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
     if chosen not in MANIFESTS | INDEXES:
         raise UnsupportedError(f"manifest has the unknown media type {chosen!r}")
-    if (chosen in INDEXES) != bool(bytes(outline.manifests)):
+    if (chosen in INDEXES) != is_index:
         raise ImageError(f"manifest is not the {chosen} that it says it is")
     return chosen
+
+
+def _convert(document: Any, kind: type[T]) -> T:
+    with _valid("manifest"):
+        return gojson.convert(document, kind)
+
+
+def offered_media_type(data: bytes, offered: str) -> str:
+    """Return the media type of a document that a registry offers as `offered`.
+
+    Docker's types and OCI's are two names for one form, and some proxies offer a document by the
+    other one than it has in it; then its own counts, as only that is covered by its digest.
+
+    Raises:
+        As `manifest_media_type`.
+    """
+    document = _load(data, offered)
+    own = _convert(document, _Outline).media_type
+    alike = any(own in kind and offered in kind for kind in (MANIFESTS, INDEXES))
+    return _media_type(document, own if alike else offered)
 
 
 def _schema1() -> UnsupportedError:
@@ -202,24 +278,32 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
     Raises:
         ImageError: it is not valid (LimitError: too long, UnsupportedError: of another kind).
     """
-    chosen = manifest_media_type(data, media_type)
-    document = _read_index(data) if chosen in INDEXES else decode(data, Manifest, "manifest")
+    loaded = _load(data, media_type)
+    chosen = _media_type(loaded, media_type)
+    document = _read_index(loaded) if chosen in INDEXES else _convert(loaded, Manifest)
     return msgspec.structs.replace(document, media_type=chosen)
 
 
-def _read_index(data: bytes) -> Index:
-    """Return the index in `data`, without the entries that cannot be verified here.
+def _read_index(loaded: Any) -> Index:
+    """Return an index without the entries that cannot be used here.
 
-    One artifact whose digest is of an algorithm that is not known must not cost the images beside
-    it (descriptor.md: such a digest is valid).
+    One that is damaged, or whose digest is of an algorithm that is not known (descriptor.md: it is
+    valid), must not cost the images beside it.
     """
-    written = decode(data, _WrittenIndex, "manifest")
-    entries = [
-        Descriptor(**msgspec.structs.asdict(entry))
-        for entry in written.manifests or []
-        if entry.digest.startswith(_ALGORITHMS)
-    ]
-    return Index(**msgspec.structs.asdict(written) | {"manifests": entries})
+    document = gojson.normal(loaded, Index)
+    index = _convert(document | {"manifests": []}, Index)
+    entries = _convert(document["manifests"], list[Any])
+    listed = decode_each(entries, _Listed, "manifest", "$.manifests")
+    usable = [_plain(entry) for entry in listed if entry.digest.startswith(_ALGORITHMS)]
+    return msgspec.structs.replace(index, manifests=usable)
+
+
+def _plain(entry: _Listed) -> Descriptor:
+    """Return an entry as a descriptor; an empty platform is as good as none."""
+    fields = msgspec.structs.asdict(entry)
+    if entry.platform is not None and not (entry.platform.os or entry.platform.architecture):
+        fields["platform"] = None
+    return Descriptor(**fields)
 
 
 def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
@@ -235,29 +319,30 @@ def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
-    """Return the image config in `data`, with every field that it has.
+    """Return the image config in `data`, with every field that it has, each once.
 
     Raises:
         ImageError: it is not a JSON object.
     """
     if len(data) > MAX_CONFIG_SIZE:
         raise LimitError(f"image config has {len(data)} bytes, more than {MAX_CONFIG_SIZE}")
-    return decode(data, dict[str, Any], "image config")
+    return written(data, ConfigFields, "image config")
 
 
 class _RootFs(msgspec.Struct, frozen=True):
-    diff_ids: list[Digest]
-    type: Literal["layers"] = "layers"
+    diff_ids: list[Digest] = []
+    type: Literal["layers", ""] = "layers"
 
 
 def diff_ids(config: dict[str, Any]) -> list[str]:
     """Return the digests of the image's uncompressed layers, the lowest first.
 
     Raises:
-        ImageError: the config has none, or they are not digests.
+        ImageError: the config has no rootfs, or they are not digests.
     """
+    rootfs = config.get("rootfs")
     try:
-        return msgspec.convert(config.get("rootfs"), _RootFs).diff_ids
+        return msgspec.convert(rootfs and gojson.normal(rootfs, _RootFs), _RootFs).diff_ids
     except msgspec.ValidationError as exc:
         raise ImageError(f"image config has no valid rootfs: {exc}") from exc
 

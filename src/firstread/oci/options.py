@@ -14,6 +14,7 @@ from typing import Literal
 
 from firstread.errors import UsageError
 from firstread.oci.logins import Logins
+from firstread.units import KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class AccessOptions:
         connect_timeout: until a connection stands.
         first_byte_timeout: until an answer begins; None for `read_timeout`.
         read_timeout: until the next bytes of an answer arrive.
+        answer_timeout: until all of an answer that is kept in memory is here, such as a manifest.
+        least_rate: bytes/s that an answer must come at, over any `read_timeout` of waiting for it.
         retries: further attempts after a transient failure that made no progress.
         retry_base: first wait between attempts; it doubles each time, with jitter.
         retry_limit: longest single wait; a registry that asks for a longer one is given up on.
@@ -53,6 +56,8 @@ class AccessOptions:
     connect_timeout: float = 10.0
     first_byte_timeout: float | None = None
     read_timeout: float = 60.0
+    answer_timeout: float = 60.0
+    least_rate: float = 1 * KiB  # a link of 64 kbit/s has 8 times as many
     retries: int = 5
     retry_base: float = 0.25
     retry_limit: float = 60.0
@@ -62,10 +67,16 @@ class AccessOptions:
     chunk_size: int = 0
 
     def __post_init__(self) -> None:
-        waits = (self.connect_timeout, self.read_timeout, self.retry_base, self.retry_limit)
+        waits = (
+            self.connect_timeout,
+            self.read_timeout,
+            self.answer_timeout,
+            self.retry_base,
+            self.retry_limit,
+        )
         if min(waits) <= 0 or (self.first_byte_timeout or 1) <= 0:
             raise UsageError("timeouts and waits must be more than 0 seconds")
         if not 0 <= self.hedge_share <= 1:
             raise UsageError("the share of hedged requests must be from 0 to 1")
-        if self.retries < 0 or self.connections < 1 or self.chunk_size < 0:
-            raise UsageError("retries, connections and chunk size must not be negative")
+        if self.least_rate < 0 or self.retries < 0 or self.connections < 1 or self.chunk_size < 0:
+            raise UsageError("rate, retries, connections and chunk size must not be negative")

@@ -48,8 +48,8 @@ _DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}  # what no varia
 class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An operating system on a processor, as an index names it."""
 
-    architecture: str
-    os: str
+    architecture: str = ""
+    os: str = ""
     variant: str | None = None
     os_version: str | None = msgspec.field(name="os.version", default=None)
     os_features: tuple[str, ...] | None = msgspec.field(name="os.features", default=None)

@@ -13,9 +13,17 @@ Facts about the lists:
   header the client has to keep the tag. It must not answer 404 to the list of a manifest that
   nothing refers to, so 404 means that there is no API. Others say 400, 403, 405 or 501, or send the
   page of a web front end with status 200.
+* Fronts of registries without the API send whoever asks for a list to a web page on another host
+  (GHCR and GAR do: 303, and the page answers 429), or say 401, 406, 410 or 422 (Artifactory).
 * A registry may leave the filtering by type to the client, whatever was asked for.
 * Two clients that change the tag at once can lose each other's entry: registries know no
   conditional PUT that all of them honour. See `add_to_tag`.
+
+So the list is an optional question. It is asked within `QUESTION_S`, and nothing that comes of it
+is held against the registry. Any answer but a list means that there is no API: the tag is read
+instead, and the API is left alone for `NO_API_S`. No answer at all (it hangs, 429, 5xx) leaves it
+alone for `UNANSWERED_S`; if the tag has nothing either, that is an error, since an empty list would
+be a lie.
 
 Source: distribution-spec v1.1, "Listing Referrers", "Pushing Manifests with Subject" and "Referrers
 Tag Schema".
@@ -26,24 +34,31 @@ from __future__ import annotations
 import random
 import re
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
-from firstread.errors import ImageError, LimitError, NotFoundError, SourceError, UsageError
+from firstread.errors import ImageError, LimitError, SourceError, TransportError, UsageError
+from firstread.oci.calls import given_up, within
 from firstread.oci.endpoint import follow, origin
+from firstread.oci.faults import retry_after
 from firstread.oci.model import (
     MAX_MANIFEST_SIZE,
     OCI_INDEX,
     Descriptor,
+    Index,
     Manifest,
-    decode,
     describe,
     encode,
     parse_index,
     parse_manifest,
+    written,
 )
-from firstread.oci.transport import Answer, Transport
+from firstread.oci.standing import Declined
+from firstread.oci.transport import ANY, SUCCESS, Answer, Transport
 from firstread.units import KiB
+
+T = TypeVar("T")
 
 MAX_PAGES: Final = 16  # of one list; an image has some signatures, SBOMs and attestations
 MAX_ENTRIES: Final = 4096  # of one list, of all types
@@ -51,9 +66,17 @@ MAX_EMBEDDED: Final = 64 * KiB  # bytes of a manifest that its entry in a tag's 
 ATTEMPTS: Final = 8  # to get an entry into a tag's list that others change as well
 SETTLE_S: Final = 0.2  # seconds after which a list is looked at again, at least
 
+QUESTION_S: Final = 4.0  # seconds for the API, and again for the tag
+NO_API_S: Final = 600.0  # seconds for which a registry without the API is not asked for it
+UNANSWERED_S: Final = 60.0  # seconds for one that did not answer
+
 _MAX_LINK: Final = 4096  # characters
-_NO_API: Final = (400, 403, 404, 405, 501)
-_NEXT: Final = re.compile(r'<([^<>]*)>\s*;(?:[^,]*;)?\s*rel="?next"?(?:[\s;,]|$)')
+_NOT_IMPLEMENTED: Final = 501
+_LATER: Final = (408, 429)
+_RIGHTS: Final = (401, 403)  # which are of one repository
+# One link of the header, from where the one before ends, and what kinds of link it is.
+_TARGET: Final = re.compile(r'[\s,]*+<([^<>]*+)>((?:[^",]++|"[^"]*+")*+)')
+_RELATION: Final = re.compile(r';\s*+rel\s*+=\s*+(?:"([^"]*+)"|([^\s";]*+))', re.IGNORECASE)
 
 
 def referrers_tag(digest: str) -> str:
@@ -86,12 +109,17 @@ def describe_referrer(data: bytes, media_type: str) -> tuple[Descriptor, Descrip
 
 def next_page(link: str) -> str | None:
     """Return where a ``Link`` header says that the list goes on (RFC 8288)."""
-    match = _NEXT.search(link[:_MAX_LINK])
-    return match[1] if match else None
+    text, at = link[:_MAX_LINK], 0
+    while match := _TARGET.match(text, at):
+        relation = _RELATION.search(match[2])
+        if relation and "next" in (relation[1] or relation[2]).lower().split():
+            return match[1]
+        at = match.end()
+    return None
 
 
 def list_referrers(
-    transport: Transport, root: str, subject: str, artifact_type: str
+    transport: Transport, root: str, subject: str, artifact_type: str, declined: Declined
 ) -> list[Descriptor]:
     """Return the entries of a type in the list of what refers to `subject`.
 
@@ -100,31 +128,86 @@ def list_referrers(
         root: path of the repository, ``/v2/NAME``.
         subject: digest of a manifest.
         artifact_type: of the entries wanted.
+        declined: remembers registries without the API.
 
     Raises:
         ImageError: the list is not valid, or too long.
-        SourceError: the registry does not answer.
+        SourceError: the registry does not answer within some seconds.
     """
     what = f"cannot list what refers to {subject}"
+    silent = _declined_by(transport, root, declined)
+    if silent is None:
+        try:
+            with within(QUESTION_S):
+                url = f"{root}/referrers/{subject}?{urlencode({'artifactType': artifact_type})}"
+                answer = _insisting(lambda: _ask(transport, url, what))
+                if _is_list(answer):
+                    return _listed(transport, answer, what, artifact_type)
+        except TransportError as exc:
+            if given_up():
+                raise
+            silent = exc.message
+            declined.note(transport.base, UNANSWERED_S, silent)
+        else:
+            silent = ""
+            whom = f"{transport.base}{root}" if answer.status in _RIGHTS else transport.base
+            declined.note(whom, NO_API_S)
+    with within(QUESTION_S):
+        data = _insisting(lambda: _read_tag(transport, root, subject, is_optional=True))
+    if data is not None:
+        return _of_type(data, artifact_type)[0]
+    if silent:
+        raise TransportError(silent)
+    return []
+
+
+def _declined_by(transport: Transport, root: str, declined: Declined) -> str | None:
+    """Return why the API is not asked now; None if it is."""
+    reasons = (declined.reason(whom) for whom in (transport.base, f"{transport.base}{root}"))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _insisting(ask: Callable[[], T]) -> T:
+    """Ask once more if the connection broke, but nobody who wants to be left alone."""
+    try:
+        return ask()
+    except TransportError as exc:
+        if exc.retry_after:
+            raise
+    return ask()
+
+
+def _ask(transport: Transport, url: str, what: str) -> Answer:
+    """Ask the API. Raises TransportError if what comes says nothing of it."""
+    try:
+        answer = transport.request("GET", url, what=what, expect=ANY, retry=False, stay=True)
+    except TransportError:
+        raise
+    except (SourceError, LimitError):  # no address, no token for it; a page without end
+        return Answer(404, {}, b"", url)
+    _check_answered(answer, what)
+    return answer
+
+
+def _listed(
+    transport: Transport, answer: Answer, what: str, artifact_type: str
+) -> list[Descriptor]:
+    """Return the entries of a type, of a list that begins with `answer`."""
     found: list[Descriptor] = []
-    seen = 0
-    url: str | None = f"{root}/referrers/{subject}?{urlencode({'artifactType': artifact_type})}"
+    seen, url = 0, ""
     for page in range(MAX_PAGES):
-        if url is None:
-            return found
-        answer = transport.request("GET", url, what=what, expect=(200, *_NO_API))
-        if page == 0 and not _is_list(answer):
-            data = _read_tag(transport, root, subject)
-            return _of_type(data, artifact_type)[0] if data is not None else []
-        if answer.status != 200:
-            raise NotFoundError(f"{what}: a page of the list is missing")
+        if page:
+            answer = transport.request("GET", url, what=what)
         entries, count = _of_type(answer.data, artifact_type)
         found += entries
         seen += count
         if seen > MAX_ENTRIES:
             break
-        url = _following(answer)
-    raise LimitError(f"the list of what refers to {subject} is too long")
+        following = _following(answer)
+        if following is None:
+            return found
+        url = following
+    raise LimitError(f"{what}: the list is too long")
 
 
 def _is_list(answer: Answer) -> bool:
@@ -154,16 +237,36 @@ def _of_type(data: bytes, artifact_type: str) -> tuple[list[Descriptor], int]:
     return [entry for entry in entries if entry.artifact_type == artifact_type], len(entries)
 
 
-def _read_tag(transport: Transport, root: str, subject: str) -> bytes | None:
-    """Return the list that clients keep at a tag; None if there is none."""
+def _read_tag(
+    transport: Transport, root: str, subject: str, *, is_optional: bool = False
+) -> bytes | None:
+    """Return the list that clients keep at a tag; None if there is none.
+
+    Args:
+        transport: to the registry.
+        root: path of the repository.
+        subject: digest of a manifest.
+        is_optional: ask once, and take a refusal for "there is none".
+    """
+    what = f"cannot list what refers to {subject}"
     answer = transport.request(
         "GET",
         f"{root}/manifests/{referrers_tag(subject)}",
-        what=f"cannot list what refers to {subject}",
-        expect=(200, 404),
+        what=what,
+        expect=ANY if is_optional else (200, 404),
         headers={"Accept": OCI_INDEX},
+        retry=not is_optional,
     )
+    _check_answered(answer, what)
     return answer.data if answer.status == 200 else None
+
+
+def _check_answered(answer: Answer, what: str) -> None:
+    """Raise TransportError if an answer says nothing of what was asked for."""
+    if answer.status in _LATER or (answer.status >= 500 and answer.status != _NOT_IMPLEMENTED):
+        error = TransportError(f"{what}: the registry answers {answer.status}")
+        error.retry_after = retry_after(answer.headers)
+        raise error
 
 
 def add_to_tag(transport: Transport, root: str, subject: str, entry: Descriptor) -> None:
@@ -193,7 +296,7 @@ def add_to_tag(transport: Transport, root: str, subject: str, entry: Descriptor)
             "PUT",
             f"{root}/manifests/{referrers_tag(subject)}",
             what=f"cannot write the list of what refers to {subject}",
-            expect=(200, 201, 202),
+            expect=SUCCESS,
             headers={"Content-Type": OCI_INDEX},
             body=changed,
         )
@@ -214,8 +317,8 @@ def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:
     if old is not None:
         if any(known.digest == entry.digest for known in parse_index(old).manifests):
             return None
-        document = decode(old, dict[str, Any], "list of referrers")
-    document["manifests"] = [*(document["manifests"] or []), entry]
+        document = written(old, Index, "list of referrers")
+    document["manifests"] = [*document["manifests"], entry]
     changed = encode(document)
     if len(changed) > MAX_MANIFEST_SIZE or len(document["manifests"]) > MAX_ENTRIES:
         raise LimitError("the list of referrers is full")

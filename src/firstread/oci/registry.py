@@ -38,17 +38,19 @@ from firstread.oci.model import (
     OCI_MANIFEST,
     Descriptor,
     describe,
-    manifest_media_type,
     missing_blob,
+    offered_media_type,
     sha256_digest,
 )
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import DEFAULT_TAG, Reference, is_digest
 from firstread.oci.referrers import add_to_tag, describe_referrer, list_referrers
 from firstread.oci.repository import BlobStream, Progress, Repository, clamp, naming
-from firstread.oci.transport import Answer, Transport, release
+from firstread.oci.standing import Declined
+from firstread.oci.transport import SUCCESS, Answer, Transport, release
 from firstread.oci.upload import Upload
 
+MAX_MOVED: Final = 256  # addresses that are kept
 MOVED_LIFETIME: Final = 60.0  # seconds; stores sign URLs for minutes at least
 
 # Schema 1 is asked for, too: else a registry says "not found" where we can say what is wrong.
@@ -67,6 +69,7 @@ class RegistryRepository(Repository):
         options: how to reach it.
         endpoint: which; None for the registry itself.
         push: it will be written to, so ask for that right.
+        declined: what is not asked now; shared by all who reach the same registries.
 
     Attributes:
         transport: sends the requests.
@@ -79,8 +82,10 @@ class RegistryRepository(Repository):
         endpoint: Endpoint | None = None,
         *,
         push: bool = False,
+        declined: Declined | None = None,
     ) -> None:
         super().__init__(reference)
+        self._declined = declined or Declined()
         self.transport = Transport(reference, "pull,push" if push else "pull", options, endpoint)
         self._root = self.transport.root
         self._moved: dict[str, tuple[str, float]] = {}  # digest -> (URL, valid until)
@@ -95,7 +100,7 @@ class RegistryRepository(Repository):
                 headers={"Accept": _ACCEPT},
             )
             declared = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-            media_type = manifest_media_type(answer.data, declared)
+            media_type = offered_media_type(answer.data, declared)
             like = wanted if is_digest(wanted) else answer.headers.get("Docker-Content-Digest", "")
             if not is_digest(like):
                 return describe(answer.data, media_type), answer.data
@@ -162,14 +167,16 @@ class RegistryRepository(Repository):
                 "PUT",
                 f"{self._root}/manifests/{tag or sha256_digest(data)}",
                 what="cannot publish the manifest",
-                expect=(200, 201, 202),
+                expect=SUCCESS,
                 headers={"Content-Type": media_type},
                 body=data,
             )
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         with naming(self.reference):
-            return list_referrers(self.transport, self._root, subject, artifact_type)
+            return list_referrers(
+                self.transport, self._root, subject, artifact_type, self._declined
+            )
 
     def put_referrer(self, data: bytes, media_type: str, tag: str | None = None) -> Descriptor:
         subject, entry = describe_referrer(data, media_type)
@@ -232,6 +239,8 @@ class RegistryRepository(Repository):
             raise missing_blob(blob) from exc
         if urlsplit(url).path != own:
             self._moved[blob.digest] = (url, time.monotonic() + MOVED_LIFETIME)
+            while len(self._moved) > MAX_MOVED:
+                self._moved.pop(next(iter(self._moved)), None)
         return answer, url
 
 
@@ -281,7 +290,7 @@ class BlobReader:
     def _read(self, answer: urllib3.BaseHTTPResponse, url: str, buffer: memoryview) -> int:
         try:
             count = answer.readinto(buffer)
-        except HTTPError as exc:
+        except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
         if not count:
             raise TransportError(f"cannot read blob {self._blob.digest}: the answer is too short")
@@ -321,7 +330,7 @@ def _skip(answer: urllib3.BaseHTTPResponse, count: int, url: str, *, allowed: bo
     while count:
         try:
             data = answer.read(min(count, _SKIP_SIZE))
-        except HTTPError as exc:
+        except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
         if not data:
             raise TransportError("the answer is too short")

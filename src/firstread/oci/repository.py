@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -242,6 +242,12 @@ class Repository(ABC):
             SourceError: the registry does not answer, or does not let us read there.
         """
         return False
+
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:  # noqa: B027 - few have to
+        """Open what reading these blobs will need, so that later nothing is opened by its name.
+
+        What cannot be had now is left for later.
+        """
 
     scratch_dir: Path | None = None
     """Where a new blob is best written (`ingest.open_scratch`) so that `put_blob` need not copy it;

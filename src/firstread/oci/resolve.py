@@ -2,8 +2,8 @@
 """From the name of an image to its manifest and config, for one platform.
 
 Owns the walk through indexes and the choice; reads through the `Repository` only. Invariant: what
-is returned has at least one layer, a config that was verified, and as many diff_ids as layers if
-it has any.
+is returned has a config that was verified. Whether its diff_ids fit its layers is for their reader
+to check.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from firstread.errors import LimitError, UnsupportedError
+from firstread.errors import FirstreadError, ImageError, LimitError, NotFoundError, UnsupportedError
 from firstread.oci.model import (
     CONFIGS,
     DOCKER_MANIFEST,
@@ -137,11 +137,18 @@ def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
     if len(nested) > MAX_NESTED:
         raise LimitError(f"more than {MAX_NESTED} indexes lie side by side")
     entries = [entry for entry in index.manifests if entry not in nested]
+    fault: FirstreadError | None = None
     for entry in nested:
-        descriptor, data = repository.get_manifest(entry.digest)
-        document = parse_manifest(data, descriptor.media_type)
+        try:
+            descriptor, data = repository.get_manifest(entry.digest)
+            document = parse_manifest(data, descriptor.media_type)
+        except (ImageError, NotFoundError) as exc:
+            fault = exc  # it must not hide those beside it
+            continue
         if isinstance(document, Index):
             entries += document.manifests
+    if fault is not None and not entries:
+        raise fault
     return msgspec.structs.replace(index, manifests=entries)
 
 
@@ -214,8 +221,6 @@ def load(
             f"this is not a container image: its config is {manifest.config.media_type}",
             hint="name a container image; this is an artifact of another kind",
         )
-    if not manifest.layers:
-        raise UnsupportedError("the image has no layers", hint="there is nothing in it to read")
     raw = repository.read_blob(manifest.config, MAX_CONFIG_SIZE)
     config = parse_config(raw)
     if platform is not None:

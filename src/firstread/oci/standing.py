@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from firstread.oci.hosts import Endpoint
 REST_S: Final = 1.0  # after a first failure; it doubles with each further one
 LONGEST_REST_S: Final = 30.0
 LONGEST_ASKED_S: Final = 3600.0  # of a Retry-After; more is taken for a mistake
+MAX_DECLINED: Final = 1024  # endpoints and repositories that are remembered so
 SAMPLES: Final = 128  # first bytes that a percentile is taken of
 FEWEST_SAMPLES: Final = 20  # before there is one
 
@@ -233,15 +234,53 @@ class Standing:
             self._listener(state, self.endpoint, why)
 
 
+class Declined:
+    """Optional questions that are not asked again for a while. Safe for threads.
+
+    What comes of them says nothing about how an endpoint fares with all else.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._until: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, whom: str, seconds: float, why: str = "") -> None:
+        """Note that `whom` is not to be asked for so many seconds.
+
+        Args:
+            whom: is asked.
+            seconds: from now.
+            why: there was no answer; ``""`` if "there is no such thing" was the answer.
+        """
+        with self._lock:
+            self._until[whom] = (self._clock() + seconds, why)
+            while len(self._until) > MAX_DECLINED:
+                self._until.popitem(last=False)
+
+    def reason(self, whom: str) -> str | None:
+        """Return why `whom` is not to be asked now, as noted; None if it may be."""
+        with self._lock:
+            until, why = self._until.get(whom, (0.0, ""))
+        return why if self._clock() < until else None
+
+
 class Standings:
     """The endpoints that a process has met.
 
     Args:
         listener: told what becomes of them.
         clock: monotonic seconds.
+
+    Attributes:
+        declined: what none of them is asked for now.
     """
 
     def __init__(self, listener: Listener | None = None, clock: Clock = time.monotonic) -> None:
+        self.declined = Declined(clock)
         self._listener, self._clock = listener, clock
         self._known: dict[tuple[str, str, str], Standing] = {}
         self._lock = threading.Lock()

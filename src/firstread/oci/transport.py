@@ -3,8 +3,8 @@
 
 Owns the loop around a request; does not know what a manifest or a blob is. Invariants: an
 ``Authorization`` header, and those of ``hosts.toml``, only go to the endpoint itself, never to
-where it redirects; no foreign exception leaves; a body is read by the caller only after its status
-was expected.
+where it redirects, and what is said there is in no message; no foreign exception leaves; a body is
+read by the caller only after its status was expected.
 
 Threads share a transport: each takes a connection of its own from the pool.
 """
@@ -12,7 +12,7 @@ Threads share a transport: each takes a connection of its own from the pool.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -24,20 +24,26 @@ from firstread import __version__
 from firstread.errors import AuthError, FirstreadError, LimitError, SourceError, TransportError
 from firstread.oci.auth import find_credentials
 from firstread.oci.bearer import LOGIN_HINT, Authorizer, TokenRequest
+from firstread.oci.calls import current, pause, within
 from firstread.oci.connections import Connections
-from firstread.oci.endpoint import default_endpoint, follow, origin, shown
-from firstread.oci.faults import backoff, from_exception, from_response
+from firstread.oci.encoding import decoded
+from firstread.oci.endpoint import MAX_URL, default_endpoint, follow, origin, shown
+from firstread.oci.faults import backoff, from_exception, from_response, quote_error
 from firstread.oci.hosts import Endpoint
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
 from firstread.units import KiB, MiB
 
 T = TypeVar("T")
+SUCCESS: Final = range(200, 300)
+ANY: Final = range(1000)
 Body = bytes | Callable[[], Iterable[bytes]]
 """Of a request; a function, where it is too long to keep, is called for each attempt."""
 
 LEAST_SECRET: Final = 4  # characters; a shorter one would make messages unreadable
 MAX_ANSWER: Final = 4 * MiB  # bytes; of an answer that is kept in memory, such as a manifest
+ERROR_S: Final = 5.0  # seconds for the text of an error; then it has none
+DRAIN_S: Final = 2.0  # seconds for what nobody reads; else the connection is closed
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SAME_METHOD: Final = frozenset({307, 308})  # those of them that keep method and body
@@ -124,10 +130,11 @@ class Transport:
         url: str,
         *,
         what: str,
-        expect: tuple[int, ...] = (200,),
+        expect: Container[int] = (200,),
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         retry: bool = True,
+        stay: bool = False,
     ) -> Answer:
         """Send a request and return the whole answer.
 
@@ -139,15 +146,16 @@ class Transport:
             headers: besides those that every request has.
             body: of the request.
             retry: send it again after a transient failure.
+            stay: a redirect to another host is not followed: it is the answer.
 
         Raises:
-            SourceError: the registry refuses, cannot be reached or hangs up.
+            SourceError: the registry refuses, cannot be reached, is too slow or hangs up.
             LimitError: the answer has more than `MAX_ANSWER` bytes.
         """
 
         def exchange() -> Answer:
-            response, final = self._expected(method, url, what, expect, headers, body)
-            data = _read_whole(response, what, final)
+            response, final = self._expected(method, url, what, expect, headers, body, stay=stay)
+            data = self._read_whole(response, what, final)
             return Answer(response.status, response.headers, data, final)
 
         return self._persist(exchange, retry=retry)
@@ -158,7 +166,7 @@ class Transport:
         url: str,
         *,
         what: str,
-        expect: tuple[int, ...] = (200,),
+        expect: Container[int] = (200,),
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         retry: bool = True,
@@ -180,7 +188,7 @@ class Transport:
         """
         options = self.options
         delay = backoff(attempt, options.retry_base, options.retry_limit, error.retry_after)
-        if attempt >= options.retries or delay is None or self._closed.wait(delay):
+        if attempt >= options.retries or delay is None or pause(delay, self._closed):
             raise error
 
     def close(self) -> None:
@@ -205,9 +213,11 @@ class Transport:
         method: str,
         url: str,
         what: str,
-        expect: tuple[int, ...],
+        expect: Container[int],
         headers: Mapping[str, str] | None,
         body: Body | None,
+        *,
+        stay: bool = False,
     ) -> tuple[urllib3.BaseHTTPResponse, str]:
         """Do one exchange; return an answer that was expected, unread, and who gave it."""
         sent = dict(headers or {})
@@ -215,13 +225,19 @@ class Transport:
             method,
             urljoin(self.base, self._named(url)),
             lambda url: self._authorized(method, url, sent, body),
+            stay=stay,
         )
         if response.status not in expect:
             raise self._refusal(response, what, final)
         return response, final
 
     def _follow(
-        self, method: str, url: str, send: Callable[[str], urllib3.BaseHTTPResponse]
+        self,
+        method: str,
+        url: str,
+        send: Callable[[str], urllib3.BaseHTTPResponse],
+        *,
+        stay: bool = False,
     ) -> tuple[urllib3.BaseHTTPResponse, str]:
         """Send, and send again to where an answer redirects; return the last answer and its URL.
 
@@ -233,6 +249,8 @@ class Transport:
             reads = method in ("GET", "HEAD")
             if not target or response.status not in (_REDIRECTS if reads else _SAME_METHOD):
                 return response, url
+            if stay and not self.is_own(urljoin(url, target[:MAX_URL])):
+                return response, url
             release(response)
             here, url = url, follow(url, target)
             if not reads and origin(url) != origin(here):
@@ -240,6 +258,13 @@ class Transport:
                     f"registry {self._host} redirects what it is sent to {shown(url)}"
                 )
         raise SourceError(f"registry {self._host} redirects without end")
+
+    def is_own(self, url: str) -> bool:
+        """Return whether a URL is of the endpoint itself."""
+        try:
+            return origin(url) == origin(self.base)
+        except (SourceError, ValueError):
+            return False
 
     def _named(self, url: str) -> str:
         """Add the registry whose content is wanted, unless the endpoint itself made the URL."""
@@ -279,26 +304,57 @@ class Transport:
         """Do one HTTP exchange. Raises: SourceError."""
         data = body() if callable(body) else body
         try:
+            if (call := current()) is not None:
+                call.check()
             return self._connections.request(
                 method, url, _COMMON_HEADERS | headers | _IDENTITY, data
             )
-        except HTTPError as exc:
+        except (HTTPError, OSError) as exc:
             raise from_exception(exc, url) from exc
-        except OSError as exc:  # while the body of a request is sent, urllib3 lets some through
-            raise TransportError(f"registry {self._host}: it hung up") from exc
 
-    def _refusal(self, response: urllib3.BaseHTTPResponse, what: str, url: str) -> SourceError:
-        secrets = [*self._authorizer.secrets()]
+    def quoted(self, answer: Answer) -> str:
+        """Return what an answer says, for a message; ``""`` if it is of another host."""
+        return quote_error(answer.data, self._secrets()) if self.is_own(answer.url) else ""
+
+    def _secrets(self) -> list[str]:
+        """Return what was sent and must be in no message."""
+        secrets = self._authorizer.secrets()
         for value in self._headers.values():
             secrets += _secrets_in(value)
         if self.options.logins is not None:
             secrets += self.options.logins.secrets()
+        return [secret for secret in secrets if len(secret) >= LEAST_SECRET]
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse, what: str, url: str) -> SourceError:
         try:
-            return from_response(
-                response, what, url, [s for s in secrets if len(s) >= LEAST_SECRET]
-            )
+            with within(ERROR_S):
+                return from_response(response, what, url, self._secrets(), quote=self.is_own(url))
         finally:
             release(response)
+
+    def _read_whole(self, response: urllib3.BaseHTTPResponse, what: str, url: str) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            TransportError: it ends before the length that was announced, or takes too long.
+            LimitError: it has more than `MAX_ANSWER` bytes.
+        """
+        try:
+            with within(self.options.answer_timeout):
+                try:
+                    data = response.read(MAX_ANSWER + 1)
+                except (HTTPError, OSError) as exc:
+                    raise from_exception(exc, url) from exc
+        finally:
+            left = getattr(response, "length_remaining", None)
+            release(response)
+        if len(data) > MAX_ANSWER:
+            raise LimitError(f"{what}: the answer has more than {MAX_ANSWER} bytes")
+        if left:  # urllib3 says so only to who goes on reading
+            raise TransportError(
+                f"{what}: the answer of {shown(url)} broke off, {left} bytes are missing"
+            )
+        return decoded(data, response.headers.get("Content-Encoding", ""), MAX_ANSWER)
 
     def _fetch_token(self, request: TokenRequest) -> bytes:
         """Send a token request; called by the authorizer."""
@@ -318,7 +374,7 @@ class Transport:
         def exchange() -> bytes:
             response, url = self._follow(request.method, request.url, send)
             if response.status == 200:
-                return _read_whole(response, what, url)
+                return self._read_whole(response, what, url)
             error = self._refusal(response, what, url)
             raise error if error.retryable else AuthError(error.message, hint=LOGIN_HINT)
 
@@ -335,34 +391,12 @@ def _secrets_in(header: str) -> list[str]:
     return [*values, *(value.partition(" ")[2] for value in values)]
 
 
-def _read_whole(response: urllib3.BaseHTTPResponse, what: str, url: str) -> bytes:
-    """Return the body of an answer.
-
-    Raises:
-        TransportError: it ends before the length that was announced.
-        LimitError: it has more than `MAX_ANSWER` bytes.
-    """
-    try:
-        data = response.read(MAX_ANSWER + 1)
-    except HTTPError as exc:
-        raise from_exception(exc, url) from exc
-    finally:
-        left = getattr(response, "length_remaining", None)
-        release(response)
-    if len(data) > MAX_ANSWER:
-        raise LimitError(f"{what}: the answer has more than {MAX_ANSWER} bytes")
-    if left:  # urllib3 says so only to who goes on reading
-        raise TransportError(
-            f"{what}: the answer of {shown(url)} broke off, {left} bytes are missing"
-        )
-    return data
-
-
 def release(response: urllib3.BaseHTTPResponse) -> None:
     """Give the connection back: reused if little of the body is left, else closed."""
     left = getattr(response, "length_remaining", None)
     if left is not None and left <= _DRAIN:
-        response.drain_conn()
+        with within(DRAIN_S):
+            response.drain_conn()
         response.release_conn()
     else:
         response.close()

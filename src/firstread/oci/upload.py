@@ -11,6 +11,7 @@ Facts about upload sessions:
 * docker-registry 2.8 ignores a body that comes with the first POST. It takes PATCH and PUT bodies.
 * It puts the offset into the session's URL, and refuses the URL (416 or 404) when a part broke off
   in the middle: then the upload starts again from its first byte.
+* Some say 200 or 204 where the specification has 201 or 202: any 2xx is one.
 * ``Range: 0-0`` can mean no byte or one byte; it is not believed.
 
 Source: distribution-spec v1.1, "Pushing blobs".
@@ -28,11 +29,12 @@ from urllib.parse import quote
 from firstread.errors import DigestError, SourceError, TransportError, from_os_error
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Progress
-from firstread.oci.transport import Answer, Transport
+from firstread.oci.transport import SUCCESS, Answer, Transport
 from firstread.units import KiB
 
 _READ_SIZE: Final = 256 * KiB  # bytes
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
+_CREATED: Final = 201
 _NO_PATCH: Final = (404, 405, 501)  # registries that only take a blob in one PUT
 _LOST: Final = (404, 416)  # registries that have forgotten a session, or what was sent in it
 
@@ -114,7 +116,7 @@ class Upload:
         return session is None
 
     def _begin(self, mount_from: str | None) -> _Session | None:
-        """Start a session; None if the registry mounted the blob instead."""
+        """Start a session; None if the registry mounted the blob instead, as it was asked to."""
         query = ""
         if mount_from is not None:
             query = f"?mount={self._blob.digest}&from={quote(mount_from, safe='/')}"
@@ -122,10 +124,12 @@ class Upload:
             "POST",
             f"{self._root}/blobs/uploads/{query}",
             what=self._what,
-            expect=(201, 202),
+            expect=SUCCESS,
             headers={"Content-Length": "0"},
         )
-        return _Session(answer.location()) if answer.status == 202 else None
+        if mount_from is not None and answer.status == _CREATED:
+            return None
+        return _Session(answer.location())
 
     def _step(self, session: _Session) -> _Session | None:
         """Send the next part; return where to go on, or None when the blob is complete."""
@@ -135,7 +139,7 @@ class Upload:
             return None
         count = min(rest, self._transport.options.chunk_size or rest)
         answer = self._send(
-            "PATCH", session.url, session.offset, count, (202, 201, 204, 416, *_NO_PATCH)
+            "PATCH", session.url, session.offset, count, (*SUCCESS, 416, *_NO_PATCH)
         )
         if answer.status == 416:
             raise TransportError(f"{self._what}: the registry is at another byte of it")
@@ -149,13 +153,13 @@ class Upload:
         """Send the last `rest` bytes and have the registry check the digest."""
         separator = "&" if "?" in session.url else "?"
         url = f"{session.url}{separator}digest={self._blob.digest}"
-        answer = self._send("PUT", url, session.offset, rest, (201, 204, 400, *_LOST))
+        answer = self._send("PUT", url, session.offset, rest, (*SUCCESS, 400, *_LOST))
         if answer.status in _LOST:
             raise TransportError(f"{self._what}: the registry does not know the upload any more")
         if answer.status == 400:
-            said = answer.data[:300].decode("utf-8", "replace")
-            kind = DigestError if "DIGEST_INVALID" in said else SourceError
-            raise kind(f"{self._what}: the registry does not accept it: {said!r}")
+            kind = DigestError if b"DIGEST_INVALID" in answer.data[:4096] else SourceError
+            said = self._transport.quoted(answer)
+            raise kind(f"{self._what}: the registry does not accept it{said and f': {said}'}")
 
     def _send(
         self, method: str, url: str, start: int, count: int, expect: tuple[int, ...]
@@ -202,7 +206,7 @@ class Upload:
         """Ask how far the registry got; start again if it does not say."""
         with suppress(SourceError):
             answer = self._transport.request(
-                "GET", session.url, what=self._what, expect=(204, 202), retry=False
+                "GET", session.url, what=self._what, expect=SUCCESS, retry=False
             )
             if 1 < _taken(answer) <= self._blob.size:
                 return _Session(answer.location(), _taken(answer))
@@ -215,7 +219,7 @@ class Upload:
         """Have the registry remove what it got; it does so later anyway."""
         with suppress(SourceError):
             self._transport.request(
-                "DELETE", session.url, what=self._what, expect=(200, 202, 204), retry=False
+                "DELETE", session.url, what=self._what, expect=SUCCESS, retry=False
             )
 
 

@@ -177,7 +177,10 @@ class ContainerStore:
     def list(self) -> list[Record]:
         """Return all containers, the latest first.
 
-        One whose record cannot be read is there with its id only, so that it can be removed.
+        One whose record is damaged is there with its id only, so that it can be removed.
+
+        Raises:
+            NodeError: a record cannot be read now, which says nothing of its container.
         """
         with os.scandir(self._directory) as entries:
             ids = [entry.name for entry in entries if _ID.fullmatch(entry.name)]
@@ -234,11 +237,18 @@ class ContainerStore:
         directory = self._directory / container_id
         try:
             return msgspec.json.decode((directory / _RECORD).read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except (
+            FileNotFoundError,
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+        ) as exc:
             if not any(directory.glob("*")):
                 return None  # it is being deleted, or is
             _log.warning("container %s has no readable record: %s", container_id[:SHORT_ID], exc)
             return Record(id=container_id)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the record of a container") from exc
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

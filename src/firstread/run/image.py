@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 
 from firstread.errors import ImageError, UsageError
+from firstread.oci import gojson
+from firstread.oci.imageconfig import ConfigFields
 from firstread.run.document import to_json
 from firstread.run.parse import check_destination, parse_signal
 
@@ -22,7 +24,10 @@ DEFAULT_STOP_SIGNAL = "SIGTERM"
 
 
 class ImageConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    """Defaults of the container; Go's encoders write null for what is empty."""
+    """Defaults of the container; Go's encoders write null for what is empty.
+
+    `firstread.oci.imageconfig` has the names of all fields, for those who only carry them on.
+    """
 
     env: list[str] | None = None
     entrypoint: list[str] | None = None
@@ -49,7 +54,8 @@ def parse_image_config(document: Mapping[str, object]) -> ImageConfig:
         ImageError: a property has the wrong type or a value that cannot be used.
     """
     try:
-        config = msgspec.convert(document.get("config") or {}, ImageConfig)
+        found = gojson.normal(document, ConfigFields).get("config")
+        config = gojson.convert(found or {}, ImageConfig)
     except msgspec.ValidationError as exc:
         raise ImageError(f"invalid image configuration: {exc}") from exc
     _refuse_nul(config)

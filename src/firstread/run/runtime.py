@@ -44,10 +44,8 @@ KNOWN = ("crun", "runc")
 _LOG, _PID = "runtime.log", "pid"  # in the directory that a runtime is given
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_NOT_FOUND = re.compile(
-    r"executable file .*not found|exec: \"[^\"]*\": (executable file not found|stat .*no such file)"
-)
-_NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (permission denied|stat )")
+_STATED = re.compile(r"exec: \"[^\"]*\": stat ")
+_NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (?:permission denied|stat )")
 
 
 class CommandError(UsageError):
@@ -323,9 +321,17 @@ def _last_message(log: Path) -> str:
 def _create_error(program: str, message: str, what: str, status: int) -> FirstreadError:
     """Tell the three kinds of failure apart; crun's words do not name the program, so ours do."""
     reason = message.rpartition(": ")[2].lower()
-    if _NOT_FOUND.search(message):
+    if _is_not_found(message):
         where = "no such file or directory" if "/" in program else "executable not found in $PATH"
         return CommandError(f'exec: "{program}": {where}', exit_code=127)
     if _NOT_INVOKABLE.search(message):
         return CommandError(f'exec: "{program}": {reason}', exit_code=126)
     return NodeError(f"{what}: {message or f'exit status {status}'}")
+
+
+def _is_not_found(message: str) -> bool:
+    """Tell whether a runtime says that there is no such program: crun's words, then runc's."""
+    if "not found" in message.partition("executable file ")[2]:
+        return True
+    stated = _STATED.search(message)
+    return stated is not None and message.find("no such file", stated.end()) >= 0

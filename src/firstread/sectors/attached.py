@@ -4,8 +4,8 @@
 Owns the choice and what makes it acceptable; how a registry lists what refers to a manifest is in
 `firstread.oci.referrers`. Invariants: what is returned names the very manifest that was asked for
 as its source, twice, and is of a format version that is read here; of several, every node takes
-the same one; whatever a list says, an original without an acceptable image attached stays an
-ordinary image, and never becomes an error.
+the same one; whatever a registry says of it, or does not say, an original without an acceptable
+image attached stays an ordinary image, never becomes an error, and waits some seconds at most.
 
 Trust: an attached image is believed to be a conversion of its original because it stands in the
 same repository, exactly as a tag is believed. The digest of the original does not vouch for it;
@@ -18,7 +18,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from firstread.errors import ImageError, NotFoundError
+from firstread.errors import ImageError, NotFoundError, SourceError, UnsupportedError
+from firstread.oci.calls import given_up, within
 from firstread.oci.model import (
     INDEXES,
     MAX_MANIFEST_SIZE,
@@ -32,10 +33,17 @@ from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
 from firstread.sectors.format import ARTIFACT_TYPE
-from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST, check_manifest, is_block_image
+from firstread.sectors.image import (
+    PARAMETERS,
+    SOURCE_DIGEST,
+    check_manifest,
+    check_underived,
+    is_block_image,
+)
 
 log = logging.getLogger("attached")
 
+SEARCH_S = 10.0  # that a look for what is attached may take
 MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
 VERSION = "v1 "  # what the parameters of a converted image begin with
 
@@ -144,23 +152,61 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
         looked_for: str | None = None
+        search = _Search(repository)
         for _ in range(MAX_DEPTH):
             document = parse_manifest(data, descriptor.media_type)
             if isinstance(document, Manifest):
+                check_underived(document)
                 if not is_block_image(document) and descriptor.digest != looked_for:
-                    found = find_attached(repository, descriptor)
+                    found = search.find(descriptor)
                     if found is not None:
                         return _load(repository, found)
-                check_manifest(document)
+                search.check(document)
                 return load(repository, descriptor, document, data, platform)
             chosen = choose_in(repository, document, platform or host_platform())
             if chosen.media_type not in INDEXES:
                 looked_for = chosen.digest
-                found = find_attached(repository, chosen)
+                found = search.find(chosen)
                 if found is not None:
                     return _load(repository, found)
             descriptor, data = repository.get_manifest(chosen.digest)
         raise too_deep()
+
+
+class _Search:
+    """A look for what is attached: it costs an ordinary image some seconds, and never fails it.
+
+    Args:
+        repository: where the original is.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._silent: SourceError | None = None  # the answer, if there was none
+
+    def find(self, original: Descriptor) -> Attached | None:
+        """As `find_attached`; None as well if that cannot be found out now."""
+        try:
+            with within(SEARCH_S):
+                return find_attached(self._repository, original)
+        except SourceError as exc:
+            if given_up():
+                raise
+            log.warning("%s: what is attached is not known: %s", original.digest, exc)
+            self._silent = exc
+            return None
+
+    def check(self, manifest: Manifest) -> None:
+        """As `check_manifest`; of an ordinary image say if nothing is known of what is attached."""
+        try:
+            check_manifest(manifest)
+        except UnsupportedError as exc:
+            if self._silent is not None:
+                exc.hint = (
+                    "the registry does not say now what is attached to it:"
+                    f" {self._silent.message}; try again, or {exc.hint}"
+                )
+            raise
 
 
 def _load(repository: Repository, found: Attached) -> ResolvedImage:

@@ -17,11 +17,19 @@ from typing import BinaryIO
 import zstandard
 
 from firstread.erofs.image import ErofsImage
-from firstread.errors import ImageError, LimitError, UnsupportedError, from_os_error
+from firstread.errors import (
+    DerivedImageError,
+    ImageError,
+    LimitError,
+    UnsupportedError,
+    from_os_error,
+)
 from firstread.oci.model import Descriptor, Manifest
+from firstread.oci.reference import is_digest
 from firstread.oci.repository import Repository
 from firstread.sectors.format import (
     BLOCK_SIZE,
+    LAYER_LABEL,
     MAX_METADATA_SIZE,
     METADATA_MEDIA_TYPE,
     SECTORS_MEDIA_TYPE,
@@ -30,7 +38,7 @@ from firstread.sectors.format import (
     index_offset,
     unpack_index,
 )
-from firstread.units import MiB, format_size
+from firstread.units import MiB, counted, format_size
 
 MAX_METADATA_WINDOW = 8 * MiB  # what every zstd decoder is asked to support (RFC 8878, 3.1.1.1.2)
 
@@ -39,6 +47,9 @@ SOURCE_DIGEST = ANNOTATION + "source.digest"  # manifest: digest of the source's
 PARAMETERS = ANNOTATION + "parameters"  # manifest: what it was converted with
 SOURCE_DIFF_ID = ANNOTATION + "source.diff-id"  # sector blob: the layer that it holds
 RECORD = ANNOTATION + "record"  # sector blob: "offset size digest" of its layer record
+
+
+_LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with
 
 
 @dataclass(frozen=True)
@@ -64,17 +75,50 @@ class BlockImage:
         return hashlib.sha256(self.metadata).hexdigest()
 
 
+def is_block_layer(layer: Descriptor) -> bool:
+    """Return whether a layer is one of a firstread image, of whatever version.
+
+    A tool that rewrites media types may leave the annotation.
+    """
+    return layer.media_type.startswith(_LAYERS) or LAYER_LABEL in (layer.annotations or {})
+
+
 def is_block_image(manifest: Manifest) -> bool:
     """Return whether `manifest` is of a firstread image."""
-    return bool(manifest.layers) and manifest.layers[0].media_type == METADATA_MEDIA_TYPE
+    layers = manifest.layers
+    return (
+        bool(layers)
+        and layers[0].media_type == METADATA_MEDIA_TYPE
+        and all(map(is_block_layer, layers))
+    )
+
+
+def check_underived(manifest: Manifest) -> None:
+    """Check that an image, of either kind, was not built FROM a firstread image.
+
+    Raises:
+        DerivedImageError: it has layers of both kinds.
+    """
+    ours = sum(map(is_block_layer, manifest.layers))
+    others = len(manifest.layers) - ours
+    if ours and others:
+        original = (manifest.annotations or {}).get(SOURCE_DIGEST, "")  # many builders keep it
+        known = f", {original}" if is_digest(original) else ""
+        raise DerivedImageError(
+            f"it was built FROM a converted image: {counted(others, 'ordinary layer')} on top of"
+            " layers that only firstread can read",
+            hint=f"build it FROM the original image of its base{known}, then convert the result",
+        )
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Check that `manifest` is of a firstread image of this version.
 
     Raises:
-        UnsupportedError: it is of an ordinary image, or of another version.
+        UnsupportedError: it is of an ordinary image, or of another version (DerivedImageError: it
+            was built FROM a firstread image).
     """
+    check_underived(manifest)
     if not is_block_image(manifest):
         raise UnsupportedError(
             "this is an ordinary image, not one that firstread converted",

@@ -30,7 +30,9 @@ import fcntl
 import json
 import os
 import re
+import select
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ PRE_CONTENT_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs"})
 
 _FORMAT = {"format": "firstread sector store", "version": 1}
 _SECTOR_NAME = re.compile("[0-9a-f]{64}")
+_LOCK_S = 5.0
+_LOCK_TICK_S = 0.01
 _UNSETTLED = 0o600
 _SETTLED = 0o400
 _DOUBTFUL = 0o700
@@ -100,6 +104,7 @@ class SectorStore:
         self.directory = root / "sectors"
         self._aside = root / "aside"
         self._lock_fd = -1
+        self.made = 0  # sector files that were made, less those that were removed
         with _doing("cannot open the sector store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if filesystems is not None:
@@ -137,12 +142,12 @@ class SectorStore:
         with _doing("cannot lock the sector store"):
             fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd)
             except BlockingIOError as exc:
-                holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                holder = _holder(fd) or "unknown"
                 os.close(fd)
                 raise NodeError(
-                    f"the sector store {self.root} is in use by process {holder or 'unknown'}",
+                    f"the sector store {self.root} is in use by process {holder}",
                     hint="stop that daemon, or choose another --root",
                 ) from exc
             self._lock_fd = fd
@@ -215,6 +220,11 @@ class SectorStore:
                         found[sector_id] = entry.stat(follow_symlinks=False).st_size
         return found
 
+    def aside_size(self, sector_id: bytes) -> int:
+        """Return the bytes of the doubtful file of a sector that lies aside."""
+        with _doing("cannot look at a sector file that was set aside"):
+            return self._aside_path(sector_id).stat().st_size
+
     def open_aside(self, sector_id: bytes) -> int:
         """Return a descriptor, to read, of the doubtful file of a sector.
 
@@ -275,8 +285,21 @@ class SectorStore:
                 except FileNotFoundError:
                     with contextlib.suppress(FileExistsError):
                         os.mknod(name, stat.S_IFREG | _UNSETTLED, dir_fd=self._dirfd)
+                        self.made += 1
                     sizes.append(0)
         return sizes
+
+    def missing(self, ids: Iterable[bytes]) -> int:
+        """Return how many files `ensure` would make."""
+        with _doing("cannot look at a sector file"):
+            return sum(not self._exists(sector_id) for sector_id in ids)
+
+    def _exists(self, sector_id: bytes) -> bool:
+        try:
+            os.stat(_name(sector_id), dir_fd=self._dirfd)
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, sector_id: bytes) -> int:
         """Return the bytes that a sector's file has; 0 if there is no file."""
@@ -285,6 +308,16 @@ class SectorStore:
                 return os.stat(_name(sector_id), dir_fd=self._dirfd).st_size
             except FileNotFoundError:
                 return 0
+
+    def is_settled(self, sector_id: bytes) -> bool:
+        """Return whether a sector was whole, and written to the disk as such."""
+        with _doing("cannot look at a sector file"):
+            try:
+                return stat.S_IMODE(os.stat(_name(sector_id), dir_fd=self._dirfd).st_mode) == (
+                    _SETTLED
+                )
+            except FileNotFoundError:
+                return False
 
     def written_ns(self, sector_id: bytes) -> int:
         """Return when a sector's file was written to last, by whomever; 0 if there is none."""
@@ -327,13 +360,12 @@ class SectorStore:
     def empty(self, sector_id: bytes) -> None:
         """Make a sector absent.
 
-        By O_TRUNC: unlike truncate(2) it raises no event on a marked file (Linux 6.18), which the
-        caller could wait for in vain. An event of our own pid is to be answered all the same.
+        By truncate(2), which opens nothing: another process can hold up an open. On a marked file
+        it raises an event of our own pid, and waits until somebody lets that through.
         """
         with _doing("cannot empty a sector file"):
-            name = _name(sector_id)
-            os.chmod(name, _UNSETTLED, dir_fd=self._dirfd)
-            os.close(os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=self._dirfd))
+            os.chmod(_name(sector_id), _UNSETTLED, dir_fd=self._dirfd)
+            os.truncate(self.path(sector_id), 0)
 
     def remove(self, ids: Iterable[bytes]) -> None:
         """Delete sector files that no mount uses: a mount would keep the nameless file."""
@@ -341,6 +373,7 @@ class SectorStore:
             for sector_id in ids:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(_name(sector_id), dir_fd=self._dirfd)
+                    self.made -= 1
 
     def sizes(self) -> Iterator[tuple[bytes, int]]:
         """Yield (sector id, size in bytes) of every file in the store, empty ones too."""
@@ -357,6 +390,12 @@ class SectorStore:
         with _doing("cannot look at the file system of the sector store"):
             found = os.fstatvfs(self._dirfd)
             return found.f_bavail * found.f_frsize
+
+    def free_files(self) -> int | None:
+        """Return how many files the file system can still make for us; None: it has no bound."""
+        with _doing("cannot look at the file system of the sector store"):
+            found = os.fstatvfs(self._dirfd)
+            return found.f_favail if found.f_files else None
 
     def usage(self) -> Usage:
         """Return what the store holds; 3 us for each file."""
@@ -385,6 +424,42 @@ def _doing(what: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, what) from exc
+
+
+def _lock(fd: int) -> None:
+    """Lock the open lock file; wait a moment if the process that it names is dead.
+
+    What a dead daemon held, its anchor lets go in a moment.
+
+    Raises:
+        BlockingIOError: a process that lives has it.
+    """
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _lives(_holder(fd)) or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_TICK_S)
+        else:
+            return
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, 32, 0).decode(errors="replace").strip()
+
+
+def _lives(pid: str) -> bool:
+    """Return whether a process may be alive, or its number is not known."""
+    try:
+        pidfd = os.pidfd_open(int(pid))
+    except (ValueError, OSError) as exc:
+        return not isinstance(exc, ProcessLookupError)
+    try:
+        return not select.select([pidfd], [], [], 0)[0]
+    finally:
+        os.close(pidfd)
 
 
 def _is_formatted(root: Path) -> bool:

@@ -53,8 +53,9 @@ class Named:
         image: registry and repository.
         manifest: digest.
         layer: digest.
-        converted: it is a converted image.
-        last: the layer is its last one.
+        converted: the layer is one of a converted image.
+        last: it is the image's last one.
+        derived: the image was built FROM a converted one.
     """
 
     image: str
@@ -62,6 +63,7 @@ class Named:
     layer: str
     converted: bool
     last: bool
+    derived: bool = False
 
 
 def read_labels(labels: Mapping[str, str]) -> Asked | None:

@@ -12,11 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from firstread.errors import UnsupportedError
-from firstread.node.client import connected
+from firstread.errors import DerivedImageError, UnsupportedError
 from firstread.oci.reference import parse_reference
 
 ABSENT_S = 60.0  # that "nothing is attached" counts: a client asks for each layer of an image
@@ -57,6 +54,8 @@ class AttachedImages:
                 return None
         try:
             digest = self._pull(original)
+        except DerivedImageError:
+            raise  # it cannot be unpacked either
         except UnsupportedError:
             self._remember(original)
             return None
@@ -69,16 +68,3 @@ class AttachedImages:
                 self._absent = {name: until for name, until in self._absent.items() if until > now}
             if len(self._absent) < MAX_ABSENT:
                 self._absent[original] = now + ABSENT_S
-
-
-def attached_images(
-    root: Path, run_dir: Path, access: dict[str, Any] | None = None
-) -> AttachedImages:
-    """Return what the daemon finds; the arguments are those of `DaemonImages`."""
-
-    def pull(reference: str) -> str:
-        daemon = connected(root, run_dir)
-        answer: dict[str, Any] = daemon.pull(image=reference, access=access or {})
-        return str(answer["digest"])
-
-    return AttachedImages(pull)

@@ -20,6 +20,8 @@ Facts about containerd's configuration:
   in an older file as well.
 * Its transfer service, by which ``ctr images pull`` works, unpacks for snapshotters that it lists.
   A list in the file replaces the one that it has by default.
+* It says of a snapshot which file system it is on by the ``root`` that its snapshotter exports, see
+  `firstread.snapshotter.imagefs`. Versions that do not know ``exports`` pass over it.
 * ``imports`` merge by whole sections: a file that is imported replaces the section of a plugin that
   it has in it, everything else in that section included. Proxy plugins are sections of their own.
 
@@ -43,10 +45,6 @@ BEGIN: Final = (
     "# >>> firstread install containerd: do not edit this block, 'firstread uninstall' removes it"
 )
 END: Final = "# <<< firstread install containerd"
-_EXPORTS: Final = (  # or clients of containerd 2 that pull by its transfer service name no image
-    f"  [proxy_plugins.{NAME}.exports]",
-    '    enable_remote_snapshot_annotations = "true"',
-)
 _WAS: Final = "# was: "
 _WAS_NEWER: Final = "# was in the newer section: "
 _NO_NEWLINE: Final = "# there was no newline at the end"
@@ -79,12 +77,14 @@ class Choice:
         default: have the CRI plugin, and so Kubernetes, use it for every image.
         containerd2: the file is read by containerd 2, whichever version it has itself.
         transfer: its transfer service may be told too.
+        root: directory of the snapshotter; empty for one that is not told.
     """
 
     address: str
     default: bool = False
     containerd2: bool = False
     transfer: bool = True
+    root: str = ""
 
 
 def version_of(text: str) -> int:
@@ -170,10 +170,11 @@ def added(text: str, choice: Choice) -> str:
         '  type = "snapshot"',
         f"  address = {json.dumps(choice.address)}",
     ]
-    if _is_for_2(version, choice):
-        block += _EXPORTS
-        if choice.transfer:
-            tables += _unpack_lines(before)
+    if exports := _exports(version, choice):
+        block.append(f"  [proxy_plugins.{NAME}.exports]")
+        block += [f"    {key} = {json.dumps(value)}" for key, value in exports.items()]
+    if _is_for_2(version, choice) and choice.transfer:
+        tables += _unpack_lines(before)
     after = body + "".join(f"{line}\n" for line in [*block, *tables, END])
     _compare(before, after, choice)
     return after
@@ -181,6 +182,15 @@ def added(text: str, choice: Choice) -> str:
 
 def _is_for_2(version: int, choice: Choice) -> bool:
     return version >= 3 or choice.containerd2
+
+
+def _exports(version: int, choice: Choice) -> dict[str, str]:
+    """Return what the snapshotter is said to be like."""
+    exports = {"root": choice.root} if choice.root else {}
+    if _is_for_2(version, choice):
+        # Or clients that pull by the transfer service name no image.
+        exports["enable_remote_snapshot_annotations"] = "true"
+    return exports
 
 
 def _sections(version: int, choice: Choice) -> list[tuple[tuple[str, ...], str]]:
@@ -368,8 +378,9 @@ def _compare(before: str, after: str, choice: Choice) -> None:
     version = version_of(before)
     try:
         plugin: dict[str, Any] = {"type": "snapshot", "address": choice.address}
+        if exports := _exports(version, choice):
+            plugin["exports"] = exports
         if _is_for_2(version, choice):
-            plugin["exports"] = {"enable_remote_snapshot_annotations": "true"}
             entries = _unpack_entries(before) if choice.transfer else []
             if entries:
                 _place(expected, TRANSFER).setdefault(_UNPACK, []).extend(entries)

@@ -4,6 +4,9 @@
 Owns the grammar. A filter is selectors joined by commas, all of which must hold; of several filters
 one must hold. A selector is a path of fields, and for ``==``, ``!=`` and ``~=`` a value, plain or
 quoted; after ``~=`` also between slashes or bars. Source: pkg/filters of containerd.
+
+Go matches any regular expression in linear time, Python does not. So one that could take long is
+refused: each other call would wait for it, too.
 """
 
 from __future__ import annotations
@@ -12,7 +15,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from firstread.errors import cut
 from firstread.snapshotter.refusal import Kind, RefusalError
+
+MAX_TEXT = 4096  # characters that one is looked for in; containerd has no longer labels
+MAX_SHOWN = 100  # characters before and behind the place of an error
+MAX_FILTER = 8192  # characters of one filter; a label has 4096 at most
+MAX_PATTERN = 256  # characters of a regular expression
+MAX_REPEATS = 1  # parts of it that may be there any number of times
+MAX_CHOICES = 3  # alternatives, if there is more than one group of them
 
 Lookup = Callable[[tuple[str, ...]], str | None]
 """Returns the value of a field, None if there is none."""
@@ -23,6 +34,9 @@ _OPERATOR = re.compile(r"\s*(==|!=|~=)")
 _PATTERN = re.compile(r"\s*(?:/((?:[^/\\\n]|\\.)*)/|\|((?:[^|\\\n]|\\.)*)\|)")
 _VALUE = re.compile(r"\s*([^\s,\"/|=!~][^\s,]*|[/|][^\s,]*)")
 _SPACE = re.compile(r"\s*")
+_ATOM = re.compile(r"\\.|\[\^?\]?[^\]]*+\]", re.DOTALL)  # an escape or a class of a pattern
+_REPEAT = re.compile(r"[*+?]|\{\d*+,?\d*+\}")
+_REPEATED_GROUP = re.compile(r"\)(?:[*+?]|\{)")
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[0-7]{3}|.)")
 
@@ -40,7 +54,7 @@ class _Selector:
         if self.operator == "!=":
             return (found or "") != self.value
         if self.operator == "~=":
-            return re.search(self.value, found or "") is not None
+            return re.search(self.value, (found or "")[:MAX_TEXT]) is not None
         return found is not None
 
 
@@ -69,6 +83,8 @@ class _Parser:
         """Return the selectors; an empty filter has none, and so always holds."""
         if not self._text:
             return []
+        if len(self._text) > MAX_FILTER:
+            raise self._wrong(f"more than {MAX_FILTER} characters")
         selectors = [self._selector()]
         while self._skip(","):
             selectors.append(self._selector())
@@ -102,6 +118,8 @@ class _Parser:
         else:
             raise self._wrong("expected a value")
         if operator == "~=":
+            if _may_take_long(value):
+                raise self._wrong("a regular expression that can take long")
             try:
                 re.compile(value)
             except re.error as exc:
@@ -123,8 +141,19 @@ class _Parser:
         return True
 
     def _wrong(self, why: str) -> RefusalError:
-        place = f"{self._text[: self._position]} >|{self._text[self._position :]}|<"
+        before = self._text[max(0, self._position - MAX_SHOWN) : self._position]
+        place = f"{before} >|{cut(self._text[self._position :], MAX_SHOWN)}|<"
         return RefusalError(Kind.INVALID_ARGUMENT, f"filter {place}: {why}")
+
+
+def _may_take_long(pattern: str) -> bool:
+    """Return whether a pattern has more ways to match a text than are tried within moments."""
+    if len(pattern) > MAX_PATTERN:
+        return True
+    bare = _ATOM.sub("x", pattern)
+    several = bare.count("(") > 1 and bare.count("|") > MAX_CHOICES
+    repeats = len(_REPEAT.findall(bare.replace("(?", "(")))
+    return several or repeats > MAX_REPEATS or _REPEATED_GROUP.search(bare) is not None
 
 
 def _unquote(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from firstread.errors import FirstreadError
 from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
 from firstread.oci.reference import parse_reference
-from firstread.sectors.image import is_block_image
+from firstread.sectors.image import is_block_layer
 from firstread.snapshotter.asked import Named
 from firstread.snapshotter.contentapi import ContainerdClient, Info
 
@@ -32,11 +32,11 @@ MAX_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """The layers of an image: chain ids and, in the same order, digests."""
+    """The layers of an image: chain ids, digests, and whether each is one of a converted image."""
 
     chains: Sequence[str] = ()
     digests: Sequence[str] = ()
-    converted: bool = False
+    converted: Sequence[bool] = ()
 
 
 class Names:
@@ -64,8 +64,14 @@ class Names:
             if chain not in layers.chains or not (image := _repository(client, info)):
                 continue
             place = layers.chains.index(chain)
-            last = place == len(layers.chains) - 1
-            return Named(image, info.digest, layers.digests[place], layers.converted, last)
+            return Named(
+                image,
+                info.digest,
+                layers.digests[place],
+                converted=layers.converted[place],
+                last=place == len(layers.chains) - 1,
+                derived=len(set(layers.converted)) > 1,
+            )
         return None
 
     def _layers(self, client: ContainerdClient, manifest: str, config: str) -> _Layers:
@@ -81,7 +87,7 @@ class Names:
         if not isinstance(document, Manifest) or len(document.layers) != len(chains):
             return _Layers()
         digests = [layer.digest for layer in document.layers]
-        known = _Layers(chains, digests, is_block_image(document))
+        known = _Layers(chains, digests, [is_block_layer(layer) for layer in document.layers])
         with self._lock:
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()

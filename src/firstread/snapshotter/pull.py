@@ -17,6 +17,7 @@ from firstread.oci.model import diff_ids
 from firstread.oci.open import open_source
 from firstread.oci.reference import Reference
 from firstread.oci.resolve import ResolvedImage, resolve
+from firstread.sectors.image import check_underived
 from firstread.snapshotter.asked import IMAGE, LAYERS, MANIFEST, TARGET
 from firstread.snapshotter.contentapi import ContainerdClient, Target
 from firstread.snapshotter.named import CONFIG, SOURCE, chain_ids
@@ -48,6 +49,7 @@ def pull(
     on_step("asking the registry")
     with open_source(reference) as repository:
         image = resolve(repository)
+        check_underived(image.manifest)
         reference = repository.reference
     name = str(reference).removeprefix("docker://")
     with ContainerdClient(address, namespace) as client, client.leased():

@@ -15,6 +15,7 @@ class Kind(Enum):
     ALREADY_EXISTS = "already exists"
     INVALID_ARGUMENT = "invalid argument"
     FAILED_PRECONDITION = "failed precondition"
+    CANCELLED = "canceled"
 
 
 class RefusalError(FirstreadError):

@@ -18,12 +18,14 @@ from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.node.metricserver import check_address, serve_metrics
 from firstread.node.systemd import notify
 from firstread.private import private_directory
+from firstread.snapshotter import imagefs
+from firstread.snapshotter.attached import AttachedImages
 from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.images import DaemonImages
 from firstread.snapshotter.named import Names
 from firstread.snapshotter.service import start_server
-from firstread.snapshotter.snapshotter import Attached, Policy, Snapshotter, none_attached
+from firstread.snapshotter.snapshotter import Policy, Snapshotter
 from firstread.snapshotter.store import Store
 from firstread.snapshotter.unpack import Unpacker
 
@@ -56,7 +58,7 @@ class Settings:
     access: dict[str, Any] = field(default_factory=dict)
 
 
-def serve(settings: Settings, attached: Attached = none_attached) -> None:
+def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
@@ -65,7 +67,7 @@ def serve(settings: Settings, attached: Attached = none_attached) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    home = settings.root / "snapshotter"
+    home = imagefs.home(settings.root)
     for directory in (settings.root, home):
         private_directory(directory)
     directories = Directories(home / "snapshots")
@@ -77,7 +79,7 @@ def serve(settings: Settings, attached: Attached = none_attached) -> None:
         directories,
         images,
         settings.policy,
-        attached,
+        AttachedImages(images.pull),
         find_image=Names(settings.containerd),
         unpack=Unpacker(settings.containerd),
     )

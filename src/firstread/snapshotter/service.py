@@ -7,6 +7,7 @@ these codes are for refusals of the API alone, never for what a registry answere
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import grpc
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.private import check_way
 from firstread.snapshotter import messages as api
+from firstread.snapshotter.caller import Caller, serving
 from firstread.snapshotter.refusal import RefusalError
 from firstread.snapshotter.snapshotter import Snapshotter
 from firstread.snapshotter.store import Record
@@ -26,8 +28,9 @@ from firstread.snapshotter.wire import decode, encode
 
 log = logging.getLogger("snapshotter")
 
-THREADS = 64  # calls at a time: each may wait for a registry
+THREADS = 128  # calls at a time; more than may wait for registries, so the others are answered
 PAGE = 100  # snapshots in one message of a list
+MAX_DETAILS = 2000  # bytes of an error; of more than 8 KiB a client sees "resource exhausted"
 _NS = 1_000_000_000
 
 
@@ -122,11 +125,23 @@ def _decoder(kind: type[Any]) -> Callable[[bytes], Any]:
 def _guarded(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            return method(request)
+            with _caller(context):
+                return method(request)
         except Exception as exc:  # noqa: BLE001 - nothing but a status leaves here
             return _abort(context, exc)
 
     return call
+
+
+@contextlib.contextmanager
+def _caller(context: grpc.ServicerContext) -> Iterator[None]:
+    """Work for the client of a call for as long as it waits. Raises RefusalError if it has gone."""
+    caller = Caller()
+    if not context.add_callback(caller.leave):
+        caller.leave()  # while no thread was free for it
+    caller.check()
+    with serving(caller):
+        yield
 
 
 def _guarded_stream(
@@ -143,7 +158,12 @@ def _guarded_stream(
 
 def _abort(context: grpc.ServicerContext, exc: Exception) -> None:
     code, message = status_of(exc)
-    context.abort(code, message)
+    context.abort(code, _fitting(message))
+
+
+def _fitting(message: str) -> str:
+    """Return what of a message fits into a trailer, where a byte may take three."""
+    return message.encode(errors="replace")[:MAX_DETAILS].decode(errors="ignore")
 
 
 def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:

@@ -17,13 +17,14 @@ import contextlib
 import fnmatch
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from firstread.errors import FirstreadError
+from firstread.errors import BusyError, DerivedImageError, FirstreadError
+from firstread.node.pulls import Pulls, Room
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.asked import (
     GID_MAPPING,
@@ -39,6 +40,7 @@ from firstread.snapshotter.asked import (
     root_owner,
     unpacked,
 )
+from firstread.snapshotter.caller import current
 from firstread.snapshotter.directories import Directories, usage
 from firstread.snapshotter.fallbacks import Fallbacks
 from firstread.snapshotter.filters import parse_filters
@@ -92,6 +94,11 @@ class Policy:
     options: tuple[str, ...] = ("index=off",)
 
 
+WAITING = (32, 16)  # calls at a time that wait for layers to be unpacked; for one registry
+UNPACKS = (16, 8)  # layers
+UNPACK_S = 900.0  # that a layer is still unpacked if nobody waits: whoever comes again finds it
+
+
 class Snapshotter:
     """The snapshots of one containerd.
 
@@ -118,7 +125,9 @@ class Snapshotter:
         unpack: Unpack | None = None,
     ) -> None:
         self._unpack = unpack
-        self._unpacking = threading.Lock()
+        self._unpacking: Pulls[None] = Pulls(
+            Room(*WAITING, "calls wait"), Room(*UNPACKS, "layers are unpacked"), UNPACK_S
+        )
         self._store = store
         self._find_image = find_image
         self._directories = directories
@@ -144,6 +153,8 @@ class Snapshotter:
         record = self._found(key)
         if record.kind is Kind.ACTIVE:
             return usage(self._directories.upper(record.id))
+        if record.lazy is not None:
+            return self._images.usage(record.lazy.image) if record.lazy.whole else (0, 0)
         return record.size, record.inodes
 
     def mounts(self, key: str) -> list[Mount]:
@@ -251,6 +262,11 @@ class Snapshotter:
     def _refuse_converted(self, key: str) -> None:
         """Refuse to have a layer of a converted image unpacked: nobody can."""
         named = self._find_image(*unpacked(key))
+        if named is not None and named.converted and named.derived:
+            raise DerivedImageError(
+                "it was built FROM a converted image, and only firstread can read the layers below",
+                image=named.image,
+            )
         if named is not None and named.converted:
             raise RefusalError(
                 Why.FAILED_PRECONDITION,
@@ -279,10 +295,14 @@ class Snapshotter:
             image = _pinned(asked.image, asked.manifest)
             self._images.pull(image)
             return Lazy(image, asked.manifest, whole)
-        return self._conversion(asked)
+        return self._conversion(asked, parent)
 
-    def _conversion(self, asked: Asked) -> Lazy | None:
-        """Return the conversion that is attached to an ordinary image, if it can be used."""
+    def _conversion(self, asked: Asked, parent: Record | None) -> Lazy | None:
+        """Return the conversion that is attached to an ordinary image, if it can be used.
+
+        Raises:
+            DerivedImageError: the image was built FROM a converted one, which is not here.
+        """
         name = asked.image or asked.target
         if not (asked.image and asked.manifest):
             why = "the client does not say which image the layer belongs to"
@@ -295,8 +315,13 @@ class Snapshotter:
                 self._ordinary(name, asked.image, "not-converted", why)
                 return None
             self._images.pull(image)
+        except DerivedImageError:
+            if parent is None:  # the lowest layer is one that nobody can unpack
+                raise
+            self._ordinary(name, asked.image, "derived", "it was built FROM a converted image")
+            return None
         except FirstreadError as exc:
-            if isinstance(exc, RefusalError):
+            if isinstance(exc, RefusalError | BusyError):
                 raise
             self._ordinary(name, asked.image, "failed", f"its conversion cannot be had: {exc}")
             return None
@@ -389,18 +414,24 @@ class Snapshotter:
                 f"layer {part.labels.get(TARGET)} is on this node only as a part of a lazy image",
                 hint="attach a conversion to the other image as well, or remove this one",
             )
-        with self._unpacking:
-            below = self._store.ancestors(part)
-            for record in [*reversed(below), part]:
-                now = self._found(record.name)
-                if now.lazy is None:
-                    continue
-                lower = [self._directories.upper(other.id) for other in self._store.ancestors(now)]
-                self._directories.make(now.id, writable=True)
-                mounts = self._mounts(replace(now, kind=Kind.ACTIVE), lower)
-                chain = self._store.find(now.parent)
-                self._unpack(namespace, now.labels, _chain(chain), mounts)
-                self._store.unpacked(now, usage(self._directories.upper(now.id)))
+        for record in [*reversed(self._store.ancestors(part)), part]:
+            registry = record.labels.get(IMAGE, "").partition("/")[0]
+            work = partial(self._fill_one, self._unpack, record.name, namespace)
+            self._unpacking.wait(record.id, registry, work, current())
+
+    def _fill_one(
+        self, unpack: Unpack, name: str, namespace: str, on_resolved: Callable[[], None]
+    ) -> None:
+        """Make an ordinary snapshot of a lazy one that lies on ordinary ones."""
+        on_resolved()
+        record = self._found(name)
+        if record.lazy is None:
+            return
+        lower = [self._directories.upper(other.id) for other in self._store.ancestors(record)]
+        self._directories.make(record.id, writable=True)
+        mounts = self._mounts(replace(record, kind=Kind.ACTIVE), lower)
+        unpack(namespace, record.labels, _chain(self._store.find(record.parent)), mounts)
+        self._store.unpacked(record, usage(self._directories.upper(record.id)))
 
     def _mounts(self, record: Record, lower: list[Path]) -> list[Mount]:
         options = self._mapping(record)

@@ -24,6 +24,7 @@ from firstread.run.overlay import unmount_below
 from firstread.snapshotter.asked import TARGET
 from firstread.snapshotter.configfile import Choice, added
 from firstread.snapshotter.contentapi import ContainerdClient
+from firstread.snapshotter.imagefs import home, link
 from firstread.snapshotter.named import chain_ids
 from firstread.snapshotter.wire import decode, encode
 from firstread.testing import cri
@@ -74,7 +75,7 @@ class Containerd:
         self._containerd: subprocess.Popen[bytes] | None = None
         self._snapshotter: subprocess.Popen[bytes] | None = None
         self._names = 0
-        for directory in (scratch / "node", self.logs):
+        for directory in (scratch / "node", scratch / "root", self.logs):
             directory.mkdir(parents=True)
         (scratch / "config.toml").write_text(self._config(pause))
 
@@ -361,11 +362,13 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   disable_apparmor = true
   restrict_oom_score_adj = true
   {"" if is_2 else f"sandbox_image = {text(pause)}"}
+  {"" if is_2 else "stats_collect_period = 1"}
 [{runtime}.cni]
   conf_dir = {text(str(self.scratch / "cni"))}
 [{chooses}]
   snapshotter = {text(self._snapshots)}
   disable_snapshot_annotations = false
+  {"stats_collect_period = 1" if is_2 else ""}
 """
         if is_2:
             config += f"[{images}.pinned_images]\n  sandbox = {text(pause)}\n"
@@ -388,7 +391,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [{images}.runtime_platforms.{self._handler}]
   snapshotter = "firstread"
 """
-        return added(config, Choice(str(self._address), containerd2=is_2))
+        measured = home(self.daemon.root)
+        link(config, measured)
+        return added(config, Choice(str(self._address), containerd2=is_2, root=str(measured)))
 
 
 def containerd_version() -> tuple[int, int]:

@@ -64,6 +64,36 @@ class RemoveImage:
 
 
 @dataclass
+class FileSystemId:
+    """FilesystemIdentifier: a directory on it."""
+
+    mountpoint: str = text(1)
+
+
+@dataclass
+class UInt64:
+    """UInt64Value."""
+
+    value: int = number(1)
+
+
+@dataclass
+class FileSystemUsage:
+    """What is taken of a file system."""
+
+    fs_id: FileSystemId = message(2, FileSystemId)
+    used_bytes: UInt64 = message(3, UInt64)
+    inodes_used: UInt64 = message(4, UInt64)
+
+
+@dataclass
+class ImageFsInfo:
+    """The answer to ImageFsInfo."""
+
+    image_filesystems: list[FileSystemUsage] = messages(1, FileSystemUsage)
+
+
+@dataclass
 class PodMetadata:
     """What a pod is called."""
 
@@ -180,6 +210,20 @@ class ContainerStatusAnswer:
     """The answer to ContainerStatus."""
 
     status: ContainerStatus = message(1, ContainerStatus)
+
+
+@dataclass
+class ContainerStats:
+    """What a container takes."""
+
+    writable_layer: FileSystemUsage = message(4, FileSystemUsage)
+
+
+@dataclass
+class ContainerStatsAnswer:
+    """The answer to ContainerStats."""
+
+    stats: ContainerStats = message(1, ContainerStats)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from firstread.device.erofsmount import unmount
 from firstread.errors import FirstreadError
+from firstread.node.anchor import retire
 from firstread.node.client import Client
 from firstread.node.mounts import mounted_erofs
 from firstread.testing.command import Ran, firstread, program
@@ -125,6 +126,8 @@ class Daemon:
 
     def start(self) -> None:
         """Start a daemon; return when it answers."""
+        if self._process is not None:
+            self._process.poll()  # it may have been killed
         command = [*self._command, *self._program()]
         with self._log.open("ab") as log:
             if self._manager is not None:
@@ -192,8 +195,20 @@ class Daemon:
         pid: int = self.status()["fetcher"]["pid"]
         return pid
 
-    def end_all(self, number: int) -> None:
-        """Send a signal to supervisor and fetcher; return when both are gone."""
+    def end_all(self, number: int, *, anchor: bool = True) -> None:
+        """Send a signal to supervisor and fetcher; return when both are gone.
+
+        Args:
+            number: of the signal.
+            anchor: end the anchor, too.
+        """
+        self._end_both(number)
+        if anchor and self.root.exists():
+            retire(str(self.root))
+        elif self._manager is None:
+            self.wait(lambda: not self.client.alive())  # the anchor closes what only they needed
+
+    def _end_both(self, number: int) -> None:
         if not (self.run_dir / "daemon.pid").exists():
             return
         supervisor = self.supervisor
@@ -306,14 +321,21 @@ class Daemon:
                     raise
 
     def wait(self, condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-        """Wait until `condition` holds."""
+        """Wait until `condition` holds; it does not while a process that it looks at has ended."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
+        while not _holds(condition):
             assert time.monotonic() < deadline, f"it does not happen; the log:\n{self.output()}"
             time.sleep(0.01)
 
     def _places(self) -> tuple[str, ...]:
         return "--root", str(self.root), "--run-dir", str(self.run_dir)
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    try:
+        return bool(condition())
+    except (FileNotFoundError, ProcessLookupError):  # one below /proc
+        return False
 
 
 def _lives(pid: int) -> bool:

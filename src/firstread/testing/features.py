@@ -300,20 +300,28 @@ def _confined(story: _Story) -> None:
     story.say(BASE, File("p/q/../../p/../down", b"c"))
     story.see(File("down", b"c"))
     story.both(BASE, Symlink("out", "../../../outside"), Symlink("far", "/etc/passwd"))
-    story.say(SECOND, File("out/file", b"d"))
+    story.say(BASE, File("out/file", b"d"))
     story.see(File("outside/file", b"d"))
 
 
 def _linked_parents(story: _Story) -> None:
-    """Parents that are symbolic links of a lower layer are followed (merged /usr)."""
+    """Parents that are symbolic links of their own layer are followed.
+
+    One that is a link of a lower layer becomes a directory, with the attributes of its target.
+    """
     story.both(BASE, Symlink("lib", "usr/lib"), Symlink("abs", "/usr/share"))
     story.both(BASE, Dir("usr/share/"), Symlink("chain", "abs/../lib"))
-    story.say(SECOND, File("lib/new", b"1"), File("abs/new", b"2"), File("chain/chained", b"3"))
-    story.see(File("usr/lib/new", b"1"), File("usr/share/new", b"2"))
-    story.see(File("usr/lib/chained", b"3"))
-    story.say(BASE, File("usr/lib/old", b"hidden through the link"))
-    story.say(GNU, Whiteout("lib/old"), Hardlink("lib/linked", "lib/new"))
-    story.see_links(File("lib/new", b"1"), b"usr/lib/new", b"usr/lib/linked")
+    story.say(BASE, File("abs/here", b"1"), File("chain/chained", b"2"))
+    story.see(File("usr/share/here", b"1"), File("usr/lib/chained", b"2"))
+    story.say(BASE, Symlink("lib64", "opt/lib"))
+    story.both(BASE, Dir("opt/lib/", mode=0o750, uid=3, mtime=8), File("opt/lib/old", b"3"))
+    story.both(SECOND, File("lib64/new", b"4"))
+    story.see(Dir("lib64/", mode=0o750, uid=3, mtime=8))
+    story.say(GNU, Whiteout("lib64/old"), Hardlink("lib64/linked", "lib64/new"))
+    story.see_links(File("lib64/new", b"4"), b"lib64/new", b"lib64/linked")
+    for name, entry in (("file", File("nodir/file", b"")), ("fifo", Fifo("nodir/fifo"))):
+        story.say(BASE, entry)
+        story.both(SECOND, File(f"nodir/{name}/in", b"its parent was none"))
 
 
 def _missing_parents(story: _Story) -> None:

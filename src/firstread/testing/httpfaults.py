@@ -30,11 +30,14 @@ not used up applies::
 ``wrong-content-range``   the right bytes, but ``Content-Range`` says that they are others
 ``ignore-range``          the whole blob, status 200
 ``redirect``              to where everything is redirected, without end
+``as N``                  the right answer, with that status
+``gzip``                  the right body, compressed without having been asked for
 ========================  ========================================================================
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -67,6 +70,8 @@ _ACTIONS: Final = {  # least and most arguments
     "wrong-content-range": (0, 0),
     "ignore-range": (0, 0),
     "redirect": (0, 0),
+    "as": (1, 1),
+    "gzip": (0, 0),
 }
 
 
@@ -295,6 +300,8 @@ def _pieces(body: Iterable[bytes], bytes_per_s: float) -> Iterator[bytes]:
 
 def _spoiled(answer: Answer, fault: Fault | None) -> Answer:
     """Return an answer with its body or headers changed."""
+    if fault is not None and fault.action == "as":
+        return replace(answer, status=int(fault.number()))
     if fault is None or answer.length is None:
         return answer
     length = answer.length
@@ -305,6 +312,10 @@ def _spoiled(answer: Answer, fault: Fault | None) -> Answer:
         case "short":
             length = max(0, length - int(fault.number()))
             return replace(answer, length=length, body=_first(answer.body, length))
+        case "gzip":
+            packed = gzip.compress(b"".join(answer.body))
+            headers = {**answer.headers, "Content-Encoding": "gzip"}
+            return replace(answer, headers=headers, length=len(packed), body=[packed])
         case "duplicate":
             doubled = _doubled(answer.body, int(fault.number()))
             return replace(answer, body=_first(doubled, length))

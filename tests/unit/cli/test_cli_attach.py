@@ -302,3 +302,18 @@ def test_the_document_names_the_fields() -> None:
     assert {f for f in documented("convert --attach") if "[]" not in f} == set(done)
     fields = {f for f in documented("convert") if "[]" not in f}
     assert set(done["images"][0]) == fields
+
+
+@pytest.mark.parametrize(
+    "answer", ["status 303 Location={page}", "status 422", "status 429 Retry-After=60", "hangup 0"]
+)
+def test_a_front_that_answers_for_the_list_does_not_hold_it_up(answer: str) -> None:
+    page = ScriptedRegistry("* / status 429 Retry-After=60 x9")
+    with page, ScriptedRegistry() as registry:
+        push(registry, "1")
+        fault = answer.format(page=f"http://{page.host}/welcome")
+        registry.script(f"GET /referrers/ {fault} x99")
+        done = attach(f"docker://{registry.host}/app:1")
+        assert done["chosen"] == [image["digest"] for image in done["images"]]
+        assert page.asked() == []
+        assert inspected(f"docker://{registry.host}/app:1").code == 0

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from firstread.snapshotter import imagefs
 from firstread.snapshotter.configfile import BEGIN, END, Choice, added
 from firstread.testing.command import firstread
 
@@ -15,6 +17,7 @@ SOCKET = "/run/firstread/snapshotter.sock"
 CONFIG = (
     "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = 'x' # y\n"
 )
+HOME = "/var/lib/firstread/snapshotter"
 RESTART = "  restart containerd to make it so: systemctl restart containerd\n"
 
 
@@ -22,6 +25,7 @@ RESTART = "  restart containerd to make it so: systemctl restart containerd\n"
 def _no_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the real one says is tested elsewhere."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(imagefs, "ROOT", "/nonexistent")
 
 
 def install(*arguments: str) -> str:
@@ -52,7 +56,7 @@ def test_there_and_back() -> None:
         "  the CRI plugin uses it for every image\n"
         "  c.toml.before-firstread has the file as it was\n" + RESTART
     )
-    new = added(CONFIG, Choice(SOCKET, default=True))
+    new = added(CONFIG, Choice(SOCKET, default=True, root=HOME))
     assert files() == {"c.toml": new, "c.toml.before-firstread": CONFIG}
     assert Path("c.toml").stat().st_mode & 0o777 == 0o640
     assert install("--default") == "c.toml: containerd knows the snapshotter already\n"
@@ -60,6 +64,33 @@ def test_there_and_back() -> None:
     assert files() == {"c.toml": CONFIG}
     assert Path("c.toml").stat().st_mode & 0o777 == 0o640
     assert uninstall() == "c.toml: there is nothing of firstread in it\n"
+
+
+def test_what_the_kubelet_measures_is_there() -> None:
+    Path("root").mkdir()
+    place = Path("root/io.containerd.snapshotter.v1.firstread").absolute()
+    config = f'version = 2\nroot = "{place.parent}"\n'
+    Path("c.toml").write_text(config)
+    for _ in range(2):  # somebody removes it: the next one makes it again
+        said = install("--root", "/a/store")
+        assert place.readlink() == Path("/a/store/snapshotter")
+        exports = tomllib.loads(Path("c.toml").read_text())["proxy_plugins"]["firstread"]["exports"]
+        assert exports == {"root": "/a/store/snapshotter"}
+        place.unlink()
+    assert "already" in said
+    install("--root", "/another", "--dry-run")
+    assert not place.is_symlink()
+    assert f"{place} leads the kubelet to /another/snapshotter" in install("--root", "/another")
+    uninstall("--dry-run")
+    assert place.is_symlink()
+    uninstall()
+    assert not place.is_symlink()
+    place.mkdir()
+    install()
+    assert place.is_dir()
+    assert not place.is_symlink()  # it may be somebody's
+    uninstall()
+    assert place.is_dir()
 
 
 def test_choices_stand_in_one_line() -> None:
@@ -78,7 +109,7 @@ def test_the_default_is_taken_back_in_so_many_words() -> None:
         f"c.toml: proxy plugin firstread at {SOCKET}\n"
         "  the CRI plugin uses it for every image no more: that takes --default\n" + RESTART
     )
-    assert Path("c.toml").read_text() == added(CONFIG, Choice(SOCKET))
+    assert Path("c.toml").read_text() == added(CONFIG, Choice(SOCKET, root=HOME))
 
 
 def test_a_dry_run_prints_a_difference() -> None:
@@ -86,7 +117,7 @@ def test_a_dry_run_prints_a_difference() -> None:
     assert install("--default", "--dry-run", "--socket", "/s").splitlines() == [
         "--- c.toml",
         "+++ c.toml",
-        "@@ -1,4 +1,11 @@",
+        "@@ -1,4 +1,13 @@",
         " version = 2",
         " ",
         ' [plugins."io.containerd.grpc.v1.cri".containerd]',
@@ -94,10 +125,15 @@ def test_a_dry_run_prints_a_difference() -> None:
         "+  disable_snapshot_annotations = false",
         '+  snapshotter = "firstread" # y',
         f"+{BEGIN}",
-        *[f"+{line}" for line in added(CONFIG, Choice("/s", default=True)).splitlines()[6:7]],
+        *[
+            f"+{line}"
+            for line in added(CONFIG, Choice("/s", default=True, root=HOME)).splitlines()[6:7]
+        ],
         "+[proxy_plugins.firstread]",
         '+  type = "snapshot"',
         '+  address = "/s"',
+        "+  [proxy_plugins.firstread.exports]",
+        f'+    root = "{HOME}"',
         f"+{END}",
     ]
     assert files() == {"c.toml": CONFIG}
@@ -109,7 +145,7 @@ def test_a_dry_run_prints_a_difference() -> None:
 
 def test_a_file_that_is_not_there_comes_and_goes() -> None:
     assert install() == f"c.toml: proxy plugin firstread at {SOCKET}\n" + RESTART
-    assert files() == {"c.toml": added("version = 2\n", Choice(SOCKET))}
+    assert files() == {"c.toml": added("version = 2\n", Choice(SOCKET, root=HOME))}
     assert uninstall() == "c.toml: removed, since there was nothing else in it\n" + RESTART
     assert files() == {}
 
@@ -144,8 +180,8 @@ def test_a_symbolic_link_stays_one() -> None:
     install("--default")
     assert Path("c.toml").is_symlink()
     assert files() == {
-        "c.toml": added(CONFIG, Choice(SOCKET, default=True)),
-        "real/c.toml": added(CONFIG, Choice(SOCKET, default=True)),
+        "c.toml": added(CONFIG, Choice(SOCKET, default=True, root=HOME)),
+        "real/c.toml": added(CONFIG, Choice(SOCKET, default=True, root=HOME)),
         "c.toml.before-firstread": CONFIG,
     }
     assert uninstall() == "c.toml: as it was before\n" + RESTART
@@ -180,7 +216,7 @@ IMPORTS = 'version = 3\nimports = ["conf.d/*.toml"]\n'
 def test_a_file_of_its_own(default: tuple[str, ...]) -> None:
     Path("c.toml").write_text(IMPORTS)
     assert install("--drop-in", *default).startswith("conf.d/firstread.toml: proxy plugin")
-    made = added("version = 3\n", Choice(SOCKET, bool(default)))
+    made = added("version = 3\n", Choice(SOCKET, bool(default), root=HOME))
     assert files() == {"c.toml": IMPORTS, "conf.d/firstread.toml": made}
     assert "already" in install("--drop-in", *default)
     install("--drop-in", "--socket", "/other")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -38,12 +39,22 @@ from firstread.errors import (
     DigestError,
     FirstreadError,
     ImageError,
+    LimitError,
     NodeError,
     NotFoundError,
     UnsupportedError,
     UsageError,
 )
-from firstread.oci.model import OCI_INDEX, Index, encode, sha256_digest
+from firstread.oci.model import (
+    MAX_MANIFEST_SIZE,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Index,
+    describe,
+    encode,
+    sha256_digest,
+)
 from firstread.oci.open import open_destination, open_source
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference, parse_reference
@@ -156,7 +167,7 @@ def test_a_result(shop: Shop) -> None:
 
 
 PINNED = {  # encoder -> digest of the manifest
-    "zstd-1.5.7": "sha256:022bec25dbc75fb61fdd11614d140a992039d2f9b2f0e450e2a261a904a8490b",
+    "zstd-1.5.7": "sha256:4427de11607580be41838bf9fb3d1b6a97070c73e64fcc573af794052337bd80",
 }
 
 
@@ -174,8 +185,69 @@ def test_an_image_without_data(shop: Shop, count: int) -> None:
 
 
 def test_an_image_without_layers(shop: Shop) -> None:
-    with pytest.raises(UnsupportedError, match="no layers"):
-        shop.convert(Image([]))
+    result = shop.convert(Image([]))
+    assert (result.sectors, result.inodes, len(shop.result().manifest.layers)) == (0, 1, 1)
+    assert len(shop.result().config["rootfs"]["diff_ids"]) == 1
+    assert shop.convert(Image([])).unchanged
+
+
+def written_otherwise(
+    shop: Shop, config: dict[str, Any], manifest: Callable[[dict[str, Any]], object] = id
+) -> None:
+    """Put an image of one layer there, with other fields in its config and another manifest."""
+    given = {key.lower() for key in config}
+    plain = json.loads(Image([BASE]).config_blob)
+    raw = encode({key: value for key, value in plain.items() if key not in given} | config)
+    told = json.loads(Image([BASE]).manifest())
+    told["config"] |= {"digest": sha256_digest(raw), "size": len(raw)}
+    manifest(told)
+    write_layout(Image([BASE]), shop.directory / "in")
+    with open_destination(shop.reference("in"), AccessOptions()) as place:
+        place.put_blob(describe(raw, OCI_CONFIG), io.BytesIO(raw))
+        place.put_manifest(encode(told), OCI_MANIFEST, "latest")
+
+
+ROOTFS = {"type": "layers", "diff_ids": [BASE.diff_id]}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"rootfS": ROOTFS}, {}),
+        ({"RootFS": {"Diff_IDs": ROOTFS["diff_ids"], "Type": None}}, {}),
+        ({"config": {"cmd": ["x"], "ENV": ["A=1"]}}, {"config": {"Cmd": ["x"], "Env": ["A=1"]}}),
+        ({"config": {"Labels": {"a": None}}}, {"config": {"Labels": {"a": ""}}}),
+        ({"config": {"Cmd": ["x"], "cmd": ["y"], "Own": 1}}, {"config": {"Cmd": ["x"], "Own": 1}}),
+        ({"OS": "linux", "os": "linux", "Architecture": "amd64"}, {"architecture": "amd64"}),
+        ({"History": [None]}, {}),
+    ],
+)
+def test_a_config_as_go_reads_it(
+    shop: Shop, config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    written_otherwise(shop, config)
+    shop.convert(None)
+    made = json.loads(shop.result().config_bytes)
+    assert len({key.lower() for key in made}) == len(made)
+    assert {key: made[key] for key in expected} == expected
+    assert [len(made["rootfs"]["diff_ids"]), len(made["history"])] == [2, 2]
+
+
+def test_a_manifest_as_go_reads_it(shop: Shop) -> None:
+    def told(manifest: dict[str, Any]) -> None:
+        manifest["Layers"], manifest["CONFIG"] = manifest.pop("layers"), manifest.pop("config")
+        manifest["annotations"] = {"a": None}
+
+    written_otherwise(shop, {}, told)
+    assert shop.convert(None).inodes == 3
+    assert (shop.result().manifest.annotations or {})["a"] == ""
+
+
+def test_annotations_that_leave_no_room(shop: Shop) -> None:
+    long = {"annotations": {"a": "x" * (MAX_MANIFEST_SIZE - 1000)}}
+    written_otherwise(shop, {}, lambda manifest: manifest.update(long))
+    with pytest.raises(LimitError, match="the manifest of the converted image has 4194"):
+        shop.convert(None)
 
 
 def test_a_layer_that_an_image_has_twice(shop: Shop) -> None:

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from firstread import config
+from firstread.config import RegistryTable
 from firstread.device.probe import Check
-from firstread.node.checks import check_node
+from firstread.node import checks as checks_module
+from firstread.node.checks import check_configuration, check_node, daemon_status
 from firstread.node.reach import check_clock, check_image, clock_skew
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
 from firstread.run.cgroups import Cgroups
 from firstread.run.checks import _controllers, check_containers
+from firstread.testing.command import firstread
 from firstread.testing.images import feature_image, write_layout
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry
@@ -33,14 +37,16 @@ def named(checks: list[Check], name: str) -> Check:
 
 
 def checked(tmp_path: Path, name: str) -> Check:
-    return named(list(check_node(tmp_path / "root", tmp_path / "run")), name)
+    return named(
+        list(check_node(tmp_path / "root", tmp_path / "run", daemon_status(tmp_path / "run"))), name
+    )
 
 
 # The node.
 
 
 def test_what_is_not_there_yet_is_well(tmp_path: Path) -> None:
-    for check in check_node(tmp_path / "root", tmp_path / "run"):
+    for check in check_node(tmp_path / "root", tmp_path / "run", daemon_status(tmp_path / "run")):
         assert check.ok, check
     assert "is made when" in checked(tmp_path, "store directory").detail
     assert "none runs" in checked(tmp_path, "daemon").detail
@@ -213,6 +219,38 @@ def test_a_registry_that_answers_wrongly(script: str) -> None:
 def test_an_image_that_is_not_there(registry: DockerRegistry, tmp_path: Path) -> None:
     *_, last = image_checks(f"{registry.host}/none:1", login(tmp_path, registry))
     assert (last.name, last.status) == ("image", "fail")
+
+
+def test_an_image_with_a_conversion_that_is_attached(tmp_path: Path) -> None:
+    write_layout(feature_image(), tmp_path / "layout", "1")
+    name = f"oci:{tmp_path}/layout:1"
+    assert firstread("convert", "--attach", name).code == 0
+    checks = check_image(parse_reference(name), AccessOptions())
+    assert "attached to sha256:" in named(checks, "image").detail
+    assert [check.status for check in checks] == ["ok"] * len(checks)
+    assert named(checks, "range requests")
+
+
+def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks_module, "DEFAULT_PATH", tmp_path / "none.toml")
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none.toml")
+    settings, check = check_configuration(None, None)
+    assert (settings, check.ok) == (RegistryTable(), True)
+    assert "all is as by default" in check.detail
+    path = tmp_path / "config.toml"
+    path.write_text("[registry]\nconnect_timeout_s = 3\n")
+    settings, check = check_configuration(path, None)
+    assert (settings.connect_timeout_s, check.detail) == (3, str(path))
+    running = {"configuration": {"file": "/etc/x.toml", "registry": {"stall_timeout_s": 7}}}
+    settings, check = check_configuration(None, running)
+    assert settings.stall_timeout_s == 7
+    assert "daemon that runs: /etc/x.toml" in check.detail
+    for text in ("[registry]\nconnect_timeout_s = 0\n", "["):
+        path.write_text(text)
+        settings, check = check_configuration(path, running)
+        assert (settings, check.status) == (RegistryTable(), "fail")
+        assert str(path) in check.detail
+    assert check_configuration(tmp_path / "gone", None)[1].status == "fail"
 
 
 def test_an_image_that_is_not_converted(tmp_path: Path) -> None:

@@ -8,19 +8,27 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from firstread.cli.options import check_lazy
-from firstread.errors import AuthError, FirstreadError, ImageError, NodeError, UsageError
+from firstread.errors import (
+    AuthError,
+    BusyError,
+    FirstreadError,
+    ImageError,
+    NodeError,
+    UsageError,
+)
 from firstread.node.client import Client, connected, socket_path
-from firstread.node.control import MAX_CONNECTIONS, ControlServer
+from firstread.node.control import MAX_CONNECTIONS, MAX_LONG, ControlServer
 from firstread.node.mounts import Access
 from firstread.node.node import Node
 from firstread.node.policy import AS_CONFIGURED, Asked
+from firstread.node.pulls import PATIENT, GoneError, Waiting
 from firstread.node.stats import Feed
 from firstread.testing.patience import PATIENCE_S
 
@@ -47,6 +55,7 @@ class Remembering(Node):
         holder: str = "",
         asked: Asked = AS_CONFIGURED,
         command: str = "",
+        waiter: Waiting = PATIENT,
     ) -> dict[str, Any]:
         self.asked, self.command = asked, command
         self._note("mount", name, directory, access, policy, holder)
@@ -54,6 +63,9 @@ class Remembering(Node):
 
     def umount(self, directory: str, *, lazy: bool = False) -> None:
         self._note("umount", directory, lazy)
+
+    def holds(self, holder: str) -> bool:
+        return holder == "long ago"
 
     def release(self, holder: str) -> None:
         self._note("release", holder)
@@ -81,10 +93,21 @@ class Peer:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
+    def idle(self) -> bool:
+        return not self.server._unanswered
+
     def close(self) -> None:
         self.server.shutdown()
         self.thread.join()
         self.server.socket.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(int(PATIENCE_S * 100)):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it does not happen")
 
 
 @pytest.fixture
@@ -191,6 +214,128 @@ def test_a_mount_whose_asker_has_gone_is_released(peer: Peer, tmp_path: Path) ->
             break
         threading.Event().wait(0.01)
     assert node.calls == [("release", "h")]
+
+
+def call_and_leave(run_dir: Path, path: str, **request: Any) -> None:
+    """Send a request, and hang up."""
+    body = json.dumps(request).encode()
+    raw(
+        run_dir,
+        b"POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body),
+    ).close()
+
+
+class Slow(Remembering):
+    """A node that mounts whatever comes, after its client has gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = threading.Event()
+
+    def mount(self, *args: Any, **options: Any) -> dict[str, Any]:
+        with contextlib.suppress(GoneError):
+            while True:
+                options["waiter"].check()
+                time.sleep(0.01)
+        self.left.set()
+        return {"mountpoint": "/there", "long": "x" * 1_000_000}
+
+
+@pytest.mark.parametrize(
+    ("request_", "call"),
+    [
+        ({"directory": "/d"}, ("umount", "/there", False)),
+        ({"holder": "new"}, ("release", "new")),
+    ],
+)
+def test_what_was_made_for_a_client_that_has_gone_is_undone(
+    peer: Peer, tmp_path: Path, request_: dict[str, str], call: tuple[Any, ...]
+) -> None:
+    peer.server.node = node = Slow()
+    call_and_leave(tmp_path, "/mount", image="i", **request_)
+    wait_for(lambda: node.calls)
+    assert node.calls == [call]
+
+
+def test_a_holder_that_had_the_mount_before_keeps_it(peer: Peer, tmp_path: Path) -> None:
+    peer.server.node = node = Slow()
+    call_and_leave(tmp_path, "/mount", image="i", holder="long ago")
+    assert node.left.wait(PATIENCE_S)
+    wait_for(peer.idle)
+    assert node.calls == []
+
+
+@pytest.mark.parametrize("path", ["/mount", "/pull"])
+def test_a_client_that_hangs_up_is_noticed_while_it_is_waited_for(
+    peer: Peer, tmp_path: Path, path: str
+) -> None:
+    noticed = threading.Event()
+
+    class Pulling(Remembering):
+        def mount(self, *args: Any, **options: Any) -> Any:
+            return self.pull(*args, **options)
+
+        def pull(self, *args: Any, **options: Any) -> Any:
+            try:
+                while True:
+                    options["waiter"].check()
+                    time.sleep(0.01)
+            except GoneError:
+                noticed.set()
+                raise
+
+    peer.server.node = Pulling()
+    call_and_leave(tmp_path, path, image="docker.io/library/i")
+    assert noticed.wait(PATIENCE_S)
+    wait_for(peer.idle)
+
+
+def test_a_client_that_only_sends_nothing_more_is_answered(peer: Peer, tmp_path: Path) -> None:
+    class Checking(Remembering):
+        def mount(self, *args: Any, **options: Any) -> dict[str, Any]:
+            options["waiter"].check()
+            return {"mountpoint": "/d"}
+
+    peer.server.node = Checking()
+    half = raw(tmp_path)
+    body = b'{"image": "i", "directory": "/d"}'
+    half.sendall(b"POST /mount HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    half.shutdown(socket.SHUT_WR)
+    assert b'{"mountpoint": "/d"}' in all_of(half)
+
+
+def test_who_watches_leaves_room_for_the_rest(peer: Peer, tmp_path: Path) -> None:
+    watching = [raw(tmp_path, b"GET /events HTTP/1.0\r\n\r\n") for _ in range(MAX_LONG)]
+    try:
+        for watcher in watching:
+            assert watcher.recv(100).startswith(b"HTTP/1.1 200")
+        with pytest.raises(BusyError, match="watch events"):
+            next(peer.client.events())
+        assert peer.client.get("/status")["more"] == 1
+    finally:
+        for watcher in watching:
+            watcher.close()
+
+
+def test_who_hangs_up_is_not_waited_for_and_asks_nothing_more(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(socket_path(tmp_path)))
+        listener.listen()
+        client = Client(tmp_path)
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1000)
+                client.hang_up()
+                assert connection.recv(1000) == b""
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        for _ in range(2):
+            with pytest.raises(NodeError, match="we hung up"):
+                client.pull(image="i")
+        serving.join(PATIENCE_S)
+        assert not serving.is_alive()
 
 
 def test_events_come_as_they_happen(peer: Peer) -> None:

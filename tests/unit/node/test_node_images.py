@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
 from firstread.node.images import ImageStore, NodeImage, SectorMap
+from firstread.node.room import Room
 from firstread.oci.layout import LayoutDirectory
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
@@ -18,6 +21,7 @@ from firstread.oci.repository import BlobStream
 from firstread.testing.entries import File
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.plainimage import put_plain_image
+from firstread.testing.shortage import few_descriptors, unreadable
 
 
 class Counted(LayoutDirectory):
@@ -157,8 +161,103 @@ def test_what_is_not_here_or_damaged(
         assert caught.value.hint
         path.write_bytes(kept)
     (image.directory / "config.json").unlink()
-    with pytest.raises(NotFoundError):
+    with pytest.raises(ImageError, match=r"config\.json .* is missing"):
         store.load(image.digest)
+
+
+def fetched(store: ImageStore, reference: Reference) -> NodeImage:
+    with LayoutDirectory(reference) as repository:
+        return store.fetch(reference, repository)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "metadata"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "changed"])
+def test_damaged_files_are_fetched_again(
+    store: ImageStore, reference: Reference, name: str, damage: str
+) -> None:
+    image = fetched(store, reference)
+    path = image.directory / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] if damage == "cut off" else b"?" + data[1:])
+    problem = store.damage(image.digest)
+    assert problem == f"its file {name} is {'missing' if damage == 'missing' else 'damaged'}"
+    assert store.drop_damaged(image.digest)
+    assert store.damage(fetched(store, reference).digest) is None
+
+
+def test_a_fetch_replaces_files_that_cannot_be_opened(
+    store: ImageStore, reference: Reference
+) -> None:
+    (fetched(store, reference).directory / "config.json").unlink()
+    assert store.damage(fetched(store, reference).digest) is None
+
+
+def test_a_process_short_of_descriptors_finds_no_damage(
+    store: ImageStore, reference: Reference
+) -> None:
+    image = fetched(store, reference)
+    for spare in range(3):
+        with few_descriptors(os.getpid(), spare):
+            for ask in (store.load, store.damage, store.drop_damaged):
+                with contextlib.suppress(NodeError):
+                    assert not isinstance(ask(image.digest), str)
+    with few_descriptors(os.getpid()):
+        for ask in (store.load, store.damage, store.drop_damaged):
+            with pytest.raises(NodeError, match="Too many open files") as caught:
+                ask(image.digest)
+            assert caught.value.retryable
+        with pytest.raises(NodeError, match="Too many open files"):
+            store.known(reference)
+    assert store.known(reference) == store.load(image.digest).digest == image.digest
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "metadata"])
+def test_a_disk_in_trouble_is_no_damage(store: ImageStore, reference: Reference, name: str) -> None:
+    image = fetched(store, reference)
+    with unreadable(image.directory / name):
+        for ask in (store.damage, store.drop_damaged):
+            with pytest.raises(NodeError, match="Input/output error"):
+                ask(image.digest)
+        with pytest.raises(FirstreadError):
+            store.load(image.digest)
+        assert store.digests() == [image.digest]
+    assert store.damage(image.digest) is None
+
+
+def test_what_is_used_is_never_removed(tmp_path: Path, reference: Reference) -> None:
+    used: set[str] = set()
+    store = ImageStore(tmp_path, is_used=used.__contains__)
+    image = fetched(store, reference)
+    used.add(image.digest)
+    (image.directory / "config.json").write_text("{")
+    assert not store.remove(image.digest)
+    assert not store.drop_damaged(image.digest)
+    used.clear()
+    with store.keeping(image.digest) as here:
+        assert here
+        assert not store.remove(image.digest)
+    assert store.known(reference) == image.digest
+    assert store.remove(image.digest)
+    with store.keeping(image.digest) as here:
+        assert not here
+
+
+def test_room_is_counted_and_names_go_with_their_image(
+    store: ImageStore, reference: Reference, tmp_path: Path
+) -> None:
+    image = fetched(store, reference)
+    size = sum(path.stat().st_size for path in image.directory.iterdir())
+    assert store.room == Room(size, 4 + 1)  # a directory, three files and a name
+    (tmp_path / "references/stray").write_text(f"sha256:{'0' * 64}\nx")
+    again = ImageStore(tmp_path)
+    assert again.room == store.room
+    assert len(list((tmp_path / "references").iterdir())) == 1
+    assert again.remove(image.digest) == Room(size, 5)
+    assert again.room == Room()
+    assert not list((tmp_path / "references").iterdir())
 
 
 def test_what_a_crash_left_is_cleared_away(store: ImageStore, tmp_path: Path) -> None:

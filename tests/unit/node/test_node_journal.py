@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.node.journal import EVENT_BUFFER_BYTES, RECORDS, Journal, is_journal, make_journal
+from firstread.node.journal import (
+    EVENT_BUFFER_BYTES,
+    RECORDS,
+    Journal,
+    is_journal,
+    make_journal,
+    most_waiting,
+)
 from firstread.node.wire import Request
 
 
@@ -31,7 +38,7 @@ def request(number: int, path: Path) -> Request:
 def found(fd: int, known: set[int] | None = None) -> tuple[dict[int, bytes], list[int]]:
     """Return what another process finds: contents of the files by number, and what is lost."""
     journal = Journal(fd)
-    events, lost = journal.reopen(known or set())
+    events, lost = journal.reopen(known or set(), {})
     contents = {}
     for event in events:
         assert (event.pid, event.offset, event.length) == (4321, event.number * 7, 4096)
@@ -126,7 +133,17 @@ def test_it_has_what_was_added_and_not_removed(steps: list[tuple[str, object]]) 
         elif what == "another process":
             journal.close()
             journal = Journal(fd)
-    assert sorted(journal.reopen(set())[1]) == sorted(expected)
+    assert sorted(journal.reopen(set(), {})[1]) == sorted(expected)
     journal.close()
     os.close(fd)
     os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("open_files", "most"),
+    [(1024, 768), (1300, 975), (20_000, 15_000), (1_000_000, RECORDS), (-1, RECORDS), (100, 1)],
+)
+def test_no_more_events_wait_than_have_a_descriptor_and_a_record(
+    open_files: int, most: int
+) -> None:
+    assert most_waiting(open_files) == most

@@ -25,6 +25,7 @@ from firstread.errors import (
 from firstread.node import retry
 from firstread.node.filling import Cause, Filling, Waiter, Wanted
 from firstread.node.lane import Lane
+from firstread.node.opener import HeldUpError
 from firstread.node.wire import Request
 from firstread.oci.repository import Repository
 from firstread.sectors.format import Geometry
@@ -616,3 +617,69 @@ def test_a_sector_that_comes_from_a_lane_that_failed_too_waits_before_it_is_trie
     assert (filling.paused, filling.failures) == (True, 6)
     bench.files.wait(lambda: filling in bench.files.failed_fillings)
     assert filling.failures > 6
+
+
+# Readers that are gone, and files that cannot be opened.
+
+
+def test_reads_that_nobody_waits_for_are_forgotten_and_their_sectors_go_last(make: Make) -> None:
+    bench = make("h", count=8, workers=1)
+    bench.read(7)
+    bench.files.wait(lambda: bench.source.requests)
+    wanted, behind = bench.sectors.wanted, bench.sectors.behind
+    dead = [(Request(n, 1, 0, FRAME, -2), time.monotonic()) for n in range(3)]
+    for waiter in dead:
+        bench.lane.demand(wanted[0], [waiter], behind)
+    living = bench.read(4)
+    assert bench.lane.abandon({*dead, (Request(99, 1, 0, FRAME, -2), 0.0)}) == dead
+    assert bench.lane.abandon(set(dead)) == []
+    bench.source.wake()
+    bench.answered(living)
+    bench.whole(0, 4, 7)
+    assert bench.files.causes == [Cause.DEMAND, Cause.DEMAND, Cause.COMPLETION]
+    assert not set(bench.files.answered) & {0, 1, 2}
+
+
+def test_a_file_that_cannot_be_opened_by_name_holds_up_no_read(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scanner holds up the open of what is fetched ahead, and then reads just that sector."""
+    bench = make(workers=1)
+    held_up, plain = threading.Event(), bench.files.open
+
+    def scanned(sector: Wanted, beside: int | None) -> int:
+        if beside is None:
+            held_up.set()
+            raise HeldUpError
+        return plain(sector, beside)
+
+    monkeypatch.setattr(bench.files, "open", scanned)
+    bench.lane.complete(bench.sectors.wanted[0])
+    bench.lane.complete(bench.sectors.wanted[2])
+    assert held_up.wait(PATIENCE_S)
+    bench.answered(bench.read(1), bench.read(0))
+    bench.whole(0, 1)
+    assert bench.files.failures == []  # of the source: it was not asked
+    assert not bench.lane.is_down
+    monkeypatch.setattr(bench.files, "open", plain)
+    bench.whole(2)
+
+
+def test_a_file_is_opened_by_name_while_others_use_the_lane(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make(workers=2)
+    opening, may, plain = threading.Event(), threading.Event(), bench.files.open
+
+    def slow(sector: Wanted, beside: int | None) -> int:
+        if beside is None:
+            opening.set()
+            assert may.wait(PATIENCE_S)
+        return plain(sector, beside)
+
+    monkeypatch.setattr(bench.files, "open", slow)
+    bench.lane.complete(bench.sectors.wanted[0])
+    assert opening.wait(PATIENCE_S)
+    bench.answered(bench.read(1))
+    may.set()
+    bench.whole(0, 1)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
+from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo
 from firstread.node.mounts import Access, Mount, MountTable, erofs_in
+from firstread.testing.shortage import few_descriptors, unreadable
 
 MOUNT = Mount(
     "/mnt/a b",
@@ -39,6 +42,23 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     table.remove(MOUNT)
     table.remove(MOUNT)
     assert table.load() == []
+
+
+def test_a_record_that_cannot_be_read_now_stays(tmp_path: Path) -> None:
+    table = MountTable(tmp_path)
+    table.save(MOUNT)
+    path = table.path(MOUNT)
+    with unreadable(path), pytest.raises(NodeError, match="Input/output error"):
+        table.read(path)
+    assert table.load() == [MOUNT]
+
+
+def test_what_cannot_be_told_of_a_file_system_counts_as_used() -> None:
+    system = FileSystem.at(Path("/"))
+    other = dataclasses.replace(system, boot_id="another", name="")
+    assert not other.lives(unmounted=True)
+    with few_descriptors(os.getpid()):
+        assert other.lives(unmounted=True)
 
 
 def test_a_record_replaces_the_one_of_the_same_place(tmp_path: Path) -> None:

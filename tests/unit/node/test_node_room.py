@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from firstread.errors import NodeError, from_os_error
 from firstread.node.cache import IDLE_S, Cache
 from firstread.node.evict import State, Verdict
 from firstread.node.filling import Waiter
+from firstread.node.owner import NothingIdle
+from firstread.node.room import Room
 from firstread.node.wire import Request
 from firstread.sectors.format import SectorEntry
 from firstread.sectors.store import SectorStore
+from firstread.testing.patience import PATIENCE_S
 
 SIZE = 4096
 IDS = [bytes([number]) * 32 for number in range(4)]
@@ -72,9 +76,6 @@ class Images:
     def let_go(self, sector_id: bytes) -> bool:
         return self.idle
 
-    def cold(self) -> list[bytes]:
-        return []
-
     def again(self, waiters: Sequence[Waiter]) -> None: ...
 
 
@@ -100,6 +101,43 @@ def test_what_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
     assert [store.size(i) for i in IDS] == [SIZE, SIZE, 0, 0]
     assert marks.names == set(store.names(IDS[2:]))
     assert all(cache.clock.state(i) is not State.EMPTIES for i in IDS)
+
+
+class ScannedStore(SectorStore):
+    """A store whose files nobody may open for now."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, filesystems=None)
+        self.scanned = threading.Event()
+
+    def open(self, sector_id: bytes, flags: int = os.O_RDONLY) -> int:
+        assert self.scanned.wait(PATIENCE_S)
+        return super().open(sector_id, flags)
+
+
+def test_files_are_emptied_though_none_can_be_opened(tmp_path: Path) -> None:
+    """What waits for the room may be the read of a scanner, and it lets nobody open a file."""
+    cold = threading.Event()
+    counted: list[int] = []
+
+    class Stock(NothingIdle):
+        def cold(self) -> list[bytes | str]:
+            assert cold.wait(PATIENCE_S)  # it reads the records of images
+            counted.append(1)
+            return []
+
+    with ScannedStore(tmp_path / "root") as store:
+        store.ensure(IDS)
+        for sector_id in IDS:
+            store.path(sector_id).write_bytes(bytes(SIZE))
+        cache = cache_of(store, Marks(), Images())
+        cache.idle = Stock()
+        for _ in range(3):
+            cache._round()
+        assert sum(store.size(i) for i in IDS) <= SIZE
+        assert counted == []
+        store.scanned.set()
+        cold.set()
 
 
 def test_marks_stay_while_a_file_is_opened_for_another_mount(store: SectorStore) -> None:
@@ -169,3 +207,119 @@ def test_what_a_full_disk_refuses_is_done_once_more(store: SectorStore, pinned: 
     else:
         assert cache.with_room(save) == 7
     assert tried == [4, 4 if pinned else 0]
+
+
+# Files, and what images take beside their sectors.
+
+
+class Cold:
+    """Images that nobody mounts: digests and what each takes; and sectors."""
+
+    def __init__(self, sectors: Sequence[bytes] = (), **images: Room) -> None:
+        self.sectors, self.images = list(sectors), images
+        self.removed: list[str] = []
+
+    @property
+    def room(self) -> Room:
+        return sum(self.images.values(), Room())
+
+    def cold(self) -> list[bytes | str]:
+        return [*self.sectors, *self.images]
+
+    def remove(self, digest: str) -> Room:
+        self.removed.append(digest)
+        return self.images.pop(digest, Room())
+
+
+def files(store: SectorStore) -> set[bytes]:
+    return {sector_id for sector_id, _ in store.sizes()}
+
+
+def unmounted(store: SectorStore, limits: CacheTable | None = None) -> tuple[Cache, Images]:
+    """Return a cache of an image that was unmounted: the last two sectors have no bytes."""
+    for sector_id in IDS[2:]:
+        store.empty(sector_id)
+    images = Images()
+    images.mounted = False
+    return Cache(store, Marks(), limits or CacheTable(), images, grace_s=0.0), images
+
+
+def test_files_without_bytes_go_with_the_mount(store: SectorStore) -> None:
+    cache, images = unmounted(store)
+    images.mounted = True
+    cache.unwatch(IDS)
+    assert files(store) == set(IDS)
+    images.mounted = False
+    cache.clock.hold(IDS[2])  # somebody is about to write to it
+    cache.unwatch(IDS)
+    assert files(store) == {*IDS[:2], IDS[2]}
+    cache.leave(IDS[2], 0)
+    assert files(store) == set(IDS[:2])
+    assert cache.room_figures()["files"] == 2
+
+
+def test_no_file_goes_while_it_is_not_known_what_is_mounted(store: SectorStore) -> None:
+    cache, _ = unmounted(store)
+    cache.guard(on=True)
+    cache._round()
+    cache.unwatch(IDS)
+    assert cache.tidy() == cache.remove(IDS[0]) == 0
+    assert files(store) == set(IDS)
+    cache.guard(on=False)
+    cache._round()
+    assert files(store) == set(IDS[:2])
+
+
+def test_a_limit_of_files_is_kept_by_what_is_not_mounted(store: SectorStore) -> None:
+    cache, images = unmounted(store, CacheTable(max_files=6))
+    cache.idle = cold = Cold(IDS[:1], old=Room(100, 3), new=Room(100, 2))
+    cache.start()
+    more = [bytes([number]) * 32 for number in range(10, 15)]
+    cache.make_files(more[:3])  # 2 + 5 files are there when the empty ones are gone
+    assert files(store) == {IDS[1], *more[:3]}
+    assert cold.removed == ["old"]
+    images.mounted = True
+    cache.make_files(more)  # in place of the other image
+    with pytest.raises(NodeError, match="the limit of files is reached"):
+        cache.make_files([*more, IDS[0]])
+    assert files(store) == {IDS[1], *more}
+
+
+def test_a_disk_without_files_gets_some_back(store: SectorStore) -> None:
+    """Bytes alone do not help then, nor does emptying sectors that are mounted."""
+
+    class Full(SectorStore):
+        def free_files(self) -> int:
+            return 0
+
+    cache, _ = unmounted(store)
+    cache._store = Full(store.root, filesystems=None)
+    cache.idle = cold = Cold(IDS[:2], old=Room(100, 5), new=Room(100, 5))
+    cache.start()
+    tried: list[set[bytes]] = []
+
+    def mount() -> int:
+        tried.append(files(store))
+        if len(tried) == 1 or tried[-1]:
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise from_os_error(error, "cannot make a sector file") from error
+        return 7
+
+    assert cache.with_room(mount, files=lambda: 4) == 7
+    assert tried[-1] == set()
+    assert cold.removed == ["old"]
+
+
+def test_metadata_counts_and_the_oldest_goes(store: SectorStore) -> None:
+    cache, _ = unmounted(store, CacheTable(max_bytes=10 * SIZE))
+    cache.idle = cold = Cold(IDS[:1], old=Room(6 * SIZE, 4), middle=Room(4 * SIZE, 4), new=Room(1))
+    cache._round()
+    assert store.size(IDS[0]) == 0
+    assert cold.removed == ["old"]
+
+
+def test_metadata_of_mounted_images_leaves_half_of_the_limit_to_sectors(store: SectorStore) -> None:
+    images = Images()
+    cache = Cache(store, Marks(), CacheTable(max_bytes=16 * SIZE), images, grace_s=0.0)
+    cache.idle = Cold(big=Room(100 * SIZE, 4))
+    assert cache.admit(bytes([9]) * 32, 4 * SIZE) == 4 * SIZE

@@ -84,9 +84,13 @@ def status(**mount: Any) -> dict[str, Any]:
         "store": {
             "bytes": 5,
             "sectors": 1,
+            "metadata_bytes": 3,
+            "files": 8,
             "limit_bytes": None,
+            "limit_files": None,
             "min_free_bytes": 7,
             "free_bytes": 9,
+            "free_files": None,
             "evictions": 2,
             "evicted_bytes": 3,
             "removals": 4,

@@ -18,6 +18,7 @@ from firstread.oci.reference import parse_reference
 from firstread.sectors.check import is_sector
 from firstread.sectors.store import SectorStore
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.shortage import unreadable
 from firstread.units import KiB
 
 SECTOR = 64 * KiB
@@ -106,6 +107,29 @@ def test_sectors_of_no_image_go_first_then_those_of_the_oldest(node: Node) -> No
     assert node.stock().listing({})["unclaimed"] == {"sectors": 1, "bytes": 1}
 
 
+def test_an_image_goes_right_behind_its_sectors(node: Node) -> None:
+    old, new = node.by_name["old"], node.by_name["new"]
+    order = node.stock().order(lambda _: False)
+    assert [item for item in order if isinstance(item, str)] == [old.digest, new.digest]
+    assert set(order[: order.index(old.digest)]) >= set(old.ids()) - set(new.ids())
+    assert order[-1] == new.digest
+    used = set(new.ids())
+    rest = node.stock().order(used.__contains__)
+    assert set(rest[:2]) == set(old.ids()) - used
+    assert rest[2:] == [old.digest, new.digest]  # the store of images refuses a used one
+
+
+def test_files_without_bytes_go_whatever_is_kept(node: Node) -> None:
+    empty = bytes(32)
+    node.store.ensure([empty])
+    with Unattended.open(node.root) as cache:
+        assert cache.listing()["store"]["files"] == 7 + 2 * 5
+        assert cache.prune(6 * SECTOR, dry_run=True)["files"] == 1
+        gone = cache.prune(6 * SECTOR, dry_run=False)
+    assert (gone["sectors"], gone["files"], gone["images"]) == (0, 1, [])
+    assert empty not in dict(node.store.sizes())
+
+
 def test_an_image_goes_with_its_last_sector_that_nobody_uses(node: Node) -> None:
     old, new = node.by_name["old"], node.by_name["new"]
     nothing = node.stock().plan(lambda _: False, set(), 6 * SECTOR)
@@ -157,6 +181,31 @@ def test_an_image_that_cannot_be_opened_is_listed_and_removed(node: Node) -> Non
         assert not is_sound(cache.verify(repair=False))
         assert is_sound(cache.verify(repair=True))
     assert node.images.digests() == [node.by_name["new"].digest]
+
+
+def test_an_image_that_cannot_be_read_now_stays_with_its_sectors(node: Node) -> None:
+    old, new = node.by_name["old"], node.by_name["new"]
+    stray = bytes(32)
+    node.store.ensure([stray])
+    node.store.path(stray).write_bytes(b"x")
+    with unreadable(old.directory / "config.json"):
+        order = node.stock().cold(lambda _: False)
+        assert order[-1] in new.ids()  # what may be of the old one does not go before all others
+        with Unattended.open(node.root) as cache:
+            found = cache.verify(repair=True)
+            assert [item["outcome"] for item in found["images"]] == ["unread"]
+            assert not is_sound(found)
+    assert node.stock().problems == {}
+
+
+def test_without_a_daemon_nothing_goes_while_a_mounted_image_cannot_be_read(node: Node) -> None:
+    old = node.by_name["old"]
+    with unreadable(old.directory / "config.json"):
+        images = ImageStore(node.root, is_used={old.digest}.__contains__)
+        cache = Unattended(images, node.store, {old.digest: Use(1, False)})
+        with pytest.raises(NodeError, match="is mounted cannot be opened"):
+            cache.prune(0, dry_run=False)
+    assert len(list(node.store.sizes())) == 6
 
 
 def test_a_root_without_a_store_is_an_error_and_stays_empty(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -63,6 +64,9 @@ def helper(directory: Path, name: str, script: str, monkeypatch: pytest.MonkeyPa
         ("https://quay.io", "quay.io"),
         ("https://quay.io/v2/", "quay.io"),
         ("http://localhost:5000/", "localhost:5000"),
+        ("https://quay.io/some/ui/", "quay.io"),
+        ("https://user@quay.io/some?ui", "quay.io"),
+        ("quay.io/v1/", "quay.io"),
         ("[::1]:5000", "[::1]:5000"),
     ],
 )
@@ -132,6 +136,45 @@ def test_the_kinds_of_entries(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "broken",
+    [
+        lambda text: "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        lambda text: "\r\n".join(text[i : i + 7] for i in range(0, len(text), 7)) + "\r\n",
+        lambda text: text.rstrip("="),
+    ],
+    ids=["76 columns", "7 columns", "no padding"],
+)
+def test_base64_as_others_write_it(home: Path, broken: Callable[[str], str]) -> None:
+    password = "a long password " * 8 + "!"
+    auths = {"r.io": {"auth": broken(pair("me", password))}}
+    write(home / ".docker/config.json", {"auths": auths})
+    assert find_credentials("r.io") == Credentials("me", password)
+
+
+@pytest.mark.parametrize("own", ["", None])
+def test_no_helper_is_a_decision_for_its_host(
+    home: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    helper(home, "broken", "exit 1", monkeypatch)
+    document = {
+        "auths": {"r.io": {"auth": pair("me")}},
+        "credHelpers": {"r.io": own},
+        "credsStore": "broken",
+    }
+    write(home / ".docker/config.json", document)
+    assert find_credentials("r.io") == Credentials("me", SECRET)
+    with pytest.raises(AuthError, match="docker-credential-broken"):
+        find_credentials("other.io")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_keys_of_a_host_the_plain_one_counts(home: Path, order: int) -> None:
+    auths = {"https://r.io/ui": {"auth": pair("page")}, "r.io": {"auth": pair("plain")}}
+    write(home / ".docker/config.json", {"auths": dict(list(auths.items())[::order])})
+    assert find_credentials("r.io") == Credentials("plain", SECRET)
+
+
+@pytest.mark.parametrize(
     "text", ["{", "[]", '{"auths": 1}', '{"auths": {"r.io": {"auth": "%hunter2%"}}}', "\xff" * 3]
 )
 def test_a_damaged_file(home: Path, text: str) -> None:
@@ -156,6 +199,20 @@ def test_null_is_as_good_as_nothing(home: Path, document: object) -> None:
     """As with docker: a file that it can read is no error here."""
     write(home / ".docker/config.json", document)
     assert find_credentials("r.io") is None
+
+
+def test_keys_in_other_letters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Go reads them; the keys of a map are names of hosts, and stay."""
+    helper(home, "test", """echo '{"USERNAME":"me","secret":"hunter2"}'""", monkeypatch)
+    auths = {"r.io": {"Auth": pair("file")}, "R.io": {"auth": pair("other")}}
+    write(home / ".docker/config.json", {"Auths": auths, "credhelpers": {"h.io": "test"}})
+    assert find_credentials("r.io") == Credentials("file", SECRET)
+    assert find_credentials("h.io") == Credentials("me", SECRET)
+    write(home / ".docker/config.json", {"CredsStore": "test", "auths": {}})
+    assert find_credentials("any.io") == Credentials("me", SECRET)
+    directory = home / "credentials"
+    write(directory / "r.io.json", {"UserName": "dir", "Password": SECRET})
+    assert find_credentials("r.io", directory=directory) == Credentials("dir", SECRET)
 
 
 def test_a_file_that_is_not_there(home: Path) -> None:
@@ -220,6 +277,16 @@ def test_secrets_are_not_shown() -> None:
         ('Basic realm="x", Bearer realm="https://t/"', Challenge("bearer", "https://t/")),
         ('Negotiate, Basic realm="a \\"b\\""', Challenge("basic", 'a "b"')),
         ("Bearer", Challenge("bearer")),
+        ('Basic realm="x, Bearer b"', Challenge("basic", "x, Bearer b")),
+        ('Digest realm="d", nonce="Basic realm=x"', None),
+        ('Negotiate YII/ab==, Basic realm = "r" , charset=UTF-8', Challenge("basic", "r")),
+        (
+            'Bearer realm="https://t/?a=\\"b\\"" service=s',
+            Challenge("bearer", 'https://t/?a="b"', "s"),
+        ),
+        ("Bearer realm=https://t/?a=b,service=s", Challenge("bearer", "https://t/?a=b", "s")),
+        ('Bearer realm="a", Bearer realm="b",service="s"', Challenge("bearer", "a")),
+        ('Bearer realm="without an end', Challenge("bearer", "without an end")),
     ],
 )
 def test_challenges(header: str, challenge: Challenge | None) -> None:
@@ -293,6 +360,13 @@ def test_how_long(expires_in: float | None, lasts: float) -> None:
 
 def test_a_token_by_its_other_name() -> None:
     authorizer = TokenServer(token=None, access_token="a", expires_in=None).authorizer()
+    assert authorizer.refused(BEARER, None)
+    assert authorizer.header() == "Bearer a"
+
+
+@pytest.mark.parametrize("key", ["Token", "ACCESS_TOKEN", "to\u212aen"])
+def test_a_token_in_other_letters(key: str) -> None:
+    authorizer = TokenServer(token=None, **{key: "a"}, Expires_In=None).authorizer()
     assert authorizer.refused(BEARER, None)
     assert authorizer.header() == "Bearer a"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -25,7 +24,7 @@ from urllib3.exceptions import (
 )
 
 from firstread.errors import SourceError, TransportError, UsageError
-from firstread.oci.endpoint import base_url, follow, is_loopback, origin, proxy_of, shown
+from firstread.oci.endpoint import base_url, follow, is_loopback, origin, shown
 from firstread.oci.faults import backoff, from_exception, retry_after
 from firstread.oci.options import AccessOptions
 
@@ -88,24 +87,6 @@ def test_the_same_place() -> None:
 
 def test_a_password_in_an_address_is_not_shown() -> None:
     assert shown("https://me:secret@r.io:5000/v2/?signature=secret") == "r.io:5000"
-
-
-@pytest.mark.parametrize("spelling", [str.lower, str.upper])
-def test_proxies(monkeypatch: pytest.MonkeyPatch, spelling: Callable[[str], str]) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv(spelling("https_proxy"), "http://proxy.example:3128")
-    monkeypatch.setenv(spelling("no_proxy"), "near.example,port.example:5000")
-    assert proxy_of("https://far.example/") == "http://proxy.example:3128"
-    assert not proxy_of("http://far.example/")
-    assert not proxy_of("https://near.example/")
-    assert not proxy_of("https://sub.near.example/")
-    assert not proxy_of("https://port.example:5000/")
-    assert proxy_of("https://port.example:5001/")
-    assert not proxy_of("https://127.0.0.1:5000/")
-    monkeypatch.setenv(spelling("all_proxy"), "other.example:80")
-    assert proxy_of("http://far.example/") == "http://other.example:80"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 
 from firstread.errors import (
     DigestError,
+    FirstreadError,
     ImageError,
     LimitError,
     NodeError,
@@ -125,6 +126,20 @@ def test_an_index_keeps_what_it_does_not_know(tmp_path: Path) -> None:
     assert document["x-unknown"] == 1
     assert document["manifests"][0] == other
     assert document["manifests"][1]["digest"] == manifest.digest
+
+
+def test_what_is_prepared_is_read_without_opening_a_file(tmp_path: Path) -> None:
+    with destination(f"oci:{tmp_path}/x:1") as place:
+        put_image(place, "1")
+    first, second = (describe(layer, OCI_LAYER) for layer in LAYERS)
+    with source(f"oci:{tmp_path}/x:1") as place:
+        place.prepare([first, describe(b"not here", OCI_LAYER)])
+        (tmp_path / "x").rename(tmp_path / "away")
+        for _ in range(2):
+            with place.open_blob(first, offset=512) as stream:
+                assert stream.read() == LAYERS[0][512:]
+        with pytest.raises(FirstreadError, match="missing"):
+            place.open_blob(second)
 
 
 def test_one_image_needs_no_name(tmp_path: Path) -> None:
@@ -530,8 +545,25 @@ def test_a_docker_archive_of_an_image_without_layers(tmp_path: Path) -> None:
     config = b'{"rootfs":{"type":"layers","diff_ids":[]}}'
     manifest = json.dumps([{"Config": "c", "RepoTags": None, "Layers": None}]).encode()
     path.write_bytes(tar(("c", config), ("manifest.json", manifest)))
-    with source(f"docker-archive:{path}") as place, pytest.raises(UnsupportedError, match="no lay"):
-        resolve(place)
+    with source(f"docker-archive:{path}") as place:
+        assert resolve(place).manifest.layers == []
+
+
+def test_a_docker_archive_as_go_reads_it(tmp_path: Path) -> None:
+    image = {"config": "config.json", "LAYERS": IMAGE["Layers"], "repoTags": [None, "busybox:1"]}
+    assert read_image(docker_archive(tmp_path / "x.tar", [image])) == LAYERS
+    assert read_image(docker_archive(tmp_path / "x.tar", [image]) + ":busybox:1") == LAYERS
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 5, {}, {"Config": 5}, {"Config": None}, {"Config": "x", "Layers": "no list"}]
+)
+def test_a_damaged_image_in_a_docker_archive_hides_no_other(tmp_path: Path, bad: Any) -> None:
+    name = docker_archive(tmp_path / "x.tar", [bad, IMAGE])
+    assert read_image(f"{name}:busybox:1") == LAYERS
+    with source(f"{name}:busybox:1") as place:
+        (entry,) = place.manifests()
+    assert read_image(f"{name}@{entry.digest}") == LAYERS
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def dump(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def without(document: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in document.items() if k != key}
+
+
 def test_a_manifest() -> None:
     data = dump(IMAGE | {"mediaType": OCI_MANIFEST, "annotations": {"a": "b"}, "unknown": [1]})
     manifest = parse_manifest(data, OCI_MANIFEST)
@@ -83,6 +87,63 @@ def test_an_entry_with_a_digest_that_nobody_knows_costs_nothing_else(digest: str
             parse_index(dump(INDEX | {"manifests": [ENTRY | {"digest": wrong}]}))
 
 
+BAD_ENTRIES: dict[str, Any] = {
+    "null": None,
+    "number": 5,
+    "nothing": {},
+    "no-media-type": without(ENTRY, "mediaType"),
+    "empty-media-type": ENTRY | {"mediaType": ""},
+    "null-media-type": ENTRY | {"mediaType": None},
+    "digest-short": ENTRY | {"digest": "sha256:abcd"},
+    "digest-null": ENTRY | {"digest": None},
+    "size-text": ENTRY | {"size": "4"},
+    "platform-text": ENTRY | {"platform": "linux/amd64"},
+    "platform-of-numbers": ENTRY | {"platform": {"os": 1, "architecture": 2}},
+    "annotations-list": ENTRY | {"annotations": ["a"]},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
+def test_a_damaged_entry_hides_no_other(bad: Any) -> None:
+    index = parse_index(dump(INDEX | {"manifests": [bad, ENTRY, bad]}))
+    assert [entry.digest for entry in index.manifests] == [SHA]
+    with pytest.raises(ImageError, match=re.escape("manifests[0]")):
+        parse_index(dump(INDEX | {"manifests": [bad, bad]}))
+
+
+@pytest.mark.parametrize(
+    "platform", [None, {}, {"os": None, "architecture": None}, {"OS": "", "variant": "v8"}]
+)
+def test_a_platform_of_nothing_is_none(platform: Any) -> None:
+    (entry,) = parse_index(dump(INDEX | {"manifests": [ENTRY | {"platform": platform}]})).manifests
+    assert entry.platform is None
+
+
+def test_an_index_of_too_many_entries() -> None:
+    with pytest.raises(LimitError, match="40001 entries, more than 40000"):
+        parse_index(dump(INDEX | {"manifests": [None] * 40_001}))
+
+
+def test_documents_as_go_reads_them() -> None:
+    image = {"SchemaVersion": 2, "Config": CONFIG, "LAYERS": [LAYER], "annotations": {"a": None}}
+    manifest = parse_manifest(dump(image))
+    assert isinstance(manifest, Manifest)
+    assert (len(manifest.layers), manifest.annotations) == (1, {"a": ""})
+    renamed = {"MediaType": OCI_MANIFEST, "DIGEST": SHA, "size": 4, "Platform": {"OS": "linux"}}
+    (entry,) = parse_index(dump({"schemaVersion": 2, "Manifests": [renamed]})).manifests
+    assert entry.platform == Platform(os="linux")
+    empty = parse_manifest(dump(IMAGE | {"layers": None}))
+    assert isinstance(empty, Manifest)
+    assert empty.layers == []
+
+
+@pytest.mark.parametrize("key", ["Manifests", "MANIFESTS", "manife\u017ftS"])
+@pytest.mark.parametrize("value", [[ENTRY], [], None])
+def test_ambiguity_in_other_letters(key: str, value: Any) -> None:
+    with pytest.raises(ImageError, match="ambiguous"):
+        parse_manifest(dump(IMAGE | {key: value}))
+
+
 def test_an_index_of_nothing_as_go_writes_it() -> None:
     assert parse_index(dump(INDEX | {"manifests": None})).manifests == []
 
@@ -104,10 +165,6 @@ def test_an_index_of_nothing_as_go_writes_it() -> None:
 def test_media_types(document: object, offered: str | None, media_type: str) -> None:
     assert manifest_media_type(dump(document), offered) == media_type
     assert parse_manifest(dump(document), offered).media_type == media_type
-
-
-def without(document: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in document.items() if k != key}
 
 
 BAD_LAYERS: dict[str, dict[str, Any]] = {
@@ -147,7 +204,6 @@ BAD_LAYERS: dict[str, dict[str, Any]] = {
         ),
         pytest.param(dump(without(IMAGE, "config")), None, "config", id="no-config"),
         pytest.param(dump(without(IMAGE, "layers")), None, "layers", id="no-layers-field"),
-        pytest.param(dump(IMAGE | {"layers": None}), None, "layers", id="layers-null"),
         *(
             pytest.param(dump(IMAGE | {"layers": [LAYER | change]}), None, "layers[0]", id=name)
             for name, change in BAD_LAYERS.items()
@@ -236,7 +292,6 @@ def test_configs_keep_what_nobody_knows() -> None:
     [
         {},
         {"rootfs": None},
-        {"rootfs": {"type": "layers"}},
         {"rootfs": {"type": "other", "diff_ids": []}},
         {"rootfs": {"type": "layers", "diff_ids": ["sha256:12"]}},
         {"rootfs": {"type": "layers", "diff_ids": SHA}},
@@ -274,3 +329,10 @@ def test_optional_fields_are_left_out() -> None:
     }
     empty = json.loads(encode(Index(manifests=[])))
     assert empty == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+
+
+@pytest.mark.parametrize(
+    "rootfs", [{"type": "layers"}, {"Diff_Ids": None}, {"type": None, "diff_ids": []}]
+)
+def test_configs_of_images_without_layers(rootfs: dict[str, Any]) -> None:
+    assert diff_ids(parse_config(dump({"RootFS": rootfs}))) == []

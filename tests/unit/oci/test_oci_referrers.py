@@ -28,9 +28,10 @@ from firstread.oci.model import (
 )
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
-from firstread.oci.referrers import next_page, referrers_tag, with_entry
+from firstread.oci.referrers import NO_API_S, next_page, referrers_tag, with_entry
 from firstread.oci.registry import RegistryRepository
 from firstread.oci.repository import Repository
+from firstread.oci.standing import MAX_DECLINED, Declined
 from firstread.oci.transport import Answer
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 
@@ -260,13 +261,88 @@ def test_many_at_once_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what registries answer ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
-def test_a_registry_without_the_api(status: int) -> None:
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 406, 410, 418, 422, 451, 501])
+def test_a_registry_without_the_api(status: int, attached: bool) -> None:
     with ScriptedRegistry() as registry, place_of(registry) as place:
-        made = place.put_referrer(thing("a"), OCI_MANIFEST)
-        registry.script(f"GET /referrers/ status {status}")
+        prepared(place)
+        if attached:
+            place.put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /referrers/ status {status} x9")
+        for _ in range(3):
+            assert len(names(place)) == attached
+        assert len(registry.asked("/referrers/")) == 1  # it is remembered
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_front_that_sends_to_a_page_elsewhere(status: int) -> None:
+    """As GHCR's does; the page answers 429 and asks for a minute of peace."""
+    page = ScriptedRegistry("* / status 429 Retry-After=60 x9")
+    with page, ScriptedRegistry() as registry, place_of(registry) as place:
+        made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /referrers/ status {status} Location=http://{page.host}/page x9")
+        assert names(place) == [made.digest]
+        assert names(place) == [made.digest]
+        assert page.asked() == []
+        assert len(registry.asked("/referrers/")) == 1
+
+
+def test_a_redirect_within_the_registry_is_followed() -> None:
+    with ScriptedRegistry(referrers=True) as registry, place_of(registry) as place:
+        made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+        there = f"/v2/app/referrers/{SUBJECT.digest}"
+        registry.script(f"GET /v2/app/referrers/ status 307 Location={there}?n=1")
         assert names(place) == [made.digest]
         assert registry.unused() == []
+
+
+def test_a_registry_that_demands_its_own_login_is_asked_with_it() -> None:
+    with (
+        ScriptedRegistry(referrers=True, auth="token") as registry,
+        RegistryRepository(parse_reference(f"{registry.host}/app:1"), FAST) as place,
+    ):
+        registry.manifests[SUBJECT.digest] = (OCI_MANIFEST, ORIGINAL)
+        assert names(place) == []
+        assert len(registry.asked("/referrers/")) == 2  # without and with the token
+        assert registry.asked("/manifests/sha256-") == []
+
+
+@pytest.mark.parametrize("fault", ["blackhole 30", "status 429 Retry-After=60", "status 500"])
+def test_a_list_that_does_not_come_is_asked_for_at_the_tag(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(referrers, "QUESTION_S", 0.5)
+    declined = Declined()
+    with ScriptedRegistry() as registry:
+        with place_of(registry) as place:
+            made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /referrers/ {fault} x9")
+        for name in ("app:1", "other:1"):  # a registry is not asked again for another image
+            reference = parse_reference(f"{registry.host}/{name}")
+            with RegistryRepository(reference, FAST, declined=declined) as place:
+                assert names(place) == [made.digest]
+        assert len(registry.asked("/referrers/")) <= 2
+        assert len(registry.asked("/v2/other/referrers/")) == 0
+
+
+def test_what_is_remembered_of_a_registry_is_forgotten() -> None:
+    now = [0.0]
+    declined = Declined(lambda: now[0])
+    with ScriptedRegistry() as registry:
+        reference = parse_reference(f"{registry.host}/app:1")
+        with RegistryRepository(reference, FAST, declined=declined) as place:
+            for seconds, asked in ((0, 1), (NO_API_S - 1, 1), (NO_API_S + 1, 2)):
+                now[0] = seconds
+                assert names(place) == []
+                assert len(registry.asked("/referrers/")) == asked
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    declined = Declined()
+    for number in range(3 * MAX_DECLINED):
+        declined.note(str(number), 60.0)
+    assert len(declined._until) == MAX_DECLINED
+    assert declined.reason(str(3 * MAX_DECLINED - 1)) == ""
 
 
 def test_a_page_for_browsers_is_no_list() -> None:
@@ -279,9 +355,11 @@ def test_a_page_for_browsers_is_no_list() -> None:
 
 def test_the_api_that_fails_is_no_empty_list() -> None:
     with ScriptedRegistry("GET /referrers/ status 500 x9", referrers=True) as registry:
-        with place_of(registry) as place, pytest.raises(SourceError, match="cannot list"):
-            names(place)
-        assert len(registry.asked("/referrers/")) == 3
+        with place_of(registry) as place:
+            for _ in range(3):
+                with pytest.raises(SourceError, match="cannot list"):
+                    names(place)
+        assert len(registry.asked("/referrers/")) == 2
 
 
 def test_a_list_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from firstread.errors import ImageError, LimitError, UnsupportedError, UsageError
+from firstread.errors import (
+    ImageError,
+    LimitError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from firstread.oci.layout import LayoutDirectory
 from firstread.oci.model import (
     DOCKER_MANIFEST,
@@ -269,8 +275,7 @@ def test_configs_of_old_images(layout: LayoutDirectory, config_type: str) -> Non
 
 def test_an_image_without_layers(layout: LayoutDirectory) -> None:
     image("amd64", layers=0)(layout)
-    with pytest.raises(UnsupportedError, match="no layers"):
-        resolve(layout)
+    assert resolve(layout).manifest.layers == []
 
 
 def test_a_config_that_is_none(layout: LayoutDirectory) -> None:
@@ -279,3 +284,19 @@ def test_a_config_that_is_none(layout: LayoutDirectory) -> None:
     layout.put_manifest(encode(document), OCI_MANIFEST, None)
     with pytest.raises(ImageError):
         resolve(layout)
+
+
+def test_a_damaged_nested_index_hides_no_other(layout: LayoutDirectory) -> None:
+    index((None, index(("linux/amd64", image("amd64")))))(layout)
+    nested = next(iter(layout.manifests()))
+    missing = Descriptor(media_type=OCI_INDEX, digest=describe(b"?", OCI_INDEX).digest, size=1)
+    both = encode(Index(manifests=[missing, nested]))
+    descriptor = layout.put_manifest(both, OCI_INDEX, "both")
+    with LayoutDirectory(parse_reference(f"{layout.reference}@{descriptor.digest}")) as place:
+        assert resolve(place, parse_platform("amd64")).config["architecture"] == "amd64"
+    gone = layout.put_manifest(encode(Index(manifests=[missing, missing])), OCI_INDEX, "gone")
+    with (
+        LayoutDirectory(parse_reference(f"{layout.reference}@{gone.digest}")) as place,
+        pytest.raises(NotFoundError),
+    ):
+        resolve(place)

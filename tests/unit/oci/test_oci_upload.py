@@ -267,6 +267,32 @@ def test_a_refusal_leaves_nothing_behind(fault: str, kind: type[SourceError]) ->
         assert registry.open_uploads() == 0
 
 
+@pytest.mark.parametrize("status", [200, 201, 202, 203])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "PUT /manifests/"])
+def test_any_success_is_one(method: str, status: int) -> None:
+    fault = method if " " in method else f"{method} /uploads/"
+    with ScriptedRegistry(f"{fault} as {status} x9") as registry:
+        with destination(registry.host) as place:
+            assert put(place)
+            place.put_manifest(b"{}", "application/json", "1")
+        assert registry.blobs[BLOB.digest] == DATA
+        assert "1" in registry.manifests
+
+
+def test_what_another_host_says_of_an_upload_is_in_no_message() -> None:
+    with ScriptedRegistry(says="of an inner service") as inner:
+        there = f"http://{inner.host}/v2/a/b/blobs/uploads/u7"
+        inner.script("* /uploads/ status 400 x9")
+        with (
+            ScriptedRegistry(f"POST /uploads/ status 202 Location={there}") as registry,
+            destination(registry.host, replace(OPTIONS, upload="monolithic")) as place,
+            pytest.raises(SourceError) as caught,
+        ):
+            put(place)
+        assert "does not accept it" in str(caught.value)
+        assert "inner" not in str(caught.value)
+
+
 def test_a_file_that_becomes_shorter() -> None:
     with ScriptedRegistry() as registry, destination(registry.host) as to:
         with pytest.raises(DigestError, match="too short"):

@@ -193,7 +193,8 @@ def test_containerd_is_configured_once(tmp_path: Path) -> None:
     (container,) = containers(patch)
     (script,) = container["args"]
     config = tmp_path / "config.toml"
-    config.write_text("version = 2\n")
+    before = f'version = 2\nroot = "{tmp_path}/none"\n'
+    config.write_text(before)
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "nsenter").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/called\n')
@@ -214,11 +215,13 @@ def test_containerd_is_configured_once(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     made = tomllib.loads(config.read_text())
     assert "plugins" not in made  # the pod would need itself to be made again
-    assert made["proxy_plugins"]["firstread"] == {"type": "snapshot", "address": SOCKET}
+    exports = {"root": "/var/lib/firstread/snapshotter"}
+    plugin = {"type": "snapshot", "address": SOCKET, "exports": exports}
+    assert made["proxy_plugins"]["firstread"] == plugin
     called = (tmp_path / "called").read_text().splitlines()
     assert called == ["--target 1 --mount --uts --ipc --net -- systemctl restart containerd"]
     assert firstread("uninstall", "containerd", "--config", config).code == 0
-    assert config.read_text() == "version = 2\n"
+    assert config.read_text() == before
 
 
 def test_no_pod_of_ours_needs_the_snapshotter(daemonset: dict[str, Any]) -> None:

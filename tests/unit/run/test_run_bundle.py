@@ -203,6 +203,8 @@ def test_image_configuration() -> None:
     assert config.stop_signal_number == 15
     assert parse_image_config({"config": {"StopSignal": "SIGQUIT"}}).stop_signal_number == 3
     assert parse_image_config({}) == parse_image_config({"config": None}) == ImageConfig()
+    odd = {"CONFIG": {"cmd": ["x", None], "ENV": None, "labels": {"a": None}, "stopsignal": "9"}}
+    assert parse_image_config(odd) == ImageConfig(cmd=["x", ""], labels={"a": ""}, stop_signal="9")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from firstread.run.names import make_name
 from firstread.run.parse import check_name
 from firstread.run.processes import ProcessIdentity, identify, is_alive, open_process
 from firstread.testing.deeptree import make_deep
+from firstread.testing.shortage import unreadable
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def test_a_record_comes_back(store: ContainerStore) -> None:
     assert store.list() == [record]
     assert store.find("web") == store.find(record.id) == store.find(record.id[:5]) == record
     assert ContainerStore(store.state_dir).find("web") == record
+
+
+def test_a_record_that_cannot_be_read_now_is_no_damaged_one(store: ContainerStore) -> None:
+    record = add(store, "web")
+    with unreadable(store.directory(record) / "record.json"):
+        with pytest.raises(NodeError, match="Input/output error"):
+            store.list()
+        with pytest.raises(NodeError):
+            store.reload(record)
+    assert store.list() == [record]
 
 
 def test_a_name_is_given_once(store: ContainerStore) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from firstread.errors import NodeError
-from firstread.sectors.check import is_sector
+from firstread.sectors.check import _digests, is_sector, is_whole
 from firstread.sectors.format import Geometry
 from firstread.testing.memorysource import make_sectors
-from firstread.units import KiB
+from firstread.units import KiB, MiB
 
 FRAME = 4 * KiB
 GEOMETRY = Geometry(64 * KiB, FRAME)
@@ -54,6 +54,28 @@ def test_frames_of_another_size_are_another_sector(tmp_path: Path) -> None:
     path = tmp_path / "sector"
     path.write_bytes(made.contents[0])
     assert not checked(path, made.wanted[0].entry.id, 64 * KiB, frame_size=8 * KiB)
+
+
+def test_a_file_is_known_for_a_sector_whatever_an_image_says(tmp_path: Path) -> None:
+    """Who lies about the size of a sector, or of its frames, must not have it emptied."""
+    made = make_sectors(1, geometry=GEOMETRY)
+    sector_id, path = made.wanted[0].entry.id, tmp_path / "sector"
+
+    def whole(data: bytes, frame_size: int) -> bool:
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            return is_whole(file.fileno(), sector_id, frame_size)
+
+    for frame_size in (FRAME, 8 * KiB, 4 * MiB):
+        assert whole(made.contents[0], frame_size)
+        for wrong in (b"", made.contents[0][:-4096], made.contents[0] + bytes(4096)):
+            assert not whole(wrong, frame_size)
+
+
+def test_what_a_disk_cannot_read_is_no_sector() -> None:
+    with open("/proc/self/mem", "rb") as file:  # EIO
+        fd = file.fileno()
+        assert _digests(fd, 4096, 4096) is None
 
 
 def test_a_file_that_cannot_be_read_is_a_node_error(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import msgspec
 import pytest
 
 from firstread.errors import SourceError, UnsupportedError
+from firstread.oci import referrers
+from firstread.oci.hosts import Endpoint
+from firstread.oci.mirror import MirroredRepository
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -24,6 +27,8 @@ from firstread.oci.platform import Platform, host_platform
 from firstread.oci.reference import parse_reference
 from firstread.oci.referrers import referrers_tag
 from firstread.oci.registry import RegistryRepository
+from firstread.oci.repository import Repository
+from firstread.oci.standing import Standings
 from firstread.sectors.attached import (
     MAX_CANDIDATES,
     all_attached,
@@ -163,9 +168,64 @@ def test_a_list_that_is_none_never_raises(registry: ScriptedRegistry, data: byte
 
 
 def test_a_registry_that_fails_is_no_answer(registry: ScriptedRegistry) -> None:
-    registry.script("GET /referrers/ status 503")
+    registry.script("GET /referrers/ status 503 x9")
     with place_of(registry) as place, pytest.raises(SourceError):
         find_attached(place, SUBJECT)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "GET /referrers/ status 429 Retry-After=60 x9",
+        "GET /referrers/ blackhole 30 x9",
+        "GET /referrers/ hangup 0 x9",
+        "GET /manifests/sha256- status 429 Retry-After=60 x9",
+        "GET /manifests/sha256- blackhole 30 x9",
+        "GET /manifests/sha256- status 403 x9",
+        "GET /manifests/sha256- status 500 x9",
+    ],
+)
+def test_an_ordinary_image_stays_one_whatever_comes_of_the_question(
+    registry: ScriptedRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    mirrored: bool,
+    indexed: bool,
+) -> None:
+    monkeypatch.setattr(referrers, "QUESTION_S", 0.3)
+    if indexed:
+        data = index_of(SUBJECT)
+        registry.manifests["1"] = (OCI_INDEX, data)
+    registry.script(script)
+    standings = Standings()
+    place: Repository = place_of(registry)
+    if mirrored:
+        endpoint = Endpoint("http", registry.host)
+        place = MirroredRepository(place.reference, [endpoint], FAST, standings)
+    with place:
+        for _ in range(2):
+            with pytest.raises(UnsupportedError, match="ordinary image") as caught:
+                resolve_converted(place)
+        assert "convert --attach" in (caught.value.hint or "")
+        if "status 403" not in script:
+            assert "does not say now what is attached" in (caught.value.hint or "")
+        # And what is asked next is asked, and does not wait for anything.
+        assert place.get_manifest(SUBJECT.digest)[1] == ORIGINAL
+    for document in standings.documents():
+        assert document["state"] == "healthy"
+
+
+def test_a_converted_image_is_found_where_the_api_does_not_answer(
+    registry: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(referrers, "QUESTION_S", 0.3)
+    store(registry, GOOD)
+    say(registry, listed(GOOD))
+    registry.script("GET /referrers/ blackhole 30 x9")
+    with place_of(registry) as place:
+        assert resolve_converted(place).manifest_bytes == GOOD
 
 
 def test_of_several_the_lowest_digest_is_taken(registry: ScriptedRegistry) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from firstread.errors import FirstreadError, TransportError, UnsupportedError
+from firstread.errors import DerivedImageError, FirstreadError, TransportError, UnsupportedError
 from firstread.snapshotter import attached
 from firstread.snapshotter.attached import ABSENT_S, AttachedImages
 
@@ -58,6 +58,12 @@ def test_that_there_is_none_counts_for_a_while() -> None:
     assert images("r.example/a:1", ORIGINAL) is None
     daemon.now = ABSENT_S
     assert images("r.example/a:1", ORIGINAL) == f"docker://r.example/a@{CONVERTED}"
+
+
+def test_what_was_built_from_a_converted_image_is_no_ordinary_one() -> None:
+    images = Daemon(DerivedImageError("it was built FROM a converted image")).images()
+    with pytest.raises(DerivedImageError):
+        images("r.example/a:1", ORIGINAL)
 
 
 def test_a_failure_is_not_remembered() -> None:

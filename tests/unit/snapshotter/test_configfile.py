@@ -131,6 +131,19 @@ def test_what_it_looks_like() -> None:
     )
 
 
+@pytest.mark.parametrize("containerd2", [False, True])
+@pytest.mark.parametrize("version", CRI)
+def test_the_file_system_of_the_snapshotter_is_named(version: int, containerd2: bool) -> None:
+    before = f"version = {version}\n" if version > 1 else ""
+    choice = Choice(SOCKET, True, containerd2, root="/var/lib/firstread/snapshotter")
+    after = added(before, choice)
+    exports = value(after, ("proxy_plugins", "firstread", "exports"))
+    assert exports["root"] == "/var/lib/firstread/snapshotter"
+    assert ("enable_remote_snapshot_annotations" in exports) == (containerd2 or version >= 3)
+    assert added(after, choice) == after
+    assert removed(after) == before
+
+
 def test_another_choice_replaces_the_first() -> None:
     text = TEXTS["version 2"]
     first = added(text, Choice("/other.sock", default=True))

@@ -52,3 +52,22 @@ def test_what_is_no_filter(expression: str) -> None:
     with pytest.raises(RefusalError, match="filter") as raised:
         parse_filters(["name==x", expression])
     assert raised.value.kind is Kind.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "(a|a)*b", "a*a*b", "a?" * 30, "(a|b)" * 9, "[a]" * 99]
+)
+def test_a_pattern_that_can_take_long_is_refused(pattern: str) -> None:
+    with pytest.raises(RefusalError, match="can take long"):
+        parse_filters([f'name~="{pattern}"'])
+
+
+@pytest.mark.parametrize("pattern", ["^a.*z$", "(foo|bar|a[*+?]+)-1", r"\\*\\+\\?a", "(?i:A)"])
+def test_a_pattern_that_takes_no_time_is_not(pattern: str) -> None:
+    assert parse_filters([f'name~="{pattern}"']) is not None
+
+
+def test_a_filter_of_too_many_characters() -> None:
+    with pytest.raises(RefusalError, match="more than 8192 characters") as caught:
+        parse_filters(["a," * 50_000])
+    assert len(str(caught.value)) < 500

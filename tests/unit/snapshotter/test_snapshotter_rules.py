@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from firstread.errors import TransportError
+from firstread.errors import BusyError, DerivedImageError, FirstreadError, TransportError
 from firstread.sectors.format import LAYER_LABEL
 from firstread.snapshotter.asked import (
     GID_MAPPING,
@@ -22,12 +25,14 @@ from firstread.snapshotter.asked import (
     UID_MAPPING,
     Named,
 )
+from firstread.snapshotter.caller import Caller, serving
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.messages import Kind, Mount
 from firstread.snapshotter.refusal import Kind as Why
 from firstread.snapshotter.refusal import RefusalError
 from firstread.snapshotter.snapshotter import Policy, Snapshotter, Unpack
 from firstread.snapshotter.store import Store
+from firstread.testing.patience import PATIENCE_S
 
 ONE, TWO, OTHER = (f"sha256:{number:064x}" for number in (1, 2, 3))
 PINNED = f"docker://example.com/app@{ONE}"
@@ -41,12 +46,16 @@ class DirectoryImages:
         self.place = place
         self.pulled: list[str] = []
         self.holders: dict[int, str] = {}
-        self.down = False
+        self.error: FirstreadError | None = None
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def pull(self, reference: str) -> None:
+    def pull(self, reference: str) -> str:
         self._check()
         self.pulled.append(reference)
+        return reference.rpartition("@")[2]
+
+    def usage(self, reference: str) -> tuple[int, int]:
+        return len(reference), 3
 
     def mount(self, reference: str, snapshot: int) -> Path:
         self._check()
@@ -63,8 +72,8 @@ class DirectoryImages:
         return set(self.holders)
 
     def _check(self) -> None:
-        if self.down:
-            raise TransportError("the registry is down")
+        if self.error is not None:
+            raise self.error
 
 
 class Node:
@@ -79,6 +88,7 @@ class Node:
         self.images = DirectoryImages(scratch / "lazy")
         self.images.place.mkdir()
         self.conversions: dict[str, str] = {}
+        self.derived: set[str] = set()
         self.known: dict[tuple[str, str], Named] = {}
         self.directory = scratch / "snapshots"
         self.store = Store(scratch / "records.db")
@@ -88,10 +98,15 @@ class Node:
             self.directories,
             self.images,
             policy,
-            lambda image, manifest: self.conversions.get(manifest),
+            self._attached,
             find_image=lambda namespace, chain: self.known.get((namespace, chain)),
             unpack=unpack,
         )
+
+    def _attached(self, image: str, manifest: str) -> str | None:
+        if manifest in self.derived:
+            raise DerivedImageError("it was built FROM a converted image")
+        return self.conversions.get(manifest)
 
     def prepare(self, target: str, parent: str, labels: dict[str, str]) -> str:
         """Prepare a layer as a client does; return its name if it is lazy, else empty."""
@@ -167,7 +182,7 @@ def test_a_converted_layer_without_a_name(node: Node) -> None:
 
 
 def test_a_registry_that_is_down(node: Node) -> None:
-    node.images.down = True
+    node.images.error = TransportError("the registry is down")
     with pytest.raises(TransportError):
         node.prepare("c1", "", layer(last=True, converted=True))
     assert node.snapshots.walk([]) == []
@@ -176,7 +191,7 @@ def test_a_registry_that_is_down(node: Node) -> None:
 
 def test_a_mount_that_fails_leaves_nothing(node: Node) -> None:
     top = node.prepare("c1", "", layer(last=True, converted=True))
-    node.images.down = True
+    node.images.error = TransportError("the registry is down")
     with pytest.raises(TransportError):
         node.snapshots.prepare("container", top, {})
     assert [record.name for record in node.snapshots.walk([])] == ["c1"]
@@ -186,9 +201,9 @@ def test_a_mount_that_fails_leaves_nothing(node: Node) -> None:
 def test_what_could_not_be_released_is_released_later(node: Node) -> None:
     top = node.prepare("c1", "", layer(last=True, converted=True))
     node.snapshots.prepare("container", top, {})
-    node.images.down = True
+    node.images.error = TransportError("the registry is down")
     node.snapshots.remove("container")
-    node.images.down = False
+    node.images.error = None
     assert len(node.images.holders) == 1
     node.snapshots.cleanup()
     assert node.images.holders == {}
@@ -246,9 +261,50 @@ def test_mounts_of_an_image_whose_layers_become_ordinary_are_given_back(tmp_path
     node.store.close()
 
 
+def test_a_layer_that_takes_for_ever_holds_up_no_other_and_goes_on_for_who_comes_again(
+    tmp_path: Path,
+) -> None:
+    hanging, unpacked = threading.Event(), []
+
+    def unpack(namespace: str, labels: Mapping[str, str], *_: object) -> None:
+        unpacked.append(labels[TARGET])
+        if labels[TARGET] == "slow":
+            assert hanging.wait(PATIENCE_S)
+
+    node = Node(tmp_path, unpack=unpack)
+    node.conversions[ONE] = CONVERSION
+    slow = node.prepare("slow", "", layer(last=False))
+    quick = node.prepare("quick", "", layer(last=False))
+    caller = Caller()
+
+    def leave_soon() -> None:
+        with serving(caller), pytest.raises(RefusalError, match="has gone"):
+            node.snapshots.prepare("first", slow, {})
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(leave_soon)
+        node.snapshots.prepare("other", quick, {})
+        caller.leave()
+        first.result(PATIENCE_S)
+        again = pool.submit(node.snapshots.prepare, "again", slow, {})
+        hanging.set()
+        assert again.result(PATIENCE_S)
+    assert sorted(unpacked) == ["quick", "slow"]
+    assert [record.name for record in node.snapshots.walk(["kind==active"])] == ["other", "again"]
+    node.store.close()
+
+
+def test_a_node_that_is_busy_makes_no_lazy_image_an_ordinary_one(node: Node) -> None:
+    node.conversions[ONE] = CONVERSION
+    node.images.error = BusyError("too many wait")
+    with pytest.raises(BusyError):
+        node.prepare("c1", "", layer(last=True))
+    assert node.snapshots.walk([]) == []
+
+
 def test_ordinary_images_need_no_daemon(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     top = node.unpack("c1", "", {})
-    node.images.down = True
+    node.images.error = TransportError("the registry is down")
     caplog.clear()
     node.snapshots.prepare("container", top, {})
     node.snapshots.remove("container")
@@ -257,7 +313,7 @@ def test_ordinary_images_need_no_daemon(node: Node, caplog: pytest.LogCaptureFix
 
 def test_a_conversion_that_cannot_be_had(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.conversions[ONE] = CONVERSION
-    node.images.down = True
+    node.images.error = TransportError("the registry is down")
     assert node.prepare("c1", "", layer(last=False)) == ""
     assert node.prepare("c2", "", layer(last=True)) == ""
     (line,) = caplog.messages
@@ -337,6 +393,31 @@ def test_a_converted_image_is_not_unpacked(node: Node) -> None:
     assert raised.value.hint is not None
     assert f"firstread pull example.com/app@{ONE}" in raised.value.hint
     assert node.store.all() == []
+    assert node.snapshots.prepare("default/7/extract-1 c2", "", {})[0].type == "bind"
+
+
+def test_an_image_that_was_built_from_a_converted_one(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where its base is, its own layers are unpacked; elsewhere nobody can unpack the lowest."""
+    node.derived.add(TWO)
+    with pytest.raises(DerivedImageError):
+        node.prepare("c1", "", layer(last=False, manifest=TWO))
+    assert node.store.all() == []
+    base = node.prepare("c1", "", layer(last=True, converted=True))
+    upper = node.unpack("c2", base, layer(last=True, manifest=TWO))
+    assert "it was built FROM a converted image" in caplog.text
+    node.snapshots.prepare("container", upper, {})
+    assert len(node.images.holders) == 1
+
+
+def test_a_layer_below_an_image_that_is_not_named(node: Node) -> None:
+    named = Named("example.com/app", ONE, TWO, converted=True, last=False, derived=True)
+    node.known["default", "c1"] = named
+    node.known["default", "c2"] = replace(named, converted=False)
+    with pytest.raises(DerivedImageError, match="only firstread can read") as raised:
+        node.snapshots.prepare("default/7/extract-1 c1", "", {})
+    assert "build it FROM the original image" in (raised.value.hint or "")
     assert node.snapshots.prepare("default/7/extract-1 c2", "", {})[0].type == "bind"
 
 

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The anchor: holds the fanotify group, and every event that was read, while no daemon lives.
+
+Owns a process that does nothing but wait for its supervisor to end, and how the next daemon takes
+from it what it holds. With it the death of supervisor and fetcher at once fails no read: reads wait
+for the next daemon. If none comes for a configured time, the anchor denies what waits and ends.
+
+A supervisor makes its anchor when it has loaded all it needs, and before it reads the first event:
+so they share nearly all of their memory, and each has only the pages to itself that the supervisor
+writes to from then on. A service of systemd has no anchor: systemd keeps the group.
+
+Facts about a shared descriptor table (clone(2), CLONE_FILES; Linux 6.18):
+
+* What one process opens the other holds at once, under the same number: also the file of an event
+  that was read(2) a moment before SIGKILL. So no event is lost, recorded or not.
+* execve(2) gives a process a table of its own, a copy: whoever executes makes a new anchor.
+* What only the dead process needed stays open, too. The anchor closes it: otherwise the lock of the
+  store stays held, and the other end of a channel never hears of the death.
+* The working directory is not shared (no CLONE_FS). It tells whose anchor a process is, without a
+  record that could be missing or stale.
+
+Facts about control groups (cgroups(7), version 2): ``cgroup.kill`` ends all that is in a group, and
+container runtimes end a pod so. The anchor leaves for the root of the hierarchy, if it may. A
+cgroup namespace of its own keeps it from that where the hierarchy is mounted with nsdelegate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
+
+from firstread.mountinfo import parse_mountinfo
+from firstread.node.wire import BUFFER_FD, GROUP_FD, LOCK_FD, SECRETS_FD
+
+NAME = "firstread-hold"  # at most 15 bytes (TASK_COMM_LEN)
+KEPT = {"group": GROUP_FD, "events": BUFFER_FD, "secrets": SECRETS_FD}
+READY_S = 10.0  # for a new anchor to say that it holds
+END_S = 10.0  # for one that is killed to be gone
+
+_CLONE_FILES = 0x400
+_SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
+_SYS_PIDFD_GETFD = 438
+_BUFFER_BYTES = 4096
+_EVENT = struct.Struct("=I12xi4x")  # struct fanotify_event_metadata: event_len, fd
+_DENIAL = struct.Struct("=iI")  # struct fanotify_response: fd, FAN_DENY
+_DENY = 2
+
+
+class Left(NamedTuple):
+    """What a dead supervisor has left with its anchor, as descriptors of ours.
+
+    Args:
+        descriptors: by the names in `KEPT`.
+        files: sector files of events that it had read, by the number of the event.
+    """
+
+    descriptors: dict[str, int]
+    files: dict[int, int]
+
+
+# -- the anchor's own process ----------------------------------------------------------------------
+
+
+def cast(root: str, seconds: float) -> int:
+    """Leave a process that holds what this one holds, from now on and after its death.
+
+    Call it in a process with one thread. Returns in the caller only.
+
+    Args:
+        root: of the store.
+        seconds: that the anchor waits for another daemon once this process has ended.
+
+    Returns:
+        its process number.
+
+    Raises:
+        OSError, ValueError: it cannot be made.
+    """
+    server = os.getpid()
+    gc.freeze()  # no collection of ours is to write to what we share with it
+    source, sink = os.pipe()
+    try:
+        between = _clone_files()
+        if between == 0:
+            _become_anchor(server, root, seconds, sink)
+        os.waitpid(between, 0)  # the anchor is nobody's child: it outlives who made it
+        _wait(source, READY_S)
+        os.set_blocking(source, False)
+        return int(os.read(source, 16))
+    finally:
+        os.close(source)
+        os.close(sink)
+
+
+def _clone_files() -> int:
+    """Do fork(2), but share the table of descriptors."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid: int = libc.syscall(_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return pid
+
+
+def _become_anchor(server: int, root: str, seconds: float, sink: int) -> NoReturn:
+    """Hold in a grandchild; never returns to what the caller of `cast` was doing."""
+    try:
+        if _clone_files() == 0:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            os.setsid()
+            os.chdir(root)
+            for name, text in (("comm", NAME), ("oom_score_adj", "-1000")):
+                _tell_kernel(f"/proc/self/{name}", text)
+            _leave_control_group()
+            os.write(sink, b"%d" % os.getpid())
+            _hold(server, seconds)
+    finally:
+        os._exit(0)
+
+
+def _hold(server: int, seconds: float) -> None:
+    """Wait for the end of the supervisor, and then for our own."""
+    with contextlib.suppress(ProcessLookupError):
+        _wait(os.pidfd_open(server))
+    for number in _open_numbers():
+        if not _is_kept(number):
+            os.close(number)
+    time.sleep(seconds)
+    _deny_all()
+
+
+def _is_kept(number: int) -> bool:
+    """Return whether a descriptor may be one that the next daemon needs."""
+    if number in KEPT.values():
+        return True
+    try:
+        regular = stat.S_ISREG(os.fstat(number).st_mode)
+    except OSError:
+        return True  # it was of the listing itself
+    return regular and number > 2 and number != LOCK_FD
+
+
+def _deny_all() -> None:
+    """Let all reads that wait fail: those that were read as events, and those that were not."""
+    for number in _open_numbers():
+        _deny(number)
+    with contextlib.suppress(BlockingIOError):
+        while events := os.read(GROUP_FD, _BUFFER_BYTES):
+            while events:
+                length, number = _EVENT.unpack_from(events)
+                _deny(number)
+                if number >= 0:
+                    os.close(number)
+                events = events[length:]
+
+
+def _deny(number: int) -> None:
+    with contextlib.suppress(OSError):  # it is no event, or one that nobody waits for any more
+        os.write(GROUP_FD, _DENIAL.pack(number, _DENY))
+
+
+def _open_numbers(pid: int | str = "self") -> list[int]:
+    return [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+
+
+def _tell_kernel(path: str, text: str) -> None:
+    with contextlib.suppress(OSError):  # not allowed: the anchor is worth less, not worthless
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def _leave_control_group() -> None:
+    """Go to the root of the hierarchy of version 2: the highest that we see, or process 1 does.
+
+    Source: cgroups(7); proc_pid_mountinfo(5).
+    """
+    for process, root in (("self", ""), ("1", "/proc/1/root")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/mountinfo", "rb") as mounts:
+            for mount in parse_mountinfo(mounts.read()):
+                if mount.kind == b"cgroup2":
+                    path = f"{root}{os.fsdecode(mount.place)}/cgroup.procs"
+                    _tell_kernel(path, str(os.getpid()))
+
+
+# -- those who find it -----------------------------------------------------------------------------
+
+
+def anchors(root: str) -> Iterator[int]:
+    """Yield the process numbers of the anchors of a store.
+
+    They are more than one for a moment, while one takes the place of another.
+
+    Args:
+        root: of the store.
+    """
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with contextlib.suppress(OSError):
+            if is_anchor(pid) and os.path.samefile(f"/proc/{pid}/cwd", root):
+                yield pid
+
+
+def is_anchor(pid: int) -> bool:
+    """Return whether a process is an anchor, of whatever store."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as comm:
+            return comm.read().strip() == NAME.encode()
+    except OSError:
+        return False
+
+
+def take(root: str) -> Left:
+    """Take what the anchors of a store hold; they go on holding it, too.
+
+    An anchor that we may not look into, or that has just ended, has left nothing.
+
+    Args:
+        root: of the store.
+    """
+    left = Left({}, {})
+    sectors = os.path.join(os.path.realpath(root), "sectors", "")
+    for pid in anchors(root):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                _take_from(pid, pidfd, sectors, left)
+            finally:
+                os.close(pidfd)
+    return left
+
+
+def _take_from(pid: int, pidfd: int, sectors: str, left: Left) -> None:
+    for name, number in KEPT.items():
+        if name not in left.descriptors:
+            left.descriptors[name] = _getfd(pidfd, number)
+    for number in _open_numbers(pid):
+        with contextlib.suppress(OSError):
+            if number in left.files or number in KEPT.values():
+                continue
+            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(sectors):
+                left.files[number] = _getfd(pidfd, number)
+
+
+def _getfd(pidfd: int, number: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return fd
+
+
+def retire(root: str, *, but: int = 0) -> None:
+    """End the anchors of a store, because somebody else holds what they did, or nobody shall.
+
+    Args:
+        root: of the store.
+        but: process number of one that stays.
+    """
+    for pid in anchors(root):
+        if pid != but:
+            end(pid)
+
+
+def end(pid: int) -> None:
+    """End an anchor; return when it is gone."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _wait(pidfd, END_S)
+        finally:
+            os.close(pidfd)
+
+
+def _wait(pidfd: int, seconds: float | None = None) -> None:
+    poll = select.poll()  # select(2) knows no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(None if seconds is None else seconds * 1000)

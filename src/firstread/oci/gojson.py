@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as programs in Go read it: the one step between foreign documents and our types.
+
+Nearly all that writes and reads images is written in Go, so what Go's encoding/json takes is what
+occurs. Owns how the keys of a document are matched with the fields of a type, and what null means;
+knows no document. Invariants: what comes out has each field once, under the name that the type
+gives it; unknown keys stay as they are; the work is linear in the text, and goes no deeper than the
+type does.
+
+* A key matches a field without regard to case; ſ and K (Kelvin) fold to s and k. An exact key
+  wins, unless null, else the last. The keys of maps are no fields: they stay.
+* null is the zero value of what is expected: a null in a map of strings is an empty string, a null
+  list is empty. Where the type allows null it stays, which means the same to our readers.
+
+It differs from Go where a field is there twice: Go takes the last spelling, whichever it is, and
+merges objects (docs/adr/0050).
+
+Source: encoding/json, decode.go (object, literalStore), fold.go.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+MAX_VALUES: Final = 1 << 19  # of one document: an index of 4 MiB has 200,000; some 100 bytes each
+
+T = TypeVar("T")
+
+
+def decode(data: bytes | str, kind: type[T]) -> T:
+    """Return a document as a value of the type `kind`.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or no such value (msgspec.ValidationError).
+        UnicodeDecodeError, RecursionError: the same.
+    """
+    return convert(load(data), kind)
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Return what `load` gave as a value of the type `kind`.
+
+    Raises:
+        msgspec.ValidationError: it is none.
+    """
+    return msgspec.convert(normal(value, kind), kind)
+
+
+def load(data: bytes | str) -> Any:
+    """Return a document as dicts, lists and scalars.
+
+    Raises:
+        As `decode`.
+    """
+    # As text, so that fields which are skipped have to be UTF-8, too.
+    text = data.decode() if isinstance(data, bytes) else data
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
+        raise msgspec.ValidationError(f"it has more than {MAX_VALUES} values")
+    return msgspec.json.decode(text)
+
+
+def normal(value: Any, kind: Any) -> Any:
+    """Return `value`, which `load` gave, with the keys and zero values of the type `kind`.
+
+    What does not fit stays as it is: `msgspec.convert` tells of it.
+    """
+    return _normal(value, _shape(kind))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What there is to know of a type here.
+
+    Args:
+        is_nullable: null may stay.
+        zero: makes what null means otherwise; None if there is no such value.
+        fields: of an object, by folded name: name, shape, and whether it may be left out.
+        items: of each item of a list or value of a map.
+    """
+
+    is_nullable: bool = False
+    zero: Callable[[], Any] | None = None
+    fields: Mapping[str, tuple[str, _Shape, bool]] = field(default_factory=dict)
+    items: _Shape | None = None
+
+
+def _normal(value: Any, shape: _Shape) -> Any:
+    if value is None and not shape.is_nullable and shape.zero is not None:
+        value = shape.zero()
+    if shape.items is not None:
+        items = shape.items
+        if isinstance(value, list):
+            return [_normal(item, items) for item in value]
+        if isinstance(value, dict):
+            return {key: _normal(item, items) for key, item in value.items()}
+    elif shape.fields and isinstance(value, dict):
+        return _object(value, shape.fields)
+    return value
+
+
+def _object(
+    value: dict[str, Any], fields: Mapping[str, tuple[str, _Shape, bool]]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        known = fields.get(_fold(key))
+        if known is None:
+            result[key] = item
+            continue
+        name, shape, is_optional = known
+        if item is None and (name in result or (is_optional and not shape.is_nullable)):
+            continue  # null takes nothing back, and a default is the zero value
+        if key == name or value.get(name) is None:
+            result[name] = _normal(item, shape)
+    return result
+
+
+def _fold(key: str) -> str:
+    """Return the same for all keys that Go takes for one; the Kelvin sign is a k when lowered."""
+    return key.lower().replace("\u017f", "s")
+
+
+@functools.cache
+def _shape(kind: Any) -> _Shape:
+    return _of(inspect.type_info(kind))
+
+
+def _of(info: inspect.Type) -> _Shape:
+    match info:
+        case inspect.UnionType(types=types):
+            kinds = [kind for kind in types if not isinstance(kind, inspect.NoneType)]
+            return replace(_of(kinds[0]), is_nullable=len(kinds) < len(types))
+        case inspect.StructType(fields=found):
+            fields = {
+                _fold(one.encode_name): (one.encode_name, _of(one.type), not one.required)
+                for one in found
+            }
+            return _Shape(zero=dict, fields=fields)
+        case inspect.DictType(value_type=items):
+            return _Shape(zero=dict, items=_of(items))
+        case inspect.ListType(item_type=items) | inspect.VarTupleType(item_type=items):
+            return _Shape(zero=list, items=_of(items))
+        case inspect.AnyType():
+            return _Shape(is_nullable=True)
+        case _:
+            return _Shape(zero=_ZEROS.get(type(info)))
+
+
+_ZEROS: Final[dict[type[inspect.Type], Callable[[], Any]]] = {
+    inspect.StrType: str,
+    inspect.BytesType: str,
+    inspect.IntType: int,
+    inspect.FloatType: float,
+    inspect.BoolType: bool,
+}

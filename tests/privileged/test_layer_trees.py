@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Odd layers: containerd's overlayfs snapshotter is asked what they show, and so are we."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from firstread.errors import ImageError
+from firstread.run.overlay import unmount_below
+from firstread.testing.command import Ran
+from firstread.testing.images import Image, Layer, write_layout
+from firstread.testing.layerwords import Case, cases, items, merged, shown
+from firstread.testing.patience import PATIENCE_S
+
+DOCS = Path(__file__).parents[2] / "docs/layers.md"
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("containerd"), reason="needs root and containerd"
+    ),
+]
+
+CONFIG = """
+version = 2
+root = "{scratch}/root"
+state = "{scratch}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[grpc]
+  address = "{scratch}/c.sock"
+"""
+
+
+class Overlayfs:
+    """A containerd with its own overlayfs snapshotter alone; a context manager."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+
+    def __enter__(self) -> Self:
+        config = self._scratch / "config.toml"
+        config.write_text(CONFIG.format(scratch=self._scratch))
+        with (self._scratch / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["containerd", "--config", str(config)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while self._ctr("version").code:
+            assert time.monotonic() < deadline, (self._scratch / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=PATIENCE_S)
+        unmount_below(self._scratch)
+
+    def _ctr(self, *arguments: str) -> Ran:
+        done = subprocess.run(
+            ["ctr", "--address", f"{self._scratch}/c.sock", *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def shows(self, layers: list[str]) -> str | None:
+        """Return the tree of an image; None if it is refused."""
+        work = Path(tempfile.mkdtemp(dir=self._scratch))
+        write_layout(Image([Layer(items(words)) for words in layers]), work / "layout", "x")
+        with tarfile.open(work / "archive", "w") as archive:
+            archive.add(work / "layout", "")
+        imported = self._ctr("images", "import", "--base-name", "t/x", str(work / "archive"))
+        if imported.code:
+            assert "failed to extract layer" in imported.stderr, imported.stderr
+            return None
+        top = work / "mnt"
+        top.mkdir()
+        mounted = self._ctr("images", "mount", imported.stdout.split()[1], str(top))
+        assert mounted.code == 0, mounted.stderr
+        try:
+            return shown(_names(os.fsencode(top)))
+        finally:
+            subprocess.run(["umount", str(top)], check=True)
+            self._ctr("images", "rm", "--sync", imported.stdout.split()[1])
+
+
+def _names(top: bytes) -> Iterator[tuple[bytes, int, int, bytes]]:
+    for folder, directories, files in os.walk(top):
+        for name in (*directories, *files):
+            full = os.path.join(folder, name)
+            try:
+                seen = os.lstat(full)
+                target = os.readlink(full) if os.path.islink(full) else b""
+            except FileNotFoundError:
+                continue  # a whiteout over nothing: readdir(2) has it, and nothing else
+            yield os.path.relpath(full, top), seen.st_mode, seen.st_uid, target
+
+
+@pytest.fixture(scope="module")
+def overlayfs() -> Iterator[Overlayfs]:
+    # Its path is short enough for sockets, and not on an overlayfs.
+    scratch = Path(tempfile.mkdtemp(prefix="frl-"))
+    try:
+        with Overlayfs(scratch) as running:
+            yield running
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.parametrize("case", cases(DOCS), ids=lambda case: case.layers)
+def test_containerd_shows_what_the_docs_say(overlayfs: Overlayfs, case: Case) -> None:
+    assert overlayfs.shows(case.layers.split(" ; ")) == case.containerd
+
+
+def generated(seed: int) -> list[str]:
+    """Return two or three layers, made by chance, that can be converted."""
+    chance = random.Random(seed)
+    layers: list[str] = []
+    for number in range(chance.choice((2, 2, 3))):
+        layers.append("")
+        for _ in range(chance.randint(1, 6)):
+            longer = f"{layers[-1]} {_word(chance, is_lowest=number == 0)}".strip()
+            try:
+                merged([*layers[:-1], longer])
+            except ImageError:
+                continue
+            layers[-1] = longer
+    return layers
+
+
+def _word(chance: random.Random, *, is_lowest: bool) -> str:
+    def path() -> str:
+        return "/".join(chance.choice("abc") for _ in range(chance.choice((1, 1, 2, 2, 3))))
+
+    name = path()
+    parent, _, last = name.rpartition("/")
+    words = [
+        name,
+        f"{name}|",
+        f"{name}/",
+        f"{name}/={chance.randint(1, 9)}",
+        f"{name}->{chance.choice(['a', 'b', 'c', '../a', '/b', 'a/b', '/', '.'])}",
+        f"{name}=>{path()}",
+    ]
+    if not is_lowest:
+        words += [f"{parent}/.wh.{last}".lstrip("/"), f"{name}/.wh..wh..opq"]
+    return chance.choice(words)
+
+
+def test_containerd_shows_the_same_of_layers_by_chance(overlayfs: Overlayfs) -> None:
+    compared = 0
+    for seed in range(40):
+        layers = generated(seed)
+        theirs = overlayfs.shows(layers)
+        if theirs is not None:  # what it refuses is converted all the same
+            assert merged(layers) == theirs, layers
+            compared += 1
+    assert compared >= 20

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervisor and fetcher die at once, without a service manager: reads wait for the next daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.mountinfo import read_mountinfo
+from firstread.node.anchor import anchors
+from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.scripted import ScriptedRegistry
+
+pytestmark = pytest.mark.privileged
+
+EIO = "errno 5"
+
+
+def of(daemon: Daemon) -> list[int]:
+    return list(anchors(str(daemon.root)))
+
+
+def waits(daemon: Daemon, reader: subprocess.Popen[str]) -> None:
+    """Return when a reader waits in the kernel for an answer to its event."""
+    wchan = Path(f"/proc/{reader.pid}/wchan")
+    daemon.wait(lambda: "fanotify" in wchan.read_text())
+
+
+def test_reads_wait_while_no_daemon_lives_and_the_next_one_answers_them(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path) as daemon:
+        place = daemon.mount(plain[0])
+        for number in range(3):
+            daemon.end_all(signal.SIGKILL, anchor=False)
+            drop_caches()
+            reader = daemon.reading(place / f"f{number}")
+            waits(daemon, reader)
+            daemon.start()
+            assert output(reader) == plain[1].summary(number)
+        assert len(daemon.log("what was kept while no daemon lived")) == 3
+
+
+def test_a_read_that_waited_before_all_died_goes_on(tmp_path: Path) -> None:
+    with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}")
+        place = daemon.mount(reference)
+        registry.script("GET /blobs/ status 503 x1000")
+        readers = [daemon.reading(place / f"f{n}", how="random") for n in range(3)]
+        daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 3)
+        daemon.end_all(signal.SIGKILL, anchor=False)
+        registry.script("")
+        daemon.start()
+        assert [output(reader) for reader in readers] == [image.summary(n) for n in range(3)]
+
+
+def test_there_is_one_anchor_whoever_takes_the_supervisors_place(daemon: Daemon) -> None:
+    first = of(daemon)
+    assert len(first) == 1
+    assert daemon.run("daemon", "--reload").code == 0
+    daemon.wait(lambda: len(of(daemon)) == 1 and of(daemon) != first)
+    second = of(daemon)
+    daemon.replace()
+    daemon.wait(lambda: len(of(daemon)) == 1 and of(daemon) != second)
+    third, fetcher = of(daemon), daemon.fetcher
+    os.kill(daemon.supervisor, signal.SIGKILL)
+    daemon.wait_supervisor(fetcher)
+    daemon.wait(lambda: len(of(daemon)) == 1 and of(daemon) != third)
+
+
+def test_a_daemon_that_is_told_to_end_leaves_no_anchor(daemon: Daemon) -> None:
+    daemon.wait(lambda: of(daemon))
+    daemon.end_all(signal.SIGTERM, anchor=False)
+    assert not of(daemon)
+
+
+def test_a_daemon_that_is_replaced_by_a_stop_and_a_start_fails_no_read(tmp_path: Path) -> None:
+    """As the pods of a DaemonSet are, and their containers with them."""
+    with (
+        ScriptedRegistry() as registry,
+        Daemon(tmp_path, "--on-stop", "wait") as daemon,
+    ):
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}")
+        place = daemon.mount(reference)
+        registry.script("GET /blobs/ status 503 x1000")
+        readers = [daemon.reading(place / "f0", how="random")]
+        daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 1)
+        daemon.end_all(signal.SIGTERM, anchor=False)
+        readers.append(daemon.reading(place / "f1", how="random"))
+        waits(daemon, readers[1])
+        registry.script("")
+        daemon.start()
+        assert [output(reader) for reader in readers] == [image.summary(n) for n in range(2)]
+
+
+def test_an_anchor_that_nobody_comes_for_denies_what_waits_and_ends(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--anchor", "2") as daemon:
+        place = daemon.mount(plain[0])
+        daemon.end_all(signal.SIGKILL, anchor=False)
+        readers = [daemon.reading(place / f"f{n}", how="random") for n in range(2)]
+        assert [output(reader) for reader in readers] == [EIO, EIO]
+        daemon.wait(lambda: not of(daemon))
+        daemon.start()
+        assert output(daemon.reading(place / "f1")) == plain[1].summary(1)
+
+
+def test_without_an_anchor_reads_fail_at_once(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--anchor", "0") as daemon:
+        place = daemon.mount(plain[0])
+        assert not of(daemon)
+        daemon.end_all(signal.SIGKILL, anchor=False)
+        assert output(daemon.reading(place / "f1")) == EIO
+
+
+def test_an_anchor_that_was_killed_is_made_anew_by_the_next_supervisor(daemon: Daemon) -> None:
+    (pid,) = of(daemon)
+    os.kill(pid, signal.SIGKILL)
+    os.kill(daemon.supervisor, signal.SIGKILL)
+    daemon.wait(lambda: of(daemon) not in ([], [pid]))
+
+
+def test_commands_of_a_dead_daemon_start_another_that_takes_what_was_kept(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path) as daemon:
+        place = daemon.mount(plain[0])
+        daemon.end_all(signal.SIGKILL, anchor=False)
+        reader = daemon.reading(place / "f4")
+        waits(daemon, reader)
+        assert daemon.run("cache", "ls").code == 0
+        verified = daemon.run("cache", "verify")
+        assert verified.code == 5
+        assert "the daemon has died, and reads wait for another one" in verified.stderr
+        (daemon.scratch / "second").mkdir()
+        assert daemon.tell("", "mount", plain[0], daemon.scratch / "second").code == 0
+        assert output(reader) == plain[1].summary(4)
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group of version 2 for one test."""
+    roots = [os.fsdecode(mount.place) for mount in read_mountinfo() if mount.kind == b"cgroup2"]
+    if not roots:
+        pytest.skip("no cgroup2 is mounted here")
+    made = Path(roots[0], f"firstread-test-{os.getpid()}")
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+def test_the_end_of_a_control_group_fails_no_read(
+    tmp_path: Path, plain: tuple[str, PlainImage], group: Path
+) -> None:
+    """As a container runtime ends a pod."""
+    entering = ("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh")
+    with Daemon(tmp_path, command=entering) as daemon:
+        place = daemon.mount(plain[0])
+        pids = (group / "cgroup.procs").read_text().split()
+        assert sorted(map(int, pids)) == sorted([daemon.supervisor, daemon.fetcher])
+        (group / "cgroup.kill").write_text("1")
+        daemon.wait(lambda: not (group / "cgroup.procs").read_text())
+        reader = daemon.reading(place / "f5")
+        waits(daemon, reader)
+        daemon.start()
+        assert output(reader) == plain[1].summary(5)
+        daemon.end_all(signal.SIGTERM)
+        daemon.wait(lambda: not (group / "cgroup.procs").read_text())
+
+
+def test_memory_of_an_anchor_is_shared(daemon: Daemon) -> None:
+    (pid,) = of(daemon)
+    fields = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    )
+    private = sum(int(fields[f"Private_{kind}"].split()[0]) for kind in ("Clean", "Dirty"))
+    assert private < 5 * 1024
+
+
+def test_output_of_a_dead_daemon_is_closed(tmp_path: Path) -> None:
+    """Whoever reads it would wait for the end of the anchor."""
+    with Daemon(tmp_path, command=("sh", "-c", '"$@" 2>&1 | cat', "sh")) as daemon:
+        supervisor = daemon.supervisor
+        assert of(daemon)
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(daemon.children()[0], signal.SIGKILL)
+        os.kill(supervisor, signal.SIGKILL)
+        assert daemon._process is not None
+        daemon._process.wait(timeout=PATIENCE_S)

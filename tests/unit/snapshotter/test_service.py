@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client of the snapshots API is told when something fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from firstread.errors import FirstreadError, ImageError
+from firstread.snapshotter.service import MAX_DETAILS, _guarded, _guarded_stream
+
+
+class _Failing(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers every call with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def service(self, details: Any) -> Any:
+        def one(request: Any) -> Any:
+            raise self._error
+
+        def several(request: Any) -> Iterator[Any]:
+            raise self._error
+            yield
+
+        if details.method.endswith("List"):
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(several))
+        return grpc.unary_unary_rpc_method_handler(_guarded(one))
+
+
+@pytest.mark.parametrize("letter", ["x", "%", "\u00e9", "\U0001f600", "\udc80", "\n"])
+@pytest.mark.parametrize("kind", [ImageError, ValueError])
+def test_a_long_error_reaches_the_client(
+    tmp_path: Path, letter: str, kind: type[Exception]
+) -> None:
+    error = kind(letter * 100_000)
+    if isinstance(error, FirstreadError):
+        error.about(image="r.example/a:b")
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((_Failing(error),))
+    server.add_insecure_port(f"unix://{tmp_path}/s")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"unix://{tmp_path}/s") as channel:
+            with pytest.raises(grpc.RpcError) as one:
+                channel.unary_unary("/a/Stat")(b"", timeout=20)
+            with pytest.raises(grpc.RpcError) as several:
+                list(channel.unary_stream("/a/List")(b"", timeout=20))
+    finally:
+        server.stop(None)
+    for caught in (one.value, several.value):
+        assert caught.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.details().startswith("firstread: ")
+        assert len(caught.details()) <= MAX_DETAILS
