@@ -31,7 +31,7 @@ class PeriodicLines:
     Args:
         line: says how far it is; called in that thread.
         show: where there is nothing to show, False.
-        interval_s: between two lines, and before the first.
+        interval_s: between two lines, and before the first; `INTERVAL_S` if None.
         say: prints lines.
     """
 
@@ -40,10 +40,11 @@ class PeriodicLines:
         line: Callable[[], str],
         *,
         show: bool = True,
-        interval_s: float = INTERVAL_S,
+        interval_s: float | None = None,
         say: Callable[[list[str]], None] = complain,
     ) -> None:
-        self._line, self._interval_s, self._say = line, interval_s, say
+        self._interval_s = INTERVAL_S if interval_s is None else interval_s
+        self._line, self._say = line, say
         self._ended = threading.Event()
         name = type(self).__name__
         self._thread = threading.Thread(target=self._run, name=name, daemon=True) if show else None
@@ -68,7 +69,7 @@ class LayerProgress:
 
     Args:
         quiet: show nothing, whatever stderr is.
-        interval_s: between lines, without a terminal.
+        interval_s: as of `PeriodicLines`, without a terminal.
         say: prints lines, without a terminal.
     """
 
@@ -76,7 +77,7 @@ class LayerProgress:
         self,
         *,
         quiet: bool = False,
-        interval_s: float = INTERVAL_S,
+        interval_s: float | None = None,
         say: Callable[[list[str]], None] = complain,
     ) -> None:
         self._on_terminal = sys.stderr.isatty() and not quiet

@@ -312,9 +312,8 @@ def _last_message(log: Path) -> str:
         except msgspec.DecodeError:
             return line.decode(errors="replace")
         if entry.level in {"error", "fatal"}:
-            return re.sub("^(runc create|exec) failed: ", "", entry.msg).removeprefix(
-                "unable to start container process: "
-            )
+            message = entry.msg.removeprefix("runc create failed: ").removeprefix("exec failed: ")
+            return message.removeprefix("unable to start container process: ")
     return ""
 
 
