@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.command import Ran, program
+from firstread.testing.command import Ran, program, without_progress
 from firstread.testing.features import content
 from firstread.testing.images import File, Image, Layer, digest_of, write_layout
 
@@ -51,7 +51,7 @@ def run(*arguments: str) -> Ran:
         check=False,
     )
     assert not os.listdir("tmp"), "temporary files are left"
-    return Ran(ran.returncode, ran.stdout, ran.stderr)
+    return Ran(ran.returncode, ran.stdout, without_progress(ran.stderr))
 
 
 def files(path: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -378,3 +379,17 @@ def test_what_another_image_is_charged_with_ends_the_command_too(
     assert ran.code == 4
     assert "4 sectors cannot be fetched" in ran.stderr
     assert daemon.mounted(place)["fetch_errors"]
+
+
+def test_a_fetch_without_a_terminal_says_how_far_it_is(
+    daemon: Daemon, plain: tuple[str, PlainImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firstread.cli.fetch.INTERVAL_S", 0.0)
+    place = daemon.mount(plain[0])
+    ran = daemon.run("fetch", "--all", place)
+    assert ran.code == 0
+    lines = ran.stderr.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"\d+ of \d+ sectors are on this node", line) for line in lines)
+    assert daemon.run("fetch", "--all", place, "--json").stderr == ""
+    assert daemon.run("umount", place).code == 0

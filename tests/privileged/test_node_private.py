@@ -109,7 +109,7 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path, which: str) -> N
     ("verb", "which"),
     [
         *[(verb, which) for verb in ("daemon", "mount", "run") for which in ("root", "run")],
-        *[("ps", "root"), ("cache ls", "root")],
+        *[("ps", "root"), ("cache ls", "root"), ("snapshotter", "root"), ("snapshotter", "run")],
     ],
 )
 @pytest.mark.parametrize(
@@ -136,7 +136,8 @@ def test_a_directory_below_that_of_another_user_is_refused(
     before = sorted(theirs.rglob("*"))
     image = ["localhost:1/x"] if verb in ("mount", "run") else []
     where = [str(tmp_path / "at")] if verb == "mount" else []
-    options = ("--root", places["root"], "--run-dir", places["run"])
+    options = ["--root", str(places["root"]), "--run-dir", str(places["run"])]
+    options += ["--address", str(places["run"] / "x.sock")] if verb == "snapshotter" else []
     done = subprocess.run(  # what should refuse to be a daemon would be one for ever
         program(*verb.split(), *options, *image, *where),
         capture_output=True,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
 
+MAX_NAMES, MAX_NAME = 16, 64  # platforms that are named in a line, characters of each
+
 
 @click.command()
 @click.argument("source", type=REFERENCE)
@@ -193,6 +195,10 @@ def _lines(title: str, result: Conversion) -> list[str]:
         if layer.dropped_xattrs:
             names = ", ".join(layer.dropped_xattrs)
             lines.append(f"  left out  extended attributes that Linux cannot hold: {names}")
+    if others := result.other_platforms:
+        more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
+        names = ", ".join(name[:MAX_NAME] for name in others[:MAX_NAMES])
+        lines.append(f"  left out  {names}{more}, which the index has, too: --platform chooses one")
     packed = sum(layer.content_size for layer in result.layers if layer.how == "packed")
     rate = f", {format_size(packed / max(result.seconds, 1e-3))}/s of content" if packed else ""
     lines.append(f"  took      {result.seconds:.1f} s{rate}")

@@ -32,7 +32,7 @@ from firstread.cli.options import node_options
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD...")
 def command(root: Path, run_dir: Path, container: str, **flags: Any) -> int:
-    """Run CMD in the CONTAINER that runs; it has what the container's first process has.
+    """Run CMD in a running CONTAINER, with what the container's first process has.
 
     Options and exit codes are those of docker exec: the code is the command's; 125 if firstread
     itself fails, 126 if the command cannot be invoked, 127 if it is not found.

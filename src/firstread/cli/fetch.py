@@ -12,7 +12,8 @@ import click
 
 from firstread.cli.containers import recorded_mounts
 from firstread.cli.options import json_option, node_options
-from firstread.cli.output import report, show
+from firstread.cli.output import complain, report, show
+from firstread.cli.progress import INTERVAL_S
 from firstread.errors import TransportError, UsageError
 
 STUCK_S = 60.0  # without progress and with errors, after which waiting makes no sense
@@ -40,6 +41,7 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
     mount = _find(client.get("/status"), name)
     client.post("/pin", directory=mount["mountpoint"])
     counting = sys.stderr.isatty() and not as_json
+    told = time.monotonic()
     best, since, errors, idle = -1, time.monotonic(), 0, 0
     while not mount["self_sufficient"]:
         asked = time.monotonic()
@@ -56,8 +58,12 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
                     f"{mount['sectors'] - best} sectors cannot be fetched: {why}",
                     image=mount["image"],
                 )
+        how_far = f"{mount['present']} of {mount['sectors']} sectors"
         if counting:
-            click.echo(f"\r{mount['present']} of {mount['sectors']} sectors", err=True, nl=False)
+            click.echo(f"\r{how_far}", err=True, nl=False)
+        elif not as_json and asked - told >= INTERVAL_S:
+            told = asked
+            complain([f"{how_far} are on this node"])
         time.sleep(max(0.1, 5 * (time.monotonic() - asked)))  # status costs more with more sectors
     if counting:
         click.echo(err=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from firstread.cli.options import REFERENCE
 from firstread.cli.output import report
+from firstread.cli.progress import PeriodicLines
 from firstread.errors import UsageError
 
 CONTAINERD = Path("/run/containerd/containerd.sock")
@@ -40,5 +42,8 @@ def command(image: Any, namespace: str, address: Path, snapshotter: str) -> None
 
     if image.transport != "docker":
         raise UsageError(f"{image} is not in a registry", hint="push it to one first")
-    name = pull(image, address.absolute(), namespace, snapshotter)
+    steps = [""]
+    begun = time.monotonic()
+    with PeriodicLines(lambda: f"after {time.monotonic() - begun:.0f} s: {steps[-1]}"):
+        name = pull(image, address.absolute(), namespace, snapshotter, on_step=steps.append)
     report([f"{name} is in containerd's namespace {namespace}"])

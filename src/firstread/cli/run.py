@@ -92,14 +92,17 @@ def _run(
     how: dict[str, Any],
     timeline: Timeline | None,
 ) -> int:
-    from firstread.node.client import connected
+    from firstread.node.client import Client, connected
     from firstread.oci.reference import parse_reference
     from firstread.run.containers import reserve_container
-    from firstread.run.early import check_early
 
     image = str(parse_reference(options.image).absolute())
     store = container_store(root)
-    check_early(options, store.state_dir)
+    if not Client(run_dir).alive():
+        # One that runs costs nothing to ask, and these are loaded while it is at work.
+        from firstread.run.early import check_early
+
+        check_early(options, store.state_dir)
     record = reserve_container(options, store)
     try:
         client = connected(root, run_dir)

@@ -100,6 +100,7 @@ class Conversion:
     seconds: float
     attached_to: str | None = None  # digest of the manifest that this image refers to
     platform: str | None = None  # of an attached image
+    other_platforms: list[str] = field(default_factory=list)  # of the index, not converted
 
 
 @dataclass(frozen=True)
@@ -457,6 +458,7 @@ class ImageConversion:
             seconds=time.monotonic() - started,
             attached_to=image.descriptor.digest if self.attach else None,
             platform=str(platform_of(image.config)) if self.attach else None,
+            other_platforms=list(image.others),
         )
 
 

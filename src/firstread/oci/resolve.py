@@ -8,6 +8,7 @@ to check.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +49,7 @@ class ResolvedImage:
         manifest_bytes: its bytes, as its digest names them.
         config: the image config, with all its fields.
         config_bytes: its bytes.
+        others: the other platforms that the index has images for, if it was chosen from one.
     """
 
     descriptor: Descriptor
@@ -55,6 +57,7 @@ class ResolvedImage:
     manifest_bytes: bytes
     config: dict[str, Any]
     config_bytes: bytes
+    others: tuple[str, ...] = ()
 
 
 def resolve(repository: Repository, platform: Platform | None = None) -> ResolvedImage:
@@ -73,11 +76,16 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
         wanted = platform or host_platform()
+        others: set[str] = set()
         for _ in range(MAX_DEPTH):
             document = parse_manifest(data, descriptor.media_type)
             if isinstance(document, Manifest):
-                return load(repository, descriptor, document, data, platform)
-            chosen = choose_in(repository, document, wanted)
+                image = load(repository, descriptor, document, data, platform)
+                return dataclasses.replace(image, others=tuple(sorted(others)))
+            index = _spread(repository, document, wanted)
+            chosen = choose(index, wanted)
+            others |= {str(entry.platform) for entry in images_of(index) if entry.platform}
+            others -= {str(chosen.platform)}
             descriptor, data = repository.get_manifest(chosen.digest)
         raise too_deep()
 

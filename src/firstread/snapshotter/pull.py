@@ -9,6 +9,7 @@ when all of its layers are snapshots; what a pull that failed has left goes with
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from firstread.errors import UnsupportedError
@@ -24,7 +25,14 @@ from firstread.snapshotter.named import CONFIG, SOURCE, chain_ids
 INHERITED = "containerd.io/snapshot/"
 
 
-def pull(reference: Reference, address: Path, namespace: str, snapshotter: str) -> str:
+def pull(
+    reference: Reference,
+    address: Path,
+    namespace: str,
+    snapshotter: str,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> str:
     """Pull an image of a registry; return what it is called in containerd.
 
     Args:
@@ -32,29 +40,39 @@ def pull(reference: Reference, address: Path, namespace: str, snapshotter: str) 
         address: socket of containerd.
         namespace: of containerd.
         snapshotter: its name in containerd.
+        on_step: is told what is done next.
 
     Raises:
         FirstreadError: it cannot be had, containerd or the snapshotter refuses it, or it is not
             lazy.
     """
+    on_step("asking the registry")
     with open_source(reference) as repository:
         image = resolve(repository)
         check_underived(image.manifest)
         reference = repository.reference
     name = str(reference).removeprefix("docker://")
     with ContainerdClient(address, namespace) as client, client.leased():
-        top = _prepare(client, image, name, snapshotter)
+        top = _prepare(client, image, name, snapshotter, on_step)
+        on_step("giving it a name in containerd")
         _write(client, image, reference, f"gc.ref.snapshot.{snapshotter}", top)
         descriptor = image.descriptor
         client.name(name, Target(descriptor.media_type, descriptor.digest, descriptor.size))
     return name
 
 
-def _prepare(client: ContainerdClient, image: ResolvedImage, name: str, snapshotter: str) -> str:
+def _prepare(
+    client: ContainerdClient,
+    image: ResolvedImage,
+    name: str,
+    snapshotter: str,
+    on_step: Callable[[str], None],
+) -> str:
     """Have a snapshot of each layer; return the name of the last."""
     layers = image.manifest.layers
     parent = ""
     for number, chain in enumerate(chain_ids(diff_ids(image.config))):
+        on_step(f"asking the snapshotter for layer {number + 1} of {len(layers)}")
         annotations = layers[number].annotations or {}
         labels = {k: v for k, v in annotations.items() if k.startswith(INHERITED)} | {
             TARGET: chain,

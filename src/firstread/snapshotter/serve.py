@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.node.metricserver import check_address, serve_metrics
 from firstread.node.systemd import notify
+from firstread.private import private_directory
 from firstread.snapshotter import imagefs
 from firstread.snapshotter.attached import AttachedImages
 from firstread.snapshotter.contentapi import SOCKET
@@ -67,6 +68,8 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     home = imagefs.home(settings.root)
+    for directory in (settings.root, home):
+        private_directory(directory)
     directories = Directories(home / "snapshots")
     lock = _lock(home)
     store = Store(home / "records.db")

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.private import check_way
 from firstread.snapshotter import messages as api
 from firstread.snapshotter.caller import Caller, serving
 from firstread.snapshotter.refusal import RefusalError
@@ -192,6 +193,7 @@ def start_server(snapshotter: Snapshotter, address: Path) -> grpc.Server:
     handler = grpc.method_handlers_generic_handler(api.SERVICE, Service(snapshotter).handlers())
     server.add_generic_rpc_handlers((handler,))
     try:
+        check_way(address.absolute())
         address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         address.unlink(missing_ok=True)  # of one before; the lock says that it is gone
         mask = os.umask(0o177)

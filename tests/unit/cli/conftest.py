@@ -22,6 +22,8 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("HOME", str(tmp_path))
+    # A busy machine makes a short conversion long.
+    monkeypatch.setattr("firstread.cli.progress.INTERVAL_S", 3600.0)
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "FIRSTREAD_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     yield work

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.command import program
+from firstread.testing.command import program, without_progress
 from firstread.testing.features import content
 from firstread.testing.images import File, Image, Layer, digest_of, manifest_type
 from firstread.testing.patience import PATIENCE_S
@@ -50,6 +50,7 @@ def test_an_interrupt(request_line: str, fault: str, arguments: tuple[str, ...])
         wait_for_request(registry, method, part)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        stderr = without_progress(stderr)
         assert list(registry.manifests) == ["latest"], "there is a tag"
     assert process.returncode == 130
     if arguments:
@@ -114,4 +115,4 @@ def ended_by(
             process.send_signal(number)
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert stdout == ""
-    return process.returncode, stderr
+    return process.returncode, without_progress(stderr)

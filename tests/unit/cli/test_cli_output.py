@@ -23,6 +23,7 @@ from firstread.testing.images import (
     Layer,
     Symlink,
     digest_of,
+    write_index,
     write_layout,
 )
 from firstread.testing.patience import PATIENCE_S
@@ -174,6 +175,35 @@ def test_extract_counts_names() -> None:
     ran = firstread("extract", "oci:out:1", "x")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr == ("firstread: oci:out:1: x is not empty\n  name a new or empty directory\n")
+
+
+def test_convert_names_the_platforms_that_it_leaves_out() -> None:
+    platforms = ["linux/amd64", "linux/arm64", "linux/arm/v7", "windows/amd64"]
+    layer = Layer([File("a", b"a")])
+    write_index({name: Image([layer], platform=name) for name in platforms}, "index")
+    ran = firstread("convert", "oci:index:latest", "oci:lazy:1", "--platform", "linux/arm64")
+    assert (ran.code, ran.stderr) == (0, "")
+    named = [line for line in ran.stdout.splitlines() if "left out" in line]
+    assert named == [
+        "  left out  linux/amd64, linux/arm/v7, windows/amd64, which the index has, too:"
+        " --platform chooses one"
+    ]
+    ran = firstread("convert", "oci:index:latest", "oci:lazy:2", "--json")
+    assert ran.json["other_platforms"] == ["linux/arm/v7", "linux/arm64", "windows/amd64"]
+    assert (
+        firstread("convert", "oci:in:latest", "oci:lazy:3", "--json").json["other_platforms"] == []
+    )
+
+
+def test_a_line_has_room_for_so_many_platforms_only() -> None:
+    names = ["linux/amd64", *(f"linux/{'x' * 100}{number:03}" for number in range(40))]
+    layer = Layer([File("a", b"a")])
+    write_index({name: Image([layer], platform=name) for name in names}, "index")
+    ran = firstread("convert", "oci:index:latest", "oci:lazy:1", "--platform", "linux/amd64")
+    assert ran.code == 0
+    (named,) = [line for line in ran.stdout.splitlines() if "left out" in line]
+    assert "and 24 more" in named
+    assert len(named) < 17 * 70
 
 
 @pytest.mark.privileged

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown while a conversion runs: a line for each layer, on a terminal only."""
+"""What is shown while a verb works: a line for each layer on a terminal, else one now and then."""
 
 from __future__ import annotations
 
 import os
 import pty
+import queue
 import re
 import subprocess
+import threading
 
+import pytest
+
+from firstread.cli.progress import LayerProgress, PeriodicLines
 from firstread.testing.command import program
 from firstread.testing.features import content
 from firstread.testing.images import File, Image, Layer, digest_of, write_layout
+from firstread.testing.patience import PATIENCE_S
+from firstread.units import MiB
 
 IMAGE = Image([Layer([File(name, content(name, 2_000_000))]) for name in ("a", "b")])
 CONVERT = ("convert", "oci:in:latest", "oci:out:latest", "--no-cache")
@@ -50,14 +57,64 @@ def test_an_error_stands_below_the_lines() -> None:
     assert hint.startswith("  the image is damaged")
 
 
-def on_terminal(*arguments: str) -> tuple[str, int]:
+@pytest.mark.parametrize("columns", [20, 40, 60])
+def test_a_narrow_terminal_has_one_line_for_a_layer(columns: int) -> None:
+    """It is cut, never wrapped: what moves the cursor up counts lines."""
+    write_layout(IMAGE, "in")
+    shown, code = on_terminal(*CONVERT, columns=columns)
+    assert code == 0
+    lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
+    assert all(len(line) <= columns for line in lines), lines
+    names = {digest_of(layer.blob).removeprefix("sha256:")[:8] for layer in IMAGE.layers}
+    assert {line[:8] for line in lines} == names
+    if columns == 40:
+        assert re.fullmatch(r"[0-9a-f]{8} +100 %  packed", lines[-1])
+
+
+Said = queue.Queue[list[str]]
+
+
+def test_without_a_terminal_a_line_comes_now_and_then() -> None:
+    said = Said()
+    with LayerProgress(interval_s=0.01, say=said.put) as progress:
+        (line,) = said.get(timeout=PATIENCE_S)
+        assert re.fullmatch(r"after \d+ s: looking at the image", line)
+        progress.layers([("sha256:a", 3 * MiB), ("sha256:b", 1 * MiB)])
+        progress.advance("sha256:a", 2 * MiB)
+        progress.done("sha256:b", "known")
+        expected = r"after \d+ s: 1 of 2 layers packed, 3\.0 MiB of 4\.0 MiB read"
+        while not re.fullmatch(expected, said.get(timeout=PATIENCE_S)[0]):
+            pass
+
+
+def test_nothing_is_said_in_quiet() -> None:
+    said = Said()
+    with LayerProgress(quiet=True, interval_s=0.0, say=said.put) as progress:
+        progress.layers([("sha256:a", 1)])
+        progress.done("sha256:a", "packed")
+    assert said.empty()
+
+
+def test_lines_end_with_the_work() -> None:
+    said, asked = Said(), []
+
+    def line() -> str:
+        asked.append("")
+        return f"line {len(asked)}"
+
+    with PeriodicLines(line, interval_s=0.001, say=said.put):
+        assert [said.get(timeout=PATIENCE_S) for _ in range(2)] == [["line 1"], ["line 2"]]
+    assert not [thread for thread in threading.enumerate() if "PeriodicLines" in thread.name]
+
+
+def on_terminal(*arguments: str, columns: int = 200) -> tuple[str, int]:
     """Run the command with a terminal for stderr; return what it shows there, and the code."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
         program(*arguments),
         stdout=subprocess.DEVNULL,
         stderr=follower,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"},
     ) as process:
         os.close(follower)
         data = b""

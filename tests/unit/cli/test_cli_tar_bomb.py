@@ -44,7 +44,7 @@ def test_ten_million_entries_are_refused_in_little_memory() -> None:
     write_layout(Image([layer]), "in")
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     code, peak = ran.stdout.split()
-    assert ran.stderr == (
+    assert ran.stderr.endswith(  # it takes some seconds, and says how far it is
         f"firstread: oci:in:latest: layer {digest_of(layer.blob)}: tar entry 'f0' at byte"
         " 2048000000: the layer has more than 4000000 entries\n"
         "  leave out of the image what it does not need\n"
