@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,6 +49,7 @@ class Ran:
         done = subprocess.run(
             command,
             cwd=tmp_path,
+            env=os.environ | {"PYTEST_ADDOPTS": "-p no:hypothesispytest"},  # most of its start
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
