@@ -24,6 +24,7 @@ from typing import Final
 
 MOST: Final = 10  # failures that are run once more
 TESTS_FAILED: Final = 1  # exit code of pytest when tests failed, and nothing worse happened
+_TIME_OVER: Final = 124  # exit code if it did not end in time, as of timeout(1)
 _LEAST_S: Final = 20.0  # that a second run gets; with less there is none
 _GRACE_S: Final = 20.0  # for pytest to take down what its tests have built
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         if types is not None:
             with types:
                 types.kill()
+    if code == _TIME_OVER:
+        return _say(code, "failed: the time was over before the tests")
     if code != TESTS_FAILED or not options.rerun:
         return code
     return _once_more(failed, options.until)
@@ -97,7 +100,7 @@ def _passed(line: str, lint: subprocess.Popen[str]) -> bool:
 
 
 def _pytest(options: Sequence[str], until: float) -> tuple[int, list[str]]:
-    """Run pytest; return its exit code, 124 if it does not end in time, and what failed."""
+    """Run pytest; return its exit code, `_TIME_OVER` if it has no end, and what failed."""
     with tempfile.TemporaryDirectory(prefix="firstread-check-") as scratch:
         record = Path(scratch, "failed.json")
         program = str(Path(__file__).with_name("recorded.py"))
@@ -114,11 +117,10 @@ def _wait(tests: subprocess.Popen[bytes], until: float) -> int:
         tests.wait()
         raise
     except subprocess.TimeoutExpired:
-        _say(0, "the time is over")
         tests.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             tests.wait(_GRACE_S)
-        return 124
+        return _TIME_OVER
     finally:
         tests.kill()
         tests.wait()

@@ -118,7 +118,7 @@ def test_what_fails_twice_is_a_failure(tmp_path: Path) -> None:
             "import time\ndef test_hangs(): time.sleep(600)",
             ["--rerun", "--until={now}"],
             124,
-            "the time is over",
+            "failed: the time was over before the tests",
             id="no end",
         ),
     ],
