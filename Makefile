@@ -1,5 +1,6 @@
 # make demo   runs the main job on a real image
-# make test   runs every check
+# make test   runs every check: ruff and mypy, and beside them the tests, three at a time
+# make test-benchmarks  runs the tests of what measures
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # All install what they need (Debian packages as root, Python packages in .venv).
@@ -11,7 +12,7 @@ APT := attr acl busybox-static ca-certificates containerd crun curl runc deboots
        iproute2 libarchive-tools make mount procps python3-venv skopeo umoci util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-go fuzz soak lint format lock bench clean
+.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak lint format lock bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,10 +32,10 @@ demo: packages setup
 	@$(BIN)/python -m benchmarks.demo
 
 test: packages setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/python tools/check.py
+
+test-benchmarks: packages setup
+	$(BIN)/pytest -m benchmarks
 
 # make test-go  runs containerd's own suite of snapshotters, if Go is here
 test-go: setup

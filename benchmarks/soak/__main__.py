@@ -3,9 +3,10 @@
 
 Three images on one node: a real one (two mounts) and the one with every feature come through a
 fault proxy; a third, whose registry nothing is done to, says what others feel of it. First nothing
-is wrong, then each fault of the proxy has its turn, then processes are killed at random. Every byte
-is compared. Ends with one line, and with an exit code that is not 0 if a byte was wrong, or if a
-read failed or hung that the policy should have saved.
+is wrong, then each fault of the proxy has its turn, then each attack by way of an image that nobody
+reads, then processes are killed at random. Every byte is compared. Ends with one line, and with an
+exit code that is not 0 if a byte was wrong, or if a read failed or hung that the policy should have
+saved.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ import os
 import random
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks import reliability
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from benchmarks.soak.images import publish_features, publish_plain, publish_real
+from benchmarks.soak.attacks import ATTACKS, FILES, Attack, Ground, disk
+from benchmarks.soak.images import (
+    publish_attacked,
+    publish_features,
+    publish_plain,
+    publish_real,
+)
 from benchmarks.soak.judge import Row, Span, exit_code, judge, last_line, table
 from benchmarks.soak.machine import Node, Proxy
 from benchmarks.soak.mounts import Group
-from benchmarks.soak.plan import AFTER_S, BACKGROUND, KILLS, REPLACE, TROUBLES, times
+from benchmarks.soak.plan import AFTER_S, BACKGROUND, KILLS, PARTS, REPLACE, TROUBLES, times
 from firstread.errors import FirstreadError
 from firstread.testing.registry import DockerRegistry
 
@@ -41,11 +49,19 @@ class Soak:
         scratch: an empty directory on ext4, xfs or btrfs.
         total_s: how long, in seconds.
         seed: of everything that happens by chance.
+        only: names of `PARTS` and of attacks: what is done. All, if there is none.
     """
 
-    def __init__(self, scratch: Path, total_s: float, seed: int) -> None:
+    def __init__(
+        self, scratch: Path, total_s: float, seed: int, only: Collection[str] = ()
+    ) -> None:
         self._scratch = scratch
-        self._times = times(total_s)
+        named = [attack for attack in ATTACKS if attack.name in only]
+        self._parts = {part for part in PARTS if part in only or not only}
+        self._attacks: Sequence[Attack] = ATTACKS if "attacks" in self._parts else named
+        if self._attacks:
+            self._parts.add("attacks")
+        self._times = times(total_s, len(self._attacks), self._parts)
         self._numbers = random.Random(seed)
         self._seed = seed
         self._spans: list[Span] = []
@@ -57,13 +73,16 @@ class Soak:
             real = publish_real(registry, REAL, self._scratch)
             features = publish_features(registry, self._scratch)
             plain = publish_plain(other, self._scratch)
+            attacked = publish_attacked(registry, FILES)
             self.setting["images"] = "; ".join(
                 f"{i.name}: {i.files:,} files, {i.size / 1e6:.0f} MB"
                 for i in (real, features, plain)
             )
             with (
                 Proxy(registry, self._seed) as proxy,
-                Node(self._scratch / "node", (real.size + features.size) // 4) as node,
+                Proxy(registry, self._seed) as bad,
+                disk(self._scratch) as place,
+                Node(place, (real.size + features.size) // 4) as node,
             ):
                 self.setting["store"] = (
                     "a quarter of the images that go through the proxy"
@@ -75,19 +94,28 @@ class Soak:
                     Group(node, "features", proxy.host, features, 1, 0.01),
                     Group(node, BYSTANDER, other.host, plain, 1, 0.005),
                 ]
+                places = [place for group in groups for place in group.places]
+                ground = Ground(node, bad, attacked, places, self._scratch, [])
                 for group in groups:
                     group.start()
                 try:
-                    self._disturb(node, proxy, registry)
+                    self._calm(UNDISTURBED, self._times.undisturbed)
+                    if "faults" in self._parts:
+                        self._disturb(proxy)
+                    self._attack(ground)
+                    if "kills" in self._parts:
+                        self._kill(node, proxy, registry)
+                    proxy.script("")
+                    self._calm("nothing any more", FINAL_S)
                 finally:
                     for group in groups:
                         group.stop()
                 self.setting["passes"] = ", ".join(f"{g.name} {g.passes}" for g in groups)
                 logs = [(group.name, records) for group in groups for records in group.records()]
+                logs.append(("status", ground.unanswered))
                 return judge(logs, self._spans, node.gone, BYSTANDER)
 
-    def _disturb(self, node: Node, proxy: Proxy, registry: DockerRegistry) -> None:
-        self._calm(UNDISTURBED, self._times.undisturbed)
+    def _disturb(self, proxy: Proxy) -> None:
         through_proxy = frozenset({"real", "features"})
         for trouble in TROUBLES:
             start, before = time.monotonic(), proxy.injected().total()
@@ -102,9 +130,13 @@ class Soak:
                 may_fail=frozenset() if trouble.saved else through_proxy,
                 must_fail=not trouble.saved,
             )
-        self._kill(node, proxy, registry)
-        proxy.script("")
-        self._calm("nothing any more", FINAL_S)
+
+    def _attack(self, ground: Ground) -> None:
+        for attack in self._attacks:
+            start = time.monotonic()
+            count = attack.run(ground, self._times.each_attack)
+            time.sleep(AFTER_S)
+            self._note(attack.row, start, count, others=attack.others, goes_on=True)
 
     def _calm(self, name: str, seconds: float) -> None:
         start = time.monotonic()
@@ -147,6 +179,10 @@ def main() -> int:
         "--seconds", type=float, metavar="S", default=float(os.environ.get("SOAK_S") or 600)
     )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="[the time]")
+    names = [*PARTS, *(attack.name for attack in ATTACKS)]
+    parser.add_argument(
+        "--only", action="append", choices=names, default=[], help="do this; may be repeated"
+    )
     parser.add_argument("--docs", action="store_true", help="write docs/reliability.md")
     options = parser.parse_args()
     if os.geteuid():
@@ -156,7 +192,7 @@ def main() -> int:
     print(f"soak of {options.seconds:.0f} s, seed {options.seed}", flush=True)
     try:
         with scratch_directory() as scratch:
-            soak = Soak(scratch, options.seconds, options.seed)
+            soak = Soak(scratch, options.seconds, options.seed, options.only)
             rows = soak.run()
     except KeyboardInterrupt:
         return 130

@@ -79,6 +79,19 @@ def publish_plain(registry: DockerRegistry, folder: Path) -> SoakImage:
     return _record("soak/plain:1", files, folder / "plain")
 
 
+def publish_attacked(registry: DockerRegistry, count: int) -> str:
+    """Convert an image that shares no sector with another; return its name without the host."""
+    name = "soak/attacked:1"
+    put_plain_image(
+        f"docker://{registry.host}/{name}",
+        count=count,
+        first=PLAIN_COUNT,
+        sector_bytes=PLAIN_BYTES,
+        frame_bytes=16 * KiB,
+    )
+    return name
+
+
 def files_of_layer(layout: Path) -> Files:
     """Return what Python's tarfile finds in the only layer of an OCI layout."""
     blobs = sorted((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)

@@ -13,6 +13,7 @@ from typing import Any
 
 P99_LIMIT = 2.0  # of other mounts, times what it is undisturbed
 LEAST_SAMPLES = 50  # for a percentile to mean anything
+LEAST_PACE = 0.05  # of the reads a second without a fault: with less, they wait until it is over
 
 Record = dict[str, Any]
 HEAD = (
@@ -39,6 +40,7 @@ class Span:
         may_fail: groups whose reads the policy lets fail.
         must_fail: such reads are expected, and their absence is reported.
         others: compare the reads of other mounts with undisturbed ones.
+        goes_on: reads have nothing to do with it, so they may be slow, but do not wait for its end.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Span:
     may_fail: frozenset[str] = frozenset()
     must_fail: bool = False
     others: bool = True
+    goes_on: bool = False
 
 
 @dataclass
@@ -63,7 +66,15 @@ class Row:
     hung: int = 0
     must_fail: bool = False
     others: bool = True
+    goes_on: bool = False
+    lasted_s: float = 0.0
     seconds: list[float] = field(default_factory=list)  # of files of other mounts
+
+    def waits(self, undisturbed: Row) -> bool:
+        """Return whether reads waited until it was over, though they have nothing to do with it."""
+        if not self.goes_on or not undisturbed.lasted_s:
+            return False
+        return self.reads / self.lasted_s < LEAST_PACE * undisturbed.reads / undisturbed.lasted_s
 
     @property
     def p99_s(self) -> float | None:
@@ -72,13 +83,15 @@ class Row:
             return None
         return sorted(self.seconds)[int(0.99 * len(self.seconds))]
 
-    def outcome(self, undisturbed_s: float | None) -> str:
+    def outcome(self, undisturbed: Row) -> str:
         """Return in a few words whether all was as the policy says."""
         if self.failed or self.wrong or self.hung:
             return "NOT as the policy says"
+        if self.waits(undisturbed):
+            return "reads wait for its END"
         if self.must_fail and not self.allowed:
             return "no read failed in this time"
-        limit_s = P99_LIMIT * (undisturbed_s or 0.0)
+        limit_s = P99_LIMIT * (undisturbed.p99_s or 0.0)
         slow = self.others and limit_s and self.p99_s and self.p99_s > limit_s
         return "others wait LONGER" if slow else "yes"
 
@@ -101,7 +114,8 @@ def judge(
     for span in spans:
         row = rows.setdefault(span.name, Row(span.name))
         row.count += span.count
-        row.must_fail, row.others = span.must_fail, span.others
+        row.lasted_s += span.end - span.start
+        row.must_fail, row.others, row.goes_on = span.must_fail, span.others, span.goes_on
     for group, records in logs:
         for record in records:
             found = _span_of(spans, record["to"])
@@ -164,7 +178,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
                 str(row.allowed),
                 str(row.wrong),
                 f"{p99 * 1000:.0f} ms{times}" if p99 else "",
-                row.outcome(undisturbed),
+                row.outcome(rows[0]),
             )
         )
     return cells
@@ -183,5 +197,5 @@ def last_line(rows: Sequence[Row]) -> str:
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """Return 1 if a byte was wrong, or a read failed or hung that should have been saved."""
-    return int(any(row.failed or row.wrong or row.hung for row in rows))
+    """Return 1 if a byte was wrong, or a read failed, hung or waited that should not have."""
+    return int(any(row.failed or row.wrong or row.hung or row.waits(rows[0]) for row in rows))

@@ -33,7 +33,7 @@ class Node(Daemon):
     """A daemon, and what can be done to it.
 
     Args:
-        directory: made; on ext4, xfs or btrfs.
+        directory: an empty one, on ext4, xfs or btrfs.
         store_bytes: bound of the store, if this version of the daemon knows one.
 
     Attributes:
@@ -43,7 +43,6 @@ class Node(Daemon):
     """
 
     def __init__(self, directory: Path, store_bytes: int) -> None:
-        directory.mkdir(parents=True)
         help_text = firstread("daemon", "--help").stdout
         self.bounded = "--cache-max" in help_text
         self.replaceable = "--replace" in help_text

@@ -39,6 +39,10 @@ class Group:
         image: which.
         mounts: how many.
         pause_s: of a reader after each file.
+
+    Attributes:
+        places: where the image is mounted.
+        passes: over the whole image, so far.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Group:
         self._image = f"{host}/{image.name}"
         self._expected = image.expected
         self._pause_s = pause_s
-        self._places = [node.scratch / f"{name}-{number}" for number in range(mounts)]
+        self.places = [node.scratch / f"{name}-{number}" for number in range(mounts)]
         self._logs = [node.scratch / f"{name}-{number}.log" for number in range(mounts)]
         self._ids: list[bytes] = []
         self._extra: list[Record] = []
@@ -57,13 +61,13 @@ class Group:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._failure: BaseException | None = None
         self.passes = 0
-        for place in self._places:
+        for place in self.places:
             place.mkdir()
 
     def start(self) -> None:
         """Mount for the first time, and begin to read."""
         self._attach()
-        digest = self._node.mounted(self._places[0])["digest"]
+        digest = self._node.mounted(self.places[0])["digest"]
         self._ids = ImageStore(self._node.root).load(digest).ids()
         self._thread.start()
 
@@ -104,7 +108,7 @@ class Group:
     def _read(self, passes: int) -> None:
         """Read all mounts at once, `passes` times or until it is enough."""
         readers = []
-        for place, log in zip(self._places, self._logs, strict=True):
+        for place, log in zip(self.places, self._logs, strict=True):
             words = (self._expected, place, log, self.passes, self._pause_s, passes)
             command = [sys.executable, "-I", "-S", reader.__file__, *map(str, words)]
             readers.append(subprocess.Popen(command))
@@ -139,7 +143,7 @@ class Group:
                     print(f"HANG {self.name}: {each}/{task.name} {stack}", flush=True)
 
     def _attach(self) -> None:
-        for place in self._places:
+        for place in self.places:
             self._ask(
                 "/mount",
                 "is a mount of",
@@ -149,7 +153,7 @@ class Group:
             )
 
     def _detach(self) -> None:
-        for place in self._places:
+        for place in self.places:
             self._ask("/umount", "is not a mount of", directory=str(place))
 
     def _ask(self, path: str, done: str, **request: object) -> None:

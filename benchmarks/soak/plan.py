@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 UNDISTURBED_SHARE = 0.05
-FAULTS_SHARE = 0.42
+FAULTS_SHARE = 0.36
+ATTACKS_SHARE = 0.18
 LEAST_FAULT_S = 4.0  # three more attempts, after which wrong bytes are given up, take about two
+LEAST_ATTACK_S = 5.0
 AFTER_S = 1.0  # a fault may still be felt
 
 
@@ -64,18 +67,43 @@ REPLACE = "upgrade"
 """A kill that is none: a daemon that takes the place of the one that runs."""
 
 
+PARTS = ("faults", "attacks", "kills")
+"""Of a soak, besides those in which nothing is wrong."""
+
+
 @dataclass(frozen=True)
 class Times:
-    """How long the parts of a soak last, in seconds."""
+    """How long the parts of a soak last, in seconds; 0 if they are left out."""
 
     undisturbed: float
     each_trouble: float
+    each_attack: float
     kills: float
 
 
-def times(total_s: float) -> Times:
-    """Divide the time; a short soak lasts somewhat longer than it was told to."""
+def times(total_s: float, attacks: int, parts: Collection[str] = PARTS) -> Times:
+    """Divide the time; a short soak lasts somewhat longer than it was told to.
+
+    Args:
+        total_s: seconds.
+        attacks: number of those that have their turn.
+        parts: of `PARTS`; those that are left out give their time to the others.
+    """
     undisturbed = max(5.0, UNDISTURBED_SHARE * total_s)
-    each = max(LEAST_FAULT_S, FAULTS_SHARE * total_s / len(TROUBLES) - AFTER_S)
-    kills = max(15.0, total_s - undisturbed - (each + AFTER_S) * len(TROUBLES))
-    return Times(undisturbed, each, kills)
+    shares = {"faults": FAULTS_SHARE, "attacks": ATTACKS_SHARE, "kills": 0.0}
+    shares["kills"] = 1 - sum(shares.values()) - UNDISTURBED_SHARE
+    scale = (1 - UNDISTURBED_SHARE) / sum(shares[part] for part in parts)
+
+    def each(part: str, number: int, least_s: float) -> float:
+        if part not in parts:
+            return 0.0
+        return max(least_s, scale * shares[part] * total_s / number - AFTER_S)
+
+    trouble = each("faults", len(TROUBLES), LEAST_FAULT_S)
+    attack = each("attacks", attacks, LEAST_ATTACK_S)
+    spent = undisturbed
+    spent += (trouble + AFTER_S) * len(TROUBLES) if "faults" in parts else 0.0
+    spent += (attack + AFTER_S) * attacks if "attacks" in parts else 0.0
+    return Times(
+        undisturbed, trouble, attack, max(15.0, total_s - spent) if "kills" in parts else 0.0
+    )

@@ -11,7 +11,7 @@ from benchmarks.link import Link
 
 from firstread.testing.registry import DockerRegistry
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
 def ip(what: str) -> str:

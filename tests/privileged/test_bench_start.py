@@ -23,7 +23,7 @@ from firstread.testing.entries import Item
 from firstread.testing.images import Dir, File, Image, Layer, Opaque, Whiteout, write_layout
 from firstread.testing.registry import DockerRegistry
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
 def test_both_ways_give_a_container_that_is_ready(debian: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benchmarks.upgrade import chapter, measure
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
 def test_two_upgrades_fail_no_read(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def test_a_shell_in_a_terminal(machine: Machine, app: str) -> None:
         time.sleep(0.2)
         shell.type("\x03")
         shell.expect("> ")
-        shell.type("stty raw -echo; head -c 5 | od -An -tx1; exit 4\r")
-        time.sleep(0.3)
+        shell.type("stty raw -echo; echo raw $((1 + 1)); head -c 5 | od -An -tx1; exit 4\r")
+        shell.expect("raw 2")
         shell.type(b"\x00\x03\x04\xff\r")
         shell.expect("00 03 04 ff 0d")
         assert shell.process.wait(15) == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from firstread.device.fanotify import Event, Group
 from firstread.errors import NodeError
 from firstread.sectors.store import PRE_CONTENT_FILESYSTEMS, filesystem_of
 from firstread.testing.lazymount import SECTOR_BYTES, LazyMount, output, summary
+from firstread.testing.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
 
@@ -43,6 +45,11 @@ def part(lazy: LazyMount, sector: int, offset: int = 0, count: int = 4096) -> st
 def one_event(lazy: LazyMount) -> Event:
     (event,) = lazy.events()
     return event
+
+
+def wait_queued(lazy: LazyMount) -> None:
+    """Wait until there is an event, and leave it in the queue."""
+    assert select.select([lazy.group], [], [], PATIENCE_S)[0]
 
 
 # What raises an event, and which one.
@@ -121,7 +128,7 @@ def test_waiting_reader_can_be_killed_and_another_one_gets_the_page(lazy: LazyMo
     assert lazy.events(timeout=0.3) == []  # it waits for the page, not for us
 
     first.kill()
-    assert first.wait(timeout=2) == -signal.SIGKILL
+    assert first.wait(timeout=PATIENCE_S) == -signal.SIGKILL
     assert lazy.serve(second, lazy.fill)[0] == part(lazy, 0)
     assert lazy.group.answer(event.fd)  # nobody is left to hear it
     os.close(event.fd)
@@ -129,7 +136,7 @@ def test_waiting_reader_can_be_killed_and_another_one_gets_the_page(lazy: LazyMo
 
 def test_event_of_a_killed_reader_leaves_the_queue(lazy: LazyMount) -> None:
     reader = lazy.read(0)
-    time.sleep(0.3)  # its event is in the queue now
+    wait_queued(lazy)
     reader.kill()
     reader.wait()
     assert lazy.events(timeout=0.2) == []
@@ -158,7 +165,7 @@ def test_answer_to_an_unknown_number_is_reported(lazy: LazyMount) -> None:
 def test_reading_an_event_without_a_free_descriptor_denies_it(lazy: LazyMount) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     reader = lazy.read(0, how="random")
-    time.sleep(0.3)
+    wait_queued(lazy)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
         with pytest.raises(NodeError, match="Too many open files") as caught:
@@ -287,7 +294,7 @@ def adopter(lazy: LazyMount) -> subprocess.Popen[str]:
 
 def test_reader_waits_until_the_last_holder_of_the_group_is_gone(lazy: LazyMount) -> None:
     reader = lazy.read(0)
-    time.sleep(0.2)
+    wait_queued(lazy)
     holder = adopter(lazy)
     lazy.group.close()
     with pytest.raises(subprocess.TimeoutExpired):

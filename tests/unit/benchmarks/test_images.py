@@ -19,6 +19,8 @@ from benchmarks.images.recipes import IMAGES
 
 from firstread.errors import UsageError
 
+pytestmark = pytest.mark.benchmarks
+
 SERVER = """
 import socket, time
 server = socket.create_server(("127.0.0.1", 0))

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from benchmarks.images.layer import LayerBlob, write_layer
 
+pytestmark = pytest.mark.benchmarks
+
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from benchmarks.reliability import TITLES, Chapter, columns, write
+
+pytestmark = pytest.mark.benchmarks
 
 CELLS = [("what", "times", "fine"), ("a|b", "12", "yes")]
 

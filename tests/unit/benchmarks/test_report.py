@@ -10,6 +10,8 @@ from benchmarks.measure import hidden_bytes, median, percentile, run
 from benchmarks.report import Figure, Goal, Section, number, page, save
 from benchmarks.setting import busy_share, describe
 
+pytestmark = pytest.mark.benchmarks
+
 
 @pytest.mark.parametrize(
     ("goal", "value", "met"),
