@@ -35,7 +35,7 @@ A file, with the defaults::
     first_byte_timeout_s = 20.0     # until an answer begins
     stall_timeout_s = 20.0          # until its next bytes come
     answer_timeout_s = 60.0         # until all of a manifest, a list or a token is here
-    least_rate = 1024               # bytes/s of an answer, over any stall_timeout_s of waiting
+    least_rate = 256                # bytes/s of an answer, over any stall_timeout_s of waiting
     hedge_share = 0.05              # of requests, may be sent to two endpoints
 """
 
@@ -48,7 +48,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from firstread.errors import NodeError, UsageError
-from firstread.units import MAX_SECONDS, KiB, parse_size
+from firstread.units import MAX_SECONDS, parse_size
 
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
@@ -129,7 +129,7 @@ class RegistryTable(_Table, frozen=True):
     first_byte_timeout_s: float = 20.0
     stall_timeout_s: float = 20.0
     answer_timeout_s: float = 60.0
-    least_rate: int | str = 1 * KiB
+    least_rate: int | str = 256
     hedge_share: float = 0.05
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.scripted import ScriptedRegistry
 from firstread.testing.shortage import few_descriptors, unreadable
 from firstread.units import KiB
 
@@ -56,8 +57,8 @@ def test_a_daemon_that_is_stopped_by_command_leaves_its_mounts_to_the_next(
     ran = daemon.run("daemon", "--stop")
     assert (ran.code, ran.stderr) == (0, "")
     assert ran.stdout == (
-        f"the daemon (process {pid}) has ended; 1 mount stays, and reads of what is not here"
-        " fail until the next one\n"
+        f"the daemon (process {pid}) has ended; 1 mount stays: start another before what is not"
+        " here is read\n"
     )
     assert identify(pid) is None
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
@@ -166,25 +167,26 @@ def test_reads_wait_for_a_mount_whose_image_cannot_be_opened_yet(
     assert daemon.run("umount", place).code == 0
 
 
-def test_a_fetcher_short_of_descriptors_throws_nothing_away(
-    daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
-) -> None:
-    place = daemon.mount(plain[0])
-    (tmp_path / "second").mkdir()
-    (image,) = (daemon.root / "images").iterdir()
-    fetcher = daemon.fetcher
-    refused = 0
-    for spare in range(1, 5):  # the first is the command's connection
-        with few_descriptors(fetcher, spare):
-            ran = daemon.run("mount", plain[0], tmp_path / "second")
-            refused += ran.code != 0
-        if ran.code == 0:
-            assert daemon.run("umount", tmp_path / "second").code == 0
-        assert list((daemon.root / "images").iterdir()) == [image]
-    assert refused
-    os.kill(fetcher, signal.SIGKILL)
-    daemon.wait(lambda: daemon.fetcher != fetcher)
-    assert output(daemon.reading(place / "f3")) == plain[1].summary(3)
+def test_a_fetcher_short_of_descriptors_throws_nothing_away(daemon: Daemon, tmp_path: Path) -> None:
+    with ScriptedRegistry() as registry:
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}")
+        place = daemon.mount(reference)
+        (tmp_path / "second").mkdir()
+        (directory,) = (daemon.root / "images").iterdir()
+        fetcher = daemon.fetcher
+        refused = 0
+        for spare in range(1, 5):  # the first is the command's connection
+            with few_descriptors(fetcher, spare):
+                ran = daemon.run("mount", reference, tmp_path / "second")
+                refused += ran.code != 0
+            if ran.code == 0:
+                assert daemon.run("umount", tmp_path / "second").code == 0
+            assert list((daemon.root / "images").iterdir()) == [directory]
+        assert refused
+        os.kill(fetcher, signal.SIGKILL)
+        daemon.wait(lambda: daemon.fetcher != fetcher)
+        assert output(daemon.reading(place / "f3")) == image.summary(3)
 
 
 def _line(path: Path) -> str:

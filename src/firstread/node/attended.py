@@ -19,7 +19,6 @@ from firstread.node.fetcher import Fetcher
 from firstread.node.filling import Wanted
 from firstread.node.images import ImageStore, NodeImage
 from firstread.node.inspection import Outcome, inspect
-from firstread.node.room import Room
 from firstread.node.stock import Plan, Use, take_stock
 from firstread.sectors.store import SectorStore
 
@@ -85,16 +84,11 @@ class Attended:
                 return plan.document()
             cache = self._fetcher.cache
             freed = {i: cache.remove(i) for i in plan.sectors}
-            rooms = {digest: self._images.remove(digest) for digest in plan.images}
+            images = [digest for digest in plan.images if self._images.remove(digest)]
             cache.mounts_changed()
-            empty = cache.tidy()
-        gone = Plan(
-            [i for i, size in freed.items() if size],
-            [digest for digest, room in rooms.items() if room],
-            sum(freed.values()),
-            sum(rooms.values(), Room(0, empty)),
-        )
-        return gone.document()
+            cache.tidy()
+        sectors = [sector_id for sector_id, size in freed.items() if size]
+        return Plan(sectors, images, sum(freed.values())).document()
 
     def verify(self, *, repair: bool, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Check everything; with `repair` what is damaged is fetched again, or goes.

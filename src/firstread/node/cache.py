@@ -102,7 +102,8 @@ class Cache:
         self._is_tidy = False  # no file without bytes is left that no mounted image has
         self._reserved = 0  # bytes that fills were admitted for
         self._waiting = 0  # bytes that fills wait for
-        self._shortage = Room()  # that the disk did not have
+        self._promised = Room()  # that is to have become free in all, for those who lack room
+        self._lacking = 0  # how many they are
         self._blocked = 0  # holders that wait because of it
         self._freed = Room()  # so far
         self._freed_before = 0
@@ -411,8 +412,9 @@ class Cache:
         """
         deadline = time.monotonic() + ROOM_S
         with self.changed:
-            since, goal = self._rounds, self._freed + Room(count, files)
-            self._shortage += Room(count, files)
+            since, goal = self._rounds, self._promised.or_more(self._freed) + Room(count, files)
+            self._promised = goal
+            self._lacking += 1
             self._blocked += holding
             self._kick()
             while time.monotonic() < deadline and not self._freed.covers(goal):
@@ -422,7 +424,9 @@ class Cache:
                     break
                 self.changed.wait(IDLE_S)
             self._blocked -= holding
-            self._shortage -= Room(count, files)
+            self._lacking -= 1
+            if not self._lacking:
+                self._promised = self._freed
             return self._freed.covers(goal)
 
     def with_room(
@@ -574,12 +578,12 @@ class Cache:
             number = self._rounds
             ahead = self._waiting + self._headroom
             surplus = self._surplus(ahead)
-            shortage = self._shortage
+            shortage = self._promised - self._freed if self._lacking else Room()
             wanted = max(self._over(ahead), shortage.bytes)
             near = self._over(ahead + self._headroom) > 0
             share = self.limit_bytes // (READY_SHARE if wanted > 0 else CALM_SHARE)
             ready = max(share, self._headroom) if near else 0
-            goal = Room(max(surplus.bytes, shortage.bytes), max(surplus.files, shortage.files))
+            goal = surplus.or_more(shortage)
         if not self._is_tidy:
             goal -= Room(0, self.tidy())
         freed = self._remove_cold(goal)
@@ -629,29 +633,28 @@ class Cache:
     def _remove_cold(self, goal: Room) -> Room:
         """Remove images that are not mounted, and their sectors; return what became free."""
         freed = Room()
-        while freed.bytes < goal.bytes or freed.files < goal.files:
-            if not self._cold:
-                if self._cold_is_known:
-                    break
-                self._cold_is_known = True
-                with contextlib.suppress(HeldUpError):  # then what it finds comes later
-                    self._note_cold(self._stock.do(self.idle.cold, self._note_cold))
+        with contextlib.suppress(HeldUpError):  # what comes of it comes later, by itself
+            while freed.bytes < goal.bytes or freed.files < goal.files:
                 if not self._cold:
-                    break
-            item = self._cold.popleft()
-            freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
+                    if self._cold_is_known:
+                        break
+                    self._cold_is_known = True
+                    self._note_cold(self._stock.do(self.idle.cold, self._note_cold))
+                    if not self._cold:
+                        break
+                item = self._cold.popleft()
+                freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
         return freed
 
     def _remove_image(self, digest: str) -> Room:
-        try:
-            freed = self._stock.do(lambda: self.idle.remove(digest))
-        except HeldUpError:
-            return Room()  # it goes in a moment
-        if freed:
-            log.info("removed image %s, which is not mounted, to make room", digest)
-        with self.changed:
-            self._free(freed)
-        return freed
+        def note(freed: Room) -> Room:
+            if freed:
+                log.info("removed image %s, which is not mounted, to make room", digest)
+            with self.changed:
+                self._free(freed)
+            return freed
+
+        return note(self._stock.do(lambda: self.idle.remove(digest), note))
 
     def _note_cold(self, found: Iterable[bytes | str]) -> None:
         self._cold = deque(found)

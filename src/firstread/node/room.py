@@ -22,6 +22,10 @@ class Room:
     def __bool__(self) -> bool:
         return bool(self.bytes or self.files)
 
+    def or_more(self, other: Room) -> Room:
+        """Return the larger of both, in bytes and in files."""
+        return Room(max(self.bytes, other.bytes), max(self.files, other.files))
+
     def covers(self, other: Room) -> bool:
         """Return whether there is as much of both as `other` has."""
         return self.bytes >= other.bytes and self.files >= other.files

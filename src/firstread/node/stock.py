@@ -37,23 +37,15 @@ class Plan(NamedTuple):
         sectors: that have bytes, in their order.
         images: their metadata and names.
         bytes: of the sectors.
-        rest: room of the images, and of files of sectors without bytes.
     """
 
     sectors: list[bytes]
     images: list[str]
     bytes: int
-    rest: Room
 
     def document(self) -> Document:
         """Return the document of ``firstread cache prune --json``."""
-        return {
-            "sectors": len(self.sectors),
-            "bytes": self.bytes,
-            "images": self.images,
-            "metadata_bytes": self.rest.bytes,
-            "files": len(self.sectors) + self.rest.files,
-        }
+        return {"sectors": len(self.sectors), "bytes": self.bytes, "images": self.images}
 
 
 @dataclass(frozen=True)
@@ -182,9 +174,7 @@ class Stock:
             touched = not gone.keys().isdisjoint(ids) or not keep_bytes
             if touched and left.isdisjoint(ids):
                 images.append(digest)
-        empty = sum(not is_used(sector_id) for sector_id in self.empty)
-        rest = sum((self.rooms[digest] for digest in images), Room(0, empty))
-        return Plan(list(gone), images, freed, rest)
+        return Plan(list(gone), images, freed)
 
 
 class IdleStock:

@@ -14,7 +14,6 @@ from typing import Literal
 
 from firstread.errors import UsageError
 from firstread.oci.logins import Logins
-from firstread.units import KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class AccessOptions:
     first_byte_timeout: float | None = None
     read_timeout: float = 60.0
     answer_timeout: float = 60.0
-    least_rate: float = 1 * KiB  # a link of 64 kbit/s has 8 times as many
+    least_rate: float = 256.0  # a link of 64 kbit/s has that for 32 requests at a time
     retries: int = 5
     retry_base: float = 0.25
     retry_limit: float = 60.0

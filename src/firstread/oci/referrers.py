@@ -22,8 +22,8 @@ Facts about the lists:
 So the list is an optional question. It is asked within `QUESTION_S`, and nothing that comes of it
 is held against the registry. Any answer but a list means that there is no API: the tag is read
 instead, and the API is left alone for `NO_API_S`. No answer at all (it hangs, 429, 5xx) leaves it
-alone for `UNANSWERED_S`; if the tag has nothing either, that is an error, since an empty list would
-be a lie.
+alone for `UNANSWERED_S` at least; if the tag has nothing either, that is an error, since an empty
+list would be a lie.
 
 Source: distribution-spec v1.1, "Listing Referrers", "Pushing Manifests with Subject" and "Referrers
 Tag Schema".
@@ -34,7 +34,8 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -68,7 +69,8 @@ SETTLE_S: Final = 0.2  # seconds after which a list is looked at again, at least
 
 QUESTION_S: Final = 4.0  # seconds for the API, and again for the tag
 NO_API_S: Final = 600.0  # seconds for which a registry without the API is not asked for it
-UNANSWERED_S: Final = 60.0  # seconds for one that did not answer
+UNANSWERED_S: Final = 60.0  # seconds for one that did not answer, at least
+COSTS: Final = 150.0  # times as long as no answer took
 
 _MAX_LINK: Final = 4096  # characters
 _NOT_IMPLEMENTED: Final = 501
@@ -137,9 +139,9 @@ def list_referrers(
     what = f"cannot list what refers to {subject}"
     silent = _declined_by(transport, root, declined)
     if silent is None:
+        url = f"{root}/referrers/{subject}?{urlencode({'artifactType': artifact_type})}"
         try:
-            with within(QUESTION_S):
-                url = f"{root}/referrers/{subject}?{urlencode({'artifactType': artifact_type})}"
+            with _question(declined, transport.base):
                 answer = _insisting(lambda: _ask(transport, url, what))
                 if _is_list(answer):
                     return _listed(transport, answer, what, artifact_type)
@@ -147,18 +149,36 @@ def list_referrers(
             if given_up():
                 raise
             silent = exc.message
-            declined.note(transport.base, UNANSWERED_S, silent)
         else:
             silent = ""
             whom = f"{transport.base}{root}" if answer.status in _RIGHTS else transport.base
             declined.note(whom, NO_API_S)
-    with within(QUESTION_S):
+    if why := declined.reason(f"{transport.base}#tag"):
+        raise TransportError(why)
+    with _question(declined, f"{transport.base}#tag"):
         data = _insisting(lambda: _read_tag(transport, root, subject, is_optional=True))
     if data is not None:
         return _of_type(data, artifact_type)[0]
     if silent:
         raise TransportError(silent)
     return []
+
+
+@contextmanager
+def _question(declined: Declined, whom: str) -> Iterator[None]:
+    """Ask in the block, within `QUESTION_S`; remember if there is no answer.
+
+    The longer it took, the longer it is remembered, so that asking costs little of the time.
+    """
+    begun = time.monotonic()
+    try:
+        with within(QUESTION_S):
+            yield
+    except TransportError as exc:
+        if not given_up():
+            seconds = max(UNANSWERED_S, COSTS * (time.monotonic() - begun))
+            declined.note(whom, seconds, exc.message)
+        raise
 
 
 def _declined_by(transport: Transport, root: str, declined: Declined) -> str | None:

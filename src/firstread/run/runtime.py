@@ -44,6 +44,11 @@ KNOWN = ("crun", "runc")
 _LOG, _PID = "runtime.log", "pid"  # in the directory that a runtime is given
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+_BEFORE_ERRORS = (
+    "runc create failed: ",
+    "exec failed: ",
+    "unable to start container process: ",
+)
 _STATED = re.compile(r"exec: \"[^\"]*\": stat ")
 _NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (?:permission denied|stat )")
 
@@ -312,8 +317,10 @@ def _last_message(log: Path) -> str:
         except msgspec.DecodeError:
             return line.decode(errors="replace")
         if entry.level in {"error", "fatal"}:
-            message = entry.msg.removeprefix("runc create failed: ").removeprefix("exec failed: ")
-            return message.removeprefix("unable to start container process: ")
+            said = entry.msg
+            for prefix in _BEFORE_ERRORS:
+                said = said.removeprefix(prefix)
+            return said
     return ""
 
 

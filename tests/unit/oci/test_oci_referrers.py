@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from firstread.errors import FirstreadError, ImageError, LimitError, SourceError, UsageError
+from firstread.errors import (
+    FirstreadError,
+    ImageError,
+    LimitError,
+    SourceError,
+    TransportError,
+    UsageError,
+)
 from firstread.oci import referrers
 from firstread.oci.layout import LayoutDirectory
 from firstread.oci.model import (
@@ -28,7 +35,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
-from firstread.oci.referrers import NO_API_S, next_page, referrers_tag, with_entry
+from firstread.oci.referrers import COSTS, NO_API_S, next_page, referrers_tag, with_entry
 from firstread.oci.registry import RegistryRepository
 from firstread.oci.repository import Repository
 from firstread.oci.standing import MAX_DECLINED, Declined
@@ -323,6 +330,36 @@ def test_a_list_that_does_not_come_is_asked_for_at_the_tag(
                 assert names(place) == [made.digest]
         assert len(registry.asked("/referrers/")) <= 2
         assert len(registry.asked("/v2/other/referrers/")) == 0
+
+
+def test_a_tag_that_does_not_come_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "QUESTION_S", 0.5)
+    declined = Declined()
+    with ScriptedRegistry("GET /manifests/sha256- blackhole 30 x9") as registry:
+        for name in ("app:1", "app:1", "other:1"):
+            reference = parse_reference(f"{registry.host}/{name}")
+            with (
+                RegistryRepository(reference, FAST, declined=declined) as place,
+                pytest.raises(TransportError),
+            ):
+                names(place)
+        assert len(registry.asked("/manifests/sha256-")) == 1
+        assert len(registry.asked("/referrers/")) == 1
+
+
+def test_what_took_long_is_remembered_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "QUESTION_S", 0.5)
+    monkeypatch.setattr(referrers, "UNANSWERED_S", 0.0)
+    now = [0.0]
+    declined = Declined(lambda: now[0])
+    with ScriptedRegistry("GET /referrers/ blackhole 30 x9") as registry:
+        reference = parse_reference(f"{registry.host}/app:1")
+        with RegistryRepository(reference, FAST, declined=declined) as place:
+            for seconds, asked in ((0.0, 1), (0.4 * COSTS, 1), (1e6, 2)):
+                now[0] = seconds
+                with pytest.raises(TransportError):
+                    names(place)
+                assert len(registry.asked("/referrers/")) == asked
 
 
 def test_what_is_remembered_of_a_registry_is_forgotten() -> None:
