@@ -57,8 +57,8 @@ def test_a_daemon_that_is_stopped_by_command_leaves_its_mounts_to_the_next(
     ran = daemon.run("daemon", "--stop")
     assert (ran.code, ran.stderr) == (0, "")
     assert ran.stdout == (
-        f"the daemon (process {pid}) has ended; 1 mount stays, and reads of what is not here"
-        " fail until the next one\n"
+        f"the daemon (process {pid}) has ended; 1 mount stays: start another before what is not"
+        " here is read\n"
     )
     assert identify(pid) is None
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)

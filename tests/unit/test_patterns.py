@@ -86,7 +86,6 @@ MEASURED: dict[str, Measured] = {
     "convert.pax._TIME": using("convert.pax._TIME", "fullmatch"),
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
-    "device.scanners._MARK": using("device.scanners._MARK", "findall"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
     "oci.auth._HELPER_NAME": using("oci.auth._HELPER_NAME", "fullmatch"),
     "oci.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
@@ -144,7 +143,6 @@ TOGETHER: dict[str, Measured] = {
 }
 # What sees what we, or whoever gives the command, wrote; or a few characters of a program's answer.
 OWN = {
-    "cli.logs.convert": "the command line",
     "cli.install._containerd_major": "what containerd --version prints",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
     "run.parse.parse_cpus": "the command line",

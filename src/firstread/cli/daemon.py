@@ -92,8 +92,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 @click.option(
     "--stop",
     is_flag=True,
-    help="Have the daemon that runs end, as SIGTERM does. Mounts stay; reads of what is not here"
-    " fail until the next one.",
+    help="Have the daemon that runs end, as SIGTERM does. Mounts stay, for the next one.",
 )
 @click.option("--inherit", type=int, hidden=True)
 @click.option("--rehearse", type=int, hidden=True)
@@ -199,10 +198,8 @@ def _stop(run_dir: Path) -> None:
     pid = stop_daemon(run_dir)
     stay = ""
     if mounts:
-        stay = (
-            f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}, and reads of what"
-        )
-        stay += " is not here fail until the next one"
+        stay = f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}: start another"
+        stay += " before what is not here is read"
     report([f"the daemon (process {pid}) has ended{stay}"])
 
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from firstread.device.syscalls import MNT_DETACH, umount2
+from firstread.node.anchor import anchors
 from firstread.node.client import Client
 from firstread.run.overlay import mounts_below
 from firstread.testing.command import program
@@ -161,6 +162,7 @@ class Machine:
         if self.client.alive():
             status = self.status()
             daemon = {status["supervisor"]["pid"], status["fetcher"]["pid"]}
+            daemon.update(anchors(str(self.root)))
             holders = [holder for mount in status["mounts"] for holder in mount["holders"]]
         state = self.root / "containers"
         found = {
