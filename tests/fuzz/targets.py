@@ -346,6 +346,14 @@ def run_events(data: bytes) -> None:
         assert 0 <= event.offset < 1 << 64
 
 
+class _Network:
+    """Knows no passwords."""
+
+    def trying(self, image: str, *_: object) -> contextlib.AbstractContextManager[None]:
+        parse_reference(image)
+        return contextlib.nullcontext()
+
+
 class _Node:
     """Does nothing, as a node."""
 
@@ -354,6 +362,16 @@ class _Node:
 
     def umount(self, directory: str, *, lazy: bool = False) -> None:
         Path(directory).is_absolute()
+
+    @property
+    def network(self) -> _Network:
+        return _Network()
+
+    def holds(self, holder: str) -> bool:
+        return bool(holder.encode(errors="replace"))
+
+    def login(self, scope: str, *_: object) -> None:
+        parse_reference(scope)
 
     def release(self, holder: str) -> None:
         assert holder is not None
