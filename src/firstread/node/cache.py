@@ -586,11 +586,11 @@ class Cache:
             goal = surplus.or_more(shortage)
         if not self._is_tidy:
             goal -= Room(0, self.tidy())
-        freed = self._remove_cold(goal)
+        freed, late = self._remove_cold(goal)
         wanted -= freed.bytes
         wanted -= self._remove_doubtful(wanted)
         with self.changed:
-            if freed.files < goal.files:
+            if freed.files < goal.files and not late:
                 self._no_files = number
             now = time.monotonic()
             if wanted <= 0 or self._freed.bytes > self._freed_before:
@@ -605,7 +605,9 @@ class Cache:
             self._empty(sector_id)
         with self.changed:
             clock = self.clock
-            hopeful = clock.draining_bytes or clock.emptying_bytes or clock.holds > self._blocked
+            hopeful = (
+                late or clock.draining_bytes or clock.emptying_bytes or clock.holds > self._blocked
+            )
             if wanted <= 0:
                 self._sparing = True
             elif not turn.empty and not hopeful:
@@ -630,10 +632,14 @@ class Cache:
 
     # -- what goes -----------------------------------------------------------------------------
 
-    def _remove_cold(self, goal: Room) -> Room:
-        """Remove images that are not mounted, and their sectors; return what became free."""
+    def _remove_cold(self, goal: Room) -> tuple[Room, bool]:
+        """Remove images that are not mounted, and their sectors.
+
+        Returns:
+            what became free, and whether more may become free soon: a look at files takes long.
+        """
         freed = Room()
-        with contextlib.suppress(HeldUpError):  # what comes of it comes later, by itself
+        try:
             while freed.bytes < goal.bytes or freed.files < goal.files:
                 if not self._cold:
                     if self._cold_is_known:
@@ -644,7 +650,9 @@ class Cache:
                         break
                 item = self._cold.popleft()
                 freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
-        return freed
+        except HeldUpError:
+            return freed, True
+        return freed, self._stock.is_held_up
 
     def _remove_image(self, digest: str) -> Room:
         def note(freed: Room) -> Room:
