@@ -67,12 +67,14 @@ def test_status_tells_of_each_mount(daemon: Daemon, plain: tuple[str, PlainImage
         "healthy": True,
         "waiting_reads": 0,
     }
-    free_bytes = document["store"].pop("free_bytes")
-    assert free_bytes > 0
+    store = document["store"]
+    for name in ("free_bytes", "free_files", "metadata_bytes", "files"):
+        assert store.pop(name) > 0
     assert document["store"] == {
         "bytes": SECTOR,
         "sectors": 1,
         "limit_bytes": None,
+        "limit_files": None,
         "min_free_bytes": None,
         "evictions": 0,
         "evicted_bytes": 0,

@@ -117,7 +117,10 @@ def test_output_that_is_lost(node: Node) -> None:
         ),
         (("--entrypoint", "", "image"), "no command specified"),
         (("--runtime", "nosuch", "image"), "OCI runtime 'nosuch' is not installed"),
-        (("--runtime", "/bin/true", "image", "x"), "/bin/true has made no container"),
+        (
+            ("--runtime", "/bin/true", "image", "x"),
+            "/bin/true has started no process, and says that all is well",
+        ),
         (("-it", "image"), "the input device is not a TTY"),
         (("--device", "/dev/nosuch", "image"), "error gathering device information"),
         (("-m", "1m", "image"), "invalid memory limit '1m': the minimum is 6m"),
