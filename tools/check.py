@@ -72,7 +72,7 @@ def _once_more(failed: list[str], until: float) -> int:
     _say(0, f"{tests} failed: once more, alone")
     code, again = _pytest(("--numprocesses=0", *failed), until)
     if code:
-        return _say(1, *(f"failed twice: {name}" for name in again))
+        return _say(1, *(f"failed twice: {name}" for name in again or failed))
     return _say(0, *(f"flaky: {name}" for name in failed), "passed alone, failed beside others")
 
 
