@@ -46,8 +46,8 @@ class Patient:
 PATIENT: Final = Patient()
 
 
-class Room:
-    """Room for those who wait for registries. Safe for threads.
+class Seats:
+    """Seats for those who wait for registries. Safe for threads.
 
     Args:
         most: at a time.
@@ -118,7 +118,7 @@ class Pulls(Generic[T]):
         linger_s: for which a pull goes on that nobody waits for, in seconds.
     """
 
-    def __init__(self, waiting: Room, running: Room, linger_s: float = 0.0) -> None:
+    def __init__(self, waiting: Seats, running: Seats, linger_s: float = 0.0) -> None:
         self._waiting, self._running, self._linger_s = waiting, running, linger_s
         self._pulls: dict[Hashable, _Pull[T]] = {}
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from firstread.errors import BusyError, NotFoundError, TransportError
-from firstread.node.pulls import GoneError, Pulls, Room
+from firstread.node.pulls import GoneError, Pulls, Seats
 from firstread.testing.patience import PATIENCE_S
 
 
@@ -43,7 +43,7 @@ class Work:
 
 
 def pulls(waiting: int = 100, running: int = 100, linger_s: float = 0.0) -> Pulls[str]:
-    return Pulls(Room(waiting, waiting), Room(running, running), linger_s)
+    return Pulls(Seats(waiting, waiting), Seats(running, running), linger_s)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -132,7 +132,7 @@ def test_a_pull_that_lingers_is_cancelled_in_the_end() -> None:
 
 
 def test_one_registry_has_a_part_of_the_room() -> None:
-    room = Room(4, 2)
+    room = Seats(4, 2)
     with room.taken("a"), room.taken("a"):
         with pytest.raises(BusyError, match="2 requests wait for a already"):
             room.take("a")
