@@ -160,7 +160,8 @@ PIECES = [
     "a,", "http://", "http://a", "://a", "/v2", "/v2?", "a.a://", "Basic\t", "password=", "'auth':",
     '"auth" ', "'auth':\"", "Authorization: Basic aaaaaaa ", "a?", "<>;", "<a>;rel", "<a>; ",
     '<a>;"', ";rel=", "; rel ", "executable file ", 'exec: "', 'exec: "": stat ', "user:a:",
-    ",u::rwx",
+    ",u::rwx", "'token':'\\", '\\"token\\":\\"', "token='", "_token=", "aaaaaaaaaaaaaaaaaaaaaaaa_secret",
+    "authorization: basic ", "://a@",
     "1s", "1.", ".1ms", "1.1h1", "a*", "(a|a)", "(a*)*", "a?a", "[a]*", "\\n", "\n", "x\n ",
 ]  # fmt: skip
 
