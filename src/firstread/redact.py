@@ -24,7 +24,8 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
                 r"[^\s\"',]++", re.IGNORECASE), rf"\1{_HIDDEN}"),
     (re.compile(r"\b(Basic|Bearer)(\s++)(?!realm\b)[\w.~+/=-]{6,}+", re.IGNORECASE),
      rf"\1\2{_HIDDEN}"),
-    (re.compile(rf"(\b{_KEYS}=)(?!\*{{3}})(?:{_QUOTED}|[^\s,;&\"'}}]++)", re.IGNORECASE), rf"\1{_HIDDEN}"),
+    (re.compile(rf"(\b{_KEYS}=)(?!\*{{3}})(?:{_QUOTED}|[^\s,;&\"'}}]++)",
+                re.IGNORECASE), rf"\1{_HIDDEN}"),
     (re.compile(rf"(\\?[\"'](?:{_KEYS}|auth)\\?[\"']\s*+:\s*+)(?:{_QUOTED}|{_NESTED})",
                 re.IGNORECASE | re.DOTALL), rf"\1{_HIDDEN}"),
 )  # fmt: skip
