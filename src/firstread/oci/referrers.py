@@ -75,7 +75,7 @@ COSTS: Final = 150.0  # times as long as no answer took
 _MAX_LINK: Final = 4096  # characters
 _NOT_IMPLEMENTED: Final = 501
 _LATER: Final = (408, 429)
-_OF_ONE: Final = (200, 401, 403)  # which say something of one repository: of its content or rights
+_OF_ONE: Final = (200, 401, 403)  # which tell of the content, or the rights, of one repository
 # One link of the header, from where the one before ends, and what kinds of link it is.
 _TARGET: Final = re.compile(r'[\s,]*+<([^<>]*+)>((?:[^",]++|"[^"]*+")*+)')
 _RELATION: Final = re.compile(r';\s*+rel\s*+=\s*+(?:"([^"]*+)"|([^\s";]*+))', re.IGNORECASE)

@@ -88,7 +88,7 @@ class DaemonImages:
         )
 
     def _have(self, image: str, ask: Callable[..., Any], **request: Any) -> Any:
-        """Ask the daemon for an image; what is on this node needs no room among those that wait."""
+        """Ask the daemon for an image; what is on this node needs no seat among those that wait."""
         request |= {"image": image, "access": self._access}
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):
