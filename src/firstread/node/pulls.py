@@ -26,7 +26,7 @@ LOOK_S: Final = 0.5  # whether who waits is still there
 
 
 class GoneError(FirstreadError):
-    """Who waited for the answer has gone: nobody reads this."""
+    """The client has gone, and nobody reads this."""
 
 
 class Waiting(Protocol):

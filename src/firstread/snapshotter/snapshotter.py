@@ -96,7 +96,7 @@ class Policy:
 
 WAITING = (32, 16)  # calls at a time that wait for layers to be unpacked; for one registry
 UNPACKS = (16, 8)  # layers
-UNPACK_S = 900.0  # that a layer is still unpacked if nobody waits: whoever comes again finds it
+UNPACK_S = 900.0  # that unpacking goes on if nobody waits: a client that comes again joins it
 
 
 class Snapshotter:
