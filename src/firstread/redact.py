@@ -11,23 +11,27 @@ import re
 from typing import Final
 
 _HIDDEN: Final = "***"
-_KEYS: Final = (
-    "(?:password|secret|signature|authorization|(?:identity|access|refresh|registry)?_?token)"
-)
+# The ends of client_secret, id_token, X-Amz-Signature, and the sig of a signed address.
+_KEYS: Final = r"\w{0,24}(?:passw(?:or)?d|secret|sig(?:nature)?|authorization|token)"
+_QUOTED: Final = r"""(?:"(?:[^"\\]++|\\.)*+"?|'(?:[^'\\]++|\\.)*+'?)"""  # its end may be cut off
+_NESTED: Final = r"""\\"(?:[^"\\]++|\\[^"])*+"""  # of JSON within a string of JSON
 # Each takes time that grows with the text, not with its square: what may begin at every character
 # has no part of any length behind it that can fail. So a run of what addresses are made of is
 # looked at from its start alone (`_URLS`), and `_without_query` looks into it.
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (re.compile(r"://[^\s/@'\"]++@"), f"://{_HIDDEN}@"),  # user and password of a URL
+    (re.compile(r"://[^\s/'\"]*@"), f"://{_HIDDEN}@"),  # user and password of a URL
+    (re.compile(r"\b((?:authorization|x-registry-auth):\s*+(?:(?:basic|bearer|token)\s++)?)"
+                r"[^\s\"',]++", re.IGNORECASE), rf"\1{_HIDDEN}"),
     (re.compile(r"\b(Basic|Bearer)(\s++)(?!realm\b)[\w.~+/=-]{6,}+", re.IGNORECASE),
      rf"\1\2{_HIDDEN}"),
-    (re.compile(rf"(\b{_KEYS}=)[^\s,;&\"'}}]++", re.IGNORECASE), rf"\1{_HIDDEN}"),
-    (re.compile(rf"([\"'](?:{_KEYS}|auth)[\"']\s*+:\s*+)(?:\"[^\"]*+\"|'[^']*+')", re.IGNORECASE),
-     rf"\1{_HIDDEN}"),
+    (re.compile(rf"(\b{_KEYS}=)(?!\*{{3}})(?:{_QUOTED}|[^\s,;&\"'}}]++)",
+                re.IGNORECASE), rf"\1{_HIDDEN}"),
+    (re.compile(rf"(\\?[\"'](?:{_KEYS}|auth)\\?[\"']\s*+:\s*+)(?:{_QUOTED}|{_NESTED})",
+                re.IGNORECASE | re.DOTALL), rf"\1{_HIDDEN}"),
 )  # fmt: skip
 _URLS: Final = re.compile(r"(?<![^\s'\"<>])[^\s'\"<>?]++\?[^\s'\"<>]++")
 # A target may have no scheme and host, as urllib3 and http.client quote it.
-_ADDRESS: Final = re.compile(r"\bhttps?://|(?<![\w/])/(?:v2|store|token)\b", re.IGNORECASE)
+_ADDRESS: Final = re.compile(r"\bhttps?://|^/|(?<![\w/])/(?:v2|store|token)\b", re.IGNORECASE)
 
 
 def redact(text: str) -> str:

@@ -26,7 +26,7 @@ from firstread.convert.acl import parse_acl
 from firstread.errors import FirstreadError, from_os_error
 from firstread.mountinfo import unescaped
 from firstread.node.logs import JsonFormatter
-from firstread.oci import hosts
+from firstread.oci import gojson, hosts
 from firstread.oci.bearer import parse_challenge
 from firstread.oci.faults import from_response, retry_after
 from firstread.oci.platform import parse_platform
@@ -92,6 +92,7 @@ MEASURED: dict[str, Measured] = {
     "oci.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),
     "oci.bearer._VISIBLE": using("oci.bearer._VISIBLE", "fullmatch"),
     "oci.dockerarchive._BLOB": using("oci.dockerarchive._BLOB", "fullmatch"),
+    "oci.gojson._ESCAPE": lambda text: gojson.load(json.dumps(text + "\ud800")),
     "oci.hosts._DURATION": hosts._duration,
     "oci.hosts._DURATIONS": hosts._duration,
     "oci.hosts._HOST": using("oci.hosts._HOST", "fullmatch"),
@@ -158,7 +159,8 @@ PIECES = [
     "a,", "http://", "http://a", "://a", "/v2", "/v2?", "a.a://", "Basic\t", "password=", "'auth':",
     '"auth" ', "'auth':\"", "Authorization: Basic aaaaaaa ", "a?", "<>;", "<a>;rel", "<a>; ",
     '<a>;"', ";rel=", "; rel ", "executable file ", 'exec: "', 'exec: "": stat ', "user:a:",
-    ",u::rwx",
+    ",u::rwx", "'token':'\\", '\\"token\\":\\"', "token='", "_token=",
+    "aaaaaaaaaaaaaaaaaaaaaaaa_secret", "authorization: basic ", "://a@",
     "1s", "1.", ".1ms", "1.1h1", "a*", "(a|a)", "(a*)*", "a?a", "[a]*", "\\n", "\n", "x\n ",
 ]  # fmt: skip
 

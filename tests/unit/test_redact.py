@@ -29,6 +29,19 @@ SECRET = "s3cr3t-Word"
         json.dumps({"auths": {"r.example": {"auth": SECRET}}}),
         json.dumps({"password": SECRET, "username": "me"}),
         f"{{'identity_token': '{SECRET}'}}",
+        f"client_secret={SECRET}",
+        f"&id_token={SECRET}&",
+        f"Credentials(passwd='{SECRET}')",
+        json.dumps({"clientSecret": SECRET}),
+        json.dumps({"password": f'a"{SECRET}'}),
+        json.dumps({"password": f"a\\{SECRET}"}),
+        json.dumps({"message": json.dumps({"token": SECRET})}),
+        f'{{"auth": "{SECRET}',  # cut off
+        f"https://me:p@{SECRET}@r.example/v2/",
+        f"Authorization: {SECRET}",
+        f"Proxy-Authorization: Basic {SECRET}",
+        f"authorization: token {SECRET}",
+        f"GET /container/docker/registry/v2/b?sv=1&sig={SECRET}",
     ],
 )
 def test_what_looks_like_a_secret_goes(text: str) -> None:
@@ -44,6 +57,9 @@ def test_what_looks_like_a_secret_goes(text: str) -> None:
         "cannot read blob sha256:" + "0" * 64,
         "https://r.example/v2/a/b/manifests/1",
         "/etc/containerd/certs.d/r.example/hosts.toml: unknown capability 'sing'",
+        "design=1, tokens=3, authorization is needed, wrong password: log in",
+        "is it /var/lib/firstread?",
+        '"author": "me", "tokens": "3", docker://r.example/a@sha256:0',
     ],
 )
 def test_all_else_stays(text: str) -> None:

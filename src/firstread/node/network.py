@@ -46,7 +46,9 @@ class Network:
         self._memory = memory
         self._logins = Logins()
         self._logins.load(memory.load())
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        # Of each scope: what it had before, then what is being tried, the latest last.
+        self._tried: dict[str, list[Credentials | None]] = {}
         directory = settings.credentials_dir
         self._options = replace(
             NODE_ACCESS,
@@ -103,19 +105,38 @@ class Network:
 
     @contextmanager
     def trying(self, image: str, credentials: Credentials) -> Iterator[None]:
-        """Keep credentials for the repository of `image`, unless the block fails."""
+        """Keep credentials for the repository of `image`, unless the block fails.
+
+        Several may be tried at once: one that fails leaves the others, and what was there before.
+        """
         reference = parse_reference(image)
         if reference.transport != "docker":
             raise UsageError("a password makes no sense here: it is no registry", image=image)
         scope = f"{reference.host}/{reference.repository}"
-        before = self._logins.exactly(scope)
-        self.login(scope, credentials)
+        with self._lock:
+            before = self._logins.exactly(scope)
+            self.login(scope, credentials)
+            self._tried.setdefault(scope, [before]).append(credentials)
+        worked = False
         try:
             yield
-        except BaseException:
-            self._logins.note_refused(credentials)
-            self.login(scope, before)
-            raise
+            worked = True
+        finally:
+            with self._lock:
+                self._tried_out(scope, credentials, worked=worked)
+
+    def _tried_out(self, scope: str, credentials: Credentials, *, worked: bool) -> None:
+        """Note what came of credentials that were tried; the lock is held."""
+        tried = self._tried[scope]
+        tried.remove(credentials)
+        if len(tried) == 1:
+            del self._tried[scope]
+        if worked:
+            tried[0] = credentials
+            return
+        self._logins.note_refused(credentials)
+        if self._logins.exactly(scope) == credentials and credentials not in tried:
+            self.login(scope, tried[-1])
 
     def _note(self, state: str, endpoint: Endpoint, why: str) -> None:
         fields = {"endpoint": endpoint.name, "registry": endpoint.namespace or endpoint.host}

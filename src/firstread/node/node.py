@@ -44,7 +44,7 @@ from firstread.node.mounts import Access, Mount, MountTable, mounted_erofs
 from firstread.node.network import Network
 from firstread.node.orphans import Orphans
 from firstread.node.policy import AS_CONFIGURED, Asked, most_patient
-from firstread.node.pulls import PATIENT, Pulls, Room, Waiting
+from firstread.node.pulls import PATIENT, Pulls, Seats, Waiting
 from firstread.node.served import Served
 from firstread.node.stock import IdleStock, Use
 from firstread.oci.logins import Credentials
@@ -104,10 +104,10 @@ class Node:
         self._orphans = Orphans(self._table, self._recover, self.lock, self._orphans_changed)
         self._claims = Claims(store, fetcher)
         self.cache = Attended(self.images, store, fetcher, self.lock, self.uses)
-        rooms = Room(*WAITING), Room(*PULLS, "pulls wait")
-        self._pulls: Pulls[NodeImage] = Pulls(*rooms)
-        self._proofs: Pulls[set[bytes]] = Pulls(*rooms)
-        self._logins: Pulls[None] = Pulls(*rooms)
+        seats = Seats(*WAITING), Seats(*PULLS, "pulls wait")
+        self._pulls: Pulls[NodeImage] = Pulls(*seats)
+        self._proofs: Pulls[set[bytes]] = Pulls(*seats)
+        self._logins: Pulls[None] = Pulls(*seats)
 
     # -- recovery ------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ LOOK_S: Final = 0.5  # whether who waits is still there
 
 
 class GoneError(FirstreadError):
-    """Who waited for the answer has gone: nobody reads this."""
+    """The client has gone, and nobody reads this."""
 
 
 class Waiting(Protocol):
@@ -46,13 +46,13 @@ class Patient:
 PATIENT: Final = Patient()
 
 
-class Room:
-    """Room for those who wait for registries. Safe for threads.
+class Seats:
+    """So many may wait for registries at a time. Safe for threads.
 
     Args:
         most: at a time.
         most_for_one: of them, for one registry.
-        what: they are, in the message to one who has no room.
+        what: they are, in the message to one who finds none free.
     """
 
     def __init__(self, most: int, most_for_one: int, what: str = "requests wait") -> None:
@@ -61,7 +61,7 @@ class Room:
         self._lock = threading.Lock()
 
     def take(self, registry: str) -> None:
-        """Take a place, to be given back.
+        """Take a seat, to be given back.
 
         Raises:
             BusyError: there is none.
@@ -77,7 +77,7 @@ class Room:
             self._taken[registry] += 1
 
     def give_back(self, registry: str) -> None:
-        """Give a place back."""
+        """Give a seat back."""
         with self._lock:
             self._taken[registry] -= 1
             if not self._taken[registry]:
@@ -85,7 +85,7 @@ class Room:
 
     @contextmanager
     def taken(self, registry: str) -> Iterator[None]:
-        """Have a place for the block. Raises BusyError, as `take`."""
+        """Have a seat for the block. Raises BusyError, as `take`."""
         self.take(registry)
         try:
             yield
@@ -113,12 +113,12 @@ class Pulls(Generic[T]):
     """The pulls of a node.
 
     Args:
-        waiting: room for those who wait.
-        running: room for the pulls themselves. One that was cancelled has it until it has ended.
+        waiting: seats of those who wait.
+        running: seats of the pulls themselves. One that was cancelled keeps its own until it ends.
         linger_s: for which a pull goes on that nobody waits for, in seconds.
     """
 
-    def __init__(self, waiting: Room, running: Room, linger_s: float = 0.0) -> None:
+    def __init__(self, waiting: Seats, running: Seats, linger_s: float = 0.0) -> None:
         self._waiting, self._running, self._linger_s = waiting, running, linger_s
         self._pulls: dict[Hashable, _Pull[T]] = {}
         self._lock = threading.Lock()

@@ -191,7 +191,7 @@ def auth_files() -> Iterator[Path]:
 
 def _read(path: Path, *, required: bool) -> _ConfigFile | None:
     try:
-        return gojson.decode(path.read_bytes(), _ConfigFile)
+        return gojson.decode(path.read_bytes().strip() or b"{}", _ConfigFile)  # may be empty
     except OSError as exc:
         if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
             return None

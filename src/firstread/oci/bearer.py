@@ -63,9 +63,10 @@ def parse_challenge(header: str) -> Challenge | None:
     """Return the challenge in a header, Bearer before Basic; None if it has neither.
 
     A scheme begins the header or follows a comma, outside of quotes; parameters may also have no
-    more than a space between them.
+    more than a space between them. A Bearer challenge without a realm counts last: it names no
+    token server.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: list[tuple[str, dict[str, str]]] = []
     values: dict[str, str] = {}
     is_first = True  # of an element of the list
     for comma, word, equals, quoted, plain, _ in _PART.findall(header[:MAX_CHALLENGE]):
@@ -73,12 +74,20 @@ def parse_challenge(header: str) -> Challenge | None:
             values.setdefault(word.lower(), _ESCAPED.sub(r"\1", quoted) or plain)
         elif word and is_first:
             values = {}
-            found.setdefault(word.lower(), values)
+            found.append((word.lower(), values))
         is_first = bool(comma) or (is_first and not word)
-    for scheme in ("bearer", "basic"):
-        if (given := found.get(scheme)) is not None:
-            return Challenge(scheme, *(given.get(key, "") for key in ("realm", "service", "scope")))
-    return None
+    challenges = [
+        Challenge(scheme, *(given.get(key, "") for key in ("realm", "service", "scope")))
+        for scheme, given in found
+        if scheme in ("bearer", "basic")
+    ]
+    return min(challenges, key=_preference, default=None)
+
+
+def _preference(challenge: Challenge) -> int:
+    if challenge.scheme == "bearer":
+        return 0 if challenge.realm else 2
+    return 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,8 +138,8 @@ def from_response(
         what: was being done, such as ``"cannot read blob sha256:…"``.
         url: asked for.
         secrets: that were sent, and that the answer might repeat.
-        quote: say what it says. Not what the registry only led us to: it may be a service that
-            talks to this machine alone.
+        quote: repeat its text; False for an address that the registry only led us to, which may
+            be a service that talks to this machine alone.
     """
     status = response.status
     try:

@@ -9,6 +9,7 @@ type does.
 
 * A key matches a field without regard to case; ſ and K (Kelvin) fold to s and k. An exact key
   wins, unless null, else the last. The keys of maps are no fields: they stay.
+* What is no UTF-8, or half of a surrogate pair, is U+FFFD.
 * null is the zero value of what is expected: a null in a map of strings is an empty string, a null
   list is empty. Where the type allows null it stays, which means the same to our readers.
 
@@ -21,6 +22,7 @@ Source: encoding/json, decode.go (object, literalStore), fold.go.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -29,6 +31,13 @@ import msgspec
 from msgspec import inspect
 
 MAX_VALUES: Final = 1 << 19  # of one document: an index of 4 MiB has 200,000; some 100 bytes each
+
+# Group 1: the escape of a surrogate that is not one of a pair.
+_ESCAPE: Final = re.compile(
+    r"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
+    r"|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 T = TypeVar("T")
 
@@ -58,8 +67,9 @@ def load(data: bytes | str) -> Any:
     Raises:
         As `decode`.
     """
-    # As text, so that fields which are skipped have to be UTF-8, too.
-    text = data.decode() if isinstance(data, bytes) else data
+    text = data.decode(errors="replace") if isinstance(data, bytes) else data
+    if "\\ud" in text or "\\uD" in text:
+        text = _ESCAPE.sub(lambda match: "\ufffd" if match[1] else match[0], text)
     if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
         raise msgspec.ValidationError(f"it has more than {MAX_VALUES} values")
     return msgspec.json.decode(text)

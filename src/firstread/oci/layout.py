@@ -298,7 +298,7 @@ def select(entries: list[Descriptor], name: str | None) -> Descriptor:
     """
     if name is None:
         # What belongs to an image is listed beside it, and is not what "the only image" means.
-        entries = [e for e in entries if e.artifact_type is None or _names(e)] or entries
+        entries = [e for e in entries if not e.artifact_type or _names(e)] or entries
     names = [_names(entry) for entry in entries]
     found = [e for e, own in zip(entries, names, strict=True) if name is None or name in own]
     if not found:

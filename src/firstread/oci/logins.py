@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-MAX_REFUSED = 64  # of which the secrets are remembered, to be taken out of messages
+MAX_REFUSED = 64  # credentials whose secrets are still taken out of messages
 TOKEN_USER = "<token>"  # noqa: S105  (how docker's helpers say that a secret is an identity token)
 
 

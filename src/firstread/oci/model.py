@@ -280,18 +280,19 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
     """
     loaded = _load(data, media_type)
     chosen = _media_type(loaded, media_type)
-    document = _read_index(loaded) if chosen in INDEXES else _convert(loaded, Manifest)
-    return msgspec.structs.replace(document, media_type=chosen)
+    if chosen in INDEXES:
+        return _read_index(loaded, chosen)
+    return _convert(gojson.normal(loaded, Manifest) | {"mediaType": chosen}, Manifest)
 
 
-def _read_index(loaded: Any) -> Index:
+def _read_index(loaded: Any, media_type: str) -> Index:
     """Return an index without the entries that cannot be used here.
 
     One that is damaged, or whose digest is of an algorithm that is not known (descriptor.md: it is
     valid), must not cost the images beside it.
     """
     document = gojson.normal(loaded, Index)
-    index = _convert(document | {"manifests": []}, Index)
+    index = _convert(document | {"manifests": [], "mediaType": media_type}, Index)
     entries = _convert(document["manifests"], list[Any])
     listed = decode_each(entries, _Listed, "manifest", "$.manifests")
     usable = [_plain(entry) for entry in listed if entry.digest.startswith(_ALGORITHMS)]

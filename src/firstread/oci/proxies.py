@@ -98,6 +98,7 @@ def _parsed(entry: str) -> _Excepted | None:
     """Return what an entry means; one that is damaged means nothing."""
     if "/" in entry:
         try:
+            int(entry.rpartition("/")[2])  # no other form of a mask
             return _Excepted(ipaddress.ip_network(entry, strict=False))
         except ValueError:
             return None
@@ -107,7 +108,7 @@ def _parsed(entry: str) -> _Excepted | None:
     host = host.removeprefix("[").removesuffix("]")
     if (address := _address(host)) is not None:
         return _Excepted(ipaddress.ip_network(address), port=port)
-    ending = host.removeprefix("*")
+    ending = host[1:] if host.startswith("*.") else host
     if not ending.strip("."):
         return None
     return _Excepted(

@@ -35,7 +35,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -75,10 +75,14 @@ COSTS: Final = 150.0  # times as long as no answer took
 _MAX_LINK: Final = 4096  # characters
 _NOT_IMPLEMENTED: Final = 501
 _LATER: Final = (408, 429)
-_RIGHTS: Final = (401, 403)  # which are of one repository
+_OF_ONE: Final = (200, 401, 403)  # which tell of the content, or the rights, of one repository
 # One link of the header, from where the one before ends, and what kinds of link it is.
 _TARGET: Final = re.compile(r'[\s,]*+<([^<>]*+)>((?:[^",]++|"[^"]*+")*+)')
 _RELATION: Final = re.compile(r';\s*+rel\s*+=\s*+(?:"([^"]*+)"|([^\s";]*+))', re.IGNORECASE)
+
+
+class _NoListError(ImageError):
+    """An answer is no list, whatever it calls itself."""
 
 
 def referrers_tag(digest: str) -> str:
@@ -144,14 +148,15 @@ def list_referrers(
             with _question(declined, transport.base):
                 answer = _insisting(lambda: _ask(transport, url, what))
                 if _is_list(answer):
-                    return _listed(transport, answer, what, artifact_type)
+                    with suppress(_NoListError):
+                        return _listed(transport, answer, what, artifact_type)
         except TransportError as exc:
             if given_up():
                 raise
             silent = exc.message
         else:
             silent = ""
-            whom = f"{transport.base}{root}" if answer.status in _RIGHTS else transport.base
+            whom = f"{transport.base}{root}" if answer.status in _OF_ONE else transport.base
             declined.note(whom, NO_API_S)
     if why := declined.reason(f"{transport.base}#tag"):
         raise TransportError(why)
@@ -217,8 +222,13 @@ def _listed(
     seen, url = 0, ""
     for page in range(MAX_PAGES):
         if page:
-            answer = transport.request("GET", url, what=what)
-        entries, count = _of_type(answer.data, artifact_type)
+            answer = transport.request("GET", url, what=what, stay=True)
+        try:
+            entries, count = _of_type(answer.data, artifact_type)
+        except LimitError:
+            raise
+        except ImageError as exc:
+            raise _NoListError(f"{what}: {exc.message}") from exc
         found += entries
         seen += count
         if seen > MAX_ENTRIES:
@@ -231,7 +241,7 @@ def _listed(
 
 
 def _is_list(answer: Answer) -> bool:
-    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return answer.status == 200 and media_type == OCI_INDEX
 
 

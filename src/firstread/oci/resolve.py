@@ -189,7 +189,7 @@ def images_of(index: Index) -> list[Descriptor]:
         and _ATTESTATION not in (entry.annotations or {})
         and not (entry.platform and entry.platform.os == entry.platform.architecture == "unknown")
     ]
-    return [entry for entry in entries if entry.artifact_type is None] or entries
+    return [entry for entry in entries if not entry.artifact_type] or entries
 
 
 def too_deep() -> LimitError:

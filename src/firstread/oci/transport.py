@@ -27,7 +27,7 @@ from firstread.oci.bearer import LOGIN_HINT, Authorizer, TokenRequest
 from firstread.oci.calls import current, pause, within
 from firstread.oci.connections import Connections
 from firstread.oci.encoding import decoded
-from firstread.oci.endpoint import MAX_URL, default_endpoint, follow, origin, shown
+from firstread.oci.endpoint import default_endpoint, follow, origin, shown
 from firstread.oci.faults import backoff, from_exception, from_response, quote_error
 from firstread.oci.hosts import Endpoint
 from firstread.oci.logins import Credentials
@@ -67,13 +67,16 @@ class Answer:
     data: bytes
     url: str
 
-    def location(self) -> str:
+    def location(self, otherwise: str = "") -> str:
         """Return where the answer points to, as a whole URL.
+
+        Args:
+            otherwise: this, if it points nowhere.
 
         Raises:
             SourceError: it points nowhere.
         """
-        target = self.headers.get("Location", "")
+        target = self.headers.get("Location", "") or otherwise
         if not target:
             raise SourceError(f"registry {shown(self.url)}: its answer has no Location")
         return follow(self.url, target)
@@ -277,10 +280,17 @@ class Transport:
             reads = method in ("GET", "HEAD")
             if not target or response.status not in (_REDIRECTS if reads else _SAME_METHOD):
                 return response, url
-            if stay and not self.is_own(urljoin(url, target[:MAX_URL])):
+            try:
+                following = follow(url, target)
+            except SourceError:
+                if stay:
+                    return response, url
+                release(response)
+                raise
+            if stay and not self.is_own(following):
                 return response, url
             release(response)
-            here, url = url, follow(url, target)
+            here, url = url, following
             if not reads and origin(url) != origin(here):
                 raise SourceError(
                     f"registry {self._host} redirects what it is sent to {shown(url)}"

@@ -7,7 +7,8 @@ byte; the registry checks the digest at the end.
 
 Facts about upload sessions:
 
-* Every answer may move the session to another URL; only the newest is valid.
+* Every answer may move the session to another URL; only the newest is valid. An answer to a part
+  that names none leaves it where it is.
 * docker-registry 2.8 ignores a body that comes with the first POST. It takes PATCH and PUT bodies.
 * It puts the offset into the session's URL, and refuses the URL (416 or 404) when a part broke off
   in the middle: then the upload starts again from its first byte.
@@ -147,7 +148,7 @@ class Upload:
             self._in_one = True
             return self._begin(None)
         offset = following(_taken(answer), session.offset, session.offset + count)
-        return _Session(answer.location(), offset)
+        return _Session(answer.location(session.url), offset)
 
     def _finish(self, session: _Session, rest: int) -> None:
         """Send the last `rest` bytes and have the registry check the digest."""
@@ -209,7 +210,7 @@ class Upload:
                 "GET", session.url, what=self._what, expect=SUCCESS, retry=False
             )
             if 1 < _taken(answer) <= self._blob.size:
-                return _Session(answer.location(), _taken(answer))
+                return _Session(answer.location(session.url), _taken(answer))
         fresh = self._begin(None)
         if fresh is None:
             raise SourceError(f"{self._what}: the registry mounts what it does not have")
@@ -238,4 +239,4 @@ def following(taken: int, start: int, end: int) -> int:
         start: first byte of the part.
         end: the byte after its last.
     """
-    return taken if start < taken < end else end
+    return taken if max(start, 1) < taken < end else end

@@ -55,7 +55,7 @@ def parse_image_config(document: Mapping[str, object]) -> ImageConfig:
     """
     try:
         found = gojson.normal(document, ConfigFields).get("config")
-        config = gojson.convert(found or {}, ImageConfig)
+        config = gojson.convert({} if found is None else found, ImageConfig)
     except msgspec.ValidationError as exc:
         raise ImageError(f"invalid image configuration: {exc}") from exc
     _refuse_nul(config)

@@ -8,15 +8,18 @@ names a converted image by digest, in the repository of its original.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from firstread.errors import DerivedImageError, UnsupportedError
+from firstread.errors import BusyError, DerivedImageError, FirstreadError, UnsupportedError
 from firstread.oci.reference import parse_reference
+from firstread.snapshotter.refusal import RefusalError
 
 ABSENT_S = 60.0  # that "nothing is attached" counts: a client asks for each layer of an image
+SLOW_S = 1.0  # after which a failure counts as long: an image of 30 layers waits for it once
 MAX_ABSENT = 1024  # originals that this is remembered of
 
 
@@ -34,7 +37,7 @@ class AttachedImages:
     ) -> None:
         self._pull = pull
         self._clock = clock
-        self._absent: dict[str, float] = {}  # original -> until when
+        self._absent: dict[str, tuple[float, FirstreadError | None]] = {}  # original -> until, why
         self._lock = threading.Lock()
 
     def __call__(self, image: str, manifest: str) -> str | None:
@@ -49,22 +52,30 @@ class AttachedImages:
         """
         place = replace(parse_reference(image), tag=None, digest=None)
         original = f"{place}@{manifest}"
+        begun = self._clock()
         with self._lock:
-            if self._clock() < self._absent.get(original, 0.0):
-                return None
+            until, failure = self._absent.get(original, (0.0, None))
+        if begun < until:
+            if failure is not None:
+                raise copy.copy(failure)
+            return None
         try:
             digest = self._pull(original)
-        except DerivedImageError:
-            raise  # it cannot be unpacked either
+        except (DerivedImageError, RefusalError, BusyError):
+            raise  # it cannot be unpacked either, or nothing was found out of it
         except UnsupportedError:
             self._remember(original)
             return None
+        except FirstreadError as exc:
+            if self._clock() - begun > SLOW_S:
+                self._remember(original, exc)
+            raise
         return f"{place}@{digest}"
 
-    def _remember(self, original: str) -> None:
+    def _remember(self, original: str, why: FirstreadError | None = None) -> None:
         now = self._clock()
         with self._lock:
             if len(self._absent) >= MAX_ABSENT:
-                self._absent = {name: until for name, until in self._absent.items() if until > now}
+                self._absent = {k: v for k, v in self._absent.items() if v[0] > now}
             if len(self._absent) < MAX_ABSENT:
-                self._absent[original] = now + ABSENT_S
+                self._absent[original] = now + ABSENT_S, why

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who waits for the answer of a call; what is done for it ends when it has gone.
+"""The client of a call: what the snapshotter does for it ends when it has gone.
 
 Owns the way from gRPC, which notices that a client has left, to what the thread of its call waits
 for. Invariant: a thread of the pool waits for a registry or a daemon no longer than its client

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from firstread.errors import ImageError, NotFoundError
 from firstread.node.client import Client, connected
 from firstread.node.images import ImageStore
-from firstread.node.pulls import Room
+from firstread.node.pulls import Seats
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.caller import current
 from firstread.snapshotter.directories import usage
@@ -72,7 +72,7 @@ class DaemonImages:
     def __init__(self, root: Path, run_dir: Path, access: dict[str, Any] | None = None) -> None:
         self._root, self._run_dir = root, run_dir
         self._access = access or {}
-        self._waiting = Room(*WAITING)
+        self._waiting = Seats(*WAITING)
 
     def pull(self, reference: str) -> str:
         return str(self._have(reference, Client.pull)["digest"])
@@ -88,7 +88,7 @@ class DaemonImages:
         )
 
     def _have(self, image: str, ask: Callable[..., Any], **request: Any) -> Any:
-        """Ask the daemon for an image; what is on this node needs no room among those that wait."""
+        """Ask the daemon for an image; what is on this node needs no seat among those that wait."""
         request |= {"image": image, "access": self._access}
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from firstread.errors import BusyError, DerivedImageError, FirstreadError
-from firstread.node.pulls import Pulls, Room
+from firstread.node.pulls import Pulls, Seats
 from firstread.oci.reference import parse_reference
 from firstread.snapshotter.asked import (
     GID_MAPPING,
@@ -96,7 +96,7 @@ class Policy:
 
 WAITING = (32, 16)  # calls at a time that wait for layers to be unpacked; for one registry
 UNPACKS = (16, 8)  # layers
-UNPACK_S = 900.0  # that a layer is still unpacked if nobody waits: whoever comes again finds it
+UNPACK_S = 900.0  # that unpacking goes on if nobody waits: a client that comes again joins it
 
 
 class Snapshotter:
@@ -126,7 +126,7 @@ class Snapshotter:
     ) -> None:
         self._unpack = unpack
         self._unpacking: Pulls[None] = Pulls(
-            Room(*WAITING, "calls wait"), Room(*UNPACKS, "layers are unpacked"), UNPACK_S
+            Seats(*WAITING, "calls wait"), Seats(*UNPACKS, "layers are unpacked"), UNPACK_S
         )
         self._store = store
         self._find_image = find_image

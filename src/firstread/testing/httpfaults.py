@@ -25,7 +25,7 @@ not used up applies::
 ``trickle N``             N bytes a second
 ``flip [N]``              one bit of byte N is wrong; of the one in the middle, if not said
 ``duplicate N``           the first N bytes come twice, and push the last ones out
-``body TEXT``             another body, status 200
+``body TEXT [Header=V…]`` another body, status 200
 ``wrong-range``           one byte beside what was asked for
 ``wrong-content-range``   the right bytes, but ``Content-Range`` says that they are others
 ``ignore-range``          the whole blob, status 200
@@ -65,7 +65,7 @@ _ACTIONS: Final = {  # least and most arguments
     "trickle": (1, 1),
     "flip": (0, 1),
     "duplicate": (1, 1),
-    "body": (1, 1),
+    "body": (1, 9),
     "wrong-range": (0, 0),
     "wrong-content-range": (0, 0),
     "ignore-range": (0, 0),
@@ -238,13 +238,16 @@ def instead(fault: Fault | None, says: str) -> Answer | None:
     if fault.action == "blackhole":
         raise HangUpError
     if fault.action == "status":
-        extra = dict(word.split("=", 1) for word in fault.arguments[1:])
-        return refusal(int(fault.arguments[0]), "SCRIPTED", says, extra)
+        return refusal(int(fault.arguments[0]), "SCRIPTED", says, _headers(fault))
     if fault.action == "body":
-        return plain(200, {}, fault.arguments[0].encode())
+        return plain(200, _headers(fault), fault.arguments[0].encode())
     if fault.action == "redirect":
         return plain(307, {"Location": LOOP})
     return None
+
+
+def _headers(fault: Fault) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in fault.arguments[1:])
 
 
 def send(handler: BaseHTTPRequestHandler, answer: Answer, fault: Fault | None = None) -> None:

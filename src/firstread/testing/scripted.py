@@ -66,6 +66,7 @@ class _State:
     redirect: bool
     relative: bool
     patch: bool
+    moves: bool
     mounts: bool
     says: str
     referrers: bool
@@ -91,6 +92,7 @@ class ScriptedRegistry:
         redirect: send readers of blobs to another host.
         relative: give locations without scheme and host.
         patch: take uploads in parts; else only in one PUT.
+        moves: give an upload another address after each part, and say so; else keep the first.
         mounts: mount blobs from other repositories.
         tls: certificate and key to speak TLS with.
         clients: certificates, of which a client must show one.
@@ -109,6 +111,7 @@ class ScriptedRegistry:
         redirect: bool = False,
         relative: bool = True,
         patch: bool = True,
+        moves: bool = True,
         mounts: bool = True,
         tls: tuple[Path, Path] | None = None,
         clients: Path | None = None,
@@ -124,6 +127,7 @@ class ScriptedRegistry:
             redirect,
             relative,
             patch,
+            moves,
             mounts,
             says,
             referrers,
@@ -384,7 +388,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._body()
             self._error(405, "UNSUPPORTED", "PATCH")
         elif self._receive(upload):
-            self._upload_state(name, upload, 202)
+            if state.moves:
+                self._upload_state(name, upload, 202)
+            else:
+                self._answer(202, {})
 
     def _receive(self, upload: str) -> bool:
         """Append the body to the upload, as far as it arrives; False if that was refused."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from firstread.errors import BusyError, NotFoundError, TransportError
-from firstread.node.pulls import GoneError, Pulls, Room
+from firstread.node.pulls import GoneError, Pulls, Seats
 from firstread.testing.patience import PATIENCE_S
 
 
@@ -43,7 +43,7 @@ class Work:
 
 
 def pulls(waiting: int = 100, running: int = 100, linger_s: float = 0.0) -> Pulls[str]:
-    return Pulls(Room(waiting, waiting), Room(running, running), linger_s)
+    return Pulls(Seats(waiting, waiting), Seats(running, running), linger_s)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -131,19 +131,19 @@ def test_a_pull_that_lingers_is_cancelled_in_the_end() -> None:
         work.may_end.set()
 
 
-def test_one_registry_has_a_part_of_the_room() -> None:
-    room = Room(4, 2)
-    with room.taken("a"), room.taken("a"):
+def test_one_registry_has_a_part_of_the_seats() -> None:
+    seats = Seats(4, 2)
+    with seats.taken("a"), seats.taken("a"):
         with pytest.raises(BusyError, match="2 requests wait for a already"):
-            room.take("a")
-        with room.taken("b"), room.taken("c"), pytest.raises(BusyError, match="for registries"):
-            room.take("d")
-    with room.taken("a"):
+            seats.take("a")
+        with seats.taken("b"), seats.taken("c"), pytest.raises(BusyError, match="for registries"):
+            seats.take("d")
+    with seats.taken("a"):
         pass
-    assert not room._taken
+    assert not seats._taken
 
 
-def test_a_pull_that_does_not_end_keeps_its_place_though_nobody_waits() -> None:
+def test_a_pull_that_does_not_end_keeps_its_seat_though_nobody_waits() -> None:
     shared, work, one = pulls(running=1), Work(), Leaving()
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(shared.wait, "a", "r", work, one)

@@ -60,6 +60,23 @@ def test_a_value(document: dict[str, Any], expected: Outer) -> None:
     assert gojson.decode(json.dumps(document, ensure_ascii=False).encode(), Outer) == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (rb"\ud800", "\ufffd"),
+        (rb"a\uDC00b", "a\ufffdb"),
+        (rb"\uD83D\uDE00", "\U0001f600"),
+        (rb"\ud800\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\ud800\n\udc00", "\ufffd\n\ufffd"),
+        (rb"\\ud800\ud800", "\\ud800\ufffd"),
+        (b"\xff\xc3\xa9\xed\xa0\x80", "\ufffd\u00e9\ufffd\ufffd\ufffd"),
+    ],
+)
+def test_what_is_no_character_is_replaced(written: bytes, read: str) -> None:
+    document = b'{"size":1,"someText":"%s","free":["%s"]}' % (written, written)
+    assert gojson.decode(document, Outer) == Outer(1, some_text=read, free=[read])
+
+
 def test_what_does_not_fit_is_left_to_be_told_of() -> None:
     wrong: object
     for wrong in ({"size": "1"}, {"size": 1, "many": {}}, {"size": 1, "labels": [1]}, [], 5):
@@ -120,7 +137,7 @@ def test_the_worst_that_4_mib_can_say_is_read_in_linear_time(text: str) -> None:
     assert time.process_time() - started < 5  # it is a few tenths
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"x":"\xff"}', b"[" * 100_000, b'{"x":' * 100_000])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"x":' * 100_000])
 def test_what_is_no_json(data: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
         gojson.decode(data, Outer)

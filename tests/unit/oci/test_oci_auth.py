@@ -187,6 +187,15 @@ def test_a_damaged_file(home: Path, text: str) -> None:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_file_has_nothing(home: Path, text: str) -> None:
+    """As docker reads it; some tools make one beforehand."""
+    path = home / ".docker/config.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert find_credentials("r.io") is None
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -287,6 +296,9 @@ def test_secrets_are_not_shown() -> None:
         ("Bearer realm=https://t/?a=b,service=s", Challenge("bearer", "https://t/?a=b", "s")),
         ('Bearer realm="a", Bearer realm="b",service="s"', Challenge("bearer", "a")),
         ('Bearer realm="without an end', Challenge("bearer", "without an end")),
+        ('Bearer error="invalid_token", Bearer realm="b"', Challenge("bearer", "b")),
+        ('Bearer realm="", Basic realm="r"', Challenge("basic", "r")),
+        ('Bearer realm=""', Challenge("bearer")),
     ],
 )
 def test_challenges(header: str, challenge: Challenge | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,14 @@ from firstread.oci.model import (
 )
 from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
-from firstread.oci.referrers import COSTS, NO_API_S, next_page, referrers_tag, with_entry
+from firstread.oci.referrers import (
+    COSTS,
+    NO_API_S,
+    describe_referrer,
+    next_page,
+    referrers_tag,
+    with_entry,
+)
 from firstread.oci.registry import RegistryRepository
 from firstread.oci.repository import Repository
 from firstread.oci.standing import MAX_DECLINED, Declined
@@ -388,6 +396,50 @@ def test_a_page_for_browsers_is_no_list() -> None:
         registry.script("GET /referrers/ body '<html>welcome</html>'")
         assert names(place) == [made.digest]
         assert registry.unused() == []
+
+
+@pytest.mark.parametrize("body", ["", "{}", "null", "[1]", "<html>", '{"schemaVersion":2}'])
+def test_what_is_no_list_in_spite_of_its_type(body: str) -> None:
+    """A bad list says nothing of other repositories, which its writer may not even know."""
+    declined = Declined()
+    with ScriptedRegistry(referrers=True) as registry:
+        reference = parse_reference(f"{registry.host}/app:1")
+        with RegistryRepository(reference, FAST, push=True, declined=declined) as place:
+            made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+            at_tag = with_entry(None, describe_referrer(thing("a"), OCI_MANIFEST)[1])
+            assert at_tag is not None
+            registry.manifests[referrers_tag(SUBJECT.digest)] = (OCI_INDEX, at_tag)
+            registry.script(f"GET /referrers/ body {shlex.quote(body)} Content-Type={OCI_INDEX}")
+            assert names(place) == [made.digest]
+            assert registry.asked("/manifests/sha256-") != []
+        other = parse_reference(f"{registry.host}/other:1")
+        with RegistryRepository(other, FAST, declined=declined) as place:
+            assert names(place) == [made.digest]
+        assert len(registry.asked("/v2/other/referrers/")) == 1
+
+
+@pytest.mark.parametrize("target", ["http://[", "https://", "http://h:x/", f"https://{'a' * 300}/"])
+def test_a_redirect_to_no_address_is_no_list(target: str) -> None:
+    with ScriptedRegistry() as registry, place_of(registry) as place:
+        made = prepared(place).put_referrer(thing("a"), OCI_MANIFEST)
+        registry.script(f"GET /referrers/ status 303 Location={target}")
+        assert names(place) == [made.digest]
+
+
+def test_the_rest_of_a_list_is_asked_of_the_registry_only() -> None:
+    with ScriptedRegistry() as page, ScriptedRegistry(referrers=True, page=1) as registry:
+        with place_of(registry) as place:
+            for name in "ab":
+                place.put_referrer(thing(name), OCI_MANIFEST)
+            registry.script(
+                f"""
+                GET /referrers/ as 200
+                GET /referrers/ status 303 Location=http://{page.host}/page
+                """
+            )
+            with pytest.raises(SourceError):
+                names(place)
+        assert page.asked() == []
 
 
 def test_the_api_that_fails_is_no_empty_list() -> None:

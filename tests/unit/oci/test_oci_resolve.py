@@ -146,6 +146,13 @@ def test_artifacts_are_chosen_only_where_there_is_nothing_else() -> None:
     assert caught.value.hint == "choose one with --platform: linux/arm64"
 
 
+def test_an_empty_type_makes_no_artifact() -> None:
+    """As Go leaves it out, so does it read it."""
+    mine = entry("linux/amd64", artifact_type="")
+    other = entry("linux/arm64")
+    assert choose(Index(manifests=[other, mine]), parse_platform("amd64")) == mine
+
+
 def test_an_image_without_a_platform() -> None:
     image, attestation = entry(None), entry("unknown/unknown")
     assert choose(Index(manifests=[image, attestation]), parse_platform("arm64")) == image

@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 
-from firstread.errors import AuthError, DigestError, SourceError, TransportError
+from firstread.errors import AuthError, DigestError, FirstreadError, SourceError, TransportError
 from firstread.oci.model import OCI_LAYER, OCI_MANIFEST, describe
 from firstread.oci.open import AccessOptions, open_destination
 from firstread.oci.reference import parse_reference
@@ -212,6 +212,21 @@ def test_where_to_go_on(taken: int, offset: int) -> None:
     assert following(taken, 300, 600) == offset
 
 
+def test_one_byte_at_the_start_is_not_believed() -> None:
+    assert following(1, 0, 300) == 300
+    assert following(2, 0, 300) == 2
+
+
+@ways
+def test_a_part_whose_answer_names_no_place_leaves_the_upload_where_it_is(
+    options: AccessOptions,
+) -> None:
+    with ScriptedRegistry(moves=False) as registry:
+        with destination(registry.host, options) as to:
+            assert put(to)
+        assert registry.blobs[BLOB.digest] == DATA
+
+
 def test_a_repository_that_has_moved() -> None:
     script = """
         POST  /a/b/       status 307 Location=/v2/c/d/blobs/uploads/
@@ -256,10 +271,11 @@ def test_a_registry_that_always_breaks_off() -> None:
         ("POST /uploads/ status 403", AuthError),
         ("PATCH /uploads/ status 413", SourceError),
         ("PUT /uploads/ status 400", SourceError),
-        ("PATCH /uploads/ body done", SourceError),
+        ("POST /uploads/ body done", SourceError),
+        ("PATCH /uploads/ body done", DigestError),
     ],
 )
-def test_a_refusal_leaves_nothing_behind(fault: str, kind: type[SourceError]) -> None:
+def test_a_refusal_leaves_nothing_behind(fault: str, kind: type[FirstreadError]) -> None:
     with ScriptedRegistry(fault) as registry:
         with destination(registry.host) as to, pytest.raises(kind) as caught:
             put(to)

@@ -218,6 +218,8 @@ def test_image_configuration() -> None:
         {"Volumes": {"/x/../../y": {}}},
         {"StopSignal": "SIGNONE"},
         ["not", "an", "object"],
+        [],
+        0,
         {"Labels": {"a": "\ud800"}},
     ],
 )

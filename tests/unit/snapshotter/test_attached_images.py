@@ -7,9 +7,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from firstread.errors import DerivedImageError, FirstreadError, TransportError, UnsupportedError
+from firstread.errors import (
+    BusyError,
+    DerivedImageError,
+    FirstreadError,
+    TransportError,
+    UnsupportedError,
+)
 from firstread.snapshotter import attached
 from firstread.snapshotter.attached import ABSENT_S, AttachedImages
+from firstread.snapshotter.refusal import Kind, RefusalError
 
 ORIGINAL, CONVERTED = (f"sha256:{digit * 64}" for digit in "ab")
 
@@ -21,9 +28,11 @@ class Daemon:
     answer: str | FirstreadError = CONVERTED
     asked: list[str] = field(default_factory=list)
     now: float = 0.0
+    takes_s: float = 0.0
 
     def pull(self, reference: str) -> str:
         self.asked.append(reference)
+        self.now += self.takes_s
         if isinstance(self.answer, FirstreadError):
             raise self.answer
         return self.answer
@@ -64,6 +73,26 @@ def test_what_was_built_from_a_converted_image_is_no_ordinary_one() -> None:
     images = Daemon(DerivedImageError("it was built FROM a converted image")).images()
     with pytest.raises(DerivedImageError):
         images("r.example/a:1", ORIGINAL)
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [
+        (TransportError("it does not answer"), 1),
+        (BusyError("200 requests wait"), 5),
+        (RefusalError(Kind.CANCELLED, "the client has gone"), 5),
+    ],
+)
+def test_a_failure_that_took_long_counts_for_all_layers(error: FirstreadError, times: int) -> None:
+    daemon = Daemon(error, takes_s=30.0)
+    images = daemon.images()
+    for _ in range(5):
+        daemon.now = 0.0
+        with pytest.raises(type(error), match=error.message):
+            images("r.example/a:1", ORIGINAL)
+    assert len(daemon.asked) == times
+    daemon.now, daemon.answer = 30.0 + ABSENT_S, CONVERTED
+    assert images("r.example/a:1", ORIGINAL) is not None
 
 
 def test_a_failure_is_not_remembered() -> None:
