@@ -216,9 +216,9 @@ class Supervisor:
                 self._anchor = cast(settings.root, settings.anchor_s)
         except (OSError, ValueError) as exc:
             log.warning("there is no anchor: reads fail if all processes die now: %s", exc)
-        else:
-            if first:
-                retire(settings.root, but=self._anchor)
+        if first:
+            # Also if there is none of ours: one before would deny what waits when its time is up.
+            retire(settings.root, but=self._anchor)
 
     def _shut_down(self) -> None:
         if self._events and systemd.listens():
