@@ -224,10 +224,10 @@ def test_more_reads_than_the_numbers_of_fixed_descriptors_wait_for_the_next_daem
         daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 1400)
         daemon.end_all(signal.SIGKILL, anchor=False)
         registry.script("")
-        daemon.command = ("setpriv", "--bounding-set", "-sys_resource", *FEW_FILES)
+        daemon.wrapper = ("setpriv", "--bounding-set", "-sys_resource", *FEW_FILES)
         with pytest.raises(NodeError, match="no daemon answers"):
             daemon.start()
         assert "a process may open 1024 files here, but a daemon needs 1" in daemon.output()
-        daemon.command = ()
+        daemon.wrapper = ()
         daemon.start()
         assert [each.outcome() for each in pages] == [(700, 0, 700)] * 2

@@ -590,7 +590,7 @@ class Cache:
         wanted -= freed.bytes
         wanted -= self._remove_doubtful(wanted)
         with self.changed:
-            if freed.files < goal.files:
+            if freed.files < goal.files and not self._stock.is_held_up:
                 self._no_files = number
             now = time.monotonic()
             if wanted <= 0 or self._freed.bytes > self._freed_before:
@@ -606,6 +606,7 @@ class Cache:
         with self.changed:
             clock = self.clock
             hopeful = clock.draining_bytes or clock.emptying_bytes or clock.holds > self._blocked
+            hopeful = hopeful or self._stock.is_held_up
             if wanted <= 0:
                 self._sparing = True
             elif not turn.empty and not hopeful:
@@ -633,7 +634,7 @@ class Cache:
     def _remove_cold(self, goal: Room) -> Room:
         """Remove images that are not mounted, and their sectors; return what became free."""
         freed = Room()
-        with contextlib.suppress(HeldUpError):  # what comes of it comes later, by itself
+        try:
             while freed.bytes < goal.bytes or freed.files < goal.files:
                 if not self._cold:
                     if self._cold_is_known:
@@ -644,6 +645,8 @@ class Cache:
                         break
                 item = self._cold.popleft()
                 freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
+        except HeldUpError:  # what comes of it comes later, by itself
+            self._cold_is_known = False
         return freed
 
     def _remove_image(self, digest: str) -> Room:

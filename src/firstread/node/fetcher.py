@@ -60,6 +60,7 @@ PATIENCE = 2  # failures in a row of one source, before another one that has the
 LOOKS = 1024  # events a second whose readers are looked at, 15 us each
 SCANNER_S = 10.0  # that a scanner waits for a read, while others wait for it
 KEEP_S = 1.0  # for wrong bytes to be written to the disk
+UNSERVED = "?"  # image of reads of mounts that stand and are not served yet
 CROWDING_S = 5.0  # that the first read of an image has waited, before those beyond its quota fail
 
 
@@ -263,6 +264,7 @@ class Fetcher:
         self.again(early)
 
     def _keep_early(self, waiter: Waiter) -> bool:
+        self._held.charge(waiter[0].number, UNSERVED)
         with self.cache.changed:
             if self._expecting:
                 self._early.append(waiter)
@@ -298,15 +300,31 @@ class Fetcher:
             f"a scanner has waited for {SCANNER_S:g} s, and others for it",
             hint="exclude what firstread mounts from scanning; firstread doctor names who scans",
         )
-        for lane in list(self._lanes.values()):
-            for waiter in lane.abandon(theirs):
-                self._deny([waiter], error, self._held[waiter[0].number].sector, alone=True)
+        self._deny_each(self._abandon(theirs), error)
 
     def _reap(self, waiters: Sequence[Waiter]) -> None:
         """Answer those reads whose reader is gone: the kernel never takes them back by itself."""
-        lost = gone(waiters) if self._sees_readers else set()
-        for lane in list(self._lanes.values()) if lost else []:
-            self._finish(lane.abandon(lost), allow=False)
+        if self._sees_readers and (lost := gone(waiters)):
+            self._finish(self._abandon(lost), allow=False)
+
+    def _abandon(self, lost: set[Waiter]) -> list[Waiter]:
+        """Take those of these reads out that wait for a sector, or for a mount to be served."""
+        with self.cache.changed:
+            found = [waiter for waiter in self._early if waiter in lost]
+            if found:
+                self._early = [waiter for waiter in self._early if waiter not in lost]
+        for lane in list(self._lanes.values()):
+            found += lane.abandon(lost)
+        return found
+
+    def _deny_each(self, waiters: Iterable[Waiter], error: Exception) -> None:
+        """Let reads fail of whatever sectors, though others of the same may wait on."""
+        theirs: dict[bytes, tuple[Wanted | None, list[Waiter]]] = {}
+        for waiter in waiters:
+            sector = self._held[waiter[0].number].sector
+            theirs.setdefault(sector.entry.id if sector else b"", (sector, []))[1].append(waiter)
+        for number, (sector, its) in enumerate(theirs.values()):
+            self._deny(its, error, sector, alone=True, quietly=number > 0)
 
     def waiting(self) -> int:
         """Return how many reads wait."""
@@ -413,8 +431,9 @@ class Fetcher:
         return False
 
     def _too_many(self, image: str) -> NodeError:
+        whose = "mounts that are not served yet" if image == UNSERVED else "this image"
         return NodeError(
-            f"{self._held.waiting(image)} reads of this image wait, and take the room of others",
+            f"{self._held.waiting(image)} reads of {whose} wait, and take the room of others",
             hint="see why its source does not answer, or raise the limit of open files",
         )
 
@@ -428,9 +447,7 @@ class Fetcher:
                 continue
             crowding.add(image)  # until its reads go on
             error, theirs = self._too_many(image), set(waiters[len(waiters) - excess :])
-            for lane in list(self._lanes.values()):
-                if denied := lane.abandon(theirs):
-                    self._deny(denied, error, self._held[denied[0][0].number].sector, alone=True)
+            self._deny_each(self._abandon(theirs), error)
         self._crowding = crowding
 
     # -- what the cache asks -------------------------------------------------------------------
