@@ -102,6 +102,7 @@ class Fetcher:
         self._sees_readers = sees_processes()
         self._expecting = False  # a mount stands that is not served yet: see `expect`
         self._early: list[Waiter] = []  # reads of such
+        self._later: list[Waiter] = []  # reads that this process was too short of something for
         self._useless: dict[bytes, set[Served]] = {}  # that cannot give a sector, by its id
         self._undecided: set[bytes] = set()  # sectors whose content has not shown their size
         self._crowding: set[str] = set()  # images beyond their quota for long; replaced only
@@ -278,6 +279,8 @@ class Fetcher:
         with self.cache.changed:
             late = [waiter for waiter in self._early if waiter[1] < since]
             self._early = [waiter for waiter in self._early if waiter[1] >= since]
+            again, self._later = self._later, []
+        self.again(again)
         if late:
             self._deny(late, NodeError("the mount could not be taken over"))
         some = self._held.some(LOOKS)
@@ -310,9 +313,10 @@ class Fetcher:
     def _abandon(self, lost: set[Waiter]) -> list[Waiter]:
         """Take those of these reads out that wait for a sector, or for a mount to be served."""
         with self.cache.changed:
-            found = [waiter for waiter in self._early if waiter in lost]
+            found = [waiter for waiter in (*self._early, *self._later) if waiter in lost]
             if found:
                 self._early = [waiter for waiter in self._early if waiter not in lost]
+                self._later = [waiter for waiter in self._later if waiter not in lost]
         for lane in list(self._lanes.values()):
             found += lane.abandon(lost)
         return found
@@ -366,13 +370,24 @@ class Fetcher:
             if verdict is Verdict.CHECK or is_aside:
                 self.checks.read(waiter, sector)
                 return
-        except (FirstreadError, OSError) as exc:
-            self._deny([waiter], exc)
+        except OSError as exc:
+            self._put_off(waiter, from_os_error(exc, "cannot look at a sector file"))
+            return
+        except FirstreadError as exc:
+            self._put_off(waiter, exc)
             return
         if verdict is Verdict.ALLOW:
             self.answer([waiter])
         elif verdict is Verdict.FETCH:
             self._fetch(waiter, served, sector)
+
+    def _put_off(self, waiter: Waiter, error: FirstreadError) -> None:
+        """Take a read again in a moment if this process is short of something; else it fails."""
+        if not error.retryable or time.monotonic() - waiter[1] > self._policy.stall_s:
+            self._deny([waiter], error)
+            return
+        with self.cache.changed:
+            self._later.append(waiter)
 
     def _is_in_doubt(self, sector: Wanted, fd: int) -> bool:
         """Return whether the content of a file is to be asked, once, which of two sizes is right.
