@@ -11,17 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
 from firstread.node.anchor import anchors
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
+from firstread.testing.pagereader import Pages
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
+from firstread.units import MiB
 
 pytestmark = pytest.mark.privileged
 
 EIO = "errno 5"
+FEW_FILES = ("prlimit", "--nofile=1024:1024")
 
 
 def of(daemon: Daemon) -> list[int]:
@@ -201,3 +205,29 @@ def test_output_of_a_dead_daemon_is_closed(tmp_path: Path) -> None:
         os.kill(supervisor, signal.SIGKILL)
         assert daemon._process is not None
         daemon._process.wait(timeout=PATIENCE_S)
+
+
+def test_more_reads_than_the_numbers_of_fixed_descriptors_wait_for_the_next_daemon(
+    tmp_path: Path,
+) -> None:
+    """One that may open fewer files than that says so, and they wait on."""
+    with ScriptedRegistry() as registry, Daemon(tmp_path, "--health", "120") as daemon:
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}", count=2, sector_bytes=4 * MiB)
+        place = daemon.mount(reference)
+        registry.script("GET /blobs/ slow 600 x1000")
+        pages = []
+        for number in range(2):
+            expected = tmp_path / f"expected{number}"
+            expected.write_bytes(image.contents[number])
+            pages.append(Pages(place / f"f{number}", expected, 0, 700))
+        daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 1400)
+        daemon.end_all(signal.SIGKILL, anchor=False)
+        registry.script("")
+        daemon.wrapper = ("setpriv", "--bounding-set", "-sys_resource", *FEW_FILES)
+        with pytest.raises(NodeError, match="no daemon answers"):
+            daemon.start()
+        assert "a process may open 1024 files here, but a daemon needs 1" in daemon.output()
+        daemon.wrapper = ()
+        daemon.start()
+        assert [each.outcome() for each in pages] == [(700, 0, 700)] * 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from firstread.node.held import LEAST
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
-from firstread.testing.patience import PATIENCE_S
+from firstread.testing.pagereader import Pages
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import MiB
@@ -26,59 +24,6 @@ pytestmark = pytest.mark.privileged
 NOFILE = 1024
 ROOM = NOFILE - 256  # for events that wait
 SECTOR = 4 * MiB
-
-# Reads pages of a file, each in a thread; prints how many were right when all have ended.
-_READ_PAGES = """
-import os, sys, threading
-path, expected, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-fd = os.open(path, os.O_RDONLY)
-os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-data = open(expected, "rb").read()
-found = []
-def read(page):
-    try:
-        found.append(os.pread(fd, 4096, page * 4096) == data[page * 4096 : (page + 1) * 4096])
-    except OSError as exc:
-        found.append(exc.errno)
-threading.stack_size(65536)
-threads = [threading.Thread(target=read, args=(first + n,)) for n in range(count)]
-for thread in threads:
-    thread.start()
-print("begun", flush=True)
-for thread in threads:
-    thread.join()
-print(found.count(True), found.count(5), len(found))
-"""
-
-
-class Pages:
-    """A process that reads many pages of a file at once.
-
-    Args:
-        path: of the file.
-        expected: path of a file with the same content.
-        first: page.
-        count: pages.
-    """
-
-    def __init__(self, path: Path, expected: Path, first: int, count: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _READ_PAGES, path, expected, str(first), str(count)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "begun\n"
-
-    def outcome(self) -> tuple[int, int, int]:
-        """Return how many reads were right, were EIO, and were done."""
-        out, _ = self.process.communicate(timeout=PATIENCE_S)
-        right, failed, done = map(int, out.split())
-        return right, failed, done
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=PATIENCE_S)
 
 
 @contextmanager

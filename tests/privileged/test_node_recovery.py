@@ -189,6 +189,31 @@ def test_a_fetcher_short_of_descriptors_throws_nothing_away(daemon: Daemon, tmp_
         assert output(daemon.reading(place / "f3")) == image.summary(3)
 
 
+def test_reads_wait_while_the_fetcher_has_no_descriptor_left(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    for number, spare in enumerate((0, 1)):
+        with few_descriptors(daemon.fetcher, spare):
+            reader = daemon.reading(place / f"f{number}")
+            if not spare:
+                daemon.wait(lambda: daemon.log("reads wait"))
+        assert output(reader) == plain[1].summary(number)
+    assert daemon.mounted(place)["failed_reads"] == 0
+
+
+def test_reads_wait_while_the_supervisor_has_no_descriptor_left(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    """Were they read, the kernel would deny them."""
+    place = daemon.mount(plain[0])
+    with few_descriptors(daemon.supervisor):
+        reader = daemon.reading(place / "f0")
+        daemon.wait(lambda: daemon.log("no events are taken"))
+    assert output(reader) == plain[1].summary(0)
+    assert not daemon.log("a read fails")
+
+
 def _line(path: Path) -> str:
     lines = Path("/proc/mounts").read_text().splitlines()
     return next(line for line in lines if line.startswith(str(path)))

@@ -35,8 +35,8 @@ import signal
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 from firstread.mountinfo import parse_mountinfo
 from firstread.node.wire import BUFFER_FD, GROUP_FD, LOCK_FD, SECRETS_FD
@@ -53,18 +53,6 @@ _BUFFER_BYTES = 4096
 _EVENT = struct.Struct("=I12xi4x")  # struct fanotify_event_metadata: event_len, fd
 _DENIAL = struct.Struct("=iI")  # struct fanotify_response: fd, FAN_DENY
 _DENY = 2
-
-
-class Left(NamedTuple):
-    """What a dead supervisor has left with its anchor, as descriptors of ours.
-
-    Args:
-        descriptors: by the names in `KEPT`.
-        files: sector files of events that it had read, by the number of the event.
-    """
-
-    descriptors: dict[str, int]
-    files: dict[int, int]
 
 
 # -- the anchor's own process ----------------------------------------------------------------------
@@ -219,36 +207,66 @@ def is_anchor(pid: int) -> bool:
         return False
 
 
-def take(root: str) -> Left:
-    """Take what the anchors of a store hold; they go on holding it, too.
+def descriptors(root: str) -> dict[str, int]:
+    """Return, as ours, what the anchors of a store hold of `KEPT`; they go on holding it, too.
 
-    An anchor that we may not look into, or that has just ended, has left nothing.
+    An anchor that we may not look into, or that has just ended, has left nothing. Move these where
+    they belong before `files` can come to lie there.
 
     Args:
         root: of the store.
     """
-    left = Left({}, {})
-    sectors = os.path.join(os.path.realpath(root), "sectors", "")
+    found: dict[str, int] = {}
+    for pid in anchors(root):
+        with _looking_into(pid) as pidfd:
+            for name in KEPT.keys() - found.keys():
+                found[name] = _getfd(pidfd, KEPT[name])
+    return found
+
+
+def highest(root: str) -> int:
+    """Return the highest number of a descriptor that the anchors of a store hold; 0 for none.
+
+    Args:
+        root: of the store.
+    """
+    most = 0
     for pid in anchors(root):
         with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                _take_from(pid, pidfd, sectors, left)
-            finally:
-                os.close(pidfd)
-    return left
+            most = max(most, *_open_numbers(pid))
+    return most
 
 
-def _take_from(pid: int, pidfd: int, sectors: str, left: Left) -> None:
-    for name, number in KEPT.items():
-        if name not in left.descriptors:
-            left.descriptors[name] = _getfd(pidfd, number)
-    for number in _open_numbers(pid):
-        with contextlib.suppress(OSError):
-            if number in left.files or number in KEPT.values():
-                continue
-            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(sectors):
-                left.files[number] = _getfd(pidfd, number)
+def files(root: str, known: Iterable[int] = ()) -> dict[int, int]:
+    """Return the sector files of events that the anchors of a store hold, as descriptors of ours.
+
+    Args:
+        root: of the store.
+        known: numbers of events whose files are not needed.
+
+    Returns:
+        the files, by the number of the event.
+    """
+    sectors = os.path.join(os.path.realpath(root), "sectors", "")
+    found: dict[int, int] = {}
+    for pid in anchors(root):
+        with _looking_into(pid) as pidfd:
+            for number in set(_open_numbers(pid)) - {*known, *found, *KEPT.values()}:
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{number}").startswith(sectors):
+                        found[number] = _getfd(pidfd, number)
+    return found
+
+
+@contextlib.contextmanager
+def _looking_into(pid: int) -> Iterator[int]:
+    """Give a pidfd; go on behind it if the process is gone, or not ours to look into."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            yield pidfd
+        finally:
+            os.close(pidfd)
 
 
 def _getfd(pidfd: int, number: int) -> int:
@@ -273,13 +291,9 @@ def retire(root: str, *, but: int = 0) -> None:
 
 def end(pid: int) -> None:
     """End an anchor; return when it is gone."""
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            _wait(pidfd, END_S)
-        finally:
-            os.close(pidfd)
+    with _looking_into(pid) as pidfd:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait(pidfd, END_S)
 
 
 def _wait(pidfd: int, seconds: float | None = None) -> None:

@@ -586,11 +586,11 @@ class Cache:
             goal = surplus.or_more(shortage)
         if not self._is_tidy:
             goal -= Room(0, self.tidy())
-        freed, late = self._remove_cold(goal)
+        freed = self._remove_cold(goal)
         wanted -= freed.bytes
         wanted -= self._remove_doubtful(wanted)
         with self.changed:
-            if freed.files < goal.files and not late:
+            if freed.files < goal.files and not self._stock.is_held_up:
                 self._no_files = number
             now = time.monotonic()
             if wanted <= 0 or self._freed.bytes > self._freed_before:
@@ -605,9 +605,8 @@ class Cache:
             self._empty(sector_id)
         with self.changed:
             clock = self.clock
-            hopeful = (
-                late or clock.draining_bytes or clock.emptying_bytes or clock.holds > self._blocked
-            )
+            hopeful = clock.draining_bytes or clock.emptying_bytes or clock.holds > self._blocked
+            hopeful = hopeful or self._stock.is_held_up
             if wanted <= 0:
                 self._sparing = True
             elif not turn.empty and not hopeful:
@@ -632,12 +631,8 @@ class Cache:
 
     # -- what goes -----------------------------------------------------------------------------
 
-    def _remove_cold(self, goal: Room) -> tuple[Room, bool]:
-        """Remove images that are not mounted, and their sectors.
-
-        Returns:
-            what became free, and whether more may become free soon: a look at files takes long.
-        """
+    def _remove_cold(self, goal: Room) -> Room:
+        """Remove images that are not mounted, and their sectors; return what became free."""
         freed = Room()
         try:
             while freed.bytes < goal.bytes or freed.files < goal.files:
@@ -650,9 +645,9 @@ class Cache:
                         break
                 item = self._cold.popleft()
                 freed += self._remove(item) if isinstance(item, bytes) else self._remove_image(item)
-        except HeldUpError:
-            return freed, True
-        return freed, self._stock.is_held_up
+        except HeldUpError:  # what comes of it comes later, by itself
+            self._cold_is_known = False
+        return freed
 
     def _remove_image(self, digest: str) -> Room:
         def note(freed: Room) -> Room:

@@ -69,11 +69,15 @@ class Checks:
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
 
     def is_aside(self, sector_id: bytes) -> bool:
-        """Return whether there is a doubtful file of a sector."""
-        return sector_id in self._aside
+        """Return whether there is a doubtful file of a sector, and it can be looked at now."""
+        return sector_id in self._aside and not self._opener.is_held_up
 
     def trust(self, sector_id: bytes, fd: int) -> None:
-        """Note that a sector was checked or came whole; `fd`: its file."""
+        """Note that a sector was checked or came whole; `fd`: its file. Needs no other then."""
+        if sector_id in self._aside:
+            with self._lock:
+                self._aside.discard(sector_id)
+            self._cache.remove_aside(sector_id)
         self._trusted[sector_id] = os.fstat(fd).st_mtime_ns
 
     def forget(self, sector_id: bytes) -> None:
@@ -220,8 +224,8 @@ class Checks:
         try:
             source = self._opener.do(lambda: self._store.open_aside(entry.id), os.close)
         except HeldUpError:
-            self._cache.remove_aside(entry.id)  # it is fetched again
-            return False
+            self.note_aside([entry.id])
+            return False  # reads of it are fetched while it is held up
         except FirstreadError as exc:
             if not isinstance(exc.__cause__, FileNotFoundError):
                 self.note_aside([entry.id])  # the next read tries again

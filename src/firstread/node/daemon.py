@@ -30,7 +30,7 @@ from firstread.node.handover import (
     raise_fd_limit,
     read_handover,
 )
-from firstread.node.journal import Journal, is_journal, make_journal
+from firstread.node.journal import SPARE_FDS, Journal, is_journal, make_journal
 from firstread.node.kernelproof import KernelProof
 from firstread.node.logfile import daemon_log
 from firstread.node.logs import configure_logging
@@ -100,10 +100,7 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     if "lock" not in kept:
         store.claim()
         kept["lock"] = store.detach_lock()
-    left = anchor.take(str(root))
-    for name in left.descriptors.keys() & kept.keys():
-        os.close(left.descriptors.pop(name))
-    kept |= left.descriptors
+    _take_kept(str(root), kept)
     if "group" not in kept:
         KernelProof(root).require_unless_full()
     if "listener" not in kept:
@@ -129,9 +126,21 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
         return Handover()
     configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
-    held = all_events([], Group(GROUP_FD), journal, left.files)
+    # Only now that each descriptor has its number can files come to lie anywhere.
+    held = all_events([], Group(GROUP_FD), journal, anchor.files(str(root)))
     journal.close()
     return Handover(held=held, cause="restored")
+
+
+def _take_kept(root: str, kept: dict[str, int]) -> None:
+    """Add to `kept` what an anchor has of it, if there is one."""
+    if highest := anchor.highest(root):
+        raise_fd_limit(highest + SPARE_FDS)
+    for name, fd in anchor.descriptors(root).items():
+        if name in kept:
+            os.close(fd)
+        else:
+            kept[name] = fd
 
 
 def _require_no_other(run_dir: Path) -> None:

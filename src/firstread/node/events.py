@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Container, Iterable
 
 from firstread.device.fanotify import NO_FD, Group
@@ -19,6 +20,7 @@ from firstread.node.wire import BUFFER_FD, GROUP_FD, Request
 
 log = logging.getLogger("supervisor")
 
+SHORT_S = 1.0  # before another look whether there is a descriptor
 LOOKS = 256  # processes that are looked at, at a time
 BURST = 32  # events that are read before the rest is looked at again
 
@@ -33,6 +35,7 @@ class Events:
 
     def __init__(self, held: list[Request], most: int) -> None:
         self._most = most
+        self._short_until = 0.0  # that there is no descriptor for another event, whatever `most` is
         self._group = Group(GROUP_FD)
         self._journal = Journal(BUFFER_FD)
         self._journal.keep(held)
@@ -43,7 +46,7 @@ class Events:
 
     def has_room(self) -> bool:
         """Return whether another event can be read."""
-        return len(self._waiting) < self._most
+        return len(self._waiting) < self._most and time.monotonic() >= self._short_until
 
     def waiting(self) -> list[Request]:
         """Return those that wait."""
@@ -57,6 +60,12 @@ class Events:
             on_request: gets each of the others.
         """
         for _ in range(min(BURST, self._most - len(self._waiting))):
+            try:
+                os.close(os.dup(GROUP_FD))  # the kernel denies an event that has no room
+            except OSError as exc:
+                self._short_until = time.monotonic() + SHORT_S
+                log.warning("no events are taken: %s", exc)
+                return
             try:
                 # One at a time: what is read and not yet recorded is lost if we are killed now.
                 events = self._group.read_one(self._journal.buffer)
@@ -86,9 +95,11 @@ class Events:
                 os.close(request.fd)
 
     def deny(self) -> None:
-        """Let all that wait fail."""
-        for number in self._waiting:
+        """Let all that wait fail, and close their files."""
+        for number, request in self._waiting.items():
             self._group.answer(number, allow=False)
+            os.close(request.fd)
+        self._waiting.clear()
 
     def deny_of(self, is_meant: Callable[[int], bool]) -> int:
         """Let fail what some processes wait for; return how many reads that are.

@@ -60,6 +60,7 @@ PATIENCE = 2  # failures in a row of one source, before another one that has the
 LOOKS = 1024  # events a second whose readers are looked at, 15 us each
 SCANNER_S = 10.0  # that a scanner waits for a read, while others wait for it
 KEEP_S = 1.0  # for wrong bytes to be written to the disk
+UNSERVED = "?"  # image of reads of mounts that stand and are not served yet
 CROWDING_S = 5.0  # that the first read of an image has waited, before those beyond its quota fail
 
 
@@ -101,6 +102,7 @@ class Fetcher:
         self._sees_readers = sees_processes()
         self._expecting = False  # a mount stands that is not served yet: see `expect`
         self._early: list[Waiter] = []  # reads of such
+        self._later: list[Waiter] = []  # reads that this process was too short of something for
         self._useless: dict[bytes, set[Served]] = {}  # that cannot give a sector, by its id
         self._undecided: set[bytes] = set()  # sectors whose content has not shown their size
         self._crowding: set[str] = set()  # images beyond their quota for long; replaced only
@@ -263,6 +265,7 @@ class Fetcher:
         self.again(early)
 
     def _keep_early(self, waiter: Waiter) -> bool:
+        self._held.charge(waiter[0].number, UNSERVED)
         with self.cache.changed:
             if self._expecting:
                 self._early.append(waiter)
@@ -276,6 +279,8 @@ class Fetcher:
         with self.cache.changed:
             late = [waiter for waiter in self._early if waiter[1] < since]
             self._early = [waiter for waiter in self._early if waiter[1] >= since]
+            again, self._later = self._later, []
+        self.again(again)
         if late:
             self._deny(late, NodeError("the mount could not be taken over"))
         some = self._held.some(LOOKS)
@@ -298,15 +303,32 @@ class Fetcher:
             f"a scanner has waited for {SCANNER_S:g} s, and others for it",
             hint="exclude what firstread mounts from scanning; firstread doctor names who scans",
         )
-        for lane in list(self._lanes.values()):
-            for waiter in lane.abandon(theirs):
-                self._deny([waiter], error, self._held[waiter[0].number].sector, alone=True)
+        self._deny_each(self._abandon(theirs), error)
 
     def _reap(self, waiters: Sequence[Waiter]) -> None:
         """Answer those reads whose reader is gone: the kernel never takes them back by itself."""
-        lost = gone(waiters) if self._sees_readers else set()
-        for lane in list(self._lanes.values()) if lost else []:
-            self._finish(lane.abandon(lost), allow=False)
+        if self._sees_readers and (lost := gone(waiters)):
+            self._finish(self._abandon(lost), allow=False)
+
+    def _abandon(self, lost: set[Waiter]) -> list[Waiter]:
+        """Take those of these reads out that wait for a sector, or for a mount to be served."""
+        with self.cache.changed:
+            found = [waiter for waiter in (*self._early, *self._later) if waiter in lost]
+            if found:
+                self._early = [waiter for waiter in self._early if waiter not in lost]
+                self._later = [waiter for waiter in self._later if waiter not in lost]
+        for lane in list(self._lanes.values()):
+            found += lane.abandon(lost)
+        return found
+
+    def _deny_each(self, waiters: Iterable[Waiter], error: Exception) -> None:
+        """Let reads fail of whatever sectors, though others of the same may wait on."""
+        theirs: dict[bytes, tuple[Wanted | None, list[Waiter]]] = {}
+        for waiter in waiters:
+            sector = self._held[waiter[0].number].sector
+            theirs.setdefault(sector.entry.id if sector else b"", (sector, []))[1].append(waiter)
+        for number, (sector, its) in enumerate(theirs.values()):
+            self._deny(its, error, sector, alone=True, quietly=number > 0)
 
     def waiting(self) -> int:
         """Return how many reads wait."""
@@ -348,13 +370,24 @@ class Fetcher:
             if verdict is Verdict.CHECK or is_aside:
                 self.checks.read(waiter, sector)
                 return
-        except (FirstreadError, OSError) as exc:
-            self._deny([waiter], exc)
+        except OSError as exc:
+            self._put_off(waiter, from_os_error(exc, "cannot look at a sector file"))
+            return
+        except FirstreadError as exc:
+            self._put_off(waiter, exc)
             return
         if verdict is Verdict.ALLOW:
             self.answer([waiter])
         elif verdict is Verdict.FETCH:
             self._fetch(waiter, served, sector)
+
+    def _put_off(self, waiter: Waiter, error: FirstreadError) -> None:
+        """Take a read again in a moment if this process is short of something; else it fails."""
+        if not error.retryable or time.monotonic() - waiter[1] > self._policy.stall_s:
+            self._deny([waiter], error)
+            return
+        with self.cache.changed:
+            self._later.append(waiter)
 
     def _is_in_doubt(self, sector: Wanted, fd: int) -> bool:
         """Return whether the content of a file is to be asked, once, which of two sizes is right.
@@ -413,8 +446,9 @@ class Fetcher:
         return False
 
     def _too_many(self, image: str) -> NodeError:
+        whose = "mounts that are not served yet" if image == UNSERVED else "this image"
         return NodeError(
-            f"{self._held.waiting(image)} reads of this image wait, and take the room of others",
+            f"{self._held.waiting(image)} reads of {whose} wait, and take the room of others",
             hint="see why its source does not answer, or raise the limit of open files",
         )
 
@@ -428,9 +462,7 @@ class Fetcher:
                 continue
             crowding.add(image)  # until its reads go on
             error, theirs = self._too_many(image), set(waiters[len(waiters) - excess :])
-            for lane in list(self._lanes.values()):
-                if denied := lane.abandon(theirs):
-                    self._deny(denied, error, self._held[denied[0][0].number].sector, alone=True)
+            self._deny_each(self._abandon(theirs), error)
         self._crowding = crowding
 
     # -- what the cache asks -------------------------------------------------------------------

@@ -259,11 +259,10 @@ def all_events(
         held: by the fetcher of the dead supervisor.
         group: that the events are of.
         journal: of the dead supervisor.
-        files: sector files that its anchor holds, by the number of the event; owned from now on.
+        files: sector files that its anchor holds, by the number of the event, but for those that
+            are `held`; owned from now on.
     """
     events = {request.number: request for request in held}
-    for number in events.keys() & files.keys():
-        os.close(files.pop(number))
     found, lost = journal.reopen(set(events), files)
     events.update((request.number, request) for request in found)
     for event in parse_events(journal.buffer):
@@ -288,20 +287,24 @@ def place(fd: int, number: int) -> None:
         os.close(fd)
 
 
-def raise_fd_limit() -> int:
+def raise_fd_limit(least: int = LEAST_FDS) -> int:
     """Allow as many descriptors as we may, and return how many: each waiting read holds one.
 
+    Args:
+        least: that there must be: numbers of events can be higher than what we were given.
+
     Raises:
-        NodeError: there is no room for the numbers in `FIXED`, and we may not make any.
+        NodeError: there is no room for the numbers in `FIXED` or those, and we may not make any.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = hard >= LEAST_FDS or hard == resource.RLIM_INFINITY
-    limit = hard if enough else WANTED_FDS
+    limit, least = hard, max(least, LEAST_FDS)
+    if hard < least and hard != resource.RLIM_INFINITY:
+        limit = max(least, WANTED_FDS if hard < LEAST_FDS else 0)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     except (ValueError, OSError) as exc:  # no CAP_SYS_RESOURCE, or fs.nr_open is less
         raise NodeError(
-            f"a process may open {hard} files here, but a daemon needs {LEAST_FDS}",
-            hint=f"raise the hard limit: ulimit -n {WANTED_FDS}, or LimitNOFILE= of its service",
+            f"a process may open {hard} files here, but a daemon needs {least}",
+            hint=f"raise the hard limit: ulimit -n {limit}, or LimitNOFILE= of its service",
         ) from exc
     return limit

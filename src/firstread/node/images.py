@@ -158,7 +158,7 @@ class ImageStore:
 
     def _read_names(self, *, tidy: bool) -> dict[Path, str]:
         named = {}
-        for path in self._references.iterdir():
+        for path in _listed(self._references):
             try:
                 digest, _ = _read_name(path)
             except NodeError as exc:
@@ -185,7 +185,7 @@ class ImageStore:
     def names(self) -> dict[str, list[str]]:
         """Return the references that are known to name each image, by its digest."""
         names: dict[str, list[str]] = {}
-        for path in self._references.iterdir():
+        for path in _listed(self._references):
             with contextlib.suppress(NodeError):
                 digest, name = _read_name(path)
                 if name:
@@ -194,7 +194,7 @@ class ImageStore:
 
     def digests(self) -> list[str]:
         """Return the digests of the images that are here, whether they can be opened or not."""
-        names = (path.name.replace("-", ":", 1) for path in self._images.iterdir())
+        names = (path.name.replace("-", ":", 1) for path in _listed(self._images))
         return sorted(name for name in names if is_digest(name))
 
     def metadata_path(self, digest: str) -> Path:
@@ -414,6 +414,13 @@ def _room(directory: Path) -> Room:
         with contextlib.suppress(OSError):
             room += Room((directory / name).stat().st_size, 1)
     return room
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read what images are here") from exc
 
 
 def _read_name(path: Path) -> tuple[str, str]:

@@ -45,7 +45,7 @@ class KernelProof:
         Raises:
             NodeError: it is not safe to mount here, or it cannot be tried; says why.
         """
-        if self._given or self._recorded() == self._subject():
+        if self._given or self._subject() == self._recorded():
             self._given = True
             return
         try:
@@ -79,12 +79,20 @@ class KernelProof:
             _clear(scratch)
 
     def _subject(self) -> dict[str, str]:
-        """Return what a proof holds for."""
+        """Return what a proof holds for.
+
+        Raises:
+            NodeError: it cannot be told now.
+        """
         system = os.uname()
+        try:
+            filesystem = filesystem_of(self._root)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot look at the file system of the store") from exc
         return {
             "release": system.release,
             "version": system.version,
-            "filesystem": filesystem_of(self._root),
+            "filesystem": filesystem,
         }
 
     def _recorded(self) -> object:

@@ -8,7 +8,8 @@ Facts about opening (Linux 6.18): a fanotify group with FAN_OPEN_PERM, such as a
 an open(2) wait until it has decided. A scanner with one thread that just reads a file of a lazy
 mount waits for us meanwhile; if we waited for it, nobody would ever go on. Not concerned: stat,
 chmod, truncate, mknod, rename, unlink and fanotify_mark, O_PATH, and descriptors that came with
-events or are duplicated.
+events or are duplicated. Who waits so is in the kernel's ``fanotify_…`` (proc_pid_wchan(5)), which
+tells a scanner from a disk or a machine that is merely busy.
 
 Source: fs/open.c (do_dentry_open), include/linux/fsnotify.h (fsnotify_open_perm_and_set_mode).
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
@@ -25,6 +25,7 @@ from typing import Generic, TypeVar, cast
 from firstread.errors import NodeError
 
 PATIENCE_S = 0.05  # an open takes 10 us
+BUSY_S = 1.0  # while no other process is known to be in the way
 
 T = TypeVar("T")
 
@@ -56,20 +57,20 @@ class Opener:
     Args:
         name: of the thread.
         patience_s: how long an opening may take.
+        busy_s: the same while no other process is known to be in the way.
+
+    Attributes:
+        is_held_up: whether an opening that somebody has given up is under way still.
     """
 
-    def __init__(self, name: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, name: str, patience_s: float = PATIENCE_S, busy_s: float = BUSY_S) -> None:
+        self.is_held_up = False
         self._name, self._patience_s = name, patience_s
+        self._looks = max(1, int(busy_s / patience_s))
         self._todo: queue.SimpleQueue[_Errand[object]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._began: float | None = None  # when the one began that is under way
+        self._thread = 0  # number that the kernel gives it
         self._started = False
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether an opening takes too long just now."""
-        began = self._began
-        return began is not None and time.monotonic() - began > self._patience_s
 
     def do(self, act: Callable[[], T], undo: Callable[[T], object] = lambda _: None) -> T:
         """Return what `act` does.
@@ -89,28 +90,45 @@ class Opener:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
                 self._started = True
         self._todo.put(cast(_Errand[object], errand))
-        if not errand.done.wait(self._patience_s):
+        if not self._comes(errand.done):
             with self._lock:
                 if not errand.done.is_set():
-                    errand.given_up = True
+                    errand.given_up = self.is_held_up = True
                     raise HeldUpError
         if errand.error is not None:
             raise errand.error
         return cast(T, errand.result)
 
+    def _comes(self, done: threading.Event) -> bool:
+        # Counted, so that a time in which all of us were stopped is one look.
+        for _ in range(self._looks):
+            if done.wait(self._patience_s):
+                return True
+            if self._waits_for_another():
+                return False
+        return False
+
+    def _waits_for_another(self) -> bool:
+        """Return whether the thread is known to wait for the decision of another process."""
+        try:
+            with open(f"/proc/self/task/{self._thread}/wchan", "rb") as file:
+                return b"fanotify" in file.read(256)
+        except OSError:
+            return False
+
     def _run(self) -> None:
+        self._thread = threading.get_native_id()
         while True:
             errand = self._todo.get()
-            if errand.given_up:
-                continue
-            self._began = time.monotonic()
-            try:
-                errand.result = errand.act()
-            except Exception as exc:  # noqa: BLE001 - it is raised where it was asked for
-                errand.error = exc
-            self._began = None
+            begun = not errand.given_up
+            if begun:
+                try:
+                    errand.result = errand.act()
+                except Exception as exc:  # noqa: BLE001 - it is raised where it was asked for
+                    errand.error = exc
             with self._lock:
                 late = errand.given_up
                 errand.done.set()
-            if late and errand.error is None:
+                self.is_held_up = False
+            if begun and late and errand.error is None:
                 errand.undo(errand.result)

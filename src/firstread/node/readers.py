@@ -61,7 +61,10 @@ def look_at(pid: int) -> Reader | None:
 
 def may_have_read(pid: int, before: float) -> bool:
     """Return whether a process was there already at a time (monotonic seconds); False in doubt."""
-    reader = look_at(pid) if pid > 0 else None
+    try:
+        reader = look_at(pid) if pid > 0 else None
+    except OSError:
+        return False
     return reader is not None and reader.started <= before
 
 

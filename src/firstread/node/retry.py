@@ -76,7 +76,7 @@ def is_hopeless(error: FirstreadError, failures: int, on_corruption: str) -> boo
         on_corruption: what the mount's policy says of wrong bytes.
     """
     if isinstance(error, NodeError):
-        return True  # this machine's fault: no source can help
+        return not error.retryable  # this machine's fault: no source can help
     fails = isinstance(error, ImageError) and on_corruption == "fail"
     return not may_pass(error) and (fails or failures > FINAL_RETRIES)
 

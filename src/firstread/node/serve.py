@@ -60,6 +60,7 @@ from firstread.sectors.store import SectorStore
 log = logging.getLogger("serve")
 
 HEARTBEAT_S = 1.0
+SHORT_S = 0.2  # before another attempt, when too many files are open
 DRAIN_S = 30.0  # for commands to be answered before a fetcher retires
 
 
@@ -143,7 +144,7 @@ def _loop(
 ) -> None:
     """Handle requests until the supervisor is gone; end if another fetcher is to go on."""
     channel.settimeout(HEARTBEAT_S)
-    beat, retire_at = 0.0, None
+    beat, retire_at, is_short = 0.0, None, False
     while True:
         now = time.monotonic()
         if now - beat >= HEARTBEAT_S:
@@ -158,6 +159,13 @@ def _loop(
             request = receive_request(channel)
         except TimeoutError:
             continue
+        except OSError as exc:
+            if not is_short:
+                log.warning("reads wait: %s", exc)
+            is_short = True
+            time.sleep(SHORT_S)
+            continue
+        is_short = False
         if request is None:
             return
         if not isinstance(request, Order):
@@ -180,7 +188,8 @@ def _take_place(settings: Settings, fetcher: Fetcher, arguments: dict[str, Any])
         log.critical("the supervisor is gone, and the installation of firstread is broken")
         time.sleep(1.0)
     journal = Journal(BUFFER_FD)
-    held = all_events(held, Group(GROUP_FD), journal, anchor.take(settings.root).files)
+    files = anchor.files(settings.root, known=[request.number for request in held])
+    held = all_events(held, Group(GROUP_FD), journal, files)
     upgrades = arguments["supervisor"].get("upgrades", 0)
     restarts = arguments["restarts"]
     become_supervisor(settings, Handover(held, "fetcher", restarts, upgrades))

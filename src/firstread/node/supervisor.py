@@ -216,9 +216,12 @@ class Supervisor:
                 self._anchor = cast(settings.root, settings.anchor_s)
         except (OSError, ValueError) as exc:
             log.warning("there is no anchor: reads fail if all processes die now: %s", exc)
-        else:
-            if first:
+        if first:
+            # Also if there is none of ours: one before would deny what waits when its time is up.
+            try:
                 retire(settings.root, but=self._anchor)
+            except OSError as exc:
+                log.warning("an anchor of before may still be there: %s", exc)
 
     def _shut_down(self) -> None:
         if self._events and systemd.listens():

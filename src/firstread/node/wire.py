@@ -85,7 +85,14 @@ def send_request(channel: socket.socket, request: Request) -> None:
 
 
 def receive_request(channel: socket.socket) -> Request | Order | None:
-    """Return what comes next; None when the supervisor is gone and all it sent was received."""
+    """Return what comes next; None when the supervisor is gone and all it sent was received.
+
+    Raises:
+        TimeoutError: nothing comes.
+        OSError: there is no room for the file that may come with it, which would be lost; what
+            comes next can still be received.
+    """
+    os.close(os.dup(channel.fileno()))
     while True:
         try:
             data, fds, _, _ = socket.recv_fds(channel, _ORDER_BYTES, 1)

@@ -99,7 +99,7 @@ class Daemon:
         self.run_dir = scratch / "run"
         self.client = Client(self.run_dir)
         self._options = options
-        self._command = command
+        self.wrapper = command
         self._python = python
         self._manager = manager
         self._log = scratch / "log"
@@ -128,7 +128,7 @@ class Daemon:
         """Start a daemon; return when it answers."""
         if self._process is not None:
             self._process.poll()  # it may have been killed
-        command = [*self._command, *self._program()]
+        command = [*self.wrapper, *self._program()]
         with self._log.open("ab") as log:
             if self._manager is not None:
                 self._process = self._manager.start(command, log.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_what_is_opened_is_given() -> None:
 
 
 def test_who_asks_is_held_up_no_longer_than_the_patience() -> None:
-    opener, may, late = Opener("test", 0.01), threading.Event(), queue.Queue[int]()
+    opener, may, late = Opener("test", 0.01, 0.01), threading.Event(), queue.Queue[int]()
 
     def held_up() -> int:
         assert may.wait(PATIENCE_S)
@@ -45,3 +46,15 @@ def test_who_asks_is_held_up_no_longer_than_the_patience() -> None:
         patient.wait(0.001)
     assert opener.do(lambda: 8) == 8
     assert ran == []
+
+
+def test_what_takes_long_though_nobody_is_in_the_way_is_waited_for() -> None:
+    """As on a machine that is busy, or was suspended."""
+    opener = Opener("test", 0.01)
+
+    def slow() -> int:
+        time.sleep(0.1)
+        return 7
+
+    assert opener.do(slow) == 7
+    assert not opener.is_held_up

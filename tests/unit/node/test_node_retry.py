@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from firstread.errors import (
@@ -13,6 +15,7 @@ from firstread.errors import (
     SourceError,
     TransportError,
     UsageError,
+    from_os_error,
 )
 from firstread.node.retry import (
     FINAL_RETRIES,
@@ -44,6 +47,8 @@ def test_what_will_not_pass_is_tried_so_often(error: FirstreadError) -> None:
 
 def test_a_fault_of_this_machine_is_hopeless_at_once() -> None:
     assert is_hopeless(NodeError("no space"), 1, "refetch")
+    passing = from_os_error(OSError(errno.EMFILE, "Too many open files"), "cannot open it")
+    assert not is_hopeless(passing, 9, "fail")
 
 
 def test_pauses_double_with_jitter_up_to_a_limit() -> None:

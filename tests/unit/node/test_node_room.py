@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from firstread.errors import NodeError, from_os_error
 from firstread.node.cache import IDLE_S, Cache
 from firstread.node.evict import State, Verdict
 from firstread.node.filling import Waiter
+from firstread.node.opener import Opener
 from firstread.node.owner import NothingIdle
 from firstread.node.room import Room
 from firstread.node.wire import Request
@@ -324,3 +327,28 @@ def test_metadata_of_mounted_images_leaves_half_of_the_limit_to_sectors(store: S
     cache = Cache(store, Marks(), CacheTable(max_bytes=16 * SIZE), images, grace_s=0.0)
     cache.idle = Cold(big=Room(100 * SIZE, 4))
     assert cache.admit(bytes([9]) * 32, 4 * SIZE) == 4 * SIZE
+
+
+def test_there_may_be_room_while_a_look_at_what_can_go_takes_long(store: SectorStore) -> None:
+    """As on a machine that is busy, or with very many images."""
+    cache, _ = unmounted(store, CacheTable(max_bytes=2 * SIZE))
+    may = threading.Event()
+
+    class Slow(Cold):
+        def cold(self) -> list[bytes | str]:
+            assert may.wait(PATIENCE_S)
+            return super().cold()
+
+    cache.idle, cache._stock = Slow(IDS[:2]), Opener("stock", 0.01, 0.01)
+    with ThreadPoolExecutor() as pool:
+        room = pool.submit(cache.admit, bytes([9]) * 32, SIZE)
+        while not cache._waiting:
+            time.sleep(0.001)
+        for _ in range(4):
+            cache._round()
+        assert not room.done()
+        may.set()
+        while cache._stock.is_held_up:
+            time.sleep(0.001)
+        cache._round()
+        assert room.result(timeout=PATIENCE_S) == SIZE
