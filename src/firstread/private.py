@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.errors import NodeError, from_os_error
@@ -21,6 +22,8 @@ log = logging.getLogger("private")
 
 MODE = 0o700
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_ACL = "system.posix_acl_access"
+_MAX_LINKS = 40  # as the kernel follows in a path, path_resolution(7)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -56,20 +59,24 @@ def private_directory(path: Path) -> None:
         os.close(fd)
 
 
-def check_way(path: Path) -> None:
+def check_way(path: Path, *, whole: bool = False) -> None:
     """See to it that nobody else can replace `path` or a directory above it, as sshd does.
 
     Whoever owns a directory, or may write to it, can rename what is in it, whoever owns that. Where
-    it is sticky only its owner can, and owners of what is in it. Missing directories are passed
-    over, and links on the way are followed, but from directories of ours only.
+    it is sticky only its owner can, and owners of what is in it: links of others, which are on the
+    way, too. Missing directories are passed over.
+
+    Args:
+        path: of what is made, or is there.
+        whole: look at `path` itself, too.
 
     Raises:
         NodeError: somebody can.
     """
-    resolved = Path(os.path.realpath(path.parent))
-    for place in sorted({*path.absolute().parents, resolved, *resolved.parents}):
+    for place in _way(path / "_" if whole else path):
         try:
-            status = place.stat()
+            status = place.lstat()
+            acl = not stat.S_ISLNK(status.st_mode) and _ACL in os.listxattr(place)
         except FileNotFoundError:
             continue
         except OSError as exc:
@@ -79,7 +86,7 @@ def check_way(path: Path) -> None:
             raise NodeError(
                 f"user {status.st_uid}, to whom {place} belongs, could replace {path}", hint=hint
             )
-        if is_open(status):
+        if not stat.S_ISLNK(status.st_mode) and is_open(status, acl=acl):
             mode = stat.S_IMODE(status.st_mode)
             raise NodeError(
                 f"others can write to {place} (mode {mode:04o}), and replace {path}",
@@ -87,9 +94,37 @@ def check_way(path: Path) -> None:
             )
 
 
-def is_open(directory: os.stat_result) -> bool:
-    """Return whether others than its owner and root's group can rename what is in a directory."""
-    others = stat.S_IWOTH if directory.st_gid == 0 else _OTHERS_WRITE
+def _way(path: Path) -> Iterator[Path]:
+    """Yield each directory and symbolic link above `path` that the kernel goes by, in its order."""
+    place, links = Path("/"), 0
+    yield place
+    todo = list(reversed(path.absolute().parent.parts[1:]))
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            place = place.parent
+            continue
+        place /= name
+        yield place
+        try:
+            target = os.readlink(place)
+        except OSError:
+            continue  # it is none, or not there
+        links += 1
+        if links > _MAX_LINKS:
+            raise NodeError(f"there are too many symbolic links on the way to {path}")
+        todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+        place = Path("/") if target.startswith("/") else place.parent
+
+
+def is_open(directory: os.stat_result, *, acl: bool = False) -> bool:
+    """Return whether others than its owner and root's group can rename what is in a directory.
+
+    Args:
+        directory: its status.
+        acl: it has an access control list; the bits of its group are those of all on it then.
+    """
+    others = stat.S_IWOTH if directory.st_gid == 0 and not acl else _OTHERS_WRITE
     return bool(directory.st_mode & others) and not directory.st_mode & stat.S_ISVTX
 
 

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets that are ours alone; tests/privileged/test_node_private.py has the directories."""
+"""Sockets that are ours alone, and ways that nobody else can change.
+
+tests/privileged/test_node_private.py has the directories.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firstread.private import bind_private, is_ours
+from firstread.errors import NodeError
+from firstread.private import bind_private, is_ours, private_directory
+from firstread.testing.command import firstread
 from firstread.testing.patience import PATIENCE_S
 
 ASK = """
@@ -71,3 +78,87 @@ def test_another_user_is_not_whatever_the_mode() -> None:
     with tempfile.TemporaryDirectory() as place:  # no directory above it is of this user alone
         Path(place).chmod(0o755)
         assert not asked_by(Path(place, "s"), "65534")
+
+
+STRANGER = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give directories away")
+
+
+def given(path: Path) -> Path:
+    """Give a directory or a symbolic link to another user."""
+    os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    return path
+
+
+def made(path: Path, mode: int = 0o755) -> Path:
+    path.mkdir()
+    path.chmod(mode)
+    return path
+
+
+def linked(path: Path, target: str) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def direct(top: Path) -> Path:
+    return given(made(top / "other"))
+
+
+def sticky(top: Path) -> Path:
+    """A link of another user, where everybody may make one: its target is ours, but for now."""
+    return given(linked(made(top / "sticky", 0o1777) / "link", str(top / "good")))
+
+
+def in_two_steps(top: Path) -> Path:
+    linked(given(made(top / "other")) / "second", str(top / "good"))
+    return linked(top / "first", f"{top}/other/second")
+
+
+def and_back(top: Path) -> Path:
+    given(made(top / "other"))
+    return linked(top / "link", "other/../good")
+
+
+def with_list(top: Path) -> Path:
+    """One of root's group, but with an access control list: user 65534 may write to it."""
+    place = made(top / "list", 0o775)
+    entries = ((0x01, 7, -1), (0x02, 7, STRANGER), (0x04, 5, -1), (0x10, 7, -1), (0x20, 5, -1))
+    content = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(place, "system.posix_acl_access", content)
+    return place
+
+
+@needs_root
+@pytest.mark.parametrize("way", [direct, sticky, in_two_steps, and_back, with_list])
+def test_a_way_that_another_user_can_change(tmp_path: Path, way: Callable[[Path], Path]) -> None:
+    made(tmp_path / "good")
+    place = way(tmp_path) / "root"
+    with pytest.raises(NodeError, match=f"could replace {place}|and replace {place}"):
+        private_directory(place)
+    assert not place.exists()
+
+
+@needs_root
+def test_a_command_follows_no_link_that_another_user_can_change(tmp_path: Path) -> None:
+    made(tmp_path / "good")
+    link = sticky(tmp_path)
+    for places in (("--root", link), ("--run-dir", link / "run")):
+        ran = firstread("ps", *places)
+        assert (ran.code, ran.stdout) == (5, "")
+        assert f"user {STRANGER}, to whom {link} belongs, could replace" in ran.stderr
+
+
+def test_ways_of_ours(tmp_path: Path) -> None:
+    good = made(tmp_path / "good")
+    absolute = linked(tmp_path / "absolute", f"{tmp_path}//./good/../good/")
+    relative = linked(made(tmp_path / "sticky", 0o1777) / "relative", "../absolute")
+    for place in (good, absolute, relative, tmp_path / "sticky"):
+        private_directory(place / "root")
+        assert (place / "root").is_dir()
+
+
+def test_a_way_in_circles(tmp_path: Path) -> None:
+    link = linked(tmp_path / "link", "link")
+    with pytest.raises(NodeError, match="too many symbolic links"):
+        private_directory(link / "root")

@@ -26,9 +26,9 @@ class LinesType(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value in ("all", ALL):
             return ALL
-        if not re.fullmatch("[0-9]{1,9}", str(value)):
+        if not re.fullmatch("-?[0-9]{1,18}", str(value)):
             self.fail(f"{value!r} is neither a number of lines nor 'all'", param, ctx)
-        return int(value)
+        return max(int(value), ALL)  # docker and kubectl take -1 for all
 
 
 @click.command()

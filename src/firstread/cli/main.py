@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 
 from firstread import __version__
 from firstread.cli.output import complain, show
-from firstread.errors import FirstreadError, UsageError
+from firstread.errors import FirstreadError, UsageError, from_os_error
 from firstread.redact import redact
 
 VERBS = {
@@ -144,6 +144,8 @@ def run(arguments: list[str]) -> int:
         # A signal's, see `unwinding_on_signals`; or click's own, when nobody reads its help.
         code = int(exc.code or 0)
         return _fail(InterruptError(code), arguments) if code > 128 else code
+    except PermissionError as exc:
+        return _fail(from_os_error(exc, "this user may not use"), arguments)
     except Exception as exc:  # noqa: BLE001 - the last line of defence
         return _fail(_defect(exc), arguments)
 

@@ -93,6 +93,24 @@ class SecondsType(click.ParamType[float]):
         return seconds
 
 
+class PlaceType(click.ParamType[Path]):
+    """A directory of ours, with symbolic links followed that nobody else can replace.
+
+    Whether it can be read or made is found out by whoever does so: `version` does not.
+    """
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from firstread.private import check_way
+
+        path = Path(value).absolute()
+        resolved = Path(os.path.realpath(path))
+        if resolved != path:
+            check_way(path, whole=True)  # now: later nobody knows the way
+        return resolved
+
+
 LAZY_DEVICES = ("fanotify",)
 
 REFERENCE = ReferenceType()
@@ -230,7 +248,7 @@ root_option = click.option(
     default="/var/lib/firstread",
     show_default=True,
     show_envvar=True,
-    type=click.Path(path_type=Path, resolve_path=True),
+    type=PlaceType(),
     help="Directory of sectors, images and mounts.",
 )
 
@@ -244,7 +262,7 @@ def node_options(command: F) -> F:
             default="/run/firstread",
             show_default=True,
             show_envvar=True,
-            type=click.Path(path_type=Path, resolve_path=True),
+            type=PlaceType(),
             help="Directory of the daemon's socket.",
         ),
         root_option,

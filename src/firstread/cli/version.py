@@ -33,6 +33,8 @@ def command(root: Path, run_dir: Path, as_json: bool) -> None:
             said = f"{daemon['version']} (process {daemon['pid']})"
         except FirstreadError as exc:
             said = f"does not say: {exc}"
+    elif client.closed_to_us():
+        said = f"unknown: this user may not ask in {run_dir}"
     system = os.uname()
     if as_json:
         show(

@@ -170,6 +170,8 @@ class LayerMerger:
 
     def _whiteout(self, parents: Sequence[bytes], name: bytes) -> None:
         if name != OPAQUE and name.startswith(AUFS_META):
+            if parents:  # containerd makes them all the same
+                self._parent(parents)
             return
         hidden = name.removeprefix(WHITEOUT)
         if hidden in (b"", b".", b".."):

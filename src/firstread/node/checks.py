@@ -45,7 +45,7 @@ Status = dict[str, Any] | FirstreadError | None
 def daemon_status(run_dir: Path) -> Status:
     """Ask the daemon of a run directory."""
     client = Client(run_dir, PATIENCE_S)
-    if not client.alive():
+    if not client.alive() and not client.closed_to_us():
         return None
     try:
         status: dict[str, Any] = client.get("/status")
@@ -95,7 +95,8 @@ def check_configuration(path: Path | None, status: Status) -> tuple[RegistryTabl
 
 
 def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
+    """Return the lowest of `path` and its parents that is there, as far as we may look."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
 
 
 def _private(name: str, path: Path) -> Check:

@@ -84,6 +84,16 @@ class Client:
         except OSError:
             return False
 
+    def closed_to_us(self) -> bool:
+        """Return whether this user may not ask a daemon, so that nobody can tell if one listens."""
+        try:
+            self._path.stat()
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return not os.access(self._path, os.W_OK, effective_ids=True)
+
     def get(self, path: str) -> Any:
         """Return the JSON document at `path`.
 
@@ -248,6 +258,8 @@ class Client:
         sock.settimeout(self._timeout_s)
 
     def _gone(self, exc: OSError) -> NodeError:
+        if self.closed_to_us():
+            return NodeError(f"this user may not ask at {self._path}", hint="run it as root")
         why = exc.strerror or exc
         return NodeError(
             f"no daemon answers at {self._path}: {why}", hint="start one: firstread daemon"
@@ -296,6 +308,8 @@ def connected(root: Path, run_dir: Path) -> Client:
     """
     client = Client(run_dir)
     if not client.alive():
+        if client.closed_to_us():
+            client.get("/status")
         if os.environ.get("FIRSTREAD_START_DAEMON") == "0":
             raise NodeError(
                 f"no daemon answers at {socket_path(run_dir)}, and none may be started",

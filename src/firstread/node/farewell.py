@@ -26,7 +26,8 @@ def stop_daemon(run_dir: Path, timeout_s: float = STOP_S) -> int:
     """Have the daemon of a run directory end; return its process number when it has.
 
     Raises:
-        NodeError: none runs, it is a service that would be started again, or it does not end.
+        NodeError: none runs, it is a service that would be started again, it is suspended,
+            or it does not end.
     """
     connection = knock(str(run_dir))
     if connection is None:
@@ -37,6 +38,7 @@ def stop_daemon(run_dir: Path, timeout_s: float = STOP_S) -> int:
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)
             _refuse_service(pid)
+            _refuse_suspended(pid)
             if not _has_hung_up(connection):  # it was not this one's number otherwise
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         except (ProcessLookupError, FileNotFoundError):
@@ -60,6 +62,16 @@ def _refuse_service(pid: int) -> None:
         raise NodeError(
             f"systemd runs the daemon (process {pid}), and would start it again",
             hint="systemctl stop firstread",
+        )
+
+
+def _refuse_suspended(pid: int) -> None:
+    """Refuse to wait for what cannot even see the signal."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    if state in ("T", "t"):
+        raise NodeError(
+            f"the daemon (process {pid}) is suspended, and cannot end",
+            hint=f"let it go on: kill -CONT {pid}",
         )
 
 

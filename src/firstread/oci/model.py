@@ -338,10 +338,14 @@ class _RootFs(msgspec.Struct, frozen=True):
 def diff_ids(config: dict[str, Any]) -> list[str]:
     """Return the digests of the image's uncompressed layers, the lowest first.
 
+    A config without a rootfs has none, as Go reads it; an image without layers needs none.
+
     Raises:
-        ImageError: the config has no rootfs, or they are not digests.
+        ImageError: they are not digests.
     """
     rootfs = config.get("rootfs")
+    if rootfs is None:
+        return []
     try:
         return msgspec.convert(rootfs and gojson.normal(rootfs, _RootFs), _RootFs).diff_ids
     except msgspec.ValidationError as exc:

@@ -140,6 +140,7 @@ def shown(root: Node) -> str:
         # bookkeeping of aufs
         (["a", ".wh..wh.aufs .wh..wh.orph/ .wh..wh.plnk/"], "a"),
         (["d/", "d/.wh..wh.plnk"], "d/"),
+        (["a", "no/.wh..wh.x n/o/.wh..wh.plnk/"], "a n/ n/o/ no/"),
         (["d/", ".wh..wh.plnk/ .wh..wh.plnk/1.2=3 d/a=>.wh..wh.plnk/1.2 b=>d/a"], "b=3 d/ d/a=3"),
         # whatever stands at a path gives way, but a directory to a directory
         (["a=1", "a=2"], "a=2"),

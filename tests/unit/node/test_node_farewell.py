@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,3 +68,14 @@ def test_a_service_is_left_alone(tmp_path: Path) -> None:
             stop_daemon(tmp_path)
         assert process.poll() is None
     assert caught.value.hint == "systemctl stop firstread"
+
+
+def test_one_that_is_suspended_is_not_waited_for(tmp_path: Path) -> None:
+    with listening(tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        with pytest.raises(NodeError, match="is suspended") as caught:
+            stop_daemon(tmp_path)
+        assert caught.value.hint == f"let it go on: kill -CONT {process.pid}"
+        process.send_signal(signal.SIGCONT)
+        assert stop_daemon(tmp_path) == process.pid

@@ -298,8 +298,7 @@ def test_configs_keep_what_nobody_knows() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {},
-        {"rootfs": None},
+        {"rootfs": "x"},
         {"rootfs": {"type": "other", "diff_ids": []}},
         {"rootfs": {"type": "layers", "diff_ids": ["sha256:12"]}},
         {"rootfs": {"type": "layers", "diff_ids": SHA}},
@@ -340,7 +339,11 @@ def test_optional_fields_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "rootfs", [{"type": "layers"}, {"Diff_Ids": None}, {"type": None, "diff_ids": []}]
+    "rootfs", [None, {}, {"type": "layers"}, {"Diff_Ids": None}, {"type": None, "diff_ids": []}]
 )
-def test_configs_of_images_without_layers(rootfs: dict[str, Any]) -> None:
+def test_configs_of_images_without_layers(rootfs: dict[str, Any] | None) -> None:
     assert diff_ids(parse_config(dump({"RootFS": rootfs}))) == []
+
+
+def test_a_config_without_rootfs_has_no_layers() -> None:
+    assert diff_ids(parse_config(b"{}")) == []
