@@ -109,7 +109,7 @@ def command(
         new = added(text, choice)
     before = read(changed)
     if before == new:
-        _link(major, old, measured)
+        _link(major, old, measured, make=not dry_run)
         report([f"{changed}: containerd knows the snapshotter already"])
         return
     if dry_run:
@@ -130,11 +130,11 @@ def command(
         complain([f"note: {path} disables the CRI plugin, so Kubernetes cannot use containerd"])
 
 
-def _link(major: int, config: str | None, measured: Path) -> list[str]:
-    """Have containerd 1 name a directory that is there; return what to tell of it."""
+def _link(major: int, config: str | None, measured: Path, *, make: bool = True) -> list[str]:
+    """Have containerd 1 name a directory that is there, if `make`; return what to tell of it."""
     from firstread.snapshotter.imagefs import link
 
-    place = link(config or "", measured) if major < 2 else None
+    place = link(config or "", measured) if make and major < 2 else None
     return [f"  {place} leads the kubelet to {measured}"] if place else []
 
 

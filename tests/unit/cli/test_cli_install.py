@@ -78,6 +78,8 @@ def test_what_the_kubelet_measures_is_there() -> None:
         assert exports == {"root": "/a/store/snapshotter"}
         place.unlink()
     assert "already" in said
+    install("--root", "/a/store", "--dry-run")
+    assert not place.is_symlink()
     install("--root", "/another", "--dry-run")
     assert not place.is_symlink()
     assert f"{place} leads the kubelet to /another/snapshotter" in install("--root", "/another")
