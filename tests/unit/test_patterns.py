@@ -145,6 +145,8 @@ TOGETHER: dict[str, Measured] = {
 # What sees what we, or whoever gives the command, wrote; or a few characters of a program's answer.
 OWN = {
     "cli.install._containerd_major": "what containerd --version prints",
+    "cli.logs.convert": "the command line",
+    "device.scanners._MARK": "what the kernel says of a descriptor",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
     "run.parse.parse_cpus": "the command line",
     "run.parse.parse_moment": "the command line",

@@ -16,7 +16,6 @@ of docker-credential-helpers (``get``: host on stdin, JSON on stdout).
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import os
 import re
@@ -250,7 +249,7 @@ def _decode(login: _Login, path: Path) -> Credentials | None:
             # As Go reads it: line ends may be anywhere. Padding need not be there.
             text = login.auth.replace("\n", "").replace("\r", "")
             pair = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, or not UTF-8
             raise UsageError(f"an entry of {path} is damaged", hint="log in again") from None
         username, _, password = pair.partition(":")
         password = password.strip("\0")  # old versions of docker padded it

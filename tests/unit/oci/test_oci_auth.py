@@ -175,7 +175,15 @@ def test_of_several_keys_of_a_host_the_plain_one_counts(home: Path, order: int) 
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"auths": 1}', '{"auths": {"r.io": {"auth": "%hunter2%"}}}', "\xff" * 3]
+    "text",
+    [
+        "{",
+        "[]",
+        '{"auths": 1}',
+        '{"auths": {"r.io": {"auth": "%hunter2%"}}}',
+        '{"auths": {"r.io": {"auth": "\\u00e9==="}}}',
+        "\xff" * 3,
+    ],
 )
 def test_a_damaged_file(home: Path, text: str) -> None:
     path = home / ".docker/config.json"
