@@ -10,6 +10,7 @@ no mounted image is believed less, because a newcomer says so: it has to show it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Claims:
 
     def __init__(self, store: SectorStore, fetcher: Fetcher) -> None:
         self._store, self._fetcher = store, fetcher
+        self._since_ns = time.time_ns()
 
     def disputes(self, image: NodeImage) -> Iterator[Dispute]:
         """Yield the sectors about which an image and what is here disagree.
@@ -71,14 +73,19 @@ class Claims:
             rivals = frozenset(served for served, size in sizes.items() if size != entry.size)
             if rivals:
                 yield Dispute(sector, max(sizes[served] for served in rivals), rivals)
-            elif held > entry.size or (not others and held and self._is_sector(sector, held)):
+            elif held > entry.size or (not others and held and self._is_whole(sector)):
                 yield Dispute(sector, held, frozenset())
 
-    def _is_sector(self, sector: Wanted, held: int) -> bool:
-        """Return whether the file of a sector may be whole, though it is shorter than is said."""
+    def _is_whole(self, sector: Wanted) -> bool:
+        """Return whether the file of a sector is whole, though it is shorter than is said.
+
+        Reads it only if it was written before this fetcher began, which else knows what is whole.
+        """
         entry = sector.entry
-        if self._store.is_settled(entry.id):
+        if self._store.is_settled(entry.id) or self._fetcher.checks.is_trusted(entry.id):
             return True
+        if self._store.written_ns(entry.id) >= self._since_ns:
+            return False
         fd = self._store.open(entry.id)
         try:
             return is_whole(fd, entry.id, sector.geometry.frame_size)
