@@ -31,6 +31,7 @@ LAYERS = [
         "mountinfo",
         "printable",
         "private",
+        "readable",
         "redact",
         "signals",
         "trees",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
 from typing import Any
 
@@ -39,6 +40,7 @@ FSCONFIG_STRING_BYTES = 255
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
+_CLONE_FILES = 0x400
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MESSAGE_BYTES = 1024
@@ -78,8 +80,10 @@ _cachestat = _function("syscall", _LONG, _LONG, _INT, ctypes.c_void_p, ctypes.c_
 _pidfd_getfd = _function("syscall", _LONG, _LONG, _INT, _INT, _UINT)
 _prctl = _function("prctl", _INT, _INT, *[ctypes.c_ulong] * 4)
 _capset = _function("capset", _INT, _STR, _STR)
+_clone = _function("syscall", _LONG, _LONG, *[ctypes.c_ulong] * 5)
 _seccomp = _function("syscall", _LONG, _LONG, _UINT, _UINT, _STR)
 
+_SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -151,6 +155,11 @@ def umount2(mountpoint: bytes, flags: int) -> None:
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """Return a duplicate of descriptor `fd` of another process."""
     return int(_pidfd_getfd(_SYS_PIDFD_GETFD, pidfd, fd, 0))
+
+
+def fork_sharing_files() -> int:
+    """Do fork(2), but share the table of descriptors; call it in a process with one thread."""
+    return int(_clone(_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0))
 
 
 def prctl(option: int, argument: int) -> int:

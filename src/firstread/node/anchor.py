@@ -27,32 +27,28 @@ cgroup namespace of its own keeps it from that where the hierarchy is mounted wi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
-import select
 import signal
 import stat
-import struct
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
+from firstread.device import syscalls
+from firstread.device.fanotify import NO_FD, Group
+from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo
 from firstread.node.wire import BUFFER_FD, GROUP_FD, LOCK_FD, SECRETS_FD
+from firstread.readable import is_readable
 
 NAME = "firstread-hold"  # at most 15 bytes (TASK_COMM_LEN)
 KEPT = {"group": GROUP_FD, "events": BUFFER_FD, "secrets": SECRETS_FD}
 READY_S = 10.0  # for a new anchor to say that it holds
 END_S = 10.0  # for one that is killed to be gone
 
-_CLONE_FILES = 0x400
-_SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
-_SYS_PIDFD_GETFD = 438
 _BUFFER_BYTES = 4096
-_EVENT = struct.Struct("=I12xi4x")  # struct fanotify_event_metadata: event_len, fd
-_DENIAL = struct.Struct("=iI")  # struct fanotify_response: fd, FAN_DENY
-_DENY = 2
 
 
 # -- the anchor's own process ----------------------------------------------------------------------
@@ -77,11 +73,11 @@ def cast(root: str, seconds: float) -> int:
     gc.freeze()  # no collection of ours is to write to what we share with it
     source, sink = os.pipe()
     try:
-        between = _clone_files()
+        between = syscalls.fork_sharing_files()
         if between == 0:
             _become_anchor(server, root, seconds, sink)
         os.waitpid(between, 0)  # the anchor is nobody's child: it outlives who made it
-        _wait(source, READY_S)
+        is_readable(source, READY_S)
         os.set_blocking(source, False)
         return int(os.read(source, 16))
     finally:
@@ -89,19 +85,10 @@ def cast(root: str, seconds: float) -> int:
         os.close(sink)
 
 
-def _clone_files() -> int:
-    """Do fork(2), but share the table of descriptors."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pid: int = libc.syscall(_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
-    if pid < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return pid
-
-
 def _become_anchor(server: int, root: str, seconds: float, sink: int) -> NoReturn:
     """Hold in a grandchild; never returns to what the caller of `cast` was doing."""
     try:
-        if _clone_files() == 0:
+        if syscalls.fork_sharing_files() == 0:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             os.setsid()
             os.chdir(root)
@@ -117,7 +104,7 @@ def _become_anchor(server: int, root: str, seconds: float, sink: int) -> NoRetur
 def _hold(server: int, seconds: float) -> None:
     """Wait for the end of the supervisor, and then for our own."""
     with contextlib.suppress(ProcessLookupError):
-        _wait(os.pidfd_open(server))
+        is_readable(os.pidfd_open(server), None)
     for number in _open_numbers():
         if not _is_kept(number):
             os.close(number)
@@ -138,21 +125,13 @@ def _is_kept(number: int) -> bool:
 
 def _deny_all() -> None:
     """Let all reads that wait fail: those that were read as events, and those that were not."""
+    group = Group(GROUP_FD)
     for number in _open_numbers():
-        _deny(number)
-    with contextlib.suppress(BlockingIOError):
-        while events := os.read(GROUP_FD, _BUFFER_BYTES):
-            while events:
-                length, number = _EVENT.unpack_from(events)
-                _deny(number)
-                if number >= 0:
-                    os.close(number)
-                events = events[length:]
-
-
-def _deny(number: int) -> None:
-    with contextlib.suppress(OSError):  # it is no event, or one that nobody waits for any more
-        os.write(GROUP_FD, _DENIAL.pack(number, _DENY))
+        with contextlib.suppress(NodeError):  # it is no event
+            group.answer(number, allow=False)
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    while events := group.read(buffer):
+        group.finish([event.fd for event in events if event.fd != NO_FD], allow=False)
 
 
 def _open_numbers(pid: int | str = "self") -> list[int]:
@@ -161,11 +140,7 @@ def _open_numbers(pid: int | str = "self") -> list[int]:
 
 def _tell_kernel(path: str, text: str) -> None:
     with contextlib.suppress(OSError):  # not allowed: the anchor is worth less, not worthless
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        Path(path).write_text(text)
 
 
 def _leave_control_group() -> None:
@@ -207,41 +182,35 @@ def is_anchor(pid: int) -> bool:
         return False
 
 
-def descriptors(root: str) -> dict[str, int]:
-    """Return, as ours, what the anchors of a store hold of `KEPT`; they go on holding it, too.
+def descriptors(pids: Iterable[int]) -> dict[str, int]:
+    """Return, as ours, what these `anchors` hold of `KEPT`; they go on holding it, too.
 
     An anchor that we may not look into, or that has just ended, has left nothing. Move these where
     they belong before `files` can come to lie there.
-
-    Args:
-        root: of the store.
     """
     found: dict[str, int] = {}
-    for pid in anchors(root):
+    for pid in pids:
         with _looking_into(pid) as pidfd:
             for name in KEPT.keys() - found.keys():
-                found[name] = _getfd(pidfd, KEPT[name])
+                found[name] = syscalls.pidfd_getfd(pidfd, KEPT[name])
     return found
 
 
-def highest(root: str) -> int:
-    """Return the highest number of a descriptor that the anchors of a store hold; 0 for none.
-
-    Args:
-        root: of the store.
-    """
+def highest(pids: Iterable[int]) -> int:
+    """Return the highest number of a descriptor that these `anchors` hold; 0 for none."""
     most = 0
-    for pid in anchors(root):
+    for pid in pids:
         with contextlib.suppress(OSError):
             most = max(most, *_open_numbers(pid))
     return most
 
 
-def files(root: str, known: Iterable[int] = ()) -> dict[int, int]:
-    """Return the sector files of events that the anchors of a store hold, as descriptors of ours.
+def files(root: str, pids: Iterable[int], known: Iterable[int] = ()) -> dict[int, int]:
+    """Return the sector files of events that `anchors` hold, as descriptors of ours.
 
     Args:
         root: of the store.
+        pids: of its anchors.
         known: numbers of events whose files are not needed.
 
     Returns:
@@ -249,12 +218,12 @@ def files(root: str, known: Iterable[int] = ()) -> dict[int, int]:
     """
     sectors = os.path.join(os.path.realpath(root), "sectors", "")
     found: dict[int, int] = {}
-    for pid in anchors(root):
+    for pid in pids:
         with _looking_into(pid) as pidfd:
             for number in set(_open_numbers(pid)) - {*known, *found, *KEPT.values()}:
                 with contextlib.suppress(OSError):
                     if os.readlink(f"/proc/{pid}/fd/{number}").startswith(sectors):
-                        found[number] = _getfd(pidfd, number)
+                        found[number] = syscalls.pidfd_getfd(pidfd, number)
     return found
 
 
@@ -267,14 +236,6 @@ def _looking_into(pid: int) -> Iterator[int]:
             yield pidfd
         finally:
             os.close(pidfd)
-
-
-def _getfd(pidfd: int, number: int) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return fd
 
 
 def retire(root: str, *, but: int = 0) -> None:
@@ -293,10 +254,4 @@ def end(pid: int) -> None:
     """End an anchor; return when it is gone."""
     with _looking_into(pid) as pidfd:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        _wait(pidfd, END_S)
-
-
-def _wait(pidfd: int, seconds: float | None = None) -> None:
-    poll = select.poll()  # select(2) knows no descriptor above 1023
-    poll.register(pidfd, select.POLLIN)
-    poll.poll(None if seconds is None else seconds * 1000)
+        is_readable(pidfd, END_S)

@@ -100,7 +100,8 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     if "lock" not in kept:
         store.claim()
         kept["lock"] = store.detach_lock()
-    _take_kept(str(root), kept)
+    anchors = list(anchor.anchors(str(root)))
+    _take_kept(anchors, kept)
     if "group" not in kept:
         KernelProof(root).require_unless_full()
     if "listener" not in kept:
@@ -127,16 +128,16 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
     # Only now that each descriptor has its number can files come to lie anywhere.
-    held = all_events([], Group(GROUP_FD), journal, anchor.files(str(root)))
+    held = all_events([], Group(GROUP_FD), journal, anchor.files(str(root), anchors))
     journal.close()
     return Handover(held=held, cause="restored")
 
 
-def _take_kept(root: str, kept: dict[str, int]) -> None:
-    """Add to `kept` what an anchor has of it, if there is one."""
-    if highest := anchor.highest(root):
+def _take_kept(anchors: list[int], kept: dict[str, int]) -> None:
+    """Add to `kept` what anchors have of it."""
+    if highest := anchor.highest(anchors):
         raise_fd_limit(highest + SPARE_FDS)
-    for name, fd in anchor.descriptors(root).items():
+    for name, fd in anchor.descriptors(anchors).items():
         if name in kept:
             os.close(fd)
         else:

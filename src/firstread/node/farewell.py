@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
-import socket
 from pathlib import Path
 
 from firstread.errors import NodeError, from_os_error
 from firstread.node.succession import knock
 from firstread.private import peer_pid
+from firstread.readable import is_readable
 
 STOP_S = 60.0  # more than a supervisor gives to reads that wait, and to its fetcher
 
@@ -39,15 +38,13 @@ def stop_daemon(run_dir: Path, timeout_s: float = STOP_S) -> int:
             stack.callback(os.close, pidfd)
             _refuse_service(pid)
             _refuse_suspended(pid)
-            if not _has_hung_up(connection):  # it was not this one's number otherwise
+            if not is_readable(connection):  # else it has hung up, and its number may be another's
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         except (ProcessLookupError, FileNotFoundError):
             return pid
         except OSError as exc:  # with number 0 it is in a process namespace that we do not see
             raise from_os_error(exc, f"cannot end the daemon of {run_dir}") from exc
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(timeout_s * 1000):
+        if not is_readable(pidfd, timeout_s):
             raise NodeError(
                 f"the daemon (process {pid}) has not ended within {timeout_s:g} s",
                 hint="its log says what it waits for; it ends when that does",
@@ -73,9 +70,3 @@ def _refuse_suspended(pid: int) -> None:
             f"the daemon (process {pid}) is suspended, and cannot end",
             hint=f"let it go on: kill -CONT {pid}",
         )
-
-
-def _has_hung_up(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))

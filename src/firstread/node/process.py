@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import time
 from collections.abc import Sequence
 from typing import Self
+
+from firstread.readable import is_readable
 
 log = logging.getLogger("supervisor")
 
@@ -70,7 +71,7 @@ class Process:
         """Return whether it has ended; a child is buried then."""
         if self._pidfd < 0:
             return True
-        if not self._wait(0):
+        if not is_readable(self._pidfd):
             return False
         with contextlib.suppress(ChildProcessError):
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -88,13 +89,8 @@ class Process:
         """Ask it to end, and end it after a while."""
         for number, patience in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, None)):
             self.signal(number)
-            if self.ended() or (self._wait(patience) and self.ended()):
+            if self.ended() or (is_readable(self._pidfd, patience) and self.ended()):
                 return
-
-    def _wait(self, timeout_s: float | None) -> bool:
-        poll = select.poll()  # select(2) knows no descriptor above 1023
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 class FetcherProcess:

@@ -188,7 +188,8 @@ def _take_place(settings: Settings, fetcher: Fetcher, arguments: dict[str, Any])
         log.critical("the supervisor is gone, and the installation of firstread is broken")
         time.sleep(1.0)
     journal = Journal(BUFFER_FD)
-    files = anchor.files(settings.root, known=[request.number for request in held])
+    root, known = settings.root, [request.number for request in held]
+    files = anchor.files(root, anchor.anchors(root), known)
     held = all_events(held, Group(GROUP_FD), journal, files)
     upgrades = arguments["supervisor"].get("upgrades", 0)
     restarts = arguments["restarts"]

@@ -28,7 +28,6 @@ LISTENER_FD = 1001
 LOCK_FD = 1002
 BUFFER_FD = 1003  # events that are being read, and those that wait: see `firstread.node.journal`
 SECRETS_FD = 1004  # memory of `firstread.node.secrets`
-FIRST_FREE_FD = 1005
 
 WIRE_VERSION = 1
 

@@ -30,7 +30,6 @@ import fcntl
 import json
 import os
 import re
-import select
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +39,7 @@ from typing import Self
 
 from firstread.errors import NodeError, from_os_error, is_disk_full
 from firstread.mountinfo import read_mountinfo
+from firstread.readable import is_readable
 
 PRE_CONTENT_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs"})
 """File systems that raise fanotify pre-content events (FS_ALLOW_HSM in Linux 6.14 … 6.18)."""
@@ -457,7 +457,7 @@ def _lives(pid: str) -> bool:
     except (ValueError, OSError) as exc:
         return not isinstance(exc, ProcessLookupError)
     try:
-        return not select.select([pidfd], [], [], 0)[0]
+        return not is_readable(pidfd)
     finally:
         os.close(pidfd)
 
