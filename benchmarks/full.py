@@ -24,6 +24,7 @@ from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
+from firstread.testing.shortage import small_filesystem
 from firstread.units import KiB, MiB
 
 DISK_BYTES, BALLAST_BYTES = 192 * MiB, 100 * MiB
@@ -48,17 +49,9 @@ print(json.dumps(seen))
 @contextlib.contextmanager
 def small_disk(scratch: Path) -> Iterator[Path]:
     """Mount a small ext4 with a file on it that is in the way."""
-    image, place = scratch / "disk.img", scratch / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    subprocess.run(("mkfs.ext4", "-q", "-m", "0", image), check=True)
-    subprocess.run(("mount", "-o", "loop", image, place), check=True)
-    try:
+    with small_filesystem(scratch, size=DISK_BYTES) as place:
         subprocess.run(("fallocate", "-l", str(BALLAST_BYTES), place / "ballast"), check=True)
         yield place
-    finally:
-        subprocess.run(("umount", "--lazy", place), check=True)
 
 
 class Full:

@@ -28,6 +28,7 @@ from firstread.errors import FirstreadError
 from firstread.node.client import Client
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scanner import Scanner
+from firstread.testing.shortage import small_filesystem
 from firstread.units import MiB
 
 CLIENTS = 40  # who ask at once for a mount that never comes
@@ -191,17 +192,8 @@ ATTACKS = (
 @contextlib.contextmanager
 def disk(scratch: Path) -> Iterator[Path]:
     """Give a directory on a small ext4 of its own, which an attack may fill."""
-    image, place = scratch / "disk", scratch / "node"
-    with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    make = ["mkfs.ext4", "-q", "-m", "0", "-N", str(DISK_INODES), str(image)]
-    subprocess.run(make, check=True, timeout=PATIENCE_S)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=PATIENCE_S)
-    try:
+    with small_filesystem(scratch, "-N", str(DISK_INODES), size=DISK_BYTES) as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True, timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import functools
 import itertools
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.entries import File, Symlink
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import output
-from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.shortage import small_filesystem
 from firstread.units import KiB, MiB
@@ -58,14 +56,8 @@ def read_all(daemon: Daemon, place: Path, image: PlainImage) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    image, place = tmp_path / "disk", tmp_path / "small"
-    with image.open("wb") as file:
-        file.truncate(16 * MiB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=PATIENCE_S)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=PATIENCE_S)
-    yield place
-    subprocess.run(["umount", "-l", place], check=True, timeout=PATIENCE_S)
+    with small_filesystem(tmp_path, size=16 * MiB) as place:
+        yield place
 
 
 # Eviction under mounts that are read.
@@ -188,7 +180,7 @@ def test_a_file_system_with_few_inodes_takes_one_image_after_another(tmp_path: P
     files = 250
     small = functools.partial(put_plain_image, count=files, sector_bytes=4 * KiB)
     with (
-        small_filesystem(tmp_path, inodes=1100) as disk,
+        small_filesystem(tmp_path, "-O", "^has_journal", "-N", "1100") as disk,
         Daemon(tmp_path, root=disk / "root") as daemon,
     ):
         free = os.statvfs(disk).f_ffree

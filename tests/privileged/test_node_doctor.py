@@ -20,6 +20,8 @@ from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage
+from firstread.testing.shortage import small_filesystem
+from firstread.units import MiB
 
 pytestmark = pytest.mark.privileged
 
@@ -131,20 +133,12 @@ def test_without_a_runtime(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    disk, place = tmp_path / "disk", tmp_path / "small"
-    place.mkdir()
-    with disk.open("wb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
-    try:
+    with small_filesystem(tmp_path, "-O", "^has_journal", size=16 * MiB) as place:
         (place / "root").mkdir(mode=0o700)
         command = program("doctor", "--json", "--root", place / "root", "--run-dir", place / "run")
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 5, done
     assert checks["space for sectors"]["status"] == "fail"

@@ -4,26 +4,19 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from firstread.convert.convert import ConvertOptions, convert
-from firstread.convert.record import Parameters
 from firstread.node.retry import LAST_RETRY_S
-from firstread.oci.reference import parse_reference
 from firstread.testing.daemon import Daemon, drop_caches
-from firstread.testing.entries import File
-from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.plainimage import PlainImage, put_one_file, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
@@ -43,19 +36,6 @@ def scripted() -> Iterator[ScriptedRegistry]:
 def put(registry: ScriptedRegistry | DockerRegistry, **options: int) -> tuple[str, PlainImage]:
     reference = f"{registry.host}/lazy/plain:1"
     return reference, put_plain_image(f"docker://{reference}", **options)
-
-
-def put_one_file(destination: str, *, sector_bytes: int, count: int) -> None:
-    """Convert an image of one file that has so many sectors."""
-    content = random.Random(1).randbytes(count * sector_bytes)
-    with tempfile.TemporaryDirectory() as scratch:
-        layout = Path(scratch) / "layout"
-        write_layout(Image([Layer([File("big", content)])]), layout)
-        convert(
-            parse_reference(f"oci:{layout}:latest"),
-            parse_reference(destination),
-            ConvertOptions(parameters=Parameters(sector_bytes, 4 * KiB)),
-        )
 
 
 def waiting(daemon: Daemon, count: int) -> None:
@@ -129,7 +109,8 @@ def test_a_read_that_fails_is_waited_for_once(tmp_path: Path, how: str) -> None:
 def test_readahead_over_several_sectors_is_waited_for_once(tmp_path: Path) -> None:
     with Daemon(tmp_path, "--stall", "1") as daemon, DockerRegistry() as registry:
         reference = f"{registry.host}/lazy/big:1"
-        put_one_file(f"docker://{reference}", sector_bytes=16 * KiB, count=16)
+        size = 16 * KiB
+        put_one_file(f"docker://{reference}", 16 * size, sector_bytes=size, frame_bytes=4 * KiB)
         place = daemon.mount(reference)
         registry.stop()
         assert output(daemon.reading(place / "big", 0, 4096)) == EIO

@@ -28,7 +28,8 @@ from firstread.testing.images import digest_of
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
-from firstread.units import KiB
+from firstread.testing.shortage import small_filesystem
+from firstread.units import KiB, MiB
 
 pytestmark = pytest.mark.privileged
 
@@ -663,50 +664,42 @@ def present(daemon: Daemon, content: bytes) -> bool:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """Unmounted images make room, then sectors that are read least; what is pinned does not."""
-    disk, place = tmp_path / "disk", tmp_path / "small"
-    place.mkdir()
-    with disk.open("wb") as file:
-        file.truncate(24 * 1024 * KiB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
     layouts = {name: f"oci:{tmp_path}/{name}:latest" for name in ("old", "new")}
     put_plain_image(layouts["old"], count=36, first=0)  # 9 MiB
     new = put_plain_image(layouts["new"], count=80, first=100)  # 20 MiB: too much beside it
-    try:
-        with Daemon(tmp_path, root=place / "root") as daemon:
-            first = daemon.mount(layouts["old"], "first")
-            assert daemon.run("fetch", "--all", first).code == 0
-            assert daemon.run("umount", first).code == 0
+    with (
+        small_filesystem(tmp_path, "-O", "^has_journal", size=24 * MiB) as place,
+        Daemon(tmp_path, root=place / "root") as daemon,
+    ):
+        first = daemon.mount(layouts["old"], "first")
+        assert daemon.run("fetch", "--all", first).code == 0
+        assert daemon.run("umount", first).code == 0
 
-            second = daemon.mount(layouts["new"], "second")
-            reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in range(60)]
-            wanted = [new.summary(n, 0, SECTOR) for n in range(60)]
-            assert [output(reader) for reader in reads] == wanted
-            store = daemon.status()["store"]
-            assert 0 < store["removals"] <= 36
-            assert store["evictions"] == 0
-            assert daemon.run("cache", "prune").code == 0
+        second = daemon.mount(layouts["new"], "second")
+        reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in range(60)]
+        wanted = [new.summary(n, 0, SECTOR) for n in range(60)]
+        assert [output(reader) for reader in reads] == wanted
+        store = daemon.status()["store"]
+        assert 0 < store["removals"] <= 36
+        assert store["evictions"] == 0
+        assert daemon.run("cache", "prune").code == 0
 
-            filler = place / "filler"
-            fill(filler)
-            tail = SECTOR - 4096
-            assert output(daemon.reading(second / "f70", tail, how="random")) == new.summary(
-                70, tail
-            )
-            assert daemon.status()["store"]["evictions"] > 0
+        filler = place / "filler"
+        fill(filler)
+        tail = SECTOR - 4096
+        assert output(daemon.reading(second / "f70", tail, how="random")) == new.summary(70, tail)
+        assert daemon.status()["store"]["evictions"] > 0
 
-            daemon.client.post("/pin", directory=str(second))
-            fill(place / "filler2")
-            drop_caches()
-            assert output(daemon.reading(second / "f79", tail, how="random")) == EIO
-            record = daemon.log("a read fails")[0]
-            assert "No space left on device" in record["error"]
-            assert "free some space on the file system of --root" in record["hint"]
-            here = [n for n in range(80) if present(daemon, new.contents[n])]
-            reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in here]
-            assert [output(r) for r in reads] == [new.summary(n, 0, SECTOR) for n in here]
+        daemon.client.post("/pin", directory=str(second))
+        fill(place / "filler2")
+        drop_caches()
+        assert output(daemon.reading(second / "f79", tail, how="random")) == EIO
+        record = daemon.log("a read fails")[0]
+        assert "No space left on device" in record["error"]
+        assert "free some space on the file system of --root" in record["hint"]
+        here = [n for n in range(80) if present(daemon, new.contents[n])]
+        reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in here]
+        assert [output(r) for r in reads] == [new.summary(n, 0, SECTOR) for n in here]
 
-            filler.unlink()
-            assert output(daemon.reading(second / "f79", tail)) == new.summary(79, tail)
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        filler.unlink()
+        assert output(daemon.reading(second / "f79", tail)) == new.summary(79, tail)

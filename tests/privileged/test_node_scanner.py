@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from firstread.convert.convert import ConvertOptions, convert
-from firstread.convert.record import Parameters
-from firstread.oci.reference import parse_reference
 from firstread.testing.daemon import Daemon
-from firstread.testing.entries import File
-from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import output, summary
-from firstread.testing.patience import PATIENCE_S
+from firstread.testing.plainimage import put_one_file
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.scanner import Scanner
 from firstread.testing.scripted import ScriptedRegistry
+from firstread.testing.shortage import small_filesystem
 from firstread.units import KiB, MiB
 
 pytestmark = pytest.mark.privileged
@@ -40,16 +33,8 @@ BIG = 2 * MiB
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own: who scans it holds up nobody else on this machine."""
-    image, place = tmp_path / "disk.ext4", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(256 * MiB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=PATIENCE_S)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=PATIENCE_S)
-    try:
+    with small_filesystem(tmp_path, size=256 * MiB) as place:
         yield place
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -61,16 +46,7 @@ def scanner(tmp_path: Path, disk: Path) -> Iterator[Scanner]:
 
 def put(destination: str, seed: int) -> bytes:
     """Convert an image of one file that is many sectors; return what is in it."""
-    content = random.Random(seed).randbytes(BIG)
-    with tempfile.TemporaryDirectory() as scratch:
-        layout = Path(scratch) / "layout"
-        write_layout(Image([Layer([File("big", content)])]), layout)
-        convert(
-            parse_reference(f"oci:{layout}:latest"),
-            parse_reference(destination),
-            ConvertOptions(parameters=Parameters(SECTOR, 16 * KiB)),
-        )
-    return content
+    return put_one_file(destination, BIG, seed=seed, sector_bytes=SECTOR, frame_bytes=16 * KiB)
 
 
 @pytest.mark.parametrize("source", ["registry", "layout"])

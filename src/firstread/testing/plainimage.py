@@ -54,12 +54,30 @@ def put_plain_image(
     """
     contents = [random.Random(first + number).randbytes(sector_bytes) for number in range(count)]
     files = [File(f"f{number}", content) for number, content in enumerate(contents)]
+    _put(destination, files, Parameters(sector_bytes, frame_bytes))
+    return PlainImage(contents)
+
+
+def put_one_file(
+    destination: str, size: int, *, seed: int = 1, sector_bytes: int, frame_bytes: int
+) -> bytes:
+    """Convert an image of one file, ``big``, to `destination`; return what is in the file.
+
+    Args:
+        destination: reference.
+        size: of the file, in bytes.
+        seed: of its content.
+        sector_bytes: size of a sector.
+        frame_bytes: size of a frame.
+    """
+    content = random.Random(seed).randbytes(size)
+    _put(destination, [File("big", content)], Parameters(sector_bytes, frame_bytes))
+    return content
+
+
+def _put(destination: str, files: list[File], parameters: Parameters) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         layout = Path(scratch) / "layout"
         write_layout(Image([Layer(files)]), layout)
-        convert(
-            parse_reference(f"oci:{layout}:latest"),
-            parse_reference(destination),
-            ConvertOptions(parameters=Parameters(sector_bytes, frame_bytes)),
-        )
-    return PlainImage(contents)
+        source = parse_reference(f"oci:{layout}:latest")
+        convert(source, parse_reference(destination), ConvertOptions(parameters=parameters))

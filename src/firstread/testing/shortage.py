@@ -49,13 +49,19 @@ def unreadable(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_filesystem(scratch: Path, *, size: int = 64 * MiB, inodes: int) -> Iterator[Path]:
-    """Mount an ext4 file system with so many inodes below `scratch`; give its mount point."""
+def small_filesystem(scratch: Path, *options: str, size: int = 64 * MiB) -> Iterator[Path]:
+    """Mount an ext4 file system of its own below `scratch`; give its mount point.
+
+    Args:
+        scratch: directory.
+        options: more of mkfs.ext4, such as ``-N`` and a number of inodes.
+        size: bytes.
+    """
     image, place = scratch / "small.img", scratch / "small"
     with image.open("wb") as file:
         file.truncate(size)
-    options = ("-q", "-m", "0", "-O", "^has_journal", "-N", str(inodes))
-    subprocess.run(["mkfs.ext4", *options, image], check=True, timeout=PATIENCE_S)
+    make = ["mkfs.ext4", "-q", "-m", "0", *options]
+    subprocess.run([*make, image], check=True, timeout=PATIENCE_S)
     place.mkdir()
     subprocess.run(["mount", "-o", "loop", image, place], check=True, timeout=PATIENCE_S)
     try:
