@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak does to a node besides faults of a registry and kills, and to whom it may matter.
+"""The attacks of a soak: what it does to a node beside faults of a registry and kills.
 
 Owns the attacks, each with a name to run it by, and a disk for the node that can be filled. What an
 attack goes through is an image of its own, behind a proxy of its own: nothing of what others read
@@ -45,7 +45,7 @@ FILES = 64  # of the image that attacks go through
 
 @dataclass(frozen=True)
 class Ground:
-    """What an attack has to do with.
+    """The ground of an attack: its node, its proxy, its image.
 
     Args:
         node: that is attacked.
