@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from firstread.device import syscalls
+from firstread.device.descriptors import copies
 from firstread.device.fanotify import NO_FD, Group
 from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo
@@ -190,9 +191,8 @@ def descriptors(pids: Iterable[int]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for pid in pids:
-        with _looking_into(pid) as pidfd:
-            for name in KEPT.keys() - found.keys():
-                found[name] = syscalls.pidfd_getfd(pidfd, KEPT[name])
+        wanted = {KEPT[name]: name for name in KEPT.keys() - found.keys()}
+        found |= {wanted[number]: fd for number, fd in copies(pid, wanted).items()}
     return found
 
 
@@ -219,23 +219,17 @@ def files(root: str, pids: Iterable[int], known: Iterable[int] = ()) -> dict[int
     sectors = os.path.join(os.path.realpath(root), "sectors", "")
     found: dict[int, int] = {}
     for pid in pids:
-        with _looking_into(pid) as pidfd:
-            for number in set(_open_numbers(pid)) - {*known, *found, *KEPT.values()}:
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{number}").startswith(sectors):
-                        found[number] = syscalls.pidfd_getfd(pidfd, number)
+        with contextlib.suppress(OSError):
+            others = set(_open_numbers(pid)) - {*known, *found, *KEPT.values()}
+            found |= copies(pid, [n for n in others if _leads_to(pid, n, sectors)])
     return found
 
 
-@contextlib.contextmanager
-def _looking_into(pid: int) -> Iterator[int]:
-    """Give a pidfd; go on behind it if the process is gone, or not ours to look into."""
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            yield pidfd
-        finally:
-            os.close(pidfd)
+def _leads_to(pid: int, number: int, directory: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}").startswith(directory)
+    except OSError:
+        return False
 
 
 def retire(root: str, *, but: int = 0) -> None:
@@ -252,6 +246,10 @@ def retire(root: str, *, but: int = 0) -> None:
 
 def end(pid: int) -> None:
     """End an anchor; return when it is gone."""
-    with _looking_into(pid) as pidfd:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        is_readable(pidfd, END_S)
+    with contextlib.suppress(OSError):  # it is gone already
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            is_readable(pidfd, END_S)
+        finally:
+            os.close(pidfd)

@@ -117,7 +117,8 @@ def test_systemd_refuses_no_call_that_the_daemon_makes() -> None:
     assert set().union(*GROUPS.values()) <= set(REFUSED)
     sources = [path.read_text() for path in PACKAGING.parent.glob("src/firstread/node/*.py")]
     assert len(sources) > 20
-    # @debug has pidfd_getfd, with which a group can be taken from a process: the node does not.
+    # @debug has pidfd_getfd, which takes a group from a process. A service has no anchor to take it
+    # from, and a daemon that may not take what an anchor holds starts without.
     assert not [text for text in sources if "pidfd_getfd(" in text or "Group.adopt(" in text]
     assert "unshare" in REFUSED  # RestrictNamespaces=
     assert "setns" in REFUSED
