@@ -1,9 +1,10 @@
 # make demo   runs the main job on a real image
-# make test   runs every check: ruff and mypy, and beside them the tests, three at a time
-# make test-benchmarks  runs the tests of what measures
+# make test   runs every check: ruff, mypy and the tests, three at a time
+# make test-benchmarks  runs the tests of the benchmarks
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
+# make death  kills supervisor and fetcher at once 50 times during reads, then leaves reads alone
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
-# All install what they need (Debian packages as root, Python packages in .venv).
+# Each installs its requirements (Debian packages as root, Python packages in .venv).
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,14 +13,14 @@ APT := attr acl busybox-static ca-certificates containerd crun curl runc deboots
        iproute2 libarchive-tools make mount procps python3-venv skopeo umoci util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak lint format lock bench clean
+.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak death lint format lock bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 setup: .venv/.done
 
-.venv/.done: requirements.lock pyproject.toml
+.venv/.done: requirements.lock pyproject.toml tools/protos.py $(wildcard src/firstread/*/*.proto)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
@@ -37,7 +38,7 @@ test: packages setup
 test-benchmarks: packages setup
 	$(BIN)/pytest -m benchmarks
 
-# make test-go  runs containerd's own suite of snapshotters, if Go is here
+# make test-go  runs containerd's own suite of snapshotters, if Go is installed
 test-go: setup
 	@command -v go >/dev/null || { echo "skipped: there is no Go"; exit 0; }; \
 	    cd tests/go && FIRSTREAD=$(CURDIR)/$(BIN)/firstread go test -count=1 -parallel 2 ./...
@@ -59,6 +60,9 @@ bench: packages setup
 
 soak: packages setup
 	$(BIN)/python -m benchmarks.soak --docs
+
+death: packages setup
+	$(BIN)/python -m benchmarks.death --docs
 
 lock:
 	$(BIN)/pip install --quiet uv

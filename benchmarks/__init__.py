@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of firstread on real images; each prints its setting beside its figures."""
+"""Benchmarks of firstread on real images; each prints its setting beside its figures."""

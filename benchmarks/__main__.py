@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks NAME…``: run benchmarks, print and keep what they found.
+"""``python -m benchmarks NAME…``: run benchmarks, print and keep their figures.
 
-All of them when none is named. The last figures of each benchmark are kept in a JSON file, so that
-one can be run again, and the page in docs/ written from all.
+Without a name it runs all of them. A JSON file keeps the last figures of each benchmark, so that
+one can run again while the page in docs/ shows all.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many pods of one image at once: each sector comes once, and how much longer the last one waits.
+"""Many pods of one image at once: each sector comes once; the delay of the last pod.
 
-Each pod makes all requests of the kubelet for itself, the pull included, so the same layers are
-prepared many times at once. The same pods of the original image, with overlayfs and all of it on
-the node already, tell what starting so many containers takes on this machine when nothing is
-fetched at all.
+Each pod makes all requests of the kubelet, the pull included, so the same layers are prepared many
+times at once. The same pods of the original image, with overlayfs and the whole image on the node,
+show what starting so many containers costs on this machine without any fetch.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from benchmarks.report import Goal, Section
 from benchmarks.run import LARGE
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from firstread.node.images import ImageStore
-from firstread.sectors.store import SectorStore
+from firstread.cache.imagestore import ImageStore
+from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.containerd import Containerd
 
 BURST = "burst"
@@ -51,13 +50,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Burst:
-    """Pods that were started at once.
+    """Pods that started at once.
 
     Args:
         pods: the first to be ready first.
-        cpu: what used the processors meanwhile.
+        cpu: users of the processors meanwhile.
         times_sent: see `_times_sent`.
-        detail: what came from the registry.
+        detail: what the registry sent.
     """
 
     pods: list[Pod]
@@ -75,7 +74,7 @@ class Burst:
 
 
 def measure() -> Section:
-    """One pod, all at once, and all at once of an image that is there."""
+    """One pod, all at once, and all at once of an image that is already present."""
     publish_pods(LARGE)
     with scratch_directory() as scratch, far_registry() as (link, registry, host):
         section = Section(BURST, f"{COUNT} pods of one image at once", describe(scratch))
@@ -113,7 +112,7 @@ def _compare(section: Section, site: Site, name: str) -> None:
 
 
 def _burst(site: Site, side: str) -> Burst:
-    """Start the pods of one side, on a node of its own."""
+    """Start the pods of one side, on a separate node."""
     lazy, count = side != "present", 1 if side == "one" else COUNT
     image = site.image(LAZY if lazy else ORIGINAL)
     with cluster_node(site, side, "firstread" if lazy else "overlayfs") as node:
@@ -126,7 +125,7 @@ def _burst(site: Site, side: str) -> Burst:
 
 
 def _times_sent(node: Containerd, site: Site) -> float:
-    """Return how often the registry has sent each sector that is here: 1, if each came once."""
+    """Return how often the registry has sent each present sector: 1, if each came once."""
     node.wait(lambda: node.daemon.status()["mounts"][0]["wanted"] == 0)
     digest = str(node.daemon.status()["mounts"][0]["digest"])
     index = ImageStore(node.daemon.root, tidy=False).load(digest).block_image.index
@@ -134,14 +133,14 @@ def _times_sent(node: Containerd, site: Site) -> float:
     sent = sum(counts.bytes_of(f"/blobs/sha256:{blob.digest.hex()}") for blob in index.blobs)
     lengths = {sector.id: sector.length for sector in index.sectors}
     with SectorStore(node.daemon.root) as store:
-        here = store.present({sector.id: sector.size for sector in index.sectors})
+        here = {sector.id for sector in index.sectors if store.size(sector.id) == sector.size}
     return float(sent / sum(lengths[sector_id] for sector_id in here))
 
 
 def _at_once(
     node: Containerd, image: str, command: tuple[str, ...], count: int
 ) -> tuple[list[Pod], str]:
-    """Start pods at once; return them, and what used the processors meanwhile."""
+    """Start pods at once; return them, and the users of the processors meanwhile."""
     gate = threading.Barrier(count)
 
     def one() -> Pod:

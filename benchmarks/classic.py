@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classic way to start a container, as fast as it can be: pull all, unpack all, then run.
 
-``python -m benchmarks.classic REF DIR [CMD…]`` does what containerd does, in a shorter way: layers
-are downloaded at the same time, verified, decompressed and unpacked as they come, each into a
-directory of its own, without ever storing the compressed bytes and without syncing; then an
-overlay is mounted over them, and the container is started by the same code as firstread's. Only
-downloading and unpacking differ, and both use C: igzip (through isal) and GNU tar.
+``python -m benchmarks.classic REF DIR [CMD…]`` does what containerd does, but faster: it downloads
+layers at the same time, and verifies, decompresses and unpacks them as they come, each into its own
+directory, without storing the compressed bytes and without syncing. Then it mounts an overlay over
+them, and firstread's own code starts the container. Only downloading and unpacking differ, and both
+use C: igzip (through isal) and GNU tar.
 
-On standard error it prints, when the container has ended, a line of JSON: seconds since the start
-of the command at which each step was done, and the bytes downloaded.
+When the container has exited, it prints a line of JSON on standard error: for each step the seconds
+since the start of the command, and the bytes downloaded.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from firstread.convert.convert import source_layers
+from firstread.convert.original import source_layers
 from firstread.convert.stream import decompress
 from firstread.oci.model import Descriptor
-from firstread.oci.open import open_source
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import resolve
-from firstread.run.launch import run_container
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
+from firstread.run.lifecycle import run_container
 from firstread.run.options import RunOptions
 
 DOWNLOADS = 3  # at a time, containerd's default
@@ -87,7 +87,7 @@ def unpack(repository: Repository, layers: list[Descriptor], directory: Path) ->
 
 
 def unpack_layer(repository: Repository, layer: Descriptor, place: Path) -> None:
-    """Unpack one layer into `place`, as overlayfs wants it."""
+    """Unpack one layer into `place`, in the form for overlayfs."""
     place.mkdir(parents=True)
     command = (*UNPACK, "--directory", str(place))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
@@ -115,7 +115,7 @@ def _find_marks(names: IO[bytes], marks: list[bytes]) -> None:
 
 
 def _apply(mark: bytes) -> None:
-    """Replace a whiteout of the layer by the one that overlayfs knows."""
+    """Replace a whiteout of the layer by overlayfs's own."""
     folder, base = os.path.split(mark)
     os.unlink(mark)
     if base == OPAQUE.encode():
@@ -125,7 +125,7 @@ def _apply(mark: bytes) -> None:
 
 
 def _age_s() -> float:
-    """Return for how long this process exists: its imports are part of the command."""
+    """Return the age of this process: its imports are part of the command."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started

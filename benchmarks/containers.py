@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.containers``: containers read while everything below them is killed.
+"""``python -m benchmarks.containers``: containers read while SIGKILL hits everything below them.
 
-Containers of one lazy image, in pods of a real containerd, read its files, each others in an order
-of its own, and write down what they read. Meanwhile containerd, the snapshotter, the fetcher, the
-supervisor, the whole daemon and all of them are killed and started again, in turns. What counts is
-what the containers have written: every file, with the right digest, and no read that failed.
+Containers of one lazy image, in pods of a real containerd, read its files, each one other files in
+its own order, and record what they read. Meanwhile the benchmark kills and restarts containerd, the
+snapshotter, the fetcher, the supervisor, the whole daemon and all of them, in turns. The records
+count: every file, with the right digest, and no failed read.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from firstread.testing.runnable import push_pause
 from firstread.units import KiB
 
 CONTAINERS, FILES, READS, ROUNDS = 10, 1500, 500, 3
-FILE_BYTES = 64 * KiB  # and a sector, so that each file is a read that may have to wait
-PAUSE_S = 0.1  # between two reads of a container, so that first reads last as long as the kills
+FILE_BYTES = 64 * KiB  # also of a sector, so that each file is a read that may have to wait
+PAUSE_S = 0.1  # between two reads of a container, so that first reads go on during all kills
 CALM_S = 1.0  # after each kill
 BACK_S = 60.0
 READ_S = 600.0
@@ -57,15 +57,15 @@ sleep 100000 & wait
 
 @dataclass
 class Result:
-    """What containers have read.
+    """The reads of all containers.
 
     Args:
-        reads: that were right.
-        failed: reads that failed, by what was written about them.
-        wrong: files whose digest was another.
-        absent: reads that nothing was written about.
-        restarted: containers that are not the process that they were.
-        kills: by what was killed.
+        reads: right ones.
+        failed: failed reads, by their record.
+        wrong: files with another digest.
+        absent: reads without a record.
+        restarted: containers with another process than at the start.
+        kills: by victim.
     """
 
     reads: int = 0
@@ -81,13 +81,13 @@ class Result:
 
 
 def file_bytes(number: int) -> bytes:
-    """Return what is in ``/data/NUMBER``."""
+    """Return the content of ``/data/NUMBER``."""
     return random.Random(number).randbytes(FILE_BYTES)
 
 
 @contextmanager
 def reader_registry(files: int) -> Iterator[DockerRegistry]:
-    """Give a registry with an image of `files` sectors, converted, and the pause image."""
+    """Yield a registry with a converted image of `files` sectors, and the pause image."""
     busybox = find_busybox()
     if busybox is None:
         raise RuntimeError("there is no static busybox: apt install busybox-static")
@@ -158,7 +158,7 @@ class Readers:
         self._manager.__exit__()
 
     def result(self, kills: dict[str, int], timeout_s: float = READ_S) -> Result:
-        """Wait until all containers have read all; return what they have written."""
+        """Wait until all containers have read everything; return their records."""
         result = Result(kills=kills)
         expected = {str(n): hashlib.sha256(file_bytes(n)).hexdigest() for n in range(self._files)}
         for container, pid in self._containers:

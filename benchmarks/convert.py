@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast an image is converted, what that takes, and how large the result is.
+"""Speed, cost and result size of a conversion.
 
-Conversions start with nothing known of a layer, from one OCI layout to another on the same disk,
-with the source in the page cache. Compared with is the shortest classic way to a file system image:
+Conversions know none of the layers, and go from one OCI layout to another on the same disk, with
+the source in the page cache. The comparison is the shortest classic way to a file system image:
 ``gzip -dc | tar -x`` of each layer, then ``mkfs.erofs`` without compression.
 """
 
@@ -33,7 +33,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Converted:
-    """One conversion: what it took, and the object that ``--json`` printed."""
+    """One conversion: its cost, and the object that ``--json`` printed."""
 
     usage: Usage
     result: dict[str, Any]
@@ -127,7 +127,7 @@ def _size(section: Section, name: str, layout: Path, scratch: Path) -> None:
 
 
 def convert(layout: Path, scratch: Path) -> Converted:
-    """Convert the image in `layout` into a new layout below `scratch`, which is removed again."""
+    """Convert the image in `layout` into a new layout below `scratch`, and remove that again."""
     target = scratch / "converted"
     command = (
         sys.executable,
@@ -145,7 +145,7 @@ def convert(layout: Path, scratch: Path) -> Converted:
 
 
 def _unpack_and_make(name: str, layout: Path, scratch: Path) -> Usage:
-    """Unpack the layers over each other, and make an EROFS image of what is there."""
+    """Unpack the layers over each other, and make an EROFS image of the result."""
     tree, image = scratch / "tree", scratch / "erofs"
     tree.mkdir()
     blobs = [

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: a real image, converted, run lazily, run again, and run the classic way.
 
-Owns the story and its layout on the terminal, 72 columns wide. Everything in it is real: the image
-is built from Debian's packages, the registry is docker-registry, the network between it and the
-node has a rate and a delay, and ready means that the workload answers.
+Owns the story and its layout on the terminal, 72 columns wide. Everything in it is real: Debian's
+packages make the image, the registry is docker-registry, the network between it and the node has a
+rate and a delay, and ready means that the workload answers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def demonstrate(name: str, *, limited: bool) -> None:
 
 
 def _convert(registry: DockerRegistry, name: str, layout: Path) -> dict[str, Any]:
-    """Convert the image with nothing known of its layers; return what ``--json`` says."""
+    """Convert the image without knowing its layers; return the result of ``--json``."""
     source, target = f"oci:{layout}:latest", reference(registry, name, LAZY)
     print(f"$ firstread convert oci:{name} registry/{name}:{LAZY}")
     command = (sys.executable, "-m", "firstread", "convert", "--no-cache", "--json", source, target)

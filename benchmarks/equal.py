@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare cold lazy mounts with what they were made from: ``python -m benchmarks.equal [IMAGE…]``.
+"""Compare cold lazy mounts with their sources: ``python -m benchmarks.equal [IMAGE…]``.
 
-Each image is converted, mounted with nothing on the node, and read whole; what system calls show of
-it (types, modes, owners, times, attributes, links, contents) is compared with the original as
-``umoci unpack`` makes it. The daemon's counters say how many sectors were asked for.
+It converts each image, mounts it on an empty node, reads all of it, and compares what system calls
+show (types, modes, owners, times, attributes, links, contents) with the original as ``umoci
+unpack`` makes it. The daemon's counters say how many sectors it requested.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READ_S = 600.0
 
 
 def compare(name: str, scratch: Path) -> list[str]:
-    """Compare one image; return what differs, and print what was counted."""
+    """Compare one image; return the differences, and print the counters."""
     (layout,) = build([name])
     lazy, place = f"oci:{scratch}/lazy:{name}", scratch / "mount"
     subprocess.run(
@@ -48,7 +48,7 @@ def compare(name: str, scratch: Path) -> list[str]:
 
 
 def main() -> int:
-    """Compare the images that are named; return 1 if one differs."""
+    """Compare the named images; return 1 if one differs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equal", description=__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGES)}")
     differs = False

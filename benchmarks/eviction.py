@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.eviction``: an image is read in loops, with room for a quarter of it.
+"""``python -m benchmarks.eviction``: reads an image in loops, with room for a quarter of it.
 
-One loop reads files in order, the other through mmap at random. Before each file they have the
-kernel forget its pages, so that every read asks the sector file. Ends with an error if a read
-failed or got a wrong byte, if the store was ever larger than its limit, or if too little was
-evicted for that to mean anything.
+One loop reads files in order, the other through mmap at random. Before each file they make the
+kernel drop its pages, so that every read reaches the sector file. Ends with an error if a read
+failed or got a wrong byte, if the store ever exceeded its limit, or if there were too few evictions
+for the result to mean anything.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ json.dump([took, failed, wrong], sys.stdout)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen.
+    """The observations.
 
     Args:
         reads: seconds of each read of a file.
-        failed: of them; a reader that was killed by SIGBUS counts as one.
+        failed: of them; a reader killed by SIGBUS counts as one.
         wrong: likewise.
         limit_bytes: of the store.
-        largest_bytes: that the sector files have had together, as they were seen.
+        largest_bytes: observed maximum of all sector files together.
         store: of the status, at the end.
     """
 
@@ -92,7 +92,7 @@ class Outcome:
     store: dict[str, Any]
 
     def is_good(self, evictions: int) -> bool:
-        """Return whether nothing went wrong, and that means something."""
+        """Return whether nothing went wrong, and whether that means something."""
         bounded = 0 < self.largest_bytes <= self.limit_bytes
         return not (self.failed or self.wrong) and bounded and self.store["evictions"] >= evictions
 
@@ -141,9 +141,9 @@ def measure(
 
 @contextlib.contextmanager
 def still(daemon: Daemon) -> Iterator[bool]:
-    """Stop all fetchers for a moment: a look at many files that change is none of one time.
+    """Stop all fetchers for a moment: a look at many changing files shows no single moment.
 
-    Gives False if they did not stop soon, or are being replaced.
+    Yields False if they did not stop soon, or something replaces them.
     """
     stopped = []
     try:
@@ -162,7 +162,7 @@ def still(daemon: Daemon) -> Iterator[bool]:
 
 
 def _runs(pid: int) -> bool:
-    """Return whether a process could still do something, in any of its threads."""
+    """Return whether any thread of a process could still run."""
     states = []
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         with contextlib.suppress(OSError):
@@ -190,7 +190,7 @@ def _held_bytes(root: Path) -> int:
 
 
 def chapter(outcome: Outcome, setting: dict[str, str], seconds: float) -> reliability.Chapter:
-    """Return what is written of it."""
+    """Return the chapter about it."""
     reads, store = sorted(outcome.reads), outcome.store
     late = reads[int(0.99 * len(reads))]
     cells = [

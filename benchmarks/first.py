@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first read of a sector, against a bare HTTP request for the same bytes.
+"""The first read of a sector, compared with a bare HTTP request for the same bytes.
 
-Owns finding, in the metadata of an image, the places in files that are whole sectors. Invariant: a
-place is read once, in random order so that nothing is fetched ahead, and what is requested is
-exactly what its sector, or its first frame, takes in the blob.
+Owns the search, in the metadata of an image, for places in files that are whole sectors. Invariant:
+each place is read once, in random order so that there is no prefetch, and each request covers
+exactly the bytes of its sector, or of its first frame, in the blob.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.report import Goal, Section
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, split_address
 from firstread.oci.model import Descriptor
-from firstread.oci.open import open_source
 from firstread.oci.reference import parse_reference
 from firstread.oci.resolve import resolve
+from firstread.registry.open import open_source
 from firstread.sectors.format import BLOCK_SIZE, FrameTable, Geometry, SectorEntry
 from firstread.sectors.image import fetch_image
 from firstread.testing.registry import DockerRegistry
@@ -54,7 +54,7 @@ class Costs:
 
 
 def first_reads(section: Section, registry: DockerRegistry, name: str, scratch: Path) -> None:
-    """Time first reads that need one frame, and such that need all of a sector."""
+    """Time first reads that need one frame, and first reads that need a whole sector."""
     warm(name)
     image = reference(registry, name, LAZY)
     places = find_places(image, 2 * PROBES)
@@ -97,7 +97,7 @@ def find_places(image: str, count: int) -> list[Place]:
 
 
 def whole_sector(mounted: Path, image: str, places: list[Place]) -> Costs:
-    """Read the last page of each place: all of its sector must come before."""
+    """Read the last page of each place: the whole sector must come first."""
 
     def read(place: Place) -> tuple[int, int]:
         return place.offset + place.geometry.sector_size - BLOCK_SIZE, place.sector.length
@@ -106,7 +106,7 @@ def whole_sector(mounted: Path, image: str, places: list[Place]) -> Costs:
 
 
 def first_frame(mounted: Path, image: str, places: list[Place]) -> Costs:
-    """Read the first page of each place: the frame table and one frame must come before."""
+    """Read the first page of each place: the frame table and one frame must come first."""
     requester = _Requester(image)
     todo = []
     for place in places:
@@ -124,7 +124,7 @@ def _compare(mounted: Path, image: str, todo: list[tuple[Place, int, int]]) -> C
         requester.get(place, size)
         costs.requests.append(time.perf_counter() - started)
         fd = os.open(mounted / place.path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead, into other sectors
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead into other sectors
         started = time.perf_counter()
         os.pread(fd, 1, offset)
         costs.reads.append(time.perf_counter() - started)
@@ -133,7 +133,7 @@ def _compare(mounted: Path, image: str, todo: list[tuple[Place, int, int]]) -> C
 
 
 class _Requester:
-    """Bare range requests over one connection that stays open."""
+    """Bare range requests over one persistent connection."""
 
     def __init__(self, image: str) -> None:
         reference = parse_reference(image)

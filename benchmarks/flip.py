@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.flip``: bits are flipped in the sector store, found, and made good.
+"""``python -m benchmarks.flip``: flips bits in the store, and checks that the node repairs them.
 
-Each time in other sectors: while they are mounted, before their image is mounted, and while no
-daemon runs. Ends with an error if one was not found, or a wrong byte was read afterwards.
+It takes other sectors each time: while they are mounted, before a mount of their image, and while
+no daemon runs. Ends with an error if the node missed one, or if a read returned a wrong byte
+afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ COMMAND = "python -m benchmarks.flip --docs"
 
 
 class Row(NamedTuple):
-    """Sectors in which a bit was flipped, and files that were read wrong afterwards."""
+    """Sectors with a flipped bit, and wrongly read files afterwards."""
 
     when: str
     flipped: int
@@ -44,13 +45,13 @@ class Row(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What was seen in each case."""
+    """The observations in each case."""
 
     rows: list[Row] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
-        """Whether all were found, and no wrong byte was read."""
+        """Return whether the node found all, and no read returned a wrong byte."""
         found_all = all(row.found == row.flipped > 0 for row in self.rows)
         return bool(self.rows) and found_all and not any(row.wrong for row in self.rows)
 
@@ -127,7 +128,7 @@ def _fate(document: dict[str, Any]) -> str:
 
 
 def wrong_files(place: Path, image: PlainImage) -> int:
-    """Read all files of an image; return how many have not the right bytes."""
+    """Read all files of an image; return how many have wrong bytes."""
     names = [f"f{number}" for number in range(len(image.contents))]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", READER, str(place)],
@@ -143,7 +144,7 @@ def wrong_files(place: Path, image: PlainImage) -> int:
 
 
 def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
-    """Return what is written of it."""
+    """Return the chapter about it."""
     head = ("a bit flipped", "sectors", "found", "then read wrong", "what became of them")
     rows = [tuple(map(str, row)) for row in outcome.rows]
     flipped = sum(row.flipped for row in outcome.rows)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.full``: reads while the disk of the sector store is full, and afterwards.
 
-The store lies on a small file system of its own, with a file that takes away what an image needs.
-Files are compared in other processes. Ends with an exit code that is not 0 if a goal was missed.
+The store lies on its own small file system, where a large file takes the space that an image needs.
+Other processes compare files. Exits with 1 if a goal was missed.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ print(json.dumps(seen))
 
 @contextlib.contextmanager
 def small_disk(scratch: Path) -> Iterator[Path]:
-    """Mount a small ext4 with a file on it that is in the way."""
+    """Mount a small ext4 with a large file on it."""
     with small_filesystem(scratch, size=DISK_BYTES) as place:
         subprocess.run(("fallocate", "-l", str(BALLAST_BYTES), place / "ballast"), check=True)
         yield place
 
 
 class Full:
-    """One run: cells of a table as it goes on.
+    """One run, and the cells of its table.
 
     Args:
         scratch: an empty directory.
@@ -86,7 +86,7 @@ class Full:
                 everything = list(self._digests)
                 seen = self._read(place, everything)
                 self._add("all files: more than the disk holds", seen)
-                daemon.client.post("/pin", directory=str(place))  # nothing makes room any more
+                daemon.client.post("/pin", directory=str(place))  # nothing can make room any more
                 drop_caches()
                 seen = self._read(place, everything)
                 self._add("the same, pinned: nothing may go for another", seen, fails=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node to measure: a daemon that starts with nothing, and what it says of its mounts.
+"""A node to measure: a daemon that starts with an empty store, and its status.
 
-Owns the command lines and requests that mean this node; its processes and directories are those of
-`firstread.testing.daemon`. Invariant: the store is empty at first, so every sector that is read is
-fetched, and `Host.check_lazy` can tell.
+Owns the command lines and requests for this node; `firstread.testing.daemon` owns its processes and
+directories. Invariant: the store is empty at first, so the node fetches every sector that it reads,
+and `Host.check_lazy` can tell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from firstread.testing.daemon import Daemon
 
 
 class Host(Daemon):
-    """A node below `directory`, which is made; a context manager.
+    """A node below `directory`, which it creates; a context manager.
 
     Args:
         directory: a path that does not exist, on ext4, xfs or btrfs.
@@ -29,11 +29,11 @@ class Host(Daemon):
         super().__init__(directory, "--log-level", "WARNING")
 
     def pss_bytes(self) -> int:
-        """Return the resident memory of all processes, what they share counted once."""
+        """Return the resident memory of all processes, with shared memory counted once."""
         return sum(map(pss_bytes, (self.supervisor, self.fetcher)))
 
     def command(self, verb: str, *arguments: str) -> tuple[str, ...]:
-        """Return a ``firstread`` command line that means this node."""
+        """Return a ``firstread`` command line for this node."""
         place = ("--root", str(self.root), "--run-dir", str(self.run_dir))
         return (sys.executable, "-m", "firstread", verb, *place, *arguments)
 
@@ -46,7 +46,7 @@ class Host(Daemon):
         return place
 
     def detach(self, place: Path) -> None:
-        """Unmount it again; what was fetched stays."""
+        """Unmount it again; fetched sectors stay."""
         self.client.post("/umount", directory=str(place))
 
     def complete(self, place: Path) -> None:
@@ -60,7 +60,7 @@ class Host(Daemon):
         return dict(mount)
 
     def check_lazy(self) -> dict[str, Any]:
-        """Return `stats`; fails if all sectors are here, or none was ever absent."""
+        """Return `stats`; fail if all sectors are present, or none was ever absent."""
         stats = self.stats()
         if not stats["events"] or stats["present"] == stats["sectors"]:
             raise RuntimeError(f"the mount was not lazy: {stats}")

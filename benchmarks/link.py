@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A slow and distant network on one machine: a second network namespace, a rate and a delay.
 
-Owns the namespace, the two devices and the process between them; nothing is left when a `Link`
-ends. The rate is tbf(8) on both devices, the delay a relay in user space (`benchmarks.relay`),
-because many kernels, such as the one of small virtual machines, have no netem. Invariant: what a
-link is said to do was measured on it (`Link.measure`), never only asked for.
+Owns the namespace, the two devices and the process between them; a `Link` leaves nothing behind.
+The rate is tbf(8) on both devices, the delay a relay in user space (`benchmarks.relay`),
+because many kernels, such as the one of small virtual machines, have no netem. Invariant: reported
+figures of a link are measured (`Link.measure`), never only requested.
 
-A server is put on the far side by starting it under `Link.far`.
+Start a server under `Link.far` to put it on the far side.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PINGS = 10
 
 @dataclass(frozen=True)
 class Measured:
-    """What a link really does.
+    """The measured speed of a link.
 
     Args:
         rtt_s: from one byte to its echo, median.
@@ -55,7 +55,7 @@ class Measured:
 
 
 class Link:
-    """A link to a namespace of its own; a context manager, for one at a time on a machine.
+    """A link to a separate namespace; a context manager, for one at a time on a machine.
 
     Args:
         mbit_s: rate of each direction, in 10^6 bits per second.
@@ -88,7 +88,7 @@ class Link:
 
     @contextlib.contextmanager
     def far(self) -> Iterator[None]:
-        """Let this thread, and the processes that it starts, be on the far side for a while."""
+        """Put this thread, and the processes that it starts, on the far side for a while."""
         with open("/proc/thread-self/ns/net") as home, open(self._path) as away:
             _enter(away.fileno())
             try:
@@ -101,7 +101,7 @@ class Link:
         return int(Path(f"/sys/class/net/{self._near}/statistics/rx_bytes").read_text())
 
     def measure(self) -> Measured:
-        """Find out what the link does: takes about a second and fills it."""
+        """Measure the link, which takes about a second and fills it."""
         with self.far():
             server = socket.create_server((FAR_ADDRESS, 0))
         with server:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.many``: 500 mounts of 20 images on one node, and nothing left of them.
+"""``python -m benchmarks.many``: 500 mounts of 20 images on one node, and their leftovers.
 
-Mounts, reads and unmounts; looks at times, at memory, and at what the kernel and the disk still
-hold afterwards. Every read happens in another process. Ends with an exit code that is not 0 if a
-goal was missed.
+Mounts, reads and unmounts; looks at times, at memory, and at leftovers in the kernel and on the
+disk. Every read happens in another process. Exits with 1 if a goal was missed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from benchmarks.host import Host
 from benchmarks.report import number
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from firstread.node.wire import GROUP_FD
+from firstread.daemon.protocol import GROUP_FD
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.units import KiB
@@ -29,7 +28,7 @@ from firstread.units import KiB
 IMAGES, MOUNTS, FILES = 20, 500, 128
 ROUNDS = 64  # of reads; each file of a mount is read once in all
 MOUNT_P99_S = 1.0
-GROWTH_BYTES = 100  # of memory per read: less than a record of it would take
+GROWTH_BYTES = 100  # of memory per read: less than a record of it needs
 READ_S = 300.0
 SETTLE_S = 10.0  # a file or connection that a thread is about to close does not leak
 
@@ -45,7 +44,7 @@ print(bad)
 
 @dataclass(frozen=True)
 class Held:
-    """What a node holds of mounts: all of it must go."""
+    """Everything that a node holds for mounts; all of it must go."""
 
     mounts: int
     marks: int
@@ -68,7 +67,7 @@ class Held:
         )
 
     def beyond(self, before: Held) -> dict[str, int]:
-        """Return by name what is held now and was not before."""
+        """Return by name what the node holds now and did not hold before."""
         return {
             name: max(0, getattr(self, name) - getattr(before, name))
             for name in self.__dataclass_fields__
@@ -76,7 +75,7 @@ class Held:
 
 
 class Many:
-    """One run: cells of a table as it goes on.
+    """One run, and the cells of its table.
 
     Args:
         scratch: an empty directory.
@@ -119,8 +118,8 @@ class Many:
     def _read(self, host: Host, places: list[Path]) -> None:
         """Read all mounts in turns.
 
-        The first half is not counted: threads and their buffers come, and the daemon keeps how long
-        the last 4,096 waiting reads of each image took.
+        The first half does not count: threads and their buffers appear, and the daemon keeps the
+        durations of the last 4,096 waiting reads of each image.
         """
         sizes, reads = [], 0
         for turn in range(ROUNDS):

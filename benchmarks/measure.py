@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes cost: time, memory, and files that nobody sees.
+"""The cost of processes: time, memory, and hidden files.
 
-Owns readings of /proc and rusage. Invariant: a measurement adds no work to what is measured but a
-look at /proc every `SAMPLE_S`.
+Owns readings of /proc and rusage. Invariant: a measurement adds only a look at /proc every
+`SAMPLE_S`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DISK_BLOCK = 512  # unit of st_blocks
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command took: seconds, seconds of CPU with its children, bytes of memory and disk.
+    """The cost of a command: seconds, seconds of CPU with its children, bytes of memory and disk.
 
     `temporary_bytes` is the most that its unnamed and temporary files had at once.
     """
@@ -44,10 +44,10 @@ def run(
     Args:
         command: program and arguments.
         env: its environment; this process's if None.
-        temporary: beginning of the names of files that are not there to stay.
+        temporary: beginning of the names of temporary files.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: it failed; with the end of its output.
     """
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
@@ -101,7 +101,7 @@ def children(pid: int) -> list[int]:
 
 
 def rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process; what it shares with others counts in full."""
+    """Return the resident memory of a process; shared memory counts in full."""
     with contextlib.suppress(OSError):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -109,7 +109,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def pss_bytes(pid: int) -> int:
-    """Return the resident memory of a process; what it shares counts in part."""
+    """Return the resident memory of a process; shared memory counts in part."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A port on loopback that leads to a server at the far end of a link.
 
-``python -m benchmarks.near HOST PORT`` prints the port, and ends with its standard input. Clients
-that speak plain HTTP to loopback alone, as containerd does, then need no configuration that would
-differ between the sides that are compared. Rate and delay are those of the link behind it.
+``python -m benchmarks.near HOST PORT`` prints the port, and ends with its standard input.
+containerd and others speak plain HTTP only to loopback; through this port they need no
+configuration that would differ between the compared sides. Rate and delay are those of the link
+behind it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ END_S = 10.0
 
 @contextlib.contextmanager
 def near(host: str) -> Iterator[str]:
-    """Give ``HOST:PORT`` on loopback for one that is far."""
+    """Yield ``HOST:PORT`` on loopback for a distant one."""
     address, _, port = host.rpartition(":")
     command = (sys.executable, "-m", "benchmarks.near", address, port)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -49,7 +50,7 @@ def _accept(server: socket.socket, far: tuple[str, int]) -> None:
 
 
 def _join(client: socket.socket, far: tuple[str, int]) -> None:
-    """Pass bytes on both ways until both ends have ended."""
+    """Forward bytes both ways until both ends have closed."""
     try:
         upstream = socket.create_connection(far)
     except OSError:

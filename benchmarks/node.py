@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mounted image costs: mounting, reads of what is here and of what is not, memory.
+"""The cost of a mounted image: mounting, reads of present and of absent data, memory.
 
-Every mount is made by a real daemon, in other processes than the ones that read.
+A real daemon makes every mount, in other processes than the readers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure() -> Section:
 
 
 def mounting(section: Section, registry: DockerRegistry, scratch: Path) -> None:
-    """Mount an image of many sectors; count what is asked of the registry before."""
+    """Mount an image of many sectors; count the registry's requests before that."""
     image = f"{registry.host}/bench/sectors:{SECTORS}"
     publish_many_sectors(image, SECTORS)
     with Host(scratch / "mounting") as host:
@@ -73,7 +73,7 @@ def mounting(section: Section, registry: DockerRegistry, scratch: Path) -> None:
 
 
 def memory(section: Section, registry: DockerRegistry, scratch: Path) -> None:
-    """Take the memory of a daemon with many mounts, of all images, each read a little."""
+    """Measure the memory of a daemon with many mounts, of all images, each read a little."""
     with Host(scratch / "memory") as host:
         for number in range(MOUNTS // len(IMAGES)):
             for name in IMAGES:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same image, link and containerd: firstread beside other snapshotters that start lazily.
+"""The same image, link and containerd: firstread beside other lazy snapshotters.
 
-Owns what it takes to have each of them convert the image, and to pull and run it as its own manual
-says. They are in no Debian package: whatever is not in PATH is left out, and the setting says so.
-Takes containerd 2, whose own client pulls lazily for all.
+Owns the commands that convert, pull and run the image with each of them, as its own manual says. No
+Debian package has them: the benchmark leaves out those that are not in PATH, and its setting says
+so. It needs containerd 2, whose own client pulls lazily for all.
 
 Each run is a new node: containerd, snapshotter and their directories. The clock runs from the start
-of the client that pulls to the line that the workload prints. Invariant: a run that has fetched
-all of the image is no lazy one and counts as a failure; the bytes are those that the registry sent.
+of the client that pulls to the line that the workload prints. Invariant: a run that has fetched the
+whole image was not lazy and counts as a failure; bytes are those that the registry sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from benchmarks.run import LARGE, MB, MBIT_S, RTT_S, SERVER
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from firstread.run.overlay import unmount_below
-from firstread.testing.containerd import Containerd, containerd_version
+from firstread.testing.containerd import Containerd
+from firstread.testing.containerdconfig import containerd_version
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 
@@ -39,16 +40,16 @@ RUNS = 3
 PULL_S = 900.0
 DOCS = Path(__file__).parents[1] / "docs/peers.md"
 HEAD = """\
-# Beside other lazy snapshotters
+# Comparison with other lazy snapshotters
 
-Written by `python -m benchmarks.peers --docs`, with their programs and containerd 2 in PATH; they
-are in no Debian package. Each converts the same image, and pulls and runs it as its manual says.
+`python -m benchmarks.peers --docs` writes this page. It needs the others and containerd 2 in PATH;
+no Debian package has them. Each converts the same image, and pulls and runs it as its manual says.
 """
 NOTE = """
-A sector file holds a prefix of its sector, so a read near its end fetches what is before it. A
-workload that reads little of many sectors gets more bytes here than from a snapshotter that fetches
-chunks of single files; one that reads more is served with fewer requests, and no later read passes
-through FUSE.
+A sector file holds a prefix of its sector, so a read near the end fetches everything before it. A
+workload that reads little of many sectors fetches more bytes here than with a snapshotter that
+fetches chunks of single files. A workload that reads more needs fewer requests, and no later read
+passes through FUSE.
 """
 WORKLOADS: dict[str, tuple[str, ...]] = {
     "a web server": SERVER,
@@ -61,14 +62,14 @@ class Peer:
     """A snapshotter.
 
     Args:
-        name: of it, as containerd is told.
-        tag: of the image as it needs it.
-        daemon: its program and options, with ``SOCKET`` and ``ROOT`` for the places; empty for ours
+        name: of it in containerd.
+        tag: of the image in its format.
+        daemon: its program and options, with ``SOCKET`` and ``ROOT`` for the paths; empty for ours
             and containerd's own.
         convert: commands that make and push the image, with ``SOURCE`` and ``TARGET``; the client
             has containerd's address in its environment.
         pull: command that pulls ``IMAGE``.
-        lazy: all of the image is not fetched.
+        lazy: it does not fetch the whole image.
     """
 
     name: str
@@ -139,7 +140,7 @@ class Ready:
 
 
 def measure() -> Section:
-    """Every snapshotter that is here, with both workloads."""
+    """Every installed snapshotter, with both workloads."""
     if containerd_version()[0] < 2:
         raise RuntimeError("this takes containerd 2 first in PATH")
     peers = {name: peer for name, peer in PEERS.items() if not peer.missing()}
@@ -173,7 +174,7 @@ def measure() -> Section:
 
 
 def _convert(peer: Peer, site: Site) -> None:
-    """Have the image in the registry as `peer` needs it."""
+    """Put the image into the registry in the format of `peer`."""
     tags = storage() / f"docker/registry/v2/repositories/bench/{LARGE}/_manifests/tags"
     if not peer.convert or (tags / peer.tag).exists():
         return
@@ -226,7 +227,7 @@ def _end(node: Containerd, process: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def _node(site: Site, peer: Peer, name: str) -> Iterator[Containerd]:
-    """Give a new node with the daemon of `peer`."""
+    """Yield a new node with the daemon of `peer`."""
     scratch = site.scratch / name
     scratch.mkdir()
     socket, root = scratch / "peer.sock", scratch / "peer"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry that has the benchmark images, as they were built and converted.
+"""A registry with the benchmark images, as built and as converted.
 
-Owns a storage directory that is kept between runs, so that each image is pushed and converted once.
+Owns a storage directory that stays between runs, so that each image is pushed and converted once.
 Invariant: `images` leaves both tags of an image current.
 """
 
@@ -31,7 +31,7 @@ def storage() -> Path:
 
 
 def publish(names: Iterable[str]) -> None:
-    """Put images into the storage: the original, and what it is converted to."""
+    """Put images into the storage: the original, and its conversion."""
     names = list(names)
     layouts = build(names)
     with DockerRegistry(storage=storage()) as registry:
@@ -51,7 +51,7 @@ def push(registry: DockerRegistry, name: str, layout: Path) -> None:
 def warm(name: str) -> None:
     """Read all blobs of an image, so that the registry has them in memory.
 
-    How fast a registry's disk is, is not our subject.
+    We do not measure the disk of a registry.
     """
     data = storage() / "docker/registry/v2"
     for path in (data / f"repositories/bench/{name}/_layers/sha256").iterdir():

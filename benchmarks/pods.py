@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods by way of a real containerd: how long after the first request of the kubelet one is ready.
+"""Pods through a real containerd: the time from the kubelet's first request until one is ready.
 
 Owns a node with containerd, and the clock of a pod, which runs from the request for its sandbox to
 the time that containerd gives the workload's line in the log. The same containerd with its own
-overlayfs snapshotter and the original image is the other side. Invariant: nothing of the image is
-on the node when the clock starts, only that of the sandbox is.
+overlayfs snapshotter and the original image is the other side. Invariant: when the clock starts,
+the node has nothing of the image, only the image of the sandbox.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PULL_S, READY_S = 600.0, 120.0
 
 @dataclass(frozen=True)
 class Site:
-    """Where pods are started, and what they run.
+    """The place and the command of pods.
 
     Args:
         registry: that has the image.
@@ -119,7 +119,7 @@ def measure() -> Section:
 
 
 def _lazy(site: Site, name: str) -> tuple[Pod, str]:
-    """Start a pod on new nodes; return the one in the middle, and what came from the registry."""
+    """Start a pod on new nodes; return the median one, and what the registry sent."""
     pods = []
     for number in range(RUNS):
         with cluster_node(site, f"{list(WORKLOADS).index(name)}-{number}") as node:
@@ -129,7 +129,7 @@ def _lazy(site: Site, name: str) -> tuple[Pod, str]:
 
 
 def _overlayfs(site: Site) -> tuple[dict[str, Pod], float]:
-    """Pull once; return a pod of each workload, as if it were the one that pulled, and MB sent."""
+    """Pull once; return a pod of each workload, as if it had pulled itself, and MB sent."""
     with cluster_node(site, "overlayfs", "overlayfs") as node:
         began = time.time()
         node.pull(site.image(ORIGINAL), PULL_S)
@@ -146,7 +146,7 @@ def _overlayfs(site: Site) -> tuple[dict[str, Pod], float]:
 
 @contextlib.contextmanager
 def far_registry() -> Iterator[tuple[Link, DockerRegistry, str]]:
-    """Give a link, the registry at its end, and how the near side names that."""
+    """Yield a link, the registry at its end, and its name on the near side."""
     with distant_registry(MBIT_S, RTT_S) as (link, registry), near(registry.host) as host:
         yield link, registry, host
 
@@ -162,7 +162,7 @@ def publish_pods(name: str) -> None:
 
 
 def begin(section: Section, link: Link, runs: str) -> None:
-    """Note what both sides have in common."""
+    """Note the common setting of both sides."""
     section.setting["link"] = f"{link}; {link.measure()}"
     section.setting["runs"] = runs
     section.setting["pods"] = "CRI of Debian's containerd 1.6 and runc; the host's network"
@@ -174,7 +174,7 @@ def begin(section: Section, link: Link, runs: str) -> None:
 
 @contextlib.contextmanager
 def cluster_node(site: Site, name: str, snapshotter: str = "firstread") -> Iterator[Containerd]:
-    """Give a node whose containerd has started a sandbox before, and forget its requests."""
+    """Yield a node whose containerd has started a sandbox; reset the registry's counters."""
     scratch = site.scratch / name
     scratch.mkdir()
     pause = f"{site.host}/{PAUSE}"
@@ -186,7 +186,7 @@ def cluster_node(site: Site, name: str, snapshotter: str = "firstread") -> Itera
 
 
 def start(node: Containerd, image: str, *command: str) -> Pod:
-    """Start a pod as the kubelet does, the image pulled after the sandbox runs."""
+    """Start a pod as the kubelet does, which pulls the image once the sandbox runs."""
     began = time.time()
     pod = node.start_pod()
     sandbox = time.time()
@@ -200,7 +200,7 @@ def start(node: Containerd, image: str, *command: str) -> Pod:
 
 
 def said(log: Path) -> float | None:
-    """Return when the workload said that it is ready, in seconds since 1970."""
+    """Return the time at which the workload said that it is ready, in seconds since 1970."""
     for line in log.read_text().splitlines():
         at, _, _, text = line.split(" ", 3)
         if text == READY:
@@ -209,7 +209,7 @@ def said(log: Path) -> float | None:
 
 
 def lazily(node: Containerd, registry: DockerRegistry) -> str:
-    """Return what came from the registry; fails if that was all of the image, or nothing."""
+    """Return what the registry sent; fail if that was the whole image, or nothing."""
     (mount,) = node.daemon.status()["mounts"]
     present, total = mount["present"], mount["sectors"]
     if not mount["events"] or present == total:

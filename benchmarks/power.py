@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.power``: a node loses its power again and again, as far as disks go.
+"""``python -m benchmarks.power``: simulates power cuts of a node, as its disk sees them.
 
-While an image is read through a store that is too small for it, all processes are killed, mounts
-taken away, and the record of the boot is made another kernel's. Then the root is made one that a
-disk can have after a cut: whatever was not on the disk for sure is lost, cut off anywhere, or has
-zeros in any of its pages. The next daemon mounts the image again, and all of it is read.
+During reads of an image through a store that is too small for it, the benchmark kills all
+processes, removes the mounts, and replaces the record of the boot by another kernel's. Then it
+changes the root into one that a disk can have after a cut: unflushed files are lost, cut off
+anywhere, or have zeros in any of their pages. The next daemon mounts the image again, and readers
+read all of it.
 
-Simulated: it needs no machine to switch off. What was on the disk for sure is what the store says
-of itself: a sector file without write permission was written with fdatasync(2) before it lost it.
-Ends with an error if a read failed or got a wrong byte, or if nothing was ever lost.
+The store itself says which files are flushed: it writes a sector file with fdatasync(2) before it
+removes the write permission. Ends with an error if a read failed or got a wrong byte, or if nothing
+was ever lost.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ while True:
 
 @dataclass
 class Outcome:
-    """What was seen: what became of files at the cuts, and files that were read wrong or not."""
+    """The observations: the fate of files at the cuts, and files read wrongly or not at all."""
 
     cuts: int = 0
     files: Counter[str] = field(default_factory=Counter)
@@ -71,7 +72,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether all was read right, and something was lost."""
+        """Return whether all reads were right, and something was lost."""
         lost = sum(count for what, count in self.files.items() if what not in ("safe", "whole"))
         return not self.wrong and self.read > 0 and lost > 0
 
@@ -125,7 +126,7 @@ def _read_all(daemon: Daemon, reference: str, image: PlainImage, outcome: Outcom
 
 
 def cut(root: Path, chance: random.Random) -> Counter[str]:
-    """Make `root` one that was never written to the end; return what became of sector files."""
+    """Damage the unflushed files of `root`; return the fate of the sector files."""
     (root / "boot").write_text("another kernel\n")
     fates: Counter[str] = Counter()
     for path in sorted([*(root / "sectors").glob("*/*"), *(root / "aside").iterdir()]):
@@ -158,7 +159,7 @@ def _damage(path: Path, size: int, fate: str, chance: random.Random) -> None:
 
 
 def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
-    """Return what is written of it."""
+    """Return the chapter about it."""
     notes = {
         "safe": "on the disk for sure",
         "whole": "not for sure, but they were",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what is on the node already, against the same tree on the disk's file system."""
+"""Reading present data, compared with the same tree on the disk's file system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from firstread.testing.registry import DockerRegistry
 def present_data(
     section: Section, registry: DockerRegistry, name: str, scratch: Path, runs: int
 ) -> None:
-    """Read a tree whose sectors are all here, and its copy, by turns: cold, then warm."""
+    """Read a tree whose sectors are all present, and its copy, in turns: cold, then warm."""
     plain = merged(registry, name, scratch / "plain")
     with Host(scratch / "present") as host:
         mounted = host.attach(reference(registry, name, LAZY))

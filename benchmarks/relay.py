@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the packets between two TUN devices back, each direction for the same time.
+"""Delays the packets between two TUN devices, in each direction for the same time.
 
 Owns the two devices while it runs (they vanish with it) and the queue of packets; sets no address
 and no rate. It works on IP packets, so all of TCP feels the distance: connection set-up, slow
-start, acknowledgements. Invariant: packets leave in the order in which they came, none earlier
-than the delay, and as late only as the kernel wakes this process, which runs before all others.
+start, acknowledgements. Invariant: packets leave in the order of their arrival, never before the
+delay has passed, and only as late as the kernel wakes this process, which has the highest priority.
 
 ``python -m benchmarks.relay NEAR FAR DELAY_S``; says ``ready`` when both devices exist, and ends
 when its standard input does.
@@ -45,7 +45,7 @@ def open_tun(name: str) -> int:
 
 
 def forward(near: int, far: int, delay_s: float) -> None:
-    """Pass packets in both directions until standard input ends."""
+    """Forward packets in both directions until standard input ends."""
     ways: list[tuple[int, int, Held]] = [(near, far, deque()), (far, near, deque())]
     while True:
         due = min((held[0][0] for _, _, held in ways if held), default=None)
@@ -60,14 +60,14 @@ def forward(near: int, far: int, delay_s: float) -> None:
 
 
 def receive(source: int, held: Held, delay_s: float) -> None:
-    """Take what has come."""
+    """Take the packets that have arrived."""
     with contextlib.suppress(BlockingIOError):
         for _ in range(BATCH):
             held.append((time.monotonic() + delay_s, os.read(source, PACKET_BYTES)))
 
 
 def send(target: int, held: Held) -> None:
-    """Let go what was held long enough. A device that takes no packet loses it, as a link does."""
+    """Send the packets whose delay is over. A full device loses packets, as a link does."""
     now = time.monotonic()
     while held and held[0][0] <= now:
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``docs/reliability.md``: what was shown, each chapter written by the command that shows it.
+"""``docs/reliability.md``: results, each chapter written by the command that measures it.
 
-Owns the page and its order; measures nothing. Invariant: writing one chapter leaves the others as
-they are, and no chapter stands without the setting in which it was measured. A chapter that nobody
-has written says so.
+Owns the page and its order; measures nothing. Invariant: writing one chapter leaves the others
+unchanged, and no chapter lacks the setting of its measurement. A chapter that nobody has written
+says so.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ PAGE = Path(__file__).parents[1] / "docs/reliability.md"
 HEAD = """\
 # Reliability
 
-What a fleet may rely on, as it was measured. Each chapter was written by the command that it names;
-what the node does in each case, and why, is in [node.md](node.md).
+This page shows by measurement what a fleet may rely on. The command at the top of each chapter
+writes it; [node.md](node.md) says what the node does in each case, and why.
 """
 TITLES = {
     "soak": "Faults and kills",
@@ -27,7 +27,8 @@ TITLES = {
     "full": "The disk is full",
     "many": "500 mounts of 20 images",
     "upgrade": "Upgrades during reads",
-    "containers": "Containers while all below them is killed",
+    "death": "Supervisor and fetcher killed at once",
+    "containers": "Containers while SIGKILL hits everything below them",
     "power": "Power cuts",
 }
 """Chapters in their order."""
@@ -37,11 +38,11 @@ _CHAPTER = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 @dataclass(frozen=True)
 class Chapter:
-    """What one command has shown.
+    """The result of one command.
 
     Args:
         name: of `TITLES`.
-        command: that has shown it.
+        command: measures it.
         setting: host and conditions, label to text.
         cells: of a table, its head first.
         summary: one line.

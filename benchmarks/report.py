@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks give: figures with their goals, printed, as JSON, and as a page of docs.
+"""Results of benchmarks: figures with their goals, printed, as JSON, and as a page of docs.
 
-Owns the shape and the look of results; measures nothing. Invariant: a figure never goes without
-the setting in which it was measured.
+Owns the shape and the look of results; measures nothing. Invariant: a figure never appears without
+the setting of its measurement.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Figure:
     """One number.
 
     Args:
-        name: what was measured.
-        value: how much.
+        name: of the measurement.
+        value: the result.
         unit: of value and goal; ``x`` for a ratio.
-        goal: what it should be.
-        detail: what the value is made of, such as both sides of a ratio.
+        goal: its limit.
+        detail: parts of the value, such as both sides of a ratio.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Section:
 
     Args:
         name: of the benchmark, as on the command line.
-        title: what it is about.
+        title: its subject.
         setting: host and conditions, label to text.
     """
 
@@ -77,13 +77,13 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
 
     def start(self) -> None:
-        """Print what comes, and where it is measured."""
+        """Print the title and the setting."""
         print(f"\n{self.title}\n{'-' * len(self.title)}")
         for label, text in self.setting.items():
             print(f"  {label}: {text}")
 
     def note(self, label: str, text: str) -> None:
-        """Add to the setting what became known on the way."""
+        """Add a later finding to the setting."""
         self.setting[label] = text
         print(f"  {label}: {text}", flush=True)
 
@@ -103,7 +103,7 @@ class Section:
 
 
 def number(value: float) -> str:
-    """Return `value` with three digits that count, and thousands apart."""
+    """Return `value` with three significant digits, and thousands separated."""
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
@@ -120,9 +120,9 @@ def save(section: Section, path: Path) -> dict[str, Any]:
 PAGE = """\
 # Benchmarks
 
-Written by `python -m benchmarks --docs`; see [benchmarks/](../benchmarks/README.md) for the images
-and for how to run it. Figures compare within one run on one machine; the absolute ones say little
-elsewhere. A goal that was missed says so.
+`python -m benchmarks --docs` writes this page; [benchmarks/](../benchmarks/README.md) describes the
+images and how to run it. Compare figures within one run on one machine; absolute ones say little
+elsewhere. The column *met* shows missed goals.
 """
 
 

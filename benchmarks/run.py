@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ready time: how long after the command the workload answers, lazily and the classic way.
+"""Ready time: from the command to the workload's answer, lazily and the classic way.
 
-Nothing of the image is on the node; the daemon runs already, as containerd would. The registry has
-the blobs in its page cache. The classic way is `benchmarks.classic`: everything pulled and unpacked
-while it comes, then the same container.
+The node has nothing of the image; the daemon runs already, as containerd would. The registry has
+the blobs in its page cache. The classic way is `benchmarks.classic`: pull and unpack everything in
+one stream, then start the same container.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CLASSIC = "3 downloads at a time, verified and unpacked as they come, by igzip a
 
 @dataclass
 class Compared:
-    """Both ways to start one image, several times, and what the registry sent for the lazy one."""
+    """Both ways to start one image, several times, and the registry's traffic for the lazy one."""
 
     lazy: list[Started] = field(default_factory=list)
     again: list[Started] = field(default_factory=list)
@@ -96,7 +96,7 @@ def _start(section: Section) -> None:
 
 @contextlib.contextmanager
 def distant_registry(mbit_s: float, rtt_s: float) -> Iterator[tuple[Link, DockerRegistry]]:
-    """Give a registry with the benchmark images at the far end of a link."""
+    """Yield a registry with the benchmark images at the far end of a link."""
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(Link(mbit_s, rtt_s))
         with link.far():
@@ -112,15 +112,15 @@ def compare(
     classic_runs: int,
     workload: tuple[str, ...] = (),
 ) -> Compared:
-    """Start an image both ways by turns, each time on a node that knows nothing of it.
+    """Start an image both ways in turns, each time on a node that knows nothing of it.
 
     Args:
         name: of the image.
         registry: that has it, both ways.
         scratch: for nodes.
-        lazy_runs: how often it is started lazily.
-        classic_runs: and how often the classic way.
-        workload: a command that prints ``ready``; that of the image if it is empty.
+        lazy_runs: number of lazy starts.
+        classic_runs: number of classic starts.
+        workload: a command that prints ``ready``; if empty, that of the image.
     """
     compared = Compared()
     nodes = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=scratch))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that benchmarks work in: on a disk, and gone afterwards with all mounts in them."""
+"""Working directories of benchmarks: on a disk, removed afterwards with all mounts in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from firstread.trees import remove_tree
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Give an empty directory beside the images: not on tmpfs or overlayfs, as they are not."""
+    """Yield an empty directory beside the images, which are on neither tmpfs nor overlayfs."""
     base = default_cache().parent
     base.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix="bench-", dir=base)

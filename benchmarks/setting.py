@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a benchmark runs: host, kernel, disk, and whether somebody else is using them.
+"""The setting of a benchmark: host, kernel, disk, and other users of them.
 
 Owns questions about the machine, and the page cache; nothing of firstread.
 """
@@ -18,10 +18,10 @@ CONTENDED = 0.10  # of all cores
 
 
 def describe(scratch: Path) -> dict[str, str]:
-    """Return label and text of what a reader of figures must know.
+    """Return labels and texts that a reader of figures must know.
 
     Args:
-        scratch: directory on the file system that is measured.
+        scratch: directory on the measured file system.
     """
     busy = busy_share(CALM_S)
     cores = len(os.sched_getaffinity(0))
@@ -35,7 +35,7 @@ def describe(scratch: Path) -> dict[str, str]:
 
 
 def busy_share(seconds: float) -> float:
-    """Return the share of all cores that is in use during the next `seconds`."""
+    """Return the share of all cores in use during the next `seconds`."""
 
     def read() -> tuple[int, int]:
         first = Path("/proc/stat").read_text().partition("\n")[0]
@@ -49,7 +49,7 @@ def busy_share(seconds: float) -> float:
 
 
 def drop_caches() -> None:
-    """Empty the page cache, and the caches of names and inodes, of what is on disk already."""
+    """Empty the page cache, and the caches of names and inodes, except for dirty data."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 

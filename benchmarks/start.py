@@ -2,7 +2,7 @@
 """Starts a benchmark image, lazily or the classic way, and waits until it is ready.
 
 Owns the command lines and the clock, which runs from the command to the workload's answer, never
-to the end of a pull. Invariant: no container and no mount is left.
+to the end of a pull. Invariant: no container and no mount remains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.host import Host
 from benchmarks.images.ready import Answers, Ready, answers, wait_ready
 from benchmarks.measure import children
 
-END_S = 30.0  # for a workload to end, and its container to be cleared up
+END_S = 30.0  # for a workload to end, and for the cleanup of its container
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Started:
 
     Args:
         ready_s: from the command on.
-        steps: seconds from the command on at which each step was done, if it says so.
-        downloaded: bytes of blobs that came from the registry until it was ready.
+        steps: seconds from the command to the end of each step, if the command reports them.
+        downloaded: bytes of blobs from the registry until it was ready.
         sectors: present and total, when lazy.
-        errors: what it wrote to standard error.
+        errors: its standard error.
     """
 
     ready_s: float
@@ -47,13 +47,13 @@ class Started:
 
 
 def start_lazy(host: Host, image: str, ready: Ready, workload: Sequence[str] = ()) -> Started:
-    """Run a converted image with ``firstread run`` on a node whose daemon is there already.
+    """Run a converted image with ``firstread run`` on a node with a running daemon.
 
     Args:
         host: the node.
         image: its reference.
         ready: how to see that it is.
-        workload: a command that serves until it is ended; that of the image if it is empty.
+        workload: a command that serves until something ends it; if empty, that of the image.
     """
     command = host.command("run", "--plain-http", "--rm", "--stats", image, *workload)
     with _until_ready(command, ready, ends=not workload) as started:
@@ -78,12 +78,12 @@ def start_classic(
 
 @contextlib.contextmanager
 def _until_ready(command: Sequence[str], ready: Ready, *, ends: bool) -> Iterator[Started]:
-    """Run `command`, give what is known when it is ready, and end it after the block.
+    """Run `command`, yield its state when it is ready, and end it after the block.
 
     Args:
         command: of the container's runtime.
         ready: how to see that it is.
-        ends: what prints that it is ready ends by itself then.
+        ends: a workload that prints its readiness exits by itself.
     """
     if isinstance(ready, Answers) and answers(ready):
         raise RuntimeError(f"something else answers on port {ready.port}")
@@ -105,7 +105,7 @@ def _until_ready(command: Sequence[str], ready: Ready, *, ends: bool) -> Iterato
 
 
 def _end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
-    """Wait until `process` has cleared up after its container, which may have to be killed."""
+    """Wait until `process` has cleaned up after its container; kill that if necessary."""
     if kill:
         _kill(children(process.pid))
     try:
@@ -127,7 +127,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _steps(report: str) -> Iterator[tuple[str, float]]:
-    """Yield what ``firstread run --stats`` says: ``  start   412 ms``."""
+    """Yield the steps of ``firstread run --stats``: ``  start   412 ms``."""
     for line in report.splitlines():
         words = line.split()
         if len(words) > 2 and words[-1] == "ms":

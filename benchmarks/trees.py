@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of files: unpacked the classic way, and read as a whole.
 
-Owns the programs that do it; the page cache is its callers' business. Every read happens in other
+Owns the programs that do it; callers own the page cache. Every read happens in other
 processes, since a process must not wait for what it serves itself.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from benchmarks.classic import unpack
 from benchmarks.measure import timed
 from benchmarks.places import ORIGINAL, reference
-from firstread.convert.convert import source_layers
+from firstread.convert.original import source_layers
 from firstread.oci.model import Descriptor
-from firstread.oci.open import open_source
 from firstread.oci.reference import parse_reference
 from firstread.oci.resolve import resolve
+from firstread.registry.open import open_source
 from firstread.testing.registry import DockerRegistry
 from firstread.trees import remove_tree
 
@@ -67,7 +67,7 @@ def discard(directory: Path) -> None:
 
 
 def read_tree(tree: Path) -> float:
-    """Return the seconds that it takes to read every file below `tree`, one after the other."""
+    """Return the seconds of reading every file below `tree`, one after the other."""
     script = f"find {tree} -xdev -type f -print0 | xargs -0 cat > /dev/null"
     return timed(lambda: subprocess.run(("sh", "-c", script), check=True))
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.upgrade``: a daemon is replaced again and again under a reading loop.
+"""``python -m benchmarks.upgrade``: replaces a daemon again and again under a reading loop.
 
-Every file of the image is one sector, and is read once, so that each read asks the daemon. Half of
-the upgrades are in place, half come from another process. Ends with an error if a read failed or
-got a wrong byte, if the loop was over before the last upgrade, or if a descriptor was left behind.
+Every file of the image is one sector, and the loop reads it once, so that each read asks the
+daemon. Half of the upgrades are in place, half come from another process. Ends with an error if a
+read failed or got a wrong byte, if the loop was over before the last upgrade, or if a descriptor
+leaked.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ for number in range(first, count, step):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen: of each read and each upgrade its seconds, of the processes their files."""
+    """The observations: seconds of each read and each upgrade, files of the processes."""
 
     reads: list[float]
     failed: int
@@ -58,11 +59,11 @@ class Outcome:
     upgrades: list[float]
     descriptors: tuple[int, int]  # of both processes, after the second upgrade and at the end
     memory: tuple[int, int]  # likewise, bytes
-    during: int  # upgrades that were over before the readers were
+    during: int  # upgrades that finished before the readers
 
     @property
     def is_good(self) -> bool:
-        """Whether no read failed and nothing was left behind, and that means something."""
+        """Return whether no read failed and nothing leaked, and whether that means something."""
         leak = self.descriptors[1] - self.descriptors[0]
         return not (self.failed or self.wrong) and self.during == len(self.upgrades) and leak <= 4
 
@@ -128,7 +129,7 @@ def _judge(outputs: list[Path], image: PlainImage) -> tuple[list[float], int, in
 
 
 def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
-    """Return what is written of it."""
+    """Return the chapter about it."""
     reads = sorted(outcome.reads)
     late = reads[int(0.99 * len(reads))]
     megabytes = [size / 1e6 for size in outcome.memory]

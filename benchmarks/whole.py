@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading all of an image that is nowhere on the node, against pulling and unpacking it first."""
+"""Reading the whole of an absent image, compared with pulling and unpacking it first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firstread.testing.registry import DockerRegistry
 def read_everything(
     section: Section, registry: DockerRegistry, name: str, scratch: Path, runs: int
 ) -> None:
-    """Read all files of a cold image with tar, in the three ways by turns."""
+    """Read all files of a cold image with tar, in three ways, in turns."""
 
     def lazy(number: int) -> float:
         warm(name)

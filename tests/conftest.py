@@ -13,7 +13,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long something takes is measured in benchmarks/, never asserted: the machine has other work.
+# benchmarks/ measures durations; tests never assert them: the machine has other work.
 settings.register_profile(
     "firstread", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -24,8 +24,8 @@ if settings.get_current_profile_name() == "default":  # elsewhere than in CI, wh
 def pytest_configure(config: pytest.Config) -> None:
     """Let signals end processes again.
 
-    What a shell starts in the background ignores SIGINT, what nohup starts SIGHUP, and so do its
-    children. Tests that interrupt a command would each wait for it until their time is over.
+    A shell's background process ignores SIGINT, and one under nohup SIGHUP; so do their children.
+    Tests that interrupt a command would each wait until their time is over.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,10 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Collect what a failed test leaves open, so that no test after it is charged with that.
+    """Collect the open files of a failed test, so that no later test is charged with them.
 
-    Its traceback holds its files and processes; whenever those are collected, there is a warning,
-    which is an error, in whatever test runs then.
+    Its traceback holds its files and processes. Collecting them warns, and a warning is an error in
+    the test that runs at that moment.
     """
     before = item.session.testsfailed
     result = yield

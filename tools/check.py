@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every check: ruff, mypy and beside it the tests, and what failed once more, alone.
+"""Runs every check: ruff, then mypy beside the tests, then failed tests once more, alone.
 
 Owns the order, the exit code and the last lines. A test that fails beside others and passes alone
-is *flaky*: a defect to mend, and named as such, but no reason to refuse a change that has nothing
-to do with it. Everything else fails at once: ruff, mypy, a file of tests that cannot be loaded, a
-run of pytest that breaks off, and more failures than `MOST` (then it is the change).
+is *flaky*: a defect to mend, and reported as one, but no reason to refuse an unrelated change.
+Everything else fails at once: ruff, mypy, a test file that cannot be loaded, a broken run of
+pytest, and more failures than `MOST`, which point at the change.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-MOST: Final = 10  # failures that are run once more
-TESTS_FAILED: Final = 1  # exit code of pytest when tests failed, and nothing worse happened
-_TIME_OVER: Final = 124  # exit code if it did not end in time, as of timeout(1)
-_LEAST_S: Final = 20.0  # that a second run gets; with less there is none
-_GRACE_S: Final = 20.0  # for pytest to take down what its tests have built
+MOST: Final = 10  # failures to run once more
+TESTS_FAILED: Final = 1  # exit code of pytest for failed tests and nothing worse
+_TIME_OVER: Final = 124  # exit code for a run that took too long, as of timeout(1)
+_LEAST_S: Final = 20.0  # minimum for a second run
+_GRACE_S: Final = 20.0  # for pytest to clean up after its tests
 
-_SPREAD: Final = (  # of tests over workers: one file in one, slow files first, as they are named
+_SPREAD: Final = (  # of tests over workers: each file in one, in the order of names
     "--dist=loadfile",
     "--no-loadscope-reorder",
-    "--max-worker-restart=3",  # the test that a worker died in runs again, and might kill them all
+    "--max-worker-restart=3",  # a test that kills its worker runs again, and could kill them all
 )
 
 _BIN: Final = Path(sys.executable).parent
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _once_more(failed: list[str], until: float) -> int:
-    """Run what failed in a process of its own; return the exit code."""
+    """Run failed tests in a process of their own; return the exit code."""
     tests = "1 test" if len(failed) == 1 else f"{len(failed)} tests"
     if len(failed) > MOST:
         return _say(1, f"{tests} failed: too many to run them once more")
@@ -100,7 +100,7 @@ def _passed(line: str, lint: subprocess.Popen[str]) -> bool:
 
 
 def _pytest(options: Sequence[str], until: float) -> tuple[int, list[str]]:
-    """Run pytest; return its exit code, `_TIME_OVER` if it has no end, and what failed."""
+    """Run pytest; return its exit code (`_TIME_OVER` if it takes too long) and the failed tests."""
     with tempfile.TemporaryDirectory(prefix="firstread-check-") as scratch:
         record = Path(scratch, "failed.json")
         program = str(Path(__file__).with_name("recorded.py"))
@@ -113,7 +113,7 @@ def _wait(tests: subprocess.Popen[bytes], until: float) -> int:
     try:
         left_s = max(0.0, until - time.time())
         return abs(tests.wait(None if math.isinf(left_s) else left_s))
-    except KeyboardInterrupt:  # which it has got as well
+    except KeyboardInterrupt:  # pytest has got it as well
         tests.wait()
         raise
     except subprocess.TimeoutExpired:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the named Debian packages that are not there yet. Needs root only if some are missing.
+# Install the missing ones of the named Debian packages. Needs root only if some are missing.
 set -euo pipefail
 missing=()
 for package in "$@"; do

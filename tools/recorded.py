@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs pytest and writes down which tests failed, in this process and in its workers.
+"""Runs pytest, and records the failed tests of this process and its workers.
 
-Pytest's own record (``--last-failed``) leaves out tests that a worker died in, and with workers
-its exit code is the same for a test that fails and for a file that cannot be loaded.
+Pytest's own record (``--last-failed``) omits tests that killed their worker, and with workers its
+exit code is the same for a failed test and for a file that cannot be loaded.
 
     python tools/recorded.py RECORD [pytest options]
 """
@@ -18,7 +18,7 @@ import pytest
 
 
 class _Record:
-    """A plugin of the process that pytest is called in."""
+    """A plugin of the process that calls pytest."""
 
     def __init__(self) -> None:
         self.failed: set[str] = set()
@@ -33,7 +33,7 @@ class _Record:
 
 
 def main(path: Path, options: Sequence[str]) -> int:
-    """Run pytest, write a JSON list of what failed to `path`, return the exit code."""
+    """Run pytest, write a JSON list of the failed tests to `path`, return the exit code."""
     record = _Record()
     code = int(pytest.main([*options], plugins=[record]))
     path.write_text(json.dumps(sorted(record.failed)))

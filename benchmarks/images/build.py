@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building images into a cache directory, each once.
 
-Owns the order of work: layers are made one after the other, and compressed in the background
-meanwhile. Invariant: an image appears in the cache by one rename, after its record of layers and
-package versions; it is built again only when its recipe, or its base's, has changed.
+Owns the order of work: it builds layers one after the other, and compresses them in the background.
+Invariant: an image appears in the cache by one rename, after its record of layers and
+package versions; only a change of its recipe, or of its base's, builds it again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def default_cache() -> Path:
 def build(
     names: Iterable[str], cache: Path | None = None, report: Callable[[str], None] = print
 ) -> list[Path]:
-    """Build the images that are not in the cache yet; return their OCI layouts.
+    """Build the images that the cache lacks; return their OCI layouts.
 
     Args:
         names: of `IMAGES`.
@@ -68,14 +68,14 @@ def build(
 
 
 def recipe_key(name: str) -> str:
-    """Return a digest of everything that the recipe of `name` says, its base's included."""
+    """Return a digest of the whole recipe of `name`, its base's included."""
     recipe = IMAGES[name]
     base = recipe_key(recipe.base) if recipe.base else ""
     return hashlib.sha256(f"{base}{recipe!r}".encode()).hexdigest()
 
 
 def is_current(cache: Path, name: str) -> bool:
-    """Tell whether `cache` holds the image as its recipe is now."""
+    """Tell whether `cache` holds the image of the current recipe."""
     try:
         record = read_record(cache, name)
     except FileNotFoundError:
@@ -105,7 +105,7 @@ class _Workshop:
         self.report = report
 
     def build(self, name: str) -> None:
-        """Build one image, its base first, unless it is there."""
+        """Build one image, its base first, unless it exists."""
         if is_current(self.cache, name):
             return
         recipe = IMAGES[name]
@@ -166,7 +166,7 @@ def _history(recipe: Recipe) -> list[str]:
 
 
 def _packages(uppers: Sequence[Path]) -> list[str]:
-    """Return what is installed, as ``name version`` for packages, ``name-version`` for wheels."""
+    """Return the installed software, ``name version`` for packages, ``name-version`` for wheels."""
     found: list[str] = []
     databases = [upper / "var/lib/dpkg" for upper in uppers]
     databases = [database for database in databases if (database / "status").exists()]
@@ -193,7 +193,7 @@ def _locked(cache: Path) -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in cache.glob(f"{SCRATCH_PREFIX}*"):  # of a build that was killed
+        for left in cache.glob(f"{SCRATCH_PREFIX}*"):  # of a killed build
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(
             prefix=SCRATCH_PREFIX, dir=cache, ignore_cleanup_errors=True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proof that an image works: unpack it the classic way and run its command until it is ready.
 
-Owns one run with umoci and runc, or crun, on the host's network. Invariant: nothing stays behind.
+Owns one run with umoci and runc, or crun, on the host's network. Invariant: nothing is left behind.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class LayerBlob:
 
 
 class _Sink(io.BufferedIOBase):
-    """Takes the tar stream: counts, hashes, and passes it on."""
+    """Takes the tar stream: counts, hashes and forwards it."""
 
     def __init__(self, output: IO[bytes]) -> None:
         self.output = output
@@ -71,10 +71,10 @@ class _Sink(io.BufferedIOBase):
 
 
 def write_layer(upper: Path, blobs: Path) -> LayerBlob:
-    """Write what lies in `upper` as a gzip layer into the directory `blobs`.
+    """Write the content of `upper` as a gzip layer into the directory `blobs`.
 
     Args:
-        upper: upper directory of an overlay that is no longer written to.
+        upper: upper directory of an overlay without writers.
         blobs: ``blobs/sha256`` of an OCI layout.
 
     Raises:
@@ -111,7 +111,7 @@ def _write_tar(upper: Path, sink: _Sink) -> int:
                 tar.addfile(tarfile.TarInfo(os.path.join(folder, f".wh.{base}")))
                 continue
             info = tar.gettarinfo(str(path), name)
-            if info is None:  # a socket: no tar entry can say it
+            if info is None:  # a socket: tar has no entry for it
                 continue
             _normalize(info, path)
             if info.isreg():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing an OCI image layout whose layer blobs are already in place.
+"""Completes an OCI image layout whose layer blobs are already in place.
 
 Owns config, manifest, index and ``oci-layout`` (OCI image specification 1.1). Invariant: written
 last, so that a layout with an ``index.json`` is complete.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree of many small files, as a dependency folder has them: ``DIR COUNT SEED``.
+"""A tree of many small files, like a dependency folder: ``DIR COUNT SEED``.
 
 Owns the distribution: sizes are log-normal (median 1.5 KB, mean about 4.6 KB, at most 1 MB), nine
 of ten files are text that compresses like source code, one is noise. Invariant: same count and
@@ -16,7 +16,7 @@ from pathlib import Path
 MEDIAN_BYTES = 1500
 SIGMA = 1.5
 LARGEST_BYTES = 1_000_000
-# Text is cut from one pool, much larger than the window of any compressor, to be quick.
+# To be quick, text comes from one pool, much larger than the window of any compressor.
 POOL_BYTES = 64_000_000
 FILES_PER_DIRECTORY = 12
 PARTS = ("src", "lib", "dist", "test", "types", "docs")
@@ -40,7 +40,7 @@ def write(root: Path, count: int, seed: int, pool_bytes: int = POOL_BYTES) -> No
 
 
 def _text(rng: random.Random, size: int) -> memoryview:
-    """Return `size` bytes of made-up words, few of them in one place, as source code has it."""
+    """Return `size` bytes of made-up words, with few distinct ones in one place, like code."""
     letters = "etaoinshrdlucmfwypvbgk"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 11))) for _ in range(20_000)]
     marks = [" ", " ", " ", ".", "(", ") ", ", ", " = ", ";\n    ", ";\n", " {\n", "}\n"]

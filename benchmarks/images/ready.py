@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it means that a container is ready, and waiting for it.
+"""Defines when a container is ready, and waits for it.
 
-Owns the two ways in which the benchmark images show that their workload answers. Does not start
-or stop anything. Invariant: `wait_ready` returns only after the described answer was seen.
+Owns the two ways in which the benchmark images show that their workload answers. Does not start or
+stop anything. Invariant: `wait_ready` returns only after it has seen the described answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Prints:
 
 @dataclass(frozen=True)
 class Answers:
-    """Ready when what is sent to a TCP port of the loopback gets an answer that begins like this.
+    """Ready when bytes sent to a TCP port of the loopback get an answer that begins like this.
 
     An empty `send` waits for a server that speaks first.
     """
@@ -41,12 +41,12 @@ Ready = Prints | Answers
 
 
 def wait_ready(process: subprocess.Popen[bytes], ready: Ready, timeout_s: float = 60) -> float:
-    """Wait until the workload in `process` answers; return the seconds that this call took.
+    """Wait until the workload in `process` answers; return the duration of this call in seconds.
 
     Args:
         process: for `Prints`, started with ``stdout=PIPE``.
         ready: the answer to wait for.
-        timeout_s: limit of the wait. A `Prints` that stays silent is not interrupted by it.
+        timeout_s: limit of the wait. It does not interrupt a silent `Prints`.
 
     Raises:
         RuntimeError: the workload ended, or gave another answer, or none in time.
@@ -68,7 +68,7 @@ def wait_ready(process: subprocess.Popen[bytes], ready: Ready, timeout_s: float 
 
 
 def answers(ready: Answers) -> bool:
-    """Ask once and return whether the answer is the right one.
+    """Ask once and return whether the answer is right.
 
     A server that is still starting refuses, hangs up or says something else.
     """

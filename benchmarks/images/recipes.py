@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark images as data: how each is built, started, and known to be ready.
+"""The benchmark images as data: build, start, and readiness of each.
 
-Owns the table `IMAGES` and nothing that runs. Invariant: a recipe says everything that decides
-the content of its image except package versions, which float with Debian's archive and PyPI and
-are recorded in the cache.
+Owns the table `IMAGES` and nothing that runs. Invariant: a recipe decides the whole content of its
+image except package versions, which float with Debian's archive and PyPI; the cache records them.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: what a shell script changes in the root directory.
+    """One layer: the changes of a shell script in the root directory.
 
     Args:
         script: run with ``sh -eu``.
-        inside: run in the image (chroot), else on the host with the root directory in ``$ROOT``.
+        inside: run in the image (chroot), otherwise on the host with the root directory in
+        ``$ROOT``.
     """
 
     script: str
@@ -34,11 +34,11 @@ class Recipe:
     """One image.
 
     Args:
-        purpose: why it is in the set.
+        purpose: the reason for it.
         layers: in order, on top of the layers of `base`.
         command: ``Cmd`` of the image.
-        ready: how to see that the command works.
-        base: name of the image that it starts from; that one has a single layer.
+        ready: the sign that the command works.
+        base: name of the single-layer image that it starts from.
         user: ``User`` of the image, empty for root.
         workdir: ``WorkingDir`` of the image.
         env: further environment beside ``PATH``.
@@ -69,8 +69,8 @@ def pip(*requirements: str) -> Layer:
     )
 
 
-# What debootstrap leaves of this machine and of the download is emptied, as in the usual base
-# images; policy-rc.d, also as there, keeps packages from starting their services.
+# As in the usual base images, the script empties debootstrap's traces of this machine and of the
+# download, and policy-rc.d keeps packages from starting their services.
 DEBOOTSTRAP = f"""\
 debootstrap --variant=minbase {SUITE} "$ROOT" "$MIRROR"
 rm -rf "$ROOT"/var/lib/apt/lists/* "$ROOT"/var/cache/apt/*.bin "$ROOT"/var/cache/apt/archives/*.deb
@@ -131,7 +131,7 @@ END
 javac -d /app /app/Main.java
 """
 
-# The directory that is deleted and made again becomes an opaque one, the site a whiteout.
+# The deleted and recreated directory becomes an opaque one, the site a whiteout.
 NGINX_SITE = """\
 rm -rf /var/www/html
 mkdir /var/www/html
@@ -170,8 +170,8 @@ install -d -o postgres -g postgres -m 2775 /run/postgresql
 
 HTTP_GET = b"GET / HTTP/1.0\r\n\r\n"
 POSTGRES_PARAMETERS = b"user\0postgres\0database\0postgres\0\0"
-# StartupMessage, protocol 3.0. "R" (authentication) is the answer of a server that is up; one
-# that is still starting says "E".
+# StartupMessage, protocol 3.0. "R" (authentication) is the answer of a running server; a
+# starting one says "E".
 POSTGRES_STARTUP = (
     (8 + len(POSTGRES_PARAMETERS)).to_bytes(4, "big")
     + (196608).to_bytes(4, "big")

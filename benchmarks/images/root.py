@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running the script of one layer over the layers below it.
 
-Owns the mounts of a build. They live in a mount and process namespace of their own (unshare(1)),
-so that they and whatever a package has started are gone when the script ends, however it ends.
-Invariant: proxy, certificate, resolver and mirror settings of the host are lent to the script and
-never reach a layer.
+Owns the mounts of a build. They live in a separate mount and process namespace (unshare(1)), which
+takes them, and every process that a package started, away when the script ends. Invariant: the
+script borrows proxy, certificate, resolver and mirror settings of the host; they never reach a
+layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OVERLAY = """\
 mount -t overlay overlay "$ROOT" \
     -o "lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK,redirect_dir=off,metacopy=off,index=off"
 """
-# Package lists and archives are kept beside the image, for the next one; /tmp is scratch.
+# Package lists and archives stay beside the image, for the next one; /tmp is scratch.
 CHROOT = """\
 mount -t proc proc "$ROOT/proc"
 mount --bind "$SCRATCH/tmp" "$ROOT/tmp"
@@ -48,7 +48,7 @@ exec /bin/sh -euc "$SCRIPT"
 
 
 def run_layer(layer: Layer, lowers: Sequence[Path], upper: Path, scratch: Path) -> None:
-    """Run the script of `layer` so that its changes end up in `upper`.
+    """Run the script of `layer` and collect its changes in `upper`.
 
     Args:
         layer: the script.
@@ -94,7 +94,7 @@ def run_layer(layer: Layer, lowers: Sequence[Path], upper: Path, scratch: Path) 
 
 
 def lend(scratch: Path) -> None:
-    """Put what the host's settings say into `scratch`, where scripts in the image find it."""
+    """Copy the host's settings into `scratch`, where scripts in the image find them."""
     for name in ("tmp", "lists", "archives"):
         (scratch / name).mkdir(exist_ok=True)
     (scratch / "tmp").chmod(0o1777)
@@ -108,7 +108,7 @@ def lend(scratch: Path) -> None:
 
 
 def _environment(*, inside: bool) -> dict[str, str]:
-    """Return the environment of a script; on the host it is that of this process."""
+    """Return the environment of a script; on the host that of this process."""
     if not inside:
         packages = os.pathsep.join(path for path in sys.path if path)
         return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": packages, "LC_ALL": "C.UTF-8"}
@@ -125,7 +125,7 @@ def _environment(*, inside: bool) -> dict[str, str]:
 
 
 def debian_mirror() -> str:
-    """Return the address of the Debian archive that the host's apt is set to use.
+    """Return the address of the Debian archive that the host's apt uses.
 
     Raises:
         NodeError: its sources name none.

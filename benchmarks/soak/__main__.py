@@ -2,11 +2,10 @@
 """``python -m benchmarks.soak``: read real images for minutes while everything around them fails.
 
 Three images on one node: a real one (two mounts) and the one with every feature come through a
-fault proxy; a third, whose registry nothing is done to, says what others feel of it. First nothing
-is wrong, then each fault of the proxy has its turn, then each attack by way of an image that nobody
-reads, then processes are killed at random. Every byte is compared. Ends with one line, and with an
-exit code that is not 0 if a byte was wrong, or if a read failed or hung that the policy should have
-saved.
+fault proxy; a third, from an undisturbed registry, shows the effect on others. The soak starts
+without faults; then each fault of the proxy has its turn, then each attack through an image that
+nobody reads; finally it kills processes at random. Readers compare every byte. Ends with one line,
+and exits with 1 if a byte was wrong, or if a read failed or hung that the policy should have saved.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from firstread.testing.registry import DockerRegistry
 REAL = "debian"
 BYSTANDER = "bystander"
 UNDISTURBED = "nothing"
-FINAL_S = 10.0  # at the end nothing is wrong any more: all mounts serve
+FINAL_S = 10.0  # at the end there are no faults any more: all mounts serve
 
 
 class Soak:
@@ -47,9 +46,9 @@ class Soak:
 
     Args:
         scratch: an empty directory on ext4, xfs or btrfs.
-        total_s: how long, in seconds.
-        seed: of everything that happens by chance.
-        only: names of `PARTS` and of attacks: what is done. All, if there is none.
+        total_s: duration in seconds.
+        seed: of all random choices.
+        only: names of `PARTS` and of attacks to run; all, if empty.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Soak:
         self.setting = describe(scratch)
 
     def run(self) -> list[Row]:
-        """Return what became of all reads."""
+        """Return the fate of all reads."""
         with DockerRegistry() as registry, DockerRegistry() as other:
             real = publish_real(registry, REAL, self._scratch)
             features = publish_features(registry, self._scratch)
@@ -144,7 +143,7 @@ class Soak:
         self._note(name, start, 0)
 
     def _kill(self, node: Node, proxy: Proxy, registry: DockerRegistry) -> None:
-        """Kill one process after the other, while the way to the registry is not good either."""
+        """Kill one process after the other, with faults on the way to the registry, too."""
         proxy.script(BACKGROUND)
         kills = KILLS | ({REPLACE: 2} if node.replaceable else {})
         until = time.monotonic() + self._times.kills

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attacks of a soak: what it does to a node beside faults of a registry and kills.
+"""The attacks of a soak, besides faults of a registry and kills.
 
-Owns the attacks, each with a name to run it by, and a disk for the node that can be filled. What an
-attack goes through is an image of its own, behind a proxy of its own: nothing of what others read
-is concerned, so none of their reads may fail. Invariant: when an attack is over, all that it took
-has been given back: readers and clients are gone, its image is unmounted, limits are as before.
+Owns the attacks, each with a name, and a disk for the node that an attack can fill. An attack goes
+through its own image, behind its own proxy, and touches nothing that others read, so none of their
+reads may fail. Invariant: after an attack everything is back: readers and clients are gone, its
+image is unmounted, limits are restored.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pathlib import Path
 
 from benchmarks.soak.judge import Record
 from benchmarks.soak.machine import Node, Proxy
+from firstread.control.client import Client
 from firstread.device.erofsmount import unmount
 from firstread.errors import FirstreadError
-from firstread.node.client import Client
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scanner import Scanner
 from firstread.testing.shortage import small_filesystem
 from firstread.units import MiB
 
-CLIENTS = 40  # who ask at once for a mount that never comes
+CLIENTS = 40  # that request at once a mount that never comes
 CLIENT_S = 2.0  # until they hang up, and others come
 READERS = 20  # that wait at a time
 READER_S = 0.5  # until they are killed
@@ -48,12 +48,12 @@ class Ground:
     """The ground of an attack: its node, its proxy, its image.
 
     Args:
-        node: that is attacked.
+        node: the victim.
         proxy: before the registry of the image below, and of no other.
         image: name of that image, without the host.
-        places: mounts of the images that others read.
+        places: mounts of the others' images.
         scratch: a directory that is not on the node's disk.
-        unanswered: what had no answer in time: questions for the status, and the scanner.
+        unanswered: requests without an answer in time: for the status, and by the scanner.
     """
 
     node: Node
@@ -64,7 +64,7 @@ class Ground:
     unanswered: list[Record]
 
     def last(self, seconds: float) -> None:
-        """Let it last for so many seconds; the daemon answers meanwhile."""
+        """Keep it up for so many seconds; the daemon must answer meanwhile."""
         end = time.monotonic() + seconds
         while (started := time.monotonic()) < end:
             try:
@@ -74,7 +74,7 @@ class Ground:
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
     def note_hang(self, started: float) -> None:
-        """Write down that something did not end in time."""
+        """Record that something did not end in time."""
         now = time.monotonic()
         self.unanswered.append({"bad": "hung", "path": "", "from": started, "to": now})
 
@@ -84,10 +84,10 @@ class Attack:
     """One attack.
 
     Args:
-        name: to choose it by.
+        name: to select it.
         row: for people.
-        run: does it for so many seconds; returns how often it struck.
-        others: it is not felt by other mounts, as it has nothing to do with them.
+        run: attacks for so many seconds; returns the number of strikes.
+        others: other mounts must not notice it.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Attack:
 
 
 def trickle_manifest(ground: Ground, seconds: float) -> int:
-    """Ask for mounts from a registry whose manifests never end, and hang up."""
+    """Request mounts from a registry whose manifests never end, and hang up."""
     ground.proxy.script("GET /manifests/ trickle 1 x*")
     place = ground.scratch / "never"
     place.mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def trickle_blob(ground: Ground, seconds: float) -> int:
 
 
 def killed_readers(ground: Ground, seconds: float) -> int:
-    """Kill readers while they wait for a registry that says nothing, again and again."""
+    """Kill readers that wait for a silent registry, again and again."""
     count, end = 0, time.monotonic() + seconds
     with _mounted(ground) as place:
         ground.proxy.script("GET /blobs/ blackhole 60 x*")
@@ -137,7 +137,7 @@ def killed_readers(ground: Ground, seconds: float) -> int:
 
 
 def scanner(ground: Ground, seconds: float) -> int:
-    """Let a scanner read each file to its end before it may be opened, with a single thread."""
+    """Run a single-threaded scanner that reads each file to its end before it allows the open."""
     log = ground.scratch / "scanned"
     with Scanner(log) as running:
         started = time.monotonic()
@@ -145,14 +145,14 @@ def scanner(ground: Ground, seconds: float) -> int:
             running.watch(ground.node.scratch)
             for place in ground.places:
                 running.watch(place, mount=True)
-        except AssertionError:  # it waits itself, for a file that it reads
+        except AssertionError:  # it waits for a file that it reads itself
             ground.note_hang(started)
         ground.last(seconds)
         return len(running.scanned())
 
 
 def descriptors(ground: Ground, seconds: float) -> int:
-    """Leave the fetcher few descriptors for moments, in which it is to load an image as well."""
+    """Leave the fetcher few descriptors for moments, in which it must also load an image."""
     count, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(FirstreadError, OSError), _short_of_descriptors(ground.node):
@@ -164,7 +164,7 @@ def descriptors(ground: Ground, seconds: float) -> int:
 
 
 def inodes(ground: Ground, seconds: float) -> int:
-    """Take all inodes of the store's file system, and ask for mounts that need some."""
+    """Take all inodes of the store's file system, and request mounts that need some."""
     hog = ground.node.scratch / "hog"
     hog.mkdir()
     count, end = 0, time.monotonic() + seconds
@@ -191,14 +191,14 @@ ATTACKS = (
 
 @contextlib.contextmanager
 def disk(scratch: Path) -> Iterator[Path]:
-    """Give a directory on a small ext4 of its own, which an attack may fill."""
+    """Yield a directory on a separate small ext4, which an attack may fill."""
     with small_filesystem(scratch, "-N", str(DISK_INODES), size=DISK_BYTES) as place:
         yield place
 
 
 @contextlib.contextmanager
 def _mounted(ground: Ground) -> Iterator[Path]:
-    """Mount the image of attacks from a registry that is well, and unmount it whatever it is."""
+    """Mount the image of attacks from a healthy registry, and always unmount it."""
     place = ground.scratch / "attacked"
     place.mkdir(exist_ok=True)
     ground.proxy.script("")
@@ -238,7 +238,7 @@ def _waiting(place: Path, numbers: Sequence[int]) -> Iterator[None]:
 
 
 def _ask_for_mount(ground: Ground, place: Path) -> socket.socket:
-    """Send the request of a mount; return the connection, which nothing is read from."""
+    """Send the request of a mount; return the connection, which nobody reads."""
     body = json.dumps(
         {
             "image": f"{ground.proxy.host}/{ground.image}",
@@ -259,7 +259,7 @@ def _ask_for_mount(ground: Ground, place: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _short_of_descriptors(node: Node) -> Iterator[None]:
-    """Let the fetcher have few descriptors more than it has."""
+    """Allow the fetcher only a few more descriptors than it has."""
     pid = node.fetcher
     highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -272,7 +272,7 @@ def _short_of_descriptors(node: Node) -> Iterator[None]:
 
 
 def _take_inodes(hog: Path, first: int) -> int:
-    """Make empty files until there is no room for one more; return how many."""
+    """Create empty files until no inode is left; return their number."""
     count = 0
     with contextlib.suppress(OSError):
         while True:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a soak, and what each of their files holds according to others than ourselves.
+"""The images of a soak, and their files' digests, which firstread does not compute.
 
-A real image, the image with every feature, and one whose files are a sector each, for the mount
-that nothing is done to. Sectors are small, so that there is always one under way.
+A real image, the image with every feature, and one whose files are a sector each, for the
+undisturbed mount. Sectors are small, so that there is always one in flight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.images.build import build
-from firstread.convert.convert import ConvertOptions, convert
+from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.record import Parameters
 from firstread.oci.reference import parse_reference
 from firstread.testing.images import feature_image, feature_tree, write_layout
@@ -48,7 +48,7 @@ class SoakImage:
 
 
 def publish_real(registry: DockerRegistry, image: str, folder: Path) -> SoakImage:
-    """Convert one of the images of `benchmarks.images`, which has one layer."""
+    """Convert one of the single-layer images of `benchmarks.images`."""
     (layout,) = build([image])
     _convert(f"oci:{layout}:latest", f"{registry.host}/soak/{image}:1")
     return _record(f"soak/{image}:1", files_of_layer(layout), folder / image)
@@ -93,7 +93,7 @@ def publish_attacked(registry: DockerRegistry, count: int) -> str:
 
 
 def files_of_layer(layout: Path) -> Files:
-    """Return what Python's tarfile finds in the only layer of an OCI layout."""
+    """Return the content that Python's tarfile finds in the only layer of an OCI layout."""
     blobs = sorted((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     files: Files = {}
     with tarfile.open(blobs[-1], "r:gz") as archive:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the logs of readers mean: which reads the policy should have saved. Pure.
+"""Judges the logs of readers: which reads should the policy have saved? Pure.
 
 Owns the rules, the table and the last line. Invariant: every bad read is counted in exactly one
 row.
@@ -30,17 +30,17 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Span:
-    """A time in which one thing was wrong.
+    """A time with one fault.
 
     Args:
         name: of the row.
         start: monotonic seconds.
         end: likewise.
-        count: faults that were injected, or kills.
+        count: injected faults, or kills.
         may_fail: groups whose reads the policy lets fail.
-        must_fail: such reads are expected, and their absence is reported.
+        must_fail: some of these reads must fail; the table reports if none did.
         others: compare the reads of other mounts with undisturbed ones.
-        goes_on: reads have nothing to do with it, so they may be slow, but do not wait for its end.
+        goes_on: it does not concern reads: they may be slow, but must not wait for its end.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Span:
 
 @dataclass
 class Row:
-    """What became of reads in all spans of one name."""
+    """The fate of reads in all spans of one name."""
 
     name: str
     count: int = 0
@@ -71,20 +71,20 @@ class Row:
     seconds: list[float] = field(default_factory=list)  # of files of other mounts
 
     def waits(self, undisturbed: Row) -> bool:
-        """Return whether reads waited until it was over, though they have nothing to do with it."""
+        """Return whether reads waited until the end of something that does not concern them."""
         if not self.goes_on or not undisturbed.lasted_s:
             return False
         return self.reads / self.lasted_s < LEAST_PACE * undisturbed.reads / undisturbed.lasted_s
 
     @property
     def p99_s(self) -> float | None:
-        """Time that one in a hundred files of other mounts took longer than."""
+        """The 99th percentile of the time for a file of other mounts."""
         if len(self.seconds) < LEAST_SAMPLES:
             return None
         return sorted(self.seconds)[int(0.99 * len(self.seconds))]
 
     def outcome(self, undisturbed: Row) -> str:
-        """Return in a few words whether all was as the policy says."""
+        """Return in a few words whether the policy held."""
         if self.failed or self.wrong or self.hung:
             return "NOT as the policy says"
         if self.waits(undisturbed):
@@ -102,13 +102,13 @@ def judge(
     gone: Sequence[tuple[float, float]],
     bystander: str,
 ) -> list[Row]:
-    """Return a row for each name of a span, in their order.
+    """Return a row for each name of a span, in order.
 
     Args:
         logs: (group of mounts, lines of a reader of it).
-        spans: one behind the other, in order of time.
+        spans: one after the other, in order of time.
         gone: times in which no process held the kernel's descriptors: any read may fail then.
-        bystander: the group whose sectors come another way.
+        bystander: the group whose sectors come from the undisturbed registry.
     """
     rows: dict[str, Row] = {}
     for span in spans:
@@ -185,7 +185,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def last_line(rows: Sequence[Row]) -> str:
-    """Return the line that a soak ends with."""
+    """Return the last line of a soak."""
     reads, failed, wrong, count = (
         sum(getattr(row, name) for row in rows) for name in ("reads", "failed", "wrong", "count")
     )
@@ -197,5 +197,5 @@ def last_line(rows: Sequence[Row]) -> str:
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """Return 1 if a byte was wrong, or a read failed, hung or waited that should not have."""
+    """Return 1 if a byte was wrong, or if a read wrongly failed, hung or waited."""
     return int(any(row.failed or row.wrong or row.hung or row.waits(rows[0]) for row in rows))

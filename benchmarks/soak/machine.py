@@ -2,7 +2,7 @@
 """The processes that a soak kills: a node, a registry, and the proxy between them.
 
 Owns the kills, and the times in which no process held the kernel's descriptors. Invariant: when a
-kill returns all is up again, so two kills are never one, but for ``both``.
+kill returns, everything is up again, so two kills never coincide, except for ``both``.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ BACK_S = 60.0
 
 
 class Node(Daemon):
-    """A daemon, and what can be done to it.
+    """A daemon, and what a soak can do to it.
 
     Args:
         directory: an empty one, on ext4, xfs or btrfs.
-        store_bytes: bound of the store, if this version of the daemon knows one.
+        store_bytes: limit of the store, if this version of the daemon has one.
 
     Attributes:
-        gone: (from, to) in monotonic seconds, when nobody held the kernel's descriptors.
-        bounded: the store has a bound, so sectors go by themselves.
+        gone: times (from, to) in monotonic seconds in which nobody held the kernel's descriptors.
+        bounded: the store has a limit, so the daemon evicts sectors itself.
         replaceable: the daemon can be replaced by another while it serves.
     """
 
@@ -55,7 +55,7 @@ class Node(Daemon):
 
         Args:
             what: of these.
-            numbers: say how long nobody runs after ``both``.
+            numbers: choose how long nobody runs after ``both``.
         """
         if what == "supervisor":
             supervisor, fetcher = self.supervisor, self.fetcher
@@ -104,7 +104,7 @@ class Node(Daemon):
 
 
 class Proxy:
-    """A fault proxy in a process of its own, on a port that it keeps; a context manager.
+    """A fault proxy in a separate process, on a port that it keeps; a context manager.
 
     Args:
         upstream: the registry.
@@ -119,7 +119,7 @@ class Proxy:
         self._seed = seed
         self._script = ""
         self._process: subprocess.Popen[str] | None = None
-        self._injected: Counter[str] = Counter()  # by processes that are gone
+        self._injected: Counter[str] = Counter()  # by earlier processes
 
     def __enter__(self) -> Proxy:
         self.start()
@@ -129,7 +129,7 @@ class Proxy:
         self.kill()
 
     def start(self) -> None:
-        """Start the process, with the script that it had."""
+        """Start the process with its previous script."""
         self._seed += 1
         module = "firstread.testing.faultproxy"
         options = ("--upstream", f"http://{self._upstream.host}", "--listen", self.host)
@@ -153,12 +153,12 @@ class Proxy:
         self._process = None
 
     def script(self, text: str) -> None:
-        """Say what fails from now on."""
+        """Set the faults from now on."""
         self._script = text
         self._ask("PUT", "script", text)
 
     def injected(self) -> Counter[str]:
-        """Return how often each fault was taken, by all processes so far."""
+        """Return how often all processes so far have injected each fault."""
         if self._process is None:
             return self._injected
         return self._injected + Counter(json.loads(self._ask("GET", "injected")))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts of one image that are read all the time, each by a process of its own.
+"""Mounts of one image, each read all the time by its own process.
 
-Owns readers, their logs, and the return to a cold state: when all have read everything, the image
-is unmounted, its sectors are removed, and it is mounted again. With a bounded store sectors go by
-themselves, and mounts stay. Invariant: this process reads no file of a mount.
+Owns readers, their logs, and the return to a cold state: when all have read everything, it unmounts
+the image, removes its sectors, and mounts it again. With a bounded store the daemon evicts sectors
+itself, and mounts stay. Invariant: this process reads no file of a mount.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from benchmarks.soak import reader
 from benchmarks.soak.images import SoakImage
 from benchmarks.soak.judge import Record
 from benchmarks.soak.machine import Node
+from firstread.cache.imagestore import ImageStore
 from firstread.errors import FirstreadError
-from firstread.node.images import ImageStore
 
-HANG_S = 60.0  # without a word of a reader: nothing that a soak does takes that long
+HANG_S = 60.0  # without a word from a reader: nothing in a soak takes that long
 DEAF_S = 10.0  # in which a killed process is gone
 ENDLESS = 1_000_000  # passes
 
 
 class Group:
-    """A thread that keeps an image mounted and read.
+    """A thread that keeps an image mounted and its readers running.
 
     Args:
         node: where.
@@ -41,7 +41,7 @@ class Group:
         pause_s: of a reader after each file.
 
     Attributes:
-        places: where the image is mounted.
+        places: mount points of the image.
         passes: over the whole image, so far.
     """
 
@@ -83,7 +83,7 @@ class Group:
             raise RuntimeError(f"{self.name} did not go on") from self._failure
 
     def records(self) -> Iterator[list[Record]]:
-        """Yield the lines of each reader; the last may be torn, its reader was killed."""
+        """Yield the lines of each reader; a killed reader may leave its last line torn."""
         yield self._extra
         for log in self._logs:
             lines = log.read_text().splitlines() if log.exists() else []
@@ -106,7 +106,7 @@ class Group:
             self._failure = exc
 
     def _read(self, passes: int) -> None:
-        """Read all mounts at once, `passes` times or until it is enough."""
+        """Read all mounts at once, `passes` times or until told to stop."""
         readers = []
         for place, log in zip(self.places, self._logs, strict=True):
             words = (self._expected, place, log, self.passes, self._pause_s, passes)
@@ -130,7 +130,7 @@ class Group:
             self._note_hang(process.pid, "hung", DEAF_S)
 
     def _note_hang(self, pid: int, kind: str, seconds: float) -> None:
-        """Write down where a reader, supervisor and fetcher are."""
+        """Record the kernel stacks of a reader, the supervisor and the fetcher."""
         now = time.monotonic()
         self._extra.append({"bad": kind, "path": "", "from": now - seconds, "to": now})
         pids = [pid]
@@ -157,7 +157,7 @@ class Group:
             self._ask("/umount", "is not a mount of", directory=str(place))
 
     def _ask(self, path: str, done: str, **request: object) -> None:
-        """Ask the daemon until it has done it; it may be dead for a while, or die meanwhile."""
+        """Repeat the request until it is done; the daemon may be dead, or die meanwhile."""
         deadline = time.monotonic() + HANG_S
         while not self._stop.is_set():
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in a soak, when, and what the node's policy (docs/node.md) says of it. Pure."""
+"""The plan of a soak: faults, their times, and the node's policy (docs/node.md) for each. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 UNDISTURBED_SHARE = 0.05
 FAULTS_SHARE = 0.36
 ATTACKS_SHARE = 0.18
-LEAST_FAULT_S = 4.0  # three more attempts, after which wrong bytes are given up, take about two
+LEAST_FAULT_S = 4.0  # three more attempts, after which a read of wrong bytes fails, take about two
 LEAST_ATTACK_S = 5.0
-AFTER_S = 1.0  # a fault may still be felt
+AFTER_S = 1.0  # a fault may still have effects
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A fault of the way to the registry.
+    """A fault on the way to the registry.
 
     Args:
         name: for people.
         script: of the proxy.
-        saved: no read may fail; else those that need the proxy get EIO.
+        saved: no read may fail; otherwise those that need the proxy get EIO.
     """
 
     name: str
@@ -73,7 +73,7 @@ PARTS = ("faults", "attacks", "kills")
 
 @dataclass(frozen=True)
 class Times:
-    """How long the parts of a soak last, in seconds; 0 if they are left out."""
+    """The durations of a soak's parts, in seconds; 0 if left out."""
 
     undisturbed: float
     each_trouble: float
@@ -82,12 +82,12 @@ class Times:
 
 
 def times(total_s: float, attacks: int, parts: Collection[str] = PARTS) -> Times:
-    """Divide the time; a short soak lasts somewhat longer than it was told to.
+    """Divide the time; a short soak lasts somewhat longer than requested.
 
     Args:
         total_s: seconds.
-        attacks: number of those that have their turn.
-        parts: of `PARTS`; those that are left out give their time to the others.
+        attacks: number of attacks to run.
+        parts: of `PARTS`; those left out give their time to the others.
     """
     undisturbed = max(5.0, UNDISTURBED_SHARE * total_s)
     shares = {"faults": FAULTS_SHARE, "attacks": ATTACKS_SHARE, "kills": 0.0}

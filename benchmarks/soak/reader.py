@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that reads each file of a tree, checks its digest, and writes down what it got.
+"""A process that reads each file of a tree, checks its digest, and records the result.
 
 Imports nothing of the project, so that it starts fast and can be killed at any moment.
-Invariant: each read is in the log exactly once, with when it began and ended (monotonic seconds).
+Invariant: each read is in the log exactly once, with its begin and end (monotonic seconds).
 
 ``reader.py EXPECTED PLACE LOG SEED PAUSE_S PASSES``; `EXPECTED` is a pickle of path to (size,
 SHA-256). Lines of the log::
@@ -39,7 +39,7 @@ def read_file(path: bytes, size: int) -> tuple[int, str]:
                 break
             digest.update(data)
             position += len(data)
-        # The next pass is to ask the sector file again, which may be empty by then.
+        # The next pass must ask the sector file again, which may be empty by then.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
@@ -71,7 +71,7 @@ class Log:
         )
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write pending lines."""
         now = time.monotonic()
         if self._reads:
             self._write(**{"from": self._since}, to=now, reads=self._reads, seconds=self._seconds)
@@ -83,7 +83,7 @@ class Log:
 
 
 def main(expected: str, place: str, log_path: str, seed: str, pause_s: str, passes: str) -> None:
-    """Read the tree, in an order of its own each time."""
+    """Read the tree, in another order each time."""
     with open(expected, "rb") as file:
         tree: dict[bytes, tuple[int, str]] = pickle.load(file)
     numbers = random.Random(seed)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of a node: a TOML file, as values.
 
-Owns names, defaults and checks of settings; an option of the command line goes before the file.
-Invariant: a `Config` is valid, holds no secret, and survives being written as JSON: the supervisor
-hands it to every fetcher.
+Owns names, defaults and checks of settings; an option of the command line overrides the file.
+Invariant: a `Config` is valid, holds no secret, and survives a round trip through JSON: the
+supervisor hands it to every fetcher.
 
 A file, with the defaults::
 
@@ -11,12 +11,12 @@ A file, with the defaults::
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
-    anchor_s = 300.0                # that reads wait for another daemon if all of it has died
+    anchor_s = 300.0                # that reads wait for another daemon after all have died
     on_stop = "fail"                # or "wait": reads treat a stop (SIGTERM) like a death
     log_level = "INFO"
 
-    [policy]                        # of a mount that does not say otherwise
-    stall_s = 300.0                 # how long a read waits for a source that fails
+    [policy]                        # of a mount without its own
+    stall_s = 300.0                 # how long a read waits for a failing source
     on_corruption = "refetch"       # "refetch", "quarantine" or "fail"
     require = ""                    # "lazy": never mount in another way
 
@@ -24,19 +24,19 @@ A file, with the defaults::
     max_bytes = 0                   # of all sectors and metadata, such as "20GiB"; 0: no limit
     max_files = 0                   # likewise, in files, each an inode; 0: no limit
     min_free_bytes = 0              # that the file system of the store keeps free; 0: no limit
-    verify = "once"                 # check what is present when it is read first after a mount, if
-                                    # this fetcher has not checked or fetched it, or it was written
-                                    # to since; "mount": after each mount; "never"
+    verify = "once"                 # check present sectors on their first read after a mount, if
+                                    # this fetcher has not checked or fetched them, or somebody has
+                                    # written to them since; "mount": after each mount; "never"
 
     [registry]
     hosts_dirs = ["/etc/containerd/certs.d"]  # HOST/hosts.toml below, as containerd has them
     credentials_dir = ""            # of files HOST.json, see docs/registries.md
-    connect_timeout_s = 5.0         # until a connection stands
+    connect_timeout_s = 5.0         # until a connection is established
     first_byte_timeout_s = 20.0     # until an answer begins
-    stall_timeout_s = 20.0          # until its next bytes come
-    answer_timeout_s = 60.0         # until all of a manifest, a list or a token is here
+    stall_timeout_s = 20.0          # until its next bytes arrive
+    answer_timeout_s = 60.0         # until a manifest, a list or a token is complete
     least_rate = 256                # bytes/s of an answer, over any stall_timeout_s of waiting
-    hedge_share = 0.05              # of requests, may be sent to two endpoints
+    hedge_share = 0.05              # of requests that may go to two endpoints
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from firstread.units import MAX_SECONDS, parse_size
 
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
-MAX_WORKERS = 64  # as the option of the command line has it
+MAX_WORKERS = 64  # as in the option of the command line
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file; what is not in it has its default."""
+    """A table of the file; missing settings have their defaults."""
 
     def _check(self, name: str, *, least: int) -> None:
         if getattr(self, name) < least:
@@ -67,7 +67,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{name} must be {least:g} at least, and below {MAX_SECONDS:,.0f}")
 
     def _take_size(self, name: str) -> None:
-        """Replace a size as people write it by its number of bytes."""
+        """Replace a human-readable size by its number of bytes."""
         value = getattr(self, name)
         if isinstance(value, str):
             try:
@@ -96,7 +96,7 @@ class NodeTable(_Table, frozen=True):
 
 
 class PolicyTable(_Table, frozen=True):
-    """What holds for a mount that does not say otherwise."""
+    """Policies of a mount without its own."""
 
     stall_s: float = 300.0
     on_corruption: Literal["refetch", "quarantine", "fail"] = "refetch"
@@ -107,7 +107,7 @@ class PolicyTable(_Table, frozen=True):
 
 
 class CacheTable(_Table, frozen=True):
-    """How much images may take, in bytes and files (0: no limit), and when sectors are checked."""
+    """Limits for images, in bytes and files (0: none), and the time of checks."""
 
     max_bytes: int | str = 0
     max_files: int = 0
@@ -121,7 +121,7 @@ class CacheTable(_Table, frozen=True):
 
 
 class RegistryTable(_Table, frozen=True):
-    """How registries are reached."""
+    """Settings for reaching registries."""
 
     hosts_dirs: list[str] = msgspec.field(default_factory=lambda: ["/etc/containerd/certs.d"])
     credentials_dir: str = ""
@@ -151,10 +151,10 @@ class Config(_Table, frozen=True):
 
     @classmethod
     def from_builtins(cls, document: Any) -> Self:
-        """Return the configuration that `to_builtins` gave, or that a TOML file has.
+        """Return the configuration from the result of `to_builtins`, or from a TOML file.
 
         Raises:
-            UsageError: it has a setting that does not exist, or a value that is not valid.
+            UsageError: it has an unknown setting, or an invalid value.
         """
         try:
             return msgspec.convert(document, cls)
@@ -162,12 +162,12 @@ class Config(_Table, frozen=True):
             raise UsageError(f"the configuration is not valid: {exc}") from exc
 
     def to_builtins(self) -> dict[str, Any]:
-        """Return it as what JSON knows."""
+        """Return it as JSON types."""
         document: dict[str, Any] = msgspec.to_builtins(self)
         return document
 
     def override(self, table: str, **settings: Any) -> Self:
-        """Return a configuration with other values; None leaves what there is."""
+        """Return a configuration with other values; None leaves a value unchanged."""
         given = {name: value for name, value in settings.items() if value is not None}
         document = self.to_builtins()
         document[table] |= given
@@ -178,7 +178,7 @@ def load_config(path: Path | None = None) -> Config:
     """Read a configuration.
 
     Args:
-        path: of the file, which must be there; None for `DEFAULT_PATH`, which need not.
+        path: of the file, which must exist; None for `DEFAULT_PATH`, which need not.
 
     Raises:
         UsageError: it is not valid; names the file.

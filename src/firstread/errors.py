@@ -7,20 +7,20 @@
     ├── UsageError        2  the command line or a reference is wrong
     ├── ImageError        3  the image's bytes are wrong (never retried)
     │   ├── DigestError      bytes do not match the digest or size that names them
-    │   ├── UnsupportedError the image is valid, but of a kind that is not handled
+    │   ├── UnsupportedError the image is valid, but firstread does not handle its kind
     │   │   └── DerivedImageError it was built FROM a converted image
     │   └── LimitError       a declared limit would be exceeded
-    ├── SourceError       4  where bytes come from or go to failed
-    │   ├── NotFoundError    it answered that there is no such thing
-    │   ├── AuthError        it wants other credentials
+    ├── SourceError       4  the source or destination of bytes failed
+    │   ├── NotFoundError    it has no such image or blob
+    │   ├── AuthError        it demands other credentials
     │   └── TransportError   it broke off or is overloaded (retryable)
     └── NodeError         5  this machine: disk, privileges, kernel
-        └── BusyError        it has no room for one more request now (retryable)
+        └── BusyError        it has no room for another request now (retryable)
 
-The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a defect in
-firstread itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else.
-Context (`image`, `layer`) is added where it is known, by `about`, so that a message always
-names what it speaks of. Whatever is quoted in a message, it has `MAX_MESSAGE` characters at most.
+The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a bug in firstread
+itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else. `about` adds
+context (`image`, `layer`) where it is known, so that a message always names its subject. A message
+has `MAX_MESSAGE` characters at most, whatever it quotes.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def cut(text: str, most: int) -> str:
 
 
 class FirstreadError(Exception):
-    """Base of all: a message, and what to do about it.
+    """The base of all errors: a message, and a remedy.
 
     Args:
         message: what happened, without a full stop.
-        hint: what the user can do; if None, what usually helps with errors of this class.
+        hint: a remedy; if None, the usual one for errors of this class.
         image: the reference of the image concerned.
         layer: digest of the layer concerned.
     """
@@ -66,7 +66,7 @@ class FirstreadError(Exception):
         self.layer = layer
 
     def about(self, *, image: str | None = None, layer: str | None = None) -> Self:
-        """Fill in context that is not there yet; return self."""
+        """Fill in missing context; return self."""
         self.image = self.image or image
         self.layer = self.layer or layer
         return self
@@ -122,17 +122,17 @@ class DerivedImageError(UnsupportedError):
 class LimitError(ImageError):
     """A declared limit would be exceeded."""
 
-    usual_hint = "leave out of the image what it does not need"
+    usual_hint = "remove what the image does not need"
 
 
 class SourceError(FirstreadError):
-    """Where bytes come from, or go to, failed."""
+    """The source or destination of bytes failed."""
 
     exit_code = 4
 
 
 class NotFoundError(SourceError):
-    """The other side answered that there is no such image or blob."""
+    """The other side has no such image or blob."""
 
     usual_hint = "check the name of the image"
 
@@ -142,11 +142,11 @@ class AuthError(SourceError):
 
 
 class TransportError(SourceError):
-    """The other side broke off, is overloaded or cannot be reached; it may work later."""
+    """The other side broke off, is overloaded or is unreachable; it may work later."""
 
     retryable = True
     usual_hint = "it may work later: try again"
-    retry_after = 0.0  # seconds that the other side asked to wait
+    retry_after = 0.0  # seconds of the wait that the other side requested
 
 
 class NodeError(FirstreadError):
@@ -156,7 +156,7 @@ class NodeError(FirstreadError):
 
 
 class BusyError(NodeError):
-    """This machine has too much to do to take one more request now; it may later."""
+    """This machine is too busy for another request now; it may accept one later."""
 
     retryable = True
 
@@ -178,14 +178,14 @@ _HINTS = {
 
 
 def is_disk_full(exc: BaseException | None) -> bool:
-    """Return whether `exc` says that a file system, or what a user may have of it, is full."""
+    """Return whether `exc` says that a file system, or a user's quota of it, is full."""
     return isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def from_os_error(exc: OSError, doing: str) -> NodeError:
-    """Map an OSError to a NodeError that says what was being done and what may help.
+    """Map an OSError to a NodeError that names the action and a remedy.
 
-    Such an error says nothing of what is on the disk: nobody may take it for damage.
+    Such an error says nothing about the files on the disk: nobody may take it for damage.
 
     Args:
         exc: the error of the system call.

@@ -26,7 +26,7 @@ def keep_large_buffers(size: int = 32 * MiB) -> None:
 
 
 def give_back() -> None:
-    """Give what is free to the kernel, at the end of a phase that needed large buffers.
+    """Return free memory to the kernel, at the end of a phase that needed large buffers.
 
     Does nothing where the C library has no malloc_trim(3).
     """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's list of mounts, line by line.
 
-Owns the format of proc_pid_mountinfo(5). Invariant: whatever anybody has called a mount point on
-this host, each mount is one line. The kernel escapes space, tab, newline and backslash (in a
-source, ``#`` too), and nothing else that text functions take for the end of a line or of a word;
-so all of it stays bytes.
+Owns the format of proc_pid_mountinfo(5). Invariant: each mount is one line, whatever the names of
+mount points on this host. The kernel escapes space, tab, newline and backslash (in a source, ``#``
+too), and no other byte that text functions take for the end of a line or of a word; so everything
+stays bytes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class MountLine:
 
     Args:
         number: mount id.
-        device: st_dev of what is mounted.
+        device: st_dev of the mounted file system.
         place: mount point.
         kind: type of the file system.
-        source: what was mounted, as who mounted it said.
-        options: of the file system, escaped as they are in the list.
+        source: of the mount, in the mounter's words.
+        options: of the file system, escaped as in the list.
     """
 
     number: int
@@ -48,7 +48,7 @@ def read_mountinfo(process: int | str = "self") -> list[MountLine]:
 
 
 def parse_mountinfo(table: bytes) -> list[MountLine]:
-    """Return the mounts of a list as the kernel writes it."""
+    """Return the mounts in a list from the kernel."""
     mounts = []
     for line in table.split(b"\n")[:-1]:
         mount, _, filesystem = line.partition(b" - ")
@@ -69,5 +69,25 @@ def parse_mountinfo(table: bytes) -> list[MountLine]:
 
 
 def unescaped(text: bytes) -> bytes:
-    """Return a name that the kernel has escaped as it was."""
+    """Undo the kernel's escapes in a name."""
     return _OCTAL.sub(lambda match: bytes((int(match[1], 8),)), text)
+
+
+def filesystem_of(path: Path) -> str:
+    """Return the type of the file system that holds `path`, such as ``ext4``.
+
+    By the mount that the kernel names for the open path: device numbers do not tell on btrfs and
+    overlayfs, and the longest prefix of mountinfo can be hidden by another mount.
+
+    Source: proc_pid_fdinfo(5), proc_pid_mountinfo(5).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    mount_id = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
+    for mount in read_mountinfo():
+        if mount.number == int(mount_id):
+            return mount.kind.decode()
+    return "an unknown file system"

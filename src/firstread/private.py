@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories and sockets that are ours alone, so that nobody else can plant or ask anything.
+"""Private directories and sockets, so that nobody else can plant or ask anything.
 
-Owns the checks and the repair. Invariant: neither the path to a directory that passed, nor a name
-below it, is under another user's control, so a path there can be opened without fear of a symbolic
-link, now and later.
+Owns the checks and the repair. Invariant: no other user controls the path to a directory that
+passed, or a name below it, so we can open a path there without fear of a symbolic link, now and
+later.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ log = logging.getLogger("private")
 MODE = 0o700
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ACL = "system.posix_acl_access"
-_MAX_LINKS = 40  # as the kernel follows in a path, path_resolution(7)
+_MAX_LINKS = 40  # that the kernel follows in a path, path_resolution(7)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def private_directory(path: Path) -> None:
-    """Make `path` if it is missing; see to it that nobody else can use it.
+    """Create `path` if it is missing; make sure that nobody else can use it.
 
-    One that others could only read is repaired, and that is logged. One that others could write
-    to is repaired only if it is empty: what lies in it may not be ours.
+    It repairs, and logs, a directory that others could only read. It repairs one that others could
+    write to only if it is empty: its content may not be ours.
 
     Args:
         path: of the directory itself.
@@ -47,11 +47,11 @@ def private_directory(path: Path) -> None:
     except OSError as exc:
         if path.is_symlink():
             raise NodeError(
-                f"{path} is a symbolic link", hint="remove it, or name what it leads to"
+                f"{path} is a symbolic link", hint="remove it, or name its target"
             ) from exc
         raise from_os_error(exc, "cannot make the directory") from exc
     try:
-        check_way(path)  # what was missing just now may have been made by somebody else
+        check_way(path)  # somebody else may have created it a moment ago
         _secure(path, fd)
     except OSError as exc:
         raise from_os_error(exc, f"cannot secure the directory {path}") from exc
@@ -60,15 +60,15 @@ def private_directory(path: Path) -> None:
 
 
 def check_way(path: Path, *, whole: bool = False) -> None:
-    """See to it that nobody else can replace `path` or a directory above it, as sshd does.
+    """Check, as sshd does, that nobody else can replace `path` or a directory above it.
 
-    Whoever owns a directory, or may write to it, can rename what is in it, whoever owns that. Where
-    it is sticky only its owner can, and owners of what is in it: links of others, which are on the
-    way, too. Missing directories are passed over.
+    The owner of a directory, and everybody who may write to it, can rename its entries, even those
+    of others. In a sticky directory only its owner can, and the owners of entries: so links of
+    others on the way count, too. It skips missing directories.
 
     Args:
-        path: of what is made, or is there.
-        whole: look at `path` itself, too.
+        path: of an existing or future file.
+        whole: check `path` itself, too.
 
     Raises:
         NodeError: somebody can.
@@ -81,10 +81,10 @@ def check_way(path: Path, *, whole: bool = False) -> None:
             continue
         except OSError as exc:
             raise from_os_error(exc, "cannot look at the directory") from exc
-        hint = "choose another place, such as below /var/lib or /run"
+        hint = "choose another directory, such as below /var/lib or /run"
         if status.st_uid not in (0, os.geteuid()):
             raise NodeError(
-                f"user {status.st_uid}, to whom {place} belongs, could replace {path}", hint=hint
+                f"user {status.st_uid}, the owner of {place}, could replace {path}", hint=hint
             )
         if not stat.S_ISLNK(status.st_mode) and is_open(status, acl=acl):
             mode = stat.S_IMODE(status.st_mode)
@@ -95,7 +95,7 @@ def check_way(path: Path, *, whole: bool = False) -> None:
 
 
 def _way(path: Path) -> Iterator[Path]:
-    """Yield each directory and symbolic link above `path` that the kernel goes by, in its order."""
+    """Yield each directory and symbolic link above `path` that the kernel passes, in its order."""
     place, links = Path("/"), 0
     yield place
     todo = list(reversed(path.absolute().parent.parts[1:]))
@@ -109,7 +109,7 @@ def _way(path: Path) -> Iterator[Path]:
         try:
             target = os.readlink(place)
         except OSError:
-            continue  # it is none, or not there
+            continue  # no symbolic link, or missing
         links += 1
         if links > _MAX_LINKS:
             raise NodeError(f"there are too many symbolic links on the way to {path}")
@@ -118,23 +118,23 @@ def _way(path: Path) -> Iterator[Path]:
 
 
 def is_open(directory: os.stat_result, *, acl: bool = False) -> bool:
-    """Return whether others than its owner and root's group can rename what is in a directory.
+    """Return whether others than its owner and root's group can rename entries of a directory.
 
     Args:
         directory: its status.
-        acl: it has an access control list; the bits of its group are those of all on it then.
+        acl: it has an access control list; its group bits then stand for everybody on the list.
     """
     others = stat.S_IWOTH if directory.st_gid == 0 and not acl else _OTHERS_WRITE
     return bool(directory.st_mode & others) and not directory.st_mode & stat.S_ISVTX
 
 
 def bind_private(listener: socket.socket, path: Path) -> None:
-    """Bind a Unix socket to a path that only its owner can connect to, from the first moment.
+    """Bind a Unix socket so that only its owner can connect, from the first moment.
 
     Changes the umask of the process for that moment.
 
     Raises:
-        OSError: the path cannot be had.
+        OSError: the path is unavailable.
     """
     mask = os.umask(0o177)
     try:
@@ -144,9 +144,9 @@ def bind_private(listener: socket.socket, path: Path) -> None:
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Return whether root or this user is at the other end, whatever the mode of the socket is.
+    """Return whether root or this user is at the other end, whatever the socket's mode.
 
-    Of a socket that was connected to, that is who listens.
+    For a connected client socket, the other end is the listener.
     """
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(credentials)
@@ -154,7 +154,7 @@ def is_ours(connection: socket.socket) -> bool:
 
 
 def peer_pid(connection: socket.socket) -> int:
-    """Return the process that listens, of a socket that was connected to; 0 if we cannot see it."""
+    """Return the listening process of a connected client socket; 0 if we cannot see it."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(credentials)[0])
 
@@ -169,8 +169,8 @@ def _secure(path: Path, fd: int) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & _OTHERS_WRITE and os.listdir(fd):
         raise NodeError(
-            f"others can write to {path} (mode {mode:04o}), so what is in it may not be ours",
-            hint=f"look at what is in it, then: chmod 700 {path}",
+            f"others can write to {path} (mode {mode:04o}), so its content may not be ours",
+            hint=f"check its content, then: chmod 700 {path}",
         )
     if mode & ~MODE & 0o777:
         os.fchmod(fd, MODE)

@@ -12,12 +12,12 @@ class _File(Protocol):
 
 
 def is_readable(file: int | _File, timeout_s: float | None = 0.0) -> bool:
-    """Return whether there is something to read, or the end, within a time.
+    """Return whether data, or the end, can be read within a time.
 
-    A pidfd is readable once its process has ended, also before somebody has waited for it.
+    A pidfd is readable once its process has ended, even before somebody has waited for it.
 
     Args:
-        file: a descriptor, or what has one.
+        file: a descriptor, or an object with one.
         timeout_s: seconds; None to wait for as long as it takes.
     """
     poll = select.poll()

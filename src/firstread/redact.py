@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes secrets out of text that leaves the process: logs, messages, tracebacks.
 
-The last line of defence: nothing that is written here on purpose has a secret in it, but the
-exception of a library may quote an address or a header. Pure.
+The last line of defence: we write no secrets on purpose, but the exception of a library may quote
+an address or a header. Pure.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from typing import Final
 
 _HIDDEN: Final = "***"
-# The ends of client_secret, id_token, X-Amz-Signature, and the sig of a signed address.
+# Ends of client_secret, id_token, X-Amz-Signature, and the sig of a signed address.
 _KEYS: Final = r"\w{0,24}(?:passw(?:or)?d|secret|sig(?:nature)?|authorization|token)"
 _QUOTED: Final = r"""(?:"(?:[^"\\]++|\\.)*+"?|'(?:[^'\\]++|\\.)*+'?)"""  # its end may be cut off
 _NESTED: Final = r"""\\"(?:[^"\\]++|\\[^"])*+"""  # of JSON within a string of JSON
-# Each takes time that grows with the text, not with its square: what may begin at every character
-# has no part of any length behind it that can fail. So a run of what addresses are made of is
-# looked at from its start alone (`_URLS`), and `_without_query` looks into it.
+# The time of each grows with the text, not with its square: a pattern that may begin at every
+# character has no part of unbounded length after it that can fail. So `_URLS` looks at a run of
+# address characters only from its start, and `_without_query` looks into it.
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"://[^\s/'\"]*@"), f"://{_HIDDEN}@"),  # user and password of a URL
     (re.compile(r"\b((?:authorization|x-registry-auth):\s*+(?:(?:basic|bearer|token)\s++)?)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of signals for as long as something runs; those before come back after it."""
+"""Temporary signal handlers; afterwards the earlier ones return."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextlib.contextmanager
 def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
-    """Handle signals; in another thread than the main one Python has no handlers: do nothing."""
+    """Handle signals; do nothing outside the main thread, where Python has no handlers."""
     before = {}
     try:
         with contextlib.suppress(ValueError):
@@ -33,11 +33,11 @@ def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwinding_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit, so that what was made so far is undone.
+    """Make SIGTERM and SIGHUP raise SystemExit, so that the block can clean up.
 
-    Only in the main thread. One that was ignored, as nohup(1) has it, stays so. What comes at once
-    after another does not interrupt the undoing; SIGINT neither, which raises KeyboardInterrupt as
-    ever. Whoever sends one later means that it takes too long.
+    Only in the main thread. An ignored signal, as under nohup(1), stays ignored. A signal right
+    after another does not interrupt the cleanup; nor does SIGINT, which raises KeyboardInterrupt as
+    usual. A later signal means that the cleanup takes too long, and interrupts it.
     """
     last = -math.inf
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removing trees that a container has written.
 
-Owns the removal. Invariant: what is in a tree, however deep, is no reason to fail: Python's
-``shutil.rmtree`` calls itself for each level, and a container makes as many as it likes.
+Owns the removal. Invariant: no depth of a tree makes it fail: Python's ``shutil.rmtree`` recurses
+for each level, and a container can create any number of levels.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from firstread.errors import NodeError, from_os_error
 
 
 def remove_tree(*paths: str | os.PathLike[str]) -> None:
-    """Remove files and directories with all that is in them; what is not there is no error.
+    """Remove files and directories with their content; missing ones are no error.
 
-    Symbolic links are not followed, nor are other file systems entered.
+    It neither follows symbolic links nor enters other file systems.
 
     Raises:
-        NodeError: something cannot be removed; all else is.
+        NodeError: something cannot be removed; everything else is.
     """
     command = ["rm", "-rf", "--one-file-system", "--", *map(os.path.abspath, paths)]
     try:
-        # In a process group of its own: Ctrl-C in a terminal is not for it.
+        # In a separate process group: Ctrl-C in a terminal must not reach it.
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte units: constants, parsing of what people type, and printing; how long a wait can be.
+"""Byte units: constants, parsing of user input, printing; the longest possible wait.
 
 Binary units only (``KiB`` = 1024): registries and kernels count that way.
 """
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """Return `size` in bytes as people read it: ``"4.0 MiB"``."""
+    """Return `size` in bytes in readable form: ``"4.0 MiB"``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -52,10 +52,10 @@ def format_size(size: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things: ``"1 request"``, ``"2 requests"``."""
+    """Return a count with its noun: ``"1 request"``, ``"2 requests"``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is not below `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

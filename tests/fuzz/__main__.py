@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeds the parsers of untrusted bytes for a while: ``make fuzz FUZZ_S=600``.
 
-Each target gets a process of its own and an equal share of the time. With ``atheris`` installed
-(``pip install atheris``) damage is led by what it reaches; without it, it is blind. What breaks a
-target is written to ``tests/fuzz/corpus/TARGET/`` and fed to it by the tests from then on.
+Each target gets its own process and an equal share of the time. With ``atheris`` (``pip install
+atheris``) coverage guides the damage; without it the damage is blind. An input that breaks a
+target goes to ``tests/fuzz/corpus/TARGET/``, and the tests feed it from then on.
 
     python -m tests.fuzz [SECONDS [TARGET ...]]
 """
@@ -28,7 +28,7 @@ from types import FrameType
 
 from tests.fuzz.targets import CORPUS, MEMORY_BYTES, SECONDS, TARGETS, corpus, damage
 
-SHARE_S = 60.0  # of a target at a time
+SHARE_S = 60.0  # for one target at a time
 
 
 def main(arguments: list[str]) -> int:
@@ -109,7 +109,7 @@ def _broke(name: str, data: bytes) -> int:
 
 
 def _guided(name: str, seconds: float, seeds: list[bytes]) -> list[bytes]:
-    """Let atheris find inputs that reach something new; return them and the seeds."""
+    """Let atheris find inputs that reach new code; return them and the seeds."""
     with tempfile.TemporaryDirectory() as place:
         for number, seed in enumerate(seeds):
             with open(f"{place}/{number}", "wb") as file:
@@ -124,7 +124,7 @@ def _guided(name: str, seconds: float, seeds: list[bytes]) -> list[bytes]:
                 timeout=seconds + 60,
                 check=False,
             )
-            if done.returncode not in (0, 1, 70, 77):  # broke, slow or large: judged below
+            if done.returncode not in (0, 1, 70, 77):  # broken, slow or large: judged below
                 print(f"{name}: atheris ended with {done.returncode}", flush=True)
         found = []
         for entry in sorted(os.scandir(place), key=lambda entry: entry.name):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every parser of untrusted bytes, as a function of bytes: what `make fuzz` and the tests feed.
+"""Every parser of untrusted bytes as a function of bytes, for `make fuzz` and the tests.
 
-A target takes bytes and either returns or raises one of its documented errors. Anything else that
-is raised, more than `MEMORY_BYTES` of address space on top, or more than `SECONDS`, is a defect.
+A target takes bytes and either returns or raises one of its documented errors. Any other exception,
+more than `MEMORY_BYTES` of additional address space, or more than `SECONDS`, is a defect.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any
 import zstandard
 
 from firstread.config import load_config
+from firstread.control.server import ControlServer
 from firstread.convert.record import LayerRecord
 from firstread.convert.stream import Feed, decompress
-from firstread.convert.tar import read_tar
+from firstread.convert.tar import TarReader
 from firstread.device.fanotify import EVENT_BYTES, parse_events
-from firstread.erofs.dump import dump
 from firstread.erofs.reader import read_tree, validate
 from firstread.errors import (
     AuthError,
@@ -44,23 +44,26 @@ from firstread.errors import (
     SourceError,
     UsageError,
 )
+from firstread.fetch.stats import Feed as Events
+from firstread.layouts.tarindex import TarIndex
 from firstread.mountinfo import parse_mountinfo
-from firstread.node.control import ControlServer
-from firstread.node.mounts import Access, MountTable, erofs_in
-from firstread.node.stats import Feed as Events
-from firstread.oci.auth import Credentials, find_credentials
-from firstread.oci.bearer import Authorizer, parse_challenge
-from firstread.oci.endpoint import follow
-from firstread.oci.faults import backoff, retry_after
+from firstread.mounts.nodestatus import Mounted, Steps
+from firstread.mounts.table import MountTable, erofs_in
 from firstread.oci.model import OCI_LAYER, Index, diff_ids, parse_config, parse_manifest
-from firstread.oci.options import AccessOptions
 from firstread.oci.platform import host_platform
 from firstread.oci.reference import parse_reference
-from firstread.oci.registry import RegistryRepository
+from firstread.oci.repository import Repository
 from firstread.oci.resolve import choose, resolve
-from firstread.oci.tarindex import TarIndex
+from firstread.registry.access import Access
+from firstread.registry.auth import Credentials, look_up
+from firstread.registry.backoff import pause_s
+from firstread.registry.bearer import Authorizer, parse_challenge
+from firstread.registry.endpoint import follow
+from firstread.registry.faults import retry_after
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.run.containers import ContainerStore, Record
-from firstread.run.image import parse_image_config
+from firstread.run.rundefaults import parse_image_config
 from firstread.sectors.decode import SectorDecoder
 from firstread.sectors.format import FrameTable, SectorEntry
 from firstread.sectors.image import open_image, write_metadata
@@ -75,6 +78,7 @@ from firstread.testing.entries import (
     to_tar,
     with_checksum,
 )
+from firstread.testing.erofsdump import dump
 from firstread.testing.images import feature_image
 from firstread.testing.packed import SMALL, converted, pack
 from firstread.units import MiB
@@ -90,10 +94,10 @@ class Target:
     """One parser.
 
     Args:
-        run: reads the bytes.
+        run: parses the bytes.
         seeds: valid ones, to begin with.
         errors: that it may raise.
-        tokens: what is worth to be in the bytes.
+        tokens: fragments that are worth inserting.
     """
 
     run: Callable[[bytes], object]
@@ -102,7 +106,7 @@ class Target:
     tokens: list[bytes] = field(default_factory=list)
 
     def __call__(self, data: bytes) -> bool:
-        """Feed `data`; return whether it was accepted. Raises what is a defect."""
+        """Feed `data`; return whether the target accepted it. Raises on a defect."""
         try:
             self.run(data)
         except self.errors:
@@ -115,7 +119,7 @@ def corpus(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
 
 
-# What seeds are made from.
+# Material for seeds.
 
 ITEMS: list[Item] = [
     File("file", b"content" * 9, xattrs={"user.a": b"\xff"}, mtime=-5, mtime_nsec=7),
@@ -176,7 +180,7 @@ def documents() -> list[bytes]:
 
 def run_tar(data: bytes, media_type: str = "") -> None:
     feed = Feed(decompress([data[:700], data[700:]], media_type))
-    reader = read_tar(feed)
+    reader = TarReader(feed)
     for entry in reader:
         assert len(entry.path) <= 4095
         for offset, piece in reader.data(entry):
@@ -185,7 +189,7 @@ def run_tar(data: bytes, media_type: str = "") -> None:
 
 
 def run_tar_entries(data: bytes) -> None:
-    """With right checksums, so that what is in the headers is reached."""
+    """Repairs checksums, so that the parser reaches the content of headers."""
     blocks = [data[at : at + 512] for at in range(0, len(data), 512)]
     run_tar(
         b"".join(
@@ -212,7 +216,7 @@ def run_metadata(data: bytes) -> None:
 
 
 def run_erofs(data: bytes) -> None:
-    """The tree alone, with the checks that come before it passed over."""
+    """Parses only the tree, and skips the checks before it."""
     erofs = open_image(image()[0], image()[2][:2048] + data[2048:]).erofs
     read_tree(erofs)
     for _ in dump(erofs):
@@ -274,7 +278,7 @@ def run_docker_config(data: bytes) -> None:
     path = scratch() / "config.json"
     path.write_bytes(data)
     with _environment(PATH="/nonexistent"):  # the bytes name the helper
-        find_credentials("a.test", "b/c", path)
+        look_up("a.test", "b/c", path)
 
 
 @contextlib.contextmanager
@@ -289,7 +293,7 @@ def _environment(**changes: str) -> Iterator[None]:
 
 
 def run_token(data: bytes) -> None:
-    """A challenge in the first line, what a token server says in the others."""
+    """The first line is a challenge, the others are a token server's answer."""
     challenge, _, answer = data.partition(b"\n")
     authorizer = Authorizer(
         ["repository:b:pull"], lambda: Credentials("u", "p"), lambda request: answer, lambda: 0.0
@@ -302,7 +306,7 @@ def run_token(data: bytes) -> None:
 def run_headers(data: bytes) -> None:
     text = data.decode("latin-1")
     parse_challenge(text)
-    wait = backoff(1, 0.1, 10, retry_after({"Retry-After": text}))
+    wait = pause_s(1, 0.1, 10, retry_after({"Retry-After": text}))
     assert wait is None or 0 <= wait <= 10
     follow("https://r.test/v2/", text)
 
@@ -353,12 +357,16 @@ class _Network:
         parse_reference(image)
         return contextlib.nullcontext()
 
+    def prove_login(self, scope: str, *_: object) -> None:
+        parse_reference(scope)
+
 
 class _Node:
-    """Does nothing, as a node."""
+    """A node that does nothing."""
 
-    def mount(self, name: str, directory: str | None, access: Access, **_: Any) -> dict[str, Any]:
-        return {"mountpoint": f"{directory}", "image": str(parse_reference(name))}
+    def mount(self, name: str, directory: str | None, access: Access, **_: Any) -> Mounted:
+        steps = Steps(0.0, 0.0, 0.0)
+        return Mounted(f"{directory}", str(parse_reference(name)), {}, "fanotify", 1, steps)
 
     def umount(self, directory: str, *, lazy: bool = False) -> None:
         Path(directory).is_absolute()
@@ -369,9 +377,6 @@ class _Node:
 
     def holds(self, holder: str) -> bool:
         return bool(holder.encode(errors="replace"))
-
-    def login(self, scope: str, *_: object) -> None:
-        parse_reference(scope)
 
     def release(self, holder: str) -> None:
         assert holder is not None
@@ -427,7 +432,7 @@ def run_control(data: bytes) -> None:
 
 
 class _Saying:
-    """A server that says the same to whoever connects, and a proxy for all names."""
+    """A server that answers everybody the same, and a proxy for all names."""
 
     def __init__(self) -> None:
         self.words = b""
@@ -452,7 +457,7 @@ def saying() -> _Saying:
 
 
 def run_registry(data: bytes) -> None:
-    """A whole answer, to every request that resolving an image and reading a range makes."""
+    """One whole answer to every request of resolving an image and reading a range."""
     server = saying()
     server.words = data
     options = AccessOptions(
@@ -460,10 +465,10 @@ def run_registry(data: bytes) -> None:
     )
     reference = parse_reference(f"{server.address}/a:b")
     manifest = image()[0]
-    proxy = f"http://{server.address}"  # a Location must not lead out of here
+    proxy = f"http://{server.address}"  # a Location must not lead out of this process
     for ask in (resolve, lambda repository: _read(repository, manifest.layers[1])):
         with _environment(http_proxy=proxy, https_proxy=proxy, no_proxy=""):
-            repository = RegistryRepository(reference, options)
+            repository = open_source(reference, options)
         try:
             ask(repository)
         except (SourceError, ImageError, UsageError):
@@ -472,7 +477,7 @@ def run_registry(data: bytes) -> None:
             repository.close()
 
 
-def _read(repository: RegistryRepository, blob: Any) -> None:
+def _read(repository: Repository, blob: Any) -> None:
     with repository.open_blob(blob, offset=100, length=64) as stream:
         buffer = memoryview(bytearray(64))
         assert stream.readinto(buffer) <= 64
@@ -603,7 +608,7 @@ TARGETS: dict[str, Target] = {
 
 
 def damage(data: bytes, others: list[bytes], tokens: list[bytes], rng: random.Random) -> bytes:
-    """Return `data` with some places changed."""
+    """Return `data` with some bytes changed."""
     damaged = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         place = rng.randrange(len(damaged) + 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutated images: every way to read one gives a result or an ImageError, soon.
+"""Every way to read a mutated image gives a result or an ImageError, soon.
 
-A fixed seed, so that a failure can be seen again; a longer run is `FIRSTREAD_FUZZ=100000`.
+The seed is fixed, so failures repeat; `FIRSTREAD_FUZZ=100000` makes a longer run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import pytest
 
-from firstread.erofs.dump import dump
 from firstread.erofs.reader import ErofsImage, read_tree, validate
 from firstread.erofs.tree import Node
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
+from firstread.testing.erofsdump import dump
 from firstread.testing.mutate import mutate
 from firstread.testing.trees import SectorData, feature_tree, small_tree
 
@@ -28,7 +28,7 @@ SLOWEST = 10  # seconds of CPU that one round may take on a busy machine
 
 
 def some_features() -> tuple[Node, SectorData]:
-    """The feature tree without what makes its image large, or opaque bytes most of it."""
+    """The feature tree without large or mostly opaque content."""
     root, data = feature_tree()
     for path in (b"large", b"files/vast", b"files/huge", b"xattrs/large", b"xattrs/many"):
         node, name = root, path

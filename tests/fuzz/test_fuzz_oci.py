@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsers of what registries, archives and logins say.
+"""Parsers of answers from registries, archives and logins.
 
-Invariant: whatever the bytes, the answer is a valid value or one of the documented errors; never
-another exception, and never more memory than the input's bounds allow.
+Invariant: any bytes give a valid value or one of the documented errors; never another exception,
+and never more memory than the input's bounds allow.
 """
 
 from __future__ import annotations
@@ -18,11 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstread.errors import FirstreadError, ImageError, UsageError
-from firstread.oci.bearer import parse_challenge
-from firstread.oci.endpoint import follow, origin
-from firstread.oci.faults import backoff, retry_after
-from firstread.oci.hosts import Endpoint, parse_hosts
-from firstread.oci.layout import updated_index
+from firstread.layouts.layoutwriter import updated_index
+from firstread.layouts.tarindex import TarIndex
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -36,9 +33,14 @@ from firstread.oci.model import (
     parse_manifest,
 )
 from firstread.oci.platform import host_platform
-from firstread.oci.referrers import next_page, with_entry
+from firstread.oci.referrers import with_entry
 from firstread.oci.resolve import choose
-from firstread.oci.tarindex import TarIndex
+from firstread.registry.backoff import pause_s
+from firstread.registry.bearer import parse_challenge
+from firstread.registry.endpoint import follow, origin
+from firstread.registry.faults import retry_after
+from firstread.registry.hosts import Endpoint, parse_hosts
+from firstread.registry.referrerlists import next_page
 
 fuzz = settings(max_examples=300, deadline=None)
 
@@ -224,7 +226,7 @@ def test_challenges(header: str) -> None:
 def test_retry_after(value: str, attempt: int) -> None:
     asked = retry_after({"Retry-After": value})
     assert asked >= 0
-    wait = backoff(attempt, 0.1, 10, asked)
+    wait = pause_s(attempt, 0.1, 10, asked)
     assert wait is None or 0 <= wait <= 10
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage to everything that comes from a registry beside the EROFS image itself.
+"""Damage to everything from a registry except the EROFS image itself.
 
-Invariant: any bytes give a result that is within the declared bounds, or an ImageError; nothing
-else is raised, and neither time nor memory follows from what the bytes claim. A fixed seed, so that
-a failure can be seen again; a longer run is `FIRSTREAD_FUZZ=100000`.
+Invariant: any bytes give a result within the declared bounds, or an ImageError and no other
+exception; time and memory do not depend on the claims of the bytes. The seed is fixed, so failures
+repeat; `FIRSTREAD_FUZZ=100000` makes a longer run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firstread.convert.blobcheck import read_sectors
 from firstread.convert.metadata import merge, write_metadata_layer
 from firstread.convert.record import LayerRecord
-from firstread.convert.verify import read_sectors
 from firstread.erofs.reader import read_tree
 from firstread.errors import ImageError
 from firstread.oci.model import Manifest
@@ -90,7 +90,7 @@ def memory_does_not_follow_claims(valid: Valid) -> object:
 
 
 def fuzz(data: bytes, read: Callable[[bytes], object], rounds: int = ROUNDS) -> int:
-    """Read `data` damaged in many ways; return how often that was noticed."""
+    """Read `data` damaged in many ways; return how often the parser noticed."""
     rng = random.Random(len(data))
     noticed = 0
     for _ in range(rounds):
@@ -179,7 +179,7 @@ def test_indexes(valid: Valid) -> None:
 
 
 def test_metadata(valid: Valid) -> None:
-    """Header, superblock, device table and index together; the tree has a test of its own."""
+    """Header, superblock, device table and index together; another test has the tree."""
 
     def read(data: bytes) -> None:
         image = open_image(valid.manifest, data)
@@ -209,7 +209,7 @@ def test_metadata_layers(valid: Valid) -> None:
 
 
 def test_layer_records(valid: Valid) -> None:
-    """What is left of a damaged record makes metadata that a node accepts, or an ImageError."""
+    """The readable part of a damaged record makes acceptable metadata, or an ImageError."""
     blob = Blob(bytes(32), len(valid.blob))
 
     def read(data: bytes) -> None:

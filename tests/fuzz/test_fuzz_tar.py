@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from firstread.convert.stream import Feed, decompress
-from firstread.convert.tar import read_tar
+from firstread.convert.tar import TarReader
 from firstread.errors import ImageError
 from firstread.testing.entries import (
     Char,
@@ -75,7 +75,7 @@ INTERESTING = [
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
-    """Change a few places: bytes, cuts, copies of other places."""
+    """Change a few places: bytes, cuts, copies of other ranges."""
     mutated = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(len(mutated) or 1)
@@ -107,9 +107,9 @@ def repair(data: bytes) -> bytes:
 
 
 def consume(chunks: list[bytes]) -> None:
-    """Read everything; what comes out keeps the promises of `TarEntry`."""
+    """Read everything; the entries keep the promises of `TarEntry`."""
     feed = Feed(decompress(chunks, ""))
-    reader = read_tar(feed)
+    reader = TarReader(feed)
     for entry in reader:
         assert 0 <= entry.mode <= 0o7777
         assert 0 <= entry.uid < 2**32
@@ -140,7 +140,7 @@ def test_mutated_archives(seed: str) -> None:
                 assert message
                 continue
             accepted += 1
-    assert accepted > ROUNDS // 20  # else the mutations are too coarse to reach anything
+    assert accepted > ROUNDS // 20  # otherwise the mutations are too coarse to reach anything
 
 
 @pytest.mark.timeout(20)

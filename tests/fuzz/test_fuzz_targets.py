@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every parser of untrusted bytes on its corpus, and on some damage of a fixed seed.
 
-`make fuzz` does the same for as long as one likes; what it has found lies in the corpus.
+`make fuzz` does the same for any length of time; its finds are in the corpus.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that the tests of this folder share."""
+"""Images that these tests share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the records of packed layers out of the cache of whoever runs the tests."""
+    """Keep the records of packed layers out of the developer's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRSTREAD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -60,14 +60,14 @@ def app_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerReg
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon of this test's own."""
+    """A daemon for one test."""
     with Daemon(tmp_path) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """A converted image with a sector a file, in an OCI layout, and what is in it."""
+    """A converted image with one sector per file, in an OCI layout, and its content."""
     reference = f"oci:{tmp_path_factory.mktemp('plain')}/layout:latest"
     return reference, put_plain_image(reference, first=100)
 
@@ -93,7 +93,7 @@ def _converted(layout: Path, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A node with a daemon of its own, which containers run on."""
+    """A node with its own daemon, on which containers run."""
     if os.geteuid() or not find_busybox():
         pytest.skip("needs root and busybox-static")
     with Machine(tmp_path_factory.mktemp("machine")) as machine:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from firstread.errors import NotFoundError
-from firstread.snapshotter.attached import AttachedImages
-from firstread.snapshotter.images import DaemonImages
+from firstread.snapshotter.attachedimages import AttachedImages
+from firstread.snapshotter.lazyimages import DaemonImages
 from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.daemon import Daemon
@@ -36,7 +36,7 @@ def skopeo(*arguments: str) -> str:
 
 
 def inspected(name: str) -> tuple[str, Any]:
-    """Return the manifest's bytes, and what ``skopeo inspect`` says but for the tags."""
+    """Return the manifest's bytes, and the output of ``skopeo inspect`` without the tags."""
     place = ("--tls-verify=false", f"docker://{name}")
     said = json.loads(skopeo("inspect", *place))
     said.pop("RepoTags")
@@ -84,13 +84,13 @@ def test_the_original_tag_runs_lazily(
     counts = registry.counts
     whole = sum(len(data_file(number)) for number in range(DATA_FILES))
     assert len(data_file(3)) <= counts.bytes_of("GET") < whole / 2
-    # Manifest, list that is not there, the tag instead, metadata; then sectors only.
+    # Manifest, list (not found), the tag instead, metadata; then only sectors.
     ranges = counts.requests_of("/blobs/") - 1
     assert counts.requests_of("GET") - ranges == 4
     assert counts.requests_of("/referrers/") == 1
 
 
-def test_the_node_remembers_what_the_name_stands_for(
+def test_the_node_remembers_the_image_of_a_name(
     registry: DockerRegistry, original: str, machine: Machine
 ) -> None:
     digest = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{original}"))["Digest"]
@@ -131,8 +131,8 @@ def test_nodes_without_firstread_pull_the_original(
     assert "this is an ordinary image" in ran.stderr
 
 
-def test_what_is_attached_can_be_deleted(registry: DockerRegistry, original: str) -> None:
-    """Its tag is an ordinary one; the original runs on as what it is."""
+def test_an_attached_conversion_can_be_deleted(registry: DockerRegistry, original: str) -> None:
+    """Its tag is an ordinary one; the original then runs as an ordinary image."""
     ran = firstread("inspect", original, "--json")
     source = ran.json["source_digest"].replace(":", "-")
     tag = f"{original.rpartition(':')[0]}:{source}"
@@ -147,7 +147,7 @@ def test_what_is_attached_can_be_deleted(registry: DockerRegistry, original: str
 def test_the_snapshotter_finds_it_through_the_daemon(
     original: str, registry: DockerRegistry, daemon: Daemon
 ) -> None:
-    """As containerd asks: by name, and by digest of the manifest."""
+    """containerd asks by name, and by digest of the manifest."""
     digest = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{original}"))["Digest"]
     images = AttachedImages(DaemonImages(daemon.root, daemon.run_dir).pull)
     converted = firstread("inspect", original, "--json").json["digest"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated link does what it says, and leaves nothing."""
+"""The emulated link has the promised speed, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ip(what: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_rate_round_trip_and_connections_are_as_asked_for() -> None:
+def test_rate_round_trip_and_connections_match_the_request() -> None:
     before = ip("link")
     with Link(200, 0.010) as link:
         received = link.received_bytes()
@@ -32,7 +32,7 @@ def test_rate_round_trip_and_connections_are_as_asked_for() -> None:
     assert ip("link") == before
 
 
-def test_a_registry_is_put_on_the_far_side() -> None:
+def test_a_registry_runs_on_the_far_side() -> None:
     with ExitStack() as stack:
         link = stack.enter_context(Link(1000, 0.002))
         with link.far():
@@ -41,14 +41,14 @@ def test_a_registry_is_put_on_the_far_side() -> None:
         assert registry.counts.requests_of() == 0
 
 
-def test_the_far_side_is_left_again() -> None:
+def test_leaving_returns_from_the_far_side() -> None:
     with Link(1000, 0.002) as link:
         with link.far():
             assert f"{link.address} peer" in ip("address")
         assert f"{link.address} peer" not in ip("address")
 
 
-def test_nothing_is_left_when_it_cannot_be_set_up() -> None:
+def test_a_failed_setup_leaves_nothing() -> None:
     before = ip("link")
     with pytest.raises(subprocess.CalledProcessError), Link(0, 0.0):
         pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement of many mounts, in small: it meets its goals, and knows when it does not."""
+"""A small run of the benchmark of many mounts meets its goals, and notices a missed one."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_some_mounts_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert left == {f"{name} left": ("0", "<= 0", "yes") for name in many.Held.__dataclass_fields__}
 
 
-def test_what_is_held_is_seen(tmp_path: Path, plain: tuple[str, PlainImage]) -> None:
-    """Else nothing would ever be left."""
+def test_leftovers_are_found(tmp_path: Path, plain: tuple[str, PlainImage]) -> None:
+    """A check that never finds leftovers would prove nothing."""
     with Host(tmp_path / "node") as host:
         before = many.Held.by(host)
         place = host.mount(plain[0])
@@ -51,7 +51,7 @@ def test_what_is_held_is_seen(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
     assert after.processes == 2
 
 
-def test_a_goal_that_is_missed(tmp_path: Path) -> None:
+def test_a_missed_goal(tmp_path: Path) -> None:
     measured = many.Many(tmp_path)
     measured._add("marks left", 0, "", 0)
     assert measured.met

@@ -15,9 +15,9 @@ from benchmarks.places import LAZY, ORIGINAL, push, reference
 from benchmarks.scratch import scratch_directory
 from benchmarks.start import start_classic, start_lazy
 
-from firstread.oci.open import open_source
 from firstread.oci.reference import parse_reference
 from firstread.oci.resolve import resolve
+from firstread.registry.open import open_source
 from firstread.testing.command import firstread
 from firstread.testing.entries import Item
 from firstread.testing.images import Dir, File, Image, Layer, Opaque, Whiteout, write_layout
@@ -26,7 +26,7 @@ from firstread.testing.registry import DockerRegistry
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
-def test_both_ways_give_a_container_that_is_ready(debian: Path) -> None:
+def test_both_ways_start_a_ready_container(debian: Path) -> None:
     ready = Prints("ready")
     with scratch_directory() as scratch, DockerRegistry() as registry:
         push(registry, "debian", debian)
@@ -40,7 +40,7 @@ def test_both_ways_give_a_container_that_is_ready(debian: Path) -> None:
     assert 0 < first.downloaded < classic.downloaded / 2
     assert again.downloaded == first.downloaded or again.sectors >= first.sectors
     assert {"metadata", "mount", "start", "first output"} <= first.steps.keys()
-    # The output is passed on by another thread, which may be faster than the one that starts.
+    # Another thread forwards the output, and may be faster than the one that starts.
     assert list(classic.steps)[:2] == ["resolve", "pull, unpack"]
     assert set(list(classic.steps)[2:]) == {"start", "first output"}
     assert not scratch.exists()

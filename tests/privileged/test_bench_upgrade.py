@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement of upgrades finds what it is to find."""
+"""The benchmark of upgrades, run for two of them."""
 
 from __future__ import annotations
 

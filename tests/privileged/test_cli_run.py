@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread run`` on images in a real registry: what the container sees, and what is fetched."""
+"""``firstread run`` on images in a real registry: the container's view, and the fetched bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_image_says_how_to_run_it(machine: Machine, app: str) -> None:
     ]
 
 
-def test_what_is_said_on_the_command_line_wins(machine: Machine, app: str) -> None:
+def test_the_command_line_overrides_the_image(machine: Machine, app: str) -> None:
     flags = ("-u", "0:50", "-w", "/data", "-e", "FROM=here")
     echo = ("--entrypoint", "echo")
     assert machine.output("run", "--rm", *flags, *echo, app, "a", "b") == "a b\n"
@@ -77,7 +77,7 @@ def test_writes_go_to_the_overlay(machine: Machine, app: str) -> None:
 
 
 def test_the_mount_is_read_only_and_shared(machine: Machine, app: str) -> None:
-    """Two containers, one mount, which cannot be written; it goes with the last."""
+    """Two containers share one read-only mount; the last one releases it."""
     ids = [machine.output("run", "-d", app, "sleep 60").strip() for _ in range(2)]
     (mount,) = machine.status()["mounts"]
     assert mount["holders"] == ids
@@ -107,7 +107,7 @@ def test_the_mount_is_read_only_and_shared(machine: Machine, app: str) -> None:
 def test_exit_codes_of_the_container(
     machine: Machine, app: str, arguments: tuple[str, ...], code: int, error: str
 ) -> None:
-    # A shell of its own: the first process of a container is not killed from inside.
+    # A second shell: nothing inside a container can kill its first process.
     done = machine.run("--rm", app, f"sh -c '{arguments[0]}'; exit $?")
     assert (done.returncode, done.stdout) == (code, "")
 
@@ -120,9 +120,7 @@ def test_exit_codes_of_the_container(
         ("/bin/text", 126, "permission denied"),
     ],
 )
-def test_a_command_that_is_not_one(
-    machine: Machine, app: str, program: str, code: int, words: str
-) -> None:
+def test_invalid_commands(machine: Machine, app: str, program: str, code: int, words: str) -> None:
     done = machine.run("--rm", "--entrypoint", program, app)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == f'firstread: docker://{app}:latest: exec: "{program}": {words}\n'
@@ -147,7 +145,7 @@ def test_a_command_that_is_not_one(
         (("-it", "{app}"), "the input device is not a TTY"),
     ],
 )
-def test_what_cannot_be_run(
+def test_images_that_cannot_run(
     machine: Machine, registry: DockerRegistry, app: str, arguments: tuple[str, ...], words: str
 ) -> None:
     names = {"app": app, "host": registry.host}
@@ -160,8 +158,8 @@ def test_what_cannot_be_run(
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_stream_that_is_closed(machine: Machine, app: str, closed: str) -> None:
-    """Nothing of firstread gets its number: neither a lock nor a connection takes the output."""
+def test_a_closed_stream(machine: Machine, app: str, closed: str) -> None:
+    """No file of firstread gets its number: neither a lock nor a connection receives the output."""
     command = machine.argv("run", "--rm", "-i", app, "echo out; echo err >&2; cat; exit 7")
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
     stdin, pipe = subprocess.DEVNULL, subprocess.PIPE
@@ -191,7 +189,7 @@ def test_a_name_in_use(machine: Machine, app: str) -> None:
     assert machine.output("run", "--rm", "--name", "web", app) == "from the image\n"
 
 
-def test_no_registry_is_asked_for_a_name_that_is_known(
+def test_a_known_name_needs_no_registry(
     machine: Machine, registry: DockerRegistry, app: str
 ) -> None:
     machine.output("run", "--rm", app)
@@ -200,13 +198,13 @@ def test_no_registry_is_asked_for_a_name_that_is_known(
     assert registry.counts.requests_of() == 0
     machine.output("run", "--rm", "--pull", "always", app)
     assert 1 <= registry.counts.requests_of("manifests") <= 2
-    assert registry.counts.requests_of("blobs") == 1  # the config; the metadata is here
+    assert registry.counts.requests_of("blobs") == 1  # the config; the metadata is present
 
 
-def test_only_what_is_read_is_fetched(
+def test_a_start_fetches_only_what_it_reads(
     registry: DockerRegistry, debian: Path, tmp_path: Path
 ) -> None:
-    """The same on a machine that has nothing: a start reads a part, a second start nothing."""
+    """On an empty machine a start fetches a part, and a second start nothing."""
     name = f"{registry.host}/debian"
     whole = sum(path.stat().st_size for path in (debian / "blobs/sha256").iterdir())
     with Machine(tmp_path) as machine:
@@ -215,7 +213,7 @@ def test_only_what_is_read_is_fetched(
         first = registry.counts
         assert (shown.returncode, shown.stdout[:3]) == (0, "12.")
         assert 0 < first.bytes_of("blobs") < whole / 3
-        # Manifest, config, metadata; the rest is a request for each of few sectors, at most.
+        # Manifest, config, metadata; then at most one request for each of a few sectors.
         present, sectors = map(int, _words(shown.stderr, r"(\d+) of (\d+) sectors"))
         assert 0 < present < sectors / 3
         assert first.requests_of("GET") <= 3 + present
@@ -231,7 +229,7 @@ def test_only_what_is_read_is_fetched(
         assert machine.left_over() == {}
 
 
-def test_a_sector_is_fetched_once_whoever_reads_it(
+def test_all_readers_share_one_fetch_of_a_sector(
     registry: DockerRegistry, app: str, tmp_path: Path
 ) -> None:
     with Machine(tmp_path) as machine:

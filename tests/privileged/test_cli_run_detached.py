@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detached containers as their user has them: run -d, ps, logs, stop, rm; and real servers."""
+"""Detached containers from their user's view: run -d, ps, logs, stop, rm; and real servers."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_document_of_ps(machine: Machine, app: str) -> None:
 
 
 def command_lines() -> bytes:
-    """Return the command lines of all processes, as everybody can read them."""
+    """Return the command lines of all processes, which everybody can read."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -144,7 +144,7 @@ def command_lines() -> bytes:
 
 @pytest.mark.parametrize("detached", [True, False], ids=["detached", "foreground"])
 def test_a_secret_is_for_the_container_alone(machine: Machine, app: str, detached: bool) -> None:
-    """It was typed as ``-e NAME=VALUE``, and is in no command line while the container runs."""
+    """No command line shows a value from ``-e NAME=VALUE`` while the container runs."""
     secret = os.urandom(8).hex()
     flags = ("-e", f"A={secret}1", f"--env=B={secret}2", f"-eC={secret}3", *["-d"] * detached)
     script = f"echo $A $B; {LOOP}"
@@ -182,7 +182,7 @@ def test_logs_of_lines_in_pieces(machine: Machine, app: str) -> None:
     assert re.fullmatch(r"\S{27} abc\n\S{27} d", shown)
 
 
-def test_logs_that_nobody_can_take(machine: Machine, app: str) -> None:
+def test_logs_into_a_full_device(machine: Machine, app: str) -> None:
     machine.output("run", "-d", "--name", "web", app, "seq 100000")
     assert machine.output("logs", "-f", "web").endswith("\n100000\n")
     with open("/dev/full", "w") as full, machine.start("logs", "web", stdout=full) as process:
@@ -228,9 +228,7 @@ def test_removed_when_it_ends(machine: Machine, app: str) -> None:
         (("rm",), "Missing argument 'CONTAINER...'"),
     ],
 )
-def test_what_is_refused(
-    machine: Machine, app: str, arguments: tuple[str, ...], words: str
-) -> None:
+def test_refusals(machine: Machine, app: str, arguments: tuple[str, ...], words: str) -> None:
     if "web" in arguments:
         machine.output("run", "-d", "--name", "web", app, "sleep 60")
     done = machine.call(*arguments)
@@ -238,7 +236,7 @@ def test_what_is_refused(
     assert done.stderr.startswith(f"firstread: {words}")
 
 
-def test_several_at_once_and_one_that_is_not_there(machine: Machine, app: str) -> None:
+def test_several_at_once_with_one_missing(machine: Machine, app: str) -> None:
     for name in ("one", "two"):
         machine.output("run", "-d", "--name", name, app, "sleep 60")
     done = machine.call("rm", "-f", "one", "nosuch", "two")
@@ -248,7 +246,7 @@ def test_several_at_once_and_one_that_is_not_there(machine: Machine, app: str) -
     assert machine.containers() == []
 
 
-def test_no_daemon_is_needed_to_look(tmp_path: Path) -> None:
+def test_looking_needs_no_daemon(tmp_path: Path) -> None:
     with Machine(tmp_path) as fresh:
         assert fresh.output("ps", "-aq") == ""
         assert json.loads(fresh.output("ps", "--json")) == {"containers": []}
@@ -257,7 +255,7 @@ def test_no_daemon_is_needed_to_look(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nginx", "redis"])
 def test_servers(machine: Machine, tmp_path: Path, name: str) -> None:
-    """As the image has it: its user, its command, signals to end it; in a network of its own."""
+    """The image decides user, command and stop signal; each server has its own network."""
     (layout,) = build([name], default_cache())
     image = convert(layout, tmp_path)
     flags = ("-d", "--network", "none", "--name", name)
@@ -271,9 +269,9 @@ def test_servers(machine: Machine, tmp_path: Path, name: str) -> None:
     assert state(machine, name) == ("exited", 0)
 
 
-def test_the_session_that_started_it_ends(machine: Machine, app: str) -> None:
+def test_the_starting_session_ends(machine: Machine, app: str) -> None:
     with machine.start("run", "-d", app, "sleep 60", start_new_session=True) as process:
         container, _ = process.communicate(timeout=PATIENCE_S)
-    with contextlib.suppress(ProcessLookupError):  # as it should be: nothing is left in it
+    with contextlib.suppress(ProcessLookupError):  # expected: nothing is left in it
         os.killpg(process.pid, signal.SIGHUP)
     assert state(machine, container.strip()) == ("running", None)

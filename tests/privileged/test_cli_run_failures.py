@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dies while a container runs, and what is left then: nothing that ``rm`` does not find."""
+"""Deaths while a container runs leave nothing that ``rm`` does not find."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def containers(machine: Machine) -> list[dict[str, str | int | None]]:
 
 @contextlib.contextmanager
 def silent(registry: DockerRegistry) -> Iterator[None]:
-    """Let the registry answer nothing for a while."""
+    """Keep the registry silent for a while."""
     os.kill(registry.pid, signal.SIGSTOP)
     try:
         yield
@@ -75,7 +75,7 @@ def test_a_shell_in_a_terminal(machine: Machine, app: str) -> None:
         shell.expect("/dev/pts/0\r\n33 77\r\nxterm\r\n")
         shell.resize(10, 20)
         shell.process.send_signal(signal.SIGWINCH)
-        # The key can be faster than the signal.
+        # The key can arrive before the signal.
         shell.type("until stty size | grep '10 20'; do sleep 0.05; done\r")
         shell.expect("10 20\r\n")
         shell.type("sleep 60; echo interrupted $?\r")
@@ -92,7 +92,7 @@ def test_a_shell_in_a_terminal(machine: Machine, app: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["TERM", "HUP", "USR1", "INT"])
-def test_signals_are_the_containers(machine: Machine, app: str, name: str) -> None:
+def test_signals_reach_the_container(machine: Machine, app: str, name: str) -> None:
     script = f"trap 'echo got; exit 9' {name}; echo ready; {LOOP}"
     with machine.start("run", "--rm", app, script) as process:
         assert process.stdout
@@ -108,14 +108,14 @@ def test_signals_are_the_containers(machine: Machine, app: str, name: str) -> No
 def test_interrupted_before_the_start(
     machine: Machine, registry: DockerRegistry, app: str, number: signal.Signals, code: int
 ) -> None:
-    """While the daemon waits for a registry; it gets there, and nobody wants the mount."""
+    """The daemon waits for a registry and finishes a mount that nobody wants any more."""
     with silent(registry), machine.start("run", "--rm", "--pull", "always", app) as process:
         until(lambda: containers(machine))
         assert [c["status"] for c in containers(machine)] == ["created"]
         process.send_signal(number)
         assert process.wait(20) == code
         assert containers(machine) == []
-    machine.output("run", "--rm", "--pull", "always", app)  # behind the one that was given up
+    machine.output("run", "--rm", "--pull", "always", app)  # after the abandoned one
     assert machine.left_over() == {}
 
 
@@ -135,7 +135,7 @@ def test_removed_before_the_start(machine: Machine, registry: DockerRegistry, ap
 
 @pytest.mark.parametrize("detached", [False, True], ids=["foreground", "monitor"])
 def test_the_attendant_is_killed(machine: Machine, app: str, detached: bool) -> None:
-    """The container goes on without it; when it ends nobody sees it, and rm finds all of it."""
+    """The container continues unattended and ends unseen; rm finds everything that it leaves."""
     script = "echo ready; while [ ! -e /go/on ]; do sleep 0.02; done; sha256sum /data/2 >/go/sum"
     go = machine.root.parent / f"go-{detached}"
     go.mkdir()
@@ -162,7 +162,7 @@ def test_the_attendant_is_killed(machine: Machine, app: str, detached: bool) -> 
 
 
 def start_seconds(machine: Machine, app: str) -> float:
-    """Start a container that stays, on a node that has the image; return how long it took."""
+    """Start a lasting container on a node that has the image; return the time that it took."""
     machine.output("run", "--rm", app)
     began = time.monotonic()
     machine.output("run", "-d", app, "sleep 60")
@@ -183,7 +183,7 @@ def test_killed_at_any_moment(machine: Machine, app: str) -> None:
 
 
 def test_ended_at_any_moment(machine: Machine, app: str) -> None:
-    """A detached container then runs, or nothing is left of it, whoever is at work on it."""
+    """A detached container then either runs or leaves nothing, whichever process was at work."""
     whole = start_seconds(machine, app)
     for moment in range(16):
         devnull = subprocess.DEVNULL
@@ -214,7 +214,7 @@ def test_killed_while_the_image_is_on_its_way(
 
 
 def test_the_daemon_is_killed(machine: Machine, app: str) -> None:
-    """The container survives; the next command starts a daemon, and what it reads is right."""
+    """The container survives; the next command starts a daemon, and its reads are right."""
     script = "echo ready; while read number; do sha256sum /data/$number; done"
     with machine.start("run", "--rm", "-i", app, script, stdin=subprocess.PIPE) as process:
         assert process.stdin
@@ -231,8 +231,8 @@ def test_the_daemon_is_killed(machine: Machine, app: str) -> None:
         assert process.wait(20) == 0
 
 
-def test_the_daemon_is_not_there_at_the_end(machine: Machine, app: str) -> None:
-    """Somebody has to give the mount back: another daemon is started for it."""
+def test_the_daemon_is_gone_at_the_end(machine: Machine, app: str) -> None:
+    """The container starts another daemon to release its mount."""
     with machine.start(
         "run", "--rm", "-i", app, "read x; exit 5", stdin=subprocess.PIPE
     ) as process:
@@ -247,7 +247,7 @@ def test_the_daemon_is_not_there_at_the_end(machine: Machine, app: str) -> None:
 
 
 def test_the_registry_is_gone(machine: Machine, registry: DockerRegistry, app: str) -> None:
-    """What was read before is here; a start of it needs no registry."""
+    """A start that reads only present sectors needs no registry."""
     machine.output("run", "--rm", app, "sha256sum /data/1")
     registry.stop()
     try:

@@ -15,9 +15,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from firstread.node.mounts import mounted_erofs
-from firstread.testing import cri
-from firstread.testing.containerd import Containerd, containerd_version
+from firstread.mounts.table import mounted_erofs
+from firstread.testing import cri_pb2 as cri
+from firstread.testing.containerd import Containerd
+from firstread.testing.containerdconfig import containerd_version
 from firstread.testing.containers import find_busybox
 from firstread.testing.derived import put_derived
 from firstread.testing.registry import DockerRegistry
@@ -40,7 +41,7 @@ def registry(app_registry: DockerRegistry) -> DockerRegistry:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory with a path that is short enough for sockets."""
+    """A directory whose path is short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="frc-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -85,28 +86,26 @@ def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) 
     assert not [place for place in mounted_erofs() if place.startswith(f"{node.scratch}/")]
 
 
-def test_what_the_kubelet_measures(registry: DockerRegistry, node: Containerd) -> None:
+def test_the_kubelet_has_statistics(registry: DockerRegistry, node: Containerd) -> None:
     image = f"{registry.host}/app:latest"
     node.pull(image)
     assert_measured(node, image, "")
 
 
 def assert_measured(node: Containerd, image: str, handler: str) -> None:
-    """Check the numbers by which the kubelet evicts pods, and removes images."""
+    """Check the numbers that make the kubelet evict pods and remove images."""
     pod = node.start_pod(runtime_handler=handler)
     container, _ = node.start_container(pod, image, "sleep", "600")
     Path(f"/proc/{node.task_pid(container)}/root/written").write_bytes(b"x" * 20 * MiB)
 
     def measured() -> cri.FileSystemUsage:
-        infos = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfo).image_filesystems
-        found: cri.FileSystemUsage = infos[1 if handler else 0]  # the default one comes first
-        return found
+        infos = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfoResponse).image_filesystems
+        return infos[1 if handler else 0]  # the default one comes first
 
     def layer() -> cri.FileSystemUsage:
-        request = cri.ContainerId(container)
-        answer = node.call("ContainerStats", request, cri.ContainerStatsAnswer)
-        found: cri.FileSystemUsage = answer.stats.writable_layer
-        return found
+        request = cri.ContainerId(id=container)
+        answer = node.call("ContainerStats", request, cri.ContainerStatsResponse)
+        return answer.stats.writable_layer
 
     node.wait(lambda: layer().used_bytes.value >= 20 * MiB)
     assert layer().used_bytes.value < 21 * MiB
@@ -183,7 +182,7 @@ def test_a_registry_that_is_down(registry: DockerRegistry, node: Containerd) -> 
 
 
 def test_a_daemon_that_is_down(registry: DockerRegistry, scratch: Path) -> None:
-    """The snapshotter as its service runs it: with few privileges, and no daemon of its own."""
+    """The snapshotter runs as in its service: with few privileges, and starts no daemon."""
     capabilities, environment = unit_settings()
     bounding = ",".join(["-all", *(f"+{name.lower()[4:]}" for name in capabilities)])
     privileges = ("--no-new-privs", "--inh-caps=-all", f"--bounding-set={bounding}")
@@ -254,8 +253,8 @@ def test_ctr(registry: DockerRegistry, node: Containerd) -> None:
     assert "ordinary:latest is not lazy" in not_lazy.stderr
 
 
-def test_what_ctr_pulls_is_lazy_or_refused(registry: DockerRegistry, node: Containerd) -> None:
-    """That of containerd 2 asks first; that of 1.x fetches all, and could only unpack it then."""
+def test_ctr_pulls_lazily_or_is_refused(registry: DockerRegistry, node: Containerd) -> None:
+    """containerd 2's ctr asks first; that of 1.x fetches everything, and can then only unpack."""
     image = f"{registry.host}/app:latest"
     registry.forget()
     pulled = node.ctr("images", "pull", "--plain-http", "--snapshotter", "firstread", image)
@@ -273,7 +272,7 @@ def test_what_ctr_pulls_is_lazy_or_refused(registry: DockerRegistry, node: Conta
 
 
 @pytest.mark.parametrize("annotations", [True, False])
-def test_an_image_that_was_built_from_a_converted_one(
+def test_an_image_built_from_a_converted_one(
     registry: DockerRegistry, node: Containerd, annotations: bool
 ) -> None:
     image = f"{registry.host}/derived:{annotations}".lower()
@@ -288,13 +287,13 @@ def test_an_image_that_was_built_from_a_converted_one(
     ran = node.firstread_pull(image)
     assert (ran.code, re.sub("\\s+", " ", ran.stderr).count("built FROM a converted")) == (3, 1)
     assert "build it FROM the original image" in ran.stderr
-    node.pull(f"{registry.host}/app:latest")  # where the base is, it runs
+    node.pull(f"{registry.host}/app:latest")  # it runs where its base is present
     node.pull(image)
     assert node.run(image, "cat", "/on-top") == ["of the base"]
 
 
 def test_a_client_that_does_not_name_the_image(registry: DockerRegistry, node: Containerd) -> None:
-    """As nerdctl: chain ids and the annotations of layers, and the manifest in the store."""
+    """nerdctl gives chain ids and annotations of layers, and leaves the manifest in the store."""
     image = f"{registry.host}/app:latest"
     fetched = node.ctr("content", "fetch", "--metadata-only", "--plain-http", image)
     assert fetched.code == 0, fetched

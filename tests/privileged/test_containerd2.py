@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A RuntimeClass with a snapshotter of its own, in a real containerd 2 whose default is overlayfs.
+"""A RuntimeClass with its own snapshotter, in a real containerd 2 whose default is overlayfs.
 
-Debian has containerd 1.6, which knows no such thing. With another one first in PATH:
+Debian's containerd 1.6 does not support that. With another one first in PATH:
 pytest -m containerd2 tests/privileged/test_containerd2.py
 """
 
@@ -56,13 +56,13 @@ def test_a_pod_of_the_class_is_lazy(registry: DockerRegistry, node: Containerd, 
     assert len(node.daemon.status()["mounts"]) == 1
 
 
-def test_what_the_kubelet_measures(registry: DockerRegistry, node: Containerd) -> None:
+def test_the_kubelet_has_statistics(registry: DockerRegistry, node: Containerd) -> None:
     image = f"{registry.host}/app:latest"
     node.pull(image, runtime_handler=HANDLER)
     assert_measured(node, image, HANDLER)
 
 
-def test_other_pods_have_nothing_to_do_with_us(registry: DockerRegistry, node: Containerd) -> None:
+def test_other_pods_do_not_use_firstread(registry: DockerRegistry, node: Containerd) -> None:
     node.kill_snapshotter()
     image = f"{registry.host}/ordinary:latest"
     node.pull(image)
@@ -71,6 +71,6 @@ def test_other_pods_have_nothing_to_do_with_us(registry: DockerRegistry, node: C
     node.wait(lambda: digest_of(2) in log.read_text())
 
 
-def test_a_pull_that_does_not_say_the_class(registry: DockerRegistry, node: Containerd) -> None:
+def test_a_pull_without_the_class(registry: DockerRegistry, node: Containerd) -> None:
     with pytest.raises(grpc.RpcError, match="failed to extract layer"):
         node.pull(f"{registry.host}/app:latest", pod=node.pod_config())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods of an original tag that has a conversion attached: real containerd, real registry."""
+"""Pods of an original tag with an attached conversion: real containerd, real registry."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_ordinary_images_that_share_layers_with_a_lazy_one(
 def test_an_image_shares_layers_with_one_that_the_client_did_not_name(
     registry: DockerRegistry, node: Any
 ) -> None:
-    """The lazy one was pulled as nerdctl does: the labels of its layers name no image."""
+    """A pull like nerdctl's leaves layers whose labels name no image."""
     upper, shares = (f"{registry.host}/{name}:1" for name in ("upper", "shares"))
     fetched = node.ctr("content", "fetch", "--metadata-only", "--plain-http", upper)
     assert fetched.code == 0, fetched
@@ -125,9 +125,7 @@ def test_an_image_shares_layers_with_one_that_the_client_did_not_name(
     assert node.log().count("is unpacked for another image") == 1
 
 
-def test_a_container_of_a_layer_that_is_a_part_of_a_lazy_image(
-    registry: DockerRegistry, node: Any
-) -> None:
+def test_a_container_of_a_layer_of_a_lazy_image(registry: DockerRegistry, node: Any) -> None:
     upper, base = (f"{registry.host}/{name}:1" for name in ("upper", "base"))
     node.pull(upper)
     node.pull(base)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that are full or read-only, under the temporary files and under the destination."""
+"""Full and read-only disks under the temporary files and under the destination."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def disk(path: str, options: str) -> Iterator[None]:
 
 
 def run(*arguments: str) -> Ran:
-    """Run the command in a process of its own, its temporary files in ``tmp``."""
+    """Run the command in a separate process, with its temporary files in ``tmp``."""
     ran = subprocess.run(
         program(*arguments),
         env=os.environ | {"TMPDIR": os.path.abspath("tmp")},
@@ -59,7 +59,7 @@ def files(path: str) -> set[str]:
 
 
 def test_no_room_for_temporary_files() -> None:
-    # A layout takes blobs as they are written; an archive gets them from a temporary file.
+    # A layout receives blobs directly; an archive gets them from a temporary file.
     with disk("tmp", "size=1m"):
         ran = run("convert", "oci:in:latest", "oci-archive:disk/out.tar:1")
     assert (ran.code, ran.stdout) == (5, "")
@@ -83,7 +83,7 @@ def test_no_room_at_the_destination() -> None:
     )
     assert "index.json" not in left
     assert not [name for name in left if name.startswith(".")]
-    # The layer that fits may have been complete before the other failed: its blob stays, whole.
+    # The layer that fits may complete before the other fails: its whole blob stays.
     assert len(blobs) <= 1
     assert all(hashlib.sha256(data).hexdigest() == name for name, data in blobs.items())
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A converted image, mounted by the kernel, against its source unpacked by others.
+"""A converted image, mounted by the kernel, compared with its source, unpacked by other programs.
 
-The image is taken apart as docs/format.md says, with zstd(1) and nothing of the reading half of
-firstread but the sector index.
+The test takes the image apart as docs/format.md says, with zstd(1). Of firstread's readers it uses
+only the sector index.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Apart:
         config: the image's config.
         layers: what ``zstd -dc`` prints of each layer.
         sectors: a file for each device slot.
-        expected: what the source's tree is like.
+        expected: the observed tree of the source.
     """
 
     config: dict[str, Any]
@@ -75,7 +75,7 @@ def blob(layout: Path, digest: str) -> Path:
 
 
 def cut(manifest: Manifest, layers: list[Path], folder: Path) -> list[Path]:
-    """Cut the raw blobs into sector files, as the index in the metadata says."""
+    """Cut the raw blobs into sector files, following the index in the metadata."""
     index = open_image(manifest, layers[0].read_bytes()).index
     files = [folder / f"sector{slot}" for slot in range(len(index.sectors))]
     for number, raw in enumerate(layers[1:]):
@@ -88,7 +88,7 @@ def cut(manifest: Manifest, layers: list[Path], folder: Path) -> list[Path]:
 
 
 def unpacked(layout: Path, folder: Path) -> dict[bytes, Expected]:
-    """Return what umoci makes of the image."""
+    """Return the tree that umoci unpacks."""
     bundle = folder / "bundle"
     subprocess.run(
         ["umoci", "unpack", "--image", f"{layout}:latest", bundle], check=True, capture_output=True
@@ -112,7 +112,7 @@ def mounted(request: pytest.FixtureRequest, apart: Apart, tmp_path: Path) -> Ite
 
 
 def flat(apart: Apart, folder: Path) -> Path:
-    """Return one file with the metadata and, behind it, the sectors."""
+    """Return one file with the metadata followed by the sectors."""
     path = folder / "flat"
     with path.open("wb") as out:
         for part in (apart.metadata, *apart.sectors):
@@ -124,7 +124,7 @@ def test_the_mounted_tree_is_that_of_the_source(mounted: Path, apart: Apart) -> 
     assert not differences(apart.expected, observe(mounted))
 
 
-def test_it_cannot_be_written(mounted: Path) -> None:
+def test_the_mount_is_read_only(mounted: Path) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
         (mounted / "new").touch()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion from and to a real registry, and what others' tools make of the result."""
+"""Conversion from and to a real registry, and other tools on the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from firstread.testing.command import firstread
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry
 
-pytestmark = pytest.mark.privileged  # by place: these tests take real programs, not rights
+pytestmark = pytest.mark.privileged  # by place: they need programs, not rights
 
 LAYOUT_TO_REGISTRY = ("--dest-tls-verify=false", "--preserve-digests")
 REGISTRY_TO_LAYOUT = ("--src-tls-verify=false", "--preserve-digests")
@@ -94,7 +94,7 @@ def test_layout_to_registry_and_back_to_a_layout(
     assert up["digest"] == down["digest"] == converted[1]
 
 
-def test_what_was_converted_before_moves_no_blob(registry: DockerRegistry, pushed: str) -> None:
+def test_converting_again_moves_no_blob(registry: DockerRegistry, pushed: str) -> None:
     first = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1")
     registry.forget()
     again = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1")
@@ -108,7 +108,7 @@ def test_what_was_converted_before_moves_no_blob(registry: DockerRegistry, pushe
     assert again["digest"] == first["digest"]
 
 
-def test_the_record_in_the_destination_does_without_a_cache(
+def test_the_record_in_the_destination_replaces_the_cache(
     registry: DockerRegistry, pushed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(f"docker://{pushed}:12", f"{registry.host}/recorded:1")

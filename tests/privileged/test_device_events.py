@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device.fanotify import Event, Group
+from firstread.device.base import Read
+from firstread.device.fanotify import Group
 from firstread.errors import NodeError
-from firstread.sectors.store import PRE_CONTENT_FILESYSTEMS, filesystem_of
+from firstread.mountinfo import filesystem_of
+from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
 from firstread.testing.lazymount import SECTOR_BYTES, LazyMount, output, summary
 from firstread.testing.patience import PATIENCE_S
 
@@ -42,8 +44,8 @@ def part(lazy: LazyMount, sector: int, offset: int = 0, count: int = 4096) -> st
     return summary(lazy.data[sector][offset : offset + count])
 
 
-def one_event(lazy: LazyMount) -> Event:
-    (event,) = lazy.events()
+def one_event(lazy: LazyMount) -> Read:
+    (event,) = lazy.reads()
     return event
 
 
@@ -52,7 +54,7 @@ def wait_queued(lazy: LazyMount) -> None:
     assert select.select([lazy.group], [], [], PATIENCE_S)[0]
 
 
-# What raises an event, and which one.
+# Events and their causes.
 
 
 def test_absent_sector_raises_one_event_and_none_once_unmarked(lazy: LazyMount) -> None:
@@ -80,7 +82,7 @@ def test_prefix_that_ends_before_the_event_fails_and_is_never_zeros(
     reader = lazy.read(2, 0, 8192, "random")
     read, events = lazy.serve(reader, lambda event: lazy.fill(event, short=short))
     assert events[0] == (2, 0, 8192)
-    assert read == part(lazy, 2, 0, 4096)  # a short read of what was there
+    assert read == part(lazy, 2, 0, 4096)  # a short read up to the verified prefix
 
     assert lazy.serve(lazy.read(2, 4096, 4096, "random"), lazy.fill)[0] == part(lazy, 2, 4096)
 
@@ -101,10 +103,10 @@ def test_exec_of_an_absent_program_waits_for_it(lazy: LazyMount) -> None:
     assert events
 
 
-def test_denied_read_fails_with_eio_whatever_was_wrong(lazy: LazyMount) -> None:
+def test_denied_read_always_fails_with_eio(lazy: LazyMount) -> None:
     read, events = lazy.serve(lazy.read(0), lazy.deny)
     assert read == EIO
-    # Readahead that fails is not the end: the one page is asked for once more.
+    # Failed readahead is not the end: the kernel asks once more for the single page.
     assert [count for *_, count in events] == [16384, 4096]
 
 
@@ -119,18 +121,18 @@ def test_denied_read_can_be_repeated(lazy: LazyMount) -> None:
     assert lazy.serve(lazy.read(0), lazy.fill)[0] == part(lazy, 0)
 
 
-# Who waits, and who is let go.
+# Waiting readers.
 
 
 def test_waiting_reader_can_be_killed_and_another_one_gets_the_page(lazy: LazyMount) -> None:
     first, event = lazy.read(0), one_event(lazy)
     second = lazy.read(0)
-    assert lazy.events(timeout=0.3) == []  # it waits for the page, not for us
+    assert lazy.events(timeout=0.3) == []  # this one waits for the page, not for us
 
     first.kill()
     assert first.wait(timeout=PATIENCE_S) == -signal.SIGKILL
     assert lazy.serve(second, lazy.fill)[0] == part(lazy, 0)
-    assert lazy.group.answer(event.fd)  # nobody is left to hear it
+    assert lazy.group.answer(event.fd)  # no reader is left
     os.close(event.fd)
 
 
@@ -174,10 +176,10 @@ def test_reading_an_event_without_a_free_descriptor_denies_it(lazy: LazyMount) -
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert "limit of open files" in str(caught.value.hint)
     read, events = lazy.serve(reader, lazy.fill)
-    assert (read, len(events)) == (part(lazy, 0), 1)  # its second try, see above
+    assert (read, len(events)) == (part(lazy, 0), 1)  # its second attempt, see above
 
 
-# What we do ourselves.
+# Our own operations.
 
 
 def own_events(lazy: LazyMount, action: Callable[[], object]) -> list[tuple[int, int]]:
@@ -204,7 +206,7 @@ def test_our_own_reads_writes_and_truncates_raise_events(lazy: LazyMount) -> Non
     os.close(fd)
 
 
-def test_what_does_not_touch_data_raises_no_event(lazy: LazyMount) -> None:
+def test_operations_without_data_raise_no_event(lazy: LazyMount) -> None:
     path = lazy.path(0)
     fd = os.open(path, os.O_RDWR)
     actions: list[Callable[[], object]] = [
@@ -240,7 +242,7 @@ def test_event_descriptor_can_be_sent_to_another_process_that_fills_and_answers(
         if child == 0:
             os.close(event.fd)
             _, (fd,), _, _ = socket.recv_fds(theirs, 1, 1)
-            os.pwrite(fd, lazy.data[0], 0)  # would wait for itself if it raised an event
+            os.pwrite(fd, lazy.data[0], 0)  # this would wait for itself if it raised an event
             lazy.group.answer(event.fd)
             os._exit(0)
         os.waitpid(child, 0)
@@ -262,7 +264,7 @@ def test_event_that_a_dead_process_has_read_is_answered_by_its_number(lazy: Lazy
     os.close(source)
     os.close(sink)
 
-    assert lazy.events(timeout=0.2) == []  # it is not delivered again
+    assert lazy.events(timeout=0.2) == []  # the kernel does not deliver it again
     assert reader.poll() is None
     lazy.group.unmark_names(lazy.store.fileno(), lazy.store.names(lazy.ids[:1]))
     lazy.path(0).write_bytes(lazy.data[0])
@@ -280,7 +282,7 @@ sys.stdin.read()
 
 
 def adopter(lazy: LazyMount) -> subprocess.Popen[str]:
-    """Return a process that has taken the group with pidfd_getfd, and ends when told so."""
+    """Return a process that has taken the group with pidfd_getfd, and exits on command."""
     process = subprocess.Popen(
         [sys.executable, "-c", ADOPTER, str(os.getpid()), str(lazy.group.fileno())],
         stdin=subprocess.PIPE,
@@ -302,7 +304,7 @@ def test_reader_waits_until_the_last_holder_of_the_group_is_gone(lazy: LazyMount
 
     holder.kill()
     holder.communicate()
-    assert output(reader) == EIO  # let through, and there is nothing
+    assert output(reader) == EIO  # the kernel lets the read through, and there are no bytes
 
 
 def test_group_goes_to_another_process_and_back_while_a_reader_waits(lazy: LazyMount) -> None:
@@ -323,7 +325,7 @@ def number_of_group(pid: int) -> int:
     raise AssertionError(f"process {pid} holds no group")
 
 
-def test_adopting_from_a_process_that_is_not_there_is_a_node_error() -> None:
+def test_adopting_from_a_missing_process_is_a_node_error() -> None:
     with pytest.raises(NodeError, match="process 4194303"):
         Group.adopt(4194303, 3)
 
@@ -352,10 +354,10 @@ def test_after_the_death_of_all_holders_the_same_mount_heals(lazy: LazyMount) ->
 
 
 def test_sectors_are_evicted_under_readers_that_never_fail(lazy: LazyMount) -> None:
-    """Mark, wait, empty; whatever is read from then on raises an event and is filled again.
+    """Mark, wait, empty; every later read raises an event and fills the sector again.
 
-    A read that has passed the mark before it was there may be in the kernel for as long as a busy
-    machine keeps it from going on: hence the wait, here as in `firstread.node.evict`.
+    A read that passed the hook before the mark existed may stay in the kernel for as long as a busy
+    machine delays it: hence the wait, here as in `firstread.cache.clock`.
     """
     loop = (
         "import os, sys\n"
@@ -374,11 +376,11 @@ def test_sectors_are_evicted_under_readers_that_never_fail(lazy: LazyMount) -> N
     expected = str(lazy.metadata.parent / "expected")
     command = [sys.executable, "-I", "-S", "-c", loop, str(lazy.mountpoint), expected]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    evictions, marked, held = 0, dict[bytes, float](), list[Event]()
+    evictions, marked, held = 0, dict[bytes, float](), list[Read]()
     while any(reader.poll() is None for reader in readers):
-        held += lazy.events(timeout=0.002)
+        held += lazy.reads(timeout=0.002)
         for event in held[:]:
-            if lazy.ids[lazy.sector_of(event)] not in marked:
+            if event.sector_id not in marked:
                 lazy.complete(event)
                 held.remove(event)
         for victim in lazy.ids:
@@ -395,5 +397,5 @@ def test_sectors_are_evicted_under_readers_that_never_fail(lazy: LazyMount) -> N
 
 
 def drop_caches() -> None:
-    """Forget clean pages, those of the mount and of the sector files."""
+    """Drop clean pages of the mount and of the sector files."""
     Path("/proc/sys/vm/drop_caches").write_text("3")

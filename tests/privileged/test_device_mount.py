@@ -17,7 +17,8 @@ from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import Group
 from firstread.device.holders import holders
 from firstread.errors import NodeError
-from firstread.sectors.store import PRE_CONTENT_FILESYSTEMS, SectorStore, filesystem_of
+from firstread.mountinfo import filesystem_of
+from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS, SectorStore
 from firstread.testing.lazymount import write_metadata
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
@@ -84,7 +85,7 @@ def test_mount_is_read_only_without_devices_and_setuid(scratch: Path) -> None:
 
 
 def test_setuid_programs_and_device_nodes_work_through_an_overlay(scratch: Path) -> None:
-    """The same flags on another lower layer: what counts are those of the overlay."""
+    """The flags of the overlay decide, not those of its lower layer."""
     lower, merged = scratch / "lower", scratch / "merged"
     for directory in (lower, merged, scratch / "upper", scratch / "work"):
         directory.mkdir()
@@ -134,7 +135,7 @@ def test_read_behind_the_end_of_a_sector_file_fails(scratch: Path, size: int) ->
         ("metadata", ["sector0", "x" * 250], "mnt", "a mount option can have 255 bytes"),
     ],
 )
-def test_failed_mount_says_what_the_kernel_said_and_leaves_nothing(
+def test_failed_mount_quotes_the_kernel_and_leaves_nothing(
     scratch: Path, metadata: str, devices: list[str], mountpoint: str, words: str
 ) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -161,12 +162,12 @@ def test_without_privileges_the_hint_says_so(scratch: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_unmounting_what_is_not_mounted_is_a_node_error(scratch: Path) -> None:
+def test_unmounting_an_unmounted_path_is_a_node_error(scratch: Path) -> None:
     with pytest.raises(NodeError, match="nothing is mounted there"):
         unmount(scratch / "mnt")
 
 
-HOLD = {  # Python's mmap keeps a descriptor of its own
+HOLD = {  # Python's mmap keeps its own descriptor
     "cwd": "import os, sys; os.chdir(sys.argv[1])",
     "open": "import os, sys; fd = os.open(sys.argv[1] + '/0', os.O_RDONLY)",
     "mmap": "import mmap, sys; f = open(sys.argv[1] + '/0'); "
@@ -187,7 +188,7 @@ def test_busy_mount_names_who_holds_it(scratch: Path, how: str, use: str) -> Non
 
 @contextmanager
 def holding(code: str, directory: Path) -> Iterator[int]:
-    """Run `code` in a child that then stays, and give its pid."""
+    """Run `code` in a child that then stays, and yield its pid."""
     code += "; print('.', flush=True); sys.stdin.read()"
     command = [sys.executable, "-I", "-S", "-c", code, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -238,7 +239,7 @@ def test_thousands_of_sectors_need_no_descriptors_of_ours(tmp_path: Path, scratc
         group.mark_names(store.fileno(), names)
         with mounted(scratch, devices=[store.path(sector_id) for sector_id in ids]) as mountpoint:
             group.unmark_names(store.fileno(), names)
-            group.unmark_names(store.fileno(), names)  # again, which is no error
+            group.unmark_names(store.fileno(), names)  # a second time, which is no error
             assert len(os.listdir("/proc/self/fd")) == descriptors
             store.path(ids[-1]).write_bytes(b"last" * (BLOCK // 4))
             assert (mountpoint / str(MANY - 1)).read_bytes() == b"last" * (BLOCK // 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's view of an image against the tree that was written."""
+"""The kernel's view of an image, compared with the written tree."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_xattrs_are_all_there(mounted: bytes, tree: tuple[Node, SectorData]) -> 
 
 
 def chunks_to_read(node: Node) -> list[int]:
-    """The chunks of a file that are not holes, and one hole, wherever they are."""
+    """The chunks of a file that are not holes, and one hole."""
     data = [number for number, address in enumerate(node.chunks) if address != HOLE]
     holes = [number for number, address in enumerate(node.chunks) if address == HOLE]
     return data + holes[:1] + holes[-1:]
@@ -137,20 +137,20 @@ def test_whole_files_read_as_one(mounted: bytes, tree: tuple[Node, SectorData]) 
                 assert file.read() == whole, path
 
 
-def test_a_hole_is_known_as_one(mounted: bytes) -> None:
+def test_lseek_finds_a_hole(mounted: bytes) -> None:
     with open(mounted + b"/files/holes", "rb", buffering=0) as file:
         assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 8192
         assert os.lseek(file.fileno(), 8192, os.SEEK_DATA) == 16384
 
 
-def test_a_mapping_shows_what_is_behind_the_end_of_a_file(mounted: bytes) -> None:
-    """Other file systems show zeros: hence a packer has to pad files with zeros in sectors."""
+def test_a_mapping_shows_bytes_past_the_end_of_a_file(mounted: bytes) -> None:
+    """Other file systems show zeros there, so a packer must pad files in sectors with zeros."""
     with open(mounted + b"/files/1", "rb") as file:
         assert mapped_page(file.fileno())[1:] == b"\xee" * (BLOCK - 1)
 
 
 def mapped_page(file: int) -> bytes:
-    """The first page of `file` as a process sees it that maps it; `mmap` stops at the size."""
+    """The first page of `file` in a mapping; Python's `mmap` stops at the size."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     address = libc.mmap(None, ctypes.c_size_t(BLOCK), 1, 1, file, ctypes.c_long(0))
@@ -160,8 +160,8 @@ def mapped_page(file: int) -> bytes:
     return page
 
 
-def test_in_an_image_that_is_accepted_the_kernel_sees_what_the_reader_sees(tmp_path: Path) -> None:
-    """Damaged images that `validate` lets pass: the kernel finds no fault in them either."""
+def test_kernel_and_reader_agree_on_accepted_images(tmp_path: Path) -> None:
+    """The kernel accepts every damaged image that `validate` accepts."""
     root, data = small_tree()
     out = io.BytesIO()
     write_erofs(out, root, data.devices)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``firstread install containerd`` writes, read by containerd itself."""
+"""containerd itself reads what ``firstread install containerd`` writes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from firstread.testing.command import firstread
 from firstread.testing.patience import PATIENCE_S
 
 pytestmark = [
-    pytest.mark.privileged,  # by place: it takes the real program, not rights
+    pytest.mark.privileged,  # marked for its place: it needs the real program, not rights
     pytest.mark.skipif(shutil.which("containerd") is None, reason="containerd is not installed"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def _no_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave alone what this machine's containerd has."""
+    """Leave this machine's containerd alone."""
     monkeypatch.setattr(imagefs, "ROOT", "/nonexistent")
 
 
@@ -98,8 +98,8 @@ def test_a_drop_in_is_imported(tmp_path: Path) -> None:
     assert said["oom_score"] == 7
 
 
-def test_what_containerd_refuses_is_not_written(tmp_path: Path) -> None:
-    """It is valid TOML, but containerd does not know what it means."""
+def test_a_configuration_that_containerd_refuses_is_not_written(tmp_path: Path) -> None:
+    """It is valid TOML, but means nothing to containerd."""
     path = tmp_path / "config.toml"
     text = 'version = 2\noom_score = "much"\n'
     path.write_text(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odd layers: containerd's overlayfs snapshotter is asked what they show, and so are we."""
+"""Trees of odd layers: containerd's overlayfs snapshotter and firstread show the same."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
 
 class Overlayfs:
-    """A containerd with its own overlayfs snapshotter alone; a context manager."""
+    """A containerd with only its overlayfs snapshotter; a context manager."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
@@ -77,7 +77,7 @@ class Overlayfs:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def shows(self, layers: list[str]) -> str | None:
-        """Return the tree of an image; None if it is refused."""
+        """Return the tree of an image; None if containerd refuses it."""
         work = Path(tempfile.mkdtemp(dir=self._scratch))
         write_layout(Image([Layer(items(words)) for words in layers]), work / "layout", "x")
         with tarfile.open(work / "archive", "w") as archive:
@@ -111,7 +111,7 @@ def _names(top: bytes) -> Iterator[tuple[bytes, int, int, bytes]]:
 
 @pytest.fixture(scope="module")
 def overlayfs() -> Iterator[Overlayfs]:
-    # Its path is short enough for sockets, and not on an overlayfs.
+    # The path is short enough for sockets, and not on an overlayfs.
     scratch = Path(tempfile.mkdtemp(prefix="frl-"))
     try:
         with Overlayfs(scratch) as running:
@@ -121,12 +121,12 @@ def overlayfs() -> Iterator[Overlayfs]:
 
 
 @pytest.mark.parametrize("case", cases(DOCS), ids=lambda case: case.layers)
-def test_containerd_shows_what_the_docs_say(overlayfs: Overlayfs, case: Case) -> None:
+def test_containerd_shows_the_trees_in_the_docs(overlayfs: Overlayfs, case: Case) -> None:
     assert overlayfs.shows(case.layers.split(" ; ")) == case.containerd
 
 
 def generated(seed: int) -> list[str]:
-    """Return two or three layers, made by chance, that can be converted."""
+    """Return two or three random layers that the converter accepts."""
     chance = random.Random(seed)
     layers: list[str] = []
     for number in range(chance.choice((2, 2, 3))):
@@ -160,12 +160,12 @@ def _word(chance: random.Random, *, is_lowest: bool) -> str:
     return chance.choice(words)
 
 
-def test_containerd_shows_the_same_of_layers_by_chance(overlayfs: Overlayfs) -> None:
+def test_containerd_shows_the_same_for_random_layers(overlayfs: Overlayfs) -> None:
     compared = 0
     for seed in range(40):
         layers = generated(seed)
         theirs = overlayfs.shows(layers)
-        if theirs is not None:  # what it refuses is converted all the same
+        if theirs is not None:  # the converter accepts what containerd refuses
             assert merged(layers) == theirs, layers
             compared += 1
     assert compared >= 20

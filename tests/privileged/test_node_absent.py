@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients that have gone, and registries that never end an answer: neither stops the others."""
+"""Clients that have gone, and registries that never finish an answer, hold up nobody else."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 import grpc
 import pytest
 
+from firstread.control.client import Client, socket_path
 from firstread.errors import BusyError
-from firstread.node.client import Client, socket_path
-from firstread.node.node import PULLS
+from firstread.mounts.network import PULLS
 from firstread.sectors.format import LAYER_LABEL
-from firstread.snapshotter import messages as api
+from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.asked import IMAGE, LAYERS, MANIFEST, TARGET
-from firstread.snapshotter.images import WAITING
+from firstread.snapshotter.lazyimages import WAITING
+from firstread.snapshotter.messages import SERVICE, encode
 from firstread.snapshotter.service import THREADS
-from firstread.snapshotter.wire import encode
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -47,13 +47,13 @@ def endless() -> Iterator[ScriptedRegistry]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of a registry that takes what comes, and never says anything."""
+    """The address of a registry that accepts requests and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=2 * PULLS[1]) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def leave_one(daemon: Daemon, image: str) -> None:
-    """Ask for an image, and hang up."""
+    """Request an image, and hang up."""
     body = json.dumps({"image": image, "access": {}, "policy": "always"}).encode()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(socket_path(daemon.run_dir)))
@@ -62,7 +62,7 @@ def leave_one(daemon: Daemon, image: str) -> None:
 
 @contextlib.contextmanager
 def waiting(daemon: Daemon, images: list[str]) -> Iterator[list[Future[Any]]]:
-    """Have clients wait for images in the block, one for each; then they hang up."""
+    """Let one client wait for each image during the block; then they hang up."""
     clients = [Client(daemon.run_dir) for _ in images]
     with ThreadPoolExecutor(len(clients)) as pool:
         asking = [
@@ -105,7 +105,7 @@ def test_clients_that_hung_up_leave_nothing_and_many_pull_once(
     daemon.wait(lambda: threads(fetcher) <= idle)
 
 
-def test_one_registry_has_a_part_of_the_pulls_at_most(
+def test_one_registry_gets_only_a_share_of_the_pulls(
     daemon: Daemon, silent: str, plain: tuple[str, PlainImage]
 ) -> None:
     fetcher = daemon.fetcher
@@ -144,7 +144,7 @@ def layer(number: int, host: str) -> api.PrepareRequest:
         LAYERS: "sha256:" + "b" * 64,
         LAYER_LABEL: "metadata",
     }
-    return api.PrepareRequest("", f"extract-{number} {chain}", "", labels)
+    return api.PrepareRequest(key=f"extract-{number} {chain}", labels=labels)
 
 
 def test_calls_that_wait_for_a_registry_leave_threads_to_the_others(
@@ -153,7 +153,7 @@ def test_calls_that_wait_for_a_registry_leave_threads_to_the_others(
     fetcher = daemon.fetcher
     idle = threads(fetcher)
     with snapshotter(daemon) as client:
-        prepare = client._channel.unary_unary(f"/{api.SERVICE}/Prepare", encode)
+        prepare = client._channel.unary_unary(f"/{SERVICE}/Prepare", encode)
         calls = [prepare.future(layer(number, endless.host)) for number in range(THREADS + 20)]
         daemon.wait(lambda: sum(call.done() for call in calls) == len(calls) - WAITING[1])
         refused = [call.code() for call in calls if call.done()]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from firstread.daemon.anchor import anchors
 from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
-from firstread.node.anchor import anchors
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.pagereader import Pages
@@ -53,7 +53,7 @@ def test_reads_wait_while_no_daemon_lives_and_the_next_one_answers_them(
         assert len(daemon.log("what was kept while no daemon lived")) == 3
 
 
-def test_a_read_that_waited_before_all_died_goes_on(tmp_path: Path) -> None:
+def test_a_read_that_waited_before_all_died_continues(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}")
@@ -67,7 +67,7 @@ def test_a_read_that_waited_before_all_died_goes_on(tmp_path: Path) -> None:
         assert [output(reader) for reader in readers] == [image.summary(n) for n in range(3)]
 
 
-def test_there_is_one_anchor_whoever_takes_the_supervisors_place(daemon: Daemon) -> None:
+def test_there_is_one_anchor_after_any_succession(daemon: Daemon) -> None:
     first = of(daemon)
     assert len(first) == 1
     assert daemon.run("daemon", "--reload").code == 0
@@ -81,14 +81,14 @@ def test_there_is_one_anchor_whoever_takes_the_supervisors_place(daemon: Daemon)
     daemon.wait(lambda: len(of(daemon)) == 1 and of(daemon) != third)
 
 
-def test_a_daemon_that_is_told_to_end_leaves_no_anchor(daemon: Daemon) -> None:
+def test_a_stopped_daemon_leaves_no_anchor(daemon: Daemon) -> None:
     daemon.wait(lambda: of(daemon))
     daemon.end_all(signal.SIGTERM, anchor=False)
     assert not of(daemon)
 
 
-def test_a_daemon_that_is_replaced_by_a_stop_and_a_start_fails_no_read(tmp_path: Path) -> None:
-    """As the pods of a DaemonSet are, and their containers with them."""
+def test_a_stop_and_a_start_fail_no_read(tmp_path: Path) -> None:
+    """An upgrade of a DaemonSet replaces its pods in this way."""
     with (
         ScriptedRegistry() as registry,
         Daemon(tmp_path, "--on-stop", "wait") as daemon,
@@ -107,7 +107,7 @@ def test_a_daemon_that_is_replaced_by_a_stop_and_a_start_fails_no_read(tmp_path:
         assert [output(reader) for reader in readers] == [image.summary(n) for n in range(2)]
 
 
-def test_an_anchor_that_nobody_comes_for_denies_what_waits_and_ends(
+def test_an_abandoned_anchor_denies_waiting_reads_and_exits(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     with Daemon(tmp_path, "--anchor", "2") as daemon:
@@ -130,14 +130,14 @@ def test_without_an_anchor_reads_fail_at_once(
         assert output(daemon.reading(place / "f1")) == EIO
 
 
-def test_an_anchor_that_was_killed_is_made_anew_by_the_next_supervisor(daemon: Daemon) -> None:
+def test_the_next_supervisor_replaces_a_killed_anchor(daemon: Daemon) -> None:
     (pid,) = of(daemon)
     os.kill(pid, signal.SIGKILL)
     os.kill(daemon.supervisor, signal.SIGKILL)
     daemon.wait(lambda: of(daemon) not in ([], [pid]))
 
 
-def test_commands_of_a_dead_daemon_start_another_that_takes_what_was_kept(
+def test_a_command_starts_a_daemon_that_takes_over_from_the_anchor(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     with Daemon(tmp_path) as daemon:
@@ -169,7 +169,7 @@ def group() -> Iterator[Path]:
 def test_the_end_of_a_control_group_fails_no_read(
     tmp_path: Path, plain: tuple[str, PlainImage], group: Path
 ) -> None:
-    """As a container runtime ends a pod."""
+    """A container runtime ends a pod in this way."""
     entering = ("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh")
     with Daemon(tmp_path, command=entering) as daemon:
         place = daemon.mount(plain[0])
@@ -196,7 +196,7 @@ def test_memory_of_an_anchor_is_shared(daemon: Daemon) -> None:
 
 
 def test_output_of_a_dead_daemon_is_closed(tmp_path: Path) -> None:
-    """Whoever reads it would wait for the end of the anchor."""
+    """Otherwise a reader of it would wait for the end of the anchor."""
     with Daemon(tmp_path, command=("sh", "-c", '"$@" 2>&1 | cat', "sh")) as daemon:
         supervisor = daemon.supervisor
         assert of(daemon)
@@ -210,7 +210,7 @@ def test_output_of_a_dead_daemon_is_closed(tmp_path: Path) -> None:
 def test_more_reads_than_the_numbers_of_fixed_descriptors_wait_for_the_next_daemon(
     tmp_path: Path,
 ) -> None:
-    """One that may open fewer files than that says so, and they wait on."""
+    """A daemon that may open fewer files says so, and the reads go on waiting."""
     with ScriptedRegistry() as registry, Daemon(tmp_path, "--health", "120") as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}", count=2, sector_bytes=4 * MiB)

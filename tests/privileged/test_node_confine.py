@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of a daemon have given up, and that all they have to do still works."""
+"""The processes of a daemon give up rights, and everything that they do still works."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from firstread.daemon.confinement import KEPT, REFUSED, confined
 from firstread.erofs.tree import directory
 from firstread.erofs.writer import write_erofs
-from firstread.node.confine import KEPT, REFUSED, confined
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
@@ -32,7 +32,7 @@ _CONFINED = """
 import ctypes, errno, json, os, subprocess, sys
 from firstread.erofs.tree import directory
 from firstread.erofs.writer import write_erofs
-from firstread.node.confine import REFUSED, confine, confined
+from firstread.daemon.confinement import REFUSED, confine, confined
 assert confine() == []
 libc = ctypes.CDLL(None, use_errno=True)
 machine = 0 if os.uname().machine == "x86_64" else 1
@@ -84,7 +84,7 @@ def run(code: str, *arguments: str | Path) -> str:
 
 
 def threads_of(pid: int) -> list[dict[str, str]]:
-    """Return what the kernel says of each thread of a process; of one that has ended, nothing."""
+    """Return the kernel's status of each thread of a process; nothing for one that has ended."""
     found = []
     tasks = Path(f"/proc/{pid}/task")
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -96,9 +96,9 @@ def threads_of(pid: int) -> list[dict[str, str]]:
 
 
 def assert_confined(daemon: Daemon, find: Callable[[], int]) -> None:
-    """Check what the kernel says itself of each thread of the process that `find` names.
+    """Check the kernel's own status of each thread of the process that `find` names.
 
-    Another process may take its place meanwhile, and is looked at then.
+    Another process may take its place meanwhile; the check then looks at that one.
     """
     pid = find()
     while not (threads := threads_of(pid)):
@@ -123,8 +123,8 @@ def test_calls_that_are_refused_and_what_a_child_inherits() -> None:
     assert "Seccomp:\t2" in child
 
 
-def test_a_process_that_is_not_confined_is_known() -> None:
-    """What reports it can fail: this process has not called `confine`."""
+def test_an_unconfined_process_is_recognized() -> None:
+    """The report can fail: this process has not called `confine`."""
     assert not confined().no_new_privs or not set(confined().capabilities) <= set(KEPT)
 
 
@@ -139,17 +139,17 @@ def test_both_processes_are_confined_and_serve(
     assert not daemon.log("more privileges than needed")
 
 
-def test_who_takes_the_supervisors_place_has_all_it_needs(
+def test_a_fetcher_in_the_supervisors_place_has_all_it_needs(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
-    """No privilege of the supervisor is needed again that the fetcher had given up."""
+    """The new supervisor needs no privilege that the fetcher had given up."""
     image, content = plain
     place = daemon.mount(image)
     for number in range(3):
-        old, heir = daemon.supervisor, daemon.fetcher
+        old, successor = daemon.supervisor, daemon.fetcher
         os.kill(old, signal.SIGKILL)
-        daemon.wait_supervisor(heir)
-        daemon.wait(lambda heir=heir: daemon.fetcher != heir)  # type: ignore[misc]
+        daemon.wait_supervisor(successor)
+        daemon.wait(lambda successor=successor: daemon.fetcher != successor)  # type: ignore[misc]
         assert_confined(daemon, lambda: daemon.supervisor)
         assert_confined(daemon, lambda: daemon.fetcher)
         reader = daemon.reading(place / f"f{number}", 0, SECTOR)
@@ -183,8 +183,8 @@ def test_a_credential_helper_works_and_is_confined_as_well(
     assert "NoNewPrivs:\t0" not in seen
 
 
-def test_landlock_cannot_be_had_for_a_process_that_mounts(tmp_path: Path) -> None:
-    """The reason for ADR 19; if this ever changes, that decision is to be made again."""
+def test_landlock_forbids_mounts(tmp_path: Path) -> None:
+    """The reason for ADR 19; if this ever changes, reconsider that decision."""
     with (tmp_path / "metadata").open("wb") as out:
         write_erofs(out, directory(), [])
     (tmp_path / "mnt").mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of the daemon are killed, and stop answering, while reads are under way."""
+"""Processes of the daemon die, or stop answering, during reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """An image of many small sectors, so that there is always one under way."""
+    """An image of many small sectors, so that there is always one in flight."""
     reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
     return reference, put_plain_image(
         reference, count=COUNT, sector_bytes=SECTOR, frame_bytes=4 * KiB
@@ -39,7 +39,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
 
 
 def read_all(place: Path, threads: int = 2) -> subprocess.Popen[str]:
-    """Start a process that reads all files, in some threads, and prints what it got."""
+    """Start a process that reads all files, in some threads, and prints its results."""
     code = (
         "import concurrent.futures, hashlib, sys\n"
         "def one(number):\n"
@@ -96,7 +96,7 @@ def test_the_supervisor_dies_and_the_fetcher_takes_its_place(
     assert daemon.status()["fetcher"]["restarts"] == 3
 
 
-def test_a_read_that_waits_outlives_the_supervisor(tmp_path: Path) -> None:
+def test_a_waiting_read_outlives_the_supervisor(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}")
@@ -129,7 +129,7 @@ def test_a_full_run_directory_does_not_end_the_daemon(
             os.kill(supervisor, signal.SIGKILL)
             assert output(daemon.reading(place / "f9")) == many[1].summary(9)
             assert daemon.status()["supervisor"]["pid"] == fetcher
-            assert daemon.supervisor == supervisor  # there was no room to say so
+            assert daemon.supervisor == supervisor  # there was no room to write them
             assert daemon.log("until there is room")
             filler.unlink()
             daemon.wait_supervisor(fetcher)
@@ -159,7 +159,7 @@ def test_all_die_reads_fail_and_the_next_daemon_heals_the_same_mount(
     assert os.stat(place).st_dev == mount_id
 
 
-def test_reads_that_wait_when_all_die_fail(tmp_path: Path) -> None:
+def test_waiting_reads_fail_when_all_die(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}")
@@ -174,7 +174,7 @@ def test_reads_that_wait_when_all_die_fail(tmp_path: Path) -> None:
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 
-def test_reads_that_wait_fail_when_the_daemon_is_told_to_end(tmp_path: Path) -> None:
+def test_waiting_reads_fail_when_the_daemon_stops(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         put_plain_image(f"docker://{reference}")
@@ -198,10 +198,10 @@ def test_a_fetcher_that_hangs_is_replaced(tmp_path: Path, many: tuple[str, Plain
 
 
 @pytest.mark.parametrize("frozen", ["supervisor", "both"])
-def test_who_was_frozen_longer_than_its_fetcher_may_hang_does_not_end_it(
+def test_a_thawed_supervisor_does_not_kill_its_fetcher(
     tmp_path: Path, many: tuple[str, PlainImage], frozen: str
 ) -> None:
-    """As by the freezer of a container runtime, or with the whole machine."""
+    """The freezer of a container runtime, or of the whole machine, does that."""
     with Daemon(tmp_path, "--health", "2") as daemon:
         place = daemon.mount(many[0])
         supervisor, fetcher = daemon.supervisor, daemon.fetcher
@@ -226,7 +226,7 @@ def test_more_reads_than_the_channel_holds_wait_for_a_fetcher_that_is_slow(
     os.kill(fetcher, signal.SIGSTOP)
     reader = read_all(place, threads=COUNT)
     opened = Path(f"/proc/{daemon.supervisor}/fd")
-    daemon.wait(lambda: len(os.listdir(opened)) > COUNT)  # each read that waits is an open file
+    daemon.wait(lambda: len(os.listdir(opened)) > COUNT)  # each waiting read is an open file
     os.kill(fetcher, signal.SIGCONT)
     assert got(reader) == expected(many[1])
     assert daemon.fetcher == fetcher
@@ -242,7 +242,7 @@ def test_a_command_that_asks_while_the_fetcher_dies_is_answered(daemon: Daemon) 
         assert ran.json["fetcher"]["pid"] != pid
 
 
-def test_what_was_present_needs_no_daemon(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
+def test_present_sectors_need_no_daemon(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
     place = daemon.mount(many[0])
     assert daemon.run("fetch", "--all", place).code == 0
     daemon.end_all(signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_what_was_present_needs_no_daemon(daemon: Daemon, many: tuple[str, Plain
     assert len(tree_of(place)) == COUNT + 1
 
 
-def test_a_mount_that_is_under_way_when_the_fetcher_dies_is_made(tmp_path: Path) -> None:
+def test_a_mount_in_progress_survives_the_fetcher(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}")
@@ -266,14 +266,14 @@ def test_a_mount_that_is_under_way_when_the_fetcher_dies_is_made(tmp_path: Path)
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 
-def test_a_mount_that_was_made_when_the_fetcher_died_is_not_made_twice(
+def test_a_finished_mount_is_not_repeated_after_the_fetchers_death(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
     place = daemon.scratch / "mnt"
     place.mkdir()
     asked = {"image": many[0], "directory": str(place)}
     answer = daemon.client.post("/mount", **asked, command="first")
-    os.kill(daemon.fetcher, signal.SIGKILL)  # and nobody was told
+    os.kill(daemon.fetcher, signal.SIGKILL)  # and nobody has learned of it
     again = daemon.client.post("/mount", **asked, command="first")
     assert (again["mountpoint"], again["digest"]) == (answer["mountpoint"], answer["digest"])
     assert [mount.place for mount in read_mountinfo()].count(os.fsencode(place)) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources that fail while reads wait: what is waited for, what is tried instead, what is EIO."""
+"""Sources fail while reads wait: reads wait on, get bytes from elsewhere, or get EIO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.retry import LAST_RETRY_S
+from firstread.fetch.retry import LAST_RETRY_S
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
@@ -42,7 +42,7 @@ def waiting(daemon: Daemon, count: int) -> None:
     daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == count)
 
 
-def test_a_registry_that_goes_is_waited_for_and_other_mounts_do_not_feel_it(
+def test_reads_wait_for_a_lost_registry_and_other_mounts_do_not_notice(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     with DockerRegistry() as registry:
@@ -88,13 +88,14 @@ def test_a_read_fails_after_the_stall_limit_and_the_log_says_which(tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", ["read", "random", "mmap"])
-def test_a_read_that_fails_is_waited_for_once(tmp_path: Path, how: str) -> None:
-    """The kernel asks again for what was denied, and each time it would wait as long."""
+def test_a_failing_read_waits_once(tmp_path: Path, how: str) -> None:
+    """The kernel repeats a denied read, and each repetition would wait as long."""
     with Daemon(tmp_path, "--stall", "1") as daemon, DockerRegistry() as registry:
         reference, image = put(registry, sector_bytes=64 * KiB)
         place = daemon.mount(reference)
         registry.stop()
-        # Readahead goes from one sector to the next; others wait for the page of the first reader.
+        # Readahead crosses from one sector to the next; others wait for the page of the first
+        # reader.
         readers = [daemon.reading(place / "f3", 0, 4096, how) for _ in range(4)]
         for reader in readers:
             assert reader.communicate(timeout=PATIENCE_S)[0] in (f"{EIO}\n", "")  # or SIGBUS
@@ -106,7 +107,7 @@ def test_a_read_that_fails_is_waited_for_once(tmp_path: Path, how: str) -> None:
         assert output(daemon.reading(place / "f3", 0, 4096, how)) == image.summary(3, 0, 4096)
 
 
-def test_readahead_over_several_sectors_is_waited_for_once(tmp_path: Path) -> None:
+def test_failing_readahead_over_several_sectors_waits_once(tmp_path: Path) -> None:
     with Daemon(tmp_path, "--stall", "1") as daemon, DockerRegistry() as registry:
         reference = f"{registry.host}/lazy/big:1"
         size = 16 * KiB
@@ -169,7 +170,7 @@ def test_a_registry_that_is_slow_to_answer_holds_up_nobody_else(
 
 
 @pytest.mark.parametrize("fault", ["hangup 30000", "status 503", "status 429 Retry-After=0"])
-def test_an_answer_that_breaks_off_is_no_failed_read(
+def test_a_broken_answer_fails_no_read(
     daemon: Daemon, scripted: ScriptedRegistry, fault: str
 ) -> None:
     reference, image = put(scripted)
@@ -252,7 +253,7 @@ def test_a_sector_whose_registry_is_gone_comes_from_another_image_that_has_it(
         assert output(readers[1]) == image.summary(6)
         errors = daemon.mounted(second)["fetch_errors"]
         assert output(daemon.reading(second / "f0", how="random")) == image.summary(4)
-        # The one that is down is not asked first.
+        # The fetcher does not ask the dead one first.
         assert daemon.mounted(second)["fetch_errors"] == errors
         assert readers[0].poll() is None  # only the first has it
         registry.restart()
@@ -274,7 +275,7 @@ def test_the_same_image_from_two_registries_survives_one(
         )
 
 
-def test_who_is_unmounted_leaves_the_reads_of_another_to_it(
+def test_unmounting_an_image_leaves_shared_reads_to_the_other(
     daemon: Daemon, scripted: ScriptedRegistry
 ) -> None:
     with ScriptedRegistry() as second:
@@ -283,13 +284,13 @@ def test_who_is_unmounted_leaves_the_reads_of_another_to_it(
         first, place = daemon.mount(reference, "first"), daemon.mount(other, "second")
         scripted.script("GET /blobs/ slow 30 x8")
         readers = [daemon.reading(place / f"f{number}", how="random") for number in (2, 5)]
-        waiting(daemon, 2)  # for the first: it is asked for what both have
+        waiting(daemon, 2)  # for the first: the fetcher asks it for the shared sectors
         assert daemon.run("umount", first).code == 0
         assert [output(reader) for reader in readers] == [image.summary(2), image.summary(5)]
         assert daemon.mounted(place)["failed_reads"] == 0
 
 
-def test_who_is_unmounted_leaves_what_another_completes_to_it(
+def test_unmounting_an_image_leaves_shared_completion_to_the_other(
     daemon: Daemon, scripted: ScriptedRegistry
 ) -> None:
     reference, _ = put(scripted)
@@ -298,7 +299,7 @@ def test_who_is_unmounted_leaves_what_another_completes_to_it(
     first, place = daemon.mount(reference, "first"), daemon.mount(other, "second")
     scripted.script("GET /blobs/ status 503 x4")
     daemon.client.post("/pin", directory=str(place))
-    daemon.wait(lambda: not scripted.unused())  # so that all are queued for half a second or more
+    daemon.wait(lambda: not scripted.unused())  # so that all stay queued for half a second or more
     daemon.client.post("/umount", directory=str(first), lazy=False)
     daemon.wait(lambda: daemon.mounted(place)["self_sufficient"])
 
@@ -312,7 +313,7 @@ def test_a_mount_that_was_fetched_whole_needs_no_registry(daemon: Daemon) -> Non
         assert fetched.code == 0, fetched
         assert fetched.json["self_sufficient"]
         assert fetched.json["pinned"]
-        # Neighbours are fetched together: fewer requests than sectors.
+        # One request fetches neighbours together: fewer requests than sectors.
         assert registry.counts.requests_of("/blobs/") == fetched.json["requests"] < 8
         assert fetched.json["requests_by_cause"] == {"completion": fetched.json["requests"]}
         registry.stop()
@@ -336,9 +337,7 @@ def test_fetching_goes_on_when_the_registry_is_back(daemon: Daemon) -> None:
         daemon.wait(lambda: daemon.mounted(place)["self_sufficient"])
 
 
-def test_what_cannot_be_fetched_ends_the_command(
-    daemon: Daemon, scripted: ScriptedRegistry
-) -> None:
+def test_a_failed_fetch_ends_the_command(daemon: Daemon, scripted: ScriptedRegistry) -> None:
     reference, _ = put(scripted)
     place = daemon.mount(reference)
     scripted.script("GET /blobs/ status 404 x1000")
@@ -347,12 +346,12 @@ def test_what_cannot_be_fetched_ends_the_command(
     assert "sectors cannot be fetched" in ran.stderr
 
 
-def test_what_another_image_is_charged_with_ends_the_command_too(
+def test_a_failure_charged_to_another_image_ends_the_command_too(
     daemon: Daemon, scripted: ScriptedRegistry
 ) -> None:
     reference, _ = put(scripted)
     other = f"{scripted.host}/lazy/other:1"
-    put_plain_image(f"docker://{other}", count=4, first=4)  # f4 … f7, which the first one has too
+    put_plain_image(f"docker://{other}", count=4, first=4)  # f4 … f7, which the first one also has
     daemon.mount(reference, "first")
     place = daemon.mount(other, "second")
     scripted.script("GET /blobs/ status 404 x1000")
@@ -362,7 +361,7 @@ def test_what_another_image_is_charged_with_ends_the_command_too(
     assert daemon.mounted(place)["fetch_errors"]
 
 
-def test_a_fetch_without_a_terminal_says_how_far_it_is(
+def test_a_fetch_without_a_terminal_reports_progress(
     daemon: Daemon, plain: tuple[str, PlainImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("firstread.cli.fetch.INTERVAL_S", 0.0)

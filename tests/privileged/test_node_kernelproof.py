@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon on a kernel that shows zeros where data is missing, which this one only plays."""
+"""A daemon on a kernel that shows zeros for missing data; this kernel only simulates that."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.kernelproof import RECORD
-from firstread.node.mounts import mounted_erofs
+from firstread.mounts.kernelproof import RECORD
+from firstread.mounts.table import mounted_erofs
 from firstread.testing.daemon import Daemon
 from firstread.testing.patience import PATIENCE_S
 
 pytestmark = pytest.mark.privileged
 
-# The end of a sector file reads as zeros here because the file is filled up with them.
+# The test fills the file up with zeros, so its end reads as zeros.
 ZERO_FILLING = """
 import sys
 from firstread.cli.main import main
@@ -33,7 +33,7 @@ main()
 
 def test_a_daemon_refuses_to_start_where_missing_data_reads_as_zeros(tmp_path: Path) -> None:
     options = ["daemon", "--root", str(tmp_path / "root"), "--run-dir", str(tmp_path / "run")]
-    for _ in range(2):  # a refusal is not remembered as a proof
+    for _ in range(2):  # a refusal records no proof
         ran = subprocess.run(
             [sys.executable, "-c", ZERO_FILLING, *options],
             capture_output=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials for the life of a mount: they change, end and come back, and are seen nowhere."""
+"""Credentials for the life of a mount change, expire and come back, and show up nowhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEW = "open barley"
 def registry(
     auth: str, *, redirect: bool = False, says: str = "as the script says"
 ) -> Iterator[tuple[ScriptedRegistry, str, PlainImage]]:
-    """Give a registry that wants a login, the name of an image in it, and the image."""
+    """Yield a registry that wants a login, the name of an image in it, and the image."""
     with ScriptedRegistry(auth=auth, redirect=redirect, says=says) as running:
         with ScriptedRegistry() as open_one:
             image = put_plain_image(f"docker://{open_one.host}/lazy/plain:1")
@@ -49,7 +49,7 @@ def registry(
 
 
 def write_login(directory: Path, host: str, **entry: str) -> None:
-    """Put the credentials of `host` into a directory, at once."""
+    """Put the credentials of `host` into a directory, atomically."""
     directory.mkdir(exist_ok=True)
     path = directory / (host.replace(":", "_") + "_.json")
     scratch = path.with_suffix(".new")
@@ -68,7 +68,7 @@ def test_a_password_changes_while_the_image_is_mounted(tmp_path: Path, auth: str
         place = daemon.mount(name)
         assert output(daemon.reading(place / "f0", 0, SECTOR)) == image.summary(0, 0, SECTOR)
 
-        if auth == "token":  # the tokens of these tests let anyone pull; the old ones do not
+        if auth == "token":  # the tokens of these tests let anybody pull; the old ones do not
             server.script("GET /token status 401 x5")
         server.change_password(NEW)
         reader = daemon.reading(place / "f3", 0, SECTOR)
@@ -88,14 +88,14 @@ def test_a_denial_that_lasts_longer_than_any_other_error_may(tmp_path: Path) -> 
         assert daemon.mounted(place)["failed_reads"] == 0
 
 
-def test_a_login_that_is_not_put_right_fails_after_the_stall_limit(tmp_path: Path) -> None:
+def test_a_wrong_login_fails_after_the_stall_limit(tmp_path: Path) -> None:
     with registry("") as (server, name, _), Daemon(tmp_path, "--stall", "1") as daemon:
         place = daemon.mount(name)
         server.script("GET /blobs/ status 401 x999")
         assert output(daemon.reading(place / "f0")) == "errno 5"
 
 
-def test_tokens_end_while_the_image_is_mounted(tmp_path: Path) -> None:
+def test_tokens_expire_while_the_image_is_mounted(tmp_path: Path) -> None:
     with registry("token") as (server, name, image), Daemon(tmp_path) as daemon:
         place = daemon.mount(name)
         for number in range(4):
@@ -105,7 +105,7 @@ def test_tokens_end_while_the_image_is_mounted(tmp_path: Path) -> None:
         assert daemon.mounted(place)["fetch_errors"] == 0
 
 
-def test_a_signed_address_ends_while_the_image_is_mounted(tmp_path: Path) -> None:
+def test_a_signed_address_expires_while_the_image_is_mounted(tmp_path: Path) -> None:
     with registry("", redirect=True) as (server, name, image), Daemon(tmp_path) as daemon:
         place = daemon.mount(name)
         server.seen.clear()
@@ -115,7 +115,7 @@ def test_a_signed_address_ends_while_the_image_is_mounted(tmp_path: Path) -> Non
             said = output(daemon.reading(place / f"f{number}", 0, SECTOR))
             assert said == image.summary(number, 0, SECTOR)
         assert server.unused() == []
-        assert len(server.asked("/v2/")) == 3  # once at first, and once for each that had ended
+        assert len(server.asked("/v2/")) == 3  # once at first, and once for each expired one
         assert daemon.mounted(place)["failed_reads"] == 0
 
 
@@ -148,7 +148,7 @@ def test_a_password_on_stdin_outlives_the_fetcher_but_not_the_daemon(tmp_path: P
         assert daemon.mounted(place)["failed_reads"] == 0
 
 
-def test_a_login_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+def test_a_refused_login_changes_nothing(tmp_path: Path) -> None:
     options = ("--username", USERNAME, "--password-stdin")
     with registry("basic") as (server, name, image), Daemon(tmp_path) as daemon:
         for scope in (server.host, f"{server.host}/lazy/plain"):
@@ -164,11 +164,11 @@ def test_a_login_that_is_refused_changes_nothing(tmp_path: Path) -> None:
         server.script("")
         daemon.end_all(signal.SIGTERM)
         assert daemon.tell("wrong", "login", server.host, *options).code == 4
-        assert not daemon.client.alive()  # it was not worth a daemon
+        assert not daemon.client.alive()  # no daemon was started for it
 
 
 def test_an_error_names_the_files_of_the_daemon(tmp_path: Path) -> None:
-    """Which are others than those of a command that works."""
+    """They differ from those of a successful command."""
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     for directory in (theirs, ours):
         directory.mkdir()
@@ -233,7 +233,7 @@ def test_a_password_on_stdin_is_left_with_systemd(tmp_path: Path) -> None:
 def test_a_helper_gives_another_password_while_the_image_is_mounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Docker's config.json names a helper, as that of a cloud with passwords for hours."""
+    """Docker's config.json names a helper, like that of a cloud whose passwords last hours."""
     secret = tmp_path / "secret"
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -255,7 +255,7 @@ def test_a_helper_gives_another_password_while_the_image_is_mounted(
         secret.write_text(NEW)
         assert output(daemon.reading(place / "f3", 0, SECTOR)) == image.summary(3, 0, SECTOR)
         mount = daemon.mounted(place)
-        assert (mount["failed_reads"], mount["fetch_errors"]) == (0, 0)  # looked up on the 401
+        assert (mount["failed_reads"], mount["fetch_errors"]) == (0, 0)  # asked on the 401
 
 
 def test_a_wrong_password_is_not_kept(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ SECRETS = {
 
 
 def found_in(text: bytes) -> list[str]:
-    """Return which secrets are in `text`, as they are or in base64 at any alignment."""
+    """Return the secrets in `text`, plain or in base64 at any alignment."""
     found = []
     for name, secret in SECRETS.items():
         forms = [secret.encode(), secret.replace(" ", "+").encode()]
@@ -303,7 +303,7 @@ def test_secrets_are_found_by_the_test_itself() -> None:
 
 
 def test_no_secret_is_written_or_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything fails that can, at the level DEBUG, and the registry repeats what it was shown."""
+    """Everything that can fail does, at level DEBUG, and the registry echoes what it received."""
     monkeypatch.setenv("http_proxy", f"http://me:{SECRETS['proxy']}@proxy.invalid:1")
     says = f"you sent {PASSWORD}, {NEW}, {SECRETS['header']} and Bearer {TOKEN_PREFIX}1"
     state = tmp_path / "state"

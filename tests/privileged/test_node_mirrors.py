@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mounts whose registry has mirrors: what fails, and what a read notices of it."""
+"""Mounts whose registry has mirrors: failures, and their effect on reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from firstread.snapshotter.images import DaemonImages
+from firstread.snapshotter.lazyimages import DaemonImages
 from firstread.testing.certificates import make_certificate
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -30,7 +30,7 @@ BLOBS = "/blobs/"
 
 @dataclass
 class Site:
-    """A registry, its mirrors, and a daemon that knows of them."""
+    """A registry, its mirrors, and a daemon that uses them."""
 
     server: ScriptedRegistry
     mirrors: list[ScriptedRegistry]
@@ -52,7 +52,7 @@ class Site:
         return {e["endpoint"]: e for e in self.daemon.status()["endpoints"]}
 
     def asked(self) -> list[int]:
-        """Return how often each mirror, and then the server, was asked for blobs."""
+        """Return how many blob requests each mirror, and then the server, has received."""
         return [len(registry.asked(BLOBS)) for registry in (*self.mirrors, self.server)]
 
 
@@ -67,15 +67,15 @@ def site(
     sectors: int = 8,
     **options: Any,
 ) -> Iterator[Site]:
-    """Give a site; its `options` are those of the server.
+    """Yield a site; its `options` are those of the server.
 
     Args:
         scratch: an empty directory.
         mirrors: how many.
-        tls: of the mirrors; nobody trusts their certificate by himself.
+        tls: of the mirrors; nobody trusts their certificate by default.
         settings: lines of each mirror in ``hosts.toml``.
         config: of the daemon, in TOML.
-        sectors: of the image, each with one file.
+        sectors: number of sectors of the image, each with one file.
         options: of the server.
     """
     with ExitStack() as stack:
@@ -109,7 +109,7 @@ def test_a_mirror_breaks_off_in_the_middle_of_a_sector(tmp_path: Path) -> None:
         begins = [int(r.seen[0].headers["Range"][6:].split("-")[0]) for r in (first, second)]
         went_on = int(it.server.seen[0].headers["Range"][6:].split("-")[0])
         assert begins[1] - begins[0] == 100_000
-        assert went_on - begins[1] == 50_000  # not one byte was asked for twice
+        assert went_on - begins[1] == 50_000  # no byte was requested twice
         mount = it.daemon.mounted(place)
         assert (mount["failed_reads"], mount["fetch_errors"]) == (0, 0)
         assert mount["source"] == it.server.host
@@ -145,24 +145,24 @@ def test_the_server_is_gone_and_the_mirror_serves_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["flip 5000", "wrong-range", "ignore-range", "status 404"])
-def test_a_mirror_with_wrong_content_is_left_for_the_blob(tmp_path: Path, fault: str) -> None:
+def test_a_mirror_with_wrong_content_is_avoided_for_the_blob(tmp_path: Path, fault: str) -> None:
     with site(tmp_path) as it:
         place = it.mount()
         it.mirrors[0].script(f"GET /blobs/ {fault} x99")
         for number in range(8):
             it.read(place, number)
         asked_mirror, asked_server = it.asked()
-        assert 1 <= asked_mirror <= 4  # as many as were under way together
+        assert 1 <= asked_mirror <= 4  # as many as were in flight together
         assert asked_server >= 1
         assert it.daemon.mounted(place)["failed_reads"] == 0
 
 
-def test_a_read_does_not_wait_for_an_endpoint_that_is_late(tmp_path: Path) -> None:
-    """The limits are longer than the test may take: only a second request can save the read."""
+def test_a_read_does_not_wait_for_a_late_endpoint(tmp_path: Path) -> None:
+    """The time limits exceed the test's: only a second request can save the read."""
     config = "[registry]\nhedge_share = 0.2\nfirst_byte_timeout_s = 900\n"
     with site(tmp_path, config=config, sectors=32) as it:
         place = it.mount()
-        for number in range(31, 5, -1):  # backwards, so that each is a request of its own
+        for number in range(31, 5, -1):  # backwards, so that each is a separate request
             it.read(place, number)
         it.mirrors[0].script("GET /blobs/ blackhole 60 x9")
         it.read(place, 1)

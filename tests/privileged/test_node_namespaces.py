@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands and daemons in mount namespaces of their own: what is not seen is no success."""
+"""Commands and daemons in separate mount namespaces: an invisible mount is a failure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.mounts import mounted_erofs
-from firstread.node.namespace import mount_namespace
+from firstread.control.namespace import mount_namespace
+from firstread.mounts.table import mounted_erofs
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.patience import PATIENCE_S
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.privileged
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon in a mount namespace of its own, where nothing propagates out of."""
+    """A daemon in its own mount namespace, out of which nothing propagates."""
     unshare = ("unshare", "--mount", "--propagation", "private")
     with Daemon(tmp_path_factory.mktemp("apart"), command=unshare) as running:
         yield running
@@ -55,7 +55,7 @@ def mounts_of(daemon: Daemon) -> list[str]:
     return [mount["mountpoint"] for mount in daemon.status()["mounts"]]
 
 
-def test_a_command_does_not_succeed_where_its_mount_is_not_seen(
+def test_a_command_fails_where_it_cannot_see_its_mount(
     apart: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = apart.scratch / "host"
@@ -74,7 +74,7 @@ def test_a_command_does_not_succeed_where_its_mount_is_not_seen(
     assert theirs in checks["mount namespace"]["detail"]
 
 
-def test_a_command_in_the_namespace_of_the_daemon_is_as_always(
+def test_a_command_in_the_daemons_namespace_works_as_always(
     apart: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = apart.scratch / "inside"
@@ -98,8 +98,8 @@ def test_a_mount_for_a_command_elsewhere_is_not_left_on_the_host(
     assert str(place) not in mounted_erofs()
 
 
-def test_what_propagates_is_seen(near: Daemon, plain: tuple[str, PlainImage]) -> None:
-    """As in a DaemonSet: a namespace of its own, to which mounts of the host propagate."""
+def test_a_propagated_mount_is_seen(near: Daemon, plain: tuple[str, PlainImage]) -> None:
+    """A DaemonSet has its own namespace, to which mounts of the host propagate."""
     shared = near.scratch / "shared"
     shared.mkdir()
     subprocess.run(["mount", "--bind", shared, shared], check=True)
@@ -116,7 +116,9 @@ def test_what_propagates_is_seen(near: Daemon, plain: tuple[str, PlainImage]) ->
         subprocess.run(["umount", shared], check=True)
 
 
-def test_a_copy_of_a_mount_that_stays_is_told(near: Daemon, plain: tuple[str, PlainImage]) -> None:
+def test_a_remaining_copy_of_a_mount_is_reported(
+    near: Daemon, plain: tuple[str, PlainImage]
+) -> None:
     place = near.mount(plain[0], "copied")
     code, _, said = elsewhere(near, f"fr umount {place} $at")
     assert code == 5
@@ -124,7 +126,7 @@ def test_a_copy_of_a_mount_that_stays_is_told(near: Daemon, plain: tuple[str, Pl
     near.wait(lambda: mounts_of(near) == [])
 
 
-def test_a_directory_that_is_only_here(near: Daemon, plain: tuple[str, PlainImage]) -> None:
+def test_a_directory_of_this_namespace_only(near: Daemon, plain: tuple[str, PlainImage]) -> None:
     hidden = near.scratch / "hidden"
     hidden.mkdir()
     hide = f"mount -t tmpfs none {hidden} && mkdir {hidden}/only"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies of mounts: how long a read waits, and what becomes of wrong bytes."""
+"""Policies of mounts: how long a read waits, and what happens to wrong bytes."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def records(daemon: Daemon) -> list[Path]:
     return sorted((daemon.root / "mounts").iterdir())
 
 
-def test_policies_are_kept_whatever_happens_to_the_daemon(
-    daemon: Daemon, plain: tuple[str, PlainImage]
-) -> None:
+def test_policies_survive_the_daemon(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     options = ("--stall", "7.5", "--on-corruption", "quarantine", "--require", "lazy")
     one = daemon.mount(plain[0], "one", *options)
     other = daemon.mount(plain[0], "other", "--stall", "3")
@@ -69,7 +67,7 @@ def test_policies_are_kept_whatever_happens_to_the_daemon(
     check()
 
 
-def test_what_was_not_asked_for_follows_the_configuration(
+def test_unset_policies_follow_the_configuration(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     config = tmp_path / "config.toml"
@@ -109,7 +107,7 @@ def using(place: Path) -> Iterator[None]:
             user.kill()
 
 
-def test_what_was_unmounted_at_a_place_has_no_say_in_what_is_mounted_there_now(
+def test_an_unmounted_image_has_no_say_in_its_successor(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
     reference, image = put(registry)
@@ -120,7 +118,7 @@ def test_what_was_unmounted_at_a_place_has_no_say_in_what_is_mounted_there_now(
             assert daemon.run("umount", "--lazy", place).code == 0
             daemon.mount(reference, name, "--stall", "60")
             if json.loads(records(daemon)[-1].read_bytes()).get("detached"):
-                break  # the next fetcher reads that one last
+                break  # the next fetcher reads that record last
             assert daemon.run("umount", place).code == 0
             stack.close()
             daemon.wait(lambda: not records(daemon))
@@ -135,7 +133,7 @@ def test_what_was_unmounted_at_a_place_has_no_say_in_what_is_mounted_there_now(
         assert output(reader) == image.summary(1)
 
 
-def test_a_sector_of_two_mounts_is_waited_for_as_the_more_patient_one_says(
+def test_a_sector_of_two_mounts_follows_the_more_patient_policy(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
     reference, image = put(registry)
@@ -156,7 +154,7 @@ def test_wrong_bytes_are_kept_with_their_origin_and_fetched_again(
 ) -> None:
     reference, image = put(registry)
     place = daemon.mount(reference, "mnt", "--on-corruption", "quarantine")
-    # Behind the frame table, in the first frame of whatever is asked for first.
+    # After the frame table, in the first frame of the first request.
     registry.script("GET /blobs/ flip 1000 x2")
     assert output(daemon.reading(place / "f2")) == image.summary(2)
     (path,) = quarantined(daemon)  # the same bytes twice
@@ -172,7 +170,7 @@ def test_wrong_bytes_are_kept_with_their_origin_and_fetched_again(
     assert daemon.mounted(place)["failed_reads"] == 0
 
 
-def test_without_it_wrong_bytes_are_only_fetched_again(
+def test_without_quarantine_wrong_bytes_are_only_fetched_again(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
     reference, image = put(registry)
@@ -182,7 +180,7 @@ def test_without_it_wrong_bytes_are_only_fetched_again(
     assert quarantined(daemon) == []
 
 
-def test_wrong_bytes_fail_a_read_at_once_if_they_are_to(
+def test_wrong_bytes_fail_a_read_at_once_if_the_policy_says_so(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
     reference, image = put(registry)
@@ -190,7 +188,7 @@ def test_wrong_bytes_fail_a_read_at_once_if_they_are_to(
     registry.script("GET /blobs/ flip 1000 x1")
     before = len(registry.asked("GET /v2/lazy/plain/blobs"))
     assert output(daemon.reading(place / "f2", how="random")) in (EIO, image.summary(2))
-    # What readahead asked for fails; the kernel asks for the page that is needed once more.
+    # Readahead fails; the kernel then asks once more for the single page that it needs.
     assert daemon.mounted(place)["failed_reads"] >= 1
     assert len(registry.asked("GET /v2/lazy/plain/blobs")) - before <= 2
     registry.script("GET /blobs/ flip 1000 x1000")
@@ -217,7 +215,7 @@ def test_an_ordinary_image_is_refused_either_way(
     "arguments",
     [("--stall", "-1"), ("--stall", "soon"), ("--on-corruption", "ignore"), ("--require", "eager")],
 )
-def test_policies_that_there_are_not(machine: Machine, arguments: tuple[str, ...]) -> None:
+def test_unknown_policies(machine: Machine, arguments: tuple[str, ...]) -> None:
     done = machine.call("mount", *arguments, "oci:/nowhere:1", "/mnt")
     assert done.returncode == 2
     assert arguments[0] in done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other users of the machine: what they cannot reach, and what they could have planted."""
+"""Other users of the machine can neither reach a daemon nor plant anything for it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def connected_as_nobody(socket_path: Path) -> str:
 
 
 def start(root: Path, run_dir: Path) -> tuple[int, str]:
-    """Run a daemon that is to refuse; return its exit code and what it said."""
+    """Run a daemon that must refuse; return its exit code and its message."""
     done = firstread("daemon", "--root", root, "--run-dir", run_dir)
     return done.code, done.stderr
 
@@ -83,7 +83,7 @@ def test_only_root_has_a_way_to_the_socket(daemon: Daemon) -> None:
     assert daemon.client.alive()
 
 
-def test_all_that_a_daemon_makes_is_private(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+def test_a_daemon_creates_only_private_files(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     place = daemon.mount(plain[0])
     assert daemon.run("fetch", "--all", place).code == 0
     for top in (daemon.root, daemon.run_dir):
@@ -115,7 +115,7 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path, which: str) -> N
 @pytest.mark.parametrize(
     ("owner", "mode", "words"),
     [
-        (NOBODY, 0o755, "user 65534, to whom {} belongs, could replace"),
+        (NOBODY, 0o755, "user 65534, the owner of {}, could replace"),
         (0, 0o777, "others can write to {} (mode 0777), and replace"),
     ],
     ids=["of another user", "open to all"],
@@ -138,7 +138,7 @@ def test_a_directory_below_that_of_another_user_is_refused(
     where = [str(tmp_path / "at")] if verb == "mount" else []
     options = ["--root", str(places["root"]), "--run-dir", str(places["run"])]
     options += ["--address", str(places["run"] / "x.sock")] if verb == "snapshotter" else []
-    done = subprocess.run(  # what should refuse to be a daemon would be one for ever
+    done = subprocess.run(  # a daemon that fails to refuse would run for ever
         program(*verb.split(), *options, *image, *where),
         capture_output=True,
         text=True,
@@ -150,8 +150,8 @@ def test_a_directory_below_that_of_another_user_is_refused(
     assert sorted(theirs.rglob("*")) == before
 
 
-def test_a_sticky_directory_of_all_will_do(tmp_path: Path) -> None:
-    """As /tmp is one: only who owns what is in it can rename that."""
+def test_a_sticky_directory_is_accepted(tmp_path: Path) -> None:
+    """In a directory like /tmp only the owner of an entry can rename it."""
     (tmp_path / "all").mkdir()
     (tmp_path / "all").chmod(0o1777)
     with Daemon(tmp_path / "all") as daemon:
@@ -163,7 +163,7 @@ NO_MORE = ["setpriv", "--bounding-set=-sys_resource"]
 
 
 @pytest.mark.skipif("CAP_SYS_RESOURCE" not in available(), reason="needs CAP_SYS_RESOURCE")
-def test_few_open_files_are_made_more(tmp_path: Path) -> None:
+def test_a_low_limit_of_open_files_is_raised(tmp_path: Path) -> None:
     """The daemon's own descriptors have numbers of 1000 and more."""
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
     done = subprocess.run(
@@ -172,13 +172,13 @@ def test_few_open_files_are_made_more(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "cannot read" in done.stderr  # the daemon says so: it is there
+    assert "cannot read" in done.stderr  # the daemon says so: it runs
     assert firstread("status", "--run-dir", tmp_path / "run").code == 0
     pid = int((tmp_path / "run/daemon.pid").read_text())
     os.kill(pid, signal.SIGTERM)
 
 
-def test_too_few_open_files_are_named(tmp_path: Path) -> None:
+def test_too_low_a_limit_of_open_files_is_named(tmp_path: Path) -> None:
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
     done = subprocess.run(
         [*NO_MORE, *FEW_FILES, *program("daemon", *places)],
@@ -192,7 +192,7 @@ def test_too_few_open_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_socket_of_another_user_is_no_daemon(tmp_path: Path) -> None:
-    """Who listens there could be told a password."""
+    """A command could send its listener a password."""
     (tmp_path / "run").mkdir()
     path = tmp_path / "run/control.sock"
     for directory in (tmp_path, *tmp_path.parents[:-2]):
@@ -260,7 +260,7 @@ def test_nothing_planted_below_the_root_is_followed(tmp_path: Path, name: str) -
 def test_names_of_other_mounts_do_not_confuse_a_daemon(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
-    """The kernel writes them to mountinfo nearly as they are, and other users can choose them."""
+    """The kernel writes them to mountinfo nearly unchanged, and other users can choose them."""
     odd = tmp_path / "a\vb\rc\x1cd\u2028 - erofs e"
     odd.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", odd], check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many reads that wait for one image, of readers that live and of such as were killed."""
+"""Many waiting reads of one image, by live readers and by killed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.held import LEAST
+from firstread.fetch.reads import LEAST
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.pagereader import Pages
@@ -30,7 +30,7 @@ SECTOR = 4 * MiB
 def mounted(
     scratch: Path, *options: str
 ) -> Iterator[tuple[Daemon, ScriptedRegistry, Path, Path, PlainImage]]:
-    """Give a daemon with few descriptors, a registry, and an image of it that is mounted."""
+    """Yield a daemon with few descriptors, a registry, and a mounted image from it."""
     with (
         ScriptedRegistry() as registry,
         Daemon(scratch, *options, command=("prlimit", f"--nofile={NOFILE}:{NOFILE}")) as daemon,
@@ -56,7 +56,7 @@ def test_reads_of_killed_readers_do_not_stay(tmp_path: Path) -> None:
         before = [descriptors(pid) for pid in (daemon.supervisor, daemon.fetcher)]
         pages = Pages(place / "f0", expected, 0, 200)
         daemon.wait(lambda: waiting(daemon) == 200)
-        # All events are of one sector: one file for all of them in the fetcher.
+        # All events are for one sector: the fetcher has one file for all of them.
         assert descriptors(daemon.fetcher) < before[1] + 50
         pages.kill()
         daemon.wait(lambda: waiting(daemon) == 0)
@@ -71,7 +71,7 @@ def test_an_image_with_very_many_live_readers_leaves_room_for_others(
         other = daemon.mount(plain[0], "other")
         registry.script("GET /blobs/ slow 600 x1000")
         pages = [Pages(place / "f0", expected, 300 * n, 300) for n in range(3)]
-        # Those beyond half of the room have failed; more that come are denied, too.
+        # Reads beyond half of the room have failed; the fetcher denies further ones, too.
         daemon.wait(lambda: daemon.mounted(place)["failed_reads"] >= 900 - ROOM / 2 - 1)
         assert abs(waiting(daemon) - ROOM / 2) <= LEAST
         assert "take the room of others" in daemon.mounted(place)["last_error"]
@@ -84,8 +84,8 @@ def test_an_image_with_very_many_live_readers_leaves_room_for_others(
         daemon.wait(lambda: waiting(daemon) == 0)
 
 
-def test_more_reads_at_once_than_there_is_room_for_wait_and_are_right(tmp_path: Path) -> None:
-    """The supervisor leaves in the kernel what it has no descriptor for."""
+def test_reads_beyond_the_room_wait_and_are_right(tmp_path: Path) -> None:
+    """The supervisor leaves events in the kernel for which it has no descriptor."""
     with mounted(tmp_path, "--health", "120") as (daemon, _, place, expected, _):
         fetcher = daemon.fetcher
         os.kill(fetcher, signal.SIGSTOP)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way to read a cold file gets the right bytes, and makes one fetch."""
+"""Every way to read a cold file gets the right bytes with one fetch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_o_direct_is_refused_as_the_kernel_does_for_a_file_backed_mount(
 
 
 def test_programs_run_and_libraries_are_loaded(daemon: Daemon, tmp_path: Path) -> None:
-    """By the interpreter of the image itself, so that its loader, too, is read from the mount."""
+    """The image's own interpreter runs, so that the mount also serves its loader."""
     program = Path(shutil.which("true") or "/bin/true").resolve()
     listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     libraries = {Path(word).resolve() for word in listed.split() if word.startswith("/")}
@@ -87,7 +87,7 @@ def test_programs_run_and_libraries_are_loaded(daemon: Daemon, tmp_path: Path) -
 
     place = daemon.mount(reference)
     command = [str(place / "loader"), "--library-path", str(place / "lib"), str(place / "true")]
-    # By a shell: Popen itself waits for the exec, and must not do so for a mount of this test.
+    # A shell starts it: Popen itself waits for the exec, and must not wait for this test's mount.
     assert subprocess.run(["sh", "-c", '"$@"', "sh", *command], check=False).returncode == 0
     load = f"import ctypes; print(ctypes.CDLL({str(place / 'lib/libc.so.6')!r}).getpid() > 0)"
     loaded = subprocess.run([sys.executable, "-c", load], capture_output=True, check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the next daemon makes of what the last one has left."""
+"""The next daemon takes over from the last one."""
 
 from __future__ import annotations
 
@@ -57,24 +57,22 @@ def test_a_daemon_that_is_stopped_by_command_leaves_its_mounts_to_the_next(
     ran = daemon.run("daemon", "--stop")
     assert (ran.code, ran.stderr) == (0, "")
     assert ran.stdout == (
-        f"the daemon (process {pid}) has ended; 1 mount stays: start another before what is not"
-        " here is read\n"
+        f"the daemon (process {pid}) has ended; 1 mount stays: start another before anybody"
+        " reads absent data\n"
     )
     assert identify(pid) is None
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
     assert output(daemon.reading(place / "f1")) == EIO
-    daemon.end_all(signal.SIGTERM)  # all that is left is to bury it
+    daemon.end_all(signal.SIGTERM)  # only its exit status is left to collect
     daemon.start()
     assert daemon.run("umount", place).code == 0
     ran = daemon.run("daemon", "--stop")
     assert (ran.code, ran.stdout.count("stay")) == (0, 0)
-    assert daemon.run("umount", place).code == 2  # which starts none
+    assert daemon.run("umount", place).code == 2  # which starts no daemon
     assert not daemon.client.alive()
 
 
-def test_records_of_mounts_that_are_gone_are_forgotten(
-    daemon: Daemon, plain: tuple[str, PlainImage]
-) -> None:
+def test_records_of_lost_mounts_are_removed(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     places = [daemon.mount(plain[0], name) for name in ("stays", "goes")]
     daemon.end_all(signal.SIGKILL)
     unmount(places[1])
@@ -86,9 +84,7 @@ def test_records_of_mounts_that_are_gone_are_forgotten(
     assert daemon.log(f"mount {places[1]} is gone")
 
 
-def test_a_mount_whose_source_is_away_is_taken_over_and_waits_for_it(
-    daemon: Daemon, tmp_path: Path
-) -> None:
+def test_a_mount_without_its_source_is_taken_over_and_waits(daemon: Daemon, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     image = put_plain_image(f"oci:{layout}:latest")
     place = daemon.mount(f"oci:{layout}:latest")
@@ -103,7 +99,7 @@ def test_a_mount_whose_source_is_away_is_taken_over_and_waits_for_it(
     assert output(daemon.reading(place / "f1", how="random")) == image.summary(1)
 
 
-def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
+def test_a_daemon_starts_without_the_files_of_an_image(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
     other = f"oci:{tmp_path}/other:latest"
@@ -123,10 +119,10 @@ def test_an_image_whose_files_are_gone_does_not_keep_the_daemon_from_starting(
     daemon.mount(plain[0], "lost")  # its metadata is fetched again
 
 
-def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
+def test_a_mount_heals_once_the_files_of_its_image_return(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
-    """A fetcher that does not find them must not forget what still stands."""
+    """A fetcher without these files must not forget a standing mount."""
     place = daemon.mount(plain[0])
     daemon.end_all(signal.SIGKILL)
     (config,) = (daemon.root / "images").glob("*/config.json")
@@ -145,7 +141,7 @@ def test_a_mount_is_healed_once_the_files_of_its_image_are_there_again(
 def test_reads_wait_for_a_mount_whose_image_cannot_be_opened_yet(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
-    """Nothing of it goes meanwhile, and nothing is mounted over it."""
+    """Meanwhile nothing removes its files, and nothing is mounted over it."""
     place = daemon.mount(plain[0])
     assert output(daemon.reading(place / "f0", 0, SECTOR)) == plain[1].summary(0, 0, SECTOR)
     before = daemon.fetcher
@@ -200,12 +196,13 @@ def test_reads_wait_while_the_fetcher_has_no_descriptor_left(
                 daemon.wait(lambda: daemon.log("reads wait"))
         assert output(reader) == plain[1].summary(number)
     assert daemon.mounted(place)["failed_reads"] == 0
+    assert not daemon.log("a read fails")
 
 
 def test_reads_wait_while_the_supervisor_has_no_descriptor_left(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
-    """Were they read, the kernel would deny them."""
+    """If the supervisor read them, the kernel would deny them."""
     place = daemon.mount(plain[0])
     with few_descriptors(daemon.supervisor):
         reader = daemon.reading(place / "f0")
@@ -219,9 +216,7 @@ def _line(path: Path) -> str:
     return next(line for line in lines if line.startswith(str(path)))
 
 
-def test_what_a_fetcher_left_half_filled_is_gone_on_with(
-    daemon: Daemon, plain: tuple[str, PlainImage]
-) -> None:
+def test_a_half_filled_sector_is_resumed(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     place = daemon.mount(plain[0])
     assert output(daemon.reading(place / "f2", 0, SECTOR)) == plain[1].summary(2, 0, SECTOR)
     daemon.end_all(signal.SIGKILL)
@@ -239,20 +234,18 @@ def test_what_a_fetcher_left_half_filled_is_gone_on_with(
     assert whole.read_bytes() == content
 
 
-def test_sectors_are_written_to_the_disk_when_it_is_calm(
-    daemon: Daemon, plain: tuple[str, PlainImage]
-) -> None:
-    """Without the owner's write permission a sector outlives a power cut; see the store."""
+def test_sectors_are_flushed_when_it_is_calm(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+    """Sectors without the owner's write permission are flushed; see the store."""
     place = daemon.mount(plain[0])
     assert daemon.run("fetch", "--all", place).code == 0
-    daemon.end_all(signal.SIGKILL)  # before it was calm for long enough
+    daemon.end_all(signal.SIGKILL)  # before it has been calm for long enough
     daemon.start()
     files = [path for path in (daemon.root / "sectors").rglob("*") if path.is_file()]
     assert len(files) == 8
     daemon.wait(lambda: all(path.stat().st_mode & 0o777 == 0o400 for path in files))
 
 
-def test_a_daemon_without_a_fetcher_that_works_ends(daemon: Daemon) -> None:
+def test_a_daemon_without_a_working_fetcher_exits(daemon: Daemon) -> None:
     daemon.end_all(signal.SIGTERM)
     (daemon.root / "sectors/00").rmdir()  # only a fetcher looks into it
     with pytest.raises(Exception, match=r"daemon hung up|no daemon answers"):
@@ -260,7 +253,7 @@ def test_a_daemon_without_a_fetcher_that_works_ends(daemon: Daemon) -> None:
     daemon.wait(lambda: daemon.log("no fetcher starts: giving up"))
 
 
-def test_who_shares_a_mount_changes_only_with_its_record(
+def test_holders_of_a_mount_change_only_with_its_record(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     for holder in ("a", "b"):
@@ -281,7 +274,7 @@ def test_who_shares_a_mount_changes_only_with_its_record(
     assert daemon.status()["mounts"] == []
 
 
-def test_what_somebody_else_has_unmounted_is_given_back_without_complaint(
+def test_a_mount_unmounted_by_others_is_released_without_complaint(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     answer = daemon.client.post("/mount", image=plain[0], holder="a")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node refuses, with one sentence that says what to do, and without leaving a trace."""
+"""Refusals of a node: one sentence that says what to do, and no trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import zstandard
 from firstread.device.erofsmount import unmount
 from firstread.erofs.format import DEVICE_SLOT_SIZE, DEVICE_TABLE
 from firstread.errors import NodeError
-from firstread.node.mounts import mounted_erofs
+from firstread.mounts.table import mounted_erofs
 from firstread.sectors.format import Header, index_offset
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon, drop_caches
@@ -43,7 +43,7 @@ def put(metadata: bytearray, offset: int, layout: str, *values: int) -> None:
 
 
 def index(metadata: bytearray) -> int:
-    """Return where the first row of the sector index is."""
+    """Return the offset of the first row of the sector index."""
     header = Header.unpack(memoryview(metadata))
     return index_offset(header, len(metadata)) + header.blobs * 40
 
@@ -68,7 +68,7 @@ BAD_METADATA: dict[str, Change] = {
 
 
 class Layout:
-    """An OCI layout with one converted image, opened to be changed."""
+    """An OCI layout with one converted image, opened for changes."""
 
     def __init__(self, reference: str) -> None:
         self.path = Path(reference.removeprefix("oci:").removesuffix(":latest"))
@@ -108,7 +108,7 @@ def crafted(source: str, target: Path, change: Change) -> str:
 
 
 def nothing_left(daemon: Daemon) -> None:
-    """Check that a refused mount has left nothing."""
+    """Check that a refused mount has left nothing behind."""
     assert daemon.status()["mounts"] == []
     assert not [place for place in mounted_erofs() if place.startswith(str(daemon.scratch))]
     assert not list((daemon.root / "mounts").iterdir())
@@ -116,7 +116,7 @@ def nothing_left(daemon: Daemon) -> None:
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for tests after which it is as before."""
+    """A daemon for tests that leave it unchanged."""
     with Daemon(tmp_path_factory.mktemp("refusing")) as running:
         yield running
 
@@ -135,7 +135,7 @@ def test_crafted_metadata_is_refused_before_it_is_mounted(
     assert not list((refusing.root / "images").iterdir())
 
 
-# Images that lie about sectors of another one.
+# Images that lie about sectors of another image.
 
 
 def sector_ids(reference: str, count: int = 8) -> list[bytes]:
@@ -148,12 +148,12 @@ def sector_ids(reference: str, count: int = 8) -> list[bytes]:
 def liar(
     true: str, scratch: Path, *, sector_bytes: int = SECTOR, frame_bytes: int = 16 * KiB
 ) -> str:
-    """Return an image that names the sectors of another, where its own blob has something else.
+    """Return an image that names the sectors of another image, but whose blob has other bytes.
 
     Args:
-        true: the other.
+        true: the other image.
         scratch: where to make it.
-        sector_bytes: the size that it gives them.
+        sector_bytes: the size that it claims for them.
         frame_bytes: likewise, of their frames.
     """
     source = f"oci:{scratch}/source:latest"
@@ -183,16 +183,16 @@ def reads_right(daemon: Daemon, place: Path, image: PlainImage, *numbers: int) -
 def test_an_image_is_mounted_beside_one_that_lies_about_its_sizes(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, factor: float
 ) -> None:
-    """Its frame tables prove that it is right; who was mounted first does not matter."""
+    """Its frame tables prove that it is right; the order of mounts does not matter."""
     lies = daemon.mount(liar(plain[0], tmp_path, sector_bytes=int(SECTOR * factor)), "lies")
     place = daemon.mount(plain[0], "true")
     assert daemon.log("lies about sector")
     reads_right(daemon, place, plain[1], 3)
-    assert daemon.mounted(lies)["fetch_errors"] == 0  # it was not asked
-    # What is there of the sector is what its id says, in the mount of the liar as well.
+    assert daemon.mounted(lies)["fetch_errors"] == 0  # it got no request
+    # The bytes of the sector match its id, in the mount of the liar as well.
     assert output(daemon.reading(lies / "f3")) == plain[1].summary(3)
     fetcher = daemon.fetcher
-    os.kill(fetcher, signal.SIGKILL)  # the next one does not know who was right
+    os.kill(fetcher, signal.SIGKILL)  # the next fetcher does not know who was right
     daemon.wait(lambda: daemon.fetcher != fetcher)
     drop_caches()
     reads_right(daemon, place, plain[1], 3, 5)
@@ -213,7 +213,7 @@ def test_an_image_is_mounted_beside_one_that_lies_about_its_sizes(
 def test_an_image_that_lies_about_sectors_of_another_is_refused(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, factor: float, present: bool
 ) -> None:
-    """Else what it says of the shared file would be believed by the other image's readers."""
+    """Otherwise the other image's readers would believe its claim about the shared file."""
     size = int(SECTOR * factor)
     place = daemon.mount(plain[0], "true")
     assert daemon.run("fetch", "--all", place).code == 0
@@ -227,7 +227,7 @@ def test_an_image_that_lies_about_sectors_of_another_is_refused(
     assert ran.code == 3, ran
     assert f"has {size} bytes, but it has {SECTOR}" in ran.stderr
     assert sector_file(daemon, plain[0], 3).stat().st_size == SECTOR
-    # Its metadata stays known, and nobody believes that either.
+    # Its metadata stays, and nobody believes that either.
     verified = daemon.run("cache", "verify", "--repair", "--json").json
     assert (verified["checked"], verified["damaged"]) == (8, [])
     if present:
@@ -247,10 +247,10 @@ def test_an_image_that_lies_about_sectors_of_another_is_refused(
         ("other frames", "refetch"),
     ],
 )
-def test_who_lies_about_a_place_is_asked_once(
+def test_a_source_that_lies_about_an_offset_is_asked_once(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, how: str, policy: str
 ) -> None:
-    """And its own policy says nothing of reads that another source can serve."""
+    """Its own policy does not affect reads that another source can serve."""
     true = plain[0]
     lie = liar(true, tmp_path, frame_bytes=(8 if how == "other frames" else 16) * KiB)
     if how == "no blob":
@@ -262,7 +262,7 @@ def test_who_lies_about_a_place_is_asked_once(
     lies = daemon.mount(lie, "lies", "--on-corruption", policy)
     place = daemon.mount(true, "true", "--on-corruption", policy)
     reads_right(daemon, place, plain[1], 2, 5, 7, 0)
-    assert 1 <= daemon.mounted(lies)["fetch_errors"] <= 2  # an attempt on demand, and one ahead
+    assert 1 <= daemon.mounted(lies)["fetch_errors"] <= 2  # on demand, and prefetch
     assert daemon.mounted(place)["failed_reads"] == 0
     assert daemon.run("umount", place).code == 0
     if policy == "fail":
@@ -299,7 +299,7 @@ def test_an_image_that_lies_about_what_is_in_a_sector_gives_errors_not_bytes(
 # Names.
 
 
-def test_what_is_no_converted_image_is_named(
+def test_an_unconverted_image_is_named(
     daemon: Daemon, debian: Path, tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     place = tmp_path / "mnt"
@@ -333,7 +333,7 @@ def test_a_relative_name_of_a_layout_is_that_of_the_user(
     assert daemon.run("umount", "below").code == 0
 
 
-def test_places_that_cannot_be_mounted_at(
+def test_invalid_mount_points(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -372,7 +372,7 @@ def test_a_busy_mount_is_not_unmounted_and_its_users_are_named(
     nothing_left(daemon)
 
 
-def test_who_uses_a_lazily_unmounted_image_can_go_on_reading(
+def test_users_of_a_lazily_unmounted_image_can_go_on_reading(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(plain[0])
@@ -422,7 +422,7 @@ def test_a_mount_namespace_goes_on_reading_after_an_unmount(
 def test_an_overlay_goes_on_reading_through_a_crash_after_a_lazy_unmount(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
-    """The kernel tells of no process then that uses the image."""
+    """The kernel then names no process that uses the image."""
     place, over = daemon.mount(plain[0]), tmp_path / "over"
     (tmp_path / "lower").mkdir()
     over.mkdir()
@@ -443,7 +443,7 @@ def test_an_overlay_goes_on_reading_through_a_crash_after_a_lazy_unmount(
 
 @contextlib.contextmanager
 def using(place: Path) -> Iterator[Callable[[int], str]]:
-    """Give a function that has another process read a file it has opened; it says what it got."""
+    """Yield a function that has another process read its open file and report the result."""
     code = (
         "import os, sys; files = [os.open(f, os.O_RDONLY) for f in sys.argv[1:]]; print(flush=True)"
         "\nfor line in sys.stdin: print(os.pread(files[int(line)], 4096, 0).hex(), flush=True)"
@@ -468,7 +468,7 @@ def using(place: Path) -> Iterator[Callable[[int], str]]:
             user.kill()
 
 
-def test_what_somebody_else_has_unmounted_is_served_through_a_crash(
+def test_a_mount_unmounted_by_others_is_served_through_a_crash(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(plain[0])
@@ -482,13 +482,13 @@ def test_what_somebody_else_has_unmounted_is_served_through_a_crash(
     nothing_left(daemon)
 
 
-def test_a_used_mount_that_cannot_be_recorded_is_unmounted_and_served_on(
+def test_a_used_mount_is_unmounted_and_served_without_a_record(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
-    """As on a full disk. The record that is there says enough for the next fetcher."""
+    """The disk is full. The existing record tells the next fetcher enough."""
     place, table = daemon.mount(plain[0]), daemon.root / "mounts"
     command = ["unshare", "--mount", "--propagation", "private", "sleep", "60"]
-    with subprocess.Popen(command) as user:  # keeps it alive, and not busy
+    with subprocess.Popen(command) as user:  # keeps it alive, but not busy
         daemon.wait(
             lambda: os.readlink(f"/proc/{user.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
         )
@@ -507,7 +507,7 @@ def test_a_used_mount_that_cannot_be_recorded_is_unmounted_and_served_on(
             user.kill()
 
 
-def test_no_record_is_left_of_what_nobody_uses_after_a_lazy_unmount(
+def test_a_lazy_unmount_of_an_unused_mount_leaves_no_record(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(plain[0])
@@ -517,18 +517,18 @@ def test_no_record_is_left_of_what_nobody_uses_after_a_lazy_unmount(
     nothing_left(daemon)
 
 
-def test_what_is_not_ours_is_not_unmounted(daemon: Daemon, tmp_path: Path) -> None:
+def test_foreign_mounts_are_not_unmounted(daemon: Daemon, tmp_path: Path) -> None:
     ran = daemon.run("umount", tmp_path)
     assert ran.code == 2
     assert "is not a mount of firstread" in ran.stderr
 
 
-def test_a_mount_that_somebody_else_unmounted_is_forgotten(
+def test_a_mount_unmounted_by_others_is_forgotten(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(plain[0])
     unmount(place)
-    daemon.mount(plain[0])  # again, at the same place
+    daemon.mount(plain[0])  # again, at the same mount point
     unmount(place)
     assert daemon.run("umount", place).code == 2
     nothing_left(daemon)
@@ -552,7 +552,7 @@ def test_a_mount_below_another_file_system_is_left_alone(
 
 
 def refusal(*arguments: str | Path, user: int = 0) -> tuple[int, str]:
-    """Return the exit code of a ``firstread`` that must not stay, and what it says."""
+    """Return the exit code and the message of a ``firstread`` that must exit."""
     identity = ["setpriv", "--reuid", str(user), "--clear-groups"] if user else []
     done = subprocess.run(
         [*identity, *program(*arguments)],
@@ -575,13 +575,13 @@ def test_two_daemons_do_not_share_a_store_or_a_socket(daemon: Daemon, tmp_path: 
 
 
 def let_through(path: Path) -> None:
-    """Let other users reach `path`."""
+    """Give other users access to `path`."""
     for parent in path.parents:
         if not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o055)
 
 
-def test_who_is_not_root_is_told_so(tmp_path: Path) -> None:
+def test_an_ordinary_user_is_told_so(tmp_path: Path) -> None:
     os.chown(tmp_path, 65534, 65534)
     let_through(tmp_path)
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
@@ -592,7 +592,7 @@ def test_who_is_not_root_is_told_so(tmp_path: Path) -> None:
     assert len(said.splitlines()) <= 3
 
 
-def test_who_is_not_root_cannot_use_a_daemon(daemon: Daemon) -> None:
+def test_an_ordinary_user_cannot_use_a_daemon(daemon: Daemon) -> None:
     daemon.run_dir.chmod(0o755)
     (daemon.run_dir / "control.sock").chmod(0o666)
     let_through(daemon.scratch)
@@ -648,7 +648,7 @@ def test_metrics_that_cannot_be_served(tmp_path: Path, address: str) -> None:
 
 
 def fill(path: Path) -> None:
-    """Write until there is no more space."""
+    """Write until the disk is full."""
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(64 * KiB)):
             pass
@@ -663,10 +663,10 @@ def present(daemon: Daemon, content: bytes) -> bool:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """Unmounted images make room, then sectors that are read least; what is pinned does not."""
+    """Eviction takes unmounted images, then the least read sectors, never pinned images."""
     layouts = {name: f"oci:{tmp_path}/{name}:latest" for name in ("old", "new")}
     put_plain_image(layouts["old"], count=36, first=0)  # 9 MiB
-    new = put_plain_image(layouts["new"], count=80, first=100)  # 20 MiB: too much beside it
+    new = put_plain_image(layouts["new"], count=80, first=100)  # 20 MiB: too much beside the other
     with (
         small_filesystem(tmp_path, "-O", "^has_journal", size=24 * MiB) as place,
         Daemon(tmp_path, root=place / "root") as daemon,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virus scanner with one thread, on the file system of the store and on what is mounted.
+"""A virus scanner with one thread, on the file system of the store and on mounts.
 
 It reads a file of a lazy mount, and so waits for the fetcher, while every open(2) on the file
 system of the store waits for the scanner. Nothing that answers the read may open a file by name.
@@ -32,7 +32,7 @@ BIG = 2 * MiB
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own: who scans it holds up nobody else on this machine."""
+    """A separate file system: scanning it holds up nobody else on this machine."""
     with small_filesystem(tmp_path, size=256 * MiB) as place:
         yield place
 
@@ -45,7 +45,7 @@ def scanner(tmp_path: Path, disk: Path) -> Iterator[Scanner]:
 
 
 def put(destination: str, seed: int) -> bytes:
-    """Convert an image of one file that is many sectors; return what is in it."""
+    """Convert an image with one file of many sectors; return its content."""
     return put_one_file(destination, BIG, seed=seed, sector_bytes=SECTOR, frame_bytes=16 * KiB)
 
 
@@ -80,10 +80,10 @@ def test_reads_mounts_status_and_eviction_go_on_beside_a_scanner(
         assert any(f"{daemon.root}/sectors/" in path for path in scanned)
 
 
-def test_a_scanner_that_reads_what_does_not_come_holds_up_others_for_a_while_only(
+def test_a_scanner_that_reads_absent_data_holds_up_others_briefly(
     disk: Path, scanner: Scanner
 ) -> None:
-    """Whoever opens a file waits for it, firstread too."""
+    """Every open of a file waits for it, those of firstread too."""
     (disk / "scratch").mkdir()
     with ScriptedRegistry() as registry, Daemon(disk / "scratch") as daemon:
         put(f"docker://{registry.host}/lazy/a:1", 0)
@@ -93,10 +93,10 @@ def test_a_scanner_that_reads_what_does_not_come_holds_up_others_for_a_while_onl
         reader = daemon.reading(place / "big", 0, 4096)
         daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 1)
         assert f"{place}/big" not in scanner.scanned()
-        daemon.wait(lambda: f"{place}/big" in scanner.scanned())  # it was let fail
+        daemon.wait(lambda: f"{place}/big" in scanner.scanned())  # its read failed
         assert "a scanner has waited" in daemon.mounted(place)["last_error"]
         daemon.wait(lambda: daemon.status()["fetcher"]["waiting_reads"] == 1)
-        assert reader.poll() is None  # which waits for --stall
+        assert reader.poll() is None  # this one waits for --stall
         doctor = daemon.run("doctor", "--json")
         checks = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
         found = checks["virus scanners"]
@@ -105,7 +105,7 @@ def test_a_scanner_that_reads_what_does_not_come_holds_up_others_for_a_while_onl
 
 
 def test_a_fetcher_that_dies_is_replaced_beside_a_scanner(disk: Path, scanner: Scanner) -> None:
-    """The supervisor does not wait until its child has opened what it executes."""
+    """The supervisor does not wait until its child has opened its program."""
     (disk / "scratch").mkdir()
     with DockerRegistry() as registry, Daemon(disk / "scratch") as daemon:
         content = put(f"docker://{registry.host}/lazy/a:1", 0)

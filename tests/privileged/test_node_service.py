@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon that is a service: what systemd keeps for it while no process of it lives."""
+"""A daemon as a service: systemd keeps its descriptors while none of its processes lives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.handover import FIXED
+from firstread.daemon.handover import FIXED
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.lazymount import output
 from firstread.testing.manager import ServiceManager
@@ -23,7 +23,7 @@ NUMBERS = (0, 3, 5)
 
 
 class Service:
-    """A service with a mount, of which three reads wait for a registry that is down."""
+    """A service with a mount that has three reads waiting for a dead registry."""
 
     def __init__(self, scratch: Path, registry: ScriptedRegistry, manager: ServiceManager) -> None:
         self.registry, self.manager = registry, manager
@@ -40,7 +40,7 @@ class Service:
         self.daemon.wait(lambda: self.daemon.status()["fetcher"]["waiting_reads"] == count)
 
     def finish(self) -> None:
-        """Repair the registry, and see that every read gets its bytes."""
+        """Repair the registry, and check that every read gets its bytes."""
         self.registry.script("")
         expected = [self.image.summary(number) for number in NUMBERS]
         assert [output(reader) for reader in self.readers] == expected
@@ -57,7 +57,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
             service.daemon.__exit__()
 
 
-def test_what_it_says(service: Service) -> None:
+def test_it_notifies_systemd(service: Service) -> None:
     daemon, manager = service.daemon, service.manager
     assert {"READY": "1", "MAINPID": str(daemon.supervisor)} in manager.messages
     assert sorted(name for name, _ in manager.kept) == sorted(FIXED)
@@ -98,7 +98,7 @@ def test_a_restart_fails_no_read(service: Service) -> None:
 def test_a_command_waits_for_the_restart(service: Service) -> None:
     daemon = service.daemon
     daemon.end_all(signal.SIGKILL)
-    assert daemon.client.alive()  # the socket is kept, too
+    assert daemon.client.alive()  # systemd keeps the socket, too
     daemon.start()
     service.finish()
 
@@ -115,7 +115,7 @@ def test_a_stop_lets_reads_fail(service: Service) -> None:
     assert output(daemon.reading(service.place / "f6")) == service.image.summary(6)
 
 
-def test_a_file_that_is_gone_fails_its_read_and_no_other(service: Service) -> None:
+def test_a_missing_file_fails_only_its_read(service: Service) -> None:
     daemon = service.daemon
     daemon.end_all(signal.SIGKILL)
     paths = list((daemon.root / "sectors").glob("*/*"))

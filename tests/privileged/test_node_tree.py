@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole images through lazy mounts, against what they were made from; and what that costs."""
+"""Whole images through lazy mounts, compared with their sources; and the cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unpacked_debian(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def check_whole(daemon: Daemon, place: Path, expected: dict[bytes, Expected]) -> None:
-    """Compare all of a cold mount, and see that every sector was fetched once."""
+    """Compare all of a cold mount, and check that every sector was fetched once."""
     status = daemon.mounted(place)
     assert (status["present"], status["events"], status["bytes_fetched"]) == (0, 0, 0)
     assert not differences(expected, tree_of(place))
@@ -44,11 +44,11 @@ def check_whole(daemon: Daemon, place: Path, expected: dict[bytes, Expected]) ->
 
 
 def check_warm(daemon: Daemon, place: Path, expected: dict[bytes, Expected]) -> None:
-    """Read all of it from the disk: no event, no request, no processor time of the daemon."""
+    """Read all of it from the disk: no event, no request, no CPU time of the daemon."""
     before, used = daemon.mounted(place), daemon.cpu_s()
     drop_caches()
     assert not differences(expected, tree_of(place))
-    assert daemon.cpu_s() - used <= 0.05  # what asking for the status takes
+    assert daemon.cpu_s() - used <= 0.05  # the cost of asking for the status
     assert daemon.mounted(place) == before
 
 
@@ -78,7 +78,7 @@ def test_a_real_image_from_a_real_registry(
         assert counts.bytes[largest] == status["bytes_fetched"]
 
 
-def test_events_are_the_sectors_that_are_touched(
+def test_each_touched_sector_raises_one_event(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
     reference, image = plain
@@ -93,7 +93,7 @@ def test_events_are_the_sectors_that_are_touched(
     assert status["first_read_p50_s"] <= status["first_read_p99_s"] < 1.0
 
 
-def test_two_images_share_what_they_have_in_common(
+def test_two_images_share_common_sectors(
     daemon: Daemon, tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     reference, _ = plain
@@ -126,7 +126,7 @@ def test_mounting_again_asks_nobody(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_a_layout_is_mounted_as_it_is_now(daemon: Daemon, tmp_path: Path) -> None:
-    """Converting once more into the same place must not show the image of before."""
+    """After another conversion into the same layout, a mount must not show the old image."""
     reference = f"oci:{tmp_path}/layout:latest"
     names = []
     for count in (2, 3):
@@ -139,7 +139,7 @@ def test_a_layout_is_mounted_as_it_is_now(daemon: Daemon, tmp_path: Path) -> Non
     assert sorted(path.name for path in never.iterdir()) == names[1]
 
     (tmp_path / "layout/index.json").write_text('{"schemaVersion":2,"manifests":[]}')
-    place = daemon.mount(reference, "known")  # whose sectors may all be here
+    place = daemon.mount(reference, "known")  # whose sectors may all be present
     assert sorted(path.name for path in place.iterdir()) == names[1]
 
 

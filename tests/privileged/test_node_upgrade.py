@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon is replaced by its next version while reads are under way."""
+"""The next version of a daemon replaces it during reads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EIO = "errno 5"
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """An image of many small sectors, so that there is always one under way."""
+    """An image of many small sectors, so that there is always one in flight."""
     reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
     return reference, put_plain_image(
         reference, count=COUNT, sector_bytes=SECTOR, frame_bytes=4 * KiB
@@ -44,12 +44,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
 
 
 class Waiting:
-    """A daemon and three readers that wait for a registry that is down.
+    """A daemon and three readers that wait for a dead registry.
 
     Args:
-        scratch: of the daemon.
-        registry: that the image is put into.
-        python: that runs the daemon.
+        scratch: directory of the daemon.
+        registry: receives the image.
+        python: runs the daemon.
     """
 
     def __init__(self, scratch: Path, registry: ScriptedRegistry, daemon: Daemon) -> None:
@@ -67,7 +67,7 @@ class Waiting:
         self.daemon.wait(lambda: self.daemon.status()["fetcher"]["waiting_reads"] == 3)
 
     def finish(self) -> None:
-        """Repair the registry, and see that every read gets its bytes."""
+        """Repair the registry, and check that every read gets its bytes."""
         self.registry.script("")
         expected = [self.image.summary(number) for number in self.numbers]
         assert [output(reader) for reader in self.readers] == expected
@@ -89,7 +89,7 @@ def descriptors(pid: int) -> int:
 
 
 def asked(daemon: Daemon, question: bytes) -> socket.socket:
-    """Return a connection to the supervisor that has asked something."""
+    """Return a connection to the supervisor that has sent a request."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(10)
     connection.connect(str(daemon.run_dir / "supervisor.sock"))
@@ -121,7 +121,7 @@ def test_six_upgrades_during_a_full_read_and_no_read_fails(
     assert not daemon.log("a read fails")
 
 
-def test_reads_that_wait_outlive_every_kind_of_upgrade(
+def test_waiting_reads_outlive_every_kind_of_upgrade(
     tmp_path: Path, registry: ScriptedRegistry
 ) -> None:
     with Daemon(tmp_path) as daemon:
@@ -144,22 +144,22 @@ def test_reads_that_wait_outlive_every_kind_of_upgrade(
         assert daemon.status()["supervisor"]["upgrades"] == 3
 
 
-def test_a_new_version_goes_on_and_a_broken_one_does_not(
+def test_a_new_version_takes_over_and_a_broken_one_does_not(
     tmp_path: Path, registry: ScriptedRegistry, installation: Installation
 ) -> None:
     with Daemon(tmp_path, python=installation.python) as daemon:
         waiting = Waiting(tmp_path, registry, daemon)
         for broken in (
-            {"node__supervisor": "import nothing_of_this_name"},
-            {"node__lane": "raise SystemExit('cannot work here')"},
-            {"node__handover": "FORMAT = 99"},
+            {"daemon__supervisor": "import nothing_of_this_name"},
+            {"fetch__lane": "raise SystemExit('cannot work here')"},
+            {"daemon__handover": "FORMAT = 99"},
         ):
             installation.install("0.3.0", **broken)
             ran = daemon.run("daemon", "--reload")
             assert (ran.code, ran.stdout) == (5, "")
             assert "no upgrade: the installed version does not start" in ran.stderr
             assert "the daemon goes on as it was" in ran.stderr
-        installation.install("0.3.0", node__serve="def _await_start(channel): sys.exit(3)")
+        installation.install("0.3.0", daemon__serve="def _await_start(channel): sys.exit(3)")
         ran = daemon.run("daemon", "--reload")
         assert ran.code == 5
         assert "the new fetcher ended with 3: the one before goes on" in ran.stderr
@@ -173,7 +173,7 @@ def test_a_new_version_goes_on_and_a_broken_one_does_not(
         waiting.finish()
 
 
-def test_a_daemon_that_is_told_to_end_while_it_reloads_ends(daemon: Daemon) -> None:
+def test_a_daemon_can_be_stopped_during_a_reload(daemon: Daemon) -> None:
     supervisor = daemon.supervisor
     line = Path(f"/proc/{supervisor}/cmdline")
     os.kill(supervisor, signal.SIGHUP)
@@ -184,7 +184,7 @@ def test_a_daemon_that_is_told_to_end_while_it_reloads_ends(daemon: Daemon) -> N
     assert not daemon.log("takes its place")
 
 
-def test_a_hangup_during_a_reload_has_its_own_after_it(daemon: Daemon) -> None:
+def test_a_hangup_during_a_reload_causes_another(daemon: Daemon) -> None:
     supervisor = daemon.supervisor
     line = Path(f"/proc/{supervisor}/cmdline")
     os.kill(supervisor, signal.SIGHUP)
@@ -211,12 +211,12 @@ def test_without_an_interpreter_the_old_version_goes_on(
         waiting.finish()
 
 
-def test_the_fetcher_keeps_the_reads_until_the_installation_is_whole(
+def test_the_fetcher_keeps_the_reads_until_the_installation_is_repaired(
     tmp_path: Path, registry: ScriptedRegistry, installation: Installation
 ) -> None:
     with Daemon(tmp_path, python=installation.python) as daemon:
         waiting = Waiting(tmp_path, registry, daemon)
-        installation.install(node__supervisor="import nothing_of_this_name")
+        installation.install(daemon__supervisor="import nothing_of_this_name")
         os.kill(daemon.supervisor, signal.SIGKILL)
         daemon.wait(lambda: "installation of firstread is broken" in daemon.output())
         installation.install("0.5.0")
@@ -225,7 +225,7 @@ def test_the_fetcher_keeps_the_reads_until_the_installation_is_whole(
         waiting.finish()
 
 
-def test_a_configuration_is_read_anew_and_a_wrong_one_refused(tmp_path: Path) -> None:
+def test_a_configuration_is_reloaded_and_a_wrong_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("[policy]\nstall_s = 60\n")
     with Daemon(tmp_path, "--config", str(path), "--workers", "3") as daemon:
@@ -242,19 +242,19 @@ def test_a_configuration_is_read_anew_and_a_wrong_one_refused(tmp_path: Path) ->
         assert config["policy"]["stall_s"] == 300.0
 
 
-def test_an_heir_that_gives_up_leaves_everything_as_it_was(
+def test_a_successor_that_gives_up_leaves_everything_as_it_was(
     tmp_path: Path, registry: ScriptedRegistry
 ) -> None:
     with Daemon(tmp_path) as daemon:
         waiting = Waiting(tmp_path, registry, daemon)
         question = {"ask": "replace", "root": str(daemon.root), "format": 1}
         for _ in range(2):
-            heir = asked(daemon, json.dumps(question).encode())
-            word, fds, _, _ = socket.recv_fds(heir, 65536, 253)
+            successor = asked(daemon, json.dumps(question).encode())
+            word, fds, _, _ = socket.recv_fds(successor, 65536, 253)
             assert word == b"handover"
             for fd in fds:
                 os.close(fd)
-            heir.close()
+            successor.close()
         daemon.wait(lambda: len(daemon.log("wanted to take the place of this one")) == 2)
         waiting.wait()
         another = daemon.reading(waiting.place / "f7")
@@ -263,14 +263,14 @@ def test_an_heir_that_gives_up_leaves_everything_as_it_was(
         assert output(another) == waiting.image.summary(7)
 
 
-def test_an_heir_that_gives_up_late_does_not_cost_the_fetcher_its_life(
+def test_a_successor_that_gives_up_late_does_not_cost_the_fetcher_its_life(
     tmp_path: Path, many: tuple[str, PlainImage]
 ) -> None:
     with Daemon(tmp_path, "--health", "2") as daemon:
         place, fetcher = daemon.mount(many[0]), daemon.fetcher
         question = {"ask": "replace", "root": str(daemon.root), "format": 1}
-        with asked(daemon, json.dumps(question).encode()) as heir:
-            _, fds, _, _ = socket.recv_fds(heir, 65536, 253)
+        with asked(daemon, json.dumps(question).encode()) as successor:
+            _, fds, _, _ = socket.recv_fds(successor, 65536, 253)
             for fd in fds:
                 os.close(fd)
             reader = daemon.reading(place / "f9", how="random")
@@ -293,7 +293,7 @@ def test_a_question_that_makes_no_sense_is_not_answered(daemon: Daemon, question
 def test_only_root_may_ask(daemon: Daemon) -> None:
     path = daemon.run_dir / "supervisor.sock"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o666)  # let the credentials alone decide
+    path.chmod(0o666)  # so that only the credentials decide
     for folder in list(path.parents)[:-2]:
         folder.chmod(folder.stat().st_mode | 0o005)
     code = (
@@ -337,9 +337,7 @@ def test_nothing_to_replace_or_reload(tmp_path: Path) -> None:
         assert "--reload takes no other option" in ran.stderr
 
 
-def test_a_command_that_is_under_way_is_answered(
-    tmp_path: Path, registry: ScriptedRegistry
-) -> None:
+def test_a_command_in_progress_is_answered(tmp_path: Path, registry: ScriptedRegistry) -> None:
     with Daemon(tmp_path) as daemon:
         reference = f"{registry.host}/lazy/plain:1"
         put_plain_image(f"docker://{reference}")
@@ -372,9 +370,7 @@ def more_than_the_channel_holds(daemon: Daemon, reference: str) -> list[subproce
     return readers
 
 
-def test_what_the_fetcher_was_never_sent_outlives_the_supervisor(
-    daemon: Daemon, many: tuple[str, PlainImage]
-) -> None:
+def test_unsent_events_outlive_the_supervisor(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
     readers = more_than_the_channel_holds(daemon, many[0])
     (fetcher,), supervisor = daemon.children(), daemon.supervisor
     os.kill(supervisor, signal.SIGKILL)
@@ -384,13 +380,13 @@ def test_what_the_fetcher_was_never_sent_outlives_the_supervisor(
     assert [output(reader) for reader in readers] == expected
 
 
-def test_what_the_fetcher_was_never_sent_outlives_an_heir_that_gives_up(
+def test_unsent_events_outlive_an_heir_that_gives_up(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
     readers = more_than_the_channel_holds(daemon, many[0])
     question = {"ask": "replace", "root": str(daemon.root), "format": 1}
-    with asked(daemon, json.dumps(question).encode()) as heir:
-        word, fds, _, _ = socket.recv_fds(heir, 65536, 253)
+    with asked(daemon, json.dumps(question).encode()) as successor:
+        word, fds, _, _ = socket.recv_fds(successor, 65536, 253)
         assert word == b"handover"
         for fd in fds:
             os.close(fd)
@@ -400,13 +396,13 @@ def test_what_the_fetcher_was_never_sent_outlives_an_heir_that_gives_up(
     assert [output(reader) for reader in readers] == expected
 
 
-def test_what_the_fetcher_was_never_sent_outlives_a_reload_that_fails(
+def test_unsent_events_outlive_a_failed_reload(
     tmp_path: Path, installation: Installation, many: tuple[str, PlainImage]
 ) -> None:
     with Daemon(tmp_path, "--health", "60", python=installation.python) as daemon:
         readers = more_than_the_channel_holds(daemon, many[0])
         (fetcher,) = daemon.children()
-        installation.install("0.3.0", node__serve="def _await_start(channel): sys.exit(3)")
+        installation.install("0.3.0", daemon__serve="def _await_start(channel): sys.exit(3)")
         ran = daemon.run("daemon", "--reload")
         assert "the new fetcher ended with 3: the one before goes on" in ran.stderr
         os.kill(fetcher, signal.SIGCONT)
@@ -417,7 +413,7 @@ def test_what_the_fetcher_was_never_sent_outlives_a_reload_that_fails(
 
 @pytest.fixture
 def running() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
-    """Starts processes, and sees to it that none is left."""
+    """Starts processes, and ends each of them."""
     started: list[subprocess.Popen[str]] = []
 
     def start(command: list[str]) -> subprocess.Popen[str]:
@@ -431,7 +427,9 @@ def running() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
         process.communicate(timeout=PATIENCE_S)
 
 
-def test_a_watcher_watches_on(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
+def test_watching_continues_through_an_upgrade(
+    daemon: Daemon, many: tuple[str, PlainImage]
+) -> None:
     place = daemon.mount(many[0])
     with daemon.watching(place) as watcher:
         assert daemon.run("daemon", "--reload").code == 0
@@ -449,7 +447,7 @@ def test_a_watcher_watches_on(daemon: Daemon, many: tuple[str, PlainImage]) -> N
         assert watcher.wait(timeout=PATIENCE_S) == 0
 
 
-def test_who_uses_a_mount_that_is_gone_reads_on_after_an_upgrade(
+def test_users_of_a_detached_mount_read_on_after_an_upgrade(
     daemon: Daemon,
     many: tuple[str, PlainImage],
     running: Callable[[list[str]], subprocess.Popen[str]],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Status, metrics, events and logs of a node; what it costs; how it is started."""
+"""Status, metrics, events and logs of a node; its cost; its start."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from firstread import __version__
-from firstread.node.logfile import LOG_BYTES
-from firstread.node.metricserver import MAX_CONNECTIONS
+from firstread.control.daemonlog import LOG_BYTES
+from firstread.control.metricserver import MAX_CONNECTIONS
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -32,12 +32,12 @@ from firstread.units import KiB, MiB
 pytestmark = pytest.mark.privileged
 
 SECTOR = 256 * KiB
-MEMORY_LIMIT = 120 * MiB  # of all processes of a daemon with fifty mounts
+MEMORY_LIMIT = 120 * MiB  # in all processes of a daemon with fifty mounts
 UNIT = Path(__file__).parents[2] / "packaging/firstread.service"
 
 
 def metrics_of(text: str) -> dict[str, float]:
-    """Return each sample by its name and the last part of its mount point."""
+    """Return each sample, keyed by its name and the last part of its mount point."""
     found = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation
@@ -49,7 +49,7 @@ def metrics_of(text: str) -> dict[str, float]:
     return found
 
 
-def test_status_tells_of_each_mount(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
+def test_status_shows_each_mount(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     place = daemon.mount(plain[0])
     assert output(daemon.reading(place / "f0", 0, SECTOR)) == plain[1].summary(0, 0, SECTOR)
     daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
@@ -131,7 +131,7 @@ def test_metrics_say_the_same(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
         assert found["firstread_present mnt"] == 1
 
 
-def test_clients_of_the_metrics_that_say_nothing_take_little_of_the_fetcher(
+def test_silent_clients_of_the_metrics_cost_the_fetcher_little(
     tmp_path: Path,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -147,7 +147,7 @@ def test_clients_of_the_metrics_that_say_nothing_take_little_of_the_fetcher(
         for client in clients[MAX_CONNECTIONS:]:
             assert client.recv(1) == b""
         assert len(list(opened.iterdir())) <= idle + MAX_CONNECTIONS + 1
-        assert clients[0].recv(1) == b""  # after a while, too
+        assert clients[0].recv(1) == b""  # even after a while
         daemon.wait(lambda: len(list(opened.iterdir())) <= idle)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             assert b"firstread_store_bytes" in answer.read()
@@ -267,7 +267,7 @@ def test_no_descriptor_is_left_open(daemon: Daemon, plain: tuple[str, PlainImage
     daemon.wait(lambda: opened() <= before + 4)  # connections of the control socket
 
 
-# How it is started.
+# Starting.
 
 
 def test_commands_start_a_daemon_when_none_runs(
@@ -287,7 +287,7 @@ def test_commands_start_a_daemon_when_none_runs(
         daemon.__exit__(None, None, None)
 
 
-def test_what_the_environment_names_counts_from_where_the_command_is(
+def test_paths_in_the_environment_are_relative_to_the_command(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     """A daemon that a command starts has / as its working directory."""
@@ -304,7 +304,7 @@ def test_what_the_environment_names_counts_from_where_the_command_is(
         daemon.__exit__(None, None, None)
 
 
-def test_a_daemon_that_does_not_start_says_why_and_what_helps(tmp_path: Path) -> None:
+def test_a_daemon_that_does_not_start_says_why_and_what_to_do(tmp_path: Path) -> None:
     config = tmp_path / "own.toml"
     config.write_text("[policy]\nstall = 77.0\n")
     places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
@@ -353,7 +353,7 @@ def test_readiness_is_told_to_systemd(tmp_path: Path, plain: tuple[str, PlainIma
 def test_the_service_has_the_rights_that_it_needs(
     tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
-    """With nothing but the unit's capabilities; what else it forbids needs systemd to be tried."""
+    """The test sets only the unit's capabilities; its other restrictions need systemd."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
@@ -376,7 +376,7 @@ def test_the_service_has_the_rights_that_it_needs(
 
 
 def test_the_service_gives_itself_no_mount_namespace() -> None:
-    """Its mounts would be its own: systemd.exec(5) on MountFlags=."""
+    """Nobody else would see its mounts: systemd.exec(5) on MountFlags=."""
     unit = UNIT.read_text()
     for option in (
         "ProtectSystem",
@@ -397,12 +397,12 @@ def test_the_service_gives_itself_no_mount_namespace() -> None:
         assert not re.search(rf"^{option}\w*=", unit, re.MULTILINE), option
 
 
-def test_a_log_of_its_own_is_turned_over_by_whichever_process_notices(tmp_path: Path) -> None:
+def test_any_process_of_a_daemon_rotates_its_log(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
     log, before = run_dir / "daemon.log", run_dir / "daemon.log.1"
     log.touch()
-    os.link(log, tmp_path / "log")  # what the daemon is started with, as a command would
+    os.link(log, tmp_path / "log")  # the options with which a command starts the daemon
     with ScriptedRegistry() as registry, Daemon(tmp_path) as daemon:
         put_plain_image(f"docker://{registry.host}/lazy/plain:1")
         place = daemon.mount(f"{registry.host}/lazy/plain:1")

@@ -13,9 +13,9 @@ import pytest
 
 from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.oci.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest, describe, encode
-from firstread.oci.open import AccessOptions, open_destination
 from firstread.oci.reference import parse_reference
-from firstread.oci.repository import Repository
+from firstread.oci.repository import Destination
+from firstread.registry.open import AccessOptions, open_destination
 from firstread.testing.registry import DockerRegistry
 
 pytestmark = pytest.mark.privileged
@@ -40,7 +40,7 @@ def files(disk: Path) -> list[str]:
     return sorted(path.name for path in disk.rglob("*") if path.is_file())
 
 
-def put_image(place: Repository) -> None:
+def put_image(place: Destination) -> None:
     place.put_blob(describe(SMALL, OCI_LAYER), io.BytesIO(SMALL))
     document = Manifest(config=describe(b"{}", OCI_CONFIG), layers=[describe(SMALL, OCI_LAYER)])
     place.put_manifest(encode(document), OCI_MANIFEST, "x")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that programs in Go take without noticing, and what other clients make of the result."""
+"""Odd images that Go programs accept without noticing, and other clients on the result."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from firstread.oci.model import OCI_CONFIG, OCI_MANIFEST, describe, encode
-from firstread.oci.open import open_destination
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
+from firstread.registry.open import open_destination
+from firstread.registry.options import AccessOptions
 from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.daemon import Daemon
@@ -50,7 +50,7 @@ def shell() -> Layer:
 
 
 def converted(scratch: Path, image: Image, **config: Any) -> str:
-    """Convert an image whose config has these keys besides; return the name of the result."""
+    """Convert an image whose config also has these keys; return the name of the result."""
     write_layout(image, scratch / "in")
     raw = encode(json.loads(image.config_blob) | config)
     told = json.loads(image.manifest())
@@ -64,7 +64,7 @@ def converted(scratch: Path, image: Image, **config: Any) -> str:
     return f"oci:{scratch}/out:latest"
 
 
-def test_a_config_in_other_letters_runs(machine: Machine, tmp_path: Path) -> None:
+def test_a_config_with_keys_in_another_case_runs(machine: Machine, tmp_path: Path) -> None:
     run = {
         "cmd": ["/bin/sh", "-c", "id -u; id -g; pwd; echo $A"],
         "ENV": ["A=1"],

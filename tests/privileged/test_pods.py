@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods at once, and pods below which all is killed: the benchmarks of both, made small."""
+"""Many pods at once, and pods with kills below them: small runs of both benchmarks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def registry() -> Iterator[DockerRegistry]:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory with a path that is short enough for sockets."""
+    """A directory whose path is short enough for sockets."""
     path = Path(tempfile.mkdtemp(prefix="frp-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -61,7 +61,7 @@ def test_pods_at_once_fetch_each_sector_once(registry: DockerRegistry, scratch: 
     assert len(file_bytes(0)) == FILE_BYTES
 
 
-def test_containers_do_not_notice_that_all_is_killed(
+def test_containers_do_not_notice_kills_of_everything_below(
     registry: DockerRegistry, scratch: Path
 ) -> None:
     with Readers(scratch, registry, READERS, FILES, READS) as readers:

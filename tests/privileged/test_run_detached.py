@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detached containers: log, stop, remove, and what is left when something dies."""
+"""Detached containers: log, stop, remove, and the leftovers of deaths."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def start(node: Node, script: str, *flags: str) -> tuple[ContainerStore, Record]
 
 
 def output(store: ContainerStore, record: Record, stream: str = "stdout") -> bytes:
-    """Return what a container wrote until its end."""
+    """Return the whole output of a container."""
     entries = read_container_log(store, record, follow=True)
     return b"".join(entry.content for entry in entries if entry.stream == stream)
 
@@ -96,7 +96,7 @@ def test_stop_sends_the_signal_of_the_image(node: Node, runtime: str) -> None:
     assert [entry.content for entry in log] == [b"bye\n"]
 
 
-def test_stop_kills_what_does_not_listen(node: Node) -> None:
+def test_stop_kills_a_process_that_ignores_signals(node: Node) -> None:
     store, record = start(node, f"trap '' QUIT; echo ready; {LOOP}")
     next(read_container_log(store, record, follow=True))
     stop_container(store, record, timeout_seconds=0.1)
@@ -108,10 +108,10 @@ def test_detached_and_removed_on_exit(node: Node) -> None:
     assert status_of(store.find(record.id)) is Status.RUNNING
     stop_container(store, record, timeout_seconds=0)
     assert store.list() == []
-    until(lambda: not store.directory(record).exists())  # its record went first
+    until(lambda: not store.directory(record).exists())  # its record is removed first
 
 
-def test_a_container_that_is_done_at_once(node: Node) -> None:
+def test_a_container_that_exits_at_once(node: Node) -> None:
     store, record = start(node, "exit 0")
     stop_container(store, record)
     assert store.find(record.id).exit_code == 0
@@ -154,7 +154,7 @@ def test_input_stays_open(node: Node) -> None:
 
 
 def test_the_monitor_survives_its_terminal(node: Node, tmp_path: Path) -> None:
-    """The session that started a container ends with SIGHUP to all of it."""
+    """The end of the session that started a container sends SIGHUP to all its processes."""
     argv = node.argv("-d", "image", "sh", "-c", f"trap '' HUP; {LOOP}")
     with subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -170,12 +170,12 @@ def test_the_monitor_survives_its_terminal(node: Node, tmp_path: Path) -> None:
 
 
 def test_the_monitor_is_killed(node: Node) -> None:
-    """The container goes on; its end is then unknown, and removing clears up all the same."""
+    """The container continues; its end is unknown, and removing still cleans up."""
     store, record = start(node, "trap '' PIPE; read x", "-i", "--rm")
     assert record.attendant
     assert record.process
     os.kill(record.attendant.pid, signal.SIGKILL)
-    # Its input ended with the monitor: so does the container.
+    # Its input ends with the monitor, and so does the container.
     until(lambda: status_of(store.find(record.id)) is Status.DEAD)
     assert mounts_below(node.state_dir)
     remove_container(store, store.find(record.id))
@@ -196,8 +196,8 @@ def test_the_command_in_the_foreground_is_killed(node: Node) -> None:
     remove_container(store, store.find("web"))
 
 
-def test_the_end_cannot_be_written_down(node: Node) -> None:
-    """As on a full disk: what the container wrote stays, and its exit code is the command's."""
+def test_the_end_cannot_be_recorded(node: Node) -> None:
+    """On a full disk the container's output stays, and its exit code is the command's."""
     argv = node.argv(
         "-i", "--name", "web", "image", "sh", "-c", "echo kept >/tmp/x; read x; exit 3"
     )
@@ -220,7 +220,7 @@ def test_the_hooks(node: Node, tmp_path: Path) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-from firstread.run.launch import run_container
+from firstread.run.lifecycle import run_container
 from firstread.run.options import RunOptions
 from firstread.run.overlay import mounts_below
 detach = sys.argv[1] == "detach"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread exec``: one more process in a container, as its user has it."""
+"""``firstread exec``: another process in a container, from its user's view."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOP = "while :; do sleep 0.2; done"
 
 
 class Container:
-    """One that runs, named ``web``."""
+    """A running container named ``web``."""
 
     def __init__(self, folder: Path, runtime: str) -> None:
         busybox = find_busybox()
@@ -83,7 +83,7 @@ def test_output_input_and_code(web: Container) -> None:
     assert web.exec("web", "echo", "--json", "-x") == (0, "--json -x\n", "")
 
 
-def test_it_has_what_the_first_process_has(web: Container) -> None:
+def test_it_inherits_from_the_first_process(web: Container) -> None:
     """Its namespaces, filter, capabilities, control group, directory and variables."""
     shown = (
         "pwd; echo $A $HOME; readlink /proc/$1/ns/*; grep -E 'Cap|Seccomp:|NoNew' /proc/$1/status"
@@ -139,7 +139,7 @@ def test_a_secret_is_in_no_command_line(web: Container) -> None:
         (("web",), 125, "Missing argument 'CMD...'"),
     ],
 )
-def test_what_cannot_be_run(
+def test_processes_that_cannot_start(
     web: Container, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     ended, output, errors = web.exec(*arguments)
@@ -147,7 +147,7 @@ def test_what_cannot_be_run(
     assert errors.startswith(f"firstread: {words}")
 
 
-def test_one_that_does_not_run(web: Container) -> None:
+def test_a_container_that_does_not_run(web: Container) -> None:
     done = web.node.run("--name", "done", "image", "true")
     assert done.returncode == 0
     short = web.store.find("done").short_id
@@ -156,7 +156,7 @@ def test_one_that_does_not_run(web: Container) -> None:
     remove_container(web.store, web.store.find("done"))
 
 
-def test_a_signal_is_passed_on(web: Container) -> None:
+def test_a_signal_is_forwarded(web: Container) -> None:
     script = f"trap 'echo got; exit 3' TERM; echo ready; {LOOP}"
     argv = web.argv("web", "sh", "-c", script)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -186,4 +186,4 @@ def test_the_end_of_the_container_ends_it(web: Container) -> None:
         assert process.stdout.readline() == "ready\n"
         remove_container(web.store, web.store.find("short"), force=True)
         assert process.wait(PATIENCE_S) == 137
-    until(lambda: mounts_below(web.node.state_dir / "containers") != [])  # those of web alone
+    until(lambda: mounts_below(web.node.state_dir / "containers") != [])  # only those of web

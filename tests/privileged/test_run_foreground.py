@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers in the foreground, really started: output, exit code, and what they may do."""
+"""Real containers in the foreground: output, exit code, and their rights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tree(directory: Path) -> list[tuple[str, int]]:
 
 
 def left_over(node: Node) -> list[str]:
-    """Return the containers and runtime states that are left."""
+    """Return the remaining containers and runtime states."""
     places = (node.state_dir / "containers", node.state_dir / "runtime")
     return [path.name for place in places for path in place.glob("[!.]*")]
 
@@ -79,15 +79,15 @@ def test_no_command_to_run(node: Node, runtime: str, command: str, code: int, wo
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_program_of_another_machine(node: Node, runtime: str) -> None:
-    """Found out by execve(2) itself: an exit code of the container."""
+    """Only execve(2) finds out, so it is an exit code of the container."""
     done = node.run("--runtime", runtime, "--rm", "image", "foreign")
     assert done.returncode == 1
     assert "/bin/foreign" in done.stderr
     assert done.stderr.lower().endswith("exec format error\n")
 
 
-def test_output_that_is_lost(node: Node) -> None:
-    """The container's own exit code would say that all is well."""
+def test_lost_output(node: Node) -> None:
+    """The container's own exit code would report success."""
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             node.argv("--rm", "image", "echo", "backup"),
@@ -119,14 +119,14 @@ def test_output_that_is_lost(node: Node) -> None:
         (("--runtime", "nosuch", "image"), "OCI runtime 'nosuch' is not installed"),
         (
             ("--runtime", "/bin/true", "image", "x"),
-            "/bin/true has started no process, and says that all is well",
+            "/bin/true has started no process, and reports success",
         ),
         (("-it", "image"), "the input device is not a TTY"),
         (("--device", "/dev/nosuch", "image"), "error gathering device information"),
         (("-m", "1m", "image"), "invalid memory limit '1m': the minimum is 6m"),
     ],
 )
-def test_what_cannot_start(node: Node, arguments: tuple[str, ...], words: str) -> None:
+def test_failed_starts(node: Node, arguments: tuple[str, ...], words: str) -> None:
     done = node.run(*arguments)
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.startswith(f"firstread: {words}")
@@ -206,7 +206,7 @@ def test_capabilities(node: Node, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_is_filtered_and_hidden(node: Node, runtime: str) -> None:
+def test_filters_and_masks(node: Node, runtime: str) -> None:
     script = (
         "unshare -U true 2>/dev/null || echo no namespace; "
         "mount -t tmpfs t /tmp 2>/dev/null || echo no mount; "
@@ -248,7 +248,7 @@ def test_limits(node: Node, runtime: str) -> None:
 
 @pytest.mark.skipif("crun" not in RUNTIMES, reason="only crun can do without control groups")
 def test_limits_that_cannot_be_applied(node: Node) -> None:
-    """Where control groups cannot be made the container runs, and one warning says what is lost."""
+    """Without control groups the container runs, and one warning names the lost limits."""
     read_only = (
         "mount --bind /sys/fs/cgroup /sys/fs/cgroup && "
         'mount -o remount,ro,bind /sys/fs/cgroup && exec "$@"'
@@ -285,7 +285,7 @@ def test_a_reader_who_goes_away(node: Node) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_the_containers(node: Node, runtime: str, number: signal.Signals) -> None:
+def test_signals_reach_the_container(node: Node, runtime: str, number: signal.Signals) -> None:
     script = f"trap 'echo got; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.02; done"
     argv = node.argv("--runtime", runtime, "--rm", "image", "sh", "-c", script)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -296,7 +296,7 @@ def test_signals_are_the_containers(node: Node, runtime: str, number: signal.Sig
         assert process.wait(20) == 9
 
 
-def test_three_interrupts_end_what_ignores_them(node: Node) -> None:
+def test_three_interrupts_kill_a_process_that_ignores_them(node: Node) -> None:
     argv = node.argv("--rm", "image", "sh", "-c", "trap '' INT; echo ready; sleep 60")
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, text=True, stdout=pipe, stderr=pipe) as process:
@@ -322,7 +322,7 @@ def test_killed_by_a_signal(node: Node, runtime: str) -> None:
     assert done.returncode == 128 + signal.SIGKILL
 
 
-def test_no_descriptor_of_ours_is_inside(node: Node, tmp_path: Path) -> None:
+def test_the_container_inherits_no_descriptor(node: Node, tmp_path: Path) -> None:
     show = node.argv("--rm", "image", "ls", "-l", "/proc/self/fd")
     with (tmp_path / "out").open("w+") as out, (tmp_path / "secret").open("w") as secret:
         subprocess.run(show, stdout=out, stderr=out, pass_fds=[secret.fileno()], check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers with a terminal, driven from a terminal of the test's."""
+"""Containers with a terminal, driven from a terminal of the test."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_shell(node: Node, runtime: str) -> None:
         shell.expect("/dev/pts/0\r\n33 77\r\nxterm\r\n")
         shell.resize(10, 20)
         shell.process.send_signal(signal.SIGWINCH)
-        # The key can be faster than the signal.
+        # The key can arrive before the signal.
         shell.type("until stty size | grep '10 20'; do sleep 0.05; done\r")
         shell.expect("10 20\r\n")
         shell.type("exit 4\r")
@@ -48,7 +48,7 @@ def test_a_shell(node: Node, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_keys_are_the_containers(node: Node, runtime: str) -> None:
+def test_keys_reach_the_container(node: Node, runtime: str) -> None:
     with terminal(node, "--runtime", runtime, "--rm", "-it", "image", "sh") as shell:
         shell.expect("> ")
         shell.type("sleep 60; echo interrupted $?\r")

@@ -45,7 +45,7 @@ def snapshots(tmp_path: Path) -> Iterator[SnapshotsClient]:
 
 
 class TestSnapshotter(SnapshotterSuite):
-    """All cases, each with a process and a socket of its own."""
+    """All cases, each with its own process and socket."""
 
     def test_no_directory_is_left(self, snapshots: SnapshotsClient, tmp_path: Path) -> None:
         snapshots.prepare("a")
@@ -54,7 +54,7 @@ class TestSnapshotter(SnapshotterSuite):
         snapshots.remove("a")
         assert os.listdir(tmp_path / "root/snapshotter/snapshots") == []
 
-    def test_cleanup_removes_what_a_crash_left(
+    def test_cleanup_removes_leftovers_of_a_crash(
         self, snapshots: SnapshotsClient, tmp_path: Path
     ) -> None:
         below = tmp_path / "root/snapshotter/snapshots"
@@ -65,7 +65,7 @@ class TestSnapshotter(SnapshotterSuite):
         assert os.listdir(below) == ["1"]
 
 
-def test_a_record_that_is_damaged_keeps_nobody_from_starting(tmp_path: Path) -> None:
+def test_it_starts_with_a_damaged_record(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         client.prepare("a")
         client.prepare("b")
@@ -75,4 +75,4 @@ def test_a_record_that_is_damaged_keeps_nobody_from_starting(tmp_path: Path) -> 
     with serving(tmp_path) as client:
         assert client.mounts("b")
         assert client.prepare("c")
-    assert "what the last run left stays" in (tmp_path / "log").read_text()
+    assert "cannot remove what the last run left" in (tmp_path / "log").read_text()

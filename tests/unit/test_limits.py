@@ -27,14 +27,15 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.auth import Credentials, find_credentials
-from firstread.oci.bearer import MAX_TOKEN, Authorizer
-from firstread.oci.faults import MAX_ERROR_BODY
 from firstread.oci.model import MAX_MANIFEST_SIZE, parse_config, parse_manifest
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
-from firstread.oci.registry import RegistryRepository
-from firstread.oci.transport import MAX_ANSWER
+from firstread.oci.repository import Repository
+from firstread.registry.answer import MAX_ANSWER
+from firstread.registry.auth import Credentials, look_up
+from firstread.registry.bearer import MAX_TOKEN, Authorizer
+from firstread.registry.faults import MAX_ERROR_BODY
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.sectors.format import Geometry, Header, SectorIndex
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB, MiB
@@ -47,7 +48,7 @@ DEEP = b"[" * 200_000
 
 
 @contextmanager
-def saying(words: Iterator[bytes]) -> Iterator[RegistryRepository]:
+def saying(words: Iterator[bytes]) -> Iterator[Repository]:
     """Give a repository of a registry that answers one request with `words`."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -65,7 +66,7 @@ def saying(words: Iterator[bytes]) -> Iterator[RegistryRepository]:
     thread = threading.Thread(target=serve)
     thread.start()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
-    repository = RegistryRepository(
+    repository = open_source(
         parse_reference(f"{address}/a:b"), AccessOptions(retries=0, read_timeout=PATIENCE_S)
     )
     try:
@@ -132,7 +133,7 @@ def docker_config(data: bytes) -> object:
     path = ROOT / ".pytest_cache/limits.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
-    return find_credentials("a.test", "b", path)
+    return look_up("a.test", "b", path).credentials
 
 
 def toml(data: bytes) -> object:

@@ -23,16 +23,17 @@ from urllib3 import HTTPResponse
 
 import firstread
 from firstread.convert.acl import parse_acl
+from firstread.daemon.logs import JsonFormatter
 from firstread.errors import FirstreadError, from_os_error
 from firstread.mountinfo import unescaped
-from firstread.node.logs import JsonFormatter
-from firstread.oci import gojson, hosts
-from firstread.oci.bearer import parse_challenge
-from firstread.oci.faults import from_response, retry_after
+from firstread.oci import gojson
 from firstread.oci.platform import parse_platform
 from firstread.oci.reference import parse_reference
-from firstread.oci.referrers import next_page
 from firstread.redact import redact
+from firstread.registry import hosts
+from firstread.registry.bearer import parse_challenge
+from firstread.registry.faults import from_response, retry_after
+from firstread.registry.referrerlists import next_page
 from firstread.run import parse, runtime
 from firstread.snapshotter.filters import parse_filters
 from firstread.snapshotter.service import status_of
@@ -87,28 +88,28 @@ MEASURED: dict[str, Measured] = {
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
-    "oci.auth._HELPER_NAME": using("oci.auth._HELPER_NAME", "fullmatch"),
-    "oci.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
-    "oci.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),
-    "oci.bearer._VISIBLE": using("oci.bearer._VISIBLE", "fullmatch"),
-    "oci.dockerarchive._BLOB": using("oci.dockerarchive._BLOB", "fullmatch"),
+    "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),
+    "registry.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
+    "registry.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),
+    "registry.bearer._VISIBLE": using("registry.bearer._VISIBLE", "fullmatch"),
+    "layouts.dockerarchive._BLOB": using("layouts.dockerarchive._BLOB", "fullmatch"),
     "oci.gojson._ESCAPE": lambda text: gojson.load(json.dumps(text + "\ud800")),
-    "oci.hosts._DURATION": hosts._duration,
-    "oci.hosts._DURATIONS": hosts._duration,
-    "oci.hosts._HOST": using("oci.hosts._HOST", "fullmatch"),
-    "oci.hosts._TOKEN": using("oci.hosts._TOKEN", "fullmatch"),
-    "oci.hosts._VALUE": using("oci.hosts._VALUE", "fullmatch"),
-    "oci.ingest._TEMPORARY": using("oci.ingest._TEMPORARY", "fullmatch"),
+    "registry.hosts._DURATION": hosts._duration,
+    "registry.hosts._DURATIONS": hosts._duration,
+    "registry.hosts._HOST": using("registry.hosts._HOST", "fullmatch"),
+    "registry.hosts._TOKEN": using("registry.hosts._TOKEN", "fullmatch"),
+    "registry.hosts._VALUE": using("registry.hosts._VALUE", "fullmatch"),
+    "layouts.ingest._TEMPORARY": using("layouts.ingest._TEMPORARY", "fullmatch"),
     "oci.platform._WORD": parse_platform,
     "oci.reference._DIGEST": lambda text: parse_reference(f"a@{text}"),
     "oci.reference._FOREIGN": parse_reference,
     "oci.reference._HOST": lambda text: parse_reference(f"{text}/a"),
     "oci.reference._REPOSITORY": lambda text: parse_reference(f"r.example/{text}"),
     "oci.reference._TAG": lambda text: parse_reference(f"oci:a:{text}"),
-    "oci.referrers._RELATION": lambda text: next_page(f"<a>;{text}"),
-    "oci.referrers._TARGET": next_page,
-    "oci.registry._CONTENT_RANGE": using("oci.registry._CONTENT_RANGE", "fullmatch"),
-    "oci.upload._RANGE": using("oci.upload._RANGE", "fullmatch"),
+    "registry.referrerlists._RELATION": lambda text: next_page(f"<a>;{text}"),
+    "registry.referrerlists._TARGET": next_page,
+    "registry.api._CONTENT_RANGE": using("registry.api._CONTENT_RANGE", "fullmatch"),
+    "registry.upload._RANGE": using("registry.upload._RANGE", "fullmatch"),
     "redact._ADDRESS": using("redact._ADDRESS", "search"),
     "redact._PATTERNS": redact,
     "redact._URLS": redact,
@@ -119,7 +120,7 @@ MEASURED: dict[str, Measured] = {
     "run.parse.parse_signal": parse.parse_signal,  # of the image, too
     "run.runtime._NOT_INVOKABLE": lambda text: runtime._create_error("a", text, "runc", 1),
     "run.runtime._STATED": runtime._is_not_found,
-    "sectors.store._SECTOR_NAME": using("sectors.store._SECTOR_NAME", "fullmatch"),
+    "sectors.storelayout._SECTOR_NAME": using("sectors.storelayout._SECTOR_NAME", "fullmatch"),
     "snapshotter.filters._ATOM": filter_of,
     "snapshotter.filters._ESCAPE": lambda text: filter_of(f'"{text}"'),
     "snapshotter.filters._FIELD": filter_of,
@@ -144,7 +145,7 @@ TOGETHER: dict[str, Measured] = {
 }
 # What sees what we, or whoever gives the command, wrote; or a few characters of a program's answer.
 OWN = {
-    "cli.install._containerd_major": "what containerd --version prints",
+    "doctor.installable.containerd_major": "what containerd --version prints",
     "cli.logs.convert": "the command line",
     "device.scanners._MARK": "what the kernel says of a descriptor",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
@@ -153,8 +154,8 @@ OWN = {
     "run.parse.parse_device": "the command line",
     "run.parse.parse_extra_host": "the command line",
     "run.parse.parse_rlimit": "the command line",
-    "snapshotter.configfile._VALUE": "containerd's configuration, which root wrote",
-    "snapshotter.configfile._lines": "containerd's configuration, which root wrote",
+    "snapshotter.tomltext._VALUE": "containerd's configuration, which root wrote",
+    "snapshotter.tomltext.lines_of": "containerd's configuration, which root wrote",
 }
 PIECES = [
     *'a1. "\',=:/\\-<[(?*|;\té', "a.", "a-", "a__", 'a="', '\\"', 'a="\\', "Bearer ", ", Basic ",

@@ -146,7 +146,7 @@ def test_a_command_follows_no_link_that_another_user_can_change(tmp_path: Path) 
     for places in (("--root", link), ("--run-dir", link / "run")):
         ran = firstread("ps", *places)
         assert (ran.code, ran.stdout) == (5, "")
-        assert f"user {STRANGER}, to whom {link} belongs, could replace" in ran.stderr
+        assert f"user {STRANGER}, the owner of {link}, could replace" in ran.stderr
 
 
 def test_ways_of_ours(tmp_path: Path) -> None:

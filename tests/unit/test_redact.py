@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from firstread.node.logs import MAX_TEXT, JsonFormatter
+from firstread.daemon.logs import MAX_TEXT, JsonFormatter
 from firstread.redact import redact
 from firstread.units import KiB
 

@@ -3,6 +3,6 @@
 
 import gc
 
-# Before anything else is imported: a tenth of the time that a command takes to start would go into
-# looking for garbage among what was just loaded.
+# Before any other import: a command would spend a tenth of its start on collecting garbage among
+# the modules just loaded.
 gc.set_threshold(50_000)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,10 +16,9 @@ from firstread.errors import NodeError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
-    from firstread.node.client import Client
-    from firstread.node.unattended import Unattended
-
-Document = dict[str, Any]
+    from firstread.cache.report import ImageRow, Listing, StoreFigures, Verified
+    from firstread.control.client import Client
+    from firstread.daemon.offline import Unattended
 
 _COLUMNS = ("IMAGE", "STATE", "SECTORS", "HERE", "ALONE", "USED")
 
@@ -29,115 +28,121 @@ def command() -> None:
     """List, prune and verify what is on this node; no daemon needs to run."""
 
 
-@command.command("ls", short_help="List images, and what each has here.")
+@command.command("ls", short_help="List images and their sectors here.")
 @node_options
 @json_option
 def list_images(root: Path, run_dir: Path, as_json: bool) -> None:
-    """List images, and what each has on this node: alone, and shared with others."""
-    document = _asked(root, run_dir, lambda c: c.get("/cache"), lambda u: u.listing())
+    """List images and their sectors on this node, alone and shared with others."""
+    from firstread.cache.report import Listing
+    from firstread.documents import decode
+
+    found = _asked(root, run_dir, lambda c: c.get("/cache"), lambda u: u.listing())
     if as_json:
-        show(document)
+        show(found)
         return
-    rows = [_COLUMNS, *map(_row, document["images"])]
+    listing = decode(found, Listing)
+    rows = [_COLUMNS, *map(_row, listing.images)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    report([*lines, "", *_summary(document)])
+    report([*lines, "", *_summary(listing)])
 
 
-@command.command("prune", short_help="Remove what is not mounted.")
+@command.command("prune", short_help="Remove unmounted images.")
 @click.option(
     "--to",
     "keep_bytes",
     type=SIZE,
     metavar="SIZE",
     default="0",
-    help="Stop when the sectors that are left have this size, such as 10GiB.",
+    help="Stop when the remaining sectors have this size, such as 10GiB.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @node_options
 @json_option
 def prune(keep_bytes: int, dry_run: bool, root: Path, run_dir: Path, as_json: bool) -> None:
-    """Remove images that are not mounted, and their sectors; those used longest ago go first.
+    """Remove images that are not mounted, and their sectors, least recently used first.
 
-    What a mounted image has stays. Files without bytes that no mounted image needs go always.
+    Sectors of mounted images stay. Empty files that no mounted image needs always go.
     """
-    document = _asked(
+    from firstread.cache.report import Pruned
+    from firstread.documents import decode
+
+    found = _asked(
         root,
         run_dir,
         lambda c: c.post("/cache/prune", keep_bytes=keep_bytes, dry_run=dry_run),
         lambda u: u.prune(keep_bytes, dry_run=dry_run),
     )
     if as_json:
-        show(document)
+        show(found)
         return
-    images, sectors = (
-        counted(len(document["images"]), "image"),
-        counted(document["sectors"], "sector"),
-    )
+    pruned = decode(found, Pruned)
+    images, sectors = counted(len(pruned.images), "image"), counted(pruned.sectors, "sector")
     would = "would be removed" if dry_run else "were removed"
-    report([f"{images} and {sectors} ({format_size(document['bytes'])}) {would}"])
+    report([f"{images} and {sectors} ({format_size(pruned.bytes)}) {would}"])
 
 
-@command.command("verify", short_help="Check all of it against its digests.")
-@click.option("--repair", is_flag=True, help="Fetch again what is damaged, or remove it.")
+@command.command("verify", short_help="Check everything against its digests.")
+@click.option("--repair", is_flag=True, help="Fetch damaged sectors again, or remove them.")
 @node_options
 @json_option
 def verify(repair: bool, root: Path, run_dir: Path, as_json: bool) -> int:
-    """Read all that is on this node from the disk, and check it against its digests.
+    """Read everything on this node from the disk, and check it against its digests.
 
-    With --repair, damaged sectors of mounted images are emptied while their reads wait, and fetched
-    again; what is not mounted is removed, and comes again with its next read. Mounts that stand
-    without a daemon are left alone.
+    With --repair, the daemon empties damaged sectors of mounted images while their reads wait, and
+    fetches them again; it removes those of other images, which their next read fetches. Without a
+    daemon, mounts that still stand are left alone.
 
-    The exit code is 0 if nothing is left that is damaged or could not be read, 5 otherwise.
+    The exit code is 0 if nothing remains damaged or unreadable, 5 otherwise.
     """
-    from firstread.node.inspection import is_sound
+    from firstread.cache.report import Verified
+    from firstread.documents import decode
 
-    document = _asked(
+    found = _asked(
         root,
         run_dir,
         lambda c: c.post("/cache/verify", repair=repair),
         lambda u: u.verify(repair=repair),
     )
-    sound = is_sound(document)
+    verified = decode(found, Verified)
     if as_json:
-        show({**document, "ok": sound})
+        show(found)
     else:
-        report(_findings(document, sound=sound, repair=repair))
-    return 0 if sound else NodeError.exit_code
+        report(_findings(verified, repair=repair))
+    return 0 if verified.ok else NodeError.exit_code
 
 
 def _asked(
     root: Path,
     run_dir: Path,
-    attended: Callable[[Client], Document],
-    unattended: Callable[[Unattended], Document],
-) -> Document:
-    """Ask the daemon, or do it here if there is none."""
-    from firstread.node.client import Client
+    attended: Callable[[Client], object],
+    unattended: Callable[[Unattended], object],
+) -> object:
+    """Ask the daemon, or do it in this process if none runs."""
+    from firstread.control.client import Client
 
     client = Client(run_dir)
     if client.alive():
         return attended(client)
-    from firstread.node.unattended import Unattended
+    from firstread.daemon.offline import Unattended
 
     with Unattended.open(root) as cache:
         return unattended(cache)
 
 
-def _row(image: Document) -> tuple[str, ...]:
-    name = ", ".join(image["names"]) or image["digest"][:19]
-    state = "damaged" if image["problem"] else "mounted" if image["mounts"] else "not mounted"
+def _row(image: ImageRow) -> tuple[str, ...]:
+    name = ", ".join(image.names) or image.digest[:19]
+    state = "damaged" if image.problem else "mounted" if image.mounts else "not mounted"
     return (
         name,
-        "pinned" if image["pinned"] else state,
-        f"{image['present']} of {image['sectors']}",
-        format_size(image["bytes"]),
-        format_size(image["alone_bytes"]),
-        "now" if image["mounts"] else _ago(time.time() - image["last_used"]),
+        "pinned" if image.pinned else state,
+        f"{image.present} of {image.sectors}",
+        format_size(image.bytes),
+        format_size(image.alone_bytes),
+        "now" if image.mounts else _ago(time.time() - image.last_used),
     )
 
 
@@ -148,31 +153,31 @@ def _ago(seconds: float) -> str:
     return f"{max(0, seconds):.0f} s ago"
 
 
-def _summary(document: Document) -> list[str]:
-    store, unclaimed = document["store"], document["unclaimed"]
-    limit = f" of {format_size(store['limit_bytes'])}" if store["limit_bytes"] else ""
-    of_files = f" of {store['limit_files']:,}" if store["limit_files"] else ""
+def _summary(listing: Listing) -> list[str]:
+    store, unclaimed = listing.store, listing.unclaimed
+    limit = f" of {format_size(store.limit_bytes)}" if store.limit_bytes else ""
+    of_files = f" of {store.limit_files:,}" if store.limit_files else ""
     lines = [
-        f"{counted(store['sectors'], 'sector')}, {format_size(store['bytes'])}{limit};"
-        f" {format_size(store['free_bytes'])} are free",
-        f"{format_size(store['metadata_bytes'])} of metadata;"
-        f" {counted(store['files'], 'file')}{of_files}{_free_files(store)}",
+        f"{counted(store.sectors, 'sector')}, {format_size(store.bytes)}{limit};"
+        f" {format_size(store.free_bytes)} are free",
+        f"{format_size(store.metadata_bytes)} of metadata;"
+        f" {counted(store.files, 'file')}{of_files}{_free_files(store)}",
     ]
-    if unclaimed["sectors"]:
+    if unclaimed.sectors:
         lines.append(
-            f"{counted(unclaimed['sectors'], 'sector')}, {format_size(unclaimed['bytes'])},"
-            " of no image that is here: firstread cache prune removes them"
+            f"{counted(unclaimed.sectors, 'sector')}, {format_size(unclaimed.bytes)},"
+            " of no image here: firstread cache prune removes them"
         )
     return lines
 
 
-def _free_files(store: Document) -> str:
-    if store["free_files"] is None:
+def _free_files(store: StoreFigures) -> str:
+    if store.free_files is None:
         return ""
-    return f"; the file system has room for {store['free_files']:,} more"
+    return f"; the file system has room for {store.free_files:,} more"
 
 
-def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:
+def _findings(verified: Verified, *, repair: bool) -> list[str]:
     became = {
         "damaged": "is damaged",
         "emptied": "was damaged, and is fetched again",
@@ -180,32 +185,29 @@ def _findings(document: Document, *, sound: bool, repair: bool) -> list[str]:
         "unread": "could not be read",
     }
     lines = [
-        f"sector {found['sector'][:16]}… of {found['image']} {became[found['outcome']]}"
-        for found in document["damaged"]
+        f"sector {found.sector[:16]}… of {found.image} {became[found.outcome]}"
+        for found in verified.damaged
     ]
     lines += [
-        f"image {found['digest']} {became[found['outcome']]}: {found['problem']}"
-        for found in document["images"]
+        f"image {found.digest} {became[found.outcome]}: {found.problem}"
+        for found in verified.images
     ]
     lines.append(
-        f"{counted(document['checked'], 'sector')}, {format_size(document['checked_bytes'])},"
-        f" checked: {len(document['damaged'])} damaged"
+        f"{counted(verified.checked, 'sector')}, {format_size(verified.checked_bytes)},"
+        f" checked: {len(verified.damaged)} damaged"
     )
-    others = [
-        f"{document[kind]} {text}"
-        for kind, text in (
-            ("partial", "are not whole"),
-            ("busy", "were in use"),
-            ("unclaimed", "are of no image that is here"),
-            ("aside", "wait for a check since the last reboot"),
-        )
-        if document[kind]
-    ]
-    if others:
-        lines.append(f"not checked: {', '.join(others)}")
-    if not sound:
+    others = {
+        "are not whole": verified.partial,
+        "were in use": verified.busy,
+        "belong to no image here": verified.unclaimed,
+        "wait for a check since the last reboot": verified.aside,
+    }
+    if any(others.values()):
+        parts = [f"{count} {text}" for text, count in others.items() if count]
+        lines.append(f"not checked: {', '.join(parts)}")
+    if not verified.ok:
         lines.append(
-            "what is left is mounted, and no daemon runs: start one, and repair again"
+            "the rest is mounted, and no daemon runs: start one, and repair again"
             if repair
             else "repair it with: firstread cache verify --repair"
         )

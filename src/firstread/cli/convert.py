@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,14 +22,14 @@ from firstread.errors import UsageError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
-    from firstread.convert.attach import Attachments
-    from firstread.convert.convert import Conversion, ConvertOptions
-    from firstread.oci.logins import Logins
-    from firstread.oci.options import AccessOptions
+    from firstread.convert.conversion import ConvertOptions
+    from firstread.convert.outcome import Attachments, Conversion
     from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
+    from firstread.registry.logins import Logins
+    from firstread.registry.options import AccessOptions
 
-MAX_NAMES, MAX_NAME = 16, 64  # platforms that are named in a line, characters of each
+MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 
 
 @click.command()
@@ -38,7 +38,7 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms that are named in a line, characters o
 @click.option(
     "--attach",
     is_flag=True,
-    help="Attach the result to SOURCE itself, so that SOURCE is the name of both.",
+    help="Attach the result to SOURCE itself, so that SOURCE names both.",
 )
 @click.option(
     "--platform",
@@ -61,7 +61,7 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms that are named in a line, characters o
 @click.option(
     "--no-cache",
     is_flag=True,
-    help="Pack all layers anew, whatever is known of them (in FIRSTREAD_CACHE, else in"
+    help="Pack all layers again, without the cache (in FIRSTREAD_CACHE, else in"
     " ~/.cache/firstread).",
 )
 @access_options
@@ -83,21 +83,17 @@ def command(
 ) -> None:
     """Turn the image SOURCE into a block-device image and tag it as DEST.
 
-    SOURCE and DEST are written as for skopeo: docker://registry/repository:tag (also without
-    docker://), oci:DIRECTORY:TAG, oci-archive:FILE; SOURCE also docker-archive:FILE.
+    Write SOURCE and DEST as for skopeo: docker://registry/repository:tag (docker:// is optional),
+    oci:DIRECTORY:TAG, oci-archive:FILE; SOURCE also docker-archive:FILE.
 
-    A layer that was packed before, by this machine or in the image that DEST names, is neither
+    A layer that this machine has packed before, or that the image at DEST contains, is neither
     downloaded nor packed again. A password on stdin is for the registry of DEST, or for that of
     SOURCE if DEST is on a disk or left out.
 
-    With --attach the result is put beside SOURCE, as an OCI referrer of its manifest: nodes with
+    With --attach the result goes beside SOURCE, as an OCI referrer of its manifest: nodes with
     firstread find it by the name or digest of SOURCE, all others pull SOURCE as before. DEST is
-    then a further name for it, and may be left out.
+    then an optional further name.
     """
-    from firstread.convert.cache import LayerCache, default_cache_dir
-    from firstread.convert.convert import ConvertOptions
-    from firstread.convert.record import Parameters
-    from firstread.errors import UsageError
     from firstread.memory import keep_large_buffers
     from firstread.sectors.format import Geometry
     from firstread.signals import unwinding_on_signals
@@ -108,24 +104,40 @@ def command(
             hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
         )
     Geometry(sector_size, frame_size)
-    # From the registry itself: what is made of an image is no place for what a mirror may have.
+    # Only the registry itself: a mirror's copy is no base for a conversion.
     access = dataclasses.replace(access, mirrors=False, logins=_logins(source, destination, login))
     keep_large_buffers()
-    options = ConvertOptions(
-        platform=platform,
-        parameters=Parameters(sector_size, frame_size, level),
-        jobs=jobs or len(os.sched_getaffinity(0)),
-        source_options=access,
-        destination_options=access,
-        cache=None if no_cache else LayerCache(default_cache_dir()),
-        reuse=not no_cache,
-    )
+    parameters = {"sector_size": sector_size, "frame_size": frame_size, "level": level}
+    options = _options(platform, parameters, jobs, access, reuse=not no_cache)
     with unwinding_on_signals():
         document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
     if as_json:
         show(document)
     else:
         report(lines)
+
+
+def _options(
+    platform: Platform | None,
+    parameters: dict[str, int],
+    jobs: int | None,
+    access: AccessOptions,
+    *,
+    reuse: bool,
+) -> ConvertOptions:
+    from firstread.convert.conversion import ConvertOptions
+    from firstread.convert.layercache import LayerCache, default_cache_dir
+    from firstread.convert.record import Parameters
+
+    return ConvertOptions(
+        platform=platform,
+        parameters=Parameters(**parameters),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        source_options=access,
+        destination_options=access,
+        cache=LayerCache(default_cache_dir()) if reuse else None,
+        reuse=reuse,
+    )
 
 
 def _convert(
@@ -135,18 +147,18 @@ def _convert(
     *,
     attach: bool,
     quiet: bool,
-) -> tuple[dict[str, Any], list[str]]:
-    """Convert, and return what is printed: as JSON, and for humans."""
-    from firstread.cli.progress import LayerProgress
+) -> tuple[object, list[str]]:
+    """Convert; return the result as JSON, and as lines for people."""
+    from firstread.cli.progressdisplay import LayerProgress
     from firstread.convert.attach import attach as convert_attached
-    from firstread.convert.convert import convert
+    from firstread.convert.conversion import convert
 
     with LayerProgress(quiet=quiet) as progress:
         if attach or destination is None:
             attached = convert_attached(source, options, destination=destination, progress=progress)
-            return dataclasses.asdict(attached), _attached_lines(attached)
+            return attached, _attached_lines(attached)
         result = convert(source, destination, options, progress=progress)
-        return dataclasses.asdict(result), _lines(result.destination, result)
+        return result, _lines(result.destination, result)
 
 
 def _attached_lines(attached: Attachments) -> list[str]:
@@ -165,8 +177,8 @@ def _attached_lines(attached: Attachments) -> list[str]:
 def _logins(
     source: Reference, destination: Reference | None, login: tuple[str, str] | None
 ) -> Logins | None:
-    """Return a password for the one registry that it is for."""
-    from firstread.oci.logins import Credentials, Logins
+    """Return the password for the one registry that it belongs to."""
+    from firstread.registry.logins import Credentials, Logins
 
     if login is None:
         return None
@@ -189,7 +201,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
         f" {counted(result.sectors, 'sector')}",
         f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
         f" {format_size(result.source_size)}",
-        f"  metadata  {format_size(result.metadata_size)}, all that is fetched before a mount",
+        f"  metadata  {format_size(result.metadata_size)}, fetched before a mount",
     ]
     for layer in result.layers:
         if layer.dropped_xattrs:
@@ -198,7 +210,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
     if others := result.other_platforms:
         more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
         names = ", ".join(name[:MAX_NAME] for name in others[:MAX_NAMES])
-        lines.append(f"  left out  {names}{more}, which the index has, too: --platform chooses one")
+        lines.append(f"  left out  {names}{more}, also in the index: --platform chooses one")
     packed = sum(layer.content_size for layer in result.layers if layer.how == "packed")
     rate = f", {format_size(packed / max(result.seconds, 1e-3))}/s of content" if packed else ""
     lines.append(f"  took      {result.seconds:.1f} s{rate}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,10 @@ from firstread.cli.output import report
 from firstread.errors import UsageError
 from firstread.units import counted
 
-STATUS_S = 5.0  # for a daemon to say what it serves, before it is stopped
+if TYPE_CHECKING:
+    from firstread.config import Config
+
+STATUS_S = 5.0  # for a daemon to list its mounts before it stops
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 
@@ -24,15 +28,15 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     envvar="FIRSTREAD_CONFIG",
     show_envvar=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); /etc/firstread/config.toml if it is there.",
+    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @click.option(
     "--stall",
     "stall_s",
     type=SecondsType(),
-    help="Seconds that a read waits for a registry that fails, before it gets EIO, if its mount"
-    " does not say otherwise. [300]",
+    help="Seconds that a read waits for a failing registry before it gets EIO; a mount can override"
+    " it. [300]",
 )
 @click.option(
     "--workers",
@@ -43,37 +47,37 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     "--health",
     "health_s",
     type=SecondsType(2),
-    help="Seconds without a sign of life, after which the fetcher is replaced. [15]",
+    help="Seconds without a sign of life until the fetcher is replaced. [15]",
 )
 @click.option(
     "--anchor",
     "anchor_s",
     type=SecondsType(0),
-    help="Seconds that reads wait for another daemon, if all processes of this one die. [300]",
+    help="Seconds that reads wait for another daemon when all processes of this one die. [300]",
 )
 @click.option(
     "--on-stop",
     type=click.Choice(["fail", "wait"]),
-    help="What reads of absent sectors do after SIGTERM: fail, or wait for another daemon as after"
-    " a death. [fail]",
+    help="Whether reads of absent sectors fail after SIGTERM, or wait for another daemon as after a"
+    " death. [fail]",
 )
 @click.option(
     "--cache-max",
     type=SIZE,
     metavar="SIZE",
-    help="What sectors and metadata of images may take, such as 20GiB; 0: no limit. [0]",
+    help="Limit of sectors and metadata of images, such as 20GiB; 0: no limit. [0]",
 )
 @click.option(
     "--cache-max-files",
     type=click.IntRange(0),
     metavar="COUNT",
-    help="The same in files, each of which is an inode; 0: no limit. [0]",
+    help="The same limit in files, one inode each; 0: no limit. [0]",
 )
 @click.option(
     "--cache-min-free",
     type=SIZE,
     metavar="SIZE",
-    help="What the file system of --root keeps free; 0: no limit. [0]",
+    help="Space that stays free on the file system of --root; 0: no limit. [0]",
 )
 @click.option(
     "--log-level",
@@ -81,18 +85,18 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     help="[INFO]",
 )
 @click.option(
-    "--replace", is_flag=True, help="Take the place of the daemon that runs; no read fails."
+    "--replace", is_flag=True, help="Take the place of the running daemon; no read fails."
 )
 @click.option(
     "--reload",
     is_flag=True,
-    help="Have the daemon that runs go on as the version and with the configuration that are"
-    " there now; no read fails. SIGHUP does the same.",
+    help="Restart the running daemon in place, with the installed version and the current"
+    " configuration; no read fails. SIGHUP does the same.",
 )
 @click.option(
     "--stop",
     is_flag=True,
-    help="Have the daemon that runs end, as SIGTERM does. Mounts stay, for the next one.",
+    help="End the running daemon, as SIGTERM does. Mounts stay, for the next one.",
 )
 @click.option("--inherit", type=int, hidden=True)
 @click.option("--rehearse", type=int, hidden=True)
@@ -128,15 +132,14 @@ def command(
 ) -> None:
     """Serve the mounts of this node until SIGTERM.
 
-    The other commands start a daemon when none runs; as a service it is run by systemd
+    Other commands start a daemon when none runs; systemd can run it as a service
     (packaging/firstread.service). Mounts outlive it: the next daemon takes them over.
     """
     if reload or stop:
         _alone("reload" if reload else "stop")
         (_reload if reload else _stop)(run_dir)
         return
-    from firstread.config import load_config
-    from firstread.node.daemon import serve
+    from firstread.daemon.start import serve
 
     config_path = config_path and config_path.absolute()
     registry = {
@@ -151,20 +154,29 @@ def command(
         credentials_dir=registry["credentials_dir"],
         **options,
     )
-    policy = {"stall_s": options.pop("stall_s")}
-    limits = {f"{name}_bytes": options.pop(f"cache_{name}") for name in ("max", "min_free")}
-    limits["max_files"] = options.pop("cache_max_files")
-    level = options.pop("log_level")
-    config = load_config(config_path).override("policy", **policy).override("cache", **limits)
-    config = config.override("node", log_level=level and str(level).upper(), **options)
-    config = config.override("registry", **registry)
+    config = _config(config_path, registry, options)
     if rehearse is not None or replace:
-        from firstread.node import trial
+        from firstread.daemon import trial
 
         trial.rehearse(root, *([rehearse] if rehearse is not None else []))
         if rehearse is not None:
             return
     serve(root, run_dir, config, arguments, replace=replace, inherited=inherit)
+
+
+def _config(path: Path | None, registry: dict[str, Any], options: dict[str, Any]) -> Config:
+    """Return the configuration of a file, overridden by the command line."""
+    from firstread.config import load_config
+
+    cache = {
+        "max_bytes": options.pop("cache_max"),
+        "min_free_bytes": options.pop("cache_min_free"),
+        "max_files": options.pop("cache_max_files"),
+    }
+    stall_s, level = options.pop("stall_s"), options.pop("log_level")
+    config = load_config(path).override("policy", stall_s=stall_s).override("cache", **cache)
+    config = config.override("node", log_level=level and str(level).upper(), **options)
+    return config.override("registry", **registry)
 
 
 def _alone(flag: str) -> None:
@@ -180,31 +192,31 @@ def _alone(flag: str) -> None:
 
 
 def _reload(run_dir: Path) -> None:
-    from firstread.node.succession import ask_reload
+    from firstread.daemon.succession import ask_reload
 
     serving = ask_reload(str(run_dir))
     report([f"firstread {serving['version']} serves now (process {serving['pid']})"])
 
 
 def _stop(run_dir: Path) -> None:
+    from firstread.control.client import Client
+    from firstread.daemon.stop import stop_daemon
     from firstread.errors import FirstreadError
-    from firstread.node.client import Client
-    from firstread.node.farewell import stop_daemon
 
     try:
         mounts = len(Client(run_dir, timeout_s=STATUS_S).get("/status")["mounts"])
     except FirstreadError:
-        mounts = 0  # one that does not answer can be stopped all the same
+        mounts = 0  # a daemon that does not answer can be stopped all the same
     pid = stop_daemon(run_dir)
     stay = ""
     if mounts:
         stay = f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}: start another"
-        stay += " before what is not here is read"
+        stay += " before anybody reads absent data"
     report([f"the daemon (process {pid}) has ended{stay}"])
 
 
 def _arguments(**options: object) -> list[str]:
-    """Return the command line that gives these options again."""
+    """Return the command line with these options."""
     arguments = []
     for name, value in options.items():
         flag = "--" + name.removesuffix("_s").replace("_", "-")

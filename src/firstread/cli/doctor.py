@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,10 @@ from firstread.cli.output import report, show
 from firstread.errors import NodeError
 
 if TYPE_CHECKING:
-    from firstread.config import RegistryTable
-    from firstread.device.probe import Check
-    from firstread.oci.options import AccessOptions
+    from firstread.doctor.finding import Finding
+    from firstread.doctor.preflight import Preflight
     from firstread.oci.reference import Reference
+    from firstread.registry.options import AccessOptions
 
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
@@ -57,57 +58,29 @@ def command(
 
     The exit code is 0 if nothing fails, 5 if something does; a warning is no failure.
     """
-    from firstread.device.probe import probe
-    from firstread.node.checks import check_configuration, check_node, daemon_status
-    from firstread.node.reach import check_clock, check_image
-    from firstread.run.checks import check_containers
+    from firstread.doctor.preflight import preflight
 
-    device = probe(root)
-    status = daemon_status(run_dir)
-    settings, configuration = check_configuration(config_path, status)
-    checks = [*device, configuration, *check_node(root, run_dir, status), check_clock()]
-    checks += check_containers()
-    if reference is not None:
-        checks += check_image(reference, _as_the_daemon(access, settings))
-    usable = all(check.ok for check in device)
+    own_hosts = access.hosts_dirs is not DEFAULT_HOSTS_DIRS
+    found = preflight(root, run_dir, config_path, reference, access, own_hosts=own_hosts)
     if as_json:
-        show(
-            {
-                "root": str(root),
-                "device": "fanotify" if usable else None,
-                "checks": [
-                    {**dataclasses.asdict(check), "status": check.status} for check in checks
-                ],
-            }
-        )
+        from firstread.cli.shown import CheckShown, NodeChecked
+
+        checks = [CheckShown(**dataclasses.asdict(f), status=f.status) for f in found.findings]
+        show(NodeChecked(str(root), "fanotify" if found.usable else None, checks))
     else:
-        report([*_lines(checks), _verdict(checks, root, usable=usable)])
-    return 0 if all(check.ok for check in checks) else NodeError.exit_code
+        report([*_lines(found.findings), _verdict(found, root)])
+    return 0 if all(finding.ok for finding in found.findings) else NodeError.exit_code
 
 
-def _as_the_daemon(access: AccessOptions, settings: RegistryTable) -> AccessOptions:
-    """Return how the daemon reaches registries, but for what the command line says."""
-    own = access.hosts_dirs is DEFAULT_HOSTS_DIRS
-    directory = Path(settings.credentials_dir) if settings.credentials_dir else None
-    return dataclasses.replace(
-        access,
-        hosts_dirs=tuple(map(Path, settings.hosts_dirs)) if own else access.hosts_dirs,
-        credentials_dir=access.credentials_dir or directory,
-        connect_timeout=settings.connect_timeout_s,
-        first_byte_timeout=settings.first_byte_timeout_s,
-        read_timeout=settings.stall_timeout_s,
-    )
-
-
-def _lines(checks: list[Check]) -> list[str]:
+def _lines(findings: list[Finding]) -> list[str]:
     lines = []
-    for check in checks:
-        lines.append(f"{_MARKS[check.status]}  {check.name}: {check.detail}")
-        lines += [f"      {check.fix}"] if check.fix else []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.status]}  {finding.name}: {finding.detail}")
+        lines += [f"      {finding.fix}"] if finding.fix else []
     return lines
 
 
-def _verdict(checks: list[Check], root: Path, *, usable: bool) -> str:
-    device = f"the fanotify device {'works' if usable else 'does not work'} with {root}"
-    counts = {status: sum(check.status == status for check in checks) for status in _MARKS}
-    return f"{device}; {counts['fail']} of {len(checks)} checks failed, {counts['warn']} warn"
+def _verdict(found: Preflight, root: Path) -> str:
+    device = f"the fanotify device {'works' if found.usable else 'does not work'} with {root}"
+    counts = Counter(finding.status for finding in found.findings)
+    return f"{device}; {counts['fail']} of {counts.total()} checks failed, {counts['warn']} warn"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread events``: what happens on this node, live."""
+"""``firstread events``: the events of this node, live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from firstread.printable import printable
 @json_option
 def command(root: Path, run_dir: Path, as_json: bool) -> None:
     """Show reads of absent sectors, sectors that become present, and errors, as they happen."""
-    from firstread.node.client import Client
+    from firstread.control.client import Client
 
     with writing():
         for event in Client(run_dir).events():

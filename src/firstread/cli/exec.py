@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread exec``: one more process in a container."""
+"""``firstread exec``: another process in a container."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from firstread.cli.containers import container_store
+from firstread.cli.nodestate import container_store
 from firstread.cli.options import node_options
 
 
@@ -21,7 +21,7 @@ from firstread.cli.options import node_options
     "--env",
     metavar="NAME[=VALUE]",
     multiple=True,
-    help="Set a variable, or pass the caller's on.  [repeatable]",
+    help="Set a variable, or pass on the caller's.  [repeatable]",
 )
 @click.option(
     "--env-file", metavar="FILE", multiple=True, help="Read variables from a file.  [repeatable]"
@@ -32,7 +32,7 @@ from firstread.cli.options import node_options
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD...")
 def command(root: Path, run_dir: Path, container: str, **flags: Any) -> int:
-    """Run CMD in a running CONTAINER, with what the container's first process has.
+    """Run CMD in a running CONTAINER, in the environment of its first process.
 
     Options and exit codes are those of docker exec: the code is the command's; 125 if firstread
     itself fails, 126 if the command cannot be invoked, 127 if it is not found.

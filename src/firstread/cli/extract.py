@@ -14,9 +14,9 @@ from firstread.cli.output import report, show
 from firstread.units import counted
 
 if TYPE_CHECKING:
-    from firstread.convert.extract import LeftOut
-    from firstread.oci.options import AccessOptions
+    from firstread.convert.extraction import LeftOut
     from firstread.oci.reference import Reference
+    from firstread.registry.options import AccessOptions
 
 
 @click.command()
@@ -34,11 +34,11 @@ def command(
 ) -> None:
     """Unpack the converted image REF into DIR, a new or empty directory.
 
-    Owners and extended attributes are set as the image has them, which needs root. What would give
-    rights on this machine to whoever gets at DIR is left out, and counted, without --privileged.
+    Files get the image's owners and extended attributes, which needs root. Without --privileged,
+    the command omits and counts everything that would grant rights on this machine.
     """
     from firstread.cli.opening import opened_image
-    from firstread.convert.extract import extract
+    from firstread.convert.extraction import extract
     from firstread.erofs.reader import read_tree
     from firstread.sectors.content import ContentReader
 
@@ -47,15 +47,11 @@ def command(
         tree = read_tree(image.erofs)
         names, left_out = extract(tree, content, directory, privileged=privileged)
     if as_json:
-        show(
-            {
-                "reference": str(reference),
-                "digest": resolved.descriptor.digest,
-                "directory": str(directory),
-                "names": names,
-                "left_out": dataclasses.asdict(left_out),
-            }
-        )
+        from firstread.cli.shown import ImageExtracted, LeftOutShown
+
+        missing = LeftOutShown(**dataclasses.asdict(left_out))
+        digest = resolved.descriptor.digest
+        show(ImageExtracted(str(reference), digest, str(directory), names, missing))
     else:
         report([f"{directory}: {names} names from {reference}", *_missing(left_out)])
 

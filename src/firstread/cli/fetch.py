@@ -6,17 +6,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
-from firstread.cli.containers import recorded_mounts
+from firstread.cli.nodestate import recorded_mounts
 from firstread.cli.options import json_option, node_options
 from firstread.cli.output import complain, report, show
-from firstread.cli.progress import INTERVAL_S
+from firstread.cli.progressdisplay import INTERVAL_S
 from firstread.errors import TransportError, UsageError
 
-STUCK_S = 60.0  # without progress and with errors, after which waiting makes no sense
+STUCK_S = 60.0  # without progress and with errors, until the command gives up
 
 
 @click.command()
@@ -25,11 +25,11 @@ STUCK_S = 60.0  # without progress and with errors, after which waiting makes no
 @node_options
 @json_option
 def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: bool) -> None:
-    """Fetch all of the image mounted at DIR, or mounted from REF, and keep it on this node.
+    """Fetch the whole image mounted at DIR, or mounted from REF, and keep it on this node.
 
-    Afterwards the mount needs its registry no more: status calls it self-sufficient.
+    Afterwards the mount no longer needs its registry: status calls it self-sufficient.
     """
-    from firstread.node.client import Client, connected
+    from firstread.control.client import Client, connected
 
     if not everything:
         raise UsageError("say what to fetch", hint="firstread fetch --all DIR")
@@ -40,41 +40,76 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
     client = connected(root, run_dir)
     mount = _find(client.get("/status"), name)
     client.post("/pin", directory=mount["mountpoint"])
-    counting = sys.stderr.isatty() and not as_json
-    told = time.monotonic()
-    best, since, errors, idle = -1, time.monotonic(), 0, 0
-    while not mount["self_sufficient"]:
-        asked = time.monotonic()
-        mount = _find(client.get("/status"), mount["mountpoint"])
-        if mount["present"] > best:
-            best, since, errors, idle = mount["present"], asked, mount["fetch_errors"], 0
-        else:
-            # Twice: status counts what is present before it counts what is wanted.
-            idle = 0 if mount["wanted"] else idle + 1
-            fails = mount["fetch_errors"] != errors and asked - since > STUCK_S
-            if idle > 1 or fails:
-                why = mount["last_error"] or "the log of the daemon says why"
-                raise TransportError(
-                    f"{mount['sectors'] - best} sectors cannot be fetched: {why}",
-                    image=mount["image"],
-                )
-        how_far = f"{mount['present']} of {mount['sectors']} sectors"
-        if counting:
-            click.echo(f"\r{how_far}", err=True, nl=False)
-        elif not as_json and asked - told >= INTERVAL_S:
-            told = asked
-            complain([f"{how_far} are on this node"])
-        time.sleep(max(0.1, 5 * (time.monotonic() - asked)))  # status costs more with more sectors
-    if counting:
-        click.echo(err=True)
+    with _Counter(quiet=as_json) as counter:
+        watch = _Watch()
+        while not mount["self_sufficient"]:
+            asked = time.monotonic()
+            mount = _find(client.get("/status"), mount["mountpoint"])
+            watch.check(mount, asked)
+            counter.show(f"{mount['present']} of {mount['sectors']} sectors", asked)
+            # A status costs more with more sectors.
+            time.sleep(max(0.1, 5 * (time.monotonic() - asked)))
     if as_json:
         show(mount)
     else:
         report([f"{mount['mountpoint']}: all {mount['sectors']} sectors are on this node"])
 
 
+class _Watch:
+    """Notices that fetching makes no progress any more."""
+
+    def __init__(self) -> None:
+        self._present = -1  # sectors, at the last progress
+        self._since = time.monotonic()
+        self._errors = 0
+        self._idle = 0  # statuses without progress and without wanted sectors
+
+    def check(self, mount: dict[str, Any], now: float) -> None:
+        """Take a new status of the mount.
+
+        Raises:
+            TransportError: it fails, or does nothing, for too long.
+        """
+        if mount["present"] > self._present:
+            self._present, self._since = mount["present"], now
+            self._errors, self._idle = mount["fetch_errors"], 0
+            return
+        # Twice: status counts what is present before it counts what is wanted.
+        self._idle = 0 if mount["wanted"] else self._idle + 1
+        fails = mount["fetch_errors"] != self._errors and now - self._since > STUCK_S
+        if self._idle > 1 or fails:
+            why = mount["last_error"] or "the log of the daemon says why"
+            raise TransportError(
+                f"{mount['sectors'] - self._present} sectors cannot be fetched: {why}",
+                image=mount["image"],
+            )
+
+
+class _Counter:
+    """Shows progress on stderr: in place on a terminal, else a line every `INTERVAL_S`."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._on_terminal = sys.stderr.isatty() and not quiet
+        self._quiet = quiet
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._on_terminal and kind is None:
+            click.echo(err=True)
+
+    def show(self, text: str, now: float) -> None:
+        if self._on_terminal:
+            click.echo(f"\r{text}", err=True, nl=False)
+        elif not self._quiet and now - self._shown >= INTERVAL_S:
+            self._shown = now
+            complain([f"{text} are on this node"])
+
+
 def _find(status: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the mount that `name` means: its directory, or its image."""
+    """Return the mount whose directory or image is `name`."""
     place = str(Path(name).absolute())
     for mount in status["mounts"]:
         found: dict[str, Any] = mount

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread install``: makes containerd know the snapshotter.
+"""``firstread install``: enters the snapshotter into containerd's configuration.
 
-Owns files: which one is changed, its backup, and that containerd itself accepts the result before
-it counts. What is written is the business of `firstread.snapshotter.configfile`.
+Owns files: which one changes, its backup, and containerd's own check of the result before it
+counts. `firstread.snapshotter.configfile` owns the content, `firstread.doctor.installable` the
+preconditions.
 """
 
 from __future__ import annotations
@@ -10,26 +11,33 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from firstread.cli.options import root_option
 from firstread.cli.output import complain, report
+from firstread.doctor.installable import (
+    about,
+    check_accepted,
+    check_imported,
+    containerd_major,
+    cri_is_disabled,
+    read,
+)
 from firstread.errors import NodeError, UsageError, from_os_error
+
+if TYPE_CHECKING:
+    from firstread.snapshotter.configfile import Choice
 
 CONFIG = Path("/etc/containerd/config.toml")
 SOCKET = "/run/firstread/snapshotter.sock"
 BACKUP_SUFFIX = ".before-firstread"
 DROP_IN = "firstread.toml"
-CHECK_S = 30.0  # for containerd to read its configuration
 
 target_argument = click.argument("target", type=click.Choice(["containerd"]))
 config_option = click.option(
@@ -72,77 +80,113 @@ def command(
 ) -> None:
     """Enter the snapshotter of firstread into containerd's configuration.
 
-    Everything else in it stays as it is, byte for byte, and a copy is kept beside it. Doing it
-    again changes nothing; 'firstread uninstall containerd' undoes it.
+    Everything else in it stays as it is, byte for byte, and a copy of the file is kept beside it.
+    A second call changes nothing; 'firstread uninstall containerd' undoes the first.
     """
-    from firstread.snapshotter.configfile import (
-        Choice,
-        added,
-        has_transfer,
-        is_default,
-        removed,
-        version_of,
-    )
+    from firstread.snapshotter.configfile import Choice, has_transfer
     from firstread.snapshotter.imagefs import home
 
     if not os.path.isabs(socket):
         raise UsageError(f"--socket {socket} is not an absolute path")
-    major = _containerd_major()
+    major = containerd_major()
     old = read(path)
     with about(path):
-        # In a file that is imported it would replace what the main one says.
+        # In an imported file, a section would replace the main file's.
         transfer = not drop_in or not has_transfer(old or "")
     measured = home(root)
     choice = Choice(socket, as_default, major >= 2, transfer, str(measured))
+    change = _plan(path, old, choice, drop_in=drop_in)
+    if change.before == change.after:
+        _link(major, old, measured, make=not dry_run)
+        report([f"{change.path}: containerd knows the snapshotter already"])
+        return
+    if dry_run:
+        report(difference(change.path, change.before or "", change.after))
+        return
+    replace(change.path, change.before, change.after, main=path, backup=change.is_first)
+    linked = _link(major, old, measured)
+    report(
+        [
+            *_lines(change, choice),
+            *linked,
+            "  restart containerd to apply it: systemctl restart containerd",
+        ]
+    )
+    if as_default and cri_is_disabled(old or "", change.version):
+        complain([f"note: {path} disables the CRI plugin, so Kubernetes cannot use containerd"])
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One file that an installation changes.
+
+    Args:
+        path: of the file.
+        before: its content; None if it does not exist.
+        after: the new content.
+        version: of the configuration.
+    """
+
+    path: Path
+    before: str | None
+    after: str
+    version: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the file exists without anything of ours."""
+        from firstread.snapshotter.configfile import removed
+
+        return self.before is not None and removed(self.before) == self.before
+
+
+def _plan(path: Path, old: str | None, choice: Choice, *, drop_in: bool) -> _Change:
+    """Return the change that enters the snapshotter into the configuration at `path`."""
+    from firstread.snapshotter.configfile import added, version_of
+
     changed, text = path, old or ""
     with about(path):
         if drop_in:
             changed, text = _drop_in(path, text, choice)
         elif old is None:
-            text = f"version = {3 if major >= 2 else 2}\n"
+            text = f"version = {3 if choice.containerd2 else 2}\n"
         if old is None and drop_in:
             raise UsageError("there is no such file", hint="leave out --drop-in")
         version = version_of(text)
-    if as_default:
-        _check_imported(path, version, own=changed)
+    if choice.default:
+        check_imported(path, version, own=changed)
     with about(changed):
-        new = added(text, choice)
-    before = read(changed)
-    if before == new:
-        _link(major, old, measured, make=not dry_run)
-        report([f"{changed}: containerd knows the snapshotter already"])
-        return
-    if dry_run:
-        report(difference(changed, before or "", new))
-        return
-    first = before is not None and removed(before) == before
-    replace(changed, before, new, main=path, backup=first)
-    linked = _link(major, old, measured)
-    lines = [f"{changed}: proxy plugin firstread at {socket}"]
-    if as_default:
+        after = added(text, choice)
+    return _Change(changed, read(changed), after, version)
+
+
+def _lines(change: _Change, choice: Choice) -> list[str]:
+    """Return what to print after the change."""
+    from firstread.snapshotter.configfile import is_default
+
+    lines = [f"{change.path}: proxy plugin firstread at {choice.address}"]
+    if choice.default:
         lines.append("  the CRI plugin uses it for every image")
-    elif before and is_default(before) and not is_default(new):
-        lines.append("  the CRI plugin uses it for every image no more: that takes --default")
-    if first:
-        lines.append(f"  {changed}{BACKUP_SUFFIX} has the file as it was")
-    report([*lines, *linked, "  restart containerd to make it so: systemctl restart containerd"])
-    if as_default and cri_is_disabled(old or "", version):
-        complain([f"note: {path} disables the CRI plugin, so Kubernetes cannot use containerd"])
+    elif change.before and is_default(change.before) and not is_default(change.after):
+        lines.append("  the CRI plugin no longer uses it for every image: that takes --default")
+    if change.is_first:
+        lines.append(f"  {change.path}{BACKUP_SUFFIX} is a copy of the old file")
+    return lines
 
 
 def _link(major: int, config: str | None, measured: Path, *, make: bool = True) -> list[str]:
-    """Have containerd 1 name a directory that is there, if `make`; return what to tell of it."""
+    """Make containerd 1 report an existing directory, if `make`; return a line about it."""
     from firstread.snapshotter.imagefs import link
 
     place = link(config or "", measured) if make and major < 2 else None
     return [f"  {place} leads the kubelet to {measured}"] if place else []
 
 
-def _drop_in(path: Path, main: str, choice: Any) -> tuple[Path, str]:
-    """Return the file that the configuration imports, and what it has without us.
+def _drop_in(path: Path, main: str, choice: Choice) -> tuple[Path, str]:
+    """Return the file to import, and its content without us.
 
     Raises:
-        UsageError: nothing is imported, or an imported file would replace more than it says.
+        UsageError: the configuration imports nothing, or would lose a section to an imported file.
     """
     import tomllib
 
@@ -172,99 +216,11 @@ def _drop_in(path: Path, main: str, choice: Any) -> tuple[Path, str]:
     return place / DROP_IN, removed(present) if present else f"version = {version}\n"
 
 
-def _check_imported(path: Path, version: int, *, own: Path) -> None:
-    """Check that no imported file but `own` has a section of the CRI plugin.
-
-    Raises:
-        UsageError: one has: what is written elsewhere would be lost, or that section would.
-    """
-    from firstread.snapshotter.configfile import cri_section
-
-    for place in _imported(path):
-        text = read(place) or ""
-        with about(place):
-            plugin = cri_section(text, version)
-            if plugin and os.path.realpath(place) != os.path.realpath(own):
-                raise UsageError(
-                    f"it has a section of the plugin {plugin}, and containerd takes that from one"
-                    " file only",
-                    hint='write snapshotter = "firstread" and disable_snapshot_annotations = false'
-                    " there by hand, and leave out --default",
-                )
-
-
-def _imported(path: Path) -> list[Path]:
-    """Return the files that a configuration imports, and what they import."""
-    from firstread.snapshotter.configfile import imports_of
-
-    found = {os.path.realpath(path): path}
-    pending = [path]
-    while pending:
-        place = pending.pop(0)
-        text = read(place) or ""
-        with about(place):
-            names = imports_of(text)
-        for name in names:
-            for match in sorted(glob.glob(str(place.parent / name))):
-                if os.path.realpath(match) not in found:
-                    found[os.path.realpath(match)] = Path(match)
-                    pending.append(Path(match))
-    return list(found.values())[1:]
-
-
-def _containerd_major() -> int:
-    """Return the major version of containerd on this machine; 1 if unknown."""
-    try:
-        done = subprocess.run(
-            ["containerd", "--version"],
-            capture_output=True,
-            text=True,
-            timeout=CHECK_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 1
-    match = re.search(r"\s(?:v)?(\d+)\.\d+\.\d+", done.stdout)
-    return int(match[1]) if match else 1
-
-
-def cri_is_disabled(text: str, version: int) -> bool:
-    """Return whether a configuration disables the CRI plugin, as docker's package does."""
-    import tomllib
-
-    from firstread.snapshotter.configfile import CRI_PLUGIN
-
-    disabled = tomllib.loads(text).get("disabled_plugins", [])
-    return "cri" in disabled or CRI_PLUGIN[version] in disabled
-
-
 # -- files, for uninstall as well ------------------------------------------------------------------
 
 
-@contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Make a UsageError of the block name the file."""
-    try:
-        yield
-    except UsageError as exc:
-        exc.about(image=str(path))
-        raise
-
-
-def read(path: Path) -> str | None:
-    """Return the text of a file, its line ends as they are; None if it is not there."""
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise from_os_error(exc, "cannot read the configuration") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{path} is not valid TOML: it is not UTF-8") from exc
-
-
 def difference(path: Path, old: str, new: str) -> list[str]:
-    """Return what changes, as ``diff -u`` prints it."""
+    """Return the change in the form of ``diff -u``."""
     lines = difflib.unified_diff(
         old.splitlines(), new.splitlines(), str(path), str(path), lineterm=""
     )
@@ -272,14 +228,14 @@ def difference(path: Path, old: str, new: str) -> list[str]:
 
 
 def replace(path: Path, old: str | None, new: str, *, main: Path, backup: bool) -> None:
-    """Write `new`, when containerd has accepted it; what was there is kept beside it.
+    """Write `new`, once containerd accepts it, and keep a copy of the old file beside it.
 
     Args:
-        path: of the file; a symbolic link stays one, and what it leads to is replaced.
-        old: what is there; None for nothing.
-        new: what is to be there.
-        main: the configuration that containerd reads; `path` itself, or what imports it.
-        backup: keep `old`, in place of a copy that was kept before.
+        path: of the file; a symbolic link stays, and its target is replaced.
+        old: the content; None if there is no file.
+        new: the new content.
+        main: the configuration that containerd reads; `path` itself, or the file that imports it.
+        backup: keep `old`, in place of an earlier copy.
 
     Raises:
         NodeError: the disk refuses, or containerd does not accept it.
@@ -291,13 +247,13 @@ def replace(path: Path, old: str | None, new: str, *, main: Path, backup: bool) 
         scratch = _write(target, new, mode)
         try:
             if path == main:
-                check(scratch)
+                check_accepted(scratch)
             if backup and old is not None:
                 shutil.copy2(target, f"{path}{BACKUP_SUFFIX}")
             scratch.replace(target)
         finally:
             scratch.unlink(missing_ok=True)
-        if path != main:  # it is read as a part of the whole only
+        if path != main:  # only the main file can be checked
             _check_import(target, old, main, mode)
     except OSError as exc:
         raise from_os_error(exc, "cannot write the configuration") from exc
@@ -305,7 +261,7 @@ def replace(path: Path, old: str | None, new: str, *, main: Path, backup: bool) 
 
 def _check_import(path: Path, old: str | None, main: Path, mode: int) -> None:
     try:
-        check(main)
+        check_accepted(main)
     except NodeError:
         if old is None:
             path.unlink()
@@ -315,7 +271,7 @@ def _check_import(path: Path, old: str | None, main: Path, mode: int) -> None:
 
 
 def _write(path: Path, text: str, mode: int) -> Path:
-    """Write `text` beside `path`, and return where."""
+    """Write `text` to a new file beside `path`, and return its path."""
     with tempfile.NamedTemporaryFile(
         "wb", dir=path.parent, prefix=".firstread-", suffix=".tmp", delete=False
     ) as file:
@@ -324,29 +280,3 @@ def _write(path: Path, text: str, mode: int) -> Path:
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), mode)
     return Path(file.name)
-
-
-def check(path: Path) -> None:
-    """Have containerd read a configuration, if it is on this machine.
-
-    Raises:
-        NodeError: it does not accept it.
-    """
-    try:
-        done = subprocess.run(
-            ["containerd", "--config", str(path), "config", "dump"],
-            capture_output=True,
-            text=True,
-            timeout=CHECK_S,
-            check=False,
-        )
-    except (FileNotFoundError, PermissionError):
-        return
-    except subprocess.TimeoutExpired as exc:
-        raise NodeError("containerd does not answer when it is asked to read it") from exc
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or ["it says nothing"]
-        raise NodeError(
-            f"containerd does not accept the configuration: {said[0]}",
-            hint="nothing was changed",
-        )

@@ -19,7 +19,7 @@ from firstread.cli.output import report
 from firstread.errors import UsageError
 
 if TYPE_CHECKING:
-    from firstread.oci.options import AccessOptions
+    from firstread.registry.options import AccessOptions
 
 
 @click.command()
@@ -34,30 +34,30 @@ def command(
     access: AccessOptions,
     login: tuple[str, str] | None,
 ) -> None:
-    """Give the daemon a password for a registry, or a new one in place of another.
+    """Give the daemon a password for a registry, or replace one.
 
-    It is shown to the registry first, and kept only if that takes it: in the memory of the daemon,
-    where it goes before what files have, and holds for what is mounted already, too. When all
-    processes of the daemon have ended it must be given again.
+    The registry must accept the password first. The daemon then keeps it in memory, where it
+    precedes those in files, and uses it for existing mounts, too. When all processes of the daemon
+    have ended, it must be given again.
     """
-    from firstread.node.client import Client, connected
-    from firstread.oci.login import try_login
-    from firstread.oci.logins import Credentials
+    from firstread.control.client import Client, connected
     from firstread.oci.reference import parse_reference
     from firstread.private import private_directory
+    from firstread.registry.login import try_login
+    from firstread.registry.logins import Credentials
 
     if login is None:
-        raise UsageError("say who it is", hint=f"firstread login {scope} --username NAME …")
+        raise UsageError("name the user", hint=f"firstread login {scope} --username NAME …")
     if "/" in scope:
         reference = parse_reference(scope)
         if reference.transport != "docker":
-            raise UsageError(f"{scope} is no registry")
+            raise UsageError(f"{scope} is not a registry")
         scope = f"{reference.host}/{reference.repository}"
     elif not scope:
         raise UsageError(f"{scope!r} is neither HOST nor HOST/REPOSITORY")
-    if not Client(run_dir).alive():  # what is refused needs no daemon
+    if not Client(run_dir).alive():  # a refused password needs no daemon
         if run_dir.exists():
-            private_directory(run_dir)  # before anything is shown to anybody
+            private_directory(run_dir)  # before the password leaves this process
         try_login(scope, Credentials.of(*login), access)
     connected(root, run_dir).post(
         "/login", scope=scope, login=login_request(login), access=access_request(access)

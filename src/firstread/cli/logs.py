@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread logs``: what a detached container has printed."""
+"""``firstread logs``: the output of a detached container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from firstread.cli.containers import container_store
+from firstread.cli.nodestate import container_store
 from firstread.cli.options import node_options
 from firstread.cli.output import writing
 
@@ -28,12 +28,12 @@ class LinesType(click.ParamType[int]):
             return ALL
         if not re.fullmatch("-?[0-9]{1,18}", str(value)):
             self.fail(f"{value!r} is neither a number of lines nor 'all'", param, ctx)
-        return max(int(value), ALL)  # docker and kubectl take -1 for all
+        return max(int(value), ALL)  # docker and kubectl accept -1 for all
 
 
 @click.command()
 @click.argument("container")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
+@click.option("-f", "--follow", is_flag=True, help="Continue until the container ends.")
 @click.option("-t", "--timestamps", is_flag=True, help="Put the time before each line.")
 @click.option(
     "-n",
@@ -41,12 +41,12 @@ class LinesType(click.ParamType[int]):
     type=LinesType(),
     default="all",
     show_default=True,
-    help="Only so many of the last lines; what follows is shown all the same.",
+    help="Number of last lines to show; with --follow, all later ones, too.",
 )
 @click.option(
     "--since",
     metavar="TIME",
-    help="Only what is not older: 10m, 1h30m, 2026-01-31T12:00:00Z, or seconds since 1970.",
+    help="Skip older output: 10m, 1h30m, 2026-01-31T12:00:00Z, or seconds since 1970.",
 )
 @node_options
 def command(
@@ -75,7 +75,7 @@ def command(
     with writing():
         for entry in entries:
             stream = sys.stderr if entry.stream == "stderr" else sys.stdout
-            # A line that was written in pieces has the time of its first.
+            # A line in several parts has the time of the first.
             if timestamps and not in_line.get(entry.stream):
                 stream.buffer.write(f"{entry.time} ".encode())
             in_line[entry.stream] = not entry.content.endswith(b"\n")

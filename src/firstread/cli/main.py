@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``firstread`` command: its verbs, and what becomes of an error.
+"""The ``firstread`` command: its verbs, exit codes and error messages.
 
-Owns exit codes and the last line that a user sees. A verb is a module of this package, imported
-when it is used, so that ``--help`` costs nothing. Invariant: whatever happens there is one
-message, in ``--json`` mode one JSON object on stdout, and no traceback unless FIRSTREAD_DEBUG is
-set.
+A verb is a module of this package, imported on use, so that ``--help`` costs nothing. Invariant:
+whatever happens, there is one message, in ``--json`` mode one JSON object on stdout, and no
+traceback unless FIRSTREAD_DEBUG is set.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from firstread.redact import redact
 
 VERBS = {
     "convert": "Turn an OCI image into a block-device image.",
-    "inspect": "Show what a converted image is made of.",
+    "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",
     "run": "Run a container of a converted image; it starts before its data is here.",
-    "exec": "Run a command in a container that runs.",
+    "exec": "Run a command in a running container.",
     "ps": "List containers.",
     "logs": "Show the output of a detached container.",
     "stop": "Stop a container.",
     "rm": "Remove a container.",
-    "mount": "Mount a converted image; its data comes when it is read.",
-    "login": "Give the daemon a password, or a new one, for a registry.",
+    "mount": "Mount a converted image; reads fetch its data.",
+    "login": "Give the daemon a password for a registry, or replace it.",
     "umount": "Unmount an image.",
-    "fetch": "Fetch all of a mounted image, so that it needs its registry no more.",
-    "cache": "List, prune and verify what is on this node.",
+    "fetch": "Fetch all of a mounted image, so that it no longer needs its registry.",
+    "cache": "List, prune and verify the images and sectors on this node.",
     "status": "Show mounts, what they have fetched, and the daemon's health.",
     "events": "Show reads and fetches as they happen.",
     "daemon": "Serve mounts, in the foreground.",
@@ -48,7 +47,7 @@ VERBS = {
     "pull": "Pull an image into containerd without its data.",
     "install": "Enter the snapshotter into containerd's configuration.",
     "uninstall": "Remove the snapshotter from containerd's configuration.",
-    "doctor": "Try whether this host can serve lazy mounts, and say what to do if not.",
+    "doctor": "Check that this host can serve lazy mounts, and say what to do if not.",
     "version": "Show the versions of command, daemon and kernel.",
 }
 
@@ -61,7 +60,7 @@ class InterruptError(FirstreadError):
     """A signal, such as that of Ctrl-C, ended the command.
 
     Args:
-        code: what a shell makes of it: 128 and its number.
+        code: 128 plus the number of the signal, as in a shell.
     """
 
     def __init__(self, code: int = 128 + signal.SIGINT) -> None:
@@ -72,7 +71,7 @@ class InterruptError(FirstreadError):
 
 
 class _Verbs(click.Group):
-    """A group whose commands are imported when they are called; their help is in `VERBS`."""
+    """A group that imports its commands on use; `VERBS` has their help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -85,7 +84,7 @@ class _Verbs(click.Group):
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer verbs with the help in `VERBS`: no module is imported for that."""
+        """Offer verbs with the help in `VERBS`, without importing a module."""
         verbs = [
             CompletionItem(verb, help=VERBS[verb]) for verb in VERBS if verb.startswith(incomplete)
         ]
@@ -106,17 +105,17 @@ def main() -> NoReturn:
     """Run the command line and exit with its code (firstread.errors lists them)."""
     _open_streams()
     code = run(sys.argv[1:])
-    with contextlib.suppress(OSError):  # it was told when it was written
+    with contextlib.suppress(OSError):  # the write itself has reported it
         sys.stdout.flush()
-    # Not `sys.exit`: a thread may still wait for a registry, and holds nothing that would stay; and
-    # taking the interpreter apart costs as much time as some commands need.
+    # Not `sys.exit`: a thread that still waits for a registry leaves nothing behind, and taking the
+    # interpreter down takes as long as some commands.
     os._exit(code)
 
 
 def _open_streams() -> None:
-    """Open what the caller has closed of the standard streams, as /dev/null.
+    """Open the standard streams that the caller has closed, as /dev/null.
 
-    A file, a socket or a pipe that got such a number would be taken for the stream.
+    Otherwise a file, a socket or a pipe with such a number would pass for the stream.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
@@ -141,7 +140,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail(InterruptError(), arguments)
     except SystemExit as exc:
-        # A signal's, see `unwinding_on_signals`; or click's own, when nobody reads its help.
+        # From a signal, see `unwinding_on_signals`; or from click, when nobody reads its help.
         code = int(exc.code or 0)
         return _fail(InterruptError(code), arguments) if code > 128 else code
     except PermissionError as exc:
@@ -153,7 +152,7 @@ def run(arguments: list[str]) -> int:
 def _usage_error(exc: click.ClickException) -> UsageError:
     context = getattr(exc, "ctx", None)
     hint = f"see '{context.command_path} --help'" if context else None
-    # A list of choices comes as lines of its own.
+    # click puts choices on lines of their own.
     message = " ".join(exc.format_message().split())
     return UsageError(message.rstrip("."), hint=hint)
 
@@ -168,8 +167,8 @@ def _defect(exc: Exception) -> FirstreadError:
 
 
 def _fail(exc: FirstreadError, arguments: list[str]) -> int:
-    if "--json" in arguments and arguments[0] not in _CONTAINERS:  # there it is the container's
-        with contextlib.suppress(FirstreadError):  # stdout is what failed: the exit code says so
+    if "--json" in arguments and arguments[0] not in _CONTAINERS:  # there --json is the container's
+        with contextlib.suppress(FirstreadError):  # stdout itself has failed; the exit code says so
             show(exc.to_dict())
     else:
         hint = [f"  {exc.hint}"] if exc.hint else []

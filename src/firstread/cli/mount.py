@@ -23,8 +23,8 @@ from firstread.cli.output import report, show
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
-    from firstread.oci.options import AccessOptions
     from firstread.oci.reference import Reference
+    from firstread.registry.options import AccessOptions
 
 
 @click.command()
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=click.Choice(["missing", "always", "never"]),
     default="missing",
     show_default=True,
-    help="When to ask the registry what REF names.",
+    help="When to ask the registry for the image of REF.",
 )
 @policy_options
 @node_options
@@ -53,8 +53,8 @@ def command(
     login: tuple[str, str] | None,
     as_json: bool,
 ) -> None:
-    """Mount the converted image REF read-only at DIR; its data is fetched when it is read."""
-    from firstread.node.client import connected
+    """Mount the converted image REF read-only at DIR, and fetch its data on demand."""
+    from firstread.control.client import connected
 
     client = connected(root, run_dir)
     answer = client.mount(

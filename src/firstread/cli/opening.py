@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from firstread.errors import FirstreadError, from_os_error
-from firstread.oci.open import open_source
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.sectors.attached import resolve_converted
 from firstread.sectors.image import BlockImage, fetch_image
 
@@ -21,12 +21,12 @@ from firstread.sectors.image import BlockImage, fetch_image
 def opened_image(
     reference: Reference, options: AccessOptions
 ) -> Iterator[tuple[Repository, ResolvedImage, BlockImage]]:
-    """Open the converted image that `reference` means: it itself, or what is attached to it.
+    """Open the converted image that `reference` names, or the one attached to it.
 
-    Its metadata is in a file without a name.
+    A file without a name holds its metadata.
 
     Raises:
-        FirstreadError: names the image; also what is raised inside the ``with`` block.
+        FirstreadError: names the image, also for errors inside the ``with`` block.
     """
     try:
         with open_source(reference, options) as repository, tempfile.TemporaryFile() as metadata:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and parameter types that several verbs share."""
+"""Options and parameter types of several verbs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 
 if TYPE_CHECKING:
-    from firstread.oci.options import AccessOptions
     from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
+    from firstread.registry.options import AccessOptions
 
 MAX_SECRET_BYTES = 64 * 1024  # identity tokens have some thousands
 
@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ReferenceType(click.ParamType["Reference"]):
-    """An image reference, as skopeo writes them."""
+    """An image reference, in skopeo's form."""
 
     name = "reference"
 
@@ -68,7 +68,7 @@ class SecondsType(click.ParamType[float]):
     """A time to wait, in seconds.
 
     Args:
-        least: what it must be at least.
+        least: the minimum.
     """
 
     name = "seconds"
@@ -94,9 +94,9 @@ class SecondsType(click.ParamType[float]):
 
 
 class PlaceType(click.ParamType[Path]):
-    """A directory of ours, with symbolic links followed that nobody else can replace.
+    """A directory of ours; its symbolic links must be safe from others, and are resolved.
 
-    Whether it can be read or made is found out by whoever does so: `version` does not.
+    Whether it can be read or created shows on use.
     """
 
     name = "path"
@@ -107,7 +107,7 @@ class PlaceType(click.ParamType[Path]):
         path = Path(value).absolute()
         resolved = Path(os.path.realpath(path))
         if resolved != path:
-            check_way(path, whole=True)  # now: later nobody knows the way
+            check_way(path, whole=True)  # now: the resolved path no longer shows the links
         return resolved
 
 
@@ -127,7 +127,7 @@ _ACCESS = (
     click.option(
         "--plain-http",
         is_flag=True,
-        help="Speak HTTP to registries; to the loopback address that needs no option.",
+        help="Speak HTTP to registries; loopback addresses get it without this option.",
     ),
     click.option("--insecure-tls", is_flag=True, help="Accept any certificate of a registry."),
     click.option("--ca-file", type=_FILE, help="Trust these certificates, not the system's."),
@@ -141,21 +141,21 @@ _ACCESS = (
         type=click.Path(path_type=Path),
         envvar="FIRSTREAD_HOSTS_DIR",
         show_envvar=True,
-        help="Directory of HOST/hosts.toml, as containerd's; may be repeated."
-        "  [default: /etc/containerd/certs.d, or as the daemon was told]",
+        help="Directory of HOST/hosts.toml, in containerd's format; repeatable."
+        "  [default: /etc/containerd/certs.d, or the daemon's setting]",
     ),
     click.option(
         "--retries",
         type=click.IntRange(0),
         default=5,
         show_default=True,
-        help="Attempts after one that a registry failed.",
+        help="Attempts after a failed one.",
     ),
 )
 
 
 def access_options(command: F) -> F:
-    """Add the options that say how registries are reached.
+    """Add the options for access to registries.
 
     `command` gets them as one argument: ``access``, the `AccessOptions`.
     """
@@ -171,7 +171,7 @@ def access_options(command: F) -> F:
         retries: int,
         **arguments: Any,
     ) -> Any:
-        from firstread.oci.options import AccessOptions
+        from firstread.registry.options import AccessOptions
 
         directory = os.environ.get("FIRSTREAD_CREDENTIALS_DIR")
         access = AccessOptions(
@@ -192,9 +192,9 @@ def access_options(command: F) -> F:
 
 
 def policy_options(command: F) -> F:
-    """Add the options that say how reads through a mount are treated.
+    """Add the policies for reads through a mount.
 
-    `command` gets them as one argument: ``policies``, as the daemon takes them.
+    `command` gets them as one argument: ``policies``, in the daemon's form.
     """
 
     @functools.wraps(command)
@@ -210,19 +210,19 @@ def policy_options(command: F) -> F:
         click.option(
             "--require",
             type=click.Choice(["lazy"]),
-            help="Fail rather than mount in a way that fetches all data first.",
+            help="Fail rather than fetch all data before the mount.",
         ),
         click.option(
             "--on-corruption",
             type=click.Choice(["refetch", "quarantine", "fail"]),
-            help="What to do about wrong bytes: fetch them again, also keep them aside, or let the"
+            help="Reaction to wrong bytes: fetch them again, quarantine them as well, or let the"
             " read fail. [refetch]",
         ),
         click.option(
             "--stall",
             "stall_s",
             type=SecondsType(),
-            help="How long a read waits for a registry that fails, before it gets EIO. [300]",
+            help="Seconds that a read waits for a failing registry before it gets EIO. [300]",
         ),
     ):
         result = option(result)
@@ -230,10 +230,10 @@ def policy_options(command: F) -> F:
 
 
 def check_lazy(answer: dict[str, Any], policies: dict[str, Any]) -> None:
-    """Check that a mount is lazy, if it has to be.
+    """Check that a mount is lazy, if it must be.
 
     Raises:
-        NodeError: it is not, or the daemon is of a version that does not say.
+        NodeError: it is not, or the daemon is too old to say.
     """
     if policies.get("require") == "lazy" and answer.get("device") not in LAZY_DEVICES:
         raise NodeError(
@@ -254,7 +254,7 @@ root_option = click.option(
 
 
 def node_options(command: F) -> F:
-    """Add the options that say which daemon is meant: ``root`` and ``run_dir``."""
+    """Add the options that select a daemon: ``root`` and ``run_dir``."""
     for option in (
         click.option(
             "--run-dir",
@@ -272,7 +272,7 @@ def node_options(command: F) -> F:
 
 
 def access_request(access: AccessOptions) -> dict[str, Any]:
-    """Return the access options of a command line as the daemon takes them."""
+    """Return the access options of a command line in the daemon's form."""
     return {
         "plain_http": access.plain_http,
         "insecure_tls": access.insecure_tls,
@@ -285,9 +285,9 @@ def access_request(access: AccessOptions) -> dict[str, Any]:
 
 
 def login_options(command: F) -> F:
-    """Add the options that give a password on stdin.
+    """Add the options for a password on stdin.
 
-    `command` gets them as one argument: ``login``, of user name and password, or None.
+    `command` gets them as one argument: ``login``, a user name and a password, or None.
     """
 
     @functools.wraps(command)
@@ -302,10 +302,10 @@ def login_options(command: F) -> F:
         click.option(
             "--password-stdin",
             is_flag=True,
-            help="Take a password from the first line of stdin; no file gets it.",
+            help="Read a password from the first line of stdin; it is not written to disk.",
         ),
         click.option(
-            "--username", help="Whose the password is; '<token>', as it is, for an identity token."
+            "--username", help="User of the password; literally '<token>' for an identity token."
         ),
     ):
         result = option(result)
@@ -313,12 +313,12 @@ def login_options(command: F) -> F:
 
 
 def login_request(login: tuple[str, str] | None) -> dict[str, str] | None:
-    """Return the login of a command line as the daemon takes it."""
+    """Return the login of a command line in the daemon's form."""
     return {"username": login[0], "password": login[1]} if login else None
 
 
 def read_secret() -> str:
-    """Return the first line of stdin; what follows it is left to others, such as a container.
+    """Return the first line of stdin; leave the rest to others, such as a container.
 
     Raises:
         UsageError: it is empty, too long, or not UTF-8.

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verb prints: one JSON object, or lines for people.
+"""The output of a verb: one JSON object, or lines for people.
 
-Invariant: stdout gets one of the two and nothing else. A reader that is gone (``| head``) is no
-error, a full disk is one.
+Invariant: stdout gets one of the two and nothing else. A reader that has gone (``| head``) is not
+an error, a full disk is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -19,17 +18,19 @@ from firstread.errors import from_os_error
 from firstread.printable import printable
 
 
-def show(document: Mapping[str, object]) -> None:
-    """Print `document` as one line of JSON (docs/json.md).
+def show(document: object) -> None:
+    """Print a document as one line of JSON (docs/json.md).
 
     Raises:
         NodeError: stdout cannot be written.
     """
-    _write(f"{json.dumps(document)}\n")
+    from firstread.documents import encode
+
+    _write(f"{encode(document)}\n")
 
 
 def report(lines: Iterable[str]) -> None:
-    """Print `lines`, each made printable; without any, nothing.
+    """Print `lines`, each made printable; print nothing for none.
 
     Raises:
         NodeError: stdout cannot be written.
@@ -39,7 +40,7 @@ def report(lines: Iterable[str]) -> None:
 
 
 def complain(lines: Iterable[str]) -> None:
-    """Print `lines` to stderr, each made printable; nobody is told if that fails."""
+    """Print `lines` to stderr, each made printable; ignore a failure."""
     with contextlib.suppress(OSError):
         click.echo("\n".join(map(printable, lines)), err=True)
 
@@ -51,7 +52,7 @@ def _write(text: str) -> None:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Write to stdout; if its reader is gone, end what is inside.
+    """Write to stdout in the block; end the block if the reader has gone.
 
     Raises:
         NodeError: stdout cannot be written.
@@ -59,7 +60,7 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        # Python writes what it still holds when it exits, and would fail again.
+        # Python flushes the rest at exit, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(exc, BrokenPipeError):
             raise from_os_error(exc, "cannot write the output") from exc

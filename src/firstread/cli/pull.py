@@ -11,7 +11,7 @@ import click
 
 from firstread.cli.options import REFERENCE
 from firstread.cli.output import report
-from firstread.cli.progress import PeriodicLines
+from firstread.cli.progressdisplay import PeriodicLines
 from firstread.errors import UsageError
 
 CONTAINERD = Path("/run/containerd/containerd.sock")
@@ -19,7 +19,7 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
 
 @click.command()
 @click.argument("image", type=REFERENCE)
-@click.option("--namespace", "-n", default="default", show_default=True, help="Of containerd.")
+@click.option("--namespace", "-n", default="default", show_default=True, help="In containerd.")
 @click.option(
     "--containerd",
     "address",
@@ -35,10 +35,11 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
 def command(image: Any, namespace: str, address: Path, snapshotter: str) -> None:
     """Pull IMAGE into containerd, without its data.
 
-    For clients that fetch all of an image before they ask, such as ctr of containerd 1.6. Run it
-    then with 'ctr run --snapshotter firstread IMAGE ID'. Kubernetes and crictl need no such help.
+    This replaces the pull of clients that fetch whole images before they ask, such as ctr of
+    containerd 1.6. Then 'ctr run --snapshotter firstread IMAGE ID' runs the image. Kubernetes and
+    crictl need no such help.
     """
-    from firstread.snapshotter.pull import pull
+    from firstread.snapshotter.containerdpull import pull
 
     if image.transport != "docker":
         raise UsageError(f"{image} is not in a registry", hint="push it to one first")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from firstread.cli.containers import container_store, for_each, release_mount
+from firstread.cli.nodestate import container_store, for_each, release_mount
 from firstread.cli.options import node_options
 
 
@@ -17,7 +17,7 @@ from firstread.cli.options import node_options
 @click.option("-f", "--force", is_flag=True, help="Kill it first if it runs.")
 @node_options
 def command(containers: tuple[str, ...], force: bool, root: Path, run_dir: Path) -> None:
-    """Remove each CONTAINER: what it wrote, its log, its record."""
+    """Remove each CONTAINER: its files, its log, its record."""
     from firstread.run.control import remove_container
 
     store = container_store(root)

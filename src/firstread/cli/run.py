@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``firstread run``: a container on a lazy mount.
 
-Owns what ties the two together: the container's id is the name under which it holds its mount, from
-before the mount is made until nothing of the container needs it. So whatever dies in between,
-``firstread rm`` gives it back.
+Owns the tie between the two: the container holds its mount under its id, from before the mount
+exists until the container no longer needs it. So ``firstread rm`` can release the mount, whatever
+died in between.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import importlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from firstread.cli.containers import container_store, release_mount
+from firstread.cli.nodestate import container_store, release_mount
 from firstread.cli.options import (
     access_options,
     access_request,
@@ -33,8 +34,11 @@ from firstread.errors import FirstreadError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 
 if TYPE_CHECKING:
-    from firstread.oci.options import AccessOptions
-    from firstread.run.containers import Record
+    from firstread.control.client import Client
+    from firstread.registry.options import AccessOptions
+    from firstread.run.containers import ContainerStore, Record
+
+_LATE = "firstread.run.lifecycle"
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -43,9 +47,9 @@ if TYPE_CHECKING:
     type=click.Choice(["missing", "always", "never"]),
     default="missing",
     show_default=True,
-    help="When to ask the registry what REF names.",
+    help="When to ask the registry for the image of REF.",
 )
-@click.option("--stats", is_flag=True, help="Print at the end when what happened, and its bytes.")
+@click.option("--stats", is_flag=True, help="Print the time of each step, and the bytes fetched.")
 @policy_options
 @node_options
 @access_options
@@ -61,7 +65,7 @@ def command(
     policies: dict[str, Any],
     login: tuple[str, str] | None,
 ) -> int:
-    """Run a container of the converted image REF; what it reads is fetched when it reads it.
+    """Run a container of the converted image REF; data is fetched when the container reads it.
 
     Options are those of docker run. The exit code is the container's; 125 if firstread itself
     fails, 126 if the command cannot be invoked, 127 if it is not found.
@@ -70,8 +74,7 @@ def command(
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     timeline = Timeline() if stats else None
-    # Directories that it makes for volumes and binds are docker's 0755 whoever calls.
-    os.umask(0o022)
+    os.umask(0o022)  # new directories for volumes and binds get docker's 0755
     with unwinding_on_signals():
         how = {
             "policy": pull,
@@ -92,55 +95,23 @@ def _run(
     how: dict[str, Any],
     timeline: Timeline | None,
 ) -> int:
-    from firstread.node.client import Client, connected
     from firstread.oci.reference import parse_reference
-    from firstread.run.containers import reserve_container
 
     image = str(parse_reference(options.image).absolute())
     store = container_store(root)
-    if not Client(run_dir).alive():
-        # One that runs costs nothing to ask, and these are loaded while it is at work.
-        from firstread.run.early import check_early
-
-        check_early(options, store.state_dir)
-    record = reserve_container(options, store)
+    record, client = _reserve(options, store, root, run_dir)
     try:
-        client = connected(root, run_dir)
-    except BaseException:
-        store.delete(record)
-        raise
-
-    def on_start(started: Record) -> None:
-        if timeline is not None:
-            timeline.note("start")
-            if options.detach:
-                timeline.fetched()
-        if options.detach:
-            report([started.id])
-
-    def on_unused() -> None:
-        if timeline is not None and not options.detach:
-            timeline.note("exit")
-            timeline.fetched()
-        release_mount(root, run_dir, record)
-
-    try:
-        # It takes as long to load as the daemon needs for a mount. No thread is left after it: a
-        # detached container's monitor is forked.
-        loading = threading.Thread(target=importlib.import_module, args=("firstread.run.launch",))
-        loading.start()
-        mount = client.mount(image=image, holder=record.id, **how)
-        loading.join()
-        check_lazy(mount, how["policies"])
-        from firstread.run.launch import run_container
-
+        mount = _mount(client, record, image, how)
         if timeline is not None:
             timeline.mounted(mount, client)
     except BaseException:
         release_mount(root, run_dir, record)
         store.delete(record)
         raise
-    # It clears up after itself: an error may well come after the container has started, or ended.
+    from firstread.run.lifecycle import run_container
+
+    stages = _Stages(timeline, lambda: release_mount(root, run_dir, record), detach=options.detach)
+    # It cleans up after itself: an error can come after the container has started, or ended.
     try:
         return run_container(
             Path(mount["mountpoint"]),
@@ -148,10 +119,79 @@ def _run(
             options,
             store.state_dir,
             record=record,
-            on_start=on_start,
-            on_first_output=timeline.first_output if timeline is not None else lambda: None,
-            on_unused=on_unused,
+            on_start=stages.started,
+            on_first_output=stages.first_output,
+            on_unused=stages.unused,
         )
     except FirstreadError as exc:
         exc.about(image=image)
         raise
+
+
+def _reserve(
+    options: RunOptions, store: ContainerStore, root: Path, run_dir: Path
+) -> tuple[Record, Client]:
+    """Write the container's record, and connect to the daemon."""
+    from firstread.control.client import Client, connected
+    from firstread.run.containers import reserve_container
+
+    if not Client(run_dir).alive():
+        # Before a daemon is started. With one, the same checks follow while it mounts.
+        from firstread.run.early import check_early
+
+        check_early(options, store.state_dir)
+    record = reserve_container(options, store)
+    try:
+        return record, connected(root, run_dir)
+    except BaseException:
+        store.delete(record)
+        raise
+
+
+def _mount(client: Client, record: Record, image: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Mount the image, under the container's id, while `_LATE` is imported.
+
+    The import takes as long as a mount. Its thread ends here, since a detached container's monitor
+    is forked from a process without threads.
+    """
+    loading = threading.Thread(target=importlib.import_module, args=(_LATE,))
+    loading.start()
+    mount: dict[str, Any] = client.mount(image=image, holder=record.id, **how)
+    loading.join()
+    check_lazy(mount, how["policies"])
+    return mount
+
+
+class _Stages:
+    """Follows a container from its start to its end.
+
+    Args:
+        timeline: notes each stage.
+        release: gives the mount back.
+        detach: the command returns at the start, and prints the container's id.
+    """
+
+    def __init__(
+        self, timeline: Timeline | None, release: Callable[[], None], *, detach: bool
+    ) -> None:
+        self._timeline = timeline
+        self._release = release
+        self._detach = detach
+
+    def started(self, record: Record) -> None:
+        if self._timeline is not None:
+            self._timeline.note("start")
+            if self._detach:
+                self._timeline.fetched()
+        if self._detach:
+            report([record.id])
+
+    def first_output(self) -> None:
+        if self._timeline is not None:
+            self._timeline.first_output()
+
+    def unused(self) -> None:
+        if self._timeline is not None and not self._detach:
+            self._timeline.note("exit")
+            self._timeline.fetched()
+        self._release()

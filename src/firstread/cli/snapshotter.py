@@ -11,7 +11,7 @@ import click
 from firstread.cli.options import access_options, access_request, node_options
 
 if TYPE_CHECKING:
-    from firstread.oci.options import AccessOptions
+    from firstread.registry.options import AccessOptions
 
 ADDRESS = Path("/run/firstread/snapshotter.sock")
 CONTAINERD = Path("/run/containerd/containerd.sock")
@@ -32,7 +32,7 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
     type=click.Path(path_type=Path, dir_okay=False),
     default=CONTAINERD,
     show_default=True,
-    help="Socket of containerd, asked for the image of a layer if a client does not name it.",
+    help="Socket of containerd, for the image of a layer that a client does not name.",
 )
 @click.option(
     "--config",
@@ -40,24 +40,24 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
     envvar="FIRSTREAD_CONFIG",
     show_envvar=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); /etc/firstread/config.toml if it is there.",
+    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists.",
 )
 @click.option(
     "--require-lazy",
     is_flag=True,
-    help='Refuse images that are not lazy; as require = "lazy" in the configuration.',
+    help='Refuse images that are not lazy; like require = "lazy" in the configuration.',
 )
 @click.option(
     "--except",
     "excepted",
     metavar="PATTERN",
     multiple=True,
-    help="Names of images that may be ordinary all the same, such as '*/pause:*'.",
+    help="Names of images that may be ordinary anyway, such as '*/pause:*'.",
 )
 @click.option(
     "--remap-ids",
     is_flag=True,
-    help="Have the kernel map owners in user namespaces; containerd 2 only (docs/containerd.md).",
+    help="Let the kernel map owners in user namespaces; containerd 2 only (docs/containerd.md).",
 )
 @click.option("--metrics", metavar="HOST:PORT", default="", help="Serve Prometheus metrics there.")
 @click.option(
@@ -81,13 +81,13 @@ def command(
 ) -> None:
     """Serve containerd's snapshots API until SIGTERM.
 
-    Converted images start without their data, ordinary ones as with overlayfs. The daemon that
-    serves lazy mounts is started when it is needed.
+    Converted images start without their data, ordinary ones as with overlayfs. The snapshotter
+    starts the daemon of lazy mounts on demand.
     """
     from firstread.config import load_config
-    from firstread.node.logs import configure_logging
-    from firstread.snapshotter.serve import Settings, overlay_options, serve
-    from firstread.snapshotter.snapshotter import Policy
+    from firstread.daemon.logs import configure_logging
+    from firstread.snapshotter.nodepolicy import Policy
+    from firstread.snapshotter.startup import Settings, overlay_options, serve
 
     require_lazy = require_lazy or load_config(config_path).policy.require == "lazy"
     configure_logging(log_level.upper())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from firstread.cli.containers import container_store, for_each
+from firstread.cli.nodestate import container_store, for_each
 from firstread.cli.options import SecondsType, node_options
 
 
@@ -20,11 +20,11 @@ from firstread.cli.options import SecondsType, node_options
     type=SecondsType(),
     default=10.0,
     show_default=True,
-    help="Seconds until it is killed.",
+    help="Seconds until SIGKILL.",
 )
 @node_options
 def command(containers: tuple[str, ...], timeout_s: float, root: Path, run_dir: Path) -> None:
-    """Send each CONTAINER its stop signal, and kill it if it is still there after a while."""
+    """Send each CONTAINER its stop signal, and kill it after a while if it still runs."""
     from firstread.run.control import stop_container
 
     store = container_store(root)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``firstread run --stats`` prints: when what happened, and what was fetched for it.
+"""The output of ``firstread run --stats``: the time of each step, and the bytes fetched.
 
-Owns the clock and the lines (docs/run.md). Invariant: times count from the start of this process,
-and only what a start has to wait for is in them: steps are in the order in which they happened.
+Owns the clock and the lines (docs/run.md). Invariant: times count from the start of this process;
+steps are those that a start waits for, in the order of their ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from firstread.errors import FirstreadError, NodeError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
-    from firstread.node.client import Client
+    from firstread.control.client import Client
 
 
 class Timeline:
@@ -25,7 +25,7 @@ class Timeline:
         self._lines: list[str] = []
 
     def mounted(self, mount: dict[str, Any], client: Client) -> None:
-        """Take over what the daemon measured, and remember what was fetched before.
+        """Add the daemon's measurements, and remember the counters so far.
 
         Args:
             mount: the daemon's answer.
@@ -39,22 +39,22 @@ class Timeline:
         self._before = self._status()
 
     def note(self, step: str) -> None:
-        """Note that a step is done."""
+        """Note the end of a step."""
         self._steps[step] = _age()
 
     def first_output(self) -> None:
-        """Note the container's first output."""
+        """Record the container's first output."""
         self.note("first output")
 
     def fetched(self) -> None:
-        """Note what was fetched, while the mount is still there."""
+        """Note the fetched bytes, while the mount still exists."""
         try:
             after, before = self._status(), self._before
         except FirstreadError as exc:
             self._lines = [f"  {'fetched':<13}unknown: {exc}"]
             return
         if after["requests"] < before["requests"]:
-            before = {"bytes_fetched": 0, "requests": 0}  # another fetcher, which counts anew
+            before = {"bytes_fetched": 0, "requests": 0}  # a new fetcher starts from 0
         size = after["bytes_fetched"] - before["bytes_fetched"]
         requests = after["requests"] - before["requests"]
         self._lines = [
@@ -72,11 +72,11 @@ class Timeline:
         for mount in mounts:
             if mount["mountpoint"] == self._place:
                 return mount
-        raise NodeError("the image is not mounted any more")
+        raise NodeError("the image is no longer mounted")
 
 
 def _age() -> float:
-    """Return for how long this process exists; proc_pid_stat(5), field 22, in ticks of 10 ms."""
+    """Return the age of this process; proc_pid_stat(5), field 22, in ticks of 10 ms."""
     with open("/proc/self/stat", "rb") as file:
         started = int(file.read().rpartition(b") ")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / 100

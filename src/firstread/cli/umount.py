@@ -8,22 +8,22 @@ from pathlib import Path
 
 import click
 
-from firstread.cli.containers import recorded_mounts
+from firstread.cli.nodestate import recorded_mounts
 from firstread.cli.options import node_options
 from firstread.errors import UsageError
 
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--lazy", is_flag=True, help="Detach it now even if it is busy.")
+@click.option("--lazy", is_flag=True, help="Detach the mount now, even if it is busy.")
 @node_options
 def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
-    """Unmount the image at DIR. What was fetched stays in the store."""
-    from firstread.node.client import Client, connected
+    """Unmount the image at DIR. Fetched data stays in the store."""
+    from firstread.control.client import Client, connected
 
     if not Client(run_dir).alive() and os.path.realpath(directory) not in recorded_mounts(root):
         raise UsageError(
             f"{directory} is not a mount of firstread",
-            hint=f"there is none of it below {root}, and no daemon in {run_dir}",
+            hint=f"no mount is recorded below {root}, and no daemon runs in {run_dir}",
         )
     connected(root, run_dir).umount(str(directory.absolute()), lazy=lazy)

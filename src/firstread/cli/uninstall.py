@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread uninstall``: takes back what ``firstread install`` wrote."""
+"""``firstread uninstall``: undoes ``firstread install``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import click
 from firstread.cli.install import (
     BACKUP_SUFFIX,
     DROP_IN,
-    about,
     config_option,
     difference,
     dry_run_option,
-    read,
     replace,
     target_argument,
 )
 from firstread.cli.output import report
+from firstread.doctor.installable import about, read
 from firstread.errors import from_os_error
 
 
@@ -29,7 +28,7 @@ from firstread.errors import from_os_error
 def command(target: str, path: Path, *, dry_run: bool) -> None:
     """Remove the snapshotter of firstread from containerd's configuration.
 
-    What others changed in it since stays. A file that had nothing else is removed.
+    Later changes by others stay. A file without anything else is removed.
     """
     from firstread.snapshotter.configfile import removed
     from firstread.snapshotter.imagefs import unlink
@@ -50,24 +49,24 @@ def command(target: str, path: Path, *, dry_run: bool) -> None:
         if dry_run:
             report(difference(place, old, new))
         elif _is_ours(place, new):
-            _remove(place.resolve())  # a symbolic link was there before
-            report([f"{place}: removed, since there was nothing else in it"])
+            _remove(place.resolve())  # a symbolic link is not ours
+            report([f"{place}: removed, since it had no other content"])
         else:
             replace(place, old, new, main=path, backup=False)
             kept = Path(f"{place}{BACKUP_SUFFIX}")
             if read(kept) == new:
                 _remove(kept)
-                report([f"{place}: as it was before"])
+                report([f"{place}: restored"])
             else:
                 report([f"{place}: without firstread; it was changed since, so {kept} stays"])
     if not found:
-        report([f"{path}: there is nothing of firstread in it"])
+        report([f"{path}: has no block of firstread"])
     elif not dry_run:
-        report(["  restart containerd to make it so: systemctl restart containerd"])
+        report(["  restart containerd to apply it: systemctl restart containerd"])
 
 
 def _drop_ins(path: Path) -> list[Path]:
-    """Return where an imported file of ours can be."""
+    """Return the possible paths of an imported file of ours."""
     import tomllib
 
     from firstread.snapshotter.configfile import removed
@@ -84,7 +83,7 @@ def _drop_ins(path: Path) -> list[Path]:
 
 
 def _is_ours(path: Path, rest: str) -> bool:
-    """Return whether a file was not there before: there is no copy of it, and nothing in it."""
+    """Return whether we created a file: it has no copy, and nothing else in it."""
     lines = [line for line in rest.splitlines() if line.strip()]
     return not Path(f"{path}{BACKUP_SUFFIX}").exists() and (
         not lines or (len(lines) == 1 and lines[0].startswith("version = "))

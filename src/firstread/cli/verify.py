@@ -16,27 +16,25 @@ from firstread.errors import DigestError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
-    from firstread.convert.verify import BlobCheck
+    from firstread.convert.blobcheck import BlobCheck
     from firstread.erofs.tree import Node
-    from firstread.oci.options import AccessOptions
     from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
     from firstread.oci.repository import Repository
     from firstread.oci.resolve import ResolvedImage
+    from firstread.registry.options import AccessOptions
     from firstread.sectors.image import BlockImage
 
-SHOWN = 20  # differences that are listed
+SHOWN = 20  # differences to list
 
 
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
-@click.option(
-    "--source", type=REFERENCE, help="Compare with the tree of this image, which it was made from."
-)
+@click.option("--source", type=REFERENCE, help="Compare with the tree of this image, its source.")
 @click.option(
     "--platform",
     type=PLATFORM,
-    help="Which image of the source's index.  [default: this machine's]",
+    help="Platform in the source's index.  [default: this machine's]",
 )
 @access_options
 @json_option
@@ -61,14 +59,16 @@ def command(
             _compare(repository, image, check, root, source, platform, access)
     checked = check.checked
     if as_json:
+        from firstread.cli.shown import ImageVerified
+
         show(
-            {
-                "reference": str(reference),
-                "digest": resolved.descriptor.digest,
-                "source": str(source) if source else None,
+            ImageVerified(
+                reference=str(reference),
+                digest=resolved.descriptor.digest,
+                source=str(source) if source else None,
                 **dataclasses.asdict(checked),
-                "seconds": time.monotonic() - started,
-            }
+                seconds=time.monotonic() - started,
+            )
         )
     else:
         same = [f"its tree equals that of {source}"] if source else []
@@ -76,7 +76,7 @@ def command(
             [
                 f"{reference}: {format_size(checked.bytes)} in"
                 f" {counted(checked.sectors, 'sector')} and {counted(checked.frames, 'frame')}"
-                " are as their digests say",
+                " match their digests",
                 *same,
             ]
         )
@@ -85,7 +85,7 @@ def command(
 def _check(
     repository: Repository, resolved: ResolvedImage, image: BlockImage
 ) -> tuple[BlobCheck, Node]:
-    from firstread.convert.verify import BlobCheck
+    from firstread.convert.blobcheck import BlobCheck
     from firstread.erofs.reader import read_tree
     from firstread.oci.model import diff_ids
 
@@ -93,7 +93,7 @@ def _check(
     if len(ids) != len(resolved.manifest.layers):
         raise DigestError("the config does not name as many layers as the manifest")
     if ids[0] != "sha256:" + image.digest():
-        raise DigestError("the metadata is not what the config's diff_id says")
+        raise DigestError("the metadata does not match the config's diff_id")
     root = read_tree(image.erofs)
     check = BlobCheck(repository, image, root)
     for number, (blob, diff_id) in enumerate(zip(image.blobs, ids[1:], strict=True)):
@@ -110,11 +110,11 @@ def _compare(
     platform: Platform | None,
     access: AccessOptions,
 ) -> None:
-    from firstread.convert.convert import source_layers
-    from firstread.convert.verify import differences, fingerprint_image, source_tree
-    from firstread.oci.open import open_source
+    from firstread.convert.compare import differences, fingerprint_image, source_tree
+    from firstread.convert.original import source_layers
     from firstread.oci.repository import naming
     from firstread.oci.resolve import resolve
+    from firstread.registry.open import open_source
     from firstread.sectors.content import ContentReader
 
     piece_size = image.index.geometry.sector_size

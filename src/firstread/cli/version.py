@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread version``: which versions are at work here."""
+"""``firstread version``: the versions at work here."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ STATUS_S = 5.0  # for a daemon to answer
 @json_option
 def command(root: Path, run_dir: Path, as_json: bool) -> None:
     """Show the versions of this command, of the daemon if one runs, and of the kernel."""
+    from firstread.control.client import Client
     from firstread.errors import FirstreadError
-    from firstread.node.client import Client
 
     daemon, said = None, f"none runs in {run_dir}"
     client = Client(run_dir, timeout_s=STATUS_S)
     if client.alive():
         try:
             status = client.get("/status")
-            daemon = {name: status["supervisor"][name] for name in ("version", "pid")}
+            daemon = status["supervisor"]
             said = f"{daemon['version']} (process {daemon['pid']})"
         except FirstreadError as exc:
             said = f"does not say: {exc}"
@@ -37,15 +37,11 @@ def command(root: Path, run_dir: Path, as_json: bool) -> None:
         said = f"unknown: this user may not ask in {run_dir}"
     system = os.uname()
     if as_json:
-        show(
-            {
-                "version": __version__,
-                "daemon": daemon,
-                "kernel": system.release,
-                "machine": system.machine,
-                "python": platform.python_version(),
-            }
-        )
+        from firstread.cli.shown import DaemonVersion, Versions
+
+        process = None if daemon is None else DaemonVersion(daemon["version"], daemon["pid"])
+        python = platform.python_version()
+        show(Versions(__version__, process, system.release, system.machine, python))
     else:
         report(
             [

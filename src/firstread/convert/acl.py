@@ -2,8 +2,8 @@
 """Access control lists: from the text in a PAX header to the bytes of the kernel's xattr.
 
 Pure. GNU tar (``--acls``), bsdtar and star write the text form of acl(5). firstread has no user
-database that an image's names could be looked up in, so only lists of numeric ids can be kept;
-where one cannot, the mode must not grant what it did not.
+database to look up an image's names in, so it can keep only lists of numeric ids. Invariant: a mode
+never grants more than the list that it replaces.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _WORDS = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}
 
 
 class AccessList(NamedTuple):
-    """What an access control list comes to.
+    """An access control list, in the kernel's terms.
 
     Args:
         value: of the kernel's xattr; None if the list says no more than `mode`, or cannot be kept.
-        mode: the lowest nine bits that go with `value`, or that are left of the list without it.
-        is_lost: a user or group is only named, so that the list cannot be kept.
+        mode: the lowest nine bits, to go with `value`, or to replace it.
+        is_lost: the list has a name without a number, so it cannot be kept.
     """
 
     value: bytes | None
@@ -53,13 +53,13 @@ class AccessList(NamedTuple):
 
 
 def parse_acl(text: bytes) -> AccessList:
-    """Return what an access control list given as text says.
+    """Parse the text of an access control list.
 
-    Entries are separated by commas or line ends; an id is the second part or, as star and bsdtar
-    write it after a name, the fourth.
+    Commas or line ends separate entries; an id is the second part or, after a name from star or
+    bsdtar, the fourth.
 
     Raises:
-        ImageError: it is not such a text, or an entry that every list has is missing.
+        ImageError: the text is malformed, or lacks an entry that every list must have.
     """
     entries = [
         _entry(line) for part in _SEPARATOR.split(text) if (line := part.partition(b"#")[0].strip())
@@ -74,9 +74,9 @@ def parse_acl(text: bytes) -> AccessList:
     mode = allowed[_OWNER] << 6 | allowed[_OTHER]
     complete = [(tag, bits, identity) for tag, bits, identity in entries if identity is not None]
     if len(complete) < len(entries):
-        # Without the list the group's bits are those of the owning group alone.
+        # Without the list, the group's bits are those of the owning group alone.
         return AccessList(None, mode | (group & mask) << 3, is_lost=True)
-    # With it they are the mask, as the kernel has it: libarchive stores the owning group's.
+    # With it they are the mask, as in the kernel: libarchive stores those of the owning group.
     mode |= mask << 3
     if len(complete) == _MINIMAL:
         return AccessList(None, mode)
@@ -85,7 +85,7 @@ def parse_acl(text: bytes) -> AccessList:
 
 
 def _entry(line: bytes) -> tuple[int, int, int | None]:
-    """Return (tag, permissions, id) of one entry; the id is None if only a name is stated."""
+    """Return (tag, permissions, id) of one entry; the id is None for a name without a number."""
     match = _LINE.fullmatch(line)
     if match is None:
         raise ImageError(f"not an access control entry: {line[:80]!r}")

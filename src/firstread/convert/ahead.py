@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an iterator in a thread of its own, a few items ahead of who consumes it."""
+"""Runs an iterator in its own thread, a few items ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-DEPTH = 4  # items ahead; of 1 MiB each in a layer's pipeline
+DEPTH = 4  # items ahead, each 1 MiB in a layer's pipeline
 
 
 class ReadAhead(Generic[T]):
     """Iterates over `items` in another thread; a context manager, so that the thread always ends.
 
-    An exception of the iterator is raised where its item would have come.
+    An exception of the iterator takes the place of its item.
     """
 
     def __init__(self, items: Iterable[T], depth: int = DEPTH) -> None:
@@ -58,7 +58,7 @@ class ReadAhead(Generic[T]):
                 if self._stop.is_set():
                     break
             if isinstance(self._items, Generator):
-                self._items.close()  # here, where it runs, and not wherever it is collected
+                self._items.close()  # in its own thread, not where the collector runs
         except BaseException as exc:  # noqa: BLE001 - handed to the consumer
             end = exc
         self._queue.put(end)

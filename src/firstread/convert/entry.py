@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one entry of a tar archive says, and how much an archive may say.
+"""An entry of a tar archive, and the limits of an archive.
 
-Data only; `header`, `pax` and `sparse` fill it in, `tar` hands it out.
+Data only; `header`, `pax` and `sparse` fill entries, `tar` yields them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from firstread.units import KiB, MiB
 
 WHITEOUT = b".wh."
-"""A name that begins so says that the rest of it is gone from the layers below (layer.md)."""
+"""Prefix of a whiteout, which removes the rest of its name from lower layers (layer.md)."""
 
 
 class TarKind(enum.Enum):
@@ -32,15 +32,15 @@ class TarEntry:
     """One entry of an archive.
 
     Args:
-        path: as stated: it may be absolute, or have ``..``, empty components or a slash at its end.
+        path: as stated: can be absolute, have ``..``, empty components or a slash at its end.
         mode: permission bits with set-user-id, set-group-id and sticky (``0o7777``).
-        mtime: whole seconds since 1970, rounded down, may be negative.
+        mtime: whole seconds since 1970, rounded down, can be negative.
         mtime_nsec: 0 … 999,999,999, counted forward from `mtime`.
-        size: bytes of a regular file as its reader sees them; 0 for anything else.
+        size: bytes of a regular file as its reader sees them; 0 for other types.
         link: target of a symbolic or hard link, as stated.
         rdev: (major, minor) of a device node.
-        xattrs: full name to value; an access control list that cannot be kept is there as text
-            under its keyword, which is the name of no attribute.
+        xattrs: full name to value; an access control list that cannot be kept is a text under its
+            keyword, which is not a valid name.
         extents: (offset, length) of the stored data of a sparse file, in order and apart; None if
             the archive stores the whole file.
     """
@@ -61,20 +61,20 @@ class TarEntry:
 
 @dataclass(frozen=True, slots=True)
 class TarLimits:
-    """Most of everything that one archive may ask for.
+    """The limits of one archive.
 
     Args:
         entries: ten times the largest layers seen in the wild; an entry costs a reader some 400
-            bytes for as long as it handles the layer.
-        header_bytes: of one extended header and of one sparse map; what Go's archive/tar allows,
+            bytes while it handles the layer.
+        header_bytes: of one extended header and of one sparse map; the limit of Go's archive/tar,
             so that every image that containerd unpacks passes.
-        common_bytes: of all global headers together, keywords without meaning left out. Every
-            later entry repeats them, so that this is what each block of an archive can cost.
+        common_bytes: of all global headers together, without meaningless keywords. They apply to
+            every later entry, so each block of an archive can cost as much.
         path_bytes, link_bytes: PATH_MAX without its NUL; longer ones cannot be unpacked or read.
-        name_bytes: of one path component; NAME_MAX, and the most that EROFS stores. Of a whiteout
-            this and `path_bytes` limit what it hides.
+        name_bytes: of one path component; NAME_MAX, and the limit of EROFS. For a whiteout, this
+            and `path_bytes` limit the name that it hides.
         xattr_name_bytes: XATTR_NAME_MAX of Linux.
-        xattr_value_bytes: one less than XATTR_SIZE_MAX: the most that EROFS has a size for.
+        xattr_value_bytes: one less than XATTR_SIZE_MAX: the largest size that EROFS can state.
         xattrs_bytes: names and values of one file; an EROFS inode has room for 256 KiB.
         extents: of one sparse file: as many as a map of 1 MiB can state.
     """

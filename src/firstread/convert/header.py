@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""One 512-byte block of a tar archive: its checksum, its numbers, its fields.
 
-Owns the layout of the v7, ustar, GNU and star header block; pure. What follows a header, and
-extended headers, are not its business. Invariant: bytes that are not such a header give an
-`ImageError`.
+Owns the layout of the v7, ustar, GNU and star header block; pure. Knows neither the data after a
+header nor extended headers. Invariant: any other bytes give an `ImageError`.
 
 ======  ======  =============================================================
 offset  length  field (POSIX.1-2017 pax, "ustar Interchange Format")
@@ -49,10 +48,10 @@ def number(field: bytes) -> int:
     """Return the value of a number field: octal digits, or base 256 if the first bit is set.
 
     Blanks and NULs around the digits, and anything after a NUL, do not count; an empty field is
-    0. Cached, since most fields of a layer say the same few things.
+    0. Cached, since most fields of a layer have the same few values.
 
     Raises:
-        ImageError: not a number, or one that does not fit 64 bits with sign.
+        ImageError: not a number, or one that does not fit into 64 bits with sign.
     """
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
@@ -71,12 +70,12 @@ def number(field: bytes) -> int:
 def check(block: bytes) -> None:
     """Verify the checksum of a header block.
 
-    The low half of an Adler-32 is 1 plus the sum of all bytes, modulo 65521: the sum without a
-    loop in Python. The sum is below twice the modulus, so two checksums pass where one should.
+    The low half of an Adler-32 is 1 plus the sum of all bytes, modulo 65521, which avoids a loop in
+    Python. The sum is below twice the modulus, so two checksums pass instead of one.
 
     Raises:
-        ImageError: it is wrong, both as a sum of unsigned and (as some old programs did) of
-            signed bytes.
+        ImageError: it is wrong, both as a sum of unsigned and, as in some old programs, of signed
+            bytes.
     """
     stated = number(block[148:156])
     rest = zlib.adler32(block[156:], zlib.adler32(block[:148])) & 0xFFFF
@@ -87,9 +86,9 @@ def check(block: bytes) -> None:
 
 
 def parse(block: bytes) -> TarEntry:
-    r"""Return what a header block, whose checksum `check` has verified, says of its entry.
+    r"""Return the entry of a header block, whose checksum `check` has verified.
 
-    ``\0``, ``7`` (contiguous), ``S`` (sparse) and, as POSIX asks, any unknown type are regular
+    ``\0``, ``7`` (contiguous), ``S`` (sparse) and, as POSIX demands, any unknown type are regular
     files; ``D`` (GNU incremental) is a directory. `TarEntry.size` is the stored size, whatever the
     type.
 

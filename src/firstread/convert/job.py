@@ -2,7 +2,7 @@
 """One layer, one function: `convert_layer` of a picklable job.
 
 Any `concurrent.futures.Executor` can run it, in this process or on another machine. Invariant: it
-touches nothing but the two places that the job names and a temporary file without a name.
+touches only the job's source and destination, and a temporary file without a name.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from firstread.convert.pack import PackedLayer, pack_layer
+from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.pack import pack_layer
 from firstread.convert.record import Parameters
 from firstread.errors import FirstreadError, NodeError, from_os_error
-from firstread.oci.ingest import open_scratch
+from firstread.layouts.ingest import open_scratch
 from firstread.oci.model import Descriptor
-from firstread.oci.open import open_destination, open_source
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import Reference
-from firstread.oci.repository import Repository
+from firstread.oci.repository import Destination, Repository
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.sectors.format import SECTORS_MEDIA_TYPE
 
 
 @dataclass(frozen=True)
 class LayerJob:
-    """All that is needed to convert one layer anywhere: picklable.
+    """Everything needed to convert one layer anywhere; picklable.
 
     Args:
-        source: the image; `layer` is one of its layers.
-        destination: where the sector blob goes.
+        source: the image that has `layer`.
+        destination: takes the sector blob.
         layer: descriptor in the source.
         diff_id: digest of its uncompressed content.
         parameters: see `Parameters`.
@@ -51,21 +52,21 @@ class LayerJob:
 def convert_layer(
     job: LayerJob,
     source: Repository | None = None,
-    destination: Repository | None = None,
+    destination: Destination | None = None,
     on_read: Callable[[int], None] | None = None,
     on_sent: Callable[[int], None] | None = None,
 ) -> tuple[PackedLayer, bool]:
     """Pack one layer and put its sector blob into the destination.
 
     Args:
-        job: which layer, from where to where.
-        source: opened already, or opened from the job.
-        destination: the same.
-        on_read: called with the compressed bytes of each step; what it raises ends the work.
-        on_sent: called with the bytes of the sector blob that were sent; the same.
+        job: names the layer, its source and its destination.
+        source: opened; None to open it from the job.
+        destination: likewise.
+        on_read: called with the compressed bytes of each step; its exceptions end the work.
+        on_sent: called with the bytes of the sector blob sent so far; likewise.
 
     Returns:
-        The packed layer, and whether its blob was not there before.
+        The packed layer, and whether its blob is new to the destination.
 
     Raises:
         FirstreadError: names the layer.
@@ -77,21 +78,7 @@ def convert_layer(
         with open_destination(job.destination, job.destination_options) as opened:
             return convert_layer(job, source, opened, on_read, on_sent)
     try:
-        with open_scratch(destination.scratch_dir) as blob:
-            with source.open_blob(job.layer) as stream:
-                packed = pack_layer(
-                    _counted(stream, on_read),
-                    job.layer.media_type,
-                    job.diff_id,
-                    job.parameters,
-                    blob,
-                    jobs=job.jobs,
-                    in_flight=job.in_flight,
-                )
-            blob.seek(0)
-            return packed, destination.put_blob(
-                blob_descriptor(packed), blob, on_progress=on_sent, verified=True
-            )
+        return _convert(job, source, destination, on_read, on_sent)
     except FirstreadError as exc:
         exc.about(layer=job.layer.digest)
         raise
@@ -99,13 +86,37 @@ def convert_layer(
         if destination.scratch_dir is None:
             error = temporary_file_error(exc)
         else:
-            exc.filename = None  # the image says where
+            exc.filename = None  # the image's name says where
             error = from_os_error(exc, "cannot write a blob").about(image=str(job.destination))
         raise error.about(layer=job.layer.digest) from exc
 
 
+def _convert(
+    job: LayerJob,
+    source: Repository,
+    destination: Destination,
+    on_read: Callable[[int], None] | None,
+    on_sent: Callable[[int], None] | None,
+) -> tuple[PackedLayer, bool]:
+    with open_scratch(destination.scratch_dir) as blob:
+        with source.open_blob(job.layer) as stream:
+            packed = pack_layer(
+                _counted(stream, on_read),
+                job.layer.media_type,
+                job.diff_id,
+                job.parameters,
+                blob,
+                jobs=job.jobs,
+                in_flight=job.in_flight,
+            )
+        blob.seek(0)
+        return packed, destination.put_blob(
+            blob_descriptor(packed), blob, on_progress=on_sent, verified=True
+        )
+
+
 def temporary_file_error(exc: OSError) -> NodeError:
-    """Return what an error of a temporary file means: the places map their own."""
+    """Return the error for a temporary file; repositories map their own errors."""
     where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
     error = from_os_error(exc, f"cannot write a temporary file{where}")
     error.hint = "free some space, or name another directory in TMPDIR"

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merges layer records into one file tree: the one that containerd shows of the same layers.
+"""Merges layer records into one file tree: the one that containerd shows for the same layers.
 
-Owns the rules; no I/O. containerd unpacks each layer into a directory of its own and has overlayfs
-lay them over each other, and so it is done here, in two steps: the entries of a layer make a small
-tree, the *upper*, in their order, and then the upper goes over the tree so far.
+Owns the rules; no I/O. containerd unpacks each layer into its own directory and lets overlayfs
+stack them. This module does the same in two steps: the entries of a layer make a small tree, the
+*upper*, in their order, and then the upper goes over the tree so far.
 
-* Upper: a path is followed through symbolic links of this layer only. A parent that is missing is
-  made, whatever lower layers have at its place, with the attributes of the directory that they show
-  there (0755, root's, time 0 if they show none). A directory over a directory keeps its children,
-  anything else replaces.
+* Upper: a path follows symbolic links of this layer only. A missing parent is created, whatever
+  lower layers have in its place, with the attributes of the directory that they show there (0755,
+  root's, time 0 if they show none). A directory over a directory keeps its children, anything else
+  replaces.
 * Over: a directory joins a directory unless it is opaque; a whiteout removes a name; anything else
   replaces. The root joins the root, opaque or not.
 
-docs/layers.md has the cases, with what containerd shows. Where it refuses a layer, the OCI image
-specification decides (layer.md: a whiteout hides lower layers only). It differs where containerd
-drops what an image says: an entry for the root sets its attributes if it is a directory, and is
-ignored if not; a hard link may name a file of a lower layer. A hard link takes no attributes from
-its entry, as in tar(1). The permissions of a symbolic link are those that symlink(2) gives it,
-whatever is stated.
+docs/layers.md has the cases, with containerd's results. Where containerd refuses a layer, the OCI
+image specification decides (layer.md: a whiteout hides lower layers only). This module differs
+where containerd drops what an image says: a directory entry for the root sets its attributes
+(others are ignored), and a hard link can name a file of a lower layer. As in tar(1), a hard link
+takes no attributes from its entry. A symbolic link has the permissions that symlink(2) gives it,
+whatever its entry states.
 
-Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under chroot(2).
-Time and memory are bounded by the limits below, whatever the entries say.
+Invariants: no name leaves the root; ``..`` and absolute targets stop at it, as under chroot(2). The
+limits below bound time and memory, whatever the entries say.
 
 Sources: containerd archive/tar.go (applyNaive, mkparent) and diff/apply, continuity fs.RootPath,
 Documentation/filesystems/overlayfs.rst; tests/privileged/test_layer_trees.py asks them all.
@@ -40,24 +40,24 @@ from firstread.errors import ImageError, LimitError
 from firstread.printable import printable
 
 OPAQUE = b".wh..wh..opq"
-AUFS_META = b".wh..wh."  # what begins so is bookkeeping of the aufs driver, and no content
+AUFS_META = b".wh..wh."  # prefix of the aufs driver's bookkeeping, which is not content
 
-MAX_ENTRIES = 4_000_000  # in all layers, made parents included; about 400 bytes of memory each
+MAX_ENTRIES = 4_000_000  # in all layers, with created parents; about 400 bytes of memory each
 MAX_STEPS = 100_000_000  # from name to name in all paths: 4 million entries 25 levels deep
 NO_DEVICE = (0, 0)
-SYMLINK_MODE = stat.S_IFLNK | 0o777  # symlink(7): the permissions of all, and nothing changes them
+SYMLINK_MODE = stat.S_IFLNK | 0o777  # symlink(7): the fixed permissions of all
 MAX_SYMLINKS = 40  # followed in one path, as the kernel does (path_resolution(7))
 
 _Children = dict[bytes, Node]
 _Path = list[tuple[bytes, Node]]
-"""The way from the root, whose name is empty, to a node."""
+"""The path from the root, whose name is empty, to a node."""
 
 
 class LayerMerger:
-    """Applies layers from the lowest up to one tree.
+    """Applies layers, lowest first, to one tree.
 
-    `root` is the tree so far. Chunk addresses in it count sectors over all layers: those of a
-    layer begin where those of the layer below end.
+    `root` is the tree so far. Its chunk addresses count the sectors of all layers, layer after
+    layer.
 
     Args:
         max_entries: of all layers.
@@ -69,7 +69,7 @@ class LayerMerger:
         self._max_entries = max_entries
         self._max_steps = max_steps
         self._upper = directory()
-        self._opaque: dict[int, _Children] = {}  # those of the upper's opaque directories, by id()
+        self._opaque: dict[int, _Children] = {}  # of the upper's opaque directories, by id()
         self._has_whiteouts = False
         self._is_lowest = True
         self._entries = 0
@@ -96,7 +96,7 @@ class LayerMerger:
             exc.about(layer=record.diff_id)
             raise
         children = _children(self._upper)
-        # aufs kept the first names of hard links in such a directory, for the time of unpacking.
+        # While unpacking, aufs kept the first names of hard links in such a directory.
         for name in [name for name in children if name.startswith(AUFS_META)]:
             del children[name]
         self._overlay(children)
@@ -141,7 +141,7 @@ class LayerMerger:
             self.root.children = children
 
     def _node(self, entry: Entry, sectors: int) -> Node:
-        # Every entry comes with objects of its own; what many nodes have in common is kept once.
+        # Entries have their own objects; nodes share equal ones, to save memory.
         if entry.mtime != self._mtime:
             self._mtime = entry.mtime
         mode = SYMLINK_MODE if stat.S_ISLNK(entry.mode) else entry.mode
@@ -170,7 +170,7 @@ class LayerMerger:
 
     def _whiteout(self, parents: Sequence[bytes], name: bytes) -> None:
         if name != OPAQUE and name.startswith(AUFS_META):
-            if parents:  # containerd makes them all the same
+            if parents:  # containerd creates them anyway
                 self._parent(parents)
             return
         hidden = name.removeprefix(WHITEOUT)
@@ -191,7 +191,7 @@ class LayerMerger:
     # -- paths ---------------------------------------------------------------------------------
 
     def _parent(self, parents: Sequence[bytes]) -> _Children:
-        """Return the children of a directory of the upper, made if missing."""
+        """Return the children of a directory of the upper; create it if missing."""
         path: _Path = [(b"", self._upper)]
         new = self._walk(path, parents, make=True)
         if new is None:
@@ -202,9 +202,9 @@ class LayerMerger:
         return children
 
     def _make(self, path: _Path, new: int) -> None:
-        """Put the last `new` directories of `path` where they belong in the upper.
+        """Attach the last `new` directories of `path` to the upper.
 
-        They have the attributes of the directories that lower layers show there.
+        They get the attributes of the directories that lower layers show there.
         """
         names = [name for name, _ in path[1:-new]]
         below: _Path = [(b"", self.root)]
@@ -221,7 +221,7 @@ class LayerMerger:
                 _copy_attributes(below[-1][1], node)
 
     def _find(self, root: Node, components: Sequence[bytes]) -> Node | None:
-        """Return the node at a path, symbolic links followed in all but its last component."""
+        """Return the node at a path; follow symbolic links, except for the last component."""
         if not components:
             return root
         path: _Path = [(b"", root)]
@@ -230,25 +230,23 @@ class LayerMerger:
         return (path[-1][1].children or {}).get(components[-1])
 
     def _walk(self, path: _Path, components: Sequence[bytes], *, make: bool = False) -> int | None:
-        """Go on along `path`, symbolic links followed.
+        """Continue along `path`, and follow symbolic links.
 
         Args:
             path: extended, and cut where a link leads back.
-            components: what comes next.
-            make: whether directories that are missing are put onto `path`; `_make` has to follow.
+            components: the names to follow.
+            make: put missing directories onto `path`; `_make` must follow.
 
         Returns:
-            how many at the end of `path` are missing in the tree; None if there is no such path.
+            the number of directories at the end of `path` that the tree lacks; None if there is no
+            such path.
         """
-        new = 0
+        new = links = 0
         todo = list(reversed(components))
-        links = 0
         while todo:
             self._steps += 1
             if self._steps > self._max_steps:
-                raise LimitError(
-                    f"the paths of the image take more than {self._max_steps} steps to follow"
-                )
+                raise self._too_many_steps()
             name = todo.pop()
             node = path[-1][1]
             if name == b"..":
@@ -269,12 +267,16 @@ class LayerMerger:
                     raise ImageError("too many symbolic links on its path")
                 if child.target.startswith(b"/"):
                     del path[1:]
-                todo.extend(
-                    part for part in reversed(child.target.split(b"/")) if part not in (b"", b".")
-                )
+                names = child.target.split(b"/")
+                todo.extend(part for part in reversed(names) if part not in (b"", b"."))
                 continue
             path.append((name, child))
         return None if new and not make else new
+
+    def _too_many_steps(self) -> LimitError:
+        return LimitError(
+            f"the paths of the image take more than {self._max_steps} steps to follow"
+        )
 
     # -- overlayfs -----------------------------------------------------------------------------
 
@@ -294,17 +296,17 @@ class LayerMerger:
                 if existing and existing.is_dir and id(node.children) not in self._opaque:
                     todo.append((_children(existing), node.children))
                     node.children = existing.children
-                elif self._has_whiteouts:  # which go, although there is nothing to hide
+                elif self._has_whiteouts:  # these must go, although they hide nothing
                     todo.append(({}, node.children))
                     node.children = todo[-1][0]
 
 
 _WHITEOUT = Node(stat.S_IFCHR)
-"""In an upper, as overlayfs stores it: the character device 0:0."""
+"""A whiteout in an upper, in overlayfs's form: the character device 0:0."""
 
 
 def is_whiteout(node: Node) -> bool:
-    """Tell whether overlayfs takes `node` for one, and never shows it."""
+    """Return whether overlayfs takes `node` for a whiteout, and never shows it."""
     return stat.S_ISCHR(node.mode) and node.rdev == NO_DEVICE
 
 
@@ -320,7 +322,7 @@ def _copy_attributes(source: Node, node: Node) -> None:
 
 
 def _components(path: bytes) -> list[bytes]:
-    """Return the names on `path`, with ``.`` and ``..`` resolved and the root not left."""
+    """Return the names on `path`; ``.`` and ``..`` are resolved, and stop at the root."""
     names: list[bytes] = []
     for name in path.split(b"/"):
         if name == b"..":
@@ -331,11 +333,11 @@ def _components(path: bytes) -> list[bytes]:
 
 
 def _rebase(entry: Entry, base: int, sectors: int) -> Sequence[int]:
-    """Return its chunk addresses moved up by `base`, the number of sectors in the layers below.
+    """Return the chunk addresses of an entry, moved up by `base` sectors of lower layers.
 
     Raises:
-        ImageError: one is outside the `sectors` of its layer, or there are not as many as it has
-            chunks.
+        ImageError: an address lies outside the `sectors` of its layer, or the number of addresses
+            is wrong.
     """
     if not entry.chunks:
         return ()

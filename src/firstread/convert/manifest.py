@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firstread.convert.cache import record_annotations
-from firstread.convert.pack import PackedLayer
+from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.record import Parameters
+from firstread.convert.recorded import record_annotations
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -34,17 +34,17 @@ EPOCH = "1970-01-01T00:00:00Z"
 def converted_config(
     config: dict[str, Any], diff_ids: Sequence[str], has_blob: Sequence[bool]
 ) -> bytes:
-    """Return the config of a converted image: the source's, but for the layers that it names.
+    """Return the config of a converted image: the source's with other layers.
 
     Args:
-        config: the source's, with all the fields that it has.
-        diff_ids: of the new layers: metadata first.
-        has_blob: for each source layer whether it has a sector blob of its own.
+        config: the source's, with all its fields.
+        diff_ids: of the new layers, metadata first.
+        has_blob: for each source layer, whether it has its own sector blob.
 
     The history keeps every step. Its entries that are not marked as empty must correspond to the
-    layers (image-spec, config.md): one is added for the metadata, and for each layer that has none;
-    a step whose layer is there already is marked. Each has a time, without which clients crash:
-    that of the step before, if it states none.
+    layers (image-spec, config.md): the metadata gets a new entry, and so does each layer without
+    one; the step of a layer that occurs before is marked. Each entry has a time, or clients crash:
+    the previous step's, if it states none.
     """
     changed = dict(config)
     changed["rootfs"] = {"type": "layers", "diff_ids": list(diff_ids)}
@@ -73,24 +73,14 @@ def converted_manifest(
 
     Args:
         source_digest: of the source's manifest.
-        parameters: it was converted with.
-        config: as `converted_config` gives it.
+        parameters: of the conversion.
+        config: from `converted_config`.
         metadata: descriptor of the metadata layer.
-        layers: (diff_id of the source layer, what packing it gave) the lowest first, each
-            blob once.
-        subject: the source's manifest, if the image is attached to it. Then the config goes into
-            the manifest, too: a node that had to look for the image saves a request.
-        annotations: of the source's manifest. They stay; ours go before them.
+        layers: (diff_id of the source layer, packed layer), lowest first, each blob once.
+        subject: the source's manifest, if the image is attached to it. Then the manifest contains
+            the config, which saves a node a request after its image lookup.
+        annotations: of the source's manifest. They stay, unless ours override them.
     """
-    blobs = [
-        Descriptor(
-            media_type=SECTORS_MEDIA_TYPE,
-            digest=packed.digest,
-            size=packed.size,
-            annotations={**record_annotations(packed, diff_id), LAYER_LABEL: "sectors"},
-        )
-        for diff_id, packed in layers
-    ]
     small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
     return Manifest(
         media_type=OCI_MANIFEST,
@@ -102,12 +92,21 @@ def converted_manifest(
             size=len(config),
             data=config if small else None,
         ),
-        layers=[metadata, *blobs],
+        layers=[metadata, *(_sectors_descriptor(packed, diff_id) for diff_id, packed in layers)],
         annotations={
             **(annotations or {}),
             SOURCE_DIGEST: source_digest,
             PARAMETERS: parameters.key,
         },
+    )
+
+
+def _sectors_descriptor(packed: PackedLayer, diff_id: str) -> Descriptor:
+    return Descriptor(
+        media_type=SECTORS_MEDIA_TYPE,
+        digest=packed.digest,
+        size=packed.size,
+        annotations={**record_annotations(packed, diff_id), LAYER_LABEL: "sectors"},
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the metadata of an image from the records of its layers.
 
-Owns the step from merged tree to EROFS: which sectors get a device slot, and in which order.
-Invariant: a function of the records alone; a sector that the image contains twice has one slot,
-a sector that nothing refers to has none.
+Owns the step from the merged tree to EROFS: the device slots of sectors, and their order.
+Invariant: the records alone decide; a sector that occurs twice has one slot, an unused sector has
+none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from firstread.sectors.format import (
 )
 from firstread.units import format_size
 
-METADATA_LEVEL = 9  # the node waits for these bytes; they are few, so ratio counts
+METADATA_LEVEL = 9  # nodes wait for these few bytes, so the ratio counts
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What there is to tell of a layer: sectors, uncompressed bytes, attributes left out."""
+    """Facts of a layer: sectors, uncompressed bytes, dropped attributes."""
 
     sectors: int
     size: int
@@ -46,7 +46,7 @@ class LayerFacts:
 
 @dataclass
 class MergedLayers:
-    """The tree of an image, and what of its layers' records outlives merging.
+    """The tree of an image, and the parts of its layers' records that outlive the merge.
 
     Args:
         root: of the tree; chunk addresses in it count sectors over all layers.
@@ -60,7 +60,7 @@ class MergedLayers:
 
 
 def merge(records: Iterable[LayerRecord]) -> MergedLayers:
-    """Merge the layers whose `records` come one by one, lowest first; none is kept.
+    """Merge layers, lowest first; `records` are taken one by one, and not kept.
 
     Raises:
         ImageError: the layers do not fit together.
@@ -76,23 +76,23 @@ def merge(records: Iterable[LayerRecord]) -> MergedLayers:
 
 
 def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry]:
-    """Give a device slot to every sector that the tree refers to; rewrite its chunk addresses.
+    """Give a device slot to every sector that the tree uses, and rewrite its chunk addresses.
 
     Args:
-        merged: its chunk addresses afterwards count device slots.
-        blobs: for each layer the number of its blob in the index.
+        merged: afterwards its chunk addresses count device slots.
+        blobs: for each layer, the number of its blob in the index.
 
     Returns:
         the rows of the sector index, in order of slots.
 
     Raises:
-        LimitError: there are more sectors than an EROFS image can have devices.
+        LimitError: an EROFS image cannot have so many devices.
     """
     nodes = {id(node): node for _, node in walk(merged.root) if node.chunks}
     files = list(nodes.values())
     used = sorted({chunk >> 32 for node in files for chunk in node.chunks if chunk != HOLE})
     rows: dict[bytes, tuple[int, SectorEntry]] = {}
-    slots: dict[int, int] = {}  # sector over all layers -> slot; no entry: all zeros
+    slots: dict[int, int] = {}  # sector over all layers -> slot; sectors of zeros have none
     for number in used:
         layer, sector = merged.sectors[number]
         if sector.id:
@@ -114,10 +114,10 @@ def _readdress(chunk: int, slots: dict[int, int]) -> int:
 
 
 class _Digested:
-    """A file to write into that digests what is written.
+    """A file that digests everything written to it.
 
     Args:
-        out: where it goes.
+        out: takes the bytes.
         limit: bytes.
     """
 
@@ -170,8 +170,8 @@ def write_metadata_layer(
     """Write the metadata layer of an image.
 
     Args:
-        out: where its compressed bytes go.
-        merged: the layers; used up.
+        out: takes the compressed bytes.
+        merged: the layers; consumed.
         blobs: the sector blob of each layer.
         geometry: of the image.
         limit: bytes of the metadata, compressed or not.

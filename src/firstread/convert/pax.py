@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended headers of tar: the records of PAX, and what they say of an entry.
+"""Extended headers of tar: PAX records, and their effect on an entry.
 
 Pure. Owns the keywords of POSIX.1-2017 pax ("pax Extended Header") and of star, libarchive and
 GNU tar for times, device numbers and extended attributes; sparse maps are in `sparse`. Invariant:
-nothing is kept that the records do not state, and a keyword that is not known changes nothing.
+the result has only what the records state, and unknown keywords change nothing.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _NEWLINE = 0x0A
 
 
 def parse_records(data: bytes) -> dict[bytes, bytes]:
-    r"""Return the records of one extended header: keyword to value, a later one of a kind winning.
+    r"""Return the records of one extended header, keyword to value; of several, the last.
 
-    Keywords that mean nothing here are left out: comments, access times, names of owners.
+    Keywords without meaning here are left out: comments, access times, names of owners.
 
-    The pairs of a sparse map of version 0.0, the only keywords that repeat, are joined to the
-    value that version 0.1 has.
+    The pairs of a sparse map of version 0.0, whose keywords repeat, are joined to the form of
+    version 0.1.
 
     Raises:
-        ImageError: not a sequence of ``length keyword=value\n``, or pairs that are not pairs.
+        ImageError: not a sequence of ``length keyword=value\n``, or incomplete pairs.
     """
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
@@ -73,10 +73,10 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def merge(common: Mapping[bytes, bytes], own: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
-    """Return the records that hold for one entry.
+    """Return the records that apply to one entry.
 
-    An empty value deletes a global one, and makes the field of the header hold again. Only an
-    extended attribute can be empty itself: where no global record has it, it is.
+    An empty value deletes a global one, and restores the field of the header. Only an extended
+    attribute can be empty itself: it is, unless a global record has it.
 
     Args:
         common: of the global headers so far.
@@ -92,11 +92,11 @@ def merge(common: Mapping[bytes, bytes], own: Mapping[bytes, bytes]) -> Mapping[
 
 
 def apply(entry: TarEntry, records: Mapping[bytes, bytes], limits: TarLimits) -> None:
-    """Let `records` replace what the header said.
+    """Override the header of an entry with `records`.
 
     Raises:
-        ImageError: a value is not what its keyword asks for.
-        LimitError: too much of extended attributes.
+        ImageError: a value is invalid for its keyword.
+        LimitError: the extended attributes are too large.
     """
     for key, value in records.items():
         setter = _SETTERS.get(key)
@@ -118,7 +118,7 @@ def decimal(value: bytes) -> int:
     """Return the value of a decimal number.
 
     Raises:
-        ImageError: it is none, or does not fit 64 bits with sign.
+        ImageError: it is not one, or does not fit into 64 bits with sign.
     """
     if not _DECIMAL.fullmatch(value) or abs(number := int(value)) > INT64_MAX:
         raise ImageError(f"not a number: {value[:40]!r}")
@@ -126,7 +126,7 @@ def decimal(value: bytes) -> int:
 
 
 def _set_mtime(entry: TarEntry, value: bytes) -> None:
-    """Digits after the ninth are cut off, towards zero, as Go's archive/tar does."""
+    """Cut digits after the ninth off, towards zero, as Go's archive/tar does."""
     match = _TIME.fullmatch(value)
     if match is None or int(match[2]) > INT64_MAX:
         raise ImageError(f"not a time: {value[:40]!r}")
@@ -177,7 +177,7 @@ _SETTERS: dict[bytes, Callable[[TarEntry, bytes], None]] = {
 
 
 def _set_xattrs(entry: TarEntry, records: Mapping[bytes, bytes]) -> None:
-    """Collect the extended attributes; of several ways to state one, the most direct wins."""
+    """Collect the extended attributes; of several forms of one, the most direct wins."""
     direct: dict[bytes, bytes] = {}
     encoded: dict[bytes, bytes] = {}
     lists: dict[bytes, bytes] = {}
@@ -202,11 +202,11 @@ def _set_xattrs(entry: TarEntry, records: Mapping[bytes, bytes]) -> None:
 
 
 def _set_list(entry: TarEntry, key: bytes, access: acl.AccessList, text: bytes) -> None:
-    """Add an access control list, and set the permissions that go with it."""
+    """Add an access control list, and set the matching permissions."""
     if access.value is not None:
         entry.xattrs[_ACLS[key]] = access.value
     elif access.is_lost:
-        entry.xattrs[key] = text  # which no file system takes, so that it is told of as left out
+        entry.xattrs[key] = text  # no file system takes it, so it is reported as left out
     else:
         return
     if _ACLS[key] == acl.ACCESS:

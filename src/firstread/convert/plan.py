@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner: decides in which sector and block each chunk of a layer's files lies.
+"""The planner: chooses the sector and block of each chunk of a layer's files.
 
-Pure: sizes in, places out; the packer only obeys. It sees files one by one in the order of the
-layer and never looks ahead, so a layer is packed in one pass over a stream, and the same layer is
-placed the same way in every image. Invariants: a chunk never straddles a sector; a file of a
-sector or more fills whole sectors of its own; its tail and all smaller files share packed sectors,
-each beginning at a 4 KiB block.
+Pure: sizes in, positions out; the packer obeys. It takes files one by one in the order of the layer
+and never looks ahead, so one pass over a stream packs a layer, and a layer gets the same sectors in
+every image. Invariants: a chunk never straddles a sector; a file of a sector or more fills whole
+sectors of its own; its tail and all smaller files share packed sectors, each from the start of a
+4 KiB block.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from firstread.units import format_size, round_up
 
 MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB at the default sector size
 MAX_CHUNKS = 1 << 22  # in one layer: 32 MiB of metadata before compression
-MAX_CHUNK_SIZE = BLOCK_SIZE << 31  # erofs_fs.h: five bits say how far a block is shifted
+MAX_CHUNK_SIZE = BLOCK_SIZE << 31  # erofs_fs.h: five bits for the shift of a block
 CHUNK_INDEX_SIZE = 8  # bytes of struct erofs_inode_chunk_index
 
 Span = tuple[int, int]
-"""The first of a run of units (bytes, blocks, chunks), and the first after it."""
+"""The first of a run of units (bytes, blocks, chunks), and the first one after it."""
 
 
 class Piece(NamedTuple):
-    """A run of a file's bytes and the place it gets.
+    """A run of a file's bytes, and its position.
 
     Args:
         sector: number of the sector within the layer, in order of first use.
         block: 4 KiB block within that sector.
-        offset: where in the file the run begins, bytes.
+        offset: of the run in the file, bytes.
         length: bytes of the run; at most a sector.
         whole: the sector belongs to this run alone.
     """
@@ -48,7 +48,7 @@ class Piece(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where a file lies: its chunk size, the address of every chunk, and the data to be copied."""
+    """The position of a file: its chunk size, the address of every chunk, and the data to copy."""
 
     chunk_size: int
     chunks: array[int]
@@ -73,11 +73,11 @@ class Planner:
         self._chunks = 0
 
     def place(self, size: int, extents: Sequence[tuple[int, int]] | None = None) -> Placement:
-        """Return the place of a file.
+        """Return the position of a file.
 
         Args:
             size: bytes of the file as ``stat`` shows them.
-            extents: (offset, length) of the data of a sparse file, in order; None if all is data.
+            extents: (offset, length) of the data of a sparse file, in order; None for other files.
 
         Raises:
             LimitError: the file, or the layer with it, needs more chunks than the format allows.
@@ -93,7 +93,7 @@ class Planner:
             chunk_size = self._sparse_chunk_size(size, blocks)
             touched = chain(*starmap(range, _touched(blocks, chunk_size // BLOCK_SIZE)))
         count = -(-size // chunk_size)
-        self._count(count, size)  # before anything is made whose length it decides
+        self._count(count, size)  # before it sizes anything
         chunks = array("Q", (HOLE,)) * count
         pieces = []
         for number in touched:
@@ -129,7 +129,7 @@ class Planner:
             )
 
     def _sparse_chunk_size(self, size: int, blocks: Sequence[Span]) -> int:
-        """Return the chunk size that costs the fewest bytes of stored zeros and of index."""
+        """Return the chunk size with the fewest bytes of stored zeros and of index."""
         if not blocks:
             return min(_power_of_two(size), MAX_CHUNK_SIZE)
         best, best_cost = self._sector_size, -1

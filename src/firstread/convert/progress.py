@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion tells about its progress: the interface, and nobody who listens."""
+"""The progress of a conversion: the interface, and one that shows nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What shows the progress of a conversion; called from several threads."""
+    """Shows the progress of a conversion; called from several threads."""
 
     def layers(self, layers: list[tuple[str, int]]) -> None:
         """Announce all layers: (digest, compressed bytes)."""
@@ -16,10 +16,10 @@ class Progress(Protocol):
         """Count compressed bytes read of a layer."""
 
     def sent(self, layer: str, total: int) -> None:
-        """Tell how many bytes of a layer's sector blob are in the destination."""
+        """Report the bytes of a layer's sector blob in the destination."""
 
     def done(self, layer: str, how: str) -> None:
-        """Tell that a layer is finished: ``packed`` or ``known``."""
+        """Report a finished layer: ``packed`` or ``known``."""
 
 
 class NoProgress:

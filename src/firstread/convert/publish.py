@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes an image of layers that are packed, and puts it where their blobs are.
+"""Makes an image of packed layers, and publishes it beside their blobs.
 
 Owns the last steps of a conversion: merge the layers, write the metadata, config and manifest.
-Invariant: the manifest comes last, when all that it names is there.
+Invariant: the manifest comes last, when the destination has all that it names.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.manifest import converted_config, converted_manifest, metadata_descriptor
-from firstread.convert.metadata import LayerFacts, merge, write_metadata_layer
-from firstread.convert.pack import PackedLayer
+from firstread.convert.metadata import (
+    LayerFacts,
+    MergedLayers,
+    WrittenMetadata,
+    merge,
+    write_metadata_layer,
+)
 from firstread.convert.record import LayerRecord, Parameters
 from firstread.errors import ImageError, LimitError
 from firstread.oci.model import (
@@ -24,26 +31,30 @@ from firstread.oci.model import (
     encode,
     sha256_digest,
 )
-from firstread.oci.repository import Repository
+from firstread.oci.repository import Destination
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.format import Blob
 from firstread.units import MiB
 
-Layer = tuple[Descriptor, str, PackedLayer]
-"""A layer in the source, its diff_id, and what packing it gave."""
+
+class ReadyLayer(NamedTuple):
+    """A source layer, its diff_id, and its packed form, whose blob the destination has."""
+
+    descriptor: Descriptor
+    diff_id: str
+    packed: PackedLayer
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was made.
+    """A converted image at its destination.
 
     Args:
+        manifest: its manifest.
         digest: of the manifest.
-        unchanged: it was there before.
-        uploaded: blobs that were not.
-        metadata_uncompressed_size: bytes.
-        sectors: of the image, each counted once.
-        inodes: of the image.
+        unchanged: the destination had this image before.
+        uploaded: blobs that the destination did not have.
+        metadata: facts of the metadata layer.
         layers: facts of each source layer.
     """
 
@@ -51,16 +62,14 @@ class Published:
     digest: str
     unchanged: bool
     uploaded: int
-    metadata_uncompressed_size: int
-    sectors: int
-    inodes: int
+    metadata: WrittenMetadata
     layers: list[LayerFacts]
 
 
 def publish(
-    repository: Repository,
+    repository: Destination,
     image: ResolvedImage,
-    layers: Sequence[Layer],
+    layers: Sequence[ReadyLayer],
     parameters: Parameters,
     previous: str | None,
     *,
@@ -71,35 +80,25 @@ def publish(
     Args:
         repository: the destination.
         image: the source.
-        layers: the lowest first.
-        parameters: they were packed with.
+        layers: lowest first.
+        parameters: that they were packed with.
         previous: digest of the manifest that is published there now.
-        attach: make it a referrer of the source's manifest; the tag may be None then.
+        attach: make the image a referrer of the source's manifest; it needs no tag then.
 
     Raises:
         FirstreadError: the layers do not fit together, or the destination does not take the image.
     """
-    try:
-        merged = merge(LayerRecord.decode(packed.record) for _, _, packed in layers)
-    except ImageError as exc:  # names a diff_id, which nobody sees elsewhere
-        exc.layer = {diff_id: layer.digest for layer, diff_id, _ in layers}.get(exc.layer or "")
-        raise
+    merged = _merge(layers)
     facts = merged.layers
     with tempfile.TemporaryFile(prefix="firstread-") as file:
-        blobs = [_index_blob(packed) for _, _, packed in layers]
+        blobs = [_index_blob(layer.packed) for layer in layers]
         written = write_metadata_layer(file, merged, blobs, parameters.geometry)
         metadata = metadata_descriptor(written.digest, file.tell())
         file.seek(0)
         uploaded = int(repository.put_blob(metadata, file))
     subject = image.descriptor if attach else None
     config, manifest = _documents(image, layers, parameters, metadata, written.diff_id, subject)
-    data = encode(manifest)
-    if len(data) > MAX_MANIFEST_SIZE:
-        raise LimitError(
-            f"the manifest of the converted image has {len(data)} bytes, {MAX_MANIFEST_SIZE} is the"
-            " limit",
-            hint="the image has too many layers, or too much in annotations of its manifest",
-        )
+    data = _encoded(manifest)
     digest = sha256_digest(data)
     if digest != previous:
         with tempfile.SpooledTemporaryFile(max_size=MiB) as spool:
@@ -108,27 +107,39 @@ def publish(
             uploaded += repository.put_blob(manifest.config, spool)  # type: ignore[arg-type]
         put = repository.put_referrer if attach else repository.put_manifest
         put(data, OCI_MANIFEST, repository.reference.tag)
-    return Published(
-        manifest,
-        digest,
-        digest == previous,
-        uploaded,
-        written.size,
-        written.sectors,
-        written.inodes,
-        facts,
-    )
+    return Published(manifest, digest, digest == previous, uploaded, written, facts)
+
+
+def _merge(layers: Sequence[ReadyLayer]) -> MergedLayers:
+    try:
+        return merge(LayerRecord.decode(layer.packed.record) for layer in layers)
+    except ImageError as exc:  # it names a diff_id, which users never see
+        exc.layer = {layer.diff_id: layer.descriptor.digest for layer in layers}.get(
+            exc.layer or ""
+        )
+        raise
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    data = encode(manifest)
+    if len(data) > MAX_MANIFEST_SIZE:
+        raise LimitError(
+            f"the manifest of the converted image has {len(data)} bytes, {MAX_MANIFEST_SIZE} is the"
+            " limit",
+            hint="the image has too many layers, or its manifest has too many annotations",
+        )
+    return data
 
 
 def _documents(
     image: ResolvedImage,
-    layers: Sequence[Layer],
+    layers: Sequence[ReadyLayer],
     parameters: Parameters,
     metadata: Descriptor,
     diff_id: str,
     subject: Descriptor | None,
 ) -> tuple[bytes, Manifest]:
-    """Return config and manifest; a layer that the source has twice has one blob."""
+    """Return config and manifest; a layer that occurs twice in the source has one blob."""
     unique: dict[str, PackedLayer] = {}
     is_first = []
     for _, source_diff_id, packed in layers:

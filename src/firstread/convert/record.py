@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer record: what remains of a layer once its data is in sectors.
+"""The layer record: a layer without the data that went into sectors.
 
-Owns the document and its bytes. A record says everything that merging needs (the entries of the
-tar, in order, with the places of their data) and everything that the sector index needs, so a
-packed layer is never read again. It is written into the sector blob itself, behind the last
-sector, and into the local layer cache. Invariant: a function of the layer and the parameters
-alone. A layer can have millions of entries, so they are encoded in batches while they come, and
-decoded batch by batch while they are merged: as Python objects they would take six times the
-memory.
+Owns the document and its bytes. A record has everything that merging needs (the entries of the tar,
+in order, with the addresses of their data) and everything that the sector index needs, so nobody
+reads a packed layer again. It stands in the sector blob itself, behind the last sector, and in the
+local layer cache. Invariant: it depends only on the layer and the parameters.
+
+A layer can have millions of entries, so they are encoded in batches as they come, and decoded batch
+by batch for the merge: as Python objects they would take six times the memory.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from firstread.sectors.format import FORMAT_VERSION, Geometry
 from firstread.units import KiB, MiB, format_size
 
 DEFAULT_LEVEL = 3
-RECORD_LEVEL = 9  # 20 % smaller than at 3; what is beyond gains nothing
+RECORD_LEVEL = 9  # 20 % smaller than at 3; higher levels gain nothing
 MAX_RECORD_SIZE = 512 * MiB  # uncompressed: 4 million entries of 128 bytes, real ones have 75
 BATCH = 2048  # entries at most
 BATCH_SIZE = 256 * KiB  # bytes after which a batch ends
 _ARRAY_HEADER = 3  # bytes
 
 ENCODER = "zstd-" + ".".join(map(str, zstandard.ZSTD_VERSION))
-"""Part of what names a packed layer: another zstd library may give other bytes."""
+"""Part of a packed layer's key: another zstd library can give other bytes."""
 
 
 class Parameters(msgspec.Struct, frozen=True):
-    """What a packed layer depends on beside the layer.
+    """The parameters of packing.
 
     Args:
         sector_size: bytes.
@@ -59,7 +59,7 @@ class Parameters(msgspec.Struct, frozen=True):
         )
 
 
-# Bounds of what is read back: a record can come from a registry.
+# Bounds for reading: a record can come from a registry.
 _Uint16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 _Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -68,7 +68,7 @@ _Nanoseconds = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000_000)]
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
-    """One entry of a layer, in the order of its tar; whiteouts are still under their names.
+    """One entry of a layer, in the order of its tar; a whiteout is an entry with its own name.
 
     Args:
         path: as the tar states it.
@@ -97,7 +97,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 
 
 class PackedSector(msgspec.Struct, array_like=True, frozen=True):
-    """A sector of the layer: id (32 bytes), bytes, and place in the blob; id empty if all zeros."""
+    """A sector of the layer: id (32 bytes; empty for zeros), size, and position in the blob."""
 
     id: bytes
     size: _Size
@@ -110,11 +110,11 @@ class LayerRecord(msgspec.Struct, frozen=True):
 
     Args:
         diff_id: of the source layer.
-        parameters: `Parameters.key` it was packed with.
+        parameters: `Parameters.key` of its packing.
         sectors: in order of their numbers.
         batches: the entries in the order of the tar, encoded: see `encode_entries`.
         size: bytes of the uncompressed layer tar.
-        dropped_xattrs: names that EROFS, and Linux file systems in general, cannot hold.
+        dropped_xattrs: names that Linux file systems, and so EROFS, cannot hold.
     """
 
     diff_id: str
@@ -128,7 +128,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
         """Yield the entries in the order of the tar.
 
         Raises:
-            ImageError: they are none.
+            ImageError: the record is corrupt.
         """
         for batch in self.batches:
             try:
@@ -149,7 +149,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes) -> LayerRecord:
-        """Read what `encode` wrote.
+        """Read the bytes of `encode`.
 
         Raises:
             ImageError: these bytes are not a layer record.
@@ -177,7 +177,7 @@ def encode_entries(entries: Iterable[Entry], limit: int = MAX_RECORD_SIZE) -> li
         count += 1
         if count == BATCH or len(batch) >= BATCH_SIZE:
             size += len(batch)
-            _check_size(size, limit)  # while it grows, for the sake of memory
+            _check_size(size, limit)  # while it grows, to bound memory
             batches.append(_array(batch, count))
             batch, count = bytearray(_ARRAY_HEADER), 0
     if count:

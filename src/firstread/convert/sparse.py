@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps of sparse files, in the four forms that GNU tar has written.
 
-Owns where the stored data of a sparse file belongs. Invariant: extents that leave here are in
-order, apart, not empty, inside the file, and as long together as the data that the archive stores.
-Follows "Storing Sparse Files" in the GNU tar manual:
+Owns the positions of a sparse file's stored data. Invariant: the extents are in order, apart, not
+empty, inside the file, and together as long as the data that the archive stores. Follows "Storing
+Sparse Files" in the GNU tar manual:
 
 ========  =================================================================================
 old GNU   type ``S``; four pairs in the header, 21 in each extension block before the data
 0.0       PAX records, two per extent (joined to the form of 0.1 by `pax.parse_records`)
 0.1       one PAX record ``GNU.sparse.map``
-1.0       decimal numbers, a line each, in whole blocks before the data and counted with it
+1.0       decimal numbers, one per line, in whole blocks before the data and counted with it
 ========  =================================================================================
 """
 
@@ -25,7 +25,7 @@ from firstread.errors import ImageError, LimitError
 
 _REAL_SIZES = (b"GNU.sparse.size", b"GNU.sparse.realsize")
 _PAIR = 24  # bytes of offset and length, 12 each
-_HEADER_MAP = 386, 4, 482  # where the pairs begin, how many, where it says that more follow
+_HEADER_MAP = 386, 4, 482  # offset of the pairs, their number, offset of the "more" flag
 _EXTENSION_MAP = 0, 21, 504
 _REAL_SIZE = slice(483, 495)
 
@@ -37,17 +37,17 @@ def read_map(
     feed: Feed,
     limits: TarLimits,
 ) -> int:
-    """Set size and extents of `entry` if it is sparse; leave it alone if it is not.
+    """Set size and extents of `entry`, if it is sparse.
 
     Args:
         entry: a regular file; its size is the stored one.
         block: its header block.
         records: its PAX records.
-        feed: at the first byte after the headers; moved on past a map that lies there.
+        feed: at the first byte after the headers; skips a map there.
         limits: of extents, and of bytes of a map.
 
     Returns:
-        How many bytes of file data follow in `feed`.
+        The bytes of file data that follow in `feed`.
 
     Raises:
         ImageError: the map is damaged.
@@ -58,16 +58,13 @@ def read_map(
         numbers = _old_map(block, feed, limits)
         entry.size = number(block[_REAL_SIZE])
     elif (version := _version(records)) is not None:
-        entry.path = records.get(SPARSE_NAME, entry.path)
-        for key in _REAL_SIZES:
-            if key in records:
-                entry.size = decimal(records[key])
+        _rename(entry, records)
+        start = feed.position
         if version == (b"1", b"0"):
-            start = feed.position
             numbers = _line_map(feed, stored, limits)
-            stored -= feed.position - start
         else:
             numbers = [decimal(value) for value in records[SPARSE_MAP].split(b",")]
+        stored -= feed.position - start
     else:
         return stored
     if len(numbers) > 2 * limits.extents:
@@ -76,8 +73,16 @@ def read_map(
     return stored
 
 
+def _rename(entry: TarEntry, records: Mapping[bytes, bytes]) -> None:
+    """Set the real name and size, which the header of a PAX sparse file does not have."""
+    entry.path = records.get(SPARSE_NAME, entry.path)
+    for key in _REAL_SIZES:
+        if key in records:
+            entry.size = decimal(records[key])
+
+
 def _version(records: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    """Return (major, minor) of the sparse format, None if the records speak of none."""
+    """Return (major, minor) of the sparse format; None if the records name none."""
     if SPARSE_MAP in records:
         return (b"0", b"1")
     stated = (records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b""))
@@ -101,7 +106,7 @@ def _old_map(block: bytes, feed: Feed, limits: TarLimits) -> list[int]:
 
 
 def _line_map(feed: Feed, stored: int, limits: TarLimits) -> list[int]:
-    """Read a map of version 1.0: how many extents, then offset and length of each."""
+    """Read a map of version 1.0: the number of extents, then offset and length of each."""
     most = min(stored, limits.header_bytes)
     blocks: list[bytes] = []
     lines = wanted = 0
@@ -118,7 +123,7 @@ def _line_map(feed: Feed, stored: int, limits: TarLimits) -> list[int]:
 
 
 def _extents(numbers: list[int], size: int, stored: int) -> tuple[tuple[int, int], ...]:
-    """Return pairs of offset and length, proven to be what the module's invariant says."""
+    """Return pairs of offset and length that satisfy the module's invariant."""
     if len(numbers) % 2:
         raise ImageError("the sparse map has an offset without a length")
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -130,5 +135,5 @@ def _extents(numbers: list[int], size: int, stored: int) -> tuple[tuple[int, int
     if ends[-1] > size:
         raise ImageError(f"the sparse map ends at {ends[-1]}, the file at {size}")
     if sum(numbers[1::2]) != stored:
-        raise ImageError(f"the sparse map speaks of other data than the {stored} bytes stored")
+        raise ImageError(f"the sparse map does not describe the {stored} bytes stored")
     return tuple(pair for pair in pairs if pair[1])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the chunks of a layer blob to an uncompressed stream that can be read exactly.
 
-Owns decompression (`decompress`) and reading by length (`Feed`). Does not own where chunks come
-from, and knows nothing of tar. Invariants: memory is bounded by a few chunks whatever the
-compression ratio or the lengths that the stream states; a stream that ends early, or is damaged,
-is an `ImageError` and never just shorter.
+Owns decompression (`decompress`) and reading by length (`Feed`); knows neither the source of the
+chunks nor tar. Invariants: memory is bounded by a few chunks, whatever the compression ratio or the
+lengths that the stream states; a stream that ends early, or is damaged, raises `ImageError` and
+never just ends.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ CHUNK = 1 * MiB
 """Most bytes of one output chunk of `decompress`."""
 
 WINDOW_LOG_MAX = 27
-"""zstd window limit, 128 MiB: what ``zstd -d`` accepts without being asked for more memory."""
+"""zstd window limit, 128 MiB: the default of ``zstd -d``."""
 
 FIRST_STEP = 4 * KiB
-"""Input given to a new decoder. What it leaves over is copied, so that a layer of millions of tiny
-members must not be fed by the megabyte; the step doubles while a member goes on."""
+"""Input for a new decoder. The unused rest is copied, so a layer of millions of tiny members must
+not be fed by the megabyte; the step doubles while a member continues."""
 
 MAX_GZIP_HEADER = 128 * KiB
-"""An extra field can have 64 KiB; name and comment have no limit in RFC 1952."""
+"""An extra field can have 64 KiB; RFC 1952 does not limit name and comment."""
 
 LAST_STEP = 256 * KiB
-"""Input given to a decoder at once; larger steps gain nothing (660 MB/s either way)."""
+"""Largest input of a decoder; larger steps gain nothing (660 MB/s either way)."""
 
 _DAMAGE = cast("tuple[type[Exception], ...]", (igzip_lib.IsalError, zstd.ZstdError))
 _MAGIC_BYTES = 10
@@ -55,7 +55,7 @@ _REFUSED = {
 
 
 class _Decoder(Protocol):
-    """What igzip and zstd decoders have in common; one decodes one member or frame."""
+    """The common interface of igzip and zstd decoders; each decodes one member or frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -72,9 +72,9 @@ class _Form:
 
     Args:
         new: makes the decoder of one member or frame.
-        header_length: returns how many bytes a new decoder must be given at once, judged by what
-            there is of the header; more than that if the header is not all there.
-        padding: bytes that may follow the last member.
+        header_length: returns the bytes that a new decoder needs at once, given the start of the
+            header; more than it was given if the header is incomplete.
+        padding: bytes that can follow the last member.
     """
 
     name: str
@@ -91,7 +91,7 @@ def _gzip_decoder() -> _Decoder:
 def _gzip_header_length(view: memoryview) -> int:
     """Return the length of a member header (RFC 1952, 2.3), `view` starting with it.
 
-    isal 1.9 loses its place in a header with several optional fields that comes in parts.
+    isal 1.9 fails on a header with several optional fields that arrives in parts.
 
     Raises:
         ImageError: the header is longer than `MAX_GZIP_HEADER`.
@@ -126,18 +126,17 @@ _ZSTD_FORM = _Form("zstd", _zstd_decoder, lambda _: 1, b"")
 def decompress(chunks: Iterable[bytes | memoryview], media_type: str) -> Iterator[bytes]:
     """Yield the uncompressed content of a layer blob in chunks of at most `CHUNK` bytes.
 
-    The first bytes decide how it is compressed, since layers in the wild are not always what
-    their media type says, and the runtimes that unpack them go by these bytes as well. gzip may
-    have several members (RFC 1952) and zeros after the last, as gzip(1) allows; zstd may have
-    several frames and skippable ones (RFC 8878).
+    The first bytes decide the compression: media types in the wild are not always right, and
+    runtimes go by these bytes as well. gzip can have several members (RFC 1952) and zeros after
+    the last, as gzip(1) allows; zstd can have several frames and skippable ones (RFC 8878).
 
     Args:
         chunks: the blob, cut anywhere.
-        media_type: as the manifest states it; refused if it says that the layer is encrypted.
+        media_type: from the manifest; that of an encrypted layer is refused.
 
     Raises:
-        ImageError: the compressed data is damaged, ends early, or is followed by something else.
-        UnsupportedError: another compression, or an encrypted layer.
+        ImageError: the compressed data is damaged, ends early, or is followed by other bytes.
+        UnsupportedError: the compression is another one, or the layer is encrypted.
     """
     if media_type.endswith("+encrypted"):
         raise UnsupportedError(f"the layer is encrypted ({media_type})")
@@ -165,7 +164,7 @@ def _members(source: Iterable[bytes | memoryview], form: _Form) -> Iterator[byte
     """Yield the content of gzip members or zstd frames that lie back to back."""
     decoder: _Decoder | None = None
     step = 0
-    before = 0  # bytes of the chunks that are done with
+    before = 0  # bytes of finished chunks
     view = memoryview(b"")
     chunks = iter(source)
     for chunk in chunks:
@@ -204,7 +203,7 @@ def _expect_padding(chunks: Iterable[bytes | memoryview], form: _Form) -> None:
 
 
 def _outputs(decoder: _Decoder, piece: memoryview | bytes) -> Iterator[bytes]:
-    """Yield all that `decoder` makes of `piece`, in bounded chunks."""
+    """Yield the output of `decoder` for `piece`, in bounded chunks."""
     while True:
         output = decoder.decompress(piece, CHUNK)
         if output:
@@ -219,8 +218,8 @@ class Feed:
 
     Args:
         chunks: the uncompressed stream.
-        on_chunk: called with every chunk as it is taken, once and in order; after `drain` it has
-            seen the whole stream. This is where a diff_id is computed.
+        on_chunk: called once with every chunk, in order; after `drain` it has seen the whole
+            stream.
     """
 
     __slots__ = ("_before", "_chunk", "_chunks", "_on_chunk", "_start", "failure")
@@ -233,7 +232,7 @@ class Feed:
         self._chunk = b""
         self._start = 0
         self._before = 0
-        self.failure: FirstreadError | None = None  # of `chunks`, not of how they are read
+        self.failure: FirstreadError | None = None  # of `chunks`, not of their reader
 
     @property
     def position(self) -> int:
@@ -241,14 +240,14 @@ class Feed:
         return self._before + self._start
 
     def at_end(self) -> bool:
-        """Return whether nothing is left."""
+        """Return whether the stream is at its end."""
         return self._start == len(self._chunk) and not self._advance()
 
     def exact(self, length: int) -> bytes:
         """Return the next `length` bytes; meant for small reads.
 
         Raises:
-            ImageError: the stream ends before.
+            ImageError: the stream ends early.
         """
         start = self._start
         data = self._chunk[start : start + length]
@@ -261,7 +260,7 @@ class Feed:
         """Yield the next `length` bytes as slices of the chunks, without copying.
 
         Raises:
-            ImageError: the stream ends before.
+            ImageError: the stream ends early.
         """
         while length:
             if self._start == len(self._chunk) and not self._advance():
@@ -272,10 +271,10 @@ class Feed:
             yield piece
 
     def skip(self, length: int) -> None:
-        """Pass over the next `length` bytes.
+        """Skip the next `length` bytes.
 
         Raises:
-            ImageError: the stream ends before.
+            ImageError: the stream ends early.
         """
         while length > (left := len(self._chunk) - self._start):
             length -= left
@@ -289,7 +288,7 @@ class Feed:
             pass
 
     def _advance(self) -> bool:
-        """Go on to the next chunk that is not empty; return whether there is one."""
+        """Take the next non-empty chunk; return whether there is one."""
         self._before += len(self._chunk)
         self._start = 0
         try:

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the entries of a layer's tar archive, in one pass and at speed.
 
-Owns the sequence of header blocks, extended headers, data and padding, and the limits on them.
-Does not own what an entry means for a file tree (``..``, whiteouts, duplicates: `layers`).
-Invariants: every byte of the archive is passed exactly once; memory is bounded by `TarLimits`
-whatever the archive states; what comes out is within these limits, or an `ImageError` that names
-the entry and the byte where its header begins.
+Owns the sequence of header blocks, extended headers, data and padding, and their limits. `layers`
+owns the meaning of entries for a file tree (``..``, whiteouts, duplicates). Invariants: every byte
+of the archive passes exactly once; `TarLimits` bound memory, whatever the archive states; entries
+stay within these limits, or raise an `ImageError` with the entry and the offset of its header.
 
-Where POSIX.1-2017 (pax, ustar) is silent or programs differ, this follows Go's archive/tar, since
-docker and containerd unpack layers with it:
+Where POSIX.1-2017 (pax, ustar) is silent or programs differ, this module follows Go's archive/tar,
+since docker and containerd unpack layers with it:
 
 * links, devices, directories and fifos have no data, whatever size they state;
-* one block of zeros ends the archive at its end only, two end it anywhere, and so does the end of
-  the file after whole data;
+* one block of zeros ends the archive only at the end of the file, two end it anywhere, and so does
+  the end of the file after complete data;
 * a GNU long name wins over a PAX path.
 
-It differs where Go drops what an archive says: global headers hold for later entries (POSIX),
-and GNU incremental directories (``D``) are directories.
+It differs where Go drops what an archive says: global headers apply to later entries (POSIX), and
+GNU incremental directories (``D``) are directories.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from firstread.convert.stream import Feed
 from firstread.errors import ImageError, LimitError, UnsupportedError
 from firstread.printable import printable
 
-__all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader", "read_tar"]
+__all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader"]
 
 _MAX_ID = 0xFFFFFFFE  # the kernel has no owner 2**32 - 1
 _MAX_MAJOR = (1 << 12) - 1  # dev_t of Linux
@@ -40,19 +39,14 @@ _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K", b"V", b"M", b"N"))
 _REFUSED = {b"M": "a continued file of a multi-volume archive", b"N": "an old GNU long name"}
 
 
-def read_tar(feed: Feed, limits: TarLimits | None = None) -> TarReader:
-    """Return an iterable over the entries of the archive in `feed`; see `TarReader`."""
-    return TarReader(feed, limits)
-
-
 class TarReader:
     """Iterates over the entries of an archive; `data` reads the data of the current one.
 
-    It stops at the end of the archive: what follows in `feed` is the caller's to `Feed.drain`.
+    It stops at the end of the archive; the caller drains the rest of `feed`.
 
     Args:
-        feed: the uncompressed layer; nobody else may read it until the iteration is over.
-        limits: the defaults are right for layers.
+        feed: the uncompressed layer; nobody else may read it before the end of the iteration.
+        limits: the defaults suit layers.
     """
 
     def __init__(self, feed: Feed, limits: TarLimits | None = None) -> None:
@@ -64,13 +58,13 @@ class TarReader:
         self._padding = 0
         self._current: TarEntry | None = None
         self._common: dict[bytes, bytes] = {}
-        self._extended = False  # whether one of the following is set, for the next entry
+        self._extended = False  # one of the following is set, for the next entry
         self._records: Mapping[bytes, bytes] = {}
         self._long_name = b""
         self._long_link = b""
 
     def __iter__(self) -> Iterator[TarEntry]:
-        """Yield each entry; data of the one before that was not read is passed over.
+        """Yield each entry; skip the unread data of the previous one.
 
         Raises:
             ImageError: the archive is damaged, ends early, or exceeds a limit.
@@ -96,15 +90,14 @@ class TarReader:
     def data(self, entry: TarEntry) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset in the file, bytes) of all stored data of the current entry, in order.
 
-        The slices are valid as long as they are kept. What a sparse file does not store is left
-        out and reads as zeros.
+        The slices stay valid. The holes of a sparse file are left out, and read as zeros.
 
         Args:
-            entry: the one that the iteration gave last; its data can be read once.
+            entry: the latest of the iteration; its data can be read once.
 
         Raises:
-            ImageError: the archive ends before.
-            ValueError: `entry` is not the current one, or was read before.
+            ImageError: the archive ends early.
+            ValueError: `entry` is not the latest, or was read before.
         """
         if entry is not self._current:
             raise ValueError("only the data of the current entry can be read, and once")
@@ -121,7 +114,7 @@ class TarReader:
             raise
 
     def _locate(self, error: ImageError) -> None:
-        """Say in `error` which entry it is about, unless the stream itself failed."""
+        """Add the entry to `error`, unless the stream itself failed."""
         if error is not self._feed.failure:
             place = f"tar entry '{printable(self._name)}' at byte {self._start}"
             error.message = f"{place}: {error.message}"
@@ -144,12 +137,12 @@ class TarReader:
         return block
 
     def _stores(self, size: int) -> None:
-        """Note that `size` bytes of data follow, then the padding of the last block."""
+        """Expect `size` bytes of data, and the padding of their last block."""
         self._data_end = self._feed.position + size
         self._padding = -size % BLOCK
 
     def _extension(self, block: bytes) -> None:
-        """Handle a block that is not an entry but says something about others."""
+        """Handle a block that is not an entry, but describes others."""
         kind = block[156:157]
         size = header.number(block[_SIZE])
         if kind in _REFUSED:
@@ -172,7 +165,7 @@ class TarReader:
             self._records = pax.parse_records(content)
 
     def _common_changes(self, records: Mapping[bytes, bytes]) -> None:
-        """Take over a global header; it replaces what earlier ones say of the same keywords."""
+        """Apply a global header, which overrides the same keywords of earlier ones."""
         self._common |= records
         for key, value in records.items():
             if not value:
@@ -188,7 +181,7 @@ class TarReader:
         self._long_link = b""
 
     def _entry(self, block: bytes) -> TarEntry:
-        """Return the entry of a header block, with all that extended headers say of it."""
+        """Return the entry of a header block, with its extended headers applied."""
         entry = header.parse(block)
         records: Mapping[bytes, bytes] = self._common
         if self._extended or records:
@@ -197,10 +190,10 @@ class TarReader:
             entry.path = self._long_name or entry.path
             entry.link = self._long_link or entry.link
             if entry.kind is not TarKind.CHAR and entry.kind is not TarKind.BLOCK:
-                entry.rdev = (0, 0)  # a record that says something else says it of nothing
+                entry.rdev = (0, 0)  # records give other types device numbers without meaning
             self._forget_extensions()
         if entry.path.endswith(b"/") and block[156:157] == b"\0":
-            entry.kind = TarKind.DIRECTORY  # v7 had no type for it; only now is the path whole
+            entry.kind = TarKind.DIRECTORY  # v7 has no type for it; the path is complete only now
         if not 0 <= entry.size <= INT64_MAX:
             raise ImageError(f"the size {entry.size} is out of range")
         if entry.kind is TarKind.REGULAR:
@@ -214,7 +207,7 @@ class TarReader:
         return entry
 
     def _check(self, entry: TarEntry) -> None:
-        """Verify what no part of an entry can know alone."""
+        """Check the fields of an entry together, once all headers have been applied."""
         limits = self._limits
         if len(entry.path) > limits.name_bytes:
             parent, slash, name = entry.path.rpartition(b"/")
@@ -230,7 +223,7 @@ class TarReader:
         if entry.kind is TarKind.REGULAR or entry.kind is TarKind.DIRECTORY:
             return
         if entry.kind is TarKind.SYMLINK or entry.kind is TarKind.HARDLINK:
-            if not entry.link and entry.path.strip(b"/."):  # of the root it is ignored anyway
+            if not entry.link and entry.path.strip(b"/."):  # the root ignores it anyway
                 raise ImageError("a link has no target")
             if len(entry.link) > limits.link_bytes:
                 raise LimitError(f"a link target has more than {limits.link_bytes} bytes")

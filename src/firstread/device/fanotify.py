@@ -84,7 +84,7 @@ EVENT_BYTES = _METADATA.size + _RANGE.size
 """What one pre-content event takes in the buffer on Linux 6.18."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """One read that waits.
 

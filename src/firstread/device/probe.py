@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the device works on this host, found by doing it on a tiny image.
 
-Owns the first of the checks behind ``firstread doctor``, and the proof that a daemon asks for
-before its first mount. Changes nothing: all it makes lies in a scratch directory below the root,
-and is gone afterwards. Invariant: no check waits longer than `TIMEOUT_S`, and none reads through
-the mount from this process.
+Owns the trial: the steps that ``firstread doctor`` shows one by one, and that a daemon has to
+prove before its first mount. Invariant: no step waits longer than `TIMEOUT_S`, none reads through
+the mount from this process, and all that is made lies in the scratch directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from firstread.device.erofsmount import mount_erofs, unmount
@@ -25,7 +22,7 @@ from firstread.device.fanotify import Group
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import NodeError, from_os_error
-from firstread.sectors.store import filesystem_of
+from firstread.mountinfo import filesystem_of
 
 _BLOCK = 4096
 _CONTENT = b"firstread doctor".ljust(2 * _BLOCK, b"\n")
@@ -34,84 +31,23 @@ _KERNEL = "use Linux 6.14 or later"
 _READ = "import os, sys; os.write(1, os.read(os.open(sys.argv[1], os.O_RDONLY), 1 << 20))"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was tried.
-
-    Args:
-        name: what has to work, a few words.
-        ok: whether it does.
-        detail: what was seen.
-        fix: what the user can do, if not `ok` or if `warning`.
-        warning: it works, but may not for long, or not under load.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str | None = None
-    warning: bool = False
-
-    @property
-    def status(self) -> str:
-        """``ok``, ``warn`` or ``fail``."""
-        if not self.ok:
-            return "fail"
-        return "warn" if self.warning else "ok"
-
-
-def probe(root: Path) -> list[Check]:
-    """Try, on the file system of `root`, what the fanotify device needs, one step after another.
-
-    Args:
-        root: where the sector store is or is to be; need not exist.
-
-    Returns:
-        The checks up to the first that fails: each needs the ones before it.
-    """
-    if uid := os.geteuid():
-        fix = "run it as root, as the daemon"
-        return [Check("user", ok=False, detail=f"user {uid} can make no mounts", fix=fix)]
-    place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
-    try:
-        scratch = tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place)
-    except OSError as exc:
-        error = from_os_error(exc, "cannot write below the root")
-        return [Check("write to the root", ok=False, detail=error.message, fix=error.hint)]
-    done: list[Check] = []
-    try:
-        with contextlib.closing(_Trial(Path(scratch))) as trial:
-            for name, step in trial.steps():
-                try:
-                    done.append(Check(name, ok=True, detail=_done(step)))
-                except NodeError as exc:
-                    done.append(Check(name, ok=False, detail=exc.message, fix=exc.hint))
-                    break
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return done
-
-
 def prove(scratch: Path) -> None:
     """Try all that the fanotify device needs in an empty directory, which keeps what was made.
 
     Raises:
         NodeError: something does not work, such as: EROFS reads zeros where a sector file ends.
     """
-    with contextlib.closing(_Trial(scratch)) as trial:
+    with contextlib.closing(Trial(scratch)) as trial:
         for _, step in trial.steps():
-            _done(step)
+            step()
 
 
-def _done(step: Callable[[], str]) -> str:
-    try:
-        return step()
-    except OSError as exc:
-        raise from_os_error(exc, "cannot try the device") from exc
+class Trial:
+    """A lazy mount of two files with two blocks each, and what is tried on it.
 
-
-class _Trial:
-    """A lazy mount of two files with two blocks each, and what is tried on it."""
+    Args:
+        scratch: an empty directory, which keeps what was made.
+    """
 
     def __init__(self, scratch: Path) -> None:
         self._metadata = scratch / "metadata"
@@ -124,11 +60,14 @@ class _Trial:
 
     def steps(self) -> Iterator[tuple[str, Callable[[], str]]]:
         """Yield what is tried, in order; a step returns what was seen, or raises NodeError."""
-        yield "fanotify group", self._make_group
-        yield "events on the sector store", self._mark
-        yield "EROFS over sector files", self._mount
-        yield "data comes on its first read", self._first_read
-        yield "missing data is an error", self._fail_closed
+        for name, step in {
+            "fanotify group": self._make_group,
+            "events on the sector store": self._mark,
+            "EROFS over sector files": self._mount,
+            "data comes on its first read": self._first_read,
+            "missing data is an error": self._fail_closed,
+        }.items():
+            yield name, functools.partial(_done, step)
 
     def _make_group(self) -> str:
         self._group = self._open.enter_context(Group.open())
@@ -198,6 +137,13 @@ class _Trial:
                 yield reader
             finally:
                 reader.kill()
+
+
+def _done(step: Callable[[], str]) -> str:
+    try:
+        return step()
+    except OSError as exc:
+        raise from_os_error(exc, "cannot try the device") from exc
 
 
 def _output(reader: subprocess.Popen[bytes]) -> bytes:

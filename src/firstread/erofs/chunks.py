@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunk maps of regular files: which part of the file lies in which block of which device.
+"""Chunk maps of regular files: the device and block of each part of a file.
 
 Owns the translation between `Node.chunks` and the 8-byte chunk indexes of EROFS, in both
-directions. Invariant: no index that passes here points outside its device.
+directions. Invariant: no index points outside its device.
 Source: Linux ``fs/erofs/erofs_fs.h`` and ``erofs_map_blocks`` in ``fs/erofs/data.c``.
 """
 
@@ -39,7 +39,7 @@ def chunk_size_of(chunk_format: int) -> int:
     """Return the bytes of a chunk of a file with this ``i_u``.
 
     Raises:
-        ImageError: it is not a chunk format that firstread writes.
+        ImageError: firstread writes no such chunk format.
     """
     if chunk_format & ~CHUNK_BITS_MASK != CHUNK_INDEXES:
         raise ImageError(f"chunk format {chunk_format:#x} is unknown")
@@ -47,12 +47,12 @@ def chunk_size_of(chunk_format: int) -> int:
 
 
 def count_chunks(size: int, chunk_size: int) -> int:
-    """Return how many chunks a file of `size` bytes has."""
+    """Return the number of chunks of a file of `size` bytes."""
     return -(-size // chunk_size)
 
 
 def _blocks_needed(size: int, chunk_size: int, count: int) -> list[int]:
-    """Return the blocks that each chunk of a file covers; the last one covers what remains."""
+    """Return the blocks of each chunk of a file; the last chunk covers the rest."""
     needed = [chunk_size >> BLOCK_BITS] * count
     last = size - (count - 1) * chunk_size
     needed[-1] = -(-last >> BLOCK_BITS)
@@ -91,7 +91,7 @@ def encode_chunks(
 def decode_chunks(
     data: memoryview, size: int, chunk_size: int, device_blocks: Sequence[int]
 ) -> list[int]:
-    """Return the chunks of a file of `size` bytes; the opposite of `encode_chunks`.
+    """Return the chunks of a file of `size` bytes; the inverse of `encode_chunks`.
 
     Args:
         data: begins with the first index.

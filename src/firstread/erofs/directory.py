@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directory blocks: how names are split into blocks, and the bytes of one block.
+"""Directory blocks: the split of names into blocks, and the bytes of one block.
 
-Owns both directions. Knows no inode. Invariant: names ascend bytewise through all blocks of a
-directory, ``.`` and ``..`` among them, since the kernel finds a name by bisection.
+Owns both directions; knows no inode. Invariant: names ascend bytewise through all blocks of a
+directory, including ``.`` and ``..``, since the kernel finds a name by bisection.
 Source: Linux ``fs/erofs/erofs_fs.h``, ``dir.c`` and ``namei.c``.
 """
 
@@ -22,10 +22,10 @@ _DOTS = 2 * DIRENT_SIZE + len(b"." + b"..")
 
 
 def check_names(names: Iterable[bytes]) -> None:
-    """Check that `names` can be those of files.
+    """Check that `names` are valid for files.
 
     Raises:
-        ImageError: one cannot.
+        ImageError: one is not.
     """
     for name in names:
         if not 0 < len(name) <= MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
@@ -33,7 +33,7 @@ def check_names(names: Iterable[bytes]) -> None:
 
 
 def with_dots(names: Iterable[bytes]) -> list[bytes]:
-    """Return `names` as a directory lists them; ``.`` is not always the first."""
+    """Return `names` in the order of a directory; ``.`` need not be the first."""
     return sorted([b".", b"..", *names])
 
 
@@ -52,10 +52,10 @@ def block_bounds(names: Sequence[bytes]) -> list[tuple[int, int, int]]:
 
 
 def directory_size(names: Collection[bytes]) -> int:
-    """Return the ``i_size`` of a directory with `names`: whole blocks, then what the last one uses.
+    """Return the ``i_size`` of a directory: whole blocks, then the used part of the last one.
 
     Args:
-        names: in any order, without ``.`` and ``..``.
+        names: in it, in any order, without ``.`` and ``..``.
     """
     size = _DOTS + DIRENT_SIZE * len(names) + sum(map(len, names))
     if size > BLOCK:
@@ -78,10 +78,10 @@ def decode_block(data: bytes) -> list[Dirent]:
     """Return the entries of one directory block.
 
     Args:
-        data: what the directory uses of the block, at most 4096 bytes.
+        data: the used part of the block, at most 4096 bytes.
 
     Raises:
-        ImageError: the block is malformed, its names do not ascend, or one cannot be a name.
+        ImageError: the block is malformed, its names do not ascend, or one is invalid.
     """
     if len(data) < DIRENT_SIZE:
         raise ImageError("a directory block is cut off")

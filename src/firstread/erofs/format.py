@@ -2,24 +2,24 @@
 """The EROFS structures that firstread writes and reads: byte layout and constants, no I/O.
 
 Source: Linux ``fs/erofs/erofs_fs.h``. All numbers are little-endian. firstread uses the subset
-that Linux 5.16 and later reads: uncompressed, 4096-byte blocks, no superblock checksum, and every
-field reserved in 5.16 zero, because later kernels gave several of them a meaning (a compact
-inode's time, high bits of block addresses). Changing anything here breaks every image in existence.
+that Linux 5.16 and later reads: uncompressed, 4096-byte blocks, no superblock checksum, and zeros
+in all fields that 5.16 reserves, because later kernels gave several of them a meaning (a compact
+inode's time, high bits of block addresses). Changing anything here breaks every existing image.
 
 A firstread image, in blocks of 4096 bytes::
 
-    0         boot area: 1024 bytes that EROFS does not look at
+    0         boot area: 1024 bytes that EROFS ignores
     1024      superblock (128 bytes)
     1152      device table, 128 bytes a slot        only if there are devices
               shared xattrs                         from xattr_blkaddr
-              inodes, each with its xattrs and      from meta_blkaddr, which is the block where
-              chunk indexes or inline tail          they begin; nid = offset from there / 32
-    block     directory and symlink blocks          what did not fit beside the inode
-    block     trailer                               EROFS does not look at it either
+              inodes, each with its xattrs and      from meta_blkaddr, the block where they
+              chunk indexes or inline tail          begin; nid = offset from there / 32
+    block     directory and symlink blocks          that did not fit beside the inode
+    block     trailer                               EROFS ignores it, too
     block     device 1, device 2, …                 only in the flat form
 
-What a device holds behind the end of a file, in the file's last block, shows in a mapping of the
-file (Linux 6.18): whoever fills a device has to put zeros there, as POSIX wants it.
+A mapping of a file shows the device's bytes behind the end of the file, in its last block (Linux
+6.18): the filler of a device must put zeros there, as POSIX demands.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SLOT = 1 << NID_BITS
 MAX_BLOCKS = 0xFFFFFFFF  # of the primary and all devices; block addresses have 32 bits
 MAX_DEVICES = 0xFFFF
 MAX_NAME = 255  # bytes
-MAX_TARGET = 4095  # bytes of a symbolic link: PATH_MAX without the NUL
+MAX_TARGET = 4095  # bytes of a symbolic link: PATH_MAX without its NUL
 MAX_FILE_SIZE = (1 << 63) - 1
 
 MAGIC = 0xE0F5E1E2
@@ -110,7 +110,7 @@ FILE_TYPES = (0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6, 0, 0, 0)
 
 
 class Superblock(NamedTuple):
-    """What of a superblock differs between images; everything else is fixed."""
+    """The fields of a superblock that differ between images; all others are fixed."""
 
     epoch: int  # seconds: mtime of the compact inodes
     epoch_nsec: int
@@ -131,7 +131,7 @@ class Superblock(NamedTuple):
     def pack(self) -> bytes:
         """Return the 128 bytes of the superblock.
 
-        There is no checksum: the digest of the metadata layer covers these bytes already.
+        It has no checksum: the digest of the metadata layer already covers these bytes.
         """
         return SUPER.pack(
             MAGIC,
@@ -160,7 +160,7 @@ class Superblock(NamedTuple):
         """Return the superblock in `data` (128 bytes).
 
         Raises:
-            ImageError: it is none.
+            ImageError: it is not a superblock.
             UnsupportedError: it has a feature that firstread does not write.
         """
         fields = SUPER.unpack(data)
@@ -185,7 +185,7 @@ class Superblock(NamedTuple):
 
 
 def encode_device_number(major: int, minor: int) -> int:
-    """Return `major`:`minor` as the kernel's ``new_encode_dev`` (``linux/kdev_t.h``) has it.
+    """Return `major`:`minor` in the form of the kernel's ``new_encode_dev`` (``linux/kdev_t.h``).
 
     Raises:
         ImageError: Linux has no such device number (12 and 20 bits).
@@ -196,7 +196,7 @@ def encode_device_number(major: int, minor: int) -> int:
 
 
 def decode_device_number(number: int) -> tuple[int, int]:
-    """Return (major, minor) of a number that `encode_device_number` gives."""
+    """Return (major, minor); the inverse of `encode_device_number`."""
     return number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
 
 

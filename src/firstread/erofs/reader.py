@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and checks the whole tree of an EROFS image.
 
-Owns the checks that stand between an image from the network and the kernel that mounts it: that
-the inodes form one tree, and that everything in it is as `writer` makes it. Invariant: any bytes
-give a result or an ImageError, in time and memory proportional to their length: inodes that
-overlap are refused, so no byte is read twice.
+Owns the checks between an image from the network and the kernel that mounts it: the inodes form one
+tree, and everything in it has the form that `writer` gives it. Invariant: any bytes give a result
+or an ImageError, in time and memory proportional to their length: overlapping inodes are refused,
+so no byte is read twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from firstread.erofs.chunks import chunk_size_of, count_chunks
 from firstread.erofs.directory import Dirent
+from firstread.erofs.erofsimage import ErofsImage, Inode, MappedDevice
 from firstread.erofs.format import (
     CHUNK_BASED,
     CHUNK_INDEX_SIZE,
@@ -23,7 +24,6 @@ from firstread.erofs.format import (
     SLOT,
     decode_device_number,
 )
-from firstread.erofs.image import ErofsImage, Inode, MappedDevice
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 
@@ -33,11 +33,11 @@ _DOTS = (b".", b"..")
 
 
 def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
-    """Yield every inode once, a directory with its entries; a directory before what it lists.
+    """Yield every inode once, directories before their contents and with their entries.
 
     Raises:
-        ImageError: the tree is none: loops, wrong ``.`` or ``..``, wrong link or inode counts,
-            wrong types in entries, inodes that overlap. Some of it is known at the end only.
+        ImageError: the inodes form no tree: loops, wrong ``.`` or ``..``, wrong link or inode
+            counts, wrong types in entries, overlapping inodes. Some faults show only at the end.
     """
     return _Scan(image).run()
 
@@ -47,8 +47,8 @@ class _Scan:
         self.image = image
         self.seen = bytearray(image.size >> NID_BITS)  # by nid
         self.count = 0
-        self.bytes_left = image.size  # that no inode uses yet
-        self.names_left: dict[int, int] = {}  # nid of a hard link -> names not met yet
+        self.bytes_left = image.size  # not used by any inode yet
+        self.names_left: dict[int, int] = {}  # nid of a hard link -> names still to come
 
     def run(self) -> Iterator[tuple[Inode, list[Dirent]]]:
         root = self._first_name(self.image.root_nid)
@@ -72,7 +72,7 @@ class _Scan:
             raise ImageError("the metadata has fewer names or inodes than it states")
 
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
-        """Yield the inodes that `entries` are the first to name."""
+        """Yield the inodes that `entries` name first."""
         dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
         for name, nid, file_type in entries:
             if name in dots:
@@ -103,24 +103,24 @@ class _Scan:
 
     def _further_name(self, nid: int) -> Inode:
         left = self.names_left.get(nid, 0)
-        if not left:  # as it is for a directory, and so for a loop
+        if not left:  # always so for a directory, and thus for a loop
             raise ImageError(f"inode {nid} has more names than it states")
         self.names_left[nid] = left - 1
         return self.image.inode(nid)
 
 
 def _data_size(inode: Inode) -> int:
-    """Return the bytes of the image that `inode` uses for what belongs to it."""
+    """Return the bytes of the image that hold the data of `inode`."""
     if inode.layout == CHUNK_BASED:
         return CHUNK_INDEX_SIZE * count_chunks(inode.size, chunk_size_of(inode.i_u))
     return inode.size
 
 
 def validate(image: ErofsImage) -> None:
-    """Check the whole tree of `image`, as is done before a mount.
+    """Check the whole tree of `image`, before a mount.
 
     Raises:
-        ImageError: something in it is not as firstread writes it.
+        ImageError: a part of it does not have the form that firstread writes.
     """
     for inode, _ in scan(image):
         if inode.xattr_size:
@@ -132,12 +132,12 @@ def validate(image: ErofsImage) -> None:
 
 
 def read_tree(image: ErofsImage) -> Node:
-    """Return the tree in `image`; the opposite of `firstread.erofs.writer.write_erofs`.
+    """Return the tree in `image`; the inverse of `firstread.erofs.writer.write_erofs`.
 
     Names of one inode share one `Node`.
 
     Raises:
-        ImageError: as `validate` does.
+        ImageError: as `validate`.
     """
     nodes: dict[int, Node] = {}
     listings: list[tuple[dict[bytes, Node], list[Dirent]]] = []

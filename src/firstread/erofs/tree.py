@@ -2,8 +2,8 @@
 """The file tree between a layer reader, the EROFS writer and the EROFS reader.
 
 Owns the model only: no I/O, no byte layout. Invariants: a hard link is one `Node` under several
-names, so a link count is counted and never stored; a directory is the only node with `children`;
-file data is never here, only where it lies (`chunks`).
+names, so link counts are computed and never stored; only directories have `children`; a tree holds
+the addresses of file data (`chunks`), never the data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 MAX_PATH = 4095  # bytes: PATH_MAX without its NUL
 
 HOLE = (1 << 64) - 1
-"""A chunk without data: reads as zeros and costs its index only."""
+"""A chunk without data: reads as zeros, and costs only its index."""
 
 
 def chunk_address(sector: int, block: int) -> int:
-    """Pack a chunk's place into one integer: sector number, then 4 KiB block within it."""
+    """Pack the position of a chunk into one integer: sector number, then 4 KiB block within it."""
     return sector << 32 | block
 
 
@@ -43,12 +43,12 @@ class Node:
         mtime_nsec: 0 … 999,999,999, counted forward from `mtime`.
         rdev: (major, minor) of a device node.
         size: bytes of a regular file.
-        target: what a symbolic link points to.
+        target: of a symbolic link.
         xattrs: full name (``b"security.capability"``) to value.
-        children: names of a directory, without ``.`` and ``..``; None for anything else.
+        children: names of a directory, without ``.`` and ``..``; None for other types.
         chunk_size: bytes that each of `chunks` covers; a power of two, at least 4096.
-        chunks: `chunk_address` or `HOLE` for each chunk of a regular file in order.
-            The last covers what remains. Empty for an empty file.
+        chunks: `chunk_address` or `HOLE` for each chunk of a regular file in order. The last
+            covers the rest. Empty for an empty file.
     """
 
     mode: int
@@ -82,19 +82,19 @@ class Node:
 
 
 def directory(mode: int = 0o755) -> Node:
-    """Return an empty directory, as made for a parent that no layer names."""
+    """Return an empty directory, like a parent that no layer names."""
     return Node(stat.S_IFDIR | mode, children={})
 
 
 def walk(root: Node) -> Iterator[tuple[bytes, Node]]:
     """Yield (path, node) for `root` (path ``b""``) and all below it, names sorted, parents first.
 
-    Paths have no leading slash. A hard link appears once for each of its names. Iterative, and with
-    a limit, so that the depth of a hostile image costs neither stack nor, by the length of its
-    paths, memory that grows with its square.
+    Paths have no leading slash. A hard link appears once for each of its names. Iteration and a
+    limit keep the depth of a hostile image from costing stack, or memory that grows with the
+    square of its paths.
 
     Raises:
-        LimitError: a directory with something in it has a longer path than Linux can open.
+        LimitError: the path of a directory with children is longer than Linux can open.
     """
     stack: list[tuple[bytes, Node]] = [(b"", root)]
     while stack:
@@ -114,7 +114,7 @@ class Device:
 
     Args:
         tag: sector id, 32 bytes of digest; written to the device slot as 64 hexadecimal digits.
-        blocks: 4 KiB blocks that it holds.
+        blocks: its 4 KiB blocks.
     """
 
     tag: bytes
@@ -123,10 +123,10 @@ class Device:
 
 @dataclass(slots=True)
 class LinkCounts:
-    """Link counts as ``st_nlink`` would show them.
+    """Link counts, as ``st_nlink`` would show them.
 
     Args:
-        counts: of the nodes that have more than one name, by ``id()``: few of them do.
+        counts: of the few nodes with more than one name, by ``id()``.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class LinkCounts:
         return cls(counts)
 
     def __getitem__(self, node: Node) -> int:
-        """Return the names of `node`; a directory has 2 and one for each subdirectory."""
+        """Return the number of names of `node`; a directory has 2, plus one per subdirectory."""
         if node.children is None:
             return self.counts.get(id(node), 1)
         return 2 + sum(child.children is not None for child in node.children.values())

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a tree as an EROFS image, in two passes.
 
-Owns the second pass: `layout` decides where everything goes, this module writes it there strictly
+Owns the second pass: `placement` decides where everything goes, and this module writes it strictly
 forwards, so that the image can be digested and compressed on its way out and is never whole in
-memory. File data is not written: it is in the devices. Invariant: equal arguments give equal bytes.
-Layout of the image: see `firstread.erofs.format`.
+memory. The devices hold the file data. Invariant: equal arguments give equal bytes.
+`firstread.erofs.format` shows the layout of the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import BinaryIO
@@ -35,7 +35,7 @@ from firstread.erofs.format import (
     align,
     encode_device_number,
 )
-from firstread.erofs.layout import Layout, Order, flat_size
+from firstread.erofs.placement import Layout, Order, flat_size
 from firstread.erofs.tree import Device, Node
 from firstread.erofs.xattrs import XattrTable, body_count
 from firstread.errors import ImageError, LimitError
@@ -46,19 +46,17 @@ _LARGER_SECTORS = "convert it with a larger --sector-size"
 
 @dataclass(frozen=True, slots=True)
 class ErofsStats:
-    """What an image consists of.
+    """The contents of an image in figures.
 
     Args:
-        inodes: all of them.
-        dirs: those that are directories.
+        inodes: of all types.
+        dirs: directories among them.
         blocks: 4 KiB blocks of the primary device, the trailer included.
-        bytes_by_kind: what these blocks are used for.
     """
 
     inodes: int
     dirs: int
     blocks: int
-    bytes_by_kind: Mapping[str, int]
 
 
 def write_erofs(
@@ -74,16 +72,16 @@ def write_erofs(
     """Write the tree at `root` to `out` as an EROFS image.
 
     Args:
-        out: only written forwards.
+        out: written forwards only.
         root: a directory; the slots in its chunk addresses are positions in `devices`.
-        devices: what holds the file data, in order of their slots.
+        devices: hold the file data, in order of their slots.
         boot: at most 1024 bytes for offset 0.
-        trailer: goes to a block of its own after everything else.
+        trailer: follows everything else, in blocks of its own.
         uuid: 16 bytes.
         volume_name: at most 15 bytes.
 
     Raises:
-        ImageError: the tree has something that cannot be in a file system.
+        ImageError: a file system cannot hold the tree.
         LimitError: the image is larger than EROFS allows.
     """
     if len(boot) > BOOT_SIZE or len(uuid) != 16 or len(volume_name) > 15 or not root.is_dir:
@@ -99,7 +97,7 @@ def write_erofs(
         [trailer, bytes(-len(trailer) % BLOCK)],
     )
     _write(out, pieces)
-    return image.stats(len(trailer))
+    return image.stats()
 
 
 def _check_devices(devices: Sequence[Device]) -> None:
@@ -126,7 +124,7 @@ def _write(out: BinaryIO, pieces: Iterator[bytes]) -> None:
 
 
 class _Image:
-    """One image while it is written; its methods give the parts of it in order."""
+    """One image in the making; its methods give its parts in order."""
 
     def __init__(self, root: Node, devices: Sequence[Device], trailer_size: int) -> None:
         self.devices = devices
@@ -167,7 +165,7 @@ class _Image:
             mapped += device.blocks
 
     def inodes(self) -> Iterator[bytes]:
-        """Yield each inode with what follows it, up to the beginning of the next."""
+        """Yield each inode with its tail, up to the next inode."""
         end = self.layout.offset(0)
         for index in range(len(self.order.nodes)):
             start, end = end, self.layout.offset(index + 1)
@@ -184,7 +182,7 @@ class _Image:
         return head + tail
 
     def _content(self, index: int) -> tuple[int, int, bytes]:
-        """Return ``i_size``, ``i_u`` and what follows the inode and its xattrs."""
+        """Return ``i_size``, ``i_u`` and the bytes after the inode and its xattrs."""
         node = self.order.nodes[index]
         if node.chunks:
             indexes = encode_chunks(node.size, node.chunk_size, node.chunks, self.device_blocks)
@@ -226,17 +224,9 @@ class _Image:
             for block in islice(self._data(index), count):
                 yield block.ljust(BLOCK, b"\0")
 
-    def stats(self, trailer_size: int) -> ErofsStats:
-        inodes_start = self.layout.offset(0)
+    def stats(self) -> ErofsStats:
         return ErofsStats(
             inodes=len(self.order.nodes),
             dirs=len(self.order.parent),
             blocks=self.blocks,
-            bytes_by_kind={
-                "devices": DEVICE_SLOT_SIZE * len(self.devices),
-                "xattrs": len(self.xattrs.shared),
-                "inodes": self.layout.end - inodes_start,
-                "blocks": self.layout.blocks * BLOCK,
-                "trailer": trailer_size,
-            },
         )

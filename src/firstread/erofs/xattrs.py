@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extended attributes in EROFS: names, entries, and which entries inodes share.
+"""Extended attributes in EROFS: names, entries, and the entries that inodes share.
 
 Owns the bytes of the shared area and of an inode's xattr body, in both directions. Invariant: the
-bytes depend on the set of attributes of every inode only, never on the order they came in.
+bytes depend only on the sets of attributes of all inodes, never on their order.
 Source: Linux ``fs/erofs/erofs_fs.h`` and ``fs/erofs/xattr.c``.
 """
 
@@ -46,7 +46,7 @@ def encode_entry(name: bytes, value: bytes) -> bytes:
     """Return the on-disk entry of one attribute.
 
     Raises:
-        ImageError: there is no attribute of this name in EROFS.
+        ImageError: EROFS cannot hold an attribute of this name.
         LimitError: `value` does not fit.
     """
     split = _split(name)
@@ -63,7 +63,7 @@ def decode_entry(data: memoryview, offset: int, end: int) -> tuple[bytes, bytes,
     """Return (name, value, offset after it) of the entry at `offset` that must stop before `end`.
 
     Raises:
-        ImageError: it crosses `end`, or its name is none.
+        ImageError: it crosses `end`, or its name is invalid.
     """
     body = offset + XATTR_ENTRY.size
     if body > end:
@@ -87,7 +87,7 @@ def decode_body(
     Args:
         data: the image.
         offset: where the body begins.
-        end: where it ends, as ``i_xattr_icount`` tells; not beyond `data`.
+        end: its end, from ``i_xattr_icount``; not beyond `data`.
 
     Raises:
         ImageError: the body is malformed.
@@ -105,13 +105,13 @@ def decode_body(
 
 
 class XattrTable:
-    """The attributes of a whole image, divided into shared and inline ones.
+    """The attributes of a whole image, split into shared and inline ones.
 
-    An entry goes to the shared area when that makes the image smaller.
+    An entry is shared when that makes the image smaller.
 
     Args:
         all_xattrs: the attributes of each inode that has any.
-        first_id: number of the first shared entry; ids count 4 bytes from the block's beginning.
+        first_id: of the first shared entry; ids count units of 4 bytes from the block's start.
 
     Attributes:
         shared: bytes of the shared area, sorted, so that equal trees give equal images.
@@ -134,7 +134,7 @@ class XattrTable:
         self.shared = b"".join(entries)
 
     def body(self, xattrs: Mapping[bytes, bytes]) -> bytes:
-        """Return the xattr body of an inode with these attributes; nothing if there are none.
+        """Return the xattr body of an inode with these attributes; empty without any.
 
         Raises:
             LimitError: they do not fit in one inode.
@@ -159,10 +159,10 @@ class XattrTable:
 
 
 def body_count(size: int) -> int:
-    """Return the ``i_xattr_icount`` that tells an xattr body of `size` bytes."""
+    """Return the ``i_xattr_icount`` of an xattr body of `size` bytes."""
     return (size - XATTR_HEADER.size) // 4 + 1 if size else 0
 
 
 def body_size(count: int) -> int:
-    """Return the bytes of an xattr body whose ``i_xattr_icount`` is `count`."""
+    """Return the size of an xattr body with the ``i_xattr_icount`` `count`."""
     return XATTR_HEADER.size + 4 * (count - 1) if count else 0

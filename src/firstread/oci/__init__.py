@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OCI images: references, documents, and the places where images live."""
+"""OCI images: references, documents, and the interface to where images live."""

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON as programs in Go read it: the one step between foreign documents and our types.
 
-Nearly all that writes and reads images is written in Go, so what Go's encoding/json takes is what
-occurs. Owns how the keys of a document are matched with the fields of a type, and what null means;
-knows no document. Invariants: what comes out has each field once, under the name that the type
-gives it; unknown keys stay as they are; the work is linear in the text, and goes no deeper than the
-type does.
+Nearly all programs that write and read images are in Go, so documents are what Go's encoding/json
+accepts. Owns the match between a document's keys and a type's fields, and the meaning of null;
+knows no document. Invariants: the result has each field once, under the type's name for it;
+unknown keys stay; the work is linear in the text, and no deeper than the type.
 
-* A key matches a field without regard to case; ſ and K (Kelvin) fold to s and k. An exact key
-  wins, unless null, else the last. The keys of maps are no fields: they stay.
-* What is no UTF-8, or half of a surrogate pair, is U+FFFD.
-* null is the zero value of what is expected: a null in a map of strings is an empty string, a null
-  list is empty. Where the type allows null it stays, which means the same to our readers.
+* A key matches a field whatever its case; ſ and K (Kelvin) fold to s and k. An exact key wins,
+  unless it is null, else the last one. The keys of maps are not fields and stay as they are.
+* Invalid UTF-8, or half of a surrogate pair, becomes U+FFFD.
+* null is the zero value of the expected type: a null in a map of strings is an empty string, a null
+  list is empty. It stays where the type allows null, with the same meaning to our readers.
 
-It differs from Go where a field is there twice: Go takes the last spelling, whichever it is, and
-merges objects (docs/adr/0050).
+Go differs for a field that occurs twice: it takes the last spelling, whichever that is, and merges
+objects (docs/adr/0050).
 
 Source: encoding/json, decode.go (object, literalStore), fold.go.
 """
@@ -32,7 +31,7 @@ from msgspec import inspect
 
 MAX_VALUES: Final = 1 << 19  # of one document: an index of 4 MiB has 200,000; some 100 bytes each
 
-# Group 1: the escape of a surrogate that is not one of a pair.
+# Group 1: the escape of an unpaired surrogate.
 _ESCAPE: Final = re.compile(
     r"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
     r"|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
@@ -46,17 +45,17 @@ def decode(data: bytes | str, kind: type[T]) -> T:
     """Return a document as a value of the type `kind`.
 
     Raises:
-        msgspec.DecodeError: it is not JSON, or no such value (msgspec.ValidationError).
-        UnicodeDecodeError, RecursionError: the same.
+        msgspec.DecodeError: it is not JSON, or not such a value (msgspec.ValidationError).
+        UnicodeDecodeError, RecursionError: it is not JSON.
     """
     return convert(load(data), kind)
 
 
 def convert(value: Any, kind: type[T]) -> T:
-    """Return what `load` gave as a value of the type `kind`.
+    """Return a result of `load` as a value of the type `kind`.
 
     Raises:
-        msgspec.ValidationError: it is none.
+        msgspec.ValidationError: it is not such a value.
     """
     return msgspec.convert(normal(value, kind), kind)
 
@@ -76,21 +75,21 @@ def load(data: bytes | str) -> Any:
 
 
 def normal(value: Any, kind: Any) -> Any:
-    """Return `value`, which `load` gave, with the keys and zero values of the type `kind`.
+    """Return a result of `load` with the keys and zero values of the type `kind`.
 
-    What does not fit stays as it is: `msgspec.convert` tells of it.
+    Parts that do not fit stay, for `msgspec.convert` to report.
     """
     return _normal(value, _shape(kind))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What there is to know of a type here.
+    """The properties of a type that matter here.
 
     Args:
-        is_nullable: null may stay.
-        zero: makes what null means otherwise; None if there is no such value.
-        fields: of an object, by folded name: name, shape, and whether it may be left out.
+        is_nullable: null can stay.
+        zero: makes the value of null otherwise; None if there is none.
+        fields: of an object, by folded name: name, shape, and whether it is optional.
         items: of each item of a list or value of a map.
     """
 
@@ -125,14 +124,14 @@ def _object(
             continue
         name, shape, is_optional = known
         if item is None and (name in result or (is_optional and not shape.is_nullable)):
-            continue  # null takes nothing back, and a default is the zero value
+            continue  # null overrides nothing, and the default is the zero value
         if key == name or value.get(name) is None:
             result[name] = _normal(item, shape)
     return result
 
 
 def _fold(key: str) -> str:
-    """Return the same for all keys that Go takes for one; the Kelvin sign is a k when lowered."""
+    """Return the same text for all keys that are one to Go; lower() makes k of the Kelvin sign."""
     return key.lower().replace("\u017f", "s")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of an image's config, as far as programs in Go know them: names and kinds, no values.
+"""The fields of an image's config that programs in Go know: names and types, no values.
 
-For `firstread.oci.gojson`, which finds them whatever their case. A config itself stays a dict,
-since what is not here must survive as well. All fields may be null or missing.
+`firstread.oci.gojson` finds them by these, whatever their case. A config itself stays a dict, so
+that other fields survive. Every field can be null or missing.
 
 Sources: image-spec v1.1, config.md; docker's image.V1Image and container.Config.
 """

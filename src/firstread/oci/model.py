@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documents of the OCI image specification and of docker's schema 2: manifest, index, descriptor.
 
-Owns their types, validation and encoding; no I/O. Invariants: what `parse_manifest` returns has
+Owns their types, validation and encoding; no I/O. Invariants: a document from `parse_manifest` has
 valid digests, sizes and media types, whoever wrote it; `encode` gives the same bytes for equal
-documents on every machine. An image's config stays an untyped dict, because its unknown fields
-must survive.
+documents on every machine. An image's config stays an untyped dict, so that unknown fields survive.
 
 Source: opencontainers/image-spec v1.1 (descriptor.md, manifest.md, image-index.md, config.md).
 """
@@ -41,30 +40,17 @@ MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 OLD_CONFIGS: Final = frozenset({"application/octet-stream", "application/json", "text/html"})
-"""Of docker's manifests that old registries and clients wrote; docker itself accepts them."""
+"""Config types of docker manifests from old registries and clients; docker accepts them."""
 _SCHEMA1: Final = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
 _FOREIGN: Final = (OCI_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER)
 
 MAX_MANIFEST_SIZE: Final = (
     4 * MiB
-)  # bytes; what registries accept (distribution-spec, "Pushing Manifests")
+)  # what registries accept (distribution-spec, "Pushing Manifests")
 MAX_CONFIG_SIZE: Final = 8 * MiB  # bytes
-MAX_INDEX_ENTRIES: Final = 40_000  # of an index: one has 110 bytes at least
+MAX_INDEX_ENTRIES: Final = 40_000  # in 4 MiB: an entry has at least 110 bytes
 
 _ALGORITHMS: Final = ("sha256:", "sha512:")
-
-Compression = Literal["none", "gzip", "zstd"]
-_SUFFIXES: Final[dict[str, Compression]] = {
-    "": "none",
-    "+gzip": "gzip",
-    ".gzip": "gzip",
-    "+zstd": "zstd",
-    ".zstd": "zstd",
-}
-_LAYERS: Final = (OCI_LAYER, OCI_FOREIGN_LAYER, DOCKER_LAYER, DOCKER_FOREIGN_LAYER)
-_COMPRESSIONS: Final = {
-    base + suffix: compression for base in _LAYERS for suffix, compression in _SUFFIXES.items()
-}
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -84,7 +70,7 @@ MediaType = Annotated[  # RFC 6838, section 4.2
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """What a blob or a manifest is called and how many bytes it has; `data` is a copy of them."""
+    """The name of a blob or a manifest, and its size; `data` can carry the bytes themselves."""
 
     media_type: MediaType
     digest: Digest
@@ -97,9 +83,9 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """One image: its config and its layers, the lowest first."""
+    """One image: its config and its layers, lowest first."""
 
-    # A default from a factory is not omitted: both fields are required by docker's registry.
+    # Defaults from factories are not omitted: docker's registry requires both fields.
     schema_version: Literal[2] = msgspec.field(default_factory=lambda: 2)
     media_type: MediaType = msgspec.field(default_factory=lambda: OCI_MANIFEST)
     artifact_type: str | None = None
@@ -121,13 +107,13 @@ class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_
 
 
 class _Listed(Descriptor, frozen=True, kw_only=True):
-    """An entry of an index as it is written: its digest may be of an unknown algorithm."""
+    """An entry of an index as written: its digest may use an unknown algorithm."""
 
     digest: _AnyDigest
 
 
 class _Outline(msgspec.Struct, frozen=True, rename="camel"):
-    """What tells a manifest from an index, before either is believed."""
+    """The fields that tell a manifest from an index, before either is trusted."""
 
     schema_version: int | None = None
     media_type: str | None = None
@@ -140,20 +126,20 @@ T = TypeVar("T")
 
 
 def decode(data: bytes, kind: type[T], what: str) -> T:
-    """Return untrusted JSON as a value of the type `kind`; `what` it is, for messages.
+    """Return untrusted JSON as a value of the type `kind`; messages call it `what`.
 
     Raises:
-        ImageError: it is not one.
+        ImageError: it is not such a value.
     """
     with _valid(what):
         return gojson.decode(data, kind)
 
 
 def written(data: bytes, kind: type, what: str) -> dict[str, Any]:
-    """Return an untrusted JSON object with all that it has, its keys as the type `kind` has them.
+    """Return an untrusted JSON object with all its fields, keys spelt as in the type `kind`.
 
     Raises:
-        ImageError: it is not one.
+        ImageError: it is not a JSON object.
     """
     with _valid(what):
         document = gojson.normal(gojson.load(data), kind)
@@ -163,18 +149,18 @@ def written(data: bytes, kind: type, what: str) -> dict[str, Any]:
 
 
 def decode_each(entries: list[Any], kind: type[T], what: str, path: str = "$") -> list[T]:
-    """Return those of a list's `entries` that are values of the type `kind`.
+    """Return the `entries` of a list that are values of the type `kind`.
 
-    One that is not must not hide those beside it.
+    A bad entry does not hide the others.
 
     Args:
         entries: as `firstread.oci.gojson.load` gives them.
-        kind: of each.
-        what: the document is that has them, for messages.
-        path: of the list in it.
+        kind: type of each.
+        what: names the document in messages.
+        path: of the list in the document.
 
     Raises:
-        ImageError: none of them is; says what is wrong with the first.
+        ImageError: all entries are bad; the message describes the first.
         LimitError: there are too many.
     """
     if len(entries) > MAX_INDEX_ENTRIES:
@@ -205,12 +191,11 @@ def manifest_media_type(data: bytes, media_type: str | None = None) -> str:
 
     Args:
         data: the document.
-        media_type: what its descriptor or the registry says; None or a general type if they do
-            not know.
+        media_type: from its descriptor or the registry; None or a generic type if unknown.
 
     Raises:
-        UnsupportedError: it is of docker's schema 1, or something else than an image.
-        ImageError: it is neither, or it could be read as both.
+        UnsupportedError: it uses docker's schema 1, or is not an image.
+        ImageError: it is neither a manifest nor an index, or could be read as both.
     """
     return _media_type(_load(data, media_type), media_type)
 
@@ -230,7 +215,7 @@ def _media_type(document: Any, media_type: str | None) -> str:
         raise _schema1()
     if outline.schema_version != 2:
         raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
-    is_index = outline.manifests is not msgspec.UNSET  # null is there, as it is to all who ask
+    is_index = outline.manifests is not msgspec.UNSET  # null counts as present, as in Go
     if is_index and (outline.layers is not msgspec.UNSET or outline.config is not msgspec.UNSET):
         # CVE-2021-41190: one digest, and two images in it
         raise ImageError("manifest is ambiguous: it is an image and an index at once")
@@ -253,8 +238,8 @@ def _convert(document: Any, kind: type[T]) -> T:
 def offered_media_type(data: bytes, offered: str) -> str:
     """Return the media type of a document that a registry offers as `offered`.
 
-    Docker's types and OCI's are two names for one form, and some proxies offer a document by the
-    other one than it has in it; then its own counts, as only that is covered by its digest.
+    Docker and OCI have two names for one form, and some proxies offer a document under the name
+    that it does not state itself. Then the document decides: its digest covers what it states.
 
     Raises:
         As `manifest_media_type`.
@@ -276,7 +261,7 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
     """Return the validated manifest or index in `data`; see `manifest_media_type`.
 
     Raises:
-        ImageError: it is not valid (LimitError: too long, UnsupportedError: of another kind).
+        ImageError: it is invalid (LimitError: too long, UnsupportedError: of another kind).
     """
     loaded = _load(data, media_type)
     chosen = _media_type(loaded, media_type)
@@ -286,10 +271,10 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
 
 
 def _read_index(loaded: Any, media_type: str) -> Index:
-    """Return an index without the entries that cannot be used here.
+    """Return an index without its unusable entries.
 
-    One that is damaged, or whose digest is of an algorithm that is not known (descriptor.md: it is
-    valid), must not cost the images beside it.
+    A damaged entry, or one with a digest of an unknown algorithm (valid, says descriptor.md), must
+    not cost the images beside it.
     """
     document = gojson.normal(loaded, Index)
     index = _convert(document | {"manifests": [], "mediaType": media_type}, Index)
@@ -300,7 +285,7 @@ def _read_index(loaded: Any, media_type: str) -> Index:
 
 
 def _plain(entry: _Listed) -> Descriptor:
-    """Return an entry as a descriptor; an empty platform is as good as none."""
+    """Return an entry as a descriptor; an empty platform counts as none."""
     fields = msgspec.structs.asdict(entry)
     if entry.platform is not None and not (entry.platform.os or entry.platform.architecture):
         fields["platform"] = None
@@ -320,7 +305,7 @@ def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
-    """Return the image config in `data`, with every field that it has, each once.
+    """Return the image config in `data`, with each of its fields once.
 
     Raises:
         ImageError: it is not a JSON object.
@@ -336,9 +321,9 @@ class _RootFs(msgspec.Struct, frozen=True):
 
 
 def diff_ids(config: dict[str, Any]) -> list[str]:
-    """Return the digests of the image's uncompressed layers, the lowest first.
+    """Return the digests of the image's uncompressed layers, lowest first.
 
-    A config without a rootfs has none, as Go reads it; an image without layers needs none.
+    As in Go, a config without a rootfs has none.
 
     Raises:
         ImageError: they are not digests.
@@ -352,33 +337,13 @@ def diff_ids(config: dict[str, Any]) -> list[str]:
         raise ImageError(f"image config has no valid rootfs: {exc}") from exc
 
 
-def layer_compression(layer: Descriptor) -> Compression:
-    """Return how the tar archive of `layer` is compressed.
-
-    Raises:
-        UnsupportedError: the layer is encrypted, or not a tar archive.
-    """
-    if "+encrypted" in layer.media_type:
-        raise UnsupportedError(
-            "it is encrypted",
-            layer=layer.digest,
-            hint="decrypt the image first, with skopeo copy --decryption-key",
-        )
-    compression = _COMPRESSIONS.get(layer.media_type)
-    if compression is None:
-        raise UnsupportedError(
-            f"it has the unknown media type {layer.media_type!r}", layer=layer.digest
-        )
-    return compression
-
-
 def missing_blob(blob: Descriptor) -> FirstreadError:
-    """Return the error for a blob that is not where its image is."""
+    """Return the error for a blob that is missing from its image's repository."""
     if blob.media_type.startswith(_FOREIGN):
         return UnsupportedError(
-            "layer is not distributable, and the image's place does not have it",
+            "layer is not distributable, and the image's repository does not have it",
             layer=blob.digest,
-            hint="put the layer beside the image, with skopeo copy from where it is available",
+            hint="copy the layer beside the image, with skopeo copy from where it is available",
         )
     return NotFoundError(
         f"blob {blob.digest} is missing", hint="the image is incomplete: push it again"
@@ -396,9 +361,9 @@ def sha256_digest(data: bytes | bytearray | memoryview) -> str:
 
 
 def embedded(descriptor: Descriptor) -> bytes | None:
-    """Return the bytes that `descriptor` carries itself, if they are those that it names.
+    """Return the bytes that `descriptor` carries itself, if they match its digest.
 
-    Source: image-spec v1.1, descriptor.md ("data"): they have to be verified like all others.
+    Source: image-spec v1.1, descriptor.md ("data"): such bytes must be verified like all others.
     """
     data = descriptor.data
     if data is None or len(data) != descriptor.size:

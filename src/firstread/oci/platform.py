@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Platforms: what an image runs on, in the words of Go (``linux/arm64/v8``).
+"""Platforms that images run on, in the words of Go (``linux/arm64/v8``).
 
 Owns names, their normal form and the order of preference; knows nothing of manifests.
 Source: image-spec v1.1, image-index.md ("platform"), and containerd's normalisation.
@@ -32,7 +32,7 @@ _ALIASES = {
     "loongarch64": ("loong64", None),
 }
 
-# What a variant can run, the best first. A variant that is not here runs itself only.
+# Variants that a variant can run, best first. Any other variant runs only itself.
 _RUNS = {
     ("arm", "v8"): ("v8", "v7", "v6", "v5"),
     ("arm", "v7"): ("v7", "v6", "v5"),
@@ -42,7 +42,7 @@ _RUNS = {
     ("amd64", "v3"): ("v3", "v2", None),
     ("amd64", "v2"): ("v2", None),
 }
-_DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}  # what no variant means
+_DEFAULT_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}  # the meaning of no variant
 
 
 class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -58,7 +58,7 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
     def rank(self, offered: Platform) -> int | None:
-        """Return how well `offered` runs here: 0 is best, None is not at all."""
+        """Return how well `offered` runs here: 0 is best, None means not at all."""
         wanted, given = _normal(self), _normal(offered)
         if wanted[:2] != given[:2]:
             return None

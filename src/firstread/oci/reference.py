@@ -9,11 +9,10 @@ Where a colon is ambiguous:
 * ``localhost/x`` and ``host:5000/x`` name a host, because the first component is ``localhost`` or
   contains a dot or a colon; ``localhost:5000`` without a slash is an image and its tag (docker's
   rule). An IPv6 host is written in brackets.
-* ``oci:DIR:TAG``: what follows the *last* colon is the tag, if it can be one; a path may contain
-  colons. A path whose last part looks like ``a:b`` is written with a colon at its end
-  (``oci:/x/a:b:``), which means "no tag". skopeo splits at the first colon, so that a whole image
-  name can be the tag; `firstread.oci.open` tries that when there is no such path, nor a place to
-  make it in.
+* ``oci:DIR:TAG``: the text after the *last* colon is the tag, if it is a valid one; a path can
+  contain colons. A path whose last part looks like ``a:b`` needs a colon at its end
+  (``oci:/x/a:b:``), which means "no tag". skopeo splits at the first colon, so a whole image name
+  can be its tag; `firstread.registry.open` tries that if neither the path nor its parent exists.
 """
 
 from __future__ import annotations
@@ -54,14 +53,14 @@ _HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where an image is, or is to be.
+    """The name of an image: where it is, or will be.
 
     Args:
         transport: the kind of place.
         host: registry, with its port if it has one; empty for a path.
         repository: name within the registry; empty for a path.
         path: directory or file; empty for a registry.
-        tag: None where the place has only one image, or where `digest` says it all.
+        tag: None if the place has only one image, or if `digest` suffices.
         digest: of the manifest.
     """
 
@@ -82,17 +81,17 @@ class Reference:
         if self.transport == "docker":
             return f"docker://{self.host}/{self.repository}{tag}{digest}"
         if self.tag is None and _split_path(self.path) != (self.path, None, None):
-            tag = ":"  # or the end of the path would be taken for a tag
+            tag = ":"  # or the end of the path would pass for a tag
         return f"{self.transport}:{self.path}{tag}{digest}"
 
 
 def is_digest(text: str) -> bool:
-    """Tell whether `text` is a digest in full, of an algorithm that firstread can verify."""
+    """Return whether `text` is a full digest of an algorithm that firstread can verify."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference:
-    """Return what `text` names; without a transport it names an image in a registry.
+    """Return the reference that `text` names; without a transport, an image in a registry.
 
     Raises:
         UsageError: it is not the name of an image.
@@ -110,7 +109,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def _split_path(text: str) -> tuple[str, str | None, str | None]:
-    """Return (path, tag, digest) of what follows ``oci:`` and the like."""
+    """Return (path, tag, digest) of the text after ``oci:`` and the like."""
     digest = None
     head, at, tail = text.rpartition("@")
     if at and head and is_digest(tail):
@@ -124,7 +123,7 @@ def _split_path(text: str) -> tuple[str, str | None, str | None]:
 
 
 def _parse_name(name: str, text: str) -> Reference:
-    """Return the registry image that `name` is; `text` is what was typed, for messages."""
+    """Return the registry image `name`; `text` is what the user typed, for messages."""
     rest, _, digest = name.partition("@")
     if digest and not is_digest(digest):
         raise UsageError(f"{text!r}: {digest!r} is not a digest", hint="write @sha256:<64 digits>")
@@ -156,7 +155,7 @@ def _split_host(name: str) -> tuple[str, str]:
 
 
 def _is_address(v6: str | None) -> bool:
-    """Tell whether the text in brackets, if there is any, is an IPv6 address."""
+    """Return whether the text in brackets, if any, is an IPv6 address."""
     try:
         return v6 is None or bool(IPv6Address(v6).packed)
     except ValueError:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the name of an image to its manifest and config, for one platform.
 
-Owns the walk through indexes and the choice; reads through the `Repository` only. Invariant: what
-is returned has a config that was verified. Whether its diff_ids fit its layers is for their reader
-to check.
+Owns the walk through indexes and the choice; reads through the repository only. Invariant: the
+config of the result is verified. The reader of the layers checks that the diff_ids fit them.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from firstread.oci.model import (
 from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
 
-MAX_DEPTH: Final = 4  # indexes within each other; more has not been seen in the wild
-MAX_NESTED: Final = 32  # indexes side by side that say nothing of platforms: each is a request
+MAX_DEPTH: Final = 4  # nested indexes; deeper ones have not been seen in the wild
+MAX_NESTED: Final = 32  # indexes side by side without platforms: each costs a request
 MAX_IMAGES: Final = 64  # of one name; official images have a dozen platforms
 
 _ATTESTATION = "vnd.docker.reference.type"  # annotation of BuildKit's provenance and SBOM manifests
@@ -46,10 +45,10 @@ class ResolvedImage:
     Args:
         descriptor: of the manifest.
         manifest: the document.
-        manifest_bytes: its bytes, as its digest names them.
+        manifest_bytes: its bytes, which its digest covers.
         config: the image config, with all its fields.
         config_bytes: its bytes.
-        others: the other platforms that the index has images for, if it was chosen from one.
+        others: the other platforms of the index, if there was one.
     """
 
     descriptor: Descriptor
@@ -64,14 +63,14 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
     """Return the image that the repository's reference names.
 
     Args:
-        repository: where it is.
-        platform: which one of several; this machine's if None. An image that is not part of an
-            index is taken as it is, unless a platform is named that it is not made for.
+        repository: has the image.
+        platform: selects one of several images; this machine's if None. An image outside of an
+            index must fit a stated platform only.
 
     Raises:
-        UnsupportedError: nothing is there for the platform, or it is not a container image.
-        ImageError: its documents are not valid.
-        SourceError: the place does not answer.
+        UnsupportedError: there is no image for the platform, or it is not a container image.
+        ImageError: its documents are invalid.
+        SourceError: the repository does not answer.
     """
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
@@ -91,9 +90,9 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
 
 
 def resolve_all(repository: Repository) -> Iterator[ResolvedImage]:
-    """Yield every image that the repository's reference names, each once: one for each platform.
+    """Yield every image that the repository's reference names, once each: one for each platform.
 
-    What an index names besides images is left out.
+    Other entries of an index are left out.
 
     Raises:
         As `resolve`.
@@ -124,9 +123,9 @@ def choose_in(repository: Repository, index: Index, wanted: Platform) -> Descrip
 
 
 def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
-    """Return `index` with what is in its nested indexes in their place, where that decides.
+    """Return `index` with the contents of its nested indexes in their place, if these decide.
 
-    Which of several nested indexes has an image for a platform only they themselves can tell.
+    Only the nested indexes themselves can say which one has an image for a platform.
     """
     nested = [
         entry for entry in index.manifests if entry.media_type in INDEXES and entry.platform is None
@@ -143,7 +142,7 @@ def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
             descriptor, data = repository.get_manifest(entry.digest)
             document = parse_manifest(data, descriptor.media_type)
         except (ImageError, NotFoundError) as exc:
-            fault = exc  # it must not hide those beside it
+            fault = exc  # it must not hide its neighbours
             continue
         if isinstance(document, Index):
             entries += document.manifests
@@ -167,7 +166,7 @@ def choose(index: Index, wanted: Platform) -> Descriptor:
     if ranked:
         return min(ranked, key=lambda pair: pair[0])[1]
     nameless = [entry for entry in images if entry.platform is None]
-    if len(nameless) == 1:  # a nested index, or an image that does not say what it is for
+    if len(nameless) == 1:  # a nested index, or an image without a platform
         return nameless[0]
     there = ", ".join(sorted({str(entry.platform) for entry in images if entry.platform}))
     raise UnsupportedError(
@@ -179,8 +178,7 @@ def choose(index: Index, wanted: Platform) -> Descriptor:
 def images_of(index: Index) -> list[Descriptor]:
     """Return the entries of `index` that are images, or indexes of images.
 
-    Artifacts are none; but an attached image is an artifact, too, so where there is nothing else
-    they are taken for images.
+    Artifacts do not count, unless there is nothing else: an attached image is an artifact, too.
     """
     entries = [
         entry
@@ -193,7 +191,7 @@ def images_of(index: Index) -> list[Descriptor]:
 
 
 def too_deep() -> LimitError:
-    """Return the error for indexes that lie within each other without end."""
+    """Return the error for indexes that are nested too deeply."""
     return LimitError(f"more than {MAX_DEPTH} indexes lie within each other")
 
 
@@ -207,11 +205,11 @@ def load(
     """Return the image of a manifest, with its config.
 
     Args:
-        repository: where it is.
+        repository: has the image.
         descriptor: of the manifest.
         manifest: the document.
         data: its bytes.
-        platform: that it must be made for, if it says what it is made for.
+        platform: that the image must be for, if it states one.
 
     Raises:
         As `resolve`.
@@ -229,20 +227,20 @@ def load(
 
 
 def _is_image(manifest: Manifest) -> bool:
-    """Tell whether a manifest is of a container image, not of an artifact."""
+    """Return whether a manifest belongs to a container image, not to an artifact."""
     docker = manifest.media_type == DOCKER_MANIFEST
     return manifest.config.media_type in (CONFIGS | OLD_CONFIGS if docker else CONFIGS)
 
 
 def platform_of(config: dict[str, Any]) -> Platform:
-    """Return what the image of a config says that it runs on; parts that it does not say are ''."""
+    """Return the platform that a config states; missing parts are empty."""
     parts = [config.get(key) for key in ("os", "architecture", "variant")]
     os, architecture, variant = (part if isinstance(part, str) else "" for part in parts)
     return Platform(os=os, architecture=architecture, variant=variant or None)
 
 
 def _check_platform(config: dict[str, Any], platform: Platform) -> None:
-    """Raise UnsupportedError if the image says that it is for another platform than asked for."""
+    """Raise UnsupportedError if the image states another platform."""
     offered = platform_of(config)
     if offered.os and offered.architecture and platform.rank(offered) is None:
         raise UnsupportedError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Being the parent of a container: its exit status, and the signals that it is sent.
+"""The parent of a container: waits for its exit status, and forwards signals to it.
 
-Owns the waiting and the forwarding. Invariant: while a container is attended, a signal for this
-process is one for the container, as with ``docker run``.
+Invariant: while this process attends a container, its signals are the container's, as with
+``docker run``.
 
 Source: docker's run reference, ``--sig-proxy`` and "Exit status"; prctl(2), pidfd_open(2).
 """
@@ -35,13 +35,13 @@ _FORWARDED = (
 
 _WAKES = 4096  # bytes, one for each signal
 _PATIENCE = 3
-"""So many SIGINT or SIGTERM, and a container that ignores them is killed: its first process has no
-default action for any signal, and the user of a terminal no other way out."""
+"""A container that ignores so many SIGINT or SIGTERM is killed: its first process has no default
+action for any signal, and the user of a terminal no other way out."""
 
 
 @contextlib.contextmanager
 def adopting_orphans() -> Iterator[None]:
-    """Become the parent of processes whose own parents, runtimes, exit.
+    """Adopt the processes of runtimes that exit.
 
     Raises:
         NodeError: the kernel refuses.
@@ -62,11 +62,10 @@ def _set_subreaper(value: int) -> None:
 def forwarding_signals(
     pidfd: int, resize: Callable[[], None], on_ended: Callable[[], None]
 ) -> Iterator[None]:
-    """Send signals on to the process behind `pidfd`; call `resize` for SIGWINCH.
+    """Forward signals to the process behind `pidfd`; call `resize` for SIGWINCH.
 
-    One that ends programs calls `on_ended` if that process has ended.
-
-    Only in the main thread; elsewhere Python has no handlers and nothing is forwarded.
+    If the process has ended, a signal that ends programs calls `on_ended`. Python has handlers in
+    the main thread only; elsewhere nothing is forwarded.
     """
     asked = 0
 
@@ -90,11 +89,11 @@ def forwarding_signals(
 
 
 def wait_exit_code(pidfd: int) -> int:
-    """Wait for a child; return its exit code as a shell gives it: 128 + n for signal n.
+    """Wait for a child; return its exit code as a shell does: 128 + n for signal n.
 
-    In the main thread handlers of signals run meanwhile. Without `_woken` one could be lost: Python
-    calls them between its own steps only, and what comes just before a system call that waits, or
-    to another thread, does not end that.
+    In the main thread, handlers of signals run meanwhile. Python calls them between its own steps
+    only: without `_woken`, a signal just before the system call, or to another thread, would not
+    end the wait.
     """
     with _woken() as wakes:
         waiting = select.poll()
@@ -111,11 +110,11 @@ def wait_exit_code(pidfd: int) -> int:
 
 @contextlib.contextmanager
 def _woken() -> Iterator[int]:
-    """Give a descriptor that can be read after each signal, signal.set_wakeup_fd."""
+    """Give a descriptor that becomes readable with each signal (signal.set_wakeup_fd)."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if threading.current_thread() is not threading.main_thread():
-            yield read_end  # which has no handlers
+            yield read_end  # this thread has no handlers
             return
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OCI runtime specification of a container: ``config.json`` of the bundle.
 
-Owns docker's defaults and docker's rules for how the image and the flags combine. Pure: what was
-looked up or prepared on the host comes in as a `Site`. Invariant: the result is the specification
-of a process that starts; what cannot be one (no command) is refused here.
+Owns docker's defaults and docker's rules for combining the image and the flags. Pure: a `Site` has
+everything that was looked up or prepared on the host. Invariant: the result specifies a process
+that can start; an image and flags without a command are refused here.
 
 Source: OCI runtime specification 1.0.2; docker's run reference.
 """
@@ -18,9 +18,9 @@ from typing import Any
 from firstread.errors import UsageError
 from firstread.run import seccomp
 from firstread.run.devices import Device
-from firstread.run.image import ImageConfig
 from firstread.run.options import RunOptions
 from firstread.run.parse import Mount
+from firstread.run.rundefaults import ImageConfig
 from firstread.run.users import User
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -65,24 +65,24 @@ _DEVICE_RULES: tuple[tuple[str, tuple[int | None, int | None], str], ...] = (
     ("c", (5, 2), "rwm"),  # ptmx
     ("c", (136, None), "rwm"),  # pts/*
 )
-"""What the device cgroup lets every container do: make any node, use only these."""
+"""The device cgroup of every container: it may create any node, and use only these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What was prepared on the host for one container.
+    """The preparations of the host for one container.
 
     Args:
         container_id: names the cgroup.
         rootfs: directory of the mounted overlay.
         user: resolved in the image.
         hostname: of the container.
-        capabilities: granted ones, full names.
+        capabilities: granted, by full names.
         mounts: ``/etc/hosts`` and the like, and anonymous volumes; the user's own mounts win.
-        devices: to be added to the default ones.
-        machine: architecture of the host, as uname(2) names it.
+        devices: in addition to the default ones.
+        machine: architecture of the host, as in uname(2).
         controllers: control groups that can limit something here.
-        swap_limit: whether swap is accounted here.
+        swap_limit: whether the host accounts swap.
     """
 
     container_id: str
@@ -131,7 +131,7 @@ def process_args(image: ImageConfig, options: RunOptions) -> list[str]:
 def environment(
     image: ImageConfig, options: RunOptions, *, hostname: str, home: str
 ) -> dict[str, str]:
-    """Return the variables: defaults, over them the image's, over them the user's."""
+    """Return the variables: the user's override the image's, which override the defaults."""
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if options.tty:
         variables["TERM"] = "xterm"
@@ -154,14 +154,14 @@ def _process(image: ImageConfig, options: RunOptions, site: Site) -> dict[str, A
     granted = list(site.capabilities)
     sets = {"bounding": granted}
     if user.uid == 0:
-        # For others execve(2) would clear these, so docker does not set them either.
+        # execve(2) would clear these for other users, so docker does not set them either.
         sets |= {"effective": granted, "permitted": granted}
     return {
         "terminal": options.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
         "args": process_args(image, options),
         "env": [f"{name}={value}" for name, value in variables.items()],
-        # Relative in some images; made by the runtime if it is missing.
+        # Relative in some images; the runtime creates it if missing.
         "cwd": posixpath.join("/", options.workdir or image.working_dir or "/"),
         "capabilities": sets,
         "noNewPrivileges": options.no_new_privileges,
@@ -173,7 +173,7 @@ def _process(image: ImageConfig, options: RunOptions, site: Site) -> dict[str, A
 
 
 def _mounts(options: RunOptions, site: Site) -> list[Mount]:
-    """Return all mounts, parents before what lies below them; of two at one place the later."""
+    """Return all mounts, parents first; a later mount replaces one with the same target."""
     access = "rw" if options.privileged else "ro"
     system = [
         Mount(mount.destination, mount.type, mount.source, (*mount.options, access))
@@ -216,7 +216,7 @@ def _resources(options: RunOptions, site: Site) -> dict[str, Any]:
     if options.memory_bytes is not None and "memory" in site.controllers:
         resources["memory"] = {"limit": options.memory_bytes}
         if site.swap_limit:
-            # Memory and swap together, as docker has it.
+            # Of memory and swap together, as docker has it.
             resources["memory"]["swap"] = 2 * options.memory_bytes
     if options.cpus is not None and "cpu" in site.controllers:
         quota = round(options.cpus * _CPU_PERIOD_USEC)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux capabilities of a container: docker's default set, and what the flags make of it.
+"""Linux capabilities of a container: docker's default set, changed by the flags.
 
-Owns names and rules. What this host can give is read by `available`; the rest is pure.
+Owns names and rules. `available` reads what this host can grant; the rest is pure.
 
 Source: capabilities(7), ``include/uapi/linux/capability.h``; docker's run reference, "Runtime
 privilege and Linux capabilities".
@@ -26,14 +26,14 @@ _OF_DOCKER = (
 )
 
 NAMES = tuple(f"CAP_{name}" for name in _IN_ORDER.split())
-"""Every capability, at the position that is its number."""
+"""Every capability, at the index of its number."""
 
 DEFAULT = frozenset(f"CAP_{name}" for name in _OF_DOCKER.split())
-"""What docker leaves to a container's root user."""
+"""The capabilities of root in a container of docker."""
 
 
 def available() -> frozenset[str]:
-    """Return the capabilities that this process may pass on: its bounding set."""
+    """Return the capabilities that this process can grant: its bounding set."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         line = next(line for line in status if line.startswith("CapBnd:"))
     bits = int(line.split()[1], 16)
@@ -59,14 +59,13 @@ def granted(
     """Return the container's capabilities, in the order of their numbers.
 
     Args:
-        add: normalized names, or ``ALL``; wins over `drop` where one names a capability and
-            the other ALL.
+        add: normalized names, or ``ALL``. A name in one list wins over ``ALL`` in the other.
         drop: likewise.
-        privileged: everything that is available, whatever the flags.
-        available: what the host can give.
+        privileged: grant everything available, whatever the flags.
+        available: what the host can grant.
 
     Raises:
-        UsageError: a capability is asked for by name that the host cannot give.
+        UsageError: `add` names a capability that the host cannot grant.
     """
     missing = [name for name in add if name != "ALL" and name not in available]
     if missing and not privileged:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this host's control groups can do for a container.
+"""The abilities of this host's control groups.
 
-Owns the look at ``/sys/fs/cgroup``; the runtime makes and removes the groups (``/firstread/ID`` in
-every hierarchy, without systemd, which need not run).
+Owns the look at ``/sys/fs/cgroup``; the runtime creates and removes the groups (``/firstread/ID``
+in every hierarchy, without systemd, which need not run).
 
 Facts about control groups:
 
 * *unified*: cgroup2 at /sys/fs/cgroup. *legacy*: a tmpfs there, one directory for each version 1
   controller. *hybrid*: legacy, and cgroup2 at /sys/fs/cgroup/unified.
-* systemd's hybrid layout leaves cgroup2 without controllers. Where some are left on it (hugetlb is,
-  if nobody mounts it), ``create`` of crun up to at least 1.8 refuses to do anything, also with its
-  ``--cgroup-manager=disabled``; runc does not mind. In a mount namespace where
-  /sys/fs/cgroup/unified is unmounted, crun sees a legacy host and works, limits included. Its
-  ``start`` and ``delete`` need no such thing.
+* systemd's hybrid layout leaves cgroup2 without controllers. If some remain (hugetlb does, unless
+  somebody mounts it), ``create`` of crun up to at least 1.8 refuses to work, even with
+  ``--cgroup-manager=disabled``; runc does not mind. In a mount namespace without
+  /sys/fs/cgroup/unified, crun sees a legacy host and works, limits included. Its ``start`` and
+  ``delete`` work anyway.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Cgroups:
     """Abilities of the host.
 
     Args:
-        usable: groups can be made at all.
-        controllers: those that can limit something.
-        swap: swap is accounted.
+        usable: groups can be created.
+        controllers: that can limit something.
+        swap: the host accounts swap.
         stray: the cgroup2 directory of a hybrid host that has controllers, or None.
     """
 
@@ -47,12 +47,12 @@ class Cgroups:
 
     @property
     def able(self) -> frozenset[str]:
-        """The controllers whose limits a runtime can apply here."""
+        """The controllers whose limits a runtime can apply."""
         return self.controllers if self.usable else frozenset()
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What to put before the command line of a runtime that refuses hybrid hosts."""
+        """Prefix of the command line of a runtime that refuses hybrid hosts."""
         return (*_HIDE_UNIFIED, str(self.stray)) if self.stray else ()
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other users of the machine can read of our command line.
+"""Removes secrets from our command line, which other users of the machine can read.
 
-Owns the removal of secrets from it. ``/proc/PID/cmdline`` is open to everybody for as long as a
-process runs, and one that attends a container runs as long as that does; its environment and its
-memory are for its own user alone.
+``/proc/PID/cmdline`` is open to everybody while a process runs, and the attendant of a container
+runs as long as the container; only its own user can read its environment and memory.
 
 Source: proc(5), ``cmdline``, and fields 48 and 49 of ``stat``.
 """
@@ -21,7 +20,7 @@ def hide_values(settings: Iterable[str]) -> None:
     """Replace each value of `settings` in this process's command line by an asterisk.
 
     Args:
-        settings: as they were typed, ``NAME=VALUE``; what has no value stays.
+        settings: as typed, ``NAME=VALUE``; a name without a value stays.
     """
     hidden = {}
     for setting in settings:
@@ -29,12 +28,12 @@ def hide_values(settings: Iterable[str]) -> None:
         if value:
             hidden[os.fsencode(setting)] = os.fsencode(f"{name}=*")
     if hidden:
-        with contextlib.suppress(OSError):  # without /proc nobody reads there
+        with contextlib.suppress(OSError):  # without /proc nobody can read it
             _rewrite(hidden)
 
 
 def _rewrite(hidden: dict[bytes, bytes]) -> None:
-    """Replace what arguments end with; the new command line is no longer than the old one."""
+    """Replace the ends of arguments; the command line never grows."""
     with open("/proc/self/stat", "rb") as file:
         start, end = map(int, file.read().rpartition(b") ")[2].split()[_ARG_START:][:2])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:

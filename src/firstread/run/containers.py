@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of containers: one directory and one record each.
+"""The records of containers: one directory and one record each.
 
-Owns names, ids, the records on disk and what state they are in. Starts, stops and removes nothing
-but files. Invariants: a record is replaced atomically; a name belongs to one container; whether
-one runs is asked of the kernel, never read from the record, so that a crash of anything, or of the
-host, leaves no record that lies.
+Owns names, ids, the records on disk and the state of containers. Starts, stops and removes nothing
+but files. Invariants: writes replace a record atomically; a name belongs to one container; the
+kernel says whether a container runs, never the record, so no crash, not even the host's, leaves a
+record that lies.
 
 ::
 
-    STATE/containers/.lock            held while a name is given away
+    STATE/containers/.lock            held while a container gets its name
     STATE/containers/ID/record.json   this module
     STATE/containers/ID/config.json   bundle: see run.bundle
     STATE/containers/ID/{rootfs,upper,work,volumes,hosts,hostname,resolv.conf,log,…}
@@ -48,30 +48,30 @@ _RECORD = "record.json"
 
 
 class Status(enum.Enum):
-    """State of a container, in docker's words."""
+    """The state of a container, in docker's words."""
 
     CREATED = "created"
-    """Not started yet; the one who makes it is at work."""
+    """Not started yet; its attendant is at work."""
     RUNNING = "running"
-    """Or its end is not yet written down."""
+    """Or ended, with its end not recorded yet."""
     EXITED = "exited"
     DEAD = "dead"
-    """Ended with nobody there to see how: the host or the attending process went away first."""
+    """Ended unseen: the host or the attendant went away first."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written down about one container.
+    """The record of one container.
 
     Args:
         id: 64 hexadecimal digits.
         created: seconds since 1970, as are the other times.
         command: command line of the process.
-        lower: the read-only tree; empty when the container no longer uses it.
-        runtime: path of the OCI runtime that holds it.
+        lower: the read-only tree; empty once the container no longer uses it.
+        runtime: path of its OCI runtime.
         stop_signal: number of the signal that ``stop`` sends first.
         attendant: the process that waits for the container's end.
-        process: the container's first process, once it was started.
-        exit_code: once it ended.
+        process: the container's first process, once started.
+        exit_code: once ended.
     """
 
     id: str
@@ -97,7 +97,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status_of(record: Record) -> Status:
-    """Ask the kernel what state a container is in."""
+    """Return the state of a container, from the kernel."""
     if record.exit_code is not None:
         return Status.EXITED
     at_work = record.attendant is not None and is_alive(record.attendant)
@@ -110,10 +110,10 @@ class ContainerStore:
     """The containers of one state directory.
 
     Args:
-        state_dir: made if it is missing; other users have no way into it.
+        state_dir: created if missing; closed to other users.
 
     Raises:
-        NodeError: it cannot be made, or others could have written to it.
+        NodeError: it cannot be created, or others could have written to it.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -127,11 +127,11 @@ class ContainerStore:
         return self._directory / record.id
 
     def create(self, record: Record, name: str | None) -> Record:
-        """Make a container's directory and record; return it with its name.
+        """Create a container's directory and record; return the record with its name.
 
         Args:
             record: without a name.
-            name: what the user asked for; None makes one up.
+            name: that the user wants; None to make one up.
 
         Raises:
             UsageError: the name is taken.
@@ -147,8 +147,8 @@ class ContainerStore:
                 )
             record = msgspec.structs.replace(record, name=name or make_name(taken))
             for leftover in self._directory.glob("*.new"):
-                shutil.rmtree(leftover)  # of one who died right here
-            # Under another name until the record is in it, so that nobody sees one without.
+                shutil.rmtree(leftover)  # of a process that died right here
+            # Under another name until it has a record, so that nobody sees it without.
             new = self.directory(record).with_suffix(".new")
             content = to_json(record)
             try:
@@ -175,12 +175,12 @@ class ContainerStore:
             raise from_os_error(exc, "cannot write the container's record") from exc
 
     def list(self) -> list[Record]:
-        """Return all containers, the latest first.
+        """Return all containers, latest first.
 
-        One whose record is damaged is there with its id only, so that it can be removed.
+        A damaged record has only its id, so that the container can be removed.
 
         Raises:
-            NodeError: a record cannot be read now, which says nothing of its container.
+            NodeError: reading a record fails, which says nothing about its container.
         """
         with os.scandir(self._directory) as entries:
             ids = [entry.name for entry in entries if _ID.fullmatch(entry.name)]
@@ -188,7 +188,7 @@ class ContainerStore:
         return sorted(records, key=lambda record: (-record.created, record.id))
 
     def find(self, key: str) -> Record:
-        """Return the container of this name, id, or start of an id that only one has.
+        """Return the container with this name, id, or unique start of an id.
 
         Raises:
             UsageError: there is none, or there are several.
@@ -197,28 +197,28 @@ class ContainerStore:
         exact = [record for record in records if key and key in {record.name, record.id}]
         found = exact or [record for record in records if key and record.id.startswith(key)]
         if not found:
-            raise UsageError(f"no such container: {key}", hint="ps -a lists what there is")
+            raise UsageError(f"no such container: {key}", hint="ps -a lists all containers")
         if len(found) > 1:
             raise UsageError(f"multiple IDs found with provided prefix: {key}")
         return found[0]
 
     def list_states(self) -> Iterator[tuple[Record, Status]]:
-        """Yield all containers and their states, the latest first."""
+        """Yield all containers and their states, latest first."""
         for record in self.list():
             status = status_of(record)
             if status is not Status.DEAD:
                 yield record, status
-            elif current := self.reload(record):  # its end may have been written down meanwhile
+            elif current := self.reload(record):  # its end may have been recorded meanwhile
                 yield current, status_of(current)
 
     def reload(self, record: Record) -> Record | None:
-        """Return the record as it is now; None if the container was removed."""
+        """Return the current record; None if the container was removed."""
         return self._load(record.id)
 
     def delete(self, record: Record) -> None:
-        """Delete a container's directory, in which nothing may be mounted any more.
+        """Delete a container's directory, after everything in it was unmounted.
 
-        The record goes last, so that what is left by a failure can be found.
+        The record goes last, so that the rest can be found after a failure.
 
         Raises:
             NodeError: the disk refuses.
@@ -244,7 +244,7 @@ class ContainerStore:
             RecursionError,
         ) as exc:
             if not any(directory.glob("*")):
-                return None  # it is being deleted, or is
+                return None  # deleted, or about to be
             _log.warning("container %s has no readable record: %s", container_id[:SHORT_ID], exc)
             return Record(id=container_id)
         except OSError as exc:
@@ -264,7 +264,7 @@ class ContainerStore:
 
 
 def reserve_container(options: RunOptions, store: ContainerStore) -> Record:
-    """Write the record of a container that is about to be made; return it, with its name.
+    """Write the record of a future container; return it, with its name.
 
     Raises:
         UsageError: the name is taken.
@@ -283,7 +283,7 @@ def reserve_container(options: RunOptions, store: ContainerStore) -> Record:
 
 
 def new_id() -> str:
-    """Return an id that no container has."""
+    """Return a new, unique id."""
     return os.urandom(32).hex()
 
 

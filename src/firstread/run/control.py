@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to containers from outside: stop, remove, read the log.
+"""Stops and removes containers from outside, and reads their logs.
 
-Owns the waiting for a container's attendant and the clearing up after one that died.
-Invariant: after `remove_container` neither a process, a mount, a control group nor a file of the
-container is left.
+Owns the wait for a container's attendant, and the cleanup after an attendant that died. Invariant:
+`remove_container` leaves no process, mount, control group or file of the container.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from firstread.errors import NodeError, UsageError, from_os_error
 from firstread.run.cgroups import read_cgroups
+from firstread.run.containerlog import LogEntry, log_time, read_log
 from firstread.run.containers import ContainerStore, Record, Status, status_of
-from firstread.run.launch import LOG_NAME, RUNTIME_STATE
-from firstread.run.logfile import LogEntry, log_time, read_log
+from firstread.run.lifecycle import LOG_NAME, RUNTIME_STATE
 from firstread.run.overlay import unmount_below
 from firstread.run.processes import (
     ProcessIdentity,
@@ -39,12 +38,12 @@ _POLL_SECONDS = 0.02
 def stop_container(
     store: ContainerStore, record: Record, timeout_seconds: float = STOP_SECONDS
 ) -> None:
-    """Send the stop signal, then SIGKILL; return when the container is cleared up.
+    """Send the stop signal, then SIGKILL; return after the container's cleanup.
 
-    One that does not run, or not yet, is left as it is.
+    A container that does not run, or not yet, stays as it is.
 
     Raises:
-        NodeError: it cannot be killed.
+        NodeError: the container cannot be killed.
     """
     if record.process:
         _end(record.process, record.stop_signal, timeout_seconds)
@@ -58,17 +57,17 @@ def remove_container(
     force: bool = False,
     on_unused: Callable[[Record], None] = lambda _: None,
 ) -> None:
-    """Remove a container that does not run; with `force`, kill it first.
+    """Remove a container; kill a running one first, with `force`.
 
     Args:
-        store: that it is in.
-        record: as found there.
-        force: kill it, or end its making.
+        store: of the container.
+        record: from this store.
+        force: kill the container, or stop its creation.
         on_unused: called before the record goes, if nobody has released the image's tree yet.
 
     Raises:
-        UsageError: it runs, and `force` is not given.
-        NodeError: something of it cannot be removed.
+        UsageError: the container runs, without `force`.
+        NodeError: a part of it cannot be removed.
     """
     runs = is_alive(record.process) if record.process else status_of(record) is Status.CREATED
     if runs and not force:
@@ -77,10 +76,10 @@ def remove_container(
             hint="stop it first, or remove it with --force",
         )
     if runs and record.attendant and not record.process:
-        # It undoes what it has made; or the container has started meanwhile, and is killed below.
+        # The attendant undoes its work; or the container has just started, and is killed below.
         _signal(record.attendant, signal.SIGTERM)
     _wait_settled(store, record, kill=True)
-    # Found nothing to do, unless the attendant died: then this is what it would have done.
+    # The attendant has done all this, unless it died.
     left = store.reload(record)
     if left:
         runtime_state = store.state_dir / RUNTIME_STATE
@@ -104,14 +103,14 @@ def read_container_log(
     """Yield the output of a detached container.
 
     Args:
-        store: that it is in.
-        record: as found there.
-        follow: go on until it ends.
-        tail: of what it has printed so far, so many lines; None for all.
-        since: pass over what is older, in seconds since 1970.
+        store: of the container.
+        record: from this store.
+        follow: continue until the container ends.
+        tail: so many lines of the past output; None for all.
+        since: skip older output; in seconds since 1970.
 
     Raises:
-        UsageError: the container was not detached, so that it has no log.
+        UsageError: the container was not detached, and has no log.
         NodeError: the log cannot be read.
     """
     if not record.detached:
@@ -120,7 +119,7 @@ def read_container_log(
         )
 
     def is_running() -> bool:
-        # Of now: while it is made, the command hands it over to its monitor.
+        # The current record: during creation the command hands the container to its monitor.
         current = store.reload(record)
         return bool(current and current.attendant and is_alive(current.attendant))
 
@@ -135,7 +134,7 @@ def read_container_log(
 
 
 def _end(process: ProcessIdentity, number: int, timeout_seconds: float) -> None:
-    """Send a signal, and SIGKILL if the process is still there after the time."""
+    """Send a signal, and SIGKILL if the process outlives the time."""
     pidfd = open_process(process)
     if pidfd is None:
         return
@@ -153,7 +152,7 @@ def _end(process: ProcessIdentity, number: int, timeout_seconds: float) -> None:
 
 
 def _wait_runtime(state: Path, container_id: str) -> None:
-    """Wait until no runtime is at work on a container whose attendant died."""
+    """Wait until no runtime works on a container whose attendant died."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < deadline and any(
         str(state) in arguments and arguments[-1] == container_id
@@ -163,7 +162,7 @@ def _wait_runtime(state: Path, container_id: str) -> None:
 
 
 def _signal(process: ProcessIdentity, number: int) -> None:
-    """Send a signal, if the process is there."""
+    """Send a signal, if the process exists."""
     pidfd = open_process(process)
     if pidfd is None:
         return
@@ -177,7 +176,7 @@ def _signal(process: ProcessIdentity, number: int) -> None:
 
 
 def _wait_settled(store: ContainerStore, record: Record, *, kill: bool = False) -> None:
-    """Wait until the attendant, if it lives, has cleared up; with `kill`, kill what it attends."""
+    """Wait for the cleanup of a living attendant; with `kill`, kill its container."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < deadline:
         current = store.reload(record)

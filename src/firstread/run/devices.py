@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device nodes of the host that a container is given, by ``--device`` or ``--privileged``.
+"""Device nodes of the host for a container, from ``--device`` or ``--privileged``.
 
-Owns looking them up. Invariant: a `Device` describes a node that was there.
+Owns the lookup. Invariant: a `Device` describes a node that the host had.
 
 Source: OCI runtime specification 1.0.2, config-linux.md, "Devices" and "Allowed Device list".
 """
@@ -18,12 +18,12 @@ from firstread.errors import UsageError
 from firstread.run.parse import DeviceFlag
 
 _NOT_SHARED = frozenset({"console", "fd", "mqueue", "pts", "shm"})
-"""Of the host's /dev: what a container has its own of."""
+"""Entries of /dev of which a container has its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device node as it is to appear in the container."""
+    """A device node as the container sees it."""
 
     path: str
     kind: str
@@ -58,7 +58,7 @@ class Device:
 
 
 def find_devices(flag: DeviceFlag) -> list[Device]:
-    """Return what ``--device`` names: a device node, or all that are in a directory.
+    """Return the device nodes that ``--device`` names: one, or all of a directory.
 
     Raises:
         UsageError: there is no device node.
@@ -86,7 +86,7 @@ def find_devices(flag: DeviceFlag) -> list[Device]:
 
 
 def host_devices(directory: str = "/dev") -> Iterator[Device]:
-    """Yield the nodes of the host, without what a container has its own of."""
+    """Yield the nodes of the host, except those of which a container has its own."""
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name in _NOT_SHARED:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written for a container as JSON: its record, and what the runtime is told.
+"""JSON files of a container: its record, and the runtime's configuration.
 
-Owns the encoding and the mode of the file: secrets are in some of these. Invariant: bytes of the
-command line that are not text, which JSON cannot hold, are an error that names them.
+Owns the encoding and the files' modes, since some contain secrets. Invariant: an argument that is
+not text, and so cannot be in JSON, raises an error that names it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def _typed(text: str) -> bytes:
-    """Return a text as the bytes that were typed; an image's JSON can have worse than those."""
+    """Return a text as the bytes that the user typed; an image's JSON can contain worse."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:

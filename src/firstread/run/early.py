@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known to fail before an image is asked for.
+"""Preflight checks: finds what would fail, before anybody asks for an image.
 
-Owns no rule: each is asked of the module that has it, and is asked again when the container is
-made. Invariant: nothing is made here, no daemon is needed.
+Owns no rule: each belongs to another module, which applies it again when it creates the container.
+Invariant: nothing is created here, and no daemon is needed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from firstread.run.streams import check_terminal
 
 
 def check_early(options: RunOptions, state_dir: Path) -> None:
-    """See whether this host has what the options of a run ask for.
+    """Check that this host has what the options of a run need.
 
     Args:
         options: of the user.
-        state_dir: where containers are kept.
+        state_dir: of the containers.
 
     Raises:
-        UsageError: there is no terminal, device or capability that is asked for.
+        UsageError: a terminal, a device or a capability is missing.
         NodeError: there is no OCI runtime.
     """
     if not options.detach:

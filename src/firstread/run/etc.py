@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of ``/etc`` that depend on the container: hosts, hostname, resolv.conf.
 
-Owns their content, as docker writes them, and writes them into the container's directory. With the
-host's network they are copies of the host's.
+Owns their content, which is docker's, and writes them into the container's directory. With the
+host's network they are copies of the host's files.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def write_etc(
     extra_hosts: Iterable[tuple[str, str]] = (),
     host_etc: Path = Path("/etc"),
 ) -> list[Mount]:
-    """Write the files into `directory`; return the binds that put them into place.
+    """Write the files into `directory`; return the binds that put them into /etc.
 
     Args:
         directory: exists.
         hostname: of the container.
         network: ``host`` or ``none``.
         extra_hosts: pairs of name and address.
-        host_etc: where the host's own files are.
+        host_etc: the host's own files.
 
     Raises:
         OSError: a file cannot be written.
@@ -57,7 +57,7 @@ def write_etc(
     for name, content in files.items():
         path = directory / name
         path.write_text(content, errors="surrogateescape")
-        path.chmod(0o644)  # whatever the umask: the container's user reads them
+        path.chmod(0o644)  # whatever the umask: the container's user must read them
         mounts.append(Mount(f"/etc/{name}", "bind", os.fspath(path), _BIND))
     return mounts
 
@@ -66,5 +66,5 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(errors="surrogateescape")
     except OSError:
-        return ""  # a host without the file: neither has the container
+        return ""  # like the host, the container has none
     return text if text.endswith("\n") or not text else f"{text}\n"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One more process in a container that runs.
+"""One more process in a running container.
 
-Owns docker's rules for what such a process has of its container and what of its own options.
-Invariant: it has no more rights than the container's first process would have as the same user;
-nothing of ours is left when it has ended.
+Owns docker's rules for what such a process takes from its container, and what from its own options.
+Invariant: it has no more rights than the container's first process would have as the same user; its
+end leaves nothing of ours.
 
 Source: docker's exec reference; OCI runtime specification 1.0.2, "Process".
 """
@@ -26,7 +26,7 @@ from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit
 from firstread.run.cgroups import read_cgroups
 from firstread.run.containers import ContainerStore, Record
 from firstread.run.document import to_json, write_private
-from firstread.run.launch import RUNTIME_STATE
+from firstread.run.lifecycle import RUNTIME_STATE
 from firstread.run.processes import is_alive
 from firstread.run.runtime import Runtime, find_runtime
 from firstread.run.streams import caller_streams, check_terminal
@@ -37,7 +37,7 @@ _PROCESS = "process.json"  # where `Runtime.exec` expects it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecOptions:
-    """What the user asked for.
+    """The user's wishes for a process.
 
     Args:
         command: program and arguments.
@@ -58,14 +58,14 @@ def exec_in_container(store: ContainerStore, record: Record, options: ExecOption
     """Run a process in a container to its end; return its exit code.
 
     Args:
-        store: that the container is in.
-        record: as found there.
+        store: of the container.
+        record: from this store.
         options: of the user.
 
     Raises:
         UsageError: the container does not run.
-        CommandError: the command is not there (127) or cannot be invoked (126).
-        NodeError: anything else that kept it from starting.
+        CommandError: the command cannot be found (127) or invoked (126).
+        NodeError: the process cannot start for another reason.
     """
     check_terminal(interactive=options.interactive, tty=options.tty)
     if not (record.process and is_alive(record.process)):
@@ -82,9 +82,9 @@ def exec_process(first: Mapping[str, Any], options: ExecOptions, rootfs: Path) -
     """Return the process for the runtime.
 
     Args:
-        first: the container's first process, as its bundle has it.
+        first: the container's first process, from its bundle.
         options: of the user.
-        rootfs: the container's root, where names of users are looked up.
+        rootfs: the container's root, for names of users.
 
     Raises:
         UsageError: there is no such user.
@@ -102,7 +102,7 @@ def exec_process(first: Mapping[str, Any], options: ExecOptions, rootfs: Path) -
         user = resolve_user(options.user, rootfs)
         groups = list(user.groups)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": groups}
-        if variables.get("HOME") == before.home:  # not the image's or the user's choice
+        if variables.get("HOME") == before.home:  # neither the image nor the user chose it
             variables["HOME"] = user.home
         bounding = first["capabilities"]["bounding"]
         sets = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
@@ -120,7 +120,7 @@ def exec_process(first: Mapping[str, Any], options: ExecOptions, rootfs: Path) -
 
 @contextlib.contextmanager
 def _scratch(bundle: Path, process: bytes) -> Iterator[Path]:
-    """Make a directory with the process for the runtime; secrets may be in it."""
+    """Create a directory with the process for the runtime; it can contain secrets."""
     directory = bundle / f"exec-{os.urandom(8).hex()}"
     try:
         directory.mkdir(mode=0o700)
@@ -151,7 +151,7 @@ def _attend(runtime: Runtime, record: Record, options: ExecOptions, directory: P
     with adopting_orphans(), contextlib.closing(streams), contextlib.ExitStack() as attending:
         stdio, console = streams.for_runtime()
         pid = runtime.exec(record.id, directory, options.command[0], stdio, console)
-        (directory / _PROCESS).unlink(missing_ok=True)  # secrets are kept no longer than needed
+        (directory / _PROCESS).unlink(missing_ok=True)  # secrets live no longer than needed
         pidfd = os.pidfd_open(pid)
         attending.callback(os.close, pidfd)
         attending.enter_context(forwarding_signals(pidfd, streams.resize, streams.give_up))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that attends a detached container after the command returned.
+"""The monitor: the process that attends a detached container after the command has returned.
 
-Owns the detaching: double fork, own session, no terminal, and the word back to the command whether
-the container started. Invariant: the command returns when that is known, and the monitor then
-holds nothing of the command's: no terminal, lock, pipe or connection.
+Owns the detachment: double fork, own session, no terminal, and the report to the command whether
+the container started. Invariant: the command returns with this report, and the monitor then holds
+nothing of the command's: no terminal, lock, pipe or connection.
 
-A fork and no new program, so that what is to happen at the container's end can be any function.
-The caller must have no other threads at that moment.
+A fork rather than a new program allows any function at the container's end. The caller must have
+no other threads at that moment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from firstread.errors import FirstreadError, NodeError
 from firstread.run.runtime import CommandError
 
 Report = Callable[[bytes], None]
-"""Tells the command that the container runs; to be called once."""
+"""Tells the command that the container runs; called once."""
 
 
 class _Failure(msgspec.Struct):
@@ -43,11 +43,11 @@ class _Answer(msgspec.Struct):
 
 
 def run_detached(body: Callable[[Report], None]) -> bytes:
-    """Run `body` in a process that outlives this one; return what it reports.
+    """Run `body` in a process that outlives this one; return its report.
 
     Args:
-        body: calls its argument when the caller may go on, and goes on itself. Runs with
-            standard streams from and to /dev/null and the root as working directory.
+        body: calls its argument to let the caller return, and continues. It runs with standard
+            streams from and to /dev/null, and the root as its working directory.
 
     Raises:
         FirstreadError: the one that `body` raised before it reported.
@@ -73,14 +73,14 @@ def run_detached(body: Callable[[Report], None]) -> bytes:
 
 
 def _become_monitor(body: Callable[[Report], None], read_end: int, write_end: int) -> NoReturn:
-    """Run `body` and exit; never return into the frames that were forked along."""
+    """Run `body` and exit; never return into the frames of the command."""
     code = 1
     try:
         os.close(read_end)
         _let_go(keep=write_end)
 
         def answer(**parts: Any) -> None:
-            # Descriptor by descriptor: what comes later has nobody to read it.
+            # Closed at once: nobody reads a second answer.
             content = msgspec.msgpack.encode(_Answer(**parts))
             while content:
                 content = content[os.write(write_end, content) :]
@@ -98,10 +98,10 @@ def _become_monitor(body: Callable[[Report], None], read_end: int, write_end: in
 
 
 def _let_go(keep: int) -> None:
-    """Give up whatever descriptors the command had.
+    """Drop all descriptors of the command.
 
-    They are replaced, not closed: objects of the command still know the numbers, and would close,
-    or worse use, what the monitor opened under them.
+    The monitor replaces rather than closes them: the command's objects still know the numbers, and
+    would close, or worse use, the monitor's own files under them.
     """
     gc.freeze()
     os.chdir("/")
@@ -111,7 +111,7 @@ def _let_go(keep: int) -> None:
         if number in {keep, null}:
             continue
         try:
-            os.fstat(number)  # the directory that was listed is closed by now
+            os.fstat(number)  # the listed directory itself is closed by now
         except OSError:
             continue
         os.dup2(null, number, inheritable=number < 3)

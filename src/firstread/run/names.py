@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for containers that were given none.
+"""Makes up names for containers.
 
-Owns the words. Invariant: a made name is one that `parse.check_name` accepts.
+Owns the words. Invariant: `parse.check_name` accepts each name.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def _choose(words: Sequence[str]) -> str:
 
 
 def _random(limit: int) -> int:
-    # The modules random and secrets would cost every start some milliseconds.
+    # Importing random or secrets would cost each start some milliseconds.
     return int.from_bytes(os.urandom(4), "big") % limit

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags of ``firstread run``: one value, and the click options that make it.
 
-Owns names, short forms and help of the flags, and what they mean together. What one flag's text
-means is in `parse`. Invariant: a `RunOptions` is complete and valid by itself; what still depends
-on the image or the host (users, processors, devices) is looked up when the container is made.
+Owns names, short forms and help of the flags, and their meaning together; `parse` has the meaning
+of each flag's text. Invariant: a `RunOptions` is complete and valid by itself; creating the
+container looks up everything that depends on the image or the host (users, processors, devices).
 
-Not docker's: the network is the host's unless ``none`` is asked for, as there is no bridge; named
-volumes, ``--init`` and detach keys do not exist.
+Unlike docker, the network is the host's unless the user asks for ``none``, as there is no bridge;
+named volumes, ``--init`` and detach keys do not exist.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from firstread.run.commandline import hide_values
 NETWORKS = ("host", "none")
 
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
-"""For the click command: everything after the image belongs to the container's command."""
+"""For the click command: all arguments after the image belong to the container's command."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the user asked for.
+    """The user's wishes for a container.
 
     Args:
-        image: reference as typed; shown by ``ps``.
+        image: reference as typed; ``ps`` shows it.
         command: arguments after the image.
         env: name to value; None removes a variable that the image sets.
         mounts: of ``-v`` and ``--tmpfs``.
-        volumes: paths of anonymous volumes, beside those that the image declares.
+        volumes: paths of anonymous volumes, in addition to the image's.
         user: ``user[:group]``, names or numbers, not yet resolved.
         entrypoint: replaces the image's, an empty tuple clears it; None leaves it.
-        memory_bytes: limit of memory; swap may be as much again.
+        memory_bytes: limit of memory; swap may be as large again.
         pids_limit: greatest number of tasks; None for no limit.
         cap_add: normalized names, or ``ALL``.
         seccomp: False for ``--security-opt seccomp=unconfined``.
@@ -81,10 +81,10 @@ class RunOptions:
 
 
 def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOptions:
-    """Return the options that the flags name, with the texts of the flags still unparsed.
+    """Return the options that the texts of the flags state.
 
     Args:
-        flags: by the parameter names of `run_options`; a missing one is not given.
+        flags: by the parameter names of `run_options`; a missing flag was not given.
         environ: the caller's environment, for ``-e NAME``.
 
     Raises:
@@ -97,10 +97,6 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
             "no port can be published: there is no bridge, the container has the host's network",
             hint="leave -p and -P out: what listens in the container listens on the host",
         )
-    volumes = [parse.parse_volume(text) for text in flags.get("volume", ())]
-    binds = [volume for volume in volumes if isinstance(volume, parse.Mount)]
-    mounts = (*binds, *map(parse.parse_tmpfs, flags.get("tmpfs", ())))
-    _refuse_duplicates(mounts)
     options = RunOptions(
         image=flags.get("image", ""),
         command=tuple(flags.get("command", ())),
@@ -110,29 +106,50 @@ def parse_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> RunOp
         detach=flags.get("detach", False),
         name=_filled(flags, "name", parse.check_name),
         env=parse_environment(flags, environ),
-        mounts=mounts,
-        volumes=tuple(volume for volume in volumes if isinstance(volume, str)),
         workdir=_filled(flags, "workdir", check_workdir),
         user=flags.get("user") or None,
         entrypoint=_given(flags, "entrypoint", lambda text: (text,) if text else ()),
         hostname=_filled(flags, "hostname", parse.check_hostname),
         read_only=flags.get("read_only", False),
-        memory_bytes=_given(flags, "memory", parse.parse_memory),
-        cpus=_given(flags, "cpus", lambda text: parse.parse_cpus(text, os.cpu_count() or 1)),
-        pids_limit=_given(flags, "pids_limit", lambda number: number if number > 0 else None),
         network=_network(flags.get("network") or "host"),
-        cap_add=tuple(map(capabilities.normalize, flags.get("cap_add", ()))),
-        cap_drop=tuple(map(capabilities.normalize, flags.get("cap_drop", ()))),
-        privileged=flags.get("privileged", False),
-        devices=tuple(map(parse.parse_device, flags.get("device", ()))),
-        rlimits=tuple(map(parse.parse_rlimit, flags.get("ulimit", ()))),
         labels=dict(map(parse.parse_label, flags.get("label", ()))),
         extra_hosts=tuple(map(parse.parse_extra_host, flags.get("add_host", ()))),
         runtime=flags.get("runtime"),
-        **_security(flags.get("security_opt", ())),
+        **_mounts(flags),
+        **_limits(flags),
+        **_rights(flags),
     )
     to_json(options)  # refuses now what the container's configuration could not hold
     return options
+
+
+def _mounts(flags: Mapping[str, Any]) -> dict[str, Any]:
+    volumes = [parse.parse_volume(text) for text in flags.get("volume", ())]
+    binds = [volume for volume in volumes if isinstance(volume, parse.Mount)]
+    mounts = (*binds, *map(parse.parse_tmpfs, flags.get("tmpfs", ())))
+    _refuse_duplicates(mounts)
+    anonymous = tuple(volume for volume in volumes if isinstance(volume, str))
+    return {"mounts": mounts, "volumes": anonymous}
+
+
+def _limits(flags: Mapping[str, Any]) -> dict[str, Any]:
+    processors = os.cpu_count() or 1
+    return {
+        "memory_bytes": _given(flags, "memory", parse.parse_memory),
+        "cpus": _given(flags, "cpus", lambda text: parse.parse_cpus(text, processors)),
+        "pids_limit": _given(flags, "pids_limit", lambda number: number if number > 0 else None),
+        "rlimits": tuple(map(parse.parse_rlimit, flags.get("ulimit", ()))),
+    }
+
+
+def _rights(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "cap_add": tuple(map(capabilities.normalize, flags.get("cap_add", ()))),
+        "cap_drop": tuple(map(capabilities.normalize, flags.get("cap_drop", ()))),
+        "privileged": flags.get("privileged", False),
+        "devices": tuple(map(parse.parse_device, flags.get("device", ()))),
+        **_security(flags.get("security_opt", ())),
+    }
 
 
 def _given(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -> Any:
@@ -141,14 +158,14 @@ def _given(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -
 
 
 def _filled(flags: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -> Any:
-    """Return as `_given`; an empty text, as of a script's empty variable, is none, as docker's."""
+    """As `_given`, but an empty text counts as not given, as docker has it."""
     return convert(flags[name]) if flags.get(name) else None
 
 
 def parse_environment(
     flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Merge files and single variables; a single one wins wherever it stands, as with docker.
+    """Merge files and single variables; as with docker, a single one always wins.
 
     Args:
         flags: ``env`` and ``env_file``.
@@ -261,13 +278,13 @@ _OPTIONS = (
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click command all flags of a run; it is called with one ``options: RunOptions``.
+    """Give a click command all flags of a run, as one parameter ``options: RunOptions``.
 
-    Other parameters of the command are passed through. The command needs `CONTEXT_SETTINGS`. Values
-    of variables are taken out of the process's command line, which everybody can read.
+    Other parameters of the command pass through. The command needs `CONTEXT_SETTINGS`. The call
+    hides the values of variables in the process's command line, which everybody can read.
 
     Raises:
-        UsageError: when the command is called, before `function` is.
+        UsageError: from the call, before it reaches `function`.
     """
 
     @functools.wraps(function)

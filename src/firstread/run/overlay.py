@@ -6,13 +6,13 @@ and `unmount_below` leaves no mount behind, so that a container's directory can 
 
 Facts about overlayfs:
 
-* Paths in its options know ``:`` and ``\`` as special characters and fsconfig(2) takes 255 bytes;
-  any other path goes in as ``/proc/self/fd/N``, which the kernel resolves at once.
+* ``:`` and ``\`` are special in its options, and fsconfig(2) takes 255 bytes; any other path goes
+  in as ``/proc/self/fd/N``, which the kernel resolves at once.
 * ``redirect_dir``, ``metacopy`` and ``index`` follow trusted.overlay.* attributes, which an image
-  could carry. They are named here so that no module parameter of a distribution turns them on.
+  could carry. This module sets them, so that no distribution's module parameter turns them on.
 * ``volatile`` makes fsync(2) on the upper directory free and, after a crash of the host, the upper
-  directory unusable as one. So it is for containers that are removed on exit; what others wrote
-  may be wanted from their upper directory later.
+  directory unusable. So it suits containers that are removed on exit; others may need their upper
+  directory later.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def mount_overlay(lower: Path, writable: Path, mountpoint: Path, *, volatile: bo
 
 
 def _copy_attributes(source: Path, directory: Path) -> None:
-    """Make `directory` with owner and mode of `source`: overlayfs shows those of the upper root."""
+    """Make `directory` like `source`: overlayfs shows owner and mode of the upper root."""
     status = source.stat()
     directory.mkdir()
     os.chown(directory, status.st_uid, status.st_gid)
@@ -66,7 +66,7 @@ def _copy_attributes(source: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[bytes]:
-    """Yield a name for `path` that is fit for a mount option."""
+    """Yield a name for `path` that fits into a mount option."""
     descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         name = os.fsencode(path)
@@ -98,14 +98,14 @@ def _mount(paths: dict[str, bytes], mountpoint: Path, *, volatile: bool) -> None
 
 
 def mounts_below(directory: Path) -> list[bytes]:
-    """Return the mount points in `directory`, the ones mounted last first."""
+    """Return the mount points in `directory`, latest first."""
     prefix = os.fsencode(directory.resolve()) + b"/"
     points = [mount.place for mount in read_mountinfo()]
     return [point for point in reversed(points) if point.startswith(prefix)]
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount everything in `directory`; a mount in use disappears when its user is done.
+    """Unmount everything in `directory`; a busy mount disappears when its user is done.
 
     Raises:
         NodeError: the kernel refuses.

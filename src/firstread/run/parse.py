@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people type after ``docker run``, turned into values.
+"""Parses the texts that people type after ``docker run``.
 
-Owns the syntax of single flags. Pure but for `read_env_file`: nothing here looks at the image,
-and the caller's environment comes in as an argument. Invariant: a function returns a value that
-the OCI runtime specification can express, or raises UsageError in the words docker uses.
+Owns the syntax of single flags. Pure, except for `read_env_file`: nothing here looks at the image,
+and the caller's environment is an argument. Invariant: a function returns a value that the OCI
+runtime specification can express, or raises UsageError in docker's words.
 
 Source: docker's command line reference, ``docker container run``.
 """
@@ -23,7 +23,7 @@ from firstread.errors import UsageError, from_os_error
 from firstread.units import MiB, parse_size
 
 MINIMUM_MEMORY_BYTES = 6 * MiB
-"""Below this a runtime cannot even start its own init process; docker has the same limit."""
+"""With less, a runtime cannot even start its own init process; docker has the same limit."""
 
 MINIMUM_CPUS = 0.01
 _ENV_FILE_BYTES = 4 * MiB
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?")
 _PROPAGATIONS = frozenset({"shared", "slave", "private", "rshared", "rslave", "rprivate"})
 _NO_EFFECT = frozenset({"z", "Z", "consistent", "cached", "delegated", "nocopy"})
-"""Volume modes for SELinux and for macOS, accepted where they do nothing, as docker does."""
+"""Volume modes for SELinux and macOS, accepted without effect, as docker does."""
 
 _TMPFS_FLAGS = (
     "ro rw exec noexec suid nosuid dev nodev async sync atime noatime diratime nodiratime "
@@ -51,13 +51,13 @@ _RLIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount of the container, as the OCI runtime specification writes it.
+    """One mount of the container, in the form of the OCI runtime specification.
 
     Args:
         destination: absolute path in the container.
         type: file system type; ``bind`` for a path of the host.
-        source: path of the host, or a name that only shows in the mount table.
-        options: mount options, flags and values together.
+        source: path of the host, or a name for the mount table.
+        options: mount options, flags and values alike.
     """
 
     destination: str
@@ -67,7 +67,7 @@ class Mount:
 
     @property
     def target(self) -> str:
-        """The destination without doubled or trailing slashes, to tell equal ones apart."""
+        """The destination without double or trailing slashes, for comparison."""
         return "/" + "/".join(part for part in self.destination.split("/") if part)
 
 
@@ -82,7 +82,7 @@ class Rlimit:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFlag:
-    """A device node of the host, where it appears, and what the cgroup allows (``rwm``)."""
+    """A device node of the host, its path in the container, and its rights (``rwm``)."""
 
     source: str
     destination: str
@@ -97,7 +97,7 @@ def parse_volume(text: str) -> Mount | str:
             from the working directory, as docker's does since 23.0.
 
     Raises:
-        UsageError: it is neither, or names a volume that would have to be managed.
+        UsageError: it is neither, or names a managed volume.
     """
     parts = text.split(":")
     if not text or len(parts) > 3 or "" in parts:
@@ -118,7 +118,7 @@ def _bind_options(text: str, modes: Iterable[str]) -> tuple[str, ...]:
     access, propagation = "rw", "rprivate"
     for mode in ",".join(modes).split(",") if modes else ():
         if mode in {"ro", "rw"}:
-            # Everything below a read-only bind is read-only too, as docker does since 25.0.
+            # A read-only bind is recursively read-only, as in docker since 25.0.
             access = "rro" if mode == "ro" else "rw"
         elif mode in _PROPAGATIONS:
             propagation = mode
@@ -128,7 +128,7 @@ def _bind_options(text: str, modes: Iterable[str]) -> tuple[str, ...]:
 
 
 def _destination(path: str, text: str) -> str:
-    """Return a mount point; ``..`` goes by name, whatever links there are, as with docker."""
+    """Return a mount point; as with docker, ``..`` goes by name and ignores links."""
     found = os.path.normpath(path) if ".." in path.split("/") else path
     check_destination(found, text)
     return found
@@ -138,7 +138,7 @@ def check_destination(path: str, text: str) -> None:
     """Refuse a mount point that is not an absolute path below the root.
 
     Raises:
-        UsageError: as said.
+        UsageError: it is not.
     """
     if not path.startswith("/"):
         raise UsageError(f"invalid mount path: {path!r} in {text!r}: it must be absolute")
@@ -171,7 +171,7 @@ def parse_tmpfs(text: str) -> Mount:
 
 
 def parse_env(text: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Parse ``-e NAME[=VALUE]``; without a value the caller's, None if the caller has none.
+    """Parse ``-e NAME[=VALUE]``; without a value, return the caller's, or None.
 
     Raises:
         UsageError: there is no name.
@@ -185,7 +185,7 @@ def parse_env(text: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
 def parse_env_file(content: bytes, environ: Mapping[str, str], name: str) -> dict[str, str]:
     """Parse an ``--env-file`` as docker does: no quoting, no expansion, ``#`` starts a comment.
 
-    A line ``NAME`` takes the caller's value, and is skipped if the caller has none.
+    A line ``NAME`` takes the caller's value; without one it is skipped.
 
     Raises:
         UsageError: a line is not UTF-8, has no name, or a name with white space.
@@ -277,7 +277,7 @@ def parse_device(text: str) -> DeviceFlag:
     """Parse ``--device SRC[:DST[:rwm]]``.
 
     Raises:
-        UsageError: a path is not absolute or the access is not of r, w and m.
+        UsageError: a path is not absolute, or the access consists of other letters than r, w, m.
     """
     match = re.fullmatch(r"(/[^:]+)(?::(/[^:]+))?(?::([rwm]{1,3}))?", text)
     if match is None:
@@ -286,15 +286,15 @@ def parse_device(text: str) -> DeviceFlag:
 
 
 def parse_moment(text: str, now: float) -> float:
-    """Return a time in seconds since 1970: of ``--since 10m``, a date, or such a number itself.
+    """Return the time of ``--since`` in seconds since 1970.
 
     Args:
-        text: how long ago (``90s``, ``1h30m``); an RFC 3339 date, with or without a time, local if
-            it names no zone; seconds since 1970.
+        text: an age (``90s``, ``1h30m``); an RFC 3339 date, with or without a time, local unless
+            it names a zone; or seconds since 1970.
         now: in seconds since 1970.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: `text` has another form.
     """
     with contextlib.suppress(ValueError, OverflowError, OSError):
         if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
@@ -309,7 +309,7 @@ def parse_moment(text: str, now: float) -> float:
 
 
 def _moment(seconds: float) -> float:
-    """Return a time that a date can name; what is before 1970 is as old as that."""
+    """Return a time that a date can name, 1970 at the earliest."""
     datetime.fromtimestamp(seconds, UTC)
     return max(seconds, 0.0)
 
@@ -330,7 +330,7 @@ def parse_extra_host(text: str) -> tuple[str, str]:
     """Parse ``--add-host NAME:ADDRESS`` (or ``NAME=ADDRESS``) to (name, address).
 
     Raises:
-        UsageError: the name or the address is not one.
+        UsageError: the name or the address is invalid.
     """
     match = re.fullmatch(r"([^:=\s]+)[:=]\[?([0-9a-fA-F.:]+)\]?", text)
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -345,7 +345,7 @@ def check_name(name: str) -> str:
     """Return a container name that docker would accept.
 
     Raises:
-        UsageError: it is not one.
+        UsageError: docker would refuse it.
     """
     if len(name) > 128 or not _NAME.fullmatch(name):
         raise UsageError(
@@ -358,7 +358,7 @@ def check_hostname(name: str) -> str:
     """Return a host name of at most 64 bytes (``HOST_NAME_MAX``).
 
     Raises:
-        UsageError: it is not one.
+        UsageError: it is not a host name.
     """
     if not _HOSTNAME.fullmatch(name):
         raise UsageError(f"invalid hostname format: {name!r}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling whether a process that was written down still runs.
+"""Tells whether a recorded process still runs.
 
-Owns the identity of a process across restarts of its observer and of the host. Invariant: a
-recycled process number is never taken for the process that had it before.
+Owns the identity of a process across restarts of its observer and of the host. Invariant: a reused
+pid never passes for the process that had it before.
 
 Source: proc_pid_stat(5), fields 3 and 22; random(4), ``boot_id``.
 """
@@ -17,11 +17,11 @@ import msgspec
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """A process, once and for all.
+    """A process, unique for all time.
 
     Args:
-        pid: its number in our process namespace.
-        start_ticks: when it started, in clock ticks since boot.
+        pid: in our process namespace.
+        start_ticks: start of the process, in clock ticks since boot.
         boot_id: of the running kernel.
     """
 
@@ -31,10 +31,10 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return the identity of a running process; None if there is none, or only a zombie."""
+    """Return the identity of a running process; None if it is missing, or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may contain anything.
+            # The name, in parentheses, can contain anything.
             fields = file.read().rpartition(b") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None

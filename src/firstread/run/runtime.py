@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OCI runtime, crun or runc: create, start, exec, delete.
 
-Owns its command line and the meaning of its errors. Does not wait for the container. Invariant: a
-`create` that raises has left nothing in the runtime's state.
+Owns its command line and the meaning of its errors; does not wait for the container. Invariant: a
+`create` that raises leaves nothing in the runtime's state.
 
-``create`` and ``start`` are used apart, not ``run``: with ``run`` the exit status of a container
-and of a runtime that could not start one are the same number.
+``create`` and ``start`` replace ``run``, whose exit status could be the container's, or that of a
+runtime which could not start it.
 
 Facts about runc 1.1 and crun 1.8:
 
-* The container's first process is a child of the runtime, which exits: it goes to the nearest
-  child subreaper (prctl(2)), who can wait for it as for any child.
-* ``create`` opens the executable, so that a missing one is an error of the runtime; ``start``
-  succeeds before execve(2), so that a bad interpreter is an exit status of the container.
-* The message of a failure goes to ``--log``, and to standard error, which is the container's. There
-  crun writes in the format of the log, also when execve(2) fails after the start: so its log is
-  plain text, the message alone, and runc's is JSON.
-* They hand LISTEN_FDS sockets and NOTIFY_SOCKET of their environment to the container.
+* The container's first process is a child of the runtime, which exits. The nearest child subreaper
+  (prctl(2)) adopts the process, and can wait for it as for any child.
+* ``create`` opens the executable, so a missing one is an error of the runtime; ``start`` succeeds
+  before execve(2), so a bad interpreter shows in the exit status of the container.
+* A failure writes its message to ``--log``, and to standard error, which is the container's. crun
+  writes both in the format of the log, even when execve(2) fails after the start: so its log is
+  plain text, the bare message, and runc's is JSON.
+* Both hand LISTEN_FDS sockets and NOTIFY_SOCKET of their environment to the container.
 
 Source: the command line of runc that crun shares; OCI runtime specification 1.0.2, runtime.md.
 """
@@ -39,9 +39,9 @@ from firstread.errors import FirstreadError, NodeError, UsageError, from_os_erro
 from firstread.run.cgroups import Cgroups
 
 KNOWN = ("crun", "runc")
-"""In order of preference: crun also starts where no control group can be made."""
+"""In order of preference: crun also works where it cannot create control groups."""
 
-_LOG, _PID = "runtime.log", "pid"  # in the directory that a runtime is given
+_LOG, _PID = "runtime.log", "pid"  # in the directory that a runtime gets
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _STATED = re.compile(r"exec: \"[^\"]*\": stat ")
@@ -49,7 +49,7 @@ _NOT_INVOKABLE = re.compile(r"open executable: |exec: \"[^\"]*\": (?:permission 
 
 
 class CommandError(UsageError):
-    """The container's command cannot be invoked (126) or is not there (127), as a shell says it."""
+    """The container's command cannot be invoked (126) or found (127), in a shell's words."""
 
     def __init__(self, message: str, *, exit_code: int = 126, **context: str | None) -> None:
         super().__init__(message, **context)
@@ -57,7 +57,7 @@ class CommandError(UsageError):
 
 
 def run_exit_code(error: FirstreadError) -> int:
-    """Return what ``run`` exits with, as ``docker run`` does: 125, or 126 or 127 of the command."""
+    """Return the exit code of ``run``, as docker has it: 125, or the command's 126 or 127."""
     return error.exit_code if isinstance(error, CommandError) else 125
 
 
@@ -68,8 +68,8 @@ class Runtime:
     Args:
         program: absolute path.
         state: its ``--root``.
-        prefix: put before the command line of ``create``, which is where crun refuses hosts.
-        cgroups: whether it can make control groups here.
+        prefix: of the command lines of ``create`` and ``exec``, where crun refuses some hosts.
+        cgroups: whether it can create control groups here.
     """
 
     program: str
@@ -89,17 +89,17 @@ class Runtime:
         stdio: Sequence[int],
         console: Path | None = None,
     ) -> int:
-        """Make the container, not yet started; return the number of its first process.
+        """Create the container without starting it; return the pid of its first process.
 
         Args:
             container_id: chosen by the caller.
             bundle: directory with ``config.json``; gets ``pid`` and ``runtime.log``.
-            program: what it runs, for messages.
-            stdio: three descriptors for the container; the runtime's own with a terminal.
-            console: socket that the terminal is to be sent to.
+            program: that the container runs, for messages.
+            stdio: three descriptors for the container; with a terminal, for the runtime.
+            console: socket that receives the terminal.
 
         Raises:
-            CommandError: the command is not in the image or cannot be executed.
+            CommandError: the image does not have the command, or it cannot be executed.
             NodeError: anything else.
         """
         status = self._spawn(
@@ -125,12 +125,12 @@ class Runtime:
         stdio: Sequence[int],
         console: Path | None = None,
     ) -> int:
-        """Start one more process in a container that runs; return its number.
+        """Start one more process in a running container; return its pid.
 
         Args:
-            container_id: of it.
+            container_id: of the container.
             directory: with ``process.json``; gets ``pid`` and ``runtime.log``.
-            program: what it runs, for messages.
+            program: that the process runs, for messages.
             stdio: as in `create`.
             console: as in `create`.
 
@@ -153,7 +153,7 @@ class Runtime:
         stdio: Sequence[int],
         console: Path | None,
     ) -> int:
-        """Run what makes a process; `directory` gets its number and the runtime's log."""
+        """Run a command that makes a process; `directory` gets the pid and the runtime's log."""
         arguments = [*command, "--pid-file", str(directory / _PID)]
         if console:
             arguments += ["--console-socket", str(console)]
@@ -170,12 +170,12 @@ class Runtime:
             return int((directory / _PID).read_text())
         except (OSError, ValueError) as exc:
             raise NodeError(
-                f"{self.program} has started no process, and says that all is well",
-                hint="--runtime and FIRSTREAD_RUNTIME take crun, runc, or what works like them",
+                f"{self.program} has started no process, and reports success",
+                hint="--runtime and FIRSTREAD_RUNTIME take crun, runc, or a program like them",
             ) from exc
 
     def start(self, container_id: str, bundle: Path) -> None:
-        """Let the container's process go.
+        """Start the container's process.
 
         Raises:
             NodeError: the runtime fails.
@@ -187,7 +187,7 @@ class Runtime:
             raise NodeError(f"{self.name} cannot start the container: {message}")
 
     def delete(self, container_id: str) -> None:
-        """Kill what is left of the container, and forget it; nothing happens if there is none."""
+        """Kill and forget the container, if there is one."""
         self._run(["delete", "--force", container_id])
 
     def _run(
@@ -201,7 +201,7 @@ class Runtime:
     ) -> int:
         options = ["--root", str(self.state)]
         if log:
-            # Relative: crun takes what stands before a colon for the name of a log driver.
+            # Relative: crun takes the text before a colon for the name of a log driver.
             options += ["--log", log.name]
             options += [] if self.name == "crun" else ["--log-format", "json"]
         if self.name == "crun" and not self.cgroups:
@@ -223,7 +223,7 @@ class Runtime:
 
 
 def _ends(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> bool:
-    """Wait for a process; return whether it ended by itself. It never outlives this call.
+    """Wait for a process; return whether it ended by itself. It never outlives the call.
 
     `Popen.wait` with a timeout polls, with pauses of up to 50 ms.
     """
@@ -234,19 +234,19 @@ def _ends(process: subprocess.Popen[bytes], timeout_seconds: float | None) -> bo
         finally:
             os.close(pidfd)
     finally:
-        process.kill()  # does nothing to one that has ended
+        process.kill()  # without effect after its end
 
 
 def find_runtime(name: str | None, state: Path, cgroups: Cgroups) -> Runtime:
     """Return the runtime to use.
 
     Args:
-        name: program or path that the user chose; None for the first that is installed.
-        state: where it keeps its state.
+        name: program or path that the user chose; None for the first one installed.
+        state: directory for its state.
         cgroups: abilities of the host.
 
     Raises:
-        NodeError: it is not installed.
+        NodeError: no such runtime is installed.
     """
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
     for candidate in (name,) if name else KNOWN:
@@ -258,11 +258,11 @@ def find_runtime(name: str | None, state: Path, cgroups: Cgroups) -> Runtime:
 
 
 class ConsoleSocket:
-    """Where the runtime sends the container's terminal.
+    """Receives the container's terminal from the runtime.
 
     Args:
-        directory: gets ``console``. Its path may be longer than the 107 bytes that sockets allow,
-            so the name that is used leads through our own descriptor of it.
+        directory: gets ``console``. Its path can be longer than the 107 bytes that sockets allow,
+            so the socket's name leads through our own descriptor of the directory.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -301,7 +301,7 @@ class _LogLine(msgspec.Struct):
 
 
 def _last_message(log: Path) -> str:
-    """Return the last error of the runtime's log, without what runc puts before each."""
+    """Return the last error in the runtime's log, without runc's prefixes."""
     try:
         lines = log.read_bytes().splitlines()
     except OSError:
@@ -318,7 +318,7 @@ def _last_message(log: Path) -> str:
 
 
 def _create_error(program: str, message: str, what: str, status: int) -> FirstreadError:
-    """Tell the three kinds of failure apart; crun's words do not name the program, so ours do."""
+    """Distinguish the three kinds of failure, and name the program, as crun does not."""
     reason = message.rpartition(": ")[2].lower()
     if _is_not_found(message):
         where = "no such file or directory" if "/" in program else "executable not found in $PATH"
@@ -329,7 +329,7 @@ def _create_error(program: str, message: str, what: str, status: int) -> Firstre
 
 
 def _is_not_found(message: str) -> bool:
-    """Tell whether a runtime says that there is no such program: crun's words, then runc's."""
+    """Return whether a runtime misses the program: in crun's words, then in runc's."""
     if "not found" in message.partition("executable file ")[2]:
         return True
     stated = _STATED.search(message)

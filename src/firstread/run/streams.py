@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container's standard streams, and what they are connected to.
+"""The container's standard streams, and their connections.
 
 Owns the pipes or the terminal, and the threads that copy. Invariant: no descriptor of the caller
 reaches the container, which could otherwise read the caller's terminal or reopen its files; all
-goes through a pipe or a terminal of the container's own.
+data passes through the container's own pipes or terminal.
 
-One thread copies one direction, so that a reader who is slow holds up only its own stream.
+One thread copies one direction, so a slow reader holds up only its own stream.
 """
 
 from __future__ import annotations
@@ -26,40 +26,35 @@ from firstread.errors import UsageError
 from firstread.run.runtime import ConsoleSocket
 
 Sink = Callable[[bytes], None]
-"""Takes a piece of output. Raises ConnectionError, as of a broken pipe, when nobody wants more, and
-another OSError when it cannot be written."""
+"""Takes a piece of output. Raises ConnectionError (a broken pipe is one) when nobody wants more,
+and another OSError when writing fails."""
 
 _CHUNK_BYTES = 64 * 1024
 _DRAIN_SECONDS = 2.0
-"""How long output is waited for after the container's end. Its processes are dead by then; only one
-outside that was handed a pipe could keep it open. Whoever reads slowly what is there has all the
-time that it wants."""
+"""Time without output after the container's end. Its processes are dead by then; only an outside
+process that inherited a pipe could keep it open. A slow reader of our output is not limited."""
 
 
 class Streams(Protocol):
-    """The container's side for the runtime, our side while it runs."""
+    """The container's side, for the runtime, and our side while the container runs."""
 
     def for_runtime(self) -> tuple[Sequence[int], Path | None]:
         """Return the descriptors and the console socket for `Runtime.create`."""
 
     def start(self) -> None:
-        """Begin to copy; the container was created."""
+        """Start to copy, after the container's creation."""
 
     def resize(self) -> None:
         """Pass the size of the caller's terminal on."""
 
     def finish(self) -> OSError | None:
-        """Copy what is left, after the container's end.
-
-        Returns:
-            Why output was lost, if it was.
-        """
+        """Copy the rest, after the container's end; return the error that lost output, if any."""
 
     def give_up(self) -> None:
-        """Let `finish` return soon, whatever is left; may be called by a signal handler."""
+        """Let `finish` return soon, whatever is left; safe in a signal handler."""
 
     def close(self) -> None:
-        """Give the descriptors back, whether or not anything was started."""
+        """Close the descriptors, started or not."""
 
 
 def to_descriptor(descriptor: int) -> Sink:
@@ -82,7 +77,7 @@ def to_descriptor(descriptor: int) -> Sink:
 
 
 def first_of(sinks: Sequence[Sink], announce: Callable[[], None]) -> list[Sink]:
-    """Return the sinks such that `announce` is called once, before the first output of any."""
+    """Wrap the sinks, to call `announce` once, before the first output of any."""
     lock = threading.Lock()
     pending = [announce]
 
@@ -103,10 +98,9 @@ class PipeStreams:
     """Three pipes.
 
     Args:
-        stdin: descriptor to copy from; None for an input that is empty, or with `keep_open` one
-            that never ends.
-        stdout: gets what the container writes there.
-        stderr: likewise.
+        stdin: descriptor to copy from; None for an empty input, or an endless one with `keep_open`.
+        stdout: gets the container's output.
+        stderr: gets its errors.
     """
 
     def __init__(
@@ -171,9 +165,9 @@ class TerminalStreams:
     """A terminal.
 
     Args:
-        stdin: the caller's terminal, set to raw mode while the container runs; None for no input.
-        output: gets what the container prints.
-        size_of: the terminal whose size the container's is to have, or None.
+        stdin: the caller's terminal, in raw mode while the container runs; None for no input.
+        output: gets the container's output.
+        size_of: the terminal whose size the container's follows, or None.
         directory: gets a socket.
     """
 
@@ -195,7 +189,7 @@ class TerminalStreams:
     def start(self) -> None:
         self._master = self._console.receive()
         self.resize()
-        # The threads have descriptors of their own: `close` never takes one from under a read.
+        # The threads have their own descriptors, so `close` never closes one during a read.
         self._drain = _Drain(os.dup(self._master), self._output)
         if self._stdin is not None:
             self._raw.enter_context(_raw_mode(self._stdin))
@@ -226,10 +220,10 @@ class TerminalStreams:
 
 
 def check_terminal(*, interactive: bool, tty: bool) -> None:
-    """See to it that a terminal whose keys are asked for is there.
+    """Check that standard input is a terminal, if the user asks for its keys.
 
     Raises:
-        UsageError: standard input is none.
+        UsageError: it is not.
     """
     if interactive and tty and not os.isatty(0):
         raise UsageError("the input device is not a TTY", hint="leave -t out, or -i")
@@ -245,10 +239,10 @@ def caller_streams(
     """Connect a process of a container to the streams of this process.
 
     Args:
-        directory: for a socket, if there is a terminal.
-        interactive: it gets our input.
-        tty: it has a terminal.
-        on_first_output: called before the first byte is passed on, in another thread.
+        directory: gets a socket, for a terminal.
+        interactive: the process gets our input.
+        tty: the process has a terminal.
+        on_first_output: called before the first byte of output, in another thread.
     """
     stdin = 0 if interactive else None
     output, error = first_of([to_descriptor(1), to_descriptor(2)], on_first_output)
@@ -259,14 +253,14 @@ def caller_streams(
 
 
 class _Drain:
-    """A thread that copies output until its end. When it goes nowhere the container gets SIGPIPE.
+    """A thread that copies output until its end. When the sink refuses, the container gets SIGPIPE.
 
     Args:
         source: closed at the end.
         sink: may take its time.
 
     Attributes:
-        lost: why not all was passed on, though somebody wanted it.
+        lost: the error that lost output which somebody wanted.
     """
 
     lost: OSError | None = None
@@ -279,7 +273,7 @@ class _Drain:
         self._thread = _thread(self._copy, source)
 
     def finish(self) -> None:
-        """Wait until all is passed on, or nothing has come for some time."""
+        """Wait until all output has passed, or nothing has come for some time."""
         while self._thread.is_alive() and not self._given_up:
             pieces = self._pieces
             self._thread.join(_DRAIN_SECONDS)
@@ -295,7 +289,7 @@ class _Drain:
             while content := _read(source):
                 self._reading = False
                 self._sink(content)
-                self._pieces += 1  # first, or `finish` could take two reads for one long one
+                self._pieces += 1  # before `_reading`: `finish` could take two reads for one
                 self._reading = True
         except ConnectionError:
             pass  # the caller's end is closed
@@ -306,14 +300,14 @@ class _Drain:
 
 
 def _thread(function: Callable[..., None], *arguments: object) -> threading.Thread:
-    # A daemon: one that waits for the caller's input must not keep the process from ending.
+    # A daemon: waiting for the caller's input must not keep the process from ending.
     thread = threading.Thread(target=function, args=arguments, daemon=True)
     thread.start()
     return thread
 
 
 def _feed(source: int, target: int) -> None:
-    """Copy the caller's input until its end, which the container then sees."""
+    """Copy the caller's input, and its end, to the container."""
     sink = to_descriptor(target)
     try:
         while content := _read(source):
@@ -335,7 +329,7 @@ def _read(source: int) -> bytes:
 
 
 def _wait_until(descriptor: int, event: int) -> None:
-    """Wait for a descriptor that somebody has made non-blocking: it is the caller's, and shared."""
+    """Wait for a descriptor that is non-blocking: the caller shares it, and decides that."""
     poller = select.poll()
     poller.register(descriptor, event)
     poller.poll()

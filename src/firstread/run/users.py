@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who the container's process is: ``USER`` of the image or ``--user``, in numbers.
+"""Resolves the user of the container's process: ``USER`` of the image or ``--user``.
 
-Owns the reading of the image's ``/etc/passwd`` and ``/etc/group`` and docker's rules for a user
-specification. Both files are untrusted: they are opened with openat2(2) so that no symbolic link
-leads out of the image, only if they are regular files, and at most 1 MiB of each is read.
+Owns the reading of the image's ``/etc/passwd`` and ``/etc/group``, and docker's rules for a user
+specification. Both files are untrusted: openat2(2) keeps symbolic links inside the image, only
+regular files count, and only the first MiB of each.
 
 Source: passwd(5), group(5); OCI image specification 1.1, config.md, "User"; docker's run
 reference, "USER".
@@ -40,10 +40,10 @@ class _OpenHow(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Numbers of the container's process.
+    """The user and groups of the container's process, as numbers.
 
     Args:
-        groups: supplementary groups, the primary one among them.
+        groups: supplementary groups, including the primary one.
         home: home directory, for ``HOME``.
     """
 
@@ -54,7 +54,7 @@ class User:
 
 
 def open_in_root(root: Path, path: str, flags: int) -> int:
-    """Open `path` as a process would whose root directory is `root`.
+    """Open `path` as a process with the root directory `root` would.
 
     Absolute symbolic links and ``..`` stay inside; links of /proc are refused.
 
@@ -79,13 +79,13 @@ def open_in_root(root: Path, path: str, flags: int) -> int:
 
 
 def read_in_root(root: Path, path: str, limit_bytes: int = _FILE_BYTES) -> bytes:
-    """Return the start of a regular file of the image; nothing if there is no such file.
+    """Return the start of a regular file of the image; empty if there is no such file.
 
     Raises:
-        NodeError: the file is there and cannot be read.
+        NodeError: the file exists and cannot be read.
     """
     try:
-        # Only a path first: opening a fifo or a device would already do something.
+        # O_PATH first: opening a fifo or a device would have side effects.
         handle = open_in_root(root, path, os.O_PATH)
     except OSError:
         return b""
@@ -113,8 +113,8 @@ def resolve_user(spec: str, rootfs: Path) -> User:
 def find_user(spec: str, passwd: bytes, group: bytes) -> User:
     """Return the numbers for ``user[:group]``, each a name or a number; root if empty.
 
-    A user that is a number need not be in `passwd`; if it is, its groups and home count.
-    With a group given, the user's own groups do not.
+    A number need not be in `passwd`; if it is, its groups and home count. A stated group replaces
+    the user's own groups.
 
     Raises:
         UsageError: a name is unknown, or a number is out of range.
@@ -135,7 +135,7 @@ def find_user(spec: str, passwd: bytes, group: bytes) -> User:
 
 
 def _entries(content: bytes) -> Iterator[list[str]]:
-    """Yield the fields of each line of a passwd or group file that has a number in its third."""
+    """Yield the fields of each line of a passwd or group file whose third is a number."""
     for line in content.decode(errors="replace").split("\n"):
         fields = line.strip().split(":")
         if len(fields) >= 3 and fields[0] and _is_id(fields[2]):
@@ -143,9 +143,9 @@ def _entries(content: bytes) -> Iterator[list[str]]:
 
 
 def _find_entry(content: bytes, wanted: str) -> list[str] | None:
-    """Return the first line whose number, or if it is none whose name, is `wanted`.
+    """Return the first line with the number `wanted`, or, if that is not a number, with that name.
 
-    A name of digits is no name: an image must not turn one number into another.
+    Digits are never a name: an image must not turn one number into another.
     """
     number = int(wanted) if _is_id(wanted) else None
     for fields in _entries(content):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anonymous volumes: what the image declares under ``Volumes``, or ``-v DST`` asks for.
+"""Anonymous volumes, from ``Volumes`` of the image or from ``-v DST``.
 
-Owns their making. They live in the container's directory and die with it. Invariant: a volume
-starts with what the image has at that path, and nothing of the image is read for it.
+Owns their creation. They live in the container's directory and die with it. Invariant: a volume
+starts with the image's content at that path, without reading any of it.
 
 Docker copies the image's content into the new volume, which here would fetch all of it before the
-start. So where the image has nothing (a database's data directory, nearly always) the volume is a
-plain directory with the owner and mode of the image's; where it has something the volume is an
-overlay of its own over it. Either way it is writable under ``--read-only``, as docker's is.
+start. Where the image has an empty directory (nearly always, as for a database) the volume is a
+plain directory with the same owner and mode; elsewhere it is an overlay over the image's. Either
+way it is writable under ``--read-only``, as docker's is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BIND = ("rbind", "rprivate", "rw")
 def make_volumes(
     lower: Path, destinations: Iterable[str], directory: Path, *, volatile: bool
 ) -> list[Mount]:
-    """Make a volume for each of `destinations` below `directory`; return the binds.
+    """Create a volume below `directory` for each of `destinations`; return the binds.
 
     Args:
         lower: root of the image.
@@ -36,8 +36,8 @@ def make_volumes(
         volatile: as for `mount_overlay`.
 
     Raises:
-        ImageError: the image has something else than a directory at a destination.
-        NodeError: a directory or mount cannot be made.
+        ImageError: the image has no directory at a destination.
+        NodeError: a directory or mount cannot be created.
     """
     mounts = []
     try:

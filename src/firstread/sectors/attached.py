@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One name for two images: finds the converted image that is attached to an original.
 
-Owns the choice and what makes it acceptable; how a registry lists what refers to a manifest is in
-`firstread.oci.referrers`. Invariants: what is returned names the very manifest that was asked for
-as its source, twice, and is of a format version that is read here; of several, every node takes
-the same one; whatever a registry says of it, or does not say, an original without an acceptable
-image attached stays an ordinary image, never becomes an error, and waits some seconds at most.
+Owns the choice and the conditions of acceptance; `firstread.registry.referrerlists` knows how a
+registry lists what refers to a manifest. Invariants: an accepted image names the very manifest that
+the caller asked for as its source, twice, and has a format version that we read; of several, every
+node takes the same one; whatever a registry says, or does not say, an original without an
+acceptable image attached stays an ordinary image, never becomes an error, and waits some seconds at
+most.
 
-Trust: an attached image is believed to be a conversion of its original because it stands in the
-same repository, exactly as a tag is believed. The digest of the original does not vouch for it;
+Trust: we believe that an attached image is a conversion of its original because it stands in the
+same repository, exactly as we believe a tag. The digest of the original does not vouch for it;
 ``firstread verify --source`` compares the two.
 """
 
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from firstread.errors import ImageError, NotFoundError, SourceError, UnsupportedError
-from firstread.oci.calls import given_up, within
 from firstread.oci.model import (
     INDEXES,
     MAX_MANIFEST_SIZE,
@@ -32,6 +32,7 @@ from firstread.oci.model import (
 from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
+from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
 from firstread.sectors.image import (
     PARAMETERS,
@@ -43,7 +44,7 @@ from firstread.sectors.image import (
 
 log = logging.getLogger("attached")
 
-SEARCH_S = 10.0  # that a look for what is attached may take
+SEARCH_S = 10.0  # that a search may take
 MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
 VERSION = "v1 "  # what the parameters of a converted image begin with
 
@@ -73,7 +74,7 @@ def find_attached(repository: Repository, original: Descriptor) -> Attached | No
         original: its manifest, of one platform; only the digest matters.
 
     Raises:
-        SourceError: the place does not answer.
+        SourceError: the repository does not answer.
     """
     return next(all_attached(repository, original), None)
 
@@ -82,7 +83,7 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
     """Yield the converted images that are attached to a manifest, the chosen one first.
 
     Raises:
-        SourceError: the place does not answer.
+        SourceError: the repository does not answer.
     """
     try:
         entries = repository.referrers(original.digest, ARTIFACT_TYPE)
@@ -137,8 +138,8 @@ def _check(manifest: Manifest, original: str) -> None:
 def resolve_converted(repository: Repository, platform: Platform | None = None) -> ResolvedImage:
     """Return the converted image that the repository's reference means.
 
-    That is the image itself, if it is a converted one, else the one attached to it. An index is
-    resolved to the manifest of the platform first, whose digest is enough to look.
+    That is the image itself, if it is a converted one, else the one attached to it. An index
+    leads to the manifest of the platform first, whose digest is enough to look.
 
     Args:
         repository: where it is.
@@ -174,7 +175,7 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
 
 
 class _Search:
-    """A look for what is attached: it costs an ordinary image some seconds, and never fails it.
+    """A search for what is attached: it costs an ordinary image some seconds, and never fails it.
 
     Args:
         repository: where the original is.
@@ -197,7 +198,7 @@ class _Search:
             return None
 
     def check(self, manifest: Manifest) -> None:
-        """As `check_manifest`; of an ordinary image say if nothing is known of what is attached."""
+        """As `check_manifest`; the error for an ordinary image says if the search had no answer."""
         try:
             check_manifest(manifest)
         except UnsupportedError as exc:

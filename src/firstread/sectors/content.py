@@ -2,7 +2,7 @@
 """Reads sectors and file contents of an image from a repository, without a mount.
 
 For the commands that look at an image from outside: verify, extract. Invariant: every byte that
-leaves here was verified.
+leaves is verified.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from firstread.erofs.tree import HOLE, Node, split_address
-from firstread.errors import FirstreadError, ImageError
+from firstread.errors import FirstreadError
 from firstread.oci.repository import Repository
-from firstread.sectors.decode import SectorDecoder
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.image import BlockImage
+from firstread.sectors.native import NativeSource
+from firstread.sectors.source import Wanted
 from firstread.units import MiB
 
 KEEP = 32 * MiB  # of sectors, for files that lie side by side
@@ -25,7 +26,7 @@ class ContentReader:
     """Reads files of `image` from `repository`; keeps the sectors used last."""
 
     def __init__(self, repository: Repository, image: BlockImage) -> None:
-        self._repository = repository
+        self._source = NativeSource(repository)
         self._image = image
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
         self._limit = max(2, KEEP // image.index.geometry.sector_size)
@@ -58,24 +59,14 @@ class ContentReader:
         return self.sector(slot)[start : start + length]
 
     def _fetch(self, slot: int) -> memoryview:
-        entry = self._image.index.sectors[slot]
-        blob = self._image.blobs[entry.blob]
+        index = self._image.index
+        entry = index.sectors[slot]
+        sector = Wanted(entry, self._image.blobs[entry.blob], index.geometry)
         data = memoryview(bytearray(entry.size))
-        decoder = SectorDecoder(entry, self._image.index.geometry)
         try:
-            filled = 0
-            with self._repository.open_blob(
-                blob, offset=entry.offset, length=entry.length
-            ) as stream:
-                while filled < entry.length and (count := stream.readinto(decoder.buffer[filled:])):
-                    filled += count
-            if filled < entry.length:
-                raise ImageError(f"blob is cut off in sector {slot}")
-            position = 0
-            for frame in decoder.advance(filled):
-                data[position : position + len(frame)] = frame
-                position += len(frame)
+            for frame in self._source.frames(sector, self._source.covering(sector, 0, entry.size)):
+                data[frame.offset : frame.offset + len(frame.data)] = frame.data
         except FirstreadError as exc:
-            exc.about(layer=blob.digest)
+            exc.about(layer=sector.blob.digest)
             raise
         return data.toreadonly()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the compressed bytes of one sector, as they arrive, into verified frames.
 
-No I/O: whoever fetches writes into `SectorDecoder.buffer` and says how far it is filled. Invariant:
-a frame leaves here only after its SHA-256 matched a frame table that matched the sector id.
+No I/O: the caller writes into `SectorDecoder.buffer` and says how far it is filled. Invariant: a
+frame leaves only after its SHA-256 matched a frame table that matched the sector id.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import zstandard
 
@@ -26,10 +27,10 @@ class SectorDecoder:
     Args:
         entry: row of the sector index.
         geometry: of the image.
-        buffer: at least ``entry.length`` bytes to be filled from the front with the sector's
-            bytes; one is made if None. `frame` buffers can be shared between decoders of one
-            thread through `frame_buffer`.
-        frame_buffer: at least ``geometry.frame_size`` bytes; overwritten by each frame.
+        buffer: at least ``entry.length`` bytes that the caller fills from the front with the
+            sector's bytes; None to make one.
+        frame_buffer: at least ``geometry.frame_size`` bytes; each frame overwrites it, and
+            decoders of one thread may share it.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class SectorDecoder:
     ) -> None:
         self.entry = entry
         self.buffer = (buffer or memoryview(bytearray(entry.length)))[: entry.length]
-        self.verified = 0  # bytes of the sector that have been given out
+        self.number = 0  # of the next frame
+        self.verified = 0  # where in the sector it begins, in bytes
         self._geometry = geometry
         self._frame = memoryview(frame_buffer or bytearray(geometry.frame_size))
         self._table: FrameTable | None = None
-        self._number = 0  # of the next frame
-        self._offset = geometry.table_size(entry.size)  # of the next frame in the sector's bytes
+        self._starts: list[int] = []  # of frames in the sector's bytes, and their end; by the table
         self._base = 0  # what of the sector's bytes is not in the buffer
         self._left = b""  # what has come of the next frame when it rested
         self._decompressor = frame_decompressor(geometry)
@@ -57,34 +58,63 @@ class SectorDecoder:
 
     @property
     def offset(self) -> int:
-        """Which of the sector's compressed bytes is needed next: where to go on after a rest."""
+        """Which of the sector's compressed bytes comes next, also after a rest."""
         return self._next + len(self._left)
 
     @property
     def _next(self) -> int:
         """Where the next frame begins in the sector's compressed bytes; 0 before the table."""
-        return self._offset if self._table is not None else 0
+        return self._starts[self.number] if self._starts else 0
 
     def reach(self, end: int) -> int:
-        """Return how many of the sector's compressed bytes are needed for its first `end` bytes.
+        """Return how many of the sector's compressed bytes give its first `end` bytes.
 
-        Exact once the frame table is here; before that what an even compression would need, and a
-        little more.
+        Exact once the frame table is here; before that as many as an even compression would need,
+        and a little more.
         """
         frames = -(-min(end, self.entry.size) // self._geometry.frame_size)
-        if self._table is not None:
-            return self._geometry.table_size(self.entry.size) + sum(self._table.lengths[:frames])
+        if self._starts:
+            return self._starts[frames]
         share = frames / self._geometry.frames(self.entry.size)
         return min(self.entry.length, int(self.entry.length * share * _MARGIN) + _MARGIN_BYTES)
 
+    def extents(self, frames: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Yield where among the sector's compressed bytes some frames lie, as (start, stop).
+
+        Leaves out what has come already of the next frame. As long as the frame table is not here,
+        there is one extent for all, as `reach` estimates it.
+
+        Args:
+            frames: their numbers, ascending.
+        """
+        if not self._starts:
+            end = max((number + 1 for number in frames), default=0) * self._geometry.frame_size
+            yield self.offset, max(self.reach(end), self.needed)
+            return
+        for number in frames:
+            start = self.offset if number == self.number else self._starts[number]
+            yield start, self._starts[number + 1]
+
+    def go_to(self, offset: int) -> None:
+        """Go on with the frame that begins at a byte of the compressed ones, whichever is next.
+
+        Raises:
+            ImageError: no known frame begins there.
+        """
+        if offset == self.offset:
+            return
+        if offset not in (self._starts or [0]):
+            raise ImageError(f"no frame begins at byte {offset} of the sector's compressed bytes")
+        self._left = b""
+        self.number = self._starts.index(offset) if self._starts else 0
+        self.verified = min(self.number * self._geometry.frame_size, self.entry.size)
+
     @property
     def needed(self) -> int:
-        """Return how far the buffer must be filled for the next step: the table, or a frame."""
+        """Return how far to fill the buffer for the next step: the table, or a frame."""
         if self._table is None:
             return self._geometry.table_size(self.entry.size)
-        if self.done:
-            return self._offset - self._base
-        return self._offset + self._table.lengths[self._number] - self._base
+        return self._starts[self.number + (not self.done)] - self._base
 
     @property
     def suspect(self) -> tuple[int, bytes]:
@@ -127,17 +157,17 @@ class SectorDecoder:
             table = FrameTable.unpack(self.buffer[:size], self._geometry)
             table.check(self.entry, self._geometry)
             self._table = table
+            self._starts = list(accumulate(table.lengths, initial=size))
         filled += self._base
-        while not self.done and self._offset + self._table.lengths[self._number] <= filled:
-            frame = self._decode(self._table, self._number)
-            self._offset += self._table.lengths[self._number]
-            self._number += 1
+        while not self.done and self._starts[self.number + 1] <= filled:
+            frame = self._decode(self._table, self.number)
+            self.number += 1
             self.verified += len(frame)
             yield frame
 
     def _decode(self, table: FrameTable, number: int) -> memoryview:
-        start = self._offset - self._base
-        end = start + table.lengths[number]
+        start = self._starts[number] - self._base
+        end = self._starts[number + 1] - self._base
         size = min(self._geometry.frame_size, self.entry.size - self.verified)
         frame = self._frame[:size]
         try:
@@ -151,7 +181,7 @@ class SectorDecoder:
 def frame_decompressor(geometry: Geometry) -> zstandard.ZstdDecompressor:
     """Return a decompressor that takes no more memory than a frame of `geometry` needs.
 
-    zstd itself would take up to 128 MiB for a frame that says that it needs them.
+    zstd itself would take up to 128 MiB if a frame says that it needs them.
     """
     return zstandard.ZstdDecompressor(max_window_size=geometry.frame_size)
 
@@ -167,11 +197,11 @@ def decode_frame(
     Args:
         decompressor: see `frame_decompressor`.
         stored: the compressed frame, and nothing else.
-        frame: as long as the frame is to be; filled.
+        frame: of the length that the frame must have; filled.
         digest: SHA-256 that it must have.
 
     Raises:
-        ImageError: it is another frame; the message is to be preceded by its name.
+        ImageError: it is another frame; the caller puts its name before the message.
     """
     filled = 0
     try:

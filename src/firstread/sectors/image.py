@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A firstread image as its manifest and its metadata describe it.
 
-Owns the way from a manifest to a checked `BlockImage`; where sectors are fetched from is not known
-here. Invariant: a `BlockImage` that exists is consistent: header, device table, sector index and
+Owns the way from a manifest to a checked `BlockImage`; does not know where sectors come from.
+Invariant: a `BlockImage` that exists is consistent: header, device table, sector index and
 manifest agree, and no length in it exceeds a declared limit.
 """
 
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from firstread.erofs.image import ErofsImage
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.errors import (
     DerivedImageError,
     ImageError,
@@ -76,7 +76,7 @@ class BlockImage:
 
 
 def is_block_layer(layer: Descriptor) -> bool:
-    """Return whether a layer is one of a firstread image, of whatever version.
+    """Return whether a layer belongs to a firstread image, of whatever version.
 
     A tool that rewrites media types may leave the annotation.
     """
@@ -136,7 +136,7 @@ def write_metadata(chunks: Iterable[bytes | memoryview], out: BinaryIO) -> int:
     """Decompress the metadata layer into `out`; return its size in bytes.
 
     Args:
-        chunks: the layer; whoever gives them verifies their digest.
+        chunks: the layer; the caller verifies their digest.
         out: the metadata file.
 
     Raises:
@@ -153,7 +153,7 @@ def write_metadata(chunks: Iterable[bytes | memoryview], out: BinaryIO) -> int:
 
 
 def _decompress(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    # Fed in steps of 1 KiB, because all output of one step is held in memory: a zstd block of
+    # In steps of 1 KiB, because all output of one step is in memory at once: a zstd block of
     # 128 KiB can be 4 bytes long (RFC 8878, 3.1.1.2), so a step gives at most 32 MiB.
     stream = zstandard.ZstdDecompressor(max_window_size=MAX_METADATA_WINDOW).decompressobj()
     try:
@@ -207,7 +207,7 @@ def fetch_image(repository: Repository, manifest: Manifest, out: BinaryIO) -> Bl
 def open_image(manifest: Manifest, metadata: bytes | mmap.mmap) -> BlockImage:
     """Return the image that `manifest` and its uncompressed `metadata` describe.
 
-    The tree itself is not read: `firstread.erofs.reader.validate` does that.
+    Does not read the tree itself: `firstread.erofs.reader.validate` does.
 
     Raises:
         ImageError: they contradict each other or themselves.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client says of the layer that it prepares: labels, as values. Pure.
+"""The labels by which a client describes the layer that it prepares, as values. Pure.
 
 Owns the names of labels. Clients that ask a snapshotter before they fetch give
-``containerd.io/snapshot.ref``, the chain id under which the layer will be known. The image's name
-and the manifest's digest come from containerd's handler of snapshot annotations. Annotations of a
-layer whose name begins with ``containerd.io/snapshot/`` come along as labels as they are, and so
-layers of converted images say themselves that they are ones (docs/format.md).
+``containerd.io/snapshot.ref``, the chain id of the future snapshot. containerd's handler of
+snapshot annotations adds the image's name and the manifest's digest. containerd also passes on
+annotations of a layer that begin with ``containerd.io/snapshot/``; by one of these, layers of
+converted images identify themselves (docs/format.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANIFEST = "containerd.io/snapshot/cri.manifest-digest"
 LAYERS = "containerd.io/snapshot/cri.image-layers"
 UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
-UNPACKING = "extract-"  # what a key ends with: "extract-UNIQUE CHAIN-ID"
+UNPACKING = "extract-"  # of a key's last part: "extract-UNIQUE CHAIN-ID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Asked:
     Args:
         target: chain id.
         image: name of the image; empty if the client does not say.
-        manifest: digest of its manifest; empty likewise.
-        layer: digest of the layer; empty likewise.
-        converted: it is a layer of a converted image.
-        last: it is the image's last layer.
+        manifest: digest of its manifest, or empty.
+        layer: digest of the layer, or empty.
+        converted: the image is converted.
+        last: the layer is the image's last.
     """
 
     target: str
@@ -47,14 +47,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The image of a layer, as it is found out when the client does not say.
+    """The image of a layer, as the image lookup found it.
 
     Args:
         image: registry and repository.
         manifest: digest.
         layer: digest.
-        converted: the layer is one of a converted image.
-        last: it is the image's last one.
+        converted: the image of the layer is converted.
+        last: the layer is the image's last.
         derived: the image was built FROM a converted one.
     """
 
@@ -67,7 +67,7 @@ class Named:
 
 
 def read_labels(labels: Mapping[str, str]) -> Asked | None:
-    """Return what is asked for; None if it is not a layer of an image."""
+    """Return the layer that labels describe; None if they describe none."""
     target = labels.get(TARGET)
     if not target:
         return None
@@ -82,17 +82,17 @@ def read_labels(labels: Mapping[str, str]) -> Asked | None:
 
 
 def is_unpacking(key: str) -> bool:
-    """Tell whether a key is one that clients choose for a layer that they unpack."""
+    """Return whether a client chose this key for a layer that it unpacks."""
     return key.rpartition("/")[2].startswith(UNPACKING)
 
 
 def unpacked(key: str) -> tuple[str, str]:
-    """Return namespace and chain id of such a key, as containerd hands it on: NAMESPACE/N/KEY."""
+    """Return namespace and chain id of such a key, which containerd extends: NAMESPACE/N/KEY."""
     return key.partition("/")[0], key.rpartition(" ")[2]
 
 
 def root_owner(labels: Mapping[str, str]) -> tuple[int, int] | None:
-    """Return whom user 0 and group 0 of a container are outside of it; None if not mapped.
+    """Return the user and group that 0 of a container maps to outside; None if not mapped.
 
     Raises:
         ValueError: a mapping is not ``INSIDE:OUTSIDE:COUNT``, with commas between several.

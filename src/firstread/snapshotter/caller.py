@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of a call: what the snapshotter does for it ends when it has gone.
+"""The client of a call: work for it ends when it goes.
 
-Owns the way from gRPC, which notices that a client has left, to what the thread of its call waits
-for. Invariant: a thread of the pool waits for a registry or a daemon no longer than its client
-waits for the thread.
+Owns the path from gRPC, which notices that a client has gone, to the wait of the call's thread.
+Invariant: a thread of the pool waits for a registry or a daemon no longer than its client waits for
+the thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from firstread.errors import FirstreadError
-from firstread.snapshotter.refusal import Kind, RefusalError
+from firstread.snapshotter.refusal import Refusal, RefusalError
 
 
 class Caller:
@@ -25,7 +25,7 @@ class Caller:
         self._lock = threading.Lock()
 
     def leave(self) -> None:
-        """Note that it has gone: stop what is done for it."""
+        """Note that the client has gone, and stop the work for it."""
         with self._lock:
             self._gone = True
             stops = list(self._stops)
@@ -33,9 +33,9 @@ class Caller:
             stop()
 
     def check(self) -> None:
-        """Raise RefusalError if it has gone."""
+        """Raise RefusalError if the client has gone."""
         if self._gone:
-            raise RefusalError(Kind.CANCELLED, "the client has gone")
+            raise RefusalError(Refusal.CANCELLED, "the client has gone")
 
     @contextlib.contextmanager
     def waiting(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -45,7 +45,7 @@ class Caller:
             stop: makes the wait fail soon; called by another thread when the client goes.
 
         Raises:
-            RefusalError: it has gone, in place of what the wait fails with then.
+            RefusalError: the client has gone; replaces the error that `stop` caused.
         """
         with self._lock:
             self.check()
@@ -65,7 +65,7 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def serving(caller: Caller) -> Iterator[None]:
-    """Make what this thread does in the block something that is done for `caller`."""
+    """Work for `caller` in the block, in this thread."""
     _current.caller = caller
     try:
         yield
@@ -74,5 +74,5 @@ def serving(caller: Caller) -> Iterator[None]:
 
 
 def current() -> Caller:
-    """Return for whom this thread works; somebody who never goes if nobody was named."""
+    """Return the caller that this thread works for; one that never goes if none was named."""
     return getattr(_current, "caller", None) or Caller()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we ask of containerd itself: its contents, images and leases, as far as we need them.
+"""A client of containerd's own services: contents, images, leases and unpacking.
 
-Owns names and field numbers of these messages, and the calls. Source: content.proto, images.proto,
-leases.proto and descriptor.proto below api/ of containerd 1.6, the same in 2.4. Invariant: every
-call has a time limit, since containerd may wait for us meanwhile.
+Owns the calls; ``containerd.proto`` has their messages. Invariant: every call has a time limit,
+since containerd may wait for us meanwhile.
 """
 
 from __future__ import annotations
@@ -12,17 +11,20 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from firstread.errors import NodeError
-from firstread.snapshotter import messages as api
-from firstread.snapshotter.wire import decode, encode, labels, message, messages, number, raw, text
-from firstread.snapshotter.wire import texts as texts_
+from firstread.oci.model import Descriptor
+from firstread.snapshotter import containerd_pb2 as api
+from firstread.snapshotter.messages import SERVICE, Mount, encode
 
 SOCKET = Path("/run/containerd/containerd.sock")
 TIMEOUT_S = 60.0
@@ -34,117 +36,7 @@ DIFF = "containerd.services.diff.v1.Diff"
 WRITE, COMMIT = 1, 2  # WriteAction
 UNPACK_S = 900.0  # for one layer
 
-
-@dataclass
-class Info:
-    """One content."""
-
-    digest: str = text(1)
-    size: int = number(2)
-    labels: dict[str, str] = labels(5)
-
-
-@dataclass
-class ListRequest:
-    """The request of List."""
-
-    filters: list[str] = texts_(1)
-
-
-@dataclass
-class ListResponse:
-    """Some of the contents."""
-
-    info: list[Info] = messages(1, Info)
-
-
-@dataclass
-class ReadRequest:
-    """The request of Read."""
-
-    digest: str = text(1)
-
-
-@dataclass
-class ReadResponse:
-    """A part of a content."""
-
-    data: bytes = raw(2)
-
-
-@dataclass
-class WriteRequest:
-    """All of a small content."""
-
-    action: int = number(1)
-    ref: str = text(2)
-    total: int = number(3)
-    expected: str = text(4)
-    offset: int = number(5)
-    data: bytes = raw(6)
-    labels: dict[str, str] = labels(7)
-
-
-@dataclass
-class UpdateRequest:
-    """New labels of a content."""
-
-    info: Info | None = message(1, Info)
-    update_mask: api.FieldMask | None = message(2, api.FieldMask)
-
-
-@dataclass
-class Target:
-    """A descriptor."""
-
-    media_type: str = text(1)
-    digest: str = text(2)
-    size: int = number(3)
-
-
-@dataclass
-class Image:
-    """A name, and what it means."""
-
-    name: str = text(1)
-    target: Target | None = message(3, Target)
-
-
-@dataclass
-class ImageRequest:
-    """The request of Create and Update."""
-
-    image: Image | None = message(1, Image)
-
-
-@dataclass
-class ImageList:
-    """The answer to List."""
-
-    images: list[Image] = messages(1, Image)
-
-
-@dataclass
-class ApplyRequest:
-    """A layer, and where it is unpacked."""
-
-    diff: Target | None = message(1, Target)
-    mounts: list[api.Mount] = messages(2, api.Mount)
-
-
-@dataclass
-class Applied:
-    """The archive that was unpacked."""
-
-    applied: Target | None = message(1, Target)
-
-
-@dataclass
-class Lease:
-    """The request of Create and Delete."""
-
-    id: str = text(1)
-    labels: dict[str, str] = labels(3)
+M = TypeVar("M", bound=Message)
 
 
 class ContainerdClient:
@@ -176,22 +68,22 @@ class ContainerdClient:
         """Keep what is made for as long as the block takes; names and labels keep it after that."""
         lease = f"firstread-{uuid.uuid4()}"
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_S))
-        self.call(LEASES, "Create", Lease(lease, {"containerd.io/gc.expire": expiry}))
+        self.call(LEASES, "Create", api.Lease(id=lease, labels={"containerd.io/gc.expire": expiry}))
         self._metadata.append(("containerd-lease", lease))
         try:
             yield
         finally:
             self._metadata.pop()
-            self.call(LEASES, "Delete", Lease(lease))
+            self.call(LEASES, "Delete", api.Lease(id=lease))
 
-    def contents(self, *filters: str) -> list[Info]:
+    def contents(self, *filters: str) -> list[api.Content]:
         """Return what matches one of the filters."""
-        pages = self._stream(CONTENT, "List", ListRequest(list(filters)), ListResponse)
-        return [info for page in pages for info in page.info]
+        pages = self._stream("List", api.FilterRequest(filters=filters), api.ContentList)
+        return [content for page in pages for content in page.info]
 
     def read(self, digest: str) -> bytes:
         """Return a content."""
-        parts = self._stream(CONTENT, "Read", ReadRequest(digest), ReadResponse)
+        parts = self._stream("Read", api.ReadRequest(digest=digest), api.ReadResponse)
         return b"".join(part.data for part in parts)
 
     def write(self, digest: str, data: bytes, labels: Mapping[str, str]) -> None:
@@ -209,12 +101,13 @@ class ContainerdClient:
         """Keep a content of `size` bytes; return whether it was not there."""
         ref = f"firstread-{digest}"
 
-        def requests() -> Iterator[WriteRequest]:
+        def requests() -> Iterator[api.WriteRequest]:
+            request = partial(api.WriteRequest, ref=ref, total=size, expected=digest)
             offset = 0
             for chunk in chunks:
-                yield WriteRequest(WRITE, ref, size, digest, offset, bytes(chunk))
+                yield request(action=WRITE, offset=offset, data=bytes(chunk))
                 offset += len(chunk)
-            yield WriteRequest(COMMIT, ref, size, digest, offset, labels=dict(labels or {}))
+            yield request(action=COMMIT, offset=offset, labels=labels)
 
         call = self._channel.stream_stream(f"/{CONTENT}/Write", encode, bytes)
         try:
@@ -226,69 +119,76 @@ class ContainerdClient:
             raise self._error(exc) from exc
         return True
 
-    def apply(self, layer: Target, mounts: list[api.Mount]) -> str:
+    def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
         """Unpack a content into what `mounts` are; return the digest of the tar archive."""
-        call = self._channel.unary_unary(
-            f"/{DIFF}/Apply", encode, lambda data: decode(Applied, data)
-        )
-        request = ApplyRequest(layer, mounts)
-        try:
-            answer: Applied = call(request, metadata=self._metadata, timeout=UNPACK_S)
-        except grpc.RpcError as exc:
-            raise self._error(exc) from exc
-        return answer.applied.digest if answer.applied else ""
+        made = [api.Mount(**vars(mount)) for mount in mounts]
+        request = api.ApplyRequest(diff=_descriptor(layer), mounts=made)
+        with self._explained():
+            answer = self._ask(DIFF, "Apply", request, api.ApplyResponse, UNPACK_S)
+        return answer.applied.digest
 
     def label(self, digest: str, labels: Mapping[str, str]) -> None:
         """Give labels to a content; others that it has stay."""
-        mask = api.FieldMask([f"labels.{name}" for name in labels])
-        self.call(CONTENT, "Update", UpdateRequest(Info(digest, 0, dict(labels)), mask))
+        mask = FieldMask(paths=[f"labels.{name}" for name in labels])
+        content = api.Content(digest=digest, labels=labels)
+        self.call(CONTENT, "Update", api.ContentUpdate(info=content, update_mask=mask))
 
-    def name(self, name: str, target: Target) -> None:
+    def name(self, name: str, target: Descriptor) -> None:
         """Let a name mean a manifest from now on."""
-        request = ImageRequest(Image(name, target))
+        request = api.ImageRequest(image=api.Image(name=name, target=_descriptor(target)))
         if not self.call(IMAGES, "Create", request, grpc.StatusCode.ALREADY_EXISTS):
             self.call(IMAGES, "Update", request)
 
     def names(self, digest: str) -> list[str]:
         """Return the names of a manifest."""
-        call = self._channel.unary_unary(
-            f"/{IMAGES}/List", encode, lambda data: decode(ImageList, data)
-        )
-        request = ListRequest([f"target.digest=={digest}"])
-        try:
-            answer: ImageList = call(request, metadata=self._metadata, timeout=TIMEOUT_S)
-        except grpc.RpcError as exc:
-            raise self._error(exc) from exc
+        request = api.FilterRequest(filters=[f"target.digest=={digest}"])
+        with self._explained():
+            answer = self._ask(IMAGES, "List", request, api.ImageList)
         return [image.name for image in answer.images]
 
     def prepare(self, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]) -> bool:
         """Prepare a snapshot; return whether it is one that has to be unpacked."""
-        request = api.PrepareRequest(snapshotter, key, parent, dict(labels))
-        return self.call(api.SERVICE, "Prepare", request, grpc.StatusCode.ALREADY_EXISTS)
+        request = api.PrepareRequest(snapshotter=snapshotter, key=key, parent=parent, labels=labels)
+        return self.call(SERVICE, "Prepare", request, grpc.StatusCode.ALREADY_EXISTS)
 
     def remove(self, snapshotter: str, key: str) -> None:
         """Remove a snapshot."""
-        self.call(api.SERVICE, "Remove", api.KeyRequest(snapshotter, key))
+        self.call(SERVICE, "Remove", api.KeyRequest(snapshotter=snapshotter, key=key))
 
     def call(
-        self, service: str, method: str, request: Any, refusal: grpc.StatusCode | None = None
+        self, service: str, method: str, request: Message, refusal: grpc.StatusCode | None = None
     ) -> bool:
-        """Call a method without an answer; return False if it was refused with `refusal`."""
-        call = self._channel.unary_unary(f"/{service}/{method}", encode, bytes)
+        """Call a method whose answer does not matter; return False if `refusal` was the answer."""
         try:
-            call(request, metadata=self._metadata, timeout=TIMEOUT_S)
+            self._ask(service, method, request, Empty)
         except grpc.RpcError as exc:
             if refusal is not None and exc.code() is refusal:
                 return False
             raise self._error(exc) from exc
         return True
 
-    def _stream(self, service: str, method: str, request: Any, kind: type[Any]) -> Sequence[Any]:
-        call = self._channel.unary_stream(
-            f"/{service}/{method}", encode, lambda data: decode(kind, data)
-        )
-        try:
+    def _ask(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        answer: type[M],
+        timeout_s: float = TIMEOUT_S,
+    ) -> M:
+        """Call a method. Raises `grpc.RpcError`."""
+        call = self._channel.unary_unary(f"/{service}/{method}", encode, answer.FromString)
+        found: M = call(request, metadata=self._metadata, timeout=timeout_s)
+        return found
+
+    def _stream(self, method: str, request: Message, answer: type[M]) -> list[M]:
+        call = self._channel.unary_stream(f"/{CONTENT}/{method}", encode, answer.FromString)
+        with self._explained():
             return list(call(request, metadata=self._metadata, timeout=TIMEOUT_S))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except grpc.RpcError as exc:
             raise self._error(exc) from exc
 
@@ -298,3 +198,7 @@ class ContainerdClient:
                 f"no containerd answers at {self._address}", hint="name its socket (--containerd)"
             )
         return NodeError(f"containerd: {exc.details()}")
+
+
+def _descriptor(content: Descriptor) -> api.Descriptor:
+    return api.Descriptor(media_type=content.media_type, digest=content.digest, size=content.size)

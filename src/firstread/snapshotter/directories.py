@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directories of snapshots: ``NUMBER/fs`` and, of writable ones, ``NUMBER/work``.
 
-Owns making, measuring and removing them. Invariant: a directory with a number as its name is
-complete; what a crash left has another name or a number that no record has, and goes on `sweep`,
-or when its number is given again.
+Owns making, measuring and removing them. Invariant: a directory named by a number is complete. The
+leftover of a crash has another name, or a number without a record; `sweep` removes it, or the next
+snapshot of that number.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Directories:
-    """The directories below `root`, which is made.
+    """The directories below `root`, which is created.
 
     Raises:
-        NodeError: it cannot be.
+        NodeError: `root` cannot be created.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,18 +38,17 @@ class Directories:
             raise from_os_error(exc, "cannot make the directory of snapshots") from exc
 
     def upper(self, number: int) -> Path:
-        """Return where the content of a snapshot is."""
+        """Return the directory with the content of a snapshot."""
         return self._root / str(number) / "fs"
 
     def work(self, number: int) -> Path:
-        """Return the directory that overlayfs works in."""
+        """Return the work directory for overlayfs."""
         return self._root / str(number) / "work"
 
     def make(self, number: int, *, writable: bool) -> None:
-        """Make the directories of a snapshot, in place of what is there already.
+        """Make the directories of a snapshot, in place of any with that number.
 
-        Whoever had the number before crashed, or its record was not committed: a rollback gives
-        numbers back.
+        Such a directory is the leftover of a crash, or of a rollback, which gives numbers back.
 
         Raises:
             NodeError: the disk refuses.
@@ -68,18 +67,18 @@ class Directories:
             raise from_os_error(exc, "cannot make the directory of a snapshot") from exc
 
     def give(self, number: int, owner: tuple[int, int]) -> None:
-        """Give the root of a snapshot to a user and a group."""
+        """Change the owner of a snapshot's root to a user and a group."""
         try:
             os.lchown(self.upper(number), *owner)
         except OSError as exc:
             raise from_os_error(exc, "cannot give away the directory of a snapshot") from exc
 
     def remove(self, number: int) -> None:
-        """Remove the directories of a snapshot; what stays is removed by the next `sweep`."""
+        """Remove the directories of a snapshot; `sweep` removes what stays."""
         _remove(self._root / str(number))
 
     def sweep(self, numbers: Collection[int]) -> None:
-        """Remove all directories but those of these snapshots."""
+        """Remove all directories except those of these snapshots."""
         kept = {str(number) for number in numbers}
         _remove(*(self._root / entry for entry in os.listdir(self._root) if entry not in kept))
 
@@ -92,10 +91,10 @@ def _remove(*directories: Path) -> None:
 
 
 def usage(directory: Path) -> tuple[int, int]:
-    """Return what a tree takes on its disk, in bytes, and its number of inodes.
+    """Return the bytes that a tree takes on its disk, and its number of inodes.
 
-    A container can be at work in it, and makes it deeper than a path may be long: one descriptor
-    goes down by names and up by "..", and stops where a directory was moved away below it.
+    A container can change the tree meanwhile, and make it deeper than the longest path: one
+    descriptor goes down by names and up by "..", and stops if its directory was moved away.
     """
     try:
         here = os.open(directory, _DIRECTORY)
@@ -107,7 +106,7 @@ def usage(directory: Path) -> tuple[int, int]:
         status = os.fstat(here)
         seen = {_identity(status): status.st_blocks * 512}
         above: list[tuple[int, int]] = []
-        pending = [_measure(here, seen)]  # of each level, the directories that are left
+        pending = [_measure(here, seen)]  # for each level, the directories still to visit
         while True:
             if pending[-1]:
                 below = _open(pending[-1].pop(), here)
@@ -134,7 +133,7 @@ def usage(directory: Path) -> tuple[int, int]:
 
 
 def _measure(directory: int, seen: dict[tuple[int, int], int]) -> list[str]:
-    """Add what is in a directory to `seen`; return the names of the directories in it."""
+    """Add the entries of a directory to `seen`; return the names of its directories."""
     directories = []
     for name in os.listdir(directory):
         try:
@@ -151,7 +150,7 @@ def _open(name: str, directory: int) -> int | None:
     try:
         return os.open(name, _DIRECTORY, dir_fd=directory)
     except (FileNotFoundError, NotADirectoryError):
-        return None  # it is another thing by now
+        return None  # no longer a directory
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

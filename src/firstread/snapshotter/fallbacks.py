@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts images by how they are mounted, and says in the log why one is not lazy."""
+"""Counts lazy and ordinary images, and logs why an image is not lazy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 log = logging.getLogger("snapshotter")
 
-_REMEMBERED = 1024  # images that were told of
+_REMEMBERED = 1024  # images whose reason was logged
 
 
 class Fallbacks:
@@ -32,15 +32,15 @@ class Fallbacks:
         self._lock = threading.Lock()
 
     def lazy(self, image: str) -> None:
-        """Note that the last layer of an image was answered lazily."""
+        """Count an image whose last layer is lazy."""
         self._lazy.inc()
         log.info("%s is lazy", image)
 
     def ordinary(self, image: str, cause: str, why: str) -> None:
-        """Note that an image is unpacked, once for all of its layers.
+        """Count an unpacked image, once for all its layers.
 
         Args:
-            image: what identifies it.
+            image: identifies it.
             cause: one of few, for the metric.
             why: for people.
         """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """containerd's filter expressions, such as ``kind==active,labels."a.b"~=^x``. Pure.
 
-Owns the grammar. A filter is selectors joined by commas, all of which must hold; of several filters
-one must hold. A selector is a path of fields, and for ``==``, ``!=`` and ``~=`` a value, plain or
-quoted; after ``~=`` also between slashes or bars. Source: pkg/filters of containerd.
+Owns the grammar. A filter consists of selectors joined by commas; all must hold. Of several filters
+one must hold. A selector is a path of fields, followed after ``==``, ``!=`` and ``~=`` by a value,
+plain or quoted; after ``~=`` also between slashes or bars. Source: pkg/filters of containerd.
 
-Go matches any regular expression in linear time, Python does not. So one that could take long is
-refused: each other call would wait for it, too.
+Go matches any regular expression in linear time, Python does not. Expressions that could take long
+are refused, since every other call would wait for them, too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from firstread.errors import cut
-from firstread.snapshotter.refusal import Kind, RefusalError
+from firstread.snapshotter.refusal import Refusal, RefusalError
 
-MAX_TEXT = 4096  # characters that one is looked for in; containerd has no longer labels
+MAX_TEXT = 4096  # characters that a pattern is searched in; containerd limits labels to this
 MAX_SHOWN = 100  # characters before and behind the place of an error
 MAX_FILTER = 8192  # characters of one filter; a label has 4096 at most
 MAX_PATTERN = 256  # characters of a regular expression
-MAX_REPEATS = 1  # parts of it that may be there any number of times
+MAX_REPEATS = 1  # parts of a pattern with a repeat
 MAX_CHOICES = 3  # alternatives, if there is more than one group of them
 
 Lookup = Callable[[tuple[str, ...]], str | None]
@@ -59,7 +59,7 @@ class _Selector:
 
 
 def parse_filters(expressions: Sequence[str]) -> Callable[[Lookup], bool]:
-    """Return a function that tells whether one of the filters holds; without any, all do.
+    """Return a function that tells whether one of the filters holds; no filters always hold.
 
     Raises:
         RefusalError: one is not a filter.
@@ -143,11 +143,11 @@ class _Parser:
     def _wrong(self, why: str) -> RefusalError:
         before = self._text[max(0, self._position - MAX_SHOWN) : self._position]
         place = f"{before} >|{cut(self._text[self._position :], MAX_SHOWN)}|<"
-        return RefusalError(Kind.INVALID_ARGUMENT, f"filter {place}: {why}")
+        return RefusalError(Refusal.INVALID_ARGUMENT, f"filter {place}: {why}")
 
 
 def _may_take_long(pattern: str) -> bool:
-    """Return whether a pattern has more ways to match a text than are tried within moments."""
+    """Return whether a pattern could have too many ways to match a text."""
     if len(pattern) > MAX_PATTERN:
         return True
     bare = _ATOM.sub("x", pattern)
@@ -157,7 +157,7 @@ def _may_take_long(pattern: str) -> bool:
 
 
 def _unquote(text: str) -> str:
-    """Return what a string literal of Go between double quotes stands for."""
+    """Return the value of a Go string literal between double quotes."""
 
     def replace(match: re.Match[str]) -> str:
         code = match[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that containerd tells apart; its clients act on them."""
+"""The errors that containerd distinguishes; its clients act on them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from enum import Enum
 from firstread.errors import FirstreadError
 
 
-class Kind(Enum):
-    """Kinds of github.com/containerd/errdefs, by their names in gRPC."""
+class Refusal(Enum):
+    """Kinds of errors in github.com/containerd/errdefs, by their names in gRPC."""
 
     NOT_FOUND = "not found"
     ALREADY_EXISTS = "already exists"
@@ -19,14 +19,14 @@ class Kind(Enum):
 
 
 class RefusalError(FirstreadError):
-    """A call of the snapshots API that is refused.
+    """Refuses a call of the snapshots API.
 
     Args:
-        kind: which containerd knows.
+        kind: that containerd knows.
         message: what is wrong; containerd adds the kind.
-        hint: what can be done.
+        hint: what the user can do.
     """
 
-    def __init__(self, kind: Kind, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, kind: Refusal, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.kind = kind

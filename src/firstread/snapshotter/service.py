@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The snapshots API over gRPC: only translates, between messages and `Snapshotter`.
+"""The snapshots API over gRPC: translates between messages and `Snapshotter`.
 
 Owns the mapping of errors: containerd and its clients act on "not found" and "already exists", so
-these codes are for refusals of the API alone, never for what a registry answered.
+only refusals of the API use these codes, never a registry's answers.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.private import check_way
-from firstread.snapshotter import messages as api
+from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.caller import Caller, serving
+from firstread.snapshotter.messages import SERVICE, Mount, encode
+from firstread.snapshotter.records import Record
 from firstread.snapshotter.refusal import RefusalError
-from firstread.snapshotter.snapshotter import Snapshotter
-from firstread.snapshotter.store import Record
-from firstread.snapshotter.wire import decode, encode
+from firstread.snapshotter.snapshots import Snapshotter
 
 log = logging.getLogger("snapshotter")
 
-THREADS = 128  # calls at a time; more than may wait for registries, so the others are answered
+THREADS = 128  # calls at a time: more than may wait for registries, so others get an answer
 PAGE = 100  # snapshots in one message of a list
-MAX_DETAILS = 2000  # bytes of an error; of more than 8 KiB a client sees "resource exhausted"
+MAX_DETAILS = 2000  # bytes of an error; beyond 8 KiB a client sees "resource exhausted"
 _NS = 1_000_000_000
 
 
@@ -38,16 +41,15 @@ class Service:
     """The methods of the API, by message.
 
     Args:
-        snapshotter: that does it.
+        snapshotter: does the work.
     """
 
     def __init__(self, snapshotter: Snapshotter) -> None:
         self._snapshots = snapshotter
 
     def handlers(self) -> dict[str, Any]:
-        """Return what grpcio needs to know of each method."""
-        one = grpc.unary_unary_rpc_method_handler
-        methods: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+        """Return the handlers of all methods, for grpcio."""
+        methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "Prepare": (api.PrepareRequest, self._prepare),
             "View": (api.PrepareRequest, self._view),
             "Mounts": (api.KeyRequest, self._mounts),
@@ -59,52 +61,59 @@ class Service:
             "Cleanup": (api.CleanupRequest, self._cleanup),
         }
         found = {
-            name: one(_guarded(method), _decoder(request), encode)
+            name: grpc.unary_unary_rpc_method_handler(_guarded(method), request.FromString, encode)
             for name, (request, method) in methods.items()
         }
         found["List"] = grpc.unary_stream_rpc_method_handler(
-            _guarded_stream(self._list), _decoder(api.ListRequest), encode
+            _guarded_stream(self._list), api.ListRequest.FromString, encode
         )
         return found
 
     def _prepare(self, request: api.PrepareRequest) -> api.MountsResponse:
-        return api.MountsResponse(
-            self._snapshots.prepare(request.key, request.parent, request.labels)
-        )
+        labels = dict(request.labels)
+        return _response(self._snapshots.prepare(request.key, request.parent, labels))
 
     def _view(self, request: api.PrepareRequest) -> api.MountsResponse:
-        return api.MountsResponse(self._snapshots.view(request.key, request.parent, request.labels))
+        labels = dict(request.labels)
+        return _response(self._snapshots.view(request.key, request.parent, labels))
 
     def _mounts(self, request: api.KeyRequest) -> api.MountsResponse:
-        return api.MountsResponse(self._snapshots.mounts(request.key))
+        return _response(self._snapshots.mounts(request.key))
 
-    def _commit(self, request: api.CommitRequest) -> api.Empty:
-        self._snapshots.commit(request.name, request.key, request.parent, request.labels)
-        return api.Empty()
+    def _commit(self, request: api.CommitRequest) -> Empty:
+        labels = dict(request.labels)
+        self._snapshots.commit(request.name, request.key, request.parent, labels)
+        return Empty()
 
-    def _remove(self, request: api.KeyRequest) -> api.Empty:
+    def _remove(self, request: api.KeyRequest) -> Empty:
         self._snapshots.remove(request.key)
-        return api.Empty()
+        return Empty()
 
     def _stat(self, request: api.KeyRequest) -> api.InfoResponse:
-        return api.InfoResponse(_info(self._snapshots.stat(request.key)))
+        return api.InfoResponse(info=_info(self._snapshots.stat(request.key)))
 
     def _update(self, request: api.UpdateRequest) -> api.InfoResponse:
-        info = request.info or api.Info()
-        paths = request.update_mask.paths if request.update_mask else []
-        return api.InfoResponse(_info(self._snapshots.update(info.name, info.labels, paths)))
+        info, paths = request.info, list(request.update_mask.paths)
+        record = self._snapshots.update(info.name, dict(info.labels), paths)
+        return api.InfoResponse(info=_info(record))
 
     def _usage(self, request: api.KeyRequest) -> api.UsageResponse:
-        return api.UsageResponse(*self._snapshots.usage(request.key))
+        size, inodes = self._snapshots.usage(request.key)
+        return api.UsageResponse(size=size, inodes=inodes)
 
-    def _cleanup(self, request: api.CleanupRequest) -> api.Empty:
+    def _cleanup(self, request: api.CleanupRequest) -> Empty:
         self._snapshots.cleanup()
-        return api.Empty()
+        return Empty()
 
     def _list(self, request: api.ListRequest) -> Iterator[api.ListResponse]:
-        records = self._snapshots.walk(request.filters)
+        records = self._snapshots.walk(list(request.filters))
         for start in range(0, len(records), PAGE):
-            yield api.ListResponse([_info(record) for record in records[start : start + PAGE]])
+            page = records[start : start + PAGE]
+            yield api.ListResponse(info=[_info(record) for record in page])
+
+
+def _response(mounts: Sequence[Mount]) -> api.MountsResponse:
+    return api.MountsResponse(mounts=[api.Mount(**vars(mount)) for mount in mounts])
 
 
 def _info(record: Record) -> api.Info:
@@ -112,14 +121,15 @@ def _info(record: Record) -> api.Info:
         name=record.name,
         parent=record.parent,
         kind=record.kind,
-        created_at=api.Timestamp(*divmod(record.created, _NS)),
-        updated_at=api.Timestamp(*divmod(record.updated, _NS)),
-        labels=dict(record.labels),
+        created_at=_timestamp(record.created),
+        updated_at=_timestamp(record.updated),
+        labels=record.labels,
     )
 
 
-def _decoder(kind: type[Any]) -> Callable[[bytes], Any]:
-    return lambda data: decode(kind, data)
+def _timestamp(nanoseconds: int) -> Timestamp:
+    seconds, nanos = divmod(nanoseconds, _NS)
+    return Timestamp(seconds=seconds, nanos=nanos)
 
 
 def _guarded(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -135,10 +145,10 @@ def _guarded(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContex
 
 @contextlib.contextmanager
 def _caller(context: grpc.ServicerContext) -> Iterator[None]:
-    """Work for the client of a call for as long as it waits. Raises RefusalError if it has gone."""
+    """Work for the client of a call while it waits. Raises RefusalError if it has gone."""
     caller = Caller()
     if not context.add_callback(caller.leave):
-        caller.leave()  # while no thread was free for it
+        caller.leave()  # it went while no thread was free
     caller.check()
     with serving(caller):
         yield
@@ -162,7 +172,7 @@ def _abort(context: grpc.ServicerContext, exc: Exception) -> None:
 
 
 def _fitting(message: str) -> str:
-    """Return what of a message fits into a trailer, where a byte may take three."""
+    """Return the part of a message that fits into a trailer, where a byte can take three."""
     return message.encode(errors="replace")[:MAX_DETAILS].decode(errors="ignore")
 
 
@@ -187,15 +197,15 @@ def start_server(snapshotter: Snapshotter, address: Path) -> grpc.Server:
     """Serve the API on a Unix socket that only root can use.
 
     Raises:
-        NodeError: it cannot be listened on.
+        NodeError: listening fails.
     """
     server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
-    handler = grpc.method_handlers_generic_handler(api.SERVICE, Service(snapshotter).handlers())
+    handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter).handlers())
     server.add_generic_rpc_handlers((handler,))
     try:
         check_way(address.absolute())
         address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        address.unlink(missing_ok=True)  # of one before; the lock says that it is gone
+        address.unlink(missing_ok=True)  # of an earlier process, which is gone: we hold the lock
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(f"unix://{address.absolute()}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unpacks a layer that was answered lazily, since another image needs it as a layer.
+"""Unpacks a lazy layer that an ordinary image needs.
 
-An ordinary image may share lower layers with one that is used through an attached conversion. These
-are known then, and no client fetches them again. They are fetched here, and containerd itself
-unpacks them, so that they are what they would have been. Invariant: what was unpacked has the
-diff_id that the chain id asks for.
+An ordinary image can share lower layers with one that is used through an attached conversion. The
+snapshotter knows these layers, so no client fetches them again. This module fetches them, and
+containerd unpacks them as it unpacks any other. Invariant: an unpacked layer has the diff_id that
+its chain id asks for.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 
 from firstread.errors import ImageError, UnsupportedError
 from firstread.oci.model import Manifest, parse_manifest
-from firstread.oci.open import open_source
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.snapshotter.asked import IMAGE, LAYERS, MANIFEST, TARGET
-from firstread.snapshotter.contentapi import ContainerdClient, Target
+from firstread.snapshotter.contentapi import ContainerdClient
+from firstread.snapshotter.imagelookup import chain_ids
 from firstread.snapshotter.messages import Mount
-from firstread.snapshotter.named import chain_ids
 
 log = logging.getLogger("snapshotter")
 
 
 class Unpacker:
-    """Has the containerd at a socket unpack layers."""
+    """Makes the containerd at a socket unpack layers."""
 
     def __init__(self, address: Path) -> None:
         self._address = address
@@ -35,16 +35,16 @@ class Unpacker:
     def __call__(
         self, namespace: str, labels: Mapping[str, str], below: str, mounts: list[Mount]
     ) -> None:
-        """Unpack a layer into what `mounts` are.
+        """Unpack a layer into `mounts`.
 
         Args:
             namespace: of containerd.
-            labels: of the layer; which image it is of must be among them.
+            labels: of the layer; they must name its image.
             below: chain id of the layer below it; empty if there is none.
             mounts: of a writable snapshot.
 
         Raises:
-            FirstreadError: the registry or containerd refuses, or it is another layer.
+            FirstreadError: the registry or containerd refuses, or the layer is another one.
         """
         missing = [label for label in (IMAGE, MANIFEST, LAYERS, TARGET) if not labels.get(label)]
         if missing:
@@ -64,7 +64,6 @@ class Unpacker:
             with ContainerdClient(self._address, namespace) as client, client.leased():
                 with repository.open_blob(layer) as blob:
                     client.copy(layer.digest, layer.size, blob)
-                target = Target(layer.media_type, layer.digest, layer.size)
-                diff_id = client.apply(target, mounts)
+                diff_id = client.apply(layer, mounts)
         if chain_ids([below, diff_id] if below else [diff_id])[-1] != labels[TARGET]:
             raise ImageError(f"layer {digest} of {reference} is not the one that its config names")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole archive read at once, for tests that look at what came out of it."""
+"""Reads a whole archive at once, for tests of its entries."""
 
 from __future__ import annotations
 
 from firstread.convert.entry import TarEntry, TarLimits
 from firstread.convert.stream import Feed
-from firstread.convert.tar import read_tar
+from firstread.convert.tar import TarReader
 
 
 def read_archive(
@@ -15,14 +15,14 @@ def read_archive(
 
     Args:
         archive: uncompressed.
-        chunk_size: into how large pieces it is cut; the default fits no block.
+        chunk_size: of the pieces to cut it into; the default fits no block.
         limits: of the reader.
 
     Raises:
-        ImageError: as `read_tar`.
+        ImageError: as `TarReader`.
     """
     chunks = (archive[at : at + chunk_size] for at in range(0, len(archive), chunk_size))
-    reader = read_tar(Feed(chunks), limits)
+    reader = TarReader(Feed(chunks), limits)
     found = []
     for entry in reader:
         content = bytearray(entry.size)

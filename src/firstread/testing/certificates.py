@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for servers and clients of a test, signed by themselves. Needs ``openssl``."""
+"""Self-signed certificates for servers and clients of a test. Needs ``openssl``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def make_certificate(directory: Path, name: str = "server", *hosts: str) -> tupl
     """Make a certificate in `directory`; return it and its key.
 
     Args:
-        directory: is made, if it is not there.
+        directory: created if missing.
         name: of the files.
-        hosts: that it is for, besides 127.0.0.1.
+        hosts: of the certificate, besides 127.0.0.1.
     """
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / f"{name}.pem", directory / f"{name}.key"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the ``firstread`` command inside a test and returns all that its user would see."""
+"""Runs the ``firstread`` command inside a test, and returns everything that its user would see."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ran:
 
 
 def without_progress(stderr: str) -> str:
-    """Return what a command says, but for how far it is: a busy machine makes short work long."""
+    """Return the output of a command without its progress, which depends on the machine."""
     return re.sub(r"^after \d+ s: .*\n", "", stderr, flags=re.MULTILINE)
 
 
@@ -43,6 +43,6 @@ def firstread(*arguments: str | os.PathLike[str]) -> Ran:
 
 
 def program(*arguments: str | os.PathLike[str]) -> list[str]:
-    """Return the command line that runs ``firstread`` with `arguments` in a process of its own."""
+    """Return the command line that runs ``firstread`` with `arguments` in its own process."""
     start = "from firstread.cli.main import main; main()"
     return [sys.executable, "-c", start, *(os.fspath(argument) for argument in arguments)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A containerd with a snapshotter and a daemon of their own, and a client of its CRI socket.
+"""A containerd with its own snapshotter and daemon, and a client of its CRI socket.
 
-Owns the processes and all that they leave: shims, mounts, directories. Nothing of a containerd that
-the machine runs is touched.
+Owns the processes and all that they leave: shims, mounts, directories. A containerd of the machine
+itself stays untouched.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from firstread.run.overlay import unmount_below
 from firstread.snapshotter.asked import TARGET
-from firstread.snapshotter.configfile import Choice, added
 from firstread.snapshotter.contentapi import ContainerdClient
 from firstread.snapshotter.imagefs import home, link
-from firstread.snapshotter.named import chain_ids
-from firstread.snapshotter.wire import decode, encode
-from firstread.testing import cri
+from firstread.snapshotter.imagelookup import chain_ids
+from firstread.snapshotter.messages import encode
+from firstread.testing import cri_pb2 as cri
 from firstread.testing.command import Ran, firstread, program
+from firstread.testing.containerdconfig import ContainerdConfig
 from firstread.testing.daemon import Daemon, cpu_s
 from firstread.testing.manager import ServiceManager
 from firstread.testing.patience import PATIENCE_S
 
 HOST_NETWORK = 2  # NamespaceMode.NODE
+EXITED = 2  # ContainerState
+M = TypeVar("M", bound=Message)
 GC_ROOT = "containerd.io/gc.root"  # label of what stays, although nothing refers to it
 
 
@@ -64,20 +66,29 @@ class Containerd:
     ) -> None:
         self.scratch = scratch
         self.daemon = Daemon(scratch / "node", manager=manager)
-        self._snapshots = snapshotter
         self.socket = scratch / "c.sock"
         self.logs = scratch / "pods"
         self._address = scratch / "s.sock"
         self._options = options
         self._command = command
-        self._handler = handler
-        self._proxies = proxies or {}
         self._containerd: subprocess.Popen[bytes] | None = None
         self._snapshotter: subprocess.Popen[bytes] | None = None
         self._names = 0
         for directory in (scratch / "node", scratch / "root", self.logs):
             directory.mkdir(parents=True)
-        (scratch / "config.toml").write_text(self._config(pause))
+        measured = home(self.daemon.root)
+        config = ContainerdConfig(
+            scratch,
+            self.socket,
+            pause,
+            snapshotter,
+            self._address,
+            measured,
+            proxies or {},
+            handler,
+        ).text()
+        link(config, measured)
+        (scratch / "config.toml").write_text(config)
 
     def __enter__(self) -> Self:
         self.daemon.start()
@@ -91,7 +102,7 @@ class Containerd:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
-            for pod in self.call("ListPodSandbox", cri.Empty(), cri.Pods).items:
+            for pod in self.call("ListPodSandbox", cri.Empty(), cri.PodList).items:
                 self.remove_pod(pod.id)
         for process in (self._containerd, self._snapshotter):
             if process is not None and process.poll() is None:
@@ -121,7 +132,7 @@ class Containerd:
         self.wait(self._answers)
 
     def kill_containerd(self) -> None:
-        """Kill containerd as a crash would; containers go on."""
+        """Kill containerd as a crash would; containers keep running."""
         _kill(self._containerd)
 
     def kill_snapshotter(self) -> None:
@@ -147,7 +158,7 @@ class Containerd:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _shims(self) -> list[int]:
-        """Return the shims of this containerd, and nobody else's."""
+        """Return the shims of this containerd, and of no other."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -159,7 +170,7 @@ class Containerd:
 
     def _answers(self) -> bool:
         try:
-            status = self.call("Status", cri.Empty(), cri.Status).status
+            status = self.call("Status", cri.Empty(), cri.StatusResponse).status
         except grpc.RpcError:
             return False
         return any(item.type == "RuntimeReady" and item.ready for item in status.conditions)
@@ -172,9 +183,9 @@ class Containerd:
             time.sleep(0.05)
 
     def wait_collected(self, condition: Callable[[], object]) -> None:
-        """Wait for what containerd's garbage collector brings about.
+        """Wait for an effect of containerd's garbage collector.
 
-        What is deleted while it runs, it does not notice before the next deletion: a lease is one.
+        The collector misses what is deleted while it runs, until something else is: a lease, here.
         """
 
         def collected() -> object:
@@ -208,11 +219,9 @@ class Containerd:
         return firstread("pull", *where, image)
 
     def prepare_without_names(self, image: str, namespace: str = "k8s.io") -> list[str]:
-        """Prepare the layers of an image that is in the store, without saying which image it is.
+        """Prepare the layers of an image in the store without naming it; return the chain ids.
 
-        They stay, although nothing refers to them: clients label the config with the last one.
-
-        Returns the chain ids.
+        A label keeps them: nothing refers to them, as clients label the config only at the end.
         """
         with ContainerdClient(self.socket, namespace) as client:
             listed = self.ctr("images", "ls", f"name=={image}", namespace=namespace).stdout
@@ -228,7 +237,7 @@ class Containerd:
         return chains
 
     def snapshots(self, namespace: str = "k8s.io") -> list[str]:
-        """Return what containerd lists of the snapshotter."""
+        """Return the snapshots that containerd lists."""
         ran = self.ctr("snapshots", "--snapshotter", "firstread", "ls", namespace=namespace)
         return [line.split()[0] for line in ran.stdout.splitlines()[1:]]
 
@@ -251,18 +260,18 @@ class Containerd:
 
         Args:
             image: name.
-            timeout_s: for the whole of it.
-            pod: that it is pulled for.
-            runtime_handler: of the pod's RuntimeClass, if the kubelet says it.
+            timeout_s: for the whole pull.
+            pod: that needs it.
+            runtime_handler: of the pod's RuntimeClass; empty for none.
         """
-        spec = cri.ImageSpec(image, runtime_handler=runtime_handler)
-        request = cri.PullImage(spec) if pod is None else cri.PullImage(spec, pod)
-        answer: cri.PulledImage = self.call("PullImage", request, cri.PulledImage, timeout_s)
-        return answer.image_ref
+        spec = cri.ImageSpec(image=image, runtime_handler=runtime_handler)
+        request = cri.PullImageRequest(image=spec, sandbox_config=pod)
+        return self.call("PullImage", request, cri.PullImageResponse, timeout_s).image_ref
 
     def remove_image(self, image: str) -> None:
         """Remove an image."""
-        self.call("RemoveImage", cri.RemoveImage(cri.ImageSpec(image)), cri.Empty)
+        request = cri.RemoveImageRequest(image=cri.ImageSpec(image=image))
+        self.call("RemoveImage", request, cri.Empty)
 
     def pod_config(self, annotations: dict[str, str] | None = None) -> cri.PodConfig:
         """Return the configuration of a new sandbox in the host's network."""
@@ -270,10 +279,10 @@ class Containerd:
         name = f"pod-{self._names}"
         namespaces = cri.NamespaceOption(network=HOST_NETWORK)
         return cri.PodConfig(
-            metadata=cri.PodMetadata(name, f"uid-{name}", "default"),
+            metadata=cri.PodMetadata(name=name, uid=f"uid-{name}", namespace="default"),
             log_directory=str(self.logs),
-            annotations=annotations or {},
-            linux=cri.LinuxPod(security_context=cri.PodSecurity(namespaces)),
+            annotations=annotations,
+            linux=cri.LinuxPod(security_context=cri.PodSecurity(namespace_options=namespaces)),
         )
 
     def start_pod(
@@ -281,8 +290,8 @@ class Containerd:
     ) -> tuple[str, cri.PodConfig]:
         """Start a sandbox; return its id and its config."""
         config = config or self.pod_config()
-        answer = self.call("RunPodSandbox", cri.RunPod(config, runtime_handler), cri.PodId)
-        return answer.id, config
+        request = cri.RunPodRequest(config=config, runtime_handler=runtime_handler)
+        return self.call("RunPodSandbox", request, cri.PodId).id, config
 
     def start_container(
         self, pod: tuple[str, cri.PodConfig], image: str, *command: str
@@ -291,123 +300,53 @@ class Containerd:
         self._names += 1
         name = f"container-{self._names}"
         config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name),
-            image=cri.ImageSpec(image),
-            command=list(command),
+            metadata=cri.ContainerMetadata(name=name),
+            image=cri.ImageSpec(image=image),
+            command=command,
             log_path=f"{name}.log",
         )
-        request = cri.CreateContainer(pod[0], config, pod[1])
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=pod[0], config=config, sandbox_config=pod[1]
+        )
         container = self.call("CreateContainer", request, cri.ContainerId).id
-        self.call("StartContainer", cri.ContainerId(container), cri.Empty)
+        self.call("StartContainer", cri.ContainerId(id=container), cri.Empty)
         return container, self.logs / f"{name}.log"
 
     def run(self, image: str, *command: str) -> list[str]:
         """Run a container in a pod of its own to its end; return the lines that it prints."""
         pod = self.start_pod()
         container, log = self.start_container(pod, image, *command)
-        self.wait(lambda: self.state(container) == cri.EXITED)
+        self.wait(lambda: self.state(container) == EXITED)
         lines = [line.split(" ", 3)[3] for line in log.read_text().splitlines()]
         self.remove_pod(pod[0])
         return lines
 
     def exec(self, container: str, *command: str) -> str:
         """Run a command in a container; return its output."""
-        request = cri.ExecSync(container, list(command), int(PATIENCE_S))
-        answer: cri.Executed = self.call("ExecSync", request, cri.Executed)
+        request = cri.ExecSyncRequest(container_id=container, cmd=command, timeout=int(PATIENCE_S))
+        answer = self.call("ExecSync", request, cri.ExecSyncResponse)
         assert answer.exit_code == 0, answer
         return answer.stdout.decode()
 
     def state(self, container: str) -> int:
         """Return the state of a container."""
-        request = cri.ContainerId(container)
-        answer: cri.ContainerStatusAnswer = self.call(
-            "ContainerStatus", request, cri.ContainerStatusAnswer
-        )
-        return answer.status.state
+        request = cri.ContainerId(id=container)
+        return self.call("ContainerStatus", request, cri.ContainerStatusResponse).status.state
 
     def remove_pod(self, pod: str) -> None:
         """Stop and remove a sandbox and its containers."""
-        self.call("StopPodSandbox", cri.PodId(pod), cri.Empty)
-        self.call("RemovePodSandbox", cri.PodId(pod), cri.Empty)
+        self.call("StopPodSandbox", cri.PodId(id=pod), cri.Empty)
+        self.call("RemovePodSandbox", cri.PodId(id=pod), cri.Empty)
 
     def call(
-        self, method: str, request: Any, answer: type[Any], timeout_s: float = PATIENCE_S
-    ) -> Any:
+        self, method: str, request: Message, answer: type[M], timeout_s: float = PATIENCE_S
+    ) -> M:
         """Call a method of CRI. Raises `grpc.RpcError`."""
         service = "ImageService" if "Image" in method else "RuntimeService"
         with grpc.insecure_channel(f"unix://{self.socket}") as channel:
-            call = channel.unary_unary(
-                f"/runtime.v1.{service}/{method}", encode, lambda data: decode(answer, data)
-            )
-            return call(request, timeout=timeout_s)
-
-    def _config(self, pause: str) -> str:
-        text = json.dumps  # a string of JSON is one of TOML
-        is_2 = containerd_version()[0] >= 2
-        images = 'plugins."io.containerd.cri.v1.images"'
-        runtime = f'plugins."io.containerd.{"cri.v1.runtime" if is_2 else "grpc.v1.cri"}"'
-        chooses = images if is_2 else f"{runtime}.containerd"
-        # By default containerd collects for a fiftieth of its time, so that after a collection of
-        # a second on a busy machine what is deleted may stay for a minute.
-        config = f"""
-version = {3 if is_2 else 2}
-root = {text(str(self.scratch / "root"))}
-state = {text(str(self.scratch / "state"))}
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[grpc]
-  address = {text(str(self.socket))}
-[plugins."io.containerd.gc.v1.scheduler"]
-  pause_threshold = 0.5
-[{runtime}]
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  {"" if is_2 else f"sandbox_image = {text(pause)}"}
-  {"" if is_2 else "stats_collect_period = 1"}
-[{runtime}.cni]
-  conf_dir = {text(str(self.scratch / "cni"))}
-[{chooses}]
-  snapshotter = {text(self._snapshots)}
-  disable_snapshot_annotations = false
-  {"stats_collect_period = 1" if is_2 else ""}
-"""
-        if is_2:
-            config += f"[{images}.pinned_images]\n  sandbox = {text(pause)}\n"
-        for name, path in self._proxies.items():
-            config += f"""
-[proxy_plugins.{name}]
-  type = "snapshot"
-  address = {text(str(path))}
-  [proxy_plugins.{name}.exports]
-    enable_remote_snapshot_annotations = "true"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux"
-  snapshotter = "{name}"
-"""
-        if self._handler:
-            config += f"""
-[{runtime}.containerd.runtimes.{self._handler}]
-  runtime_type = "io.containerd.runc.v2"
-  snapshotter = "firstread"
-[{images}.runtime_platforms.{self._handler}]
-  snapshotter = "firstread"
-"""
-        measured = home(self.daemon.root)
-        link(config, measured)
-        return added(config, Choice(str(self._address), containerd2=is_2, root=str(measured)))
-
-
-def containerd_version() -> tuple[int, int]:
-    """Return the version of the containerd that is found first."""
-    done = subprocess.run(
-        ["containerd", "--version"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    found = re.search(r"\s(?:v)?(\d+)\.(\d+)\.\d+", done.stdout)
-    assert found is not None, done.stdout
-    return int(found[1]), int(found[2])
+            call = channel.unary_unary(f"/runtime.v1.{service}/{method}", encode, answer.FromString)
+            found: M = call(request, timeout=timeout_s)
+            return found
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small root file system, and a command that runs containers on it.
 
-Owns what tests of `firstread.run` need and an image is too much for: busybox in a directory, and
+For tests of `firstread.run` that need no image: busybox in a directory, and
 ``python -m firstread.testing.containers`` as a stand-in for ``firstread run``, whose terminal,
 signals and exit status can be tested only in a process of their own.
 """
@@ -23,7 +23,7 @@ import click
 
 from firstread.errors import FirstreadError
 from firstread.run.containers import Record
-from firstread.run.launch import run_container
+from firstread.run.lifecycle import run_container
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 from firstread.run.runtime import run_exit_code
 
@@ -58,7 +58,7 @@ def make_rootfs(directory: Path, busybox: str) -> Path:
     for path in (directory / "srv/empty", directory / "home/app"):
         os.chown(path, 1000, 1001)
     (directory / "srv/empty").chmod(0o750)
-    directory.chmod(0o755)  # temporary directories are not for the users inside
+    directory.chmod(0o755)  # the users inside need access to the temporary directory
     (directory / "bin/text").write_text("no program\n")
     (directory / "bin/text").chmod(0o644)
     (directory / "bin/foreign").write_bytes(b"\x7fELF of another machine")
@@ -72,7 +72,7 @@ class Node:
 
     Args:
         lower: root of the image.
-        state_dir: where containers are kept.
+        state_dir: of all containers.
         config: the ``config`` object of the image's configuration.
     """
 

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from firstread.control.client import Client
+from firstread.daemon.anchor import retire
 from firstread.device.erofsmount import unmount
 from firstread.errors import FirstreadError
-from firstread.node.anchor import retire
-from firstread.node.client import Client
-from firstread.node.mounts import mounted_erofs
+from firstread.mounts.table import mounted_erofs
 from firstread.testing.command import Ran, firstread, program
+from firstread.testing.devicebench import start_reader
 from firstread.testing.features import Expected
 from firstread.testing.manager import ServiceManager
 from firstread.testing.patience import PATIENCE_S
@@ -34,29 +35,6 @@ _OBSERVE = """
 import pickle, sys
 from firstread.testing.observe import observe
 pickle.dump(observe(sys.argv[1]), sys.stdout.buffer)
-"""
-
-_READ = """
-import ctypes, hashlib, mmap, os, sys
-path, offset, count, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-data = b""
-try:
-    fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if how == "direct" else 0))
-    if how == "mmap":
-        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)[offset:offset + count]
-    elif how == "sendfile":
-        source, sink = os.pipe()
-        while len(data) < count:
-            done = os.sendfile(sink, fd, offset + len(data), min(count - len(data), 65536))
-            data += os.read(source, done)
-    else:
-        if how == "random":
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        while len(data) < count and (part := os.pread(fd, count - len(data), offset + len(data))):
-            data += part
-    print(len(data), hashlib.sha256(data).hexdigest())
-except OSError as exc:
-    print("errno", exc.errno)
 """
 
 
@@ -237,17 +215,8 @@ class Daemon:
     def reading(
         self, path: Path, offset: int = 0, count: int = 4096, how: str = "read"
     ) -> subprocess.Popen[str]:
-        """Start a process that reads; it prints a `lazymount.summary`, or ``errno N``.
-
-        Args:
-            path: of the file.
-            offset: first byte.
-            count: bytes.
-            how: ``read``, ``random`` (without readahead), ``mmap``, ``sendfile`` or ``direct``.
-        """
-        code = [sys.executable, "-I", "-S", "-c", _READ]
-        command = [*code, str(path), str(offset), str(count), how]
-        self._readers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        """Start a process that reads, see `start_reader`; ``read`` goes on until all is there."""
+        self._readers.append(start_reader(path, offset, count, "pages" if how == "read" else how))
         return self._readers[-1]
 
     def run(self, verb: str, *arguments: str | os.PathLike[str]) -> Ran:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_deep(directory: Path, levels: int) -> None:
-    """Make so many directories in each other, which no path is long enough for."""
+    """Make so many nested directories that no path can name the last."""
     directory.mkdir()
     here = os.open(directory, os.O_PATH)
     for _ in range(levels):

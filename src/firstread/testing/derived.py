@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build makes FROM a converted image: its layers, and an ordinary one on top."""
+"""An image built FROM a converted one: its layers, and an ordinary one on top."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import json
 from msgspec.structs import replace
 
 from firstread.oci.model import OCI_CONFIG, OCI_MANIFEST, describe, encode
-from firstread.oci.open import open_destination, open_source
-from firstread.oci.options import AccessOptions
 from firstread.oci.reference import parse_reference
 from firstread.oci.resolve import resolve
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.images import File, Layer
 
 OPTIONS = AccessOptions()
@@ -24,7 +24,7 @@ def put_derived(base: str, to: str, *, annotations: bool = True) -> str:
     Args:
         base: reference.
         to: reference, with a tag.
-        annotations: whether the builder keeps those of manifest and layers.
+        annotations: the builder keeps those of manifest and layers.
     """
     layer = Layer([File("on-top", b"of the base\n")])
     reference = parse_reference(to)

@@ -26,10 +26,10 @@ _MAX_OCTAL_11 = 0o77777777777
 
 @dataclass(frozen=True)
 class Entry:
-    """What all entries have.
+    """The common fields of all entries.
 
     Args:
-        path: as it is to stand in the archive; text is encoded as UTF-8.
+        path: in the archive; text is encoded as UTF-8.
         mtime: whole seconds, rounded down.
         mtime_nsec: nanoseconds after `mtime`; PAX only.
         xattrs: PAX only, written as ``SCHILY.xattr.*``.

@@ -117,11 +117,11 @@ class FaultProxy:
 
     @property
     def injected(self) -> Counter[str]:
-        """How often each fault was taken."""
+        """The number of times that each fault occurred."""
         return Counter(self._script.injected)
 
     def refuse(self, seconds: float) -> None:
-        """Listen no more for some seconds; connections that stand are left alone."""
+        """Stop listening for some seconds; open connections stay."""
         with self._lock:
             if self._refusing is None or not self._refusing.is_alive():
                 self._refusing = threading.Thread(target=self._away, args=(seconds,), daemon=True)
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (HangUpError, OSError, http.client.HTTPException):
             self.close_connection = True
         if self._unread:
-            self.close_connection = True  # what is left would be taken for the next request
+            self.close_connection = True  # the rest would pass for the next request
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = _serve  # noqa: N815
 

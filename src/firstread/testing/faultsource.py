@@ -25,8 +25,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from firstread.errors import AuthError, NotFoundError, SourceError, TransportError
+from firstread.oci.blobstream import BlobStream, clamp
 from firstread.oci.model import Descriptor
-from firstread.oci.repository import BlobStream, ReadOnly, Repository, clamp
+from firstread.oci.repository import Repository
 
 GOOD: Final = "r"
 HANG_S: Final = 10.0  # after which a request that says nothing goes on by itself
@@ -39,7 +40,7 @@ _ERRORS: Final[dict[str, type[SourceError]]] = {
 _LETTERS: Final = frozenset("rbfh") | _ERRORS.keys()
 
 
-class FaultSource(ReadOnly):
+class FaultSource(Repository):
     """`inner`, with faults.
 
     Args:
@@ -131,7 +132,7 @@ class FaultSource(ReadOnly):
 
 
 class _Spoiled:
-    """A `firstread.oci.repository.Reader` of another stream, which it spoils."""
+    """A `firstread.oci.blobstream.Reader` of another stream, which it spoils."""
 
     def __init__(self, stream: BlobStream, length: int, letter: str) -> None:
         self._stream = stream

@@ -193,7 +193,7 @@ class HangUpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server is going to say.
+    """The answer of a server, in preparation.
 
     Args:
         status: HTTP status.
@@ -270,7 +270,7 @@ def send(handler: BaseHTTPRequestHandler, answer: Answer, fault: Fault | None = 
 
 
 def _write(handler: BaseHTTPRequestHandler, answer: Answer, fault: Fault | None) -> None:
-    """Send the body, as far and as fast as it is to come."""
+    """Send the body, as far and as fast as the fault says."""
     left = _bytes_until_hangup(answer, fault)
     slowly = fault is not None and fault.action == "trickle"
     body = _pieces(answer.body, fault.number()) if fault and slowly else answer.body

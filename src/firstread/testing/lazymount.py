@@ -1,180 +1,181 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small lazy mount for tests: one file per sector, every sector absent and marked.
 
-Owns a sector store, a fanotify group and an EROFS mount below a scratch directory, and the child
-processes that read. Serves only in `serve`, so that a test decides what is answered when.
-Invariant: the process that serves never reads through the mount; that could wait for itself.
+Owns a sector store, a fanotify group and an EROFS mount below a scratch directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import select
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
-from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.device.base import Read, sector_of
 from firstread.device.fanotify import Event, Group
+from firstread.device.fanotifydevice import FanotifyDevice
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
-from firstread.sectors.store import SectorStore
+from firstread.errors import NodeError
+from firstread.sectors.sectorstore import SectorStore
+from firstread.testing.devicebench import DeviceBench, output, summary
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import MiB
 
+__all__ = ["SECTOR_BYTES", "LazyMount", "output", "summary", "write_metadata"]
+
 SECTOR_BYTES = 1 * MiB
-
-_READER = """
-import hashlib, mmap, os, sys
-path, offset, count, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-data = b""
-try:
-    fd = os.open(path, os.O_RDONLY)
-    if how == "mmap":
-        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)[offset:offset + count]
-    elif how == "sendfile":
-        source, sink = os.pipe()
-        while len(data) < count:
-            done = os.sendfile(sink, fd, offset + len(data), min(count - len(data), 65536))
-            data += os.read(source, done)
-    else:
-        if how == "random":
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        data = os.pread(fd, count, offset)
-    print(len(data), hashlib.sha256(data).hexdigest())
-except OSError as exc:
-    print("errno", exc.errno)
-"""
+_GRACE_S = 0.5  # for reads that have passed a mark before it was there
 
 
-def summary(data: bytes) -> str:
-    """Return what a reader prints that got `data`."""
-    return f"{len(data)} {hashlib.sha256(data).hexdigest()}"
-
-
-class LazyMount:
-    """`sectors` files ``0``, ``1`` … of one sector each, mounted with nothing of them here.
+class LazyMount(DeviceBench):
+    """An image of files ``0``, ``1`` … of one sector each, or another one.
 
     Args:
         scratch: an empty directory on ext4, xfs or btrfs.
+        sectors: how many.
+        sector_bytes: size of each.
+        root: of another image, whose file data is in `data`.
+        data: the sectors of that.
     """
 
     def __init__(
-        self, scratch: Path, *, sectors: int = 4, sector_bytes: int = SECTOR_BYTES
+        self,
+        scratch: Path,
+        *,
+        sectors: int = 4,
+        sector_bytes: int = SECTOR_BYTES,
+        root: Node | None = None,
+        data: Sequence[bytes] | None = None,
     ) -> None:
+        super().__init__()
         random_bytes = random.Random(1).randbytes
-        self.data = [random_bytes(sector_bytes) for _ in range(sectors)]
+        self.data = list(data or (random_bytes(sector_bytes) for _ in range(sectors)))
         self.ids = [hashlib.sha256(data).digest() for data in self.data]
         self.mountpoint = scratch / "mnt"
         self.mountpoint.mkdir()
         self.metadata = scratch / "metadata"
-        write_metadata(self.metadata, self.ids, sector_bytes)
+        write_metadata(self.metadata, self.ids, sector_bytes, root)
         self.store = SectorStore(scratch / "store")
         self.store.ensure(self.ids)
         self.group = Group.open()
-        self.group.mark_names(self.store.fileno(), self.store.names(self.ids))
-        mount_erofs(self.metadata, [self.path(i) for i in range(sectors)], self.mountpoint)
-        self._readers: list[subprocess.Popen[str]] = []
+        self.device.attach(self.metadata, self.ids, self.mountpoint)
         self._buffer = memoryview(bytearray(4096))
 
     def close(self) -> None:
-        """Unmount, and end the readers that still wait."""
         self.group.close()
-        for reader in self._readers:
-            reader.kill()
-            reader.wait(timeout=PATIENCE_S)
-            assert reader.stdout is not None
-            reader.stdout.close()
-        unmount(self.mountpoint, lazy=True)
+        self.end_readers()
+        with contextlib.suppress(NodeError):  # a test has done it
+            self.device.detach(self.mountpoint, lazy=True)
         self.store.close()
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def group(self) -> Group:
+        """The group that the events go to; a test may put another one in its place."""
+        return self._group
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @group.setter
+    def group(self, group: Group) -> None:
+        self._group = group
+        self.device = FanotifyDevice(self.store, group)
 
-    def path(self, sector: int) -> Path:
-        """Return the sector file of slot `sector`."""
-        return self.store.path(self.ids[sector])
+    def path(self, slot: int) -> Path:
+        """Return the sector file of a slot."""
+        return self.store.path(self.ids[slot])
 
-    def sector_of(self, event: Event) -> int:
-        """Return the slot that an event is about."""
-        return self.ids.index(self.store.id_of(event.fd))
-
-    def read(
-        self, sector: int, offset: int = 0, count: int = 4096, how: str = "read"
-    ) -> subprocess.Popen[str]:
-        """Start a child that reads from file `sector`; `how`: read, random, mmap or sendfile."""
-        arguments = [str(self.mountpoint / str(sector)), str(offset), str(count), how]
-        command = [sys.executable, "-I", "-S", "-c", _READER, *arguments]
-        self._readers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return self._readers[-1]
+    # -- what the kernel asks ------------------------------------------------------------------
 
     def events(self, timeout: float = PATIENCE_S) -> list[Event]:
         """Return the events that come within `timeout` seconds, at the first that does."""
         select.select([self.group], [], [], timeout)
         return self.group.read(self._buffer)
 
-    def fill(self, event: Event, *, short: int = 0) -> None:
-        """Grow the sector file until it covers the event but for `short` bytes, and allow."""
-        sector = self.sector_of(event)
-        have, need = os.fstat(event.fd).st_size, event.offset + event.count - short
-        os.pwrite(event.fd, self.data[sector][have:need], have)
-        self.group.finish([event.fd])
+    def reads(self, timeout: float = PATIENCE_S) -> list[Read]:
+        found = []
+        for event in self.events(timeout):
+            sector_id = sector_of(os.readlink(b"/proc/self/fd/%d" % event.fd))
+            read = Read(event.fd, event.pid, event.offset, event.count, event.fd, sector_id)
+            found.append(read)
+        return found
 
-    def complete(self, event: Event) -> None:
-        """Fill the whole sector, unmark it, and allow."""
-        data = self.data[self.sector_of(event)]
-        have = os.fstat(event.fd).st_size
-        os.pwrite(event.fd, data[have:], have)
-        self.group.unmark(event.fd)
-        self.group.finish([event.fd])
+    def slot_of(self, read: Read) -> int:
+        return self.ids.index(read.sector_id)
 
-    def deny(self, event: Event) -> None:
-        """Let the read fail."""
-        self.group.finish([event.fd], allow=False)
+    def fill(self, read: Read, *, short: int = 0) -> None:
+        self._write(read, read.offset + read.length - short)
+        self._answer(read)
 
-    def serve(
-        self, reader: subprocess.Popen[str], answer: Callable[[Event], None]
-    ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Answer events until `reader` ends; return its output and (slot, offset, count) of each.
+    def complete(self, read: Read) -> None:
+        self._write(read, len(self.data[self.slot_of(read)]))
+        self.device.unwatch_file(read.sector_id, read.fd)
+        self._answer(read)
 
-        Raises:
-            TimeoutError: it has not ended in 10 seconds.
-        """
-        seen: list[tuple[int, int, int]] = []
-        deadline = time.monotonic() + PATIENCE_S
-        while reader.poll() is None:
-            if time.monotonic() > deadline:
-                reader.kill()
-                raise TimeoutError(f"the reader still waits after the events {seen}")
-            for event in self.events(timeout=0.01):
-                seen.append((self.sector_of(event), event.offset, event.count))
-                answer(event)
-        return output(reader), seen
+    def deny(self, read: Read) -> None:
+        self._answer(read, allow=False)
+
+    def _write(self, read: Read, until: int) -> None:
+        have = os.fstat(read.fd).st_size
+        os.pwrite(read.fd, self.data[self.slot_of(read)][have:until], have)
+
+    def _answer(self, read: Read, *, allow: bool = True) -> None:
+        self.device.answer(read.number, allow=allow)
+        os.close(read.fd)
+
+    # -- what becomes of sectors, and of those who serve ---------------------------------------
+
+    def empty(self, slot: int) -> None:
+        time.sleep(_GRACE_S)
+        os.close(os.open(self.path(slot), os.O_WRONLY | os.O_TRUNC))
+
+    def hand_over(self, read: Read) -> None:
+        self._in_child(lambda: self.fill(read))
+        os.close(read.fd)
+
+    def _in_child(self, act: Callable[[], None]) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                act()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+    def lose(self) -> None:
+        self.group.close()
+
+    def heal(self) -> None:
+        self.group = Group.open()
+        absent = [i for i, data in zip(self.ids, self.data, strict=True) if self._lacks(i, data)]
+        self.device.watch(absent)
+
+    def _lacks(self, sector_id: bytes, data: bytes) -> bool:
+        return self.store.size(sector_id) < len(data)
 
 
-def output(reader: subprocess.Popen[str]) -> str:
-    """Wait for a reader and return what it printed: a `summary`, ``errno N``, or nothing."""
-    return reader.communicate(timeout=PATIENCE_S)[0].strip()
+def write_metadata(
+    path: Path, ids: Sequence[bytes], sector_bytes: int, root: Node | None = None
+) -> None:
+    """Write metadata with a file ``0``, ``1`` … that is exactly the sector of that slot.
 
-
-def write_metadata(path: Path, ids: list[bytes], sector_bytes: int) -> None:
-    """Write metadata with a file ``0``, ``1`` … that is exactly the sector of that slot."""
-    root = directory()
-    for slot in range(len(ids)):
-        assert root.children is not None
-        root.children[str(slot).encode()] = Node(
-            0o100755,
-            size=sector_bytes,
-            chunk_size=sector_bytes,
-            chunks=[chunk_address(slot, 0)],
-        )
+    Args:
+        path: of the metadata.
+        ids: of the sectors.
+        sector_bytes: size of each.
+        root: of another tree, instead.
+    """
+    if root is None:
+        root = directory()
+        for slot in range(len(ids)):
+            assert root.children is not None
+            root.children[str(slot).encode()] = Node(
+                0o100755,
+                size=sector_bytes,
+                chunk_size=sector_bytes,
+                chunks=[chunk_address(slot, 0)],
+            )
     with path.open("wb") as out:
         write_erofs(out, root, [Device(tag, sector_bytes // 4096) for tag in ids])

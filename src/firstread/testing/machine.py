@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from firstread.control.client import Client
+from firstread.daemon.anchor import anchors
 from firstread.device.syscalls import MNT_DETACH, umount2
-from firstread.node.anchor import anchors
-from firstread.node.client import Client
 from firstread.run.overlay import mounts_below
 from firstread.testing.command import program
 from firstread.testing.patience import PATIENCE_S

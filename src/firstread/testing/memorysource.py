@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sector blob in memory, and a repository that gives ranges of it.
+"""Blobs in memory, such as one of made-up sectors, and a repository that gives ranges of them.
 
-Owns made-up sectors. No sockets, no files. Invariant: the same call gives the same sectors. Faults
-are put before it by `faultsource`.
+No sockets, no files. Invariant: the same call makes the same sectors. `faultsource` puts faults
+before it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import zstandard
 
-from firstread.errors import NotFoundError, TransportError
-from firstread.node.filling import Wanted
-from firstread.oci.model import Descriptor, describe
+from firstread.errors import DigestError, NotFoundError
+from firstread.oci.blobstream import BlobStream, clamp
+from firstread.oci.model import Descriptor, describe, missing_blob
 from firstread.oci.reference import parse_reference
-from firstread.oci.repository import BlobStream, ReadOnly, clamp
+from firstread.oci.repository import Repository, naming
 from firstread.sectors.format import SECTORS_MEDIA_TYPE, FrameTable, Geometry, SectorEntry
+from firstread.sectors.source import Wanted
 from firstread.units import KiB
 
 
@@ -73,39 +74,51 @@ def make_sectors(
     return Sectors(bytes(blob), [Wanted(row, descriptor, geometry) for row in rows], contents)
 
 
-class MemorySource(ReadOnly):
-    """A repository of one blob.
+class MemorySource(Repository):
+    """A repository whose blobs are a dict, open to damage. It has no manifests.
 
     Args:
-        sectors: what is in it.
+        sectors: whose blob is in it.
         bytes_per_s: of the link.
         name: of the repository.
+
+    Attributes:
+        blobs: by digest.
     """
 
     def __init__(
         self,
-        sectors: Sectors,
+        sectors: Sectors | None = None,
         *,
         bytes_per_s: float = math.inf,
         name: str = "memory.test/sectors",
     ) -> None:
         super().__init__(parse_reference(name))
         self.closed = False
-        self._blob = sectors.blob
+        self.blobs: dict[str, bytes] = {}
         self._bytes_per_s = bytes_per_s
+        if sectors is not None:
+            self.blobs[sectors.wanted[0].blob.digest] = sectors.blob
 
     def get_manifest(self, reference: str | None = None) -> tuple[Descriptor, bytes]:
         raise NotFoundError("a source of sectors has no manifests")
 
     def has_blob(self, blob: Descriptor) -> bool:
-        return True
+        return blob.digest in self.blobs
 
     def open_blob(
         self, blob: Descriptor, *, offset: int = 0, length: int | None = None
     ) -> BlobStream:
-        count = clamp(blob, offset, length)
-        reader = _Reader(self._blob[offset : offset + count], self._bytes_per_s)
-        return BlobStream(blob, reader, length=count, verify=False, image=str(self.reference))
+        with naming(self.reference):
+            count = clamp(blob, offset, length)
+            data = self.blobs.get(blob.digest)
+            if data is None:
+                raise missing_blob(blob)
+            if len(data) != blob.size:
+                raise DigestError(f"blob {blob.digest} has {len(data)} bytes, not {blob.size}")
+        reader = _Reader(data[offset : offset + count], self._bytes_per_s)
+        verify, image = count == blob.size, str(self.reference)
+        return BlobStream(blob, reader, length=count, verify=verify, image=image)
 
     def close(self) -> None:
         self.closed = True
@@ -118,8 +131,6 @@ class _Reader:
 
     def readinto(self, buffer: memoryview, /) -> int:
         count = min(len(buffer), len(self._data))
-        if not count:
-            raise TransportError("it hung up")
         time.sleep(count / self._bytes_per_s)
         buffer[:count], self._data = self._data[:count], self._data[count:]
         return count

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a directory tree is like, as far as a container could tell: seen through system calls.
+"""Observes a directory tree as a container could: through system calls.
 
-Owns the look at a real tree; `Expected` is what it is compared with, or another look. Invariant:
-two trees that give the same observation are the same to every program in a container, but for
-inode and device numbers, link counts of names outside the tree, and times other than mtime.
+Compare an observation with `Expected` entries, or with another observation. Invariant: two trees
+with the same observation are the same to every program in a container, except for inode and device
+numbers, link counts of names outside the tree, and times other than mtime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from firstread.testing.features import Expected
 
 
 def observe(top: str | os.PathLike[str]) -> dict[bytes, Expected]:
-    """Return what is at and below the directory `top`, by path without a slash at either end.
+    """Return the tree at the directory `top`, by path without a slash at either end.
 
     Reads every file, and follows no symbolic link.
     """
@@ -71,7 +71,7 @@ def _digest(full: bytes) -> str:
 
 
 def differences(expected: Mapping[bytes, Expected], seen: Mapping[bytes, Expected]) -> list[str]:
-    """Return a line for everything that is not the same in both observations."""
+    """Return a line for every difference between two observations."""
     lines = [f"{path!r} is missing" for path in sorted(expected.keys() - seen.keys())]
     lines += [f"{path!r} should not be there" for path in sorted(seen.keys() - expected.keys())]
     for path in sorted(expected.keys() & seen.keys()):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader that is never over before the test is: it reads a stretch each time that it is told to.
+"""A reader that a test paces: it reads one stretch at each command.
 
-Owns one process. A test that breaks something several times during a read says before each time
-that the reader goes on, so that neither a slow machine nor a quick one changes what is tested.
+Owns one process. A test that breaks something several times during a read lets the reader continue
+before each time, so that the speed of the machine does not change the test.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class PacedReader:
     """A context manager: a process that reads the files ``f0``, ``f1`` … of a `PlainImage`.
 
     Args:
-        place: where the image is mounted.
+        place: mount point of the image.
         count: number of files.
-        stretches: in how many parts.
+        stretches: number of parts.
         pause_s: seconds before each file; two threads take turns.
     """
 
@@ -58,15 +58,15 @@ class PacedReader:
 
     def go_on(self) -> None:
         """Let it read the next stretch."""
-        assert self._left, "there are as many stretches as reasons to go on"
+        assert self._left, "there are no more stretches"
         self._left -= 1
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
     def digests(self) -> list[str]:
-        """Return the SHA-256 of each file, when all are read."""
-        assert not self._left, "it has not been told to read all"
+        """Return the SHA-256 of each file, after the last stretch."""
+        assert not self._left, "some stretches are unread"
         text, _ = self._process.communicate(timeout=PATIENCE_S)
         assert self._process.returncode == 0, text
         return text.split()

@@ -12,15 +12,17 @@ import tempfile
 from collections import Counter
 from typing import BinaryIO
 
+from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.job import blob_descriptor
-from firstread.convert.pack import PackedLayer, pack_layer
-from firstread.convert.publish import publish
+from firstread.convert.pack import pack_layer
+from firstread.convert.publish import ReadyLayer, publish
 from firstread.convert.record import Parameters
 from firstread.errors import NotFoundError
-from firstread.oci.ingest import copy_blob
+from firstread.layouts.ingest import copy_blob
+from firstread.oci.blobstream import BlobStream, clamp
 from firstread.oci.model import OCI_MANIFEST, Descriptor, Manifest, describe, parse_manifest
 from firstread.oci.reference import parse_reference
-from firstread.oci.repository import BlobStream, Progress, Repository, clamp
+from firstread.oci.repository import Destination, Progress
 from firstread.oci.resolve import ResolvedImage, resolve
 from firstread.sectors.image import BlockImage, fetch_image
 from firstread.testing.images import Image, Layer
@@ -30,7 +32,7 @@ SMALL = Parameters(sector_size=64 * KiB, frame_size=16 * KiB)
 """Small sectors, so that small layers have many."""
 
 
-class MemoryRepository(Repository):
+class MemoryRepository(Destination):
     """A place whose blobs are a dict, open to damage.
 
     Args:
@@ -116,7 +118,7 @@ def converted(image: Image, parameters: Parameters = SMALL) -> tuple[MemoryRepos
     for layer, descriptor in zip(image.layers, resolved.manifest.layers, strict=True):
         packed, blob = pack(layer, parameters)
         place.put_blob(blob_descriptor(packed), io.BytesIO(blob))
-        layers.append((descriptor, layer.diff_id, packed))
+        layers.append(ReadyLayer(descriptor, layer.diff_id, packed))
     publish(place, resolved, layers, parameters, None)
     manifest = parse_manifest(place.get_manifest()[1])
     assert isinstance(manifest, Manifest)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a test waits for what has to happen.
+"""The time that a test waits for an event.
 
-Owns one number. It is no bound on speed: a machine that is busy with other work is not wrong, so
-only what would never have ended runs into it. Figures of speed are in benchmarks/.
+Owns one number. It does not bound speed: a busy machine is not an error, and only an endless wait
+exceeds it. Figures of speed are in benchmarks/.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstread.convert.convert import ConvertOptions, convert
+from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.record import Parameters
 from firstread.oci.reference import parse_reference
 from firstread.testing.entries import File
@@ -22,7 +22,7 @@ from firstread.units import KiB
 
 @dataclass(frozen=True)
 class PlainImage:
-    """What is in the image.
+    """The contents of a plain image.
 
     Args:
         contents: of the files ``f0``, ``f1`` …, each as long as a sector.
@@ -31,7 +31,7 @@ class PlainImage:
     contents: list[bytes]
 
     def summary(self, number: int, offset: int = 0, count: int = 4096) -> str:
-        """Return what a reader prints that has read this part of a file."""
+        """Return the output of a reader that has read this part of a file."""
         return summary(self.contents[number][offset : offset + count])
 
 
@@ -43,7 +43,7 @@ def put_plain_image(
     sector_bytes: int = 256 * KiB,
     frame_bytes: int = 16 * KiB,
 ) -> PlainImage:
-    """Convert a plain image to `destination`; return what is in it.
+    """Convert a plain image to `destination`; return its contents.
 
     Args:
         destination: reference.
@@ -61,7 +61,7 @@ def put_plain_image(
 def put_one_file(
     destination: str, size: int, *, seed: int = 1, sector_bytes: int, frame_bytes: int
 ) -> bytes:
-    """Convert an image of one file, ``big``, to `destination`; return what is in the file.
+    """Convert an image of one file, ``big``, to `destination`; return the file's content.
 
     Args:
         destination: reference.

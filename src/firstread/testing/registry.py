@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries to test against: a real one, and (from `scripted`) one that fails as it is told.
+"""Registries for tests: a real one, and (from `scripted`) one that fails by a script.
 
-Owns the real one's process, temporary storage and access log; nothing is left when its context
-ends. Both listen on loopback only, unless a test says otherwise.
+Owns the real one's process, temporary storage and access log, and removes them with its context.
+Both listen on loopback only, unless a test says otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["PASSWORD", "USERNAME", "Counts", "DockerRegistry", "ScriptedRegistry
 
 _PROGRAM: Final = "docker-registry"  # Debian's package of the same name
 
-# bcrypt, the only hash that docker-registry takes; of `PASSWORD`.
+# bcrypt of `PASSWORD`: docker-registry accepts no other hash.
 _HTPASSWD: Final = "tester:$2b$04$I0BrReE8uYnAbjCZRSOicuO5P4NRMQT1pAciEfTReye4SHFNd5la2\n"
 
 _LOG_LINE: Final = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
@@ -37,7 +37,7 @@ _LOG_LINE: Final = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a registry was asked for and what it sent.
+    """The requests to a registry, and the bytes that it sent.
 
     Args:
         requests: number, by ``"GET /v2/…"`` without the query.
@@ -60,10 +60,10 @@ class DockerRegistry:
     """Debian's docker-registry on a free port; a context manager.
 
     Args:
-        address: of the interface that it listens on.
-        login: ask for `USERNAME` and `PASSWORD` (basic authentication).
+        address: of the interface to listen on.
+        login: demand `USERNAME` and `PASSWORD` (basic authentication).
         readonly: refuse every write.
-        storage: directory of its data, kept; else a temporary one.
+        storage: directory of its data, which stays; None for a temporary one.
     """
 
     def __init__(

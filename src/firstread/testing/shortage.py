@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine in trouble: too few descriptors, a file that cannot be read, a disk with few inodes.
 
-Owns errors of a machine that pass, made real: nothing here is a stand-in. Invariant: what a context
-took away is there again when it ends.
+Causes real, temporary errors of a machine; nothing here is a stand-in. Invariant: the end of a
+context restores what the context took away.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import MiB
 
-_UNREADABLE = "/proc/self/mem"  # its first bytes are EIO, of any process
+_UNREADABLE = "/proc/self/mem"  # reading its first bytes gives EIO in any process
 
 
 @contextlib.contextmanager
 def few_descriptors(pid: int, spare: int = 0) -> Iterator[None]:
-    """Let a process open no more than `spare` further files; others get EMFILE."""
+    """Let a process open only `spare` more files; then it gets EMFILE."""
     _, hard = before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     fds = Path(f"/proc/{pid}/fd")
-    names = os.listdir(fds)  # of this process, with the one that reads them
+    names = os.listdir(fds)  # for this process, including the one that lists them
     used = {int(name) for name in names if os.path.lexists(fds / name)}
     limit = next(islice((fd for fd in count() if fd not in used), spare, None))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
@@ -38,7 +38,7 @@ def few_descriptors(pid: int, spare: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Have a file answer every read with EIO, as a disk does that has trouble."""
+    """Make a file answer every read with EIO, like a failing disk."""
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
     path.symlink_to(_UNREADABLE)

@@ -9,15 +9,20 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from firstread.device import syscalls
 from firstread.device.erofsmount import unmount
-from firstread.snapshotter import messages as api
-from firstread.snapshotter.wire import decode, encode
+from firstread.snapshotter import containerd_pb2 as api
+from firstread.snapshotter.messages import SERVICE, encode
 from firstread.testing.patience import PATIENCE_S
+
+M = TypeVar("M", bound=Message)
 
 
 class SnapshotsClient:
@@ -36,58 +41,49 @@ class SnapshotsClient:
     def prepare(
         self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
     ) -> list[api.Mount]:
-        request = api.PrepareRequest("", key, parent, dict(labels or {}))
+        request = api.PrepareRequest(key=key, parent=parent, labels=labels)
         return self._mounts("Prepare", request)
 
     def view(self, key: str, parent: str = "") -> list[api.Mount]:
-        return self._mounts("View", api.PrepareRequest("", key, parent))
+        return self._mounts("View", api.PrepareRequest(key=key, parent=parent))
 
     def mounts(self, key: str) -> list[api.Mount]:
-        return self._mounts("Mounts", api.KeyRequest("", key))
+        return self._mounts("Mounts", api.KeyRequest(key=key))
 
     def commit(
         self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = ""
     ) -> None:
-        request = api.CommitRequest("", name, key, dict(labels or {}), parent)
-        self._call("Commit", request, api.Empty)
+        request = api.CommitRequest(name=name, key=key, labels=labels, parent=parent)
+        self._call("Commit", request, Empty)
 
     def remove(self, key: str) -> None:
-        self._call("Remove", api.KeyRequest("", key), api.Empty)
+        self._call("Remove", api.KeyRequest(key=key), Empty)
 
     def stat(self, key: str) -> api.Info:
-        return self._info("Stat", api.KeyRequest("", key))
+        return self._call("Stat", api.KeyRequest(key=key), api.InfoResponse).info
 
     def update(self, info: api.Info, *paths: str) -> api.Info:
-        return self._info("Update", api.UpdateRequest("", info, api.FieldMask(list(paths))))
+        request = api.UpdateRequest(info=info, update_mask=FieldMask(paths=paths))
+        return self._call("Update", request, api.InfoResponse).info
 
     def usage(self, key: str) -> api.UsageResponse:
-        answer: api.UsageResponse = self._call("Usage", api.KeyRequest("", key), api.UsageResponse)
-        return answer
+        return self._call("Usage", api.KeyRequest(key=key), api.UsageResponse)
 
     def cleanup(self) -> None:
-        self._call("Cleanup", api.CleanupRequest(), api.Empty)
+        self._call("Cleanup", api.CleanupRequest(), Empty)
 
     def walk(self, *filters: str) -> list[api.Info]:
-        method = self._channel.unary_stream(
-            f"/{api.SERVICE}/List", encode, lambda data: decode(api.ListResponse, data)
-        )
-        answers = method(api.ListRequest("", [*filters]), timeout=PATIENCE_S)
+        method = self._channel.unary_stream(f"/{SERVICE}/List", encode, api.ListResponse.FromString)
+        answers = method(api.ListRequest(filters=filters), timeout=PATIENCE_S)
         return [info for answer in answers for info in answer.info]
 
-    def _mounts(self, method: str, request: Any) -> list[api.Mount]:
-        answer: api.MountsResponse = self._call(method, request, api.MountsResponse)
-        return answer.mounts
+    def _mounts(self, method: str, request: Message) -> list[api.Mount]:
+        return list(self._call(method, request, api.MountsResponse).mounts)
 
-    def _info(self, method: str, request: Any) -> api.Info:
-        answer: api.InfoResponse = self._call(method, request, api.InfoResponse)
-        assert answer.info is not None
-        return answer.info
-
-    def _call(self, method: str, request: Any, answer: type[Any]) -> Any:
-        call = self._channel.unary_unary(
-            f"/{api.SERVICE}/{method}", encode, lambda data: decode(answer, data)
-        )
-        return call(request, timeout=PATIENCE_S)
+    def _call(self, method: str, request: Message, answer: type[M]) -> M:
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}", encode, answer.FromString)
+        found: M = call(request, timeout=PATIENCE_S)
+        return found
 
 
 @contextlib.contextmanager

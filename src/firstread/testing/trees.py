@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File trees with data, for tests of whatever writes, reads or mounts an EROFS image.
+"""File trees with data, for tests that write, read or mount an EROFS image.
 
-Owns sample trees and what there is to compare in two trees. Does no I/O. Invariant: the same call
-gives the same tree and the same sectors, byte for byte.
+Owns sample trees and the comparison of trees; does no I/O. Invariant: the same call gives the same
+tree and the same sectors, byte for byte.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from firstread.erofs.tree import (
 from firstread.units import GiB, KiB, MiB
 
 BLOCK = 4 * KiB
-_SLACK = b"\xee"  # what no file owns; a reader that looks there shows it
+_SLACK = b"\xee"  # bytes of no file, to expose a reader that looks there
 
 
 @dataclass(slots=True)
@@ -53,13 +53,13 @@ class SectorData:
         return chunk_address(len(self.sectors) - 1, offset // BLOCK)
 
     def file(self, data: bytes, chunk_size: int = BLOCK, mode: int = 0o644) -> Node:
-        """Return a file with `data`; a chunk of it that is all zeros becomes a hole."""
+        """Return a file with `data`; a chunk of zeros becomes a hole."""
         parts = [data[start : start + chunk_size] for start in range(0, len(data), chunk_size)]
         chunks = [self.add(part) if any(part) else HOLE for part in parts]
         return Node(stat.S_IFREG | mode, size=len(data), chunk_size=chunk_size, chunks=chunks)
 
     def read(self, node: Node, chunk: int) -> bytes:
-        """Return what chunk number `chunk` of the file `node` has to read as, 1 MiB at most."""
+        """Return the expected content of chunk `chunk` of the file `node`, 1 MiB at most."""
         size = min(node.chunk_size, node.size - chunk * node.chunk_size, MiB)
         if node.chunks[chunk] == HOLE:
             return bytes(size)

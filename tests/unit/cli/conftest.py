@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test of the command runs in a directory of its own and must leave it tidy."""
+"""Every test of the command runs in its own directory and must leave it tidy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Work in an empty directory, with no cache, no credentials and nothing left in TMPDIR."""
+    """Work in an empty directory, without cache or credentials, and leave nothing in TMPDIR."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     work = tmp_path / "work"
@@ -23,7 +23,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("HOME", str(tmp_path))
     # A busy machine makes a short conversion long.
-    monkeypatch.setattr("firstread.cli.progress.INTERVAL_S", 3600.0)
+    monkeypatch.setattr("firstread.cli.progressdisplay.INTERVAL_S", 3600.0)
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "FIRSTREAD_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     yield work

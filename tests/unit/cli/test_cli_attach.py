@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``convert --attach``: one name for an original and what was made of it."""
+"""``convert --attach``: one name for an original and its conversion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = ("--sector-size=64KiB", "--frame-size=16KiB")
 
 @pytest.fixture(params=["layout", "api", "tag"])
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An ordinary image, wherever it is."""
+    """An ordinary image, in each kind of place."""
     if request.param == "layout":
         write_layout(IMAGE, "in", "1")
         yield "oci:in:1"
@@ -99,9 +99,7 @@ def test_attaching_again_sends_nothing(name: str) -> None:
     assert {layer["how"] for layer in second["layers"]} == {"known"}
 
 
-def test_whoever_attaches_gets_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attaching_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
     for number, api in enumerate((True, False)):
         monkeypatch.setenv("FIRSTREAD_CACHE", str(tmp_path / f"cache{number}"))
@@ -114,7 +112,7 @@ def test_whoever_attaches_gets_the_same_bytes(
 
 
 def test_a_second_machine_reads_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows the layers from what is attached."""
+    """It knows the layers from the attached conversion."""
     with ScriptedRegistry(referrers=True) as registry:
         push(registry, "1")
         name = f"{registry.host}/app:1"
@@ -141,7 +139,7 @@ def test_the_original_is_not_touched() -> None:
 
 
 def test_a_layout_keeps_its_only_image() -> None:
-    """What opens a layout without a tag still finds the original, and what belongs to it."""
+    """Opening the layout without a tag still finds the original, and its conversion."""
     write_layout(IMAGE, "in", "1")
     done = attach("oci:in")["images"][0]
     assert inspected("oci:in").json["digest"] == done["digest"]
@@ -157,7 +155,7 @@ def test_dest_is_another_name_for_it(name: str) -> None:
     assert inspected(name).json["digest"] == done["digest"]
 
 
-def test_another_conversion_is_said_to_be_chosen(name: str) -> None:
+def test_convert_says_that_nodes_choose_another_conversion(name: str) -> None:
     one, two = (attach(name, f"--level={level}") for level in (1, 9))
     digests = sorted(done["images"][0]["digest"] for done in (one, two))
     assert len(set(digests)) == 2
@@ -203,7 +201,7 @@ def test_one_platform_of_an_index() -> None:
     assert inspected("oci:in:1").code == 3  # nothing for this machine
 
 
-def test_an_index_of_nothing_to_convert() -> None:
+def test_an_index_without_convertible_images() -> None:
     write_index({"windows/amd64": WINDOWS, "windows/arm64": WINDOWS}, "in", "1")
     write_index(
         {"windows/amd64": WINDOWS, "darwin/arm64": Image(WINDOWS.layers, {}, "darwin/arm64")},
@@ -218,7 +216,7 @@ def test_an_index_of_nothing_to_convert() -> None:
     )
 
 
-# -- what cannot be done ---------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[list[str], int, str, str]] = {
     "an archive": (
@@ -262,7 +260,7 @@ WRONG: dict[str, tuple[list[str], int, str, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_attached(case: str) -> None:
+def test_refusals_to_attach(case: str) -> None:
     arguments, code, message, hint = WRONG[case]
     write_layout(IMAGE, "in", "1")
     write_index({HERE: IMAGE, FOREIGN: FOREIGN_IMAGE}, "in", "both")
@@ -273,8 +271,8 @@ def test_what_cannot_be_attached(case: str) -> None:
     assert (ran.code, ran.stdout) == (code, "")
 
 
-def test_a_registry_that_takes_it_and_lists_nothing() -> None:
-    """It claims to keep the list itself, and then has none."""
+def test_a_registry_that_accepts_it_and_lists_nothing() -> None:
+    """It claims to keep the list itself, but has none."""
     with ScriptedRegistry(referrers=True) as registry:
         push(registry, "1")
         registry.script("GET /referrers/ status 404 x9")

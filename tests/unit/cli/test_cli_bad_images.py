@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that cannot be converted: what the user reads, and what is left behind."""
+"""Images that cannot be converted: the user's message, and the leftovers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CURRENT_TOOL = "build or push it again with a current tool, such as docker build
 
 GOOD = Layer([File("good", b"good")])
 ITEMS = [Dir("d/"), File("d/a", content("a", 20_000)), File("d/b", content("b", 3000))]
-BAD = Layer(ITEMS)  # what the cases spoil
+BAD = Layer(ITEMS)  # spoilt by the cases
 TAR, GZIP, ZSTD = BAD.tar, BAD.blob, Layer(ITEMS, "zstd").blob
 
 
@@ -56,7 +56,7 @@ def layer(data: bytes, compression: Compression = "gzip", tar: bytes = TAR) -> C
 
 
 def archive(tar: bytes) -> Callable[[], None]:
-    """Make an image of a good layer and one that is well compressed and holds `tar`."""
+    """Make an image of a good layer and a correctly compressed one with `tar`."""
     return lambda: _write(Layer(tar))
 
 
@@ -77,7 +77,7 @@ def manifest() -> Any:
 
 
 def replaced(digest: Callable[[], str], data: bytes | None) -> Callable[[], None]:
-    """Make a good image whose blob `digest` then has other bytes, or none."""
+    """Make a good image, then change or remove its blob `digest`."""
 
     def make() -> None:
         _write(BAD)
@@ -90,7 +90,7 @@ def replaced(digest: Callable[[], str], data: bytes | None) -> Callable[[], None
 
 
 def edited(edit: Callable[[Any], object]) -> Callable[[], None]:
-    """Make a good image whose manifest `edit` then changes."""
+    """Make a good image, then change its manifest with `edit`."""
 
     def make() -> None:
         _write(BAD)
@@ -111,12 +111,12 @@ def media_type(kind: str) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Case:
-    """A bad image and what is said of it.
+    """A bad image and its message.
 
     Args:
         make: writes it as ``oci:in:latest``; the last of its layers is the bad one.
         message: ``{layer}``, ``{config}`` and ``{manifest}`` stand for digests.
-        layer: whether the message is of the last layer.
+        layer: whether the message names the last layer.
     """
 
     make: Callable[[], object]
@@ -310,7 +310,7 @@ def test_a_bad_image_gives_one_clear_message(case: Case) -> None:
 
 
 def digests() -> dict[str, str]:
-    """Return the digests that messages may name, as far as there are such documents."""
+    """Return the digests that messages may name, as far as these documents exist."""
     names = dict.fromkeys(("manifest", "config", "layer"), "")
     with suppress(OSError, ValueError, LookupError):
         names["manifest"] = manifest_entry()["digest"]

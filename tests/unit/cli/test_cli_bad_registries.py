@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries that refuse or break off: what the user reads, and what is left behind."""
+"""Registries that refuse or break off: the user's message, and the leftovers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LATER = "it may work later: try again"
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what is said of it.
+    """A fault, and its message.
 
     Args:
         script: as `ScriptedRegistry` reads it; `LAYER` is the second layer.
-        message: ``{host}`` stands for the registry, ``{blob}`` for the blob that is sent.
-        layer: the second layer is named before the message or in it.
+        message: ``{host}`` stands for the registry, ``{blob}`` for the uploaded blob.
+        layer: the message, or its prefix, names the second layer.
     """
 
     script: str
@@ -44,7 +44,7 @@ class Case:
 
 
 def refusals(request: str, what: str, *, layer: bool = False) -> dict[str, Case]:
-    """Return the cases of all that a registry may answer to `request`."""
+    """Return cases for all answers of a registry to `request`."""
     answers = (
         (401, "Unauthorized", "AuthError", WRONG_LOGIN),
         (403, "Forbidden", "AuthError", NOT_ALLOWED),
@@ -139,7 +139,7 @@ def serve(script: str = "", *, auth: str = "") -> ScriptedRegistry:
 
 
 def check(case: Case, image: str, names: dict[str, str], *arguments: str) -> None:
-    """Run the command twice and check all that it prints."""
+    """Run the command twice and check its whole output."""
     message = case.message.format_map(names)
     layer = LAYER if case.layer else None
     prefix = f"layer {LAYER}: " if case.layer and LAYER not in message else ""
@@ -182,7 +182,7 @@ def test_a_destination_that_fails(case: Case) -> None:
 
 
 def test_short_failures_are_survived() -> None:
-    """Reading goes on where it broke off, and so does sending."""
+    """Downloads and uploads resume where they broke off."""
     script = f"""
         GET   /manifests/     status 429 Retry-After=0
         GET   /blobs/{LAYER}  hangup 1000
@@ -214,7 +214,7 @@ def test_a_registry_that_wants_a_login() -> None:
 LOGGED_IN = "dGVzdGVyOm9wZW4gc2VzYW1l"  # base64 of the tester's name and password
 
 
-def test_a_registry_that_is_not_there() -> None:
+def test_an_unreachable_registry() -> None:
     with serve() as registry:
         host = registry.host
     ran = firstread("convert", f"{host}/app", "oci:out:1", "--retries", "0")

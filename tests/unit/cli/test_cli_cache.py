@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread cache`` on a node without a daemon, as its user sees it."""
+"""``firstread cache`` on a node without a daemon, from its user's view."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.sectors.store import SectorStore
+from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.command import firstread
 
 HELP = "see 'firstread {} --help'"
@@ -57,8 +57,8 @@ def test_an_empty_store(tmp_path: Path) -> None:
     assert document["damaged"] == document["images"] == []
 
 
-def test_a_store_that_a_daemon_has_is_left_to_it(tmp_path: Path) -> None:
-    """One that does not answer, or has another run directory."""
+def test_a_store_in_use_is_left_to_its_daemon(tmp_path: Path) -> None:
+    """The daemon does not answer, or has another run directory."""
     with SectorStore(tmp_path / "root", filesystems=None) as store:
         store.claim()
         ran = firstread("cache", "prune", "--root", str(tmp_path / "root"), "--run-dir", "run")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that were built FROM a converted one: each command says so, and what to do."""
+"""Images built FROM a converted one: each command says so, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHAT = (
 
 @pytest.fixture(params=[True, False], ids=["annotated", "bare"])
 def hint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Put such an image at ``oci:derived:latest``; return what has to be done."""
+    """Put such an image at ``oci:derived:latest``; return the remedy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIRSTREAD_CACHE", str(tmp_path / "cache"))
     original = write_layout(Image([Layer([File("a", b"a" * 5000)])]), "in")
@@ -42,7 +42,7 @@ def hint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     ],
     ids=" ".join,
 )
-def test_a_command_says_what_it_is(hint: str, command: tuple[str, ...]) -> None:
+def test_a_command_names_a_derived_image(hint: str, command: tuple[str, ...]) -> None:
     ran = firstread(*command)
     assert ran.stderr == f"firstread: oci:derived:latest: {WHAT}\n  {hint}\n"
     assert (ran.code, ran.stdout) == (3, "")

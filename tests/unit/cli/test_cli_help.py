@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the help of a verb costs: its options, and nothing of what it does."""
+"""The help of a verb imports its options, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firstread.cli.main import run
 code = run(sys.argv[1:])
 print(json.dumps([code, sorted(name for name in sys.modules)]))
 """
-# Each takes longer to import than all that `--help` needs.
+# Each takes longer to import than everything that `--help` needs.
 DEAR = {"urllib3", "msgspec", "grpc", "prometheus_client", "asyncio", "ssl", "zstandard"}
 
 
@@ -32,7 +32,7 @@ def loaded(*arguments: str) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_imports_nothing_dear(verb: str) -> None:
+def test_the_help_of_a_verb_imports_nothing_expensive(verb: str) -> None:
     text, names = loaded(verb, "--help")
     assert text.startswith("Usage:")
     assert not names & DEAR

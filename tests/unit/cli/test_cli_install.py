@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``firstread install containerd`` and ``uninstall``: which files change, and what is said."""
+"""``firstread install containerd`` and ``uninstall``: changed files, and output."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CONFIG = (
     "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = 'x' # y\n"
 )
 HOME = "/var/lib/firstread/snapshotter"
-RESTART = "  restart containerd to make it so: systemctl restart containerd\n"
+RESTART = "  restart containerd to apply it: systemctl restart containerd\n"
 
 
 @pytest.fixture(autouse=True)
 def _no_containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the real one says is tested elsewhere."""
+    """Other tests ask the real one."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(imagefs, "ROOT", "/nonexistent")
 
@@ -54,24 +54,24 @@ def test_there_and_back() -> None:
     assert install("--default") == (
         f"c.toml: proxy plugin firstread at {SOCKET}\n"
         "  the CRI plugin uses it for every image\n"
-        "  c.toml.before-firstread has the file as it was\n" + RESTART
+        "  c.toml.before-firstread is a copy of the old file\n" + RESTART
     )
     new = added(CONFIG, Choice(SOCKET, default=True, root=HOME))
     assert files() == {"c.toml": new, "c.toml.before-firstread": CONFIG}
     assert Path("c.toml").stat().st_mode & 0o777 == 0o640
     assert install("--default") == "c.toml: containerd knows the snapshotter already\n"
-    assert uninstall() == "c.toml: as it was before\n" + RESTART
+    assert uninstall() == "c.toml: restored\n" + RESTART
     assert files() == {"c.toml": CONFIG}
     assert Path("c.toml").stat().st_mode & 0o777 == 0o640
-    assert uninstall() == "c.toml: there is nothing of firstread in it\n"
+    assert uninstall() == "c.toml: has no block of firstread\n"
 
 
-def test_what_the_kubelet_measures_is_there() -> None:
+def test_the_path_that_the_kubelet_measures_exists() -> None:
     Path("root").mkdir()
     place = Path("root/io.containerd.snapshotter.v1.firstread").absolute()
     config = f'version = 2\nroot = "{place.parent}"\n'
     Path("c.toml").write_text(config)
-    for _ in range(2):  # somebody removes it: the next one makes it again
+    for _ in range(2):  # somebody removes it: the next run makes it again
         said = install("--root", "/a/store")
         assert place.readlink() == Path("/a/store/snapshotter")
         exports = tomllib.loads(Path("c.toml").read_text())["proxy_plugins"]["firstread"]["exports"]
@@ -90,7 +90,7 @@ def test_what_the_kubelet_measures_is_there() -> None:
     place.mkdir()
     install()
     assert place.is_dir()
-    assert not place.is_symlink()  # it may be somebody's
+    assert not place.is_symlink()  # it may belong to somebody
     uninstall()
     assert place.is_dir()
 
@@ -104,12 +104,12 @@ def test_choices_stand_in_one_line() -> None:
     )
 
 
-def test_the_default_is_taken_back_in_so_many_words() -> None:
+def test_uninstall_says_that_it_restores_the_default() -> None:
     Path("c.toml").write_text(CONFIG)
     install("--default")
     assert install() == (
         f"c.toml: proxy plugin firstread at {SOCKET}\n"
-        "  the CRI plugin uses it for every image no more: that takes --default\n" + RESTART
+        "  the CRI plugin no longer uses it for every image: that takes --default\n" + RESTART
     )
     assert Path("c.toml").read_text() == added(CONFIG, Choice(SOCKET, root=HOME))
 
@@ -145,14 +145,14 @@ def test_a_dry_run_prints_a_difference() -> None:
     assert files() == before
 
 
-def test_a_file_that_is_not_there_comes_and_goes() -> None:
+def test_a_missing_file_is_created_and_removed() -> None:
     assert install() == f"c.toml: proxy plugin firstread at {SOCKET}\n" + RESTART
     assert files() == {"c.toml": added("version = 2\n", Choice(SOCKET, root=HOME))}
-    assert uninstall() == "c.toml: removed, since there was nothing else in it\n" + RESTART
+    assert uninstall() == "c.toml: removed, since it had no other content\n" + RESTART
     assert files() == {}
 
 
-def test_what_others_changed_stays_and_so_does_the_copy() -> None:
+def test_changes_by_others_stay_and_so_does_the_copy() -> None:
     Path("c.toml").write_text(CONFIG)
     install()
     with Path("c.toml").open("a") as file:
@@ -163,15 +163,15 @@ def test_what_others_changed_stays_and_so_does_the_copy() -> None:
 
 
 def test_a_copy_that_stayed_is_replaced() -> None:
-    """It is said to be the file as it was."""
+    """The output promises the file as it was."""
     Path("c.toml").write_text(CONFIG)
     install()
     with Path("c.toml").open("a") as file:
         file.write("[metrics]\n")
     uninstall()
-    assert "c.toml.before-firstread has the file as it was\n" in install()
+    assert "c.toml.before-firstread is a copy of the old file\n" in install()
     assert files()["c.toml.before-firstread"] == CONFIG + "[metrics]\n"
-    assert uninstall() == "c.toml: as it was before\n" + RESTART
+    assert uninstall() == "c.toml: restored\n" + RESTART
     assert files() == {"c.toml": CONFIG + "[metrics]\n"}
 
 
@@ -186,7 +186,7 @@ def test_a_symbolic_link_stays_one() -> None:
         "real/c.toml": added(CONFIG, Choice(SOCKET, default=True, root=HOME)),
         "c.toml.before-firstread": CONFIG,
     }
-    assert uninstall() == "c.toml: as it was before\n" + RESTART
+    assert uninstall() == "c.toml: restored\n" + RESTART
     assert files() == {"c.toml": CONFIG, "real/c.toml": CONFIG}
     assert Path("c.toml").is_symlink()
 
@@ -235,7 +235,7 @@ TWO = IMPORTS.replace("3", "2")
 @pytest.mark.parametrize("name", ["conf.d/10-other.toml", "conf.d/zz.toml", "more/a.toml"])
 @pytest.mark.parametrize("drop_in", [(), ("--drop-in",)], ids=["main", "drop-in"])
 def test_a_section_that_is_imported(name: str, drop_in: tuple[str, ...]) -> None:
-    """One of both would be lost, which one depends on the names."""
+    """containerd would lose one of both, depending on the names."""
     Path("c.toml").write_text(TWO)
     Path("conf.d").mkdir()
     Path("conf.d/50.toml").write_text("imports = ['../more/*.toml', '../c.toml']\n")
@@ -252,7 +252,7 @@ def test_a_section_that_is_imported(name: str, drop_in: tuple[str, ...]) -> None
     )
     assert (ran.code, ran.stdout) == (2, "")
     assert files() == before
-    install(*drop_in)  # proxy plugins are sections of their own
+    install(*drop_in)  # proxy plugins are separate sections
 
 
 def test_sections_of_other_plugins_that_are_imported() -> None:
@@ -263,7 +263,7 @@ def test_sections_of_other_plugins_that_are_imported() -> None:
         "[plugins.'io.containerd.grpc.v1.cri']\nstream_server_port = '1'\n"
     )
     install("--default")
-    assert uninstall().startswith("c.toml: as it was")
+    assert uninstall().startswith("c.toml: restored")
 
 
 def test_an_imported_file_that_is_damaged() -> None:
@@ -279,7 +279,7 @@ def test_an_imported_file_that_is_damaged() -> None:
         assert Path("c.toml").read_text() == IMPORTS
 
 
-# -- what is refused -------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 REFUSED = {
     "not TOML": (
@@ -292,7 +292,7 @@ REFUSED = {
         "version = 2\n[proxy_plugins.firstread]\ntype = 'snapshot'\n",
         (),
         "c.toml: it has a section proxy_plugins.firstread that 'firstread install' did not write",
-        "remove that section, or go on with it as it is",
+        "remove that section, or keep it and do without 'firstread install'",
     ),
     "no imports": (
         "version = 2\n",
@@ -312,7 +312,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_changes_nothing(case: str) -> None:
+def test_a_refusal_changes_nothing(case: str) -> None:
     text, arguments, message, hint = REFUSED[case]
     Path("c.toml").write_text(text)
     ran = firstread("install", "containerd", "--config", "c.toml", *arguments)
@@ -334,7 +334,7 @@ def test_wrong_files(verb: str) -> None:
     assert "'docker' is not" in ran.stderr
 
 
-def test_what_containerd_does_not_accept_is_not_written(tmp_path: Path) -> None:
+def test_a_configuration_that_containerd_refuses_is_not_written(tmp_path: Path) -> None:
     Path("c.toml").write_text(CONFIG)
     program = tmp_path / "containerd"
     program.write_text("#!/bin/sh\necho 'containerd: no such thing' >&2\nexit 1\n")

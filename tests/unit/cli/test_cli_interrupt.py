@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and its like: the command ends at once, wherever it is, and leaves nothing half done."""
+"""Ctrl-C and similar signals end the command at once, at any point, with nothing half done."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def wait_for_request(registry: ScriptedRegistry, method: str, part: str) -> None
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("destination", ["oci:out:1", "oci-archive:out/image.tar"])
 def test_other_signals_leave_as_little(number: signal.Signals, destination: str) -> None:
-    """As a job of CI is ended, or with the terminal that it runs in."""
+    """CI ends a job in this way, and so does a closing terminal."""
     code, stderr = ended_by([number], destination)
     assert (code, stderr) == (128 + number, f"firstread: ended by {number.name}\n")
     left = {path.name for path in Path("out").rglob("*")}

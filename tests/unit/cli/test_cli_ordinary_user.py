@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of a user who may neither ask root's daemon nor look into its directories."""
+"""Commands of a user who may neither ask root's daemon nor read its directories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.node.client import Client
+from firstread.control.client import Client
 from firstread.testing.command import Ran, program
 
 STRANGER = 65534
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[str, ...]:
-    """Directories of somebody else, into which root cannot look without its capabilities."""
+    """Directories of somebody else, which root cannot read without its capabilities."""
     for name in ("root", "run"):
         (tmp_path / name).mkdir(mode=0o700)
         os.chown(tmp_path / name, STRANGER, STRANGER)
@@ -72,5 +72,5 @@ def test_checks_do_not_take_such_a_daemon_for_none(places: tuple[str, ...]) -> N
     assert (checks["daemon"]["ok"], checks["daemon"]["fix"]) == (False, "run it as root")
 
 
-def test_where_there_is_nothing_nothing_is_closed(tmp_path: Path) -> None:
+def test_missing_directories_are_not_reported_as_closed(tmp_path: Path) -> None:
     assert not Client(tmp_path / "run").closed_to_us()

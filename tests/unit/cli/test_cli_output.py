@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs print when all is well, and that docs/json.md says what is in it."""
+"""The output of the verbs on success; docs/json.md describes all of it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ IMAGE = Image(
 
 @pytest.fixture(autouse=True)
 def converted(scratch: Path) -> dict[str, Any]:
-    """What the conversion of ``oci:in:latest`` to ``oci:out:1`` printed."""
+    """The output of the conversion of ``oci:in:latest`` to ``oci:out:1``."""
     write_layout(IMAGE, "in")
     ran = firstread("convert", "oci:in:latest", "oci:out:1", "--json")
     assert (ran.code, ran.stderr) == (0, "")
@@ -54,7 +54,7 @@ def converted(scratch: Path) -> dict[str, Any]:
     return result
 
 
-def test_convert_says_what_came_out(converted: dict[str, Any]) -> None:
+def test_convert_reports_its_result(converted: dict[str, Any]) -> None:
     ran = firstread("convert", "oci:in:latest", "oci:new:1", "--no-cache")
     assert (ran.code, ran.stderr) == (0, "")
     *lines, took = ran.stdout.splitlines()
@@ -64,7 +64,7 @@ def test_convert_says_what_came_out(converted: dict[str, Any]) -> None:
         "  layers    3, 0 of them packed before",
         "  content   4.8 MiB, 6 inodes, 3 sectors",
         "  size      4.8 MiB, 1.00 of the source's 4.8 MiB",
-        f"  metadata  {converted['metadata_size']} B, all that is fetched before a mount",
+        f"  metadata  {converted['metadata_size']} B, fetched before a mount",
         "  left out  extended attributes that Linux cannot hold: odd.name",
     ]
     assert re.fullmatch(r"  took      \d+\.\d s, \d+\.\d [MG]iB/s of content", took)
@@ -118,16 +118,16 @@ def test_inspect_names_files_and_moves_no_cursor(converted: dict[str, Any]) -> N
     ]
 
 
-def test_verify_says_what_it_read() -> None:
+def test_verify_reports_what_it_read() -> None:
     ran = firstread("verify", "oci:out:1", "--source", "oci:in:latest")
     assert (ran.code, ran.stderr) == (0, "")
     assert ran.stdout == (
-        "oci:out:1: 4.8 MiB in 3 sectors and 21 frames are as their digests say\n"
+        "oci:out:1: 4.8 MiB in 3 sectors and 21 frames match their digests\n"
         "its tree equals that of oci:in:latest\n"
     )
 
 
-def test_verify_lists_what_is_not_in_the_source() -> None:
+def test_verify_lists_differences_from_the_source() -> None:
     other = [File("third", b"4"), Dir("etc/", mode=0o700), File("new", b""), Symlink("second", "x")]
     write_layout(Image([Layer(other)]), "other")
     ran = firstread("verify", "oci:out:1", "--source", "oci:other:latest")
@@ -185,7 +185,7 @@ def test_convert_names_the_platforms_that_it_leaves_out() -> None:
     assert (ran.code, ran.stderr) == (0, "")
     named = [line for line in ran.stdout.splitlines() if "left out" in line]
     assert named == [
-        "  left out  linux/amd64, linux/arm/v7, windows/amd64, which the index has, too:"
+        "  left out  linux/amd64, linux/arm/v7, windows/amd64, also in the index:"
         " --platform chooses one"
     ]
     ran = firstread("convert", "oci:index:latest", "oci:lazy:2", "--json")
@@ -195,7 +195,7 @@ def test_convert_names_the_platforms_that_it_leaves_out() -> None:
     )
 
 
-def test_a_line_has_room_for_so_many_platforms_only() -> None:
+def test_a_line_names_a_few_platforms_only() -> None:
     names = ["linux/amd64", *(f"linux/{'x' * 100}{number:03}" for number in range(40))]
     layer = Layer([File("a", b"a")])
     write_index({name: Image([layer], platform=name) for name in names}, "index")
@@ -215,7 +215,7 @@ def test_a_line_has_room_for_so_many_platforms_only() -> None:
         ([File("a", mode=0o2755), Block("b", 8, 0)], "set-id bits of 1 program, 1 device"),
     ],
 )
-def test_extract_says_what_it_leaves_out(entries: list[Entry], words: str) -> None:
+def test_extract_reports_omissions(entries: list[Entry], words: str) -> None:
     write_layout(Image([Layer(entries)]), Path("rights"))
     assert firstread("convert", "oci:rights:latest", "oci:lazy:1").code == 0
     ran = firstread("extract", "oci:lazy:1", "y")
@@ -276,14 +276,14 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("section", EXAMPLES)
-def test_the_document_names_the_fields_that_are_there(section: str) -> None:
+def test_the_document_names_every_field(section: str) -> None:
     ran = firstread(*EXAMPLES[section])
     assert (ran.stdout.count("\n"), ran.stderr) == (1, "")
     assert set(fields(json.loads(ran.stdout))) == documented(section)
 
 
 def fields(value: object, name: str = "") -> Iterator[str]:
-    """Yield the names of all fields in `value`, as the document writes them."""
+    """Yield the names of all fields in `value`, in the document's notation."""
     if isinstance(value, dict):
         for key, inner in value.items():
             path = f"{name}.{key}" if name else key
@@ -302,6 +302,6 @@ def documented(section: str) -> set[str]:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_a_stream_that_is_closed(closed: str) -> None:
+def test_a_closed_stream(closed: str) -> None:
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *program("--version")]
     assert subprocess.run(shell, timeout=PATIENCE_S, check=False).returncode == 0

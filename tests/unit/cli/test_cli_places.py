@@ -53,7 +53,7 @@ def test_the_platform_is_chosen() -> None:
     )
 
 
-def test_a_platform_that_is_not_there() -> None:
+def test_a_missing_platform() -> None:
     ran = firstread("convert", "oci:index", "oci:out", "--platform", "linux/riscv64")
     assert (ran.code, ran.stdout) == (3, "")
     assert ran.stderr == (

@@ -16,7 +16,7 @@ ENTRIES = 10_000_000
 AT_ONCE = 10_000
 MAX_MEMORY = 300 * MiB
 
-# What wait4(2) tells of a child's memory includes that of the parent it was made from.
+# The memory of a child in wait4(2) includes that of its parent at the fork.
 SCRIPT = """
 import re
 from firstread.cli.main import run
@@ -27,7 +27,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 @dataclass(frozen=True)
 class Bomb(Layer):
-    """A layer of gzip members that all hold the same entries; never unpacked here."""
+    """A layer of gzip members that all hold the same entries; nobody unpacks it."""
 
     @property
     def blob(self) -> bytes:
@@ -44,10 +44,10 @@ def test_ten_million_entries_are_refused_in_little_memory() -> None:
     write_layout(Image([layer]), "in")
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     code, peak = ran.stdout.split()
-    assert ran.stderr.endswith(  # it takes some seconds, and says how far it is
+    assert ran.stderr.endswith(  # it takes some seconds, and reports progress
         f"firstread: oci:in:latest: layer {digest_of(layer.blob)}: tar entry 'f0' at byte"
         " 2048000000: the layer has more than 4000000 entries\n"
-        "  leave out of the image what it does not need\n"
+        "  remove what the image does not need\n"
     )
     assert int(code) == 3
     assert int(peak) * KiB < MAX_MEMORY

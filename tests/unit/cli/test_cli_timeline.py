@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``run --stats`` says when the mount is gone before it was asked for."""
+"""``run --stats`` if the mount is gone before anybody asks for its counters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from firstread.cli.timeline import Timeline
-from firstread.node.client import Client
+from firstread.control.client import Client
 
 
 class Answers(Client):
-    """A daemon that answers what it was told."""
+    """A daemon that gives prepared answers."""
 
     def __init__(self, *answers: list[dict[str, Any]]) -> None:
         super().__init__(Path("/nonexistent"))
@@ -21,9 +21,9 @@ class Answers(Client):
         return {"mounts": self._answers.pop(0)}
 
 
-def test_a_container_that_is_done_before_anyone_asks() -> None:
+def test_a_container_that_exits_before_anybody_asks() -> None:
     mount = {"mountpoint": "/m", "timeline": {}, "bytes_fetched": 0, "requests": 0}
     timeline = Timeline()
     timeline.mounted(mount, Answers([mount], []))
     timeline.fetched()
-    assert timeline.report()[-1] == "  fetched      unknown: the image is not mounted any more"
+    assert timeline.report()[-1] == "  fetched      unknown: the image is no longer mounted"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line itself: help, flags, references, and what becomes of wrong ones."""
+"""The command line itself: help, flags, references, and wrong ones."""
 
 from __future__ import annotations
 
@@ -174,14 +174,14 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys()
 )
-def test_what_cannot_be_done(arguments: list[str], code: int, message: str, hint: str) -> None:
+def test_impossible_requests(arguments: list[str], code: int, message: str, hint: str) -> None:
     ran = firstread(*arguments)
     assert ran.stderr == f"firstread: {message}\n" + (f"  {hint}\n" if hint else "")
     assert (ran.code, ran.stdout) == (code, "")
     assert not Path("out").exists()
 
 
-def test_converting_what_is_converted() -> None:
+def test_converting_a_converted_image() -> None:
     firstread("convert", "oci:in:latest", "oci:out:1")
     ran = firstread("convert", "oci:out:1", "oci:out:2")
     assert (ran.code, ran.stdout) == (3, "")
@@ -211,7 +211,7 @@ def test_version() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """It takes 45 ms; any of these would double that, and the rest of firstread imports them."""
+    """It takes 45 ms; each of these would double that, and the rest of firstread imports them."""
     script = "import sys; from firstread.cli.main import run; run(['--help'])"
     script += "; import json; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

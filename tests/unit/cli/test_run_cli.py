@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs for containers, as far as no container has to run: usage, lists, what a start costs."""
+"""The verbs for containers without a running container: usage, lists, cost of a start."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from firstread import __version__
-from firstread.cli.containers import container_store
+from firstread.cli.nodestate import container_store
 from firstread.cli.timeline import Timeline
 from firstread.errors import NodeError
+from firstread.run.containerlog import log_time
 from firstread.run.containers import ContainerStore, Record, new_id, now
-from firstread.run.logfile import log_time
 from firstread.run.processes import ProcessIdentity
 from firstread.testing.command import Ran, firstread, program
 
@@ -69,7 +69,7 @@ USAGE = {
 def test_wrong_usage_of_run(
     places: tuple[str, ...], tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    """Exits as docker run does, and starts no daemon."""
+    """run exits as docker run does, and starts no daemon."""
     ran = firstread("run", *places, *arguments)
     assert (ran.code, ran.stdout) == (125, "")
     assert ran.stderr.startswith(f"firstread: {words}")
@@ -102,7 +102,7 @@ NEEDLESS = {
     "umount": (["umount", "/nowhere"], 2, "/nowhere is not a mount of firstread"),
     "umount of another": (["umount", "/proc"], 2, "/proc is not a mount of firstread"),
     "fetch": (["fetch", "--all", "x"], 2, "x is not mounted"),
-    "login, nobody": (["login", "localhost:1"], 2, "say who it is"),
+    "login, nobody": (["login", "localhost:1"], 2, "name the user"),
     "login, nowhere": (["login", "oci:x/y"], 2, ""),
     "stop": (["daemon", "--stop"], 5, "no daemon runs in"),
     "reload": (["daemon", "--reload"], 5, "no daemon runs in"),
@@ -112,7 +112,7 @@ NEEDLESS = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), NEEDLESS.values(), ids=NEEDLESS)
-def test_what_needs_no_daemon_starts_none(
+def test_commands_that_need_no_daemon_start_none(
     places: tuple[str, ...], tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
     ran = firstread(*arguments, *places)
@@ -140,7 +140,7 @@ def test_the_versions(places: tuple[str, ...], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str) -> None:
-    """By way of what docs/run.md has people write."""
+    """Uses the lines of docs/run.md."""
     assert f"_FIRSTREAD_COMPLETE={shell}_source firstread" in RUN_DOC.read_text()
     env = os.environ | {"_FIRSTREAD_COMPLETE": f"{shell}_source"}
     done = subprocess.run(program(), capture_output=True, text=True, env=env, check=True)
@@ -156,14 +156,14 @@ def test_shells_complete(shell: str) -> None:
         ("firstread run --pull ", {"missing", "always", "never"}),
     ],
 )
-def test_what_a_shell_is_offered(line: str, offered: set[str]) -> None:
+def test_completions(line: str, offered: set[str]) -> None:
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
     env = os.environ | {"_FIRSTREAD_COMPLETE": "bash_complete"} | words
     done = subprocess.run(program(), capture_output=True, text=True, env=env, check=True)
     assert {item.partition(",")[2] for item in done.stdout.splitlines()} == offered
 
 
-def test_what_belongs_to_the_container_is_not_ours(places: tuple[str, ...]) -> None:
+def test_arguments_of_the_container_are_not_ours(places: tuple[str, ...]) -> None:
     ran = firstread("run", *places, "A/B", "--json", "--nosuch")
     assert (ran.code, ran.stdout) == (125, "")
     assert ran.stderr.startswith("firstread: 'A/B' is not")
@@ -216,8 +216,10 @@ def test_control_characters_of_an_image_name(
     assert len(shown.splitlines()) == 2
 
 
-def test_rm_goes_on(places: tuple[str, ...], store: ContainerStore, tmp_path: Path) -> None:
-    """And needs no daemon for containers that have given their mounts back."""
+def test_rm_continues_after_an_error(
+    places: tuple[str, ...], store: ContainerStore, tmp_path: Path
+) -> None:
+    """It needs no daemon for containers that have released their mounts."""
     for name in ("one", "two"):
         add(store, name, exit_code=0)
     ran = firstread("rm", "one", "no", "nor", "two", *places)
@@ -225,13 +227,13 @@ def test_rm_goes_on(places: tuple[str, ...], store: ContainerStore, tmp_path: Pa
     assert ran.stderr.splitlines() == [
         "firstread: no such container: no",
         "firstread: no such container: nor",
-        "  ps -a lists what there is",
+        "  ps -a lists all containers",
     ]
     assert store.list() == []
     assert not (tmp_path / "run").exists()
 
 
-def test_rm_goes_on_when_nobody_reads_what_it_prints(
+def test_rm_continues_when_nobody_reads_its_output(
     places: tuple[str, ...], store: ContainerStore
 ) -> None:
     for name in ("one", "two"):
@@ -248,9 +250,7 @@ def test_rm_goes_on_when_nobody_reads_what_it_prints(
 
 
 @pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1", "soon"])
-def test_a_time_to_stop_that_is_none(
-    places: tuple[str, ...], store: ContainerStore, time: str
-) -> None:
+def test_an_invalid_time_to_stop(places: tuple[str, ...], store: ContainerStore, time: str) -> None:
     add(store, "web", exit_code=0)
     ran = firstread("stop", "-t", time, "web", *places)
     assert (ran.code, ran.stdout) == (2, "")
@@ -268,7 +268,7 @@ def test_logs_of_one_that_was_not_detached(places: tuple[str, ...], store: Conta
 
 
 def logged(store: ContainerStore) -> Record:
-    """Add a container that has printed four lines, an hour, a minute and a second ago."""
+    """Add a container that printed four lines, an hour, a minute and a second ago."""
     record = add(store, "web", exit_code=0, detached=True)
     lines = [
         f"{log_time(now() - ago)} {stream} F {text}\n"
@@ -323,11 +323,11 @@ def test_wrong_usage_of_logs(
     assert ran.stderr.startswith(f"firstread: {words}")
 
 
-def test_what_a_start_loads() -> None:
-    """Every millisecond of a start is paid by every container: nothing large is loaded for it."""
+def test_a_start_loads_little() -> None:
+    """Every container pays for each millisecond of a start, so a start loads nothing large."""
     code = (
-        "import sys, firstread.cli.main, firstread.cli.run, firstread.node.client;"
-        "import firstread.oci.reference, firstread.run.launch; print(*sys.modules)"
+        "import sys, firstread.cli.main, firstread.cli.run, firstread.control.client;"
+        "import firstread.oci.reference, firstread.run.lifecycle; print(*sys.modules)"
     )
     argv = [sys.executable, "-c", code]
     loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
@@ -337,7 +337,7 @@ def test_what_a_start_loads() -> None:
 def test_the_command_ends_with_the_code_and_all_output(
     places: tuple[str, ...], store: ContainerStore
 ) -> None:
-    """It ends without taking the interpreter apart; what it printed is there all the same."""
+    """It exits without tearing down the interpreter, and still flushes its output."""
     for number in range(50):
         add(store, f"c{number}", exit_code=0)
     done = subprocess.run(program("ps", "-aq", *places), capture_output=True, check=False)
@@ -345,7 +345,7 @@ def test_the_command_ends_with_the_code_and_all_output(
 
 
 class Daemon:
-    """Answers as a daemon would; a status that is an exception is raised."""
+    """Answers like a daemon; raises a status that is an exception."""
 
     def __init__(self, *counters: tuple[int, int] | NodeError) -> None:
         self._counters = list(counters)
@@ -372,7 +372,7 @@ MOUNT = {"mountpoint": "/here", "timeline": {"resolve": 0.0, "metadata": 0.0, "m
     ],
     ids=["counted", "another fetcher", "no daemon"],
 )
-def test_what_was_fetched(
+def test_bytes_fetched(
     before: tuple[int, int], after: tuple[int, int] | NodeError, line: str
 ) -> None:
     timeline = Timeline()

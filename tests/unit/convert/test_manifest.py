@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.manifest import converted_config, converted_manifest, metadata_descriptor
-from firstread.convert.pack import PackedLayer
 from firstread.oci.model import OCI_CONFIG, OCI_MANIFEST, encode, parse_manifest
 from firstread.sectors.format import METADATA_MEDIA_TYPE, SECTORS_MEDIA_TYPE
 from firstread.sectors.image import PARAMETERS, SOURCE_DIFF_ID, SOURCE_DIGEST

@@ -18,9 +18,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstread.convert.pack import PackedLayer, compress_sector, pack_layer
+from firstread.convert.blobcheck import read_sectors
+from firstread.convert.blobwriter import PackedLayer, compress_sector
+from firstread.convert.pack import pack_layer
 from firstread.convert.record import ENCODER, Entry, LayerRecord, PackedSector, Parameters
-from firstread.convert.verify import read_sectors
 from firstread.erofs.tree import HOLE, split_address
 from firstread.errors import DigestError, ImageError, LimitError
 from firstread.sectors.format import SKIPPABLE_RECORD, FrameTable, Geometry, unpack_skippable

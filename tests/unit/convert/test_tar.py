@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarKind, read_tar
+from firstread.convert.tar import TarKind, TarReader
 from firstread.errors import ImageError, UnsupportedError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (
@@ -273,7 +273,7 @@ def test_a_zero_block_in_the_middle_is_an_error() -> None:
 
 def test_what_follows_the_end_is_left_to_the_caller() -> None:
     feed = Feed([to_tar([File("a")]) + b"anything"])
-    assert len(list(read_tar(feed))) == 1
+    assert len(list(TarReader(feed))) == 1
     assert not feed.at_end()
     feed.drain()
     assert feed.at_end()
@@ -284,7 +284,7 @@ def test_what_follows_the_end_is_left_to_the_caller() -> None:
 
 def test_data_that_is_not_read_is_passed_over() -> None:
     items = [File(f"f{size}", bytes([size % 251]) * size) for size in (0, 1, 511, 512, 70_000)]
-    reader = read_tar(Feed([to_tar(items)]))
+    reader = TarReader(Feed([to_tar(items)]))
     for number, entry in enumerate(reader):
         for _ in reader.data(entry) if number % 2 else ():
             break
@@ -292,7 +292,7 @@ def test_data_that_is_not_read_is_passed_over() -> None:
 
 
 def test_data_belongs_to_the_current_entry_once() -> None:
-    reader = read_tar(Feed([to_tar([File("a", b"1"), File("b", b"2")])]))
+    reader = TarReader(Feed([to_tar([File("a", b"1"), File("b", b"2")])]))
     entries = iter(reader)
     first = next(entries)
     assert [bytes(piece) for _, piece in reader.data(first)] == [b"1"]
@@ -390,7 +390,7 @@ def test_a_signed_checksum_is_accepted() -> None:
 
 
 def test_data_that_is_cut_off_names_its_entry() -> None:
-    reader = read_tar(Feed([to_tar([File("a"), File("b", b"x" * 5000)])[:3000]]))
+    reader = TarReader(Feed([to_tar([File("a"), File("b", b"x" * 5000)])[:3000]]))
     entries = iter(reader)
     next(entries)
     second = next(entries)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarLimits, read_tar
+from firstread.convert.tar import TarLimits, TarReader
 from firstread.errors import ImageError, LimitError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (
@@ -106,7 +106,7 @@ def test_extended_headers_without_end_take_no_memory() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ImageError, match="ends after an extended header"):
-            list(read_tar(Feed(chunks())))
+            list(TarReader(Feed(chunks())))
         assert tracemalloc.get_traced_memory()[1] < MiB
     finally:
         tracemalloc.stop()

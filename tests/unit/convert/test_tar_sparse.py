@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarEntry, TarLimits, read_tar
+from firstread.convert.tar import TarEntry, TarLimits, TarReader
 from firstread.errors import ImageError, LimitError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (
@@ -51,7 +51,7 @@ def test_all_encodings_give_the_file(file: Sparse, chunk_size: int) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_data_comes_with_its_offsets_or_is_passed_over(form: SparseForm) -> None:
     file = Sparse("s", 10_000, {100: b"a" * 700, 9_000: b"b"}, form)
-    reader = read_tar(Feed([to_tar([file, file])]))
+    reader = TarReader(Feed([to_tar([file, file])]))
     entries = iter(reader)
     next(entries)
     found = [(offset, bytes(piece)) for offset, piece in reader.data(next(entries))]
@@ -61,7 +61,7 @@ def test_data_comes_with_its_offsets_or_is_passed_over(form: SparseForm) -> None
 
 def test_a_file_of_exabytes_costs_nothing() -> None:
     file = Sparse("s", 2**63 - 1, {2**62: b"x"}, "1.0")
-    (entry,) = read_tar(Feed([to_tar([file])]))
+    (entry,) = TarReader(Feed([to_tar([file])]))
     assert (entry.size, entry.extents) == (2**63 - 1, ((2**62, 1),))
 
 

@@ -11,7 +11,6 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from firstread.erofs.dump import dump
 from firstread.erofs.format import (
     BLOCK,
     CHUNK_BASED,
@@ -24,6 +23,7 @@ from firstread.erofs.reader import ErofsImage, Inode, scan
 from firstread.erofs.tree import HOLE, Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError, LimitError
+from firstread.testing.erofsdump import dump
 from firstread.testing.trees import feature_tree, small_tree, symlink
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -79,8 +79,7 @@ def test_the_order_of_insertion_does_not_matter() -> None:
     names = [b"%d" % number for number in range(50)]
     one = image_of({name: Node(FILE, xattrs=xattrs) for name in names})
     other = image_of({name: Node(FILE, xattrs=turned) for name in reversed(names)})
-    assert one.size == other.size
-    assert one.trailer_of(one.size) == other.trailer_of(one.size)  # the whole image
+    assert bytes(one._data) == bytes(other._data)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_devices_follow_each_other_behind_the_trailer() -> None:
         assert device.mapped_blkaddr == start
         start += device.blocks
     assert image.boot == b"boot".ljust(1024, b"\0")
-    assert image.trailer_of(5000) == b"t" * 5000
+    assert bytes(image._data[-2 * BLOCK :]) == (b"t" * 5000).ljust(2 * BLOCK, b"\0")
     assert image.size == image.superblock.blocks * BLOCK
 
 
@@ -191,7 +190,7 @@ def test_output_is_written_forwards_in_pieces() -> None:
     out = Pipe()
     stats = write_erofs(cast("BinaryIO", out), root, [])
     assert (stats.inodes, stats.dirs, stats.blocks * BLOCK) == (20_001, 1, sum(out.sizes))
-    assert stats.bytes_by_kind["inodes"] > 20_000 * 32
+    assert stats.blocks * BLOCK > 20_000 * 32
     assert 2 < len(out.sizes) < 20
     assert max(out.sizes) < 600_000
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from firstread.errors import ImageError, LimitError, NotFoundError, UnsupportedError
+from firstread.oci.layertypes import layer_compression
 from firstread.oci.model import (
     DOCKER_FOREIGN_LAYER,
     DOCKER_INDEX,
@@ -27,7 +28,6 @@ from firstread.oci.model import (
     describe,
     diff_ids,
     encode,
-    layer_compression,
     manifest_media_type,
     missing_blob,
     parse_config,

@@ -17,7 +17,8 @@ from firstread.errors import (
     UnsupportedError,
     UsageError,
 )
-from firstread.oci.layout import LayoutDirectory
+from firstread.layouts.layoutreader import LayoutDirectory
+from firstread.layouts.layoutwriter import LayoutDestination
 from firstread.oci.model import (
     DOCKER_MANIFEST,
     OCI_CONFIG,
@@ -32,7 +33,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.platform import Platform, host_platform, parse_platform
 from firstread.oci.reference import parse_reference
-from firstread.oci.repository import Repository
+from firstread.oci.repository import Destination
 from firstread.oci.resolve import choose, resolve, resolve_all
 
 
@@ -158,7 +159,7 @@ def test_an_image_without_a_platform() -> None:
     assert choose(Index(manifests=[image, attestation]), parse_platform("arm64")) == image
 
 
-Put = Callable[[Repository], Descriptor]
+Put = Callable[[Destination], Descriptor]
 
 
 def image(
@@ -169,7 +170,7 @@ def image(
 ) -> Put:
     """Return what puts an image and returns its descriptor."""
 
-    def put(place: Repository) -> Descriptor:
+    def put(place: Destination) -> Descriptor:
         config = encode({"architecture": architecture, "os": "linux", "x-unknown": [1]})
         place.put_blob(describe(config, config_type), io.BytesIO(config))
         blobs = [f"{architecture} {number}".encode() for number in range(layers)]
@@ -184,7 +185,7 @@ def image(
 
 
 def index(*children: tuple[str | None, Put]) -> Put:
-    def put(place: Repository) -> Descriptor:
+    def put(place: Destination) -> Descriptor:
         entries = []
         for platform, child in children:
             found = child(place)
@@ -203,11 +204,11 @@ def index(*children: tuple[str | None, Put]) -> Put:
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> LayoutDirectory:
-    return LayoutDirectory(parse_reference(f"oci:{tmp_path}/x"), create=True)
+def layout(tmp_path: Path) -> LayoutDestination:
+    return LayoutDestination(parse_reference(f"oci:{tmp_path}/x"))
 
 
-def test_one_image(layout: LayoutDirectory) -> None:
+def test_one_image(layout: LayoutDestination) -> None:
     image("amd64")(layout)
     found = resolve(layout)
     assert found.config["x-unknown"] == [1]
@@ -215,7 +216,7 @@ def test_one_image(layout: LayoutDirectory) -> None:
     assert found.manifest.config == describe(found.config_bytes, OCI_CONFIG)
 
 
-def test_nested_indexes(layout: LayoutDirectory) -> None:
+def test_nested_indexes(layout: LayoutDestination) -> None:
     inner = index(("linux/amd64", image("amd64")), ("linux/arm64", image("arm64")))
     index((None, index((None, inner))))(layout)
     for name in ("amd64", "arm64"):
@@ -226,7 +227,7 @@ def test_nested_indexes(layout: LayoutDirectory) -> None:
     assert caught.value.image == str(layout.reference)
 
 
-def test_indexes_side_by_side(layout: LayoutDirectory) -> None:
+def test_indexes_side_by_side(layout: LayoutDestination) -> None:
     inner = [(None, index((f"linux/{name}", image(name)))) for name in ("arm64", "amd64", "386")]
     index(*inner)(layout)
     for name in ("amd64", "arm64", "386"):
@@ -236,13 +237,13 @@ def test_indexes_side_by_side(layout: LayoutDirectory) -> None:
     assert "linux/386, linux/amd64, linux/arm64" in (caught.value.hint or "")
 
 
-def test_too_many_indexes_side_by_side(layout: LayoutDirectory) -> None:
+def test_too_many_indexes_side_by_side(layout: LayoutDestination) -> None:
     index(*[(None, index((f"linux/a{number}", image("amd64")))) for number in range(33)])(layout)
     with pytest.raises(LimitError):
         resolve(layout)
 
 
-def test_too_many_nested_indexes(layout: LayoutDirectory) -> None:
+def test_too_many_nested_indexes(layout: LayoutDestination) -> None:
     nested = image("amd64")
     for _ in range(5):
         nested = index((None, nested))
@@ -251,7 +252,7 @@ def test_too_many_nested_indexes(layout: LayoutDirectory) -> None:
         resolve(layout)
 
 
-def test_a_single_image_of_another_platform(layout: LayoutDirectory) -> None:
+def test_a_single_image_of_another_platform(layout: LayoutDestination) -> None:
     image("s390x")(layout)
     assert resolve(layout).config["architecture"] == "s390x"
     with pytest.raises(UnsupportedError) as caught:
@@ -259,13 +260,13 @@ def test_a_single_image_of_another_platform(layout: LayoutDirectory) -> None:
     assert "linux/s390x" in (caught.value.hint or "")
 
 
-def test_what_is_not_a_container_image(layout: LayoutDirectory) -> None:
+def test_what_is_not_a_container_image(layout: LayoutDestination) -> None:
     image("amd64", config_type="application/vnd.cncf.helm.config.v1+json")(layout)
     with pytest.raises(UnsupportedError, match="not a container image"):
         resolve(layout)
 
 
-def test_all_images_of_an_index_without_its_artifacts(layout: LayoutDirectory) -> None:
+def test_all_images_of_an_index_without_its_artifacts(layout: LayoutDestination) -> None:
     helm = image("any", config_type="application/vnd.cncf.helm.config.v1+json")
     names = ("amd64", "arm64")
     index(("unknown/unknown", helm), *((f"linux/{n}", image(n)) for n in names), (None, helm))(
@@ -275,17 +276,17 @@ def test_all_images_of_an_index_without_its_artifacts(layout: LayoutDirectory) -
 
 
 @pytest.mark.parametrize("config_type", ["application/octet-stream", "application/json"])
-def test_configs_of_old_images(layout: LayoutDirectory, config_type: str) -> None:
+def test_configs_of_old_images(layout: LayoutDestination, config_type: str) -> None:
     image("amd64", config_type=config_type, media_type=DOCKER_MANIFEST)(layout)
     assert resolve(layout).config["architecture"] == "amd64"
 
 
-def test_an_image_without_layers(layout: LayoutDirectory) -> None:
+def test_an_image_without_layers(layout: LayoutDestination) -> None:
     image("amd64", layers=0)(layout)
     assert resolve(layout).manifest.layers == []
 
 
-def test_a_config_that_is_none(layout: LayoutDirectory) -> None:
+def test_a_config_that_is_none(layout: LayoutDestination) -> None:
     layout.put_blob(describe(b"[]", OCI_CONFIG), io.BytesIO(b"[]"))
     document = Manifest(config=describe(b"[]", OCI_CONFIG), layers=[describe(b"", OCI_LAYER)])
     layout.put_manifest(encode(document), OCI_MANIFEST, None)
@@ -293,7 +294,7 @@ def test_a_config_that_is_none(layout: LayoutDirectory) -> None:
         resolve(layout)
 
 
-def test_a_damaged_nested_index_hides_no_other(layout: LayoutDirectory) -> None:
+def test_a_damaged_nested_index_hides_no_other(layout: LayoutDestination) -> None:
     index((None, index(("linux/amd64", image("amd64")))))(layout)
     nested = next(iter(layout.manifests()))
     missing = Descriptor(media_type=OCI_INDEX, digest=describe(b"?", OCI_INDEX).digest, size=1)

@@ -16,11 +16,11 @@ import pytest
 from firstread.cli.daemon import command as daemon_command
 from firstread.cli.main import VERBS
 from firstread.cli.snapshotter import command as snapshotter_command
-from firstread.node import client
-from firstread.node.checks import OPEN_FILES
-from firstread.node.confine import KEPT, REFUSED
-from firstread.node.handover import FIXED
-from firstread.node.supervisor import GRACE_S
+from firstread.control import client
+from firstread.daemon.confinement import KEPT, REFUSED
+from firstread.daemon.handover import FIXED
+from firstread.daemon.supervisor import GRACE_S
+from firstread.doctor.host import OPEN_FILES
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 UNITS = ("firstread.service", "firstread-snapshotter.service")
@@ -115,7 +115,9 @@ def test_systemd_refuses_no_call_that_the_daemon_makes() -> None:
     assert deny == "~"
     assert set(groups) == set(GROUPS)
     assert set().union(*GROUPS.values()) <= set(REFUSED)
-    sources = [path.read_text() for path in PACKAGING.parent.glob("src/firstread/node/*.py")]
+    rooms = ("daemon", "control", "mounts", "fetch", "cache")
+    top = PACKAGING.parent / "src/firstread"
+    sources = [path.read_text() for room in rooms for path in (top / room).glob("*.py")]
     assert len(sources) > 20
     # @debug has pidfd_getfd, which takes a group from a process. A service has no anchor to take it
     # from, and a daemon that may not take what an anchor holds starts without.

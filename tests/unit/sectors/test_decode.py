@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.convert.pack import compress_sector
+from firstread.convert.blobwriter import compress_sector
 from firstread.errors import ImageError
 from firstread.sectors.decode import SectorDecoder, decode_frame, frame_decompressor
 from firstread.sectors.format import FrameTable, Geometry, SectorEntry

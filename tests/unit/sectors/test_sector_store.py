@@ -13,13 +13,8 @@ from pathlib import Path
 import pytest
 
 from firstread.errors import NodeError
-from firstread.sectors.store import (
-    SectorStore,
-    State,
-    Usage,
-    filesystem_of,
-    state_of,
-)
+from firstread.mountinfo import filesystem_of
+from firstread.sectors.sectorstore import SectorStore
 
 WHOLE = 8192
 IDS = [bytes([shard, number]) * 16 for shard in (0, 171, 255) for number in (1, 2)]
@@ -38,24 +33,6 @@ def opened(root: Path) -> SectorStore:
 def store(root: Path) -> Iterator[SectorStore]:
     with opened(root) as store:
         yield store
-
-
-@pytest.mark.parametrize(
-    ("size", "state"),
-    [
-        (0, State.ABSENT),
-        (1, State.FILLING),
-        (WHOLE - 1, State.FILLING),
-        (WHOLE, State.PRESENT),
-    ],
-)
-def test_state_is_the_size(size: int, state: State) -> None:
-    assert state_of(size, WHOLE) is state
-
-
-def test_file_longer_than_its_sector_is_refused() -> None:
-    with pytest.raises(NodeError, match=r"8193 bytes where its sector has 8192"):
-        state_of(WHOLE + 1, WHOLE)
 
 
 def test_layout_on_disk(root: Path, store: SectorStore) -> None:
@@ -84,13 +61,11 @@ def test_ensure_makes_what_is_missing_and_keeps_what_is_there(store: SectorStore
     assert store.ensure([*IDS, IDS[1]]) == [0, 100, 0, 0, 0, 0, 100]
 
 
-def test_sizes_and_presence(store: SectorStore) -> None:
+def test_sizes(store: SectorStore) -> None:
     store.ensure(IDS[:3])
     store.path(IDS[0]).write_bytes(bytes(WHOLE))
     store.path(IDS[1]).write_bytes(bytes(WHOLE - 4096))
     assert [store.size(sector_id) for sector_id in IDS[:4]] == [WHOLE, WHOLE - 4096, 0, 0]
-    assert store.present(dict.fromkeys(IDS, WHOLE)) == {IDS[0]}
-    assert store.usage() == Usage(sectors=2, bytes=2 * WHOLE - 4096)
     assert dict(store.sizes()) == {IDS[0]: WHOLE, IDS[1]: WHOLE - 4096, IDS[2]: 0}
 
 
@@ -215,47 +190,47 @@ def rebooted(root: Path) -> SectorStore:
     return store
 
 
-def test_after_a_reboot_what_is_not_settled_is_set_aside_before_it_is_mounted(root: Path) -> None:
+def test_after_a_reboot_unflushed_files_are_set_aside_before_a_mount(root: Path) -> None:
     with opened(root) as store:
         store.claim()
         store.ensure(IDS)
         for number, sector_id in enumerate(IDS[:3]):
             store.path(sector_id).write_bytes(bytes([number]) * WHOLE)
-        store.settle(IDS[0])
+        store.flush(IDS[0])
     with rebooted(root) as store:
         assert store.set_aside(IDS) == IDS[1:3]
         assert store.ensure(IDS) == [WHOLE, 0, 0, 0, 0, 0]
-        assert store.aside() == set(IDS[1:3])
-        fd = store.open_aside(IDS[2])
+        assert set(store.unverified.sizes()) == set(IDS[1:3])
+        fd = store.unverified.open(IDS[2])
         assert os.read(fd, WHOLE + 1) == b"\2" * WHOLE
         os.close(fd)
         assert store.set_aside(IDS) == []
-        assert (store.remove_aside(IDS[2]), store.remove_aside(IDS[2])) == (WHOLE, 0)
+        assert (store.unverified.remove(IDS[2]), store.unverified.remove(IDS[2])) == (WHOLE, 0)
         with pytest.raises(NodeError, match="set aside"):
-            store.open_aside(IDS[2])
+            store.unverified.open(IDS[2])
 
 
-def test_a_doubtful_sector_of_a_mount_that_stands_is_emptied_in_place(root: Path) -> None:
+def test_an_unverified_sector_of_a_mount_that_stands_is_emptied_in_place(root: Path) -> None:
     with opened(root) as store:
         store.claim()
         store.ensure(IDS[:2])
         store.path(IDS[0]).write_bytes(bytes(WHOLE))
         store.path(IDS[1]).write_bytes(bytes(WHOLE))
-        store.settle(IDS[1])
+        store.flush(IDS[1])
     with rebooted(root) as store:
         inode = store.path(IDS[0]).stat().st_ino
-        store.empty_doubtful(IDS)
+        store.empty_unverified(IDS)
         assert [store.size(sector_id) for sector_id in IDS[:2]] == [0, WHOLE]
         assert store.path(IDS[0]).stat().st_ino == inode
 
 
-def test_a_doubtful_sector_stays_doubtful_through_settling_and_another_reboot(root: Path) -> None:
+def test_a_flush_verifies_nothing(root: Path) -> None:
     with opened(root) as store:
         store.claim()
         store.ensure(IDS[:1])
         store.path(IDS[0]).write_bytes(bytes(WHOLE))
     with rebooted(root) as store:
-        store.settle(IDS[0])
+        store.flush(IDS[0])
     with rebooted(root) as store:
         assert store.set_aside(IDS) == IDS[:1]
 
@@ -285,12 +260,12 @@ def test_without_a_reboot_everything_is_kept(root: Path) -> None:
         assert store.size(IDS[0]) == WHOLE
 
 
-def test_sector_that_was_emptied_is_not_settled_when_it_is_filled_again(root: Path) -> None:
+def test_a_sector_that_is_filled_again_is_not_flushed(root: Path) -> None:
     with opened(root) as store:
         store.claim()
         store.ensure(IDS[:1])
         store.path(IDS[0]).write_bytes(bytes(WHOLE))
-        store.settle(IDS[0])
+        store.flush(IDS[0])
         store.empty(IDS[0])
         assert store.size(IDS[0]) == 0
         store.path(IDS[0]).write_bytes(bytes(WHOLE))

@@ -9,9 +9,6 @@ import msgspec
 import pytest
 
 from firstread.errors import SourceError, UnsupportedError
-from firstread.oci import referrers
-from firstread.oci.hosts import Endpoint
-from firstread.oci.mirror import MirroredRepository
 from firstread.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -22,13 +19,19 @@ from firstread.oci.model import (
     describe,
     encode,
 )
-from firstread.oci.options import AccessOptions
 from firstread.oci.platform import Platform, host_platform
 from firstread.oci.reference import parse_reference
 from firstread.oci.referrers import referrers_tag
-from firstread.oci.registry import RegistryRepository
 from firstread.oci.repository import Repository
-from firstread.oci.standing import Standings
+from firstread.registry import referrerlists as referrers
+from firstread.registry.health import KnownEndpoints
+from firstread.registry.hosts import Endpoint
+from firstread.registry.open import (
+    AccessOptions,
+    open_destination,
+    open_endpoints,
+    open_source,
+)
 from firstread.sectors.attached import (
     MAX_CANDIDATES,
     all_attached,
@@ -104,8 +107,8 @@ def say(registry: ScriptedRegistry, *entries: Descriptor) -> None:
     registry.manifests[referrers_tag(SUBJECT.digest)] = (OCI_INDEX, index)
 
 
-def place_of(registry: ScriptedRegistry, name: str = "app:1") -> RegistryRepository:
-    return RegistryRepository(parse_reference(f"{registry.host}/{name}"), FAST)
+def place_of(registry: ScriptedRegistry, name: str = "app:1") -> Repository:
+    return open_source(parse_reference(f"{registry.host}/{name}"), FAST)
 
 
 def test_it_is_found(registry: ScriptedRegistry) -> None:
@@ -199,11 +202,11 @@ def test_an_ordinary_image_stays_one_whatever_comes_of_the_question(
         data = index_of(SUBJECT)
         registry.manifests["1"] = (OCI_INDEX, data)
     registry.script(script)
-    standings = Standings()
-    place: Repository = place_of(registry)
+    known = KnownEndpoints()
+    place: Repository = open_destination(parse_reference(f"{registry.host}/app:1"), FAST)
     if mirrored:
         endpoint = Endpoint("http", registry.host)
-        place = MirroredRepository(place.reference, [endpoint], FAST, standings)
+        place = open_endpoints(place.reference, [endpoint], FAST, known)
     with place:
         for _ in range(2):
             with pytest.raises(UnsupportedError, match="ordinary image") as caught:
@@ -213,7 +216,7 @@ def test_an_ordinary_image_stays_one_whatever_comes_of_the_question(
             assert "does not say now what is attached" in (caught.value.hint or "")
         # And what is asked next is asked, and does not wait for anything.
         assert place.get_manifest(SUBJECT.digest)[1] == ORIGINAL
-    for document in standings.documents():
+    for document in known.documents():
         assert document["state"] == "healthy"
 
 
@@ -273,10 +276,8 @@ def test_three_requests_find_it(api: bool, indexed: bool) -> None:
         blobs = (CONFIG, b"m", b"s")
         for blob in blobs:
             registry.add_blob(blob)
-        with RegistryRepository(
-            parse_reference(f"{registry.host}/app:1"), FAST, push=True
-        ) as place:
-            place.put_referrer(GOOD, OCI_MANIFEST)
+        with open_destination(parse_reference(f"{registry.host}/app:1"), FAST) as destination:
+            destination.put_referrer(GOOD, OCI_MANIFEST)
         registry.seen.clear()
         with place_of(registry) as place:
             assert resolve_converted(place).manifest == manifest()

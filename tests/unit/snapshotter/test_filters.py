@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from firstread.snapshotter.filters import parse_filters
-from firstread.snapshotter.refusal import Kind, RefusalError
+from firstread.snapshotter.refusal import Refusal, RefusalError
 
 FIELDS = {
     ("name",): "sha256:abc",
@@ -51,7 +51,7 @@ def test_matches(filters: list[str], expected: bool) -> None:
 def test_what_is_no_filter(expression: str) -> None:
     with pytest.raises(RefusalError, match="filter") as raised:
         parse_filters(["name==x", expression])
-    assert raised.value.kind is Kind.INVALID_ARGUMENT
+    assert raised.value.kind is Refusal.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,11 @@ from firstread.snapshotter.asked import (
 from firstread.snapshotter.caller import Caller, serving
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.messages import Kind, Mount
-from firstread.snapshotter.refusal import Kind as Why
-from firstread.snapshotter.refusal import RefusalError
-from firstread.snapshotter.snapshotter import Policy, Snapshotter, Unpack
-from firstread.snapshotter.store import Store
+from firstread.snapshotter.nodepolicy import Policy
+from firstread.snapshotter.ordinary import Unpack
+from firstread.snapshotter.records import Records
+from firstread.snapshotter.refusal import Refusal, RefusalError
+from firstread.snapshotter.snapshots import Snapshotter
 from firstread.testing.patience import PATIENCE_S
 
 ONE, TWO, OTHER = (f"sha256:{number:064x}" for number in (1, 2, 3))
@@ -91,7 +92,7 @@ class Node:
         self.derived: set[str] = set()
         self.known: dict[tuple[str, str], Named] = {}
         self.directory = scratch / "snapshots"
-        self.store = Store(scratch / "records.db")
+        self.store = Records(scratch / "records.db")
         self.directories = Directories(self.directory)
         self.snapshots = Snapshotter(
             self.store,
@@ -113,7 +114,7 @@ class Node:
         try:
             self.snapshots.prepare(f"extract-1 {target}", parent, {TARGET: target, **labels})
         except RefusalError as exc:
-            if exc.kind is not Why.ALREADY_EXISTS:
+            if exc.kind is not Refusal.ALREADY_EXISTS:
                 raise
             (found,) = self.snapshots.walk([f'labels."{TARGET}"=={target},parent=="{parent}"'])
             return found.name
@@ -178,7 +179,7 @@ def test_the_same_layer_on_another_parent(node: Node) -> None:
 def test_a_converted_layer_without_a_name(node: Node) -> None:
     with pytest.raises(RefusalError, match="does not say which image") as raised:
         node.prepare("c1", "", {LAYER_LABEL: "metadata"})
-    assert raised.value.kind is Why.FAILED_PRECONDITION
+    assert raised.value.kind is Refusal.FAILED_PRECONDITION
 
 
 def test_a_registry_that_is_down(node: Node) -> None:
@@ -233,7 +234,7 @@ def test_some_layers_of_an_attached_image_are_not_a_parent(node: Node) -> None:
     base = node.prepare("c1", "", layer(last=False))
     with pytest.raises(RefusalError, match="only as a part") as raised:
         node.prepare("c2", base, layer(last=True, manifest=TWO))
-    assert raised.value.kind is Why.FAILED_PRECONDITION
+    assert raised.value.kind is Refusal.FAILED_PRECONDITION
     assert [record.name for record in node.snapshots.walk([])] == ["c1"]
     node.conversions[TWO] = CONVERSION.replace(
         OTHER, TWO
@@ -331,7 +332,7 @@ def test_ordinary_images_are_refused(tmp_path: Path, labels: dict[str, str]) -> 
     node = Node(tmp_path, Policy(require_lazy=True))
     with pytest.raises(RefusalError, match=r"is not lazy: .*require_lazy") as raised:
         node.prepare("c1", "", labels)
-    assert raised.value.kind is Why.FAILED_PRECONDITION
+    assert raised.value.kind is Refusal.FAILED_PRECONDITION
     with pytest.raises(RefusalError, match="require_lazy"):  # a client without labels
         node.snapshots.prepare("k8s.io/7/extract-123-x sha256:1", "", {})
     node.snapshots.prepare("k8s.io/8/container", "", {})  # not a layer
@@ -357,7 +358,7 @@ def test_owners_of_the_root(tmp_path: Path) -> None:
     assert mounts[0].options[:2] == ["uidmap=0:1000:10", "gidmap=0:2000:10"]
     with pytest.raises(RefusalError, match="id mapping") as raised:
         node.snapshots.prepare("c", top, {UID_MAPPING: "1:1000:10", GID_MAPPING: "x"})
-    assert raised.value.kind is Why.INVALID_ARGUMENT
+    assert raised.value.kind is Refusal.INVALID_ARGUMENT
     assert node.snapshots.stat(top).kind is Kind.COMMITTED
     node.store.close()
 
@@ -369,7 +370,7 @@ def test_a_layer_of_an_image_that_is_not_named(node: Node) -> None:
     node.known["default", "c1"] = Named("example.com/app", ONE, TWO, converted=True, last=False)
     with pytest.raises(RefusalError) as raised:
         node.snapshots.prepare("default/7/extract-1 c1", "", labels)
-    assert raised.value.kind is Why.ALREADY_EXISTS
+    assert raised.value.kind is Refusal.ALREADY_EXISTS
     assert node.images.pulled == [PINNED]
 
 
@@ -378,7 +379,7 @@ def test_an_attached_conversion_of_an_image_that_is_not_named(node: Node) -> Non
     node.known["default", "c1"] = Named("example.com/app", ONE, TWO, converted=False, last=True)
     with pytest.raises(RefusalError) as raised:
         node.snapshots.prepare("default/7/extract-1 c1", "", {TARGET: "c1"})
-    assert raised.value.kind is Why.ALREADY_EXISTS
+    assert raised.value.kind is Refusal.ALREADY_EXISTS
     (found,) = node.store.all()
     assert found.lazy is not None
     assert (found.lazy.image, found.lazy.whole) == (CONVERSION, True)

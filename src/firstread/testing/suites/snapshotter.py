@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every snapshotter of containerd must do: the cases of containerd's own suite, over gRPC.
+"""The requirements of every snapshotter: the cases of containerd's own suite, over gRPC.
 
 A test class derives from `SnapshotterSuite` and gives the fixture ``snapshots``, a client of an
 empty snapshotter. The cases are those of core/snapshots/testsuite of containerd 2.4, in its order.
@@ -9,94 +9,26 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from firstread.snapshotter import messages as api
+from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.messages import Kind
+from firstread.testing.changes import Change, delete, link, make, own, rename, tree, write
 from firstread.testing.snapshots import SnapshotsClient, mounted
 
-Change = Callable[[Path], None]
 _numbers = itertools.count()
 
 
 def refused(code: str) -> pytest.RaisesExc[grpc.RpcError]:
     """Return a context that expects an error of this kind."""
     return pytest.RaisesExc(grpc.RpcError, check=lambda exc: exc.code().name == code)
-
-
-def write(path: str, text: str, mode: int = 0o644) -> Change:
-    """Return the change that writes a file."""
-
-    def apply(root: Path) -> None:
-        (root / path).write_text(text)
-        (root / path).chmod(mode)
-
-    return apply
-
-
-def make(*paths: str, mode: int = 0o700) -> Change:
-    """Return the change that makes directories."""
-
-    def apply(root: Path) -> None:
-        for path in paths:
-            (root / path).mkdir()
-            (root / path).chmod(mode)
-
-    return apply
-
-
-def delete(*paths: str) -> Change:
-    """Return the change that deletes files and trees."""
-
-    def apply(root: Path) -> None:
-        for path in paths:
-            target = root / path
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-
-    return apply
-
-
-def own(owner: int, *paths: str) -> Change:
-    """Return the change of owner and group."""
-
-    def apply(root: Path) -> None:
-        for path in paths:
-            os.chown(root / path, owner, owner)
-
-    return apply
-
-
-def rename(old: str, new: str) -> Change:
-    """Return the change of a name."""
-
-    def apply(root: Path) -> None:
-        (root / old).rename(root / new)
-
-    return apply
-
-
-def link(old: str, new: str) -> Change:
-    """Return the change that gives a file a second name."""
-    return lambda root: (root / new).hardlink_to(root / old)
-
-
-def tree(root: Path) -> dict[str, tuple[object, ...]]:
-    """Return all that a container could tell of the entries below `root`."""
-    found: dict[str, tuple[object, ...]] = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
-        links = status.st_nlink if content is not None else 0
-        facts = (status.st_mode, status.st_uid, status.st_gid, links, content)
-        found[str(path.relative_to(root))] = facts
-    return found
 
 
 def build(snapshots: SnapshotsClient, parent: str, changes: Sequence[Change]) -> str:
@@ -195,19 +127,20 @@ class SnapshotterSuite:
             assert (info.kind, info.parent, info.name) == (kind, parent, name)
             wanted = {"l1": "v1", "l2": "v2", "l3": "v3"}
             before = time.time_ns()
-            changed = snapshots.update(api.Info(name, "doesnotexist", labels=wanted))
+            changed = snapshots.update(api.Info(name=name, parent="doesnotexist", labels=wanted))
             assert before <= _ns(changed.updated_at) <= time.time_ns()
             assert changed.created_at == info.created_at
-            assert (changed.kind, changed.parent, changed.labels) == (kind, parent, wanted)
-            some = api.Info(name, labels={"l1": "updated", "l4": "v4"})
+            assert (changed.kind, changed.parent) == (kind, parent)
+            assert changed.labels == wanted
+            some = api.Info(name=name, labels={"l1": "updated", "l4": "v4"})
             changed = snapshots.update(some, "labels.l1", "labels.l2")
             assert changed.labels == {"l1": "updated", "l3": "v3"}
-            changed = snapshots.update(api.Info(name, labels={"l4": "v4"}), "labels")
+            changed = snapshots.update(api.Info(name=name, labels={"l4": "v4"}), "labels")
             assert changed.labels == {"l4": "v4"} == snapshots.stat(name).labels
             with refused("INVALID_ARGUMENT"):
-                snapshots.update(api.Info(name, "doesnotexist"), "parent")
+                snapshots.update(api.Info(name=name, parent="doesnotexist"), "parent")
         with refused("NOT_FOUND"):
-            snapshots.update(api.Info("nobody", labels={"l": "1"}))
+            snapshots.update(api.Info(name="nobody", labels={"l": "1"}))
 
     def test_remove(self, snapshots: SnapshotsClient) -> None:
         snapshots.prepare("committed-a")
@@ -234,7 +167,7 @@ class SnapshotterSuite:
         snapshots.view("v", "p")
         snapshots.view("v-wl", "p-wl")
         for key, labels in (("v", root), ("v-wl", {"l": "3", **root})):
-            snapshots.update(api.Info(key, labels=labels))
+            snapshots.update(api.Info(name=key, labels=labels))
         mark = 'labels."containerd.io/gc.root"==check-walk'
         for filters, matches in (
             ([mark], {"a-np", "p", "a", "v", "p-wl", "a-wl", "v-wl", "a-np-wl"}),
@@ -382,7 +315,7 @@ class SnapshotterSuite:
             assert len(os.listdir(root / "addhere")) == 127
             assert os.listdir(root / "onlyme") == ["file-127"]
 
-    # What containerd relies on, and its suite does not ask for.
+    # containerd relies on these, but its suite does not test them.
 
     def test_kinds_of_errors(self, snapshots: SnapshotsClient) -> None:
         snapshots.prepare("active")
@@ -444,6 +377,5 @@ class SnapshotterSuite:
         }
 
 
-def _ns(timestamp: api.Timestamp | None) -> int:
-    assert timestamp is not None
+def _ns(timestamp: Timestamp) -> int:
     return timestamp.seconds * 1_000_000_000 + timestamp.nanos

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of one image on this node: manifest, config and metadata in a directory.
+
+Owns how they are written, published and checked. Invariants: a published directory is complete;
+only a file that is missing or has another digest is damage: what cannot be read now may be right
+(docs/adr/0035).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+from firstread.cache.room import Room
+from firstread.erofs.reader import validate
+from firstread.errors import ImageError
+from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
+from firstread.oci.repository import Repository
+from firstread.oci.resolve import ResolvedImage
+from firstread.sectors.image import fetch_image
+
+MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata"  # names of the files
+
+
+def room_of(directory: Path) -> Room:
+    """Return what the directory of an image and the files in it take."""
+    room = Room(0, 1)
+    for name in (MANIFEST, CONFIG, METADATA):
+        with contextlib.suppress(OSError):
+            room += Room((directory / name).stat().st_size, 1)
+    return room
+
+
+def write(directory: Path, resolved: ResolvedImage, repository: Repository) -> None:
+    """Write the files of an image, its metadata fetched and checked, and have them on the disk."""
+    documents = {MANIFEST: resolved.manifest_bytes, CONFIG: resolved.config_bytes}
+    for name, data in documents.items():
+        with open(directory / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    with open(directory / METADATA, "w+b") as file:
+        validate(fetch_image(repository, resolved.manifest, file).erofs)
+        os.fsync(file.fileno())
+
+
+def publish(scratch: Path, target: Path) -> bool:
+    """Give the finished directory its name; False if another thread was faster."""
+    try:
+        scratch.replace(target)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def damage(directory: Path, digest: str) -> str | None:
+    """Read the files of an image; return what is wrong with them, or None.
+
+    1.2 ms for the metadata of an image of 1 GB. A mounted one is mapped into memory: a file that a
+    disk cannot read any more would end the process, so it is read as a file.
+
+    Raises:
+        OSError: they cannot be read now: that says nothing of them.
+    """
+    try:
+        problem = _differs(directory, MANIFEST, digest)
+        if problem is None:
+            manifest = parse_manifest((directory / MANIFEST).read_bytes())
+            if not isinstance(manifest, Manifest):
+                return None  # these are its bytes: whoever made them is wrong
+            problem = _differs(directory, CONFIG, manifest.config.digest)
+        if problem is None:
+            config = parse_config((directory / CONFIG).read_bytes())
+            problem = _differs(directory, METADATA, diff_ids(config)[0])
+    except FileNotFoundError as exc:
+        return f"its file {Path(exc.filename).name} is missing"
+    except (ImageError, ValueError, IndexError):
+        return None  # likewise
+    return problem
+
+
+def _differs(directory: Path, name: str, digest: str) -> str | None:
+    """Return what is to be said of a file that has another digest; None if it has this one."""
+    with (directory / name).open("rb") as file:
+        found = hashlib.file_digest(file, digest.partition(":")[0]).hexdigest()
+    return None if found == digest.partition(":")[2] else f"its file {name} is damaged"

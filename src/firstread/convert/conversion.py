@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converts an image: the pipeline from a source to a destination.
+
+Owns the order of the steps: the layers first, in parallel and only those that are not packed yet,
+then `publish`, so that a tag never names an incomplete image. Temporary files have no names, so
+none stays behind, whatever happens.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.destination import check_destination, check_name
+from firstread.convert.job import LayerJob, temporary_file_error
+from firstread.convert.layercache import LayerCache
+from firstread.convert.layerpool import LayerPool, concurrency
+from firstread.convert.metadata import LayerFacts
+from firstread.convert.original import SourceLayer, source_layers
+from firstread.convert.outcome import Conversion, ConvertedLayer
+from firstread.convert.progress import NoProgress, Progress
+from firstread.convert.publish import Published, ReadyLayer, publish
+from firstread.convert.record import Parameters
+from firstread.convert.reuse import KnownLayers, previous_at, previous_attached
+from firstread.errors import FirstreadError, ImageError
+from firstread.memory import give_back
+from firstread.oci.platform import Platform
+from firstread.oci.reference import Reference
+from firstread.oci.repository import Destination, Repository
+from firstread.oci.resolve import ResolvedImage, platform_of, resolve
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
+
+DEFAULT_PARAMETERS = Parameters()
+DEFAULT_ACCESS = AccessOptions()
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert.
+
+    Args:
+        platform: selects an image of an index; this machine's if None.
+        parameters: sector size, frame size, level.
+        jobs: sectors compressed at a time.
+        source_options: access to the source.
+        destination_options: access to the destination.
+        cache: layers that this machine packed before; None for none.
+        reuse: take layers from an image in the destination.
+    """
+
+    platform: Platform | None = None
+    parameters: Parameters = DEFAULT_PARAMETERS
+    jobs: int = 1
+    source_options: AccessOptions = DEFAULT_ACCESS
+    destination_options: AccessOptions = DEFAULT_ACCESS
+    cache: LayerCache | None = None
+    reuse: bool = True
+
+
+def convert(
+    source: Reference,
+    destination: Reference,
+    options: ConvertOptions,
+    *,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Conversion:
+    """Convert the image at `source` and tag the result as `destination`.
+
+    Args:
+        source: an ordinary image.
+        destination: where the result goes; nothing there changes before all of it is complete.
+        options: see `ConvertOptions`.
+        progress: shows what is going on.
+        executor: runs `convert_layer` for each layer; it may use other processes or machines that
+            can open both source and destination. Threads if None.
+
+    Raises:
+        FirstreadError: names the image and, where there is one, the layer.
+    """
+    started = time.monotonic()
+    check_destination(source, destination)
+    try:
+        with open_source(source, options.source_options) as opened_source:
+            image = resolve(opened_source, options.platform)
+            layers = source_layers(image)
+            with open_destination(destination, options.destination_options) as opened:
+                check_name(opened_source, image, opened.reference)
+                work = ImageConversion(
+                    source, destination, options, opened_source, opened, progress, executor
+                )
+                return work.run(image, layers, started)
+    except FirstreadError as exc:
+        exc.about(image=str(source))
+        raise
+    except OSError as exc:
+        raise temporary_file_error(exc).about(image=str(source)) from exc
+
+
+class ImageConversion:
+    """One conversion under way.
+
+    Args:
+        source: the image's name.
+        destination: the result's name.
+        options: see `ConvertOptions`.
+        source_repository: opened.
+        destination_repository: opened for writing.
+        progress: shows what is going on.
+        executor: as for `convert`.
+        attach: make the result refer to its source, in the same repository.
+    """
+
+    def __init__(
+        self,
+        source: Reference,
+        destination: Reference,
+        options: ConvertOptions,
+        source_repository: Repository,
+        destination_repository: Destination,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
+        *,
+        attach: bool = False,
+    ) -> None:
+        self.source, self.destination, self.options = source, destination, options
+        self.destination_repository = destination_repository
+        self.parameters = options.parameters
+        self.attach = attach
+        self.uploaded = 0
+        self._progress = progress or NoProgress()
+        self._pool = LayerPool(source_repository, destination_repository, self._progress, executor)
+
+    def run(self, image: ResolvedImage, layers: list[SourceLayer], started: float) -> Conversion:
+        """Convert `image`, which consists of `layers`.
+
+        Args:
+            image: an ordinary image.
+            layers: as `source_layers` gives them.
+            started: on the monotonic clock.
+
+        Raises:
+            FirstreadError: as `convert`.
+        """
+        repository, previous = self.destination_repository, None
+        if self.options.reuse:
+            previous = (
+                previous_attached(repository, image.descriptor, self.parameters)
+                if self.attach
+                else previous_at(repository)
+            )
+        known = KnownLayers(
+            repository,
+            self.destination,
+            self.options.destination_options,
+            self.parameters,
+            self.options.cache,
+            previous,
+        )
+        packed, how = self._pack_layers(layers, known)
+        give_back()  # the buffers of sectors; the rest is many small objects
+        made = [ReadyLayer(*layer, packed[layer.diff_id]) for layer in layers]
+        digest = previous.digest if previous else None
+        try:
+            done = publish(repository, image, made, self.parameters, digest, attach=self.attach)
+        except ImageError as exc:
+            if previous and "known" in how.values():
+                exc.hint = (
+                    "if the image is in order, what the destination says of it is not:"
+                    " use --no-cache"
+                )
+            raise
+        return self._report(image, made, how, done, started)
+
+    def _pack_layers(
+        self, layers: list[SourceLayer], known: KnownLayers
+    ) -> tuple[dict[str, PackedLayer], dict[str, str]]:
+        """Return, by diff_id, every packed layer and whether it was ``packed`` or ``known``."""
+        todo = {diff_id: layer for layer, diff_id in layers}
+        self._progress.layers([(layer.digest, layer.size) for layer in todo.values()])
+        packed: dict[str, PackedLayer] = {}
+        how: dict[str, str] = {}
+
+        def done(diff_id: str, result: PackedLayer, word: str) -> None:
+            packed[diff_id], how[diff_id] = result, word
+            self._progress.done(todo.pop(diff_id).digest, word)
+
+        for diff_id in list(todo):
+            if found := known.get(diff_id):
+                done(diff_id, found, "known")
+        for diff_id, found in known.mount(list(todo)).items():
+            done(diff_id, found, "known")
+
+        def finished(job: LayerJob, result: PackedLayer, uploaded: bool) -> None:
+            known.remember(result, job.diff_id)
+            self.uploaded += uploaded
+            done(job.diff_id, result, "packed")
+
+        if todo:
+            workers, in_flight = concurrency(
+                self.parameters.sector_size, self.options.jobs, len(todo)
+            )
+            jobs = [self._job(SourceLayer(todo[key], key), in_flight) for key in todo]
+            self._pool.run(jobs, workers, finished)
+        return packed, how
+
+    def _job(self, layer: SourceLayer, in_flight: int) -> LayerJob:
+        return LayerJob(
+            source=self.source,
+            source_options=self.options.source_options,
+            destination=self.destination,
+            destination_options=self.options.destination_options,
+            layer=layer.descriptor,
+            diff_id=layer.diff_id,
+            parameters=self.parameters,
+            jobs=self.options.jobs,
+            in_flight=in_flight,
+        )
+
+    def _report(
+        self,
+        image: ResolvedImage,
+        layers: list[ReadyLayer],
+        how: dict[str, str],
+        done: Published,
+        started: float,
+    ) -> Conversion:
+        return Conversion(
+            source=str(self.source),
+            source_digest=image.descriptor.digest,
+            destination=str(self.destination),
+            digest=done.digest,
+            unchanged=done.unchanged,
+            source_size=sum(layer.descriptor.size for layer in layers),
+            content_size=sum(facts.size for facts in done.layers),
+            size=sum(layer.size for layer in done.manifest.layers),
+            metadata_size=done.manifest.layers[0].size,
+            metadata_uncompressed_size=done.metadata.size,
+            sectors=done.metadata.sectors,
+            inodes=done.metadata.inodes,
+            layers=[
+                _converted(layer, how[layer.diff_id], facts)
+                for layer, facts in zip(layers, done.layers, strict=True)
+            ],
+            uploaded_blobs=self.uploaded + done.uploaded,
+            seconds=time.monotonic() - started,
+            attached_to=image.descriptor.digest if self.attach else None,
+            platform=str(platform_of(image.config)) if self.attach else None,
+            other_platforms=list(image.others),
+        )
+
+
+def _converted(layer: ReadyLayer, how: str, facts: LayerFacts) -> ConvertedLayer:
+    return ConvertedLayer(
+        digest=layer.descriptor.digest,
+        diff_id=layer.diff_id,
+        how=how,
+        source_size=layer.descriptor.size,
+        content_size=facts.size,
+        blob=layer.packed.digest,
+        blob_size=layer.packed.size,
+        sectors=facts.sectors,
+        dropped_xattrs=[name.decode(errors="backslashreplace") for name in facts.dropped_xattrs],
+    )

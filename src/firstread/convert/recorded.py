@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer records in the sector blobs of an image, found by the annotations of its manifest.
+
+Owns these annotations, in both directions. Invariant: a record counts only if it has the digest
+that its annotation states, and is of the layer and parameters that are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.record import LayerRecord, Parameters
+from firstread.errors import FirstreadError, ImageError
+from firstread.oci.model import Descriptor, Manifest
+from firstread.oci.repository import Repository
+from firstread.sectors.format import SECTORS_MEDIA_TYPE, SKIPPABLE_RECORD, unpack_skippable
+from firstread.sectors.image import PARAMETERS, RECORD, SOURCE_DIFF_ID
+
+
+def record_annotations(packed: PackedLayer, diff_id: str) -> dict[str, str]:
+    """Return the annotations of a sector blob that let a later conversion reuse it."""
+    digest = hashlib.sha256(packed.record).hexdigest()
+    return {
+        SOURCE_DIFF_ID: diff_id,
+        RECORD: f"{packed.record_offset} {packed.size - packed.record_offset} sha256:{digest}",
+    }
+
+
+class RecordedLayers:
+    """Packed layers of an image in the destination.
+
+    Args:
+        repository: where the image is.
+        manifest: of a firstread image.
+        diff_ids: of the image's config.
+    """
+
+    def __init__(self, repository: Repository, manifest: Manifest, diff_ids: list[str]) -> None:
+        self._repository = repository
+        self._parameters = (manifest.annotations or {}).get(PARAMETERS)
+        self._blobs = {
+            (blob.annotations or {}).get(SOURCE_DIFF_ID): (blob, diff_id)
+            for blob, diff_id in zip(manifest.layers, diff_ids, strict=False)
+            if blob.media_type == SECTORS_MEDIA_TYPE
+        }
+
+    def get(self, diff_id: str, parameters: Parameters) -> PackedLayer | None:
+        """Return the packed layer, its record read from the end of its blob; None if unknown."""
+        if self._parameters != parameters.key or diff_id not in self._blobs:
+            return None
+        blob, blob_diff_id = self._blobs[diff_id]
+        try:
+            offset, length, digest = _parse_record((blob.annotations or {}).get(RECORD, ""), blob)
+            with self._repository.open_blob(blob, offset=offset, length=length) as stream:
+                data = b"".join(stream)
+            record = unpack_skippable(SKIPPABLE_RECORD, data)
+            if "sha256:" + hashlib.sha256(record).hexdigest() != digest:
+                return None
+            found = LayerRecord.decode(record)
+            if (found.diff_id, found.parameters) != (diff_id, parameters.key):
+                return None
+        except FirstreadError:
+            return None  # the layer is packed again
+        return PackedLayer(record, offset, blob.digest, blob.size, blob_diff_id)
+
+
+def _parse_record(text: str, blob: Descriptor) -> tuple[int, int, str]:
+    try:
+        offset, length, digest = text.split(" ")
+        start, count = int(offset), int(length)
+    except ValueError as exc:
+        raise ImageError(f"the annotation {RECORD} is malformed") from exc
+    if start < 0 or count <= 0 or start + count != blob.size:
+        raise ImageError(f"the annotation {RECORD} points outside its blob")
+    return start, count, digest

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of the fetcher: started by the supervisor, ended by it or by accident.
+
+Owns the composition of a node and the event loop: reads in, heartbeats out. The loop sends the
+heartbeats, so a loop that hangs shows. If the supervisor dies, this process becomes the supervisor.
+If another fetcher takes over, this one finishes its commands and ends; the supervisor keeps the
+reads that wait, and gives them to the next fetcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from msgspec import convert, structs
+
+from firstread import __version__
+from firstread.config import Config
+from firstread.control.daemonlog import daemon_log
+from firstread.control.daemonstatus import (
+    ConfigurationStatus,
+    FetcherStatus,
+    Status,
+    SupervisorStatus,
+)
+from firstread.control.metrics import NodeMetrics
+from firstread.control.metricserver import serve_metrics
+from firstread.control.namespace import mount_namespace
+from firstread.control.server import ControlServer
+from firstread.daemon import anchor
+from firstread.daemon.handover import (
+    Handover,
+    Settings,
+    all_events,
+    become_supervisor,
+    raise_fd_limit,
+)
+from firstread.daemon.journal import Journal, most_waiting
+from firstread.daemon.logs import configure_logging
+from firstread.daemon.protocol import (
+    BUFFER_FD,
+    GROUP_FD,
+    LISTENER_FD,
+    SECRETS_FD,
+    Order,
+    receive_requests,
+    send_answered,
+    set_patience,
+)
+from firstread.device.base import Read
+from firstread.device.fanotify import Group
+from firstread.device.fanotifydevice import FanotifyDevice
+from firstread.device.sizes import Sizes
+from firstread.errors import FirstreadError
+from firstread.fetch.fetcher import Fetcher
+from firstread.memory import keep_large_buffers
+from firstread.mounts.network import Network
+from firstread.mounts.node import Node
+from firstread.mounts.nodestatus import NodeStatus
+from firstread.mounts.secrets import SecretMemory
+from firstread.sectors.sectorstore import SectorStore
+
+log = logging.getLogger("serve")
+
+HEARTBEAT_S = 1.0
+SHORT_S = 0.2  # before another attempt, when too many files are open
+DRAIN_S = 30.0  # for commands to be answered before a fetcher retires
+MOST_UNTOLD = 64  # answered reads that the supervisor does not know of
+_RETIRING_S = 0.01  # between two looks whether they are
+
+
+def main(arguments: dict[str, Any]) -> None:
+    """Serve until the supervisor says otherwise.
+
+    Args:
+        arguments: ``settings``, ``channel`` and ``sizes`` (descriptors), ``supervisor`` (what
+            status tells of it), ``restarts``, ``standby``: load everything, and wait for the order
+            to start.
+    """
+    settings = Settings(**arguments["settings"])
+    configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
+    keep_large_buffers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's business
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    threading.excepthook = end_with_thread
+    channel = socket.socket(fileno=arguments["channel"])
+    if arguments.get("standby"):
+        arguments |= _await_start(channel)
+    process = FetcherServer(settings, channel, arguments)
+    process.serve()
+    process.succeed()
+
+
+def _await_start(channel: socket.socket) -> dict[str, Any]:
+    """Say that all is loaded; return what the order to start says."""
+    send_answered(channel)
+    while (order := receive_requests(channel)) is not None:
+        if isinstance(order, Order) and order.what == "start":
+            return order.details
+    os._exit(0)  # the supervisor is gone, and the fetcher that serves takes its place
+
+
+class FetcherServer:
+    """A node, and the loop that serves it.
+
+    Args:
+        settings: of the daemon.
+        channel: to the supervisor.
+        arguments: of `main`.
+    """
+
+    def __init__(
+        self, settings: Settings, channel: socket.socket, arguments: dict[str, Any]
+    ) -> None:
+        self._settings, self._channel, self._arguments = settings, channel, arguments
+        self._thread = threading.get_ident()
+        self._answered: list[int] = []  # by this thread, and the supervisor does not know
+        self._sizes = Sizes(arguments["sizes"])
+        os.close(arguments["sizes"])
+        self._fetcher, node = self._compose()
+        self._server = self._listen(node)
+        self._retire_at = math.inf
+
+    def _compose(self) -> tuple[Fetcher, Node]:
+        """Make what answers reads and commands, and serve the mounts that stand."""
+        root, run_dir = Path(self._settings.root), Path(self._settings.run_dir)
+        config = Config.from_builtins(self._settings.config)
+        store = SectorStore(root)
+        fetcher = Fetcher(
+            store,
+            FanotifyDevice(store, Group(GROUP_FD)),
+            self._tell,
+            workers=config.node.workers,
+            policy=config.policy,
+            limits=config.cache,
+            most_waiting=most_waiting(raise_fd_limit()),
+        )
+        fetcher.presence.sizes = self._sizes
+        network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
+        verify = config.cache.verify
+        node = Node(root, run_dir, store, fetcher, config.policy, network, verify=verify)
+        node.recover()
+        fetcher.cache.evictor.start()
+        return fetcher, node
+
+    def _listen(self, node: Node) -> ControlServer:
+        """Answer commands from now on."""
+        address = self._settings.config["node"]["metrics"]
+        metrics = NodeMetrics(lambda: self._complete(node.status()))
+        if address:
+            try:
+                serve_metrics(address, metrics.text)
+            except FirstreadError as exc:
+                log.warning("no metrics over TCP: %s", exc)  # reads are more important
+        listener = socket.socket(fileno=LISTENER_FD)
+        feed = self._fetcher.feed
+        server = ControlServer(listener, node, feed, self._complete, metrics.text)
+        threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
+        return server
+
+    def _complete(self, status: NodeStatus) -> Status:
+        """Add to a status what only this process knows."""
+        settings, arguments = self._settings, self._arguments
+        return Status(
+            **structs.asdict(status),
+            supervisor=convert(arguments["supervisor"], SupervisorStatus),
+            namespace=mount_namespace(),
+            configuration=ConfigurationStatus(settings.config_file(), settings.config["registry"]),
+            fetcher=FetcherStatus(
+                pid=os.getpid(),
+                version=__version__,
+                restarts=arguments["restarts"],
+                healthy=True,
+                waiting_reads=self._fetcher.waiting(),
+            ),
+        )
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Handle requests until the supervisor is gone; end if another fetcher is to go on."""
+        set_patience(self._channel, HEARTBEAT_S)
+        beat, is_short = 0.0, False
+        while True:
+            now = time.monotonic()
+            if now - beat >= HEARTBEAT_S:
+                self._beat()
+                beat = now
+            if self._retire_at < math.inf and (self._server.retired() or now > self._retire_at):
+                self._fetcher.freeze()
+                os._exit(0)
+            try:
+                came = receive_requests(self._channel, waits=not self._answered)
+            except TimeoutError:
+                self._tell_answered()
+                continue
+            if came is None:
+                return
+            if isinstance(came, Order):
+                self._obey(came)
+                continue
+            for read in came:
+                if read.fd >= 0:
+                    self._fetcher.handle(read)
+            lost = [read for read in came if read.fd < 0]
+            if lost:
+                self._ask_again(lost, quietly=is_short)
+            is_short = bool(lost)
+            if len(self._answered) >= MOST_UNTOLD:
+                self._tell_answered()
+
+    def _ask_again(self, lost: Sequence[Read], *, quietly: bool) -> None:
+        """Have reads sent again whose descriptors were lost: too many files are open."""
+        if not quietly:
+            log.warning("reads wait: too many files are open")
+        time.sleep(SHORT_S)
+        self._answered += [~read.number for read in lost]
+        self._tell_answered()
+
+    def _tell(self, numbers: Sequence[int]) -> None:
+        """Tell the supervisor that reads are answered; what the loop answers, once for a burst."""
+        if threading.get_ident() == self._thread:
+            self._answered += numbers
+        else:
+            send_answered(self._channel, numbers)
+
+    def _tell_answered(self) -> None:
+        if self._answered:
+            numbers, self._answered = self._answered, []
+            try:
+                send_answered(self._channel, numbers)
+            except OSError:  # it is too busy to read, or gone
+                self._answered = numbers
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # what a dead supervisor has sent must still be read
+            send_answered(self._channel)
+        self._sizes.tidy()
+        self._fetcher.count_answered()
+        self._fetcher.expire()
+
+    def _obey(self, order: Order) -> None:
+        if order.what == "inform":
+            self._arguments |= order.details
+        elif order.what == "retire":
+            self._server.retire()  # commands that come from now on wait for the next fetcher
+            self._retire_at = time.monotonic() + DRAIN_S
+            set_patience(self._channel, _RETIRING_S)
+
+    def succeed(self) -> NoReturn:
+        """Become the supervisor, because it has died."""
+        held = self._fetcher.freeze()
+        # If the installation is being changed just now, or broken, the reads wait until it is
+        # whole: with this process the group would be lost.
+        check = [sys.executable, "-c", "import firstread.daemon.supervisor"]
+        while subprocess.run(check, stdin=subprocess.DEVNULL, check=False).returncode:
+            log.critical("the supervisor is gone, and the installation of firstread is broken")
+            time.sleep(1.0)
+        journal = Journal(BUFFER_FD)
+        for number in self._answered:
+            journal.remove(number)
+        root, known = self._settings.root, [request.number for request in held]
+        files = anchor.files(root, anchor.anchors(root), known)
+        held = all_events(held, Group(GROUP_FD), journal, files)
+        upgrades = self._arguments["supervisor"].get("upgrades", 0)
+        handover = Handover(held, "fetcher", self._arguments["restarts"], upgrades)
+        become_supervisor(self._settings, handover)
+
+
+def end_with_thread(failure: threading.ExceptHookArgs) -> None:
+    """End the process with the first of its threads that fails: a `threading.excepthook`.
+
+    Reads may wait for what the thread had in hand, and nobody else would ever answer them. The next
+    fetcher is given their events anew.
+    """
+    error = failure.exc_value
+    log.critical("the fetcher ends, a thread of it failed: %s", error, exc_info=error)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

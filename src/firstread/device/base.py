@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every device has in common: how the kernel asks, and how it is answered.
+
+Owns the interface, and what a read is that waits in the kernel until somebody answers. Does not
+know where the bytes come from. `firstread.testing.suites.device` says what an implementation does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+MOST_READS = 16384  # that wait at a time
+SECTOR_ID_BYTES = 32
+
+
+class Read(NamedTuple):
+    """A read that waits in the kernel for its answer.
+
+    Args:
+        number: what the kernel calls it.
+        pid: of the reader.
+        offset: first byte of the sector file that is wanted.
+        length: bytes that are wanted.
+        fd: the sector file, writable without raising events, owned by the receiver; negative if
+            too many files are open.
+        sector_id: of the sector; empty if it is not known.
+    """
+
+    number: int
+    pid: int
+    offset: int
+    length: int
+    fd: int
+    sector_id: bytes = b""
+
+
+def sector_of(path: bytes) -> bytes:
+    """Return the id of the sector whose file lies at a path; empty if it is none."""
+    digits = path.removesuffix(b" (deleted)")[-2 * SECTOR_ID_BYTES :]
+    try:
+        return bytes.fromhex(digits.decode()) if len(digits) == 2 * SECTOR_ID_BYTES else b""
+    except ValueError:
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a device can do, as far as its users must know.
+
+    Args:
+        asks_when_present: reads of a sector that is all here ask, too, though it is not watched.
+        fails_closed: once nobody serves, a read of absent bytes is an error, never zeros; if the
+            kernel was proved to do so, see `firstread.mounts.kernelproof`.
+        fills_at_random: the bytes of a sector may come in any order: no read passes the server.
+        asks_for_sectors: a read that asks says which sector it wants, but not which part of it.
+    """
+
+    asks_when_present: bool
+    fails_closed: bool
+    fills_at_random: bool
+    asks_for_sectors: bool
+
+
+class Device(Protocol):
+    """How the kernel asks for the bytes of images. Safe to use from several threads.
+
+    A read that asks comes from the process that takes them (`firstread.daemon.events`); here is
+    what the process needs that fills sectors. Sector files are those of one store.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
+        """Mount an image; all its sectors are watched afterwards.
+
+        One at a time. What others do to the same sectors meanwhile leaves them watched.
+
+        Args:
+            metadata: of the image, complete.
+            ids: of its sectors, by device slot; each has a file.
+            mountpoint: an existing directory.
+
+        Raises:
+            NodeError: nothing is mounted then.
+        """
+
+    def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
+        """Unmount an image.
+
+        Args:
+            mountpoint: of it.
+            lazy: also if it is in use; who uses it can read on, and asks.
+
+        Raises:
+            NodeError: nothing is mounted there, or it is in use; then the message says by whom.
+        """
+
+    def watch(self, ids: Iterable[bytes]) -> None:
+        """Have each read of these sectors ask.
+
+        Raises:
+            NodeError: that is not possible for one of them.
+        """
+
+    def unwatch(self, ids: Iterable[bytes]) -> None:
+        """Have reads of these sectors go on without asking: they are whole, or not mounted.
+
+        Reads that wait go on waiting for an answer. A sector that stays watched is no error.
+        """
+
+    def unwatch_file(self, sector_id: bytes, fd: int) -> None:
+        """`unwatch` for one sector whose file is open."""
+
+    def is_watching(self) -> bool:
+        """Return whether anything is watched: by a fetcher before, if not by us."""
+
+    def answer(self, number: int, *, allow: bool = True) -> bool:
+        """Let a read go on, or fail with EIO.
+
+        Args:
+            number: of the read.
+            allow: whether it finds its bytes now.
+
+        Returns:
+            False if no such read waits.
+        """

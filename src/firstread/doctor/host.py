@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel and the machine give a node: the device, limits, a clock, no virus scanners.
+
+`check_device` tries the device on a tiny image, in a scratch directory below the root that is gone
+afterwards. Invariant: it waits no longer than the trial of `firstread.device.probe` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from firstread.daemon.handover import WANTED_FDS
+from firstread.device.probe import Trial
+from firstread.device.scanners import scanners
+from firstread.doctor.finding import Finding, failed, passed, warned
+from firstread.errors import NodeError, from_os_error
+
+OPEN_FILES = WANTED_FDS  # reads that wait at a time, a descriptor each
+FILE_MAX = 1_000_000  # sectors of all mounted images, a file each that the kernel holds
+CROWDED = 0.8
+CLOCK_FIX = "set the clock: timedatectl set-ntp true, or chronyc makestep"
+_SINCE = 1_735_689_600  # 2025: a clock before that has not been set
+_SYS = Path("/proc/sys/fs")
+
+
+def check_device(root: Path) -> list[Finding]:
+    """Try, on the file system of `root`, what the fanotify device needs, one step after another.
+
+    Args:
+        root: where the sector store is or is to be; need not exist.
+
+    Returns:
+        The findings up to the first failure: each step needs the ones before it.
+    """
+    if uid := os.geteuid():
+        return [failed("user", f"user {uid} can make no mounts", "run it as root, as the daemon")]
+    place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
+    try:
+        scratch = tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place)
+    except OSError as exc:
+        error = from_os_error(exc, "cannot write below the root")
+        return [failed("write to the root", error.message, error.hint)]
+    done: list[Finding] = []
+    try:
+        with contextlib.closing(Trial(Path(scratch))) as trial:
+            for name, step in trial.steps():
+                try:
+                    done.append(passed(name, step()))
+                except NodeError as exc:
+                    done.append(failed(name, exc.message, exc.hint))
+                    break
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return done
+
+
+def check_clock() -> Finding:
+    """Say whether the clock was ever set."""
+    now = time.time()
+    text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    return failed("clock", f"it says {text}", CLOCK_FIX) if now < _SINCE else passed("clock", text)
+
+
+def check_limits() -> Iterator[Finding]:
+    """Yield how many files, groups and mounts there may be, and are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield _at_least(
+        "open files of a process",
+        hard if hard != resource.RLIM_INFINITY else 1 << 30,
+        OPEN_FILES,
+        "each read that waits is one: raise the hard limit (ulimit -Hn, LimitNOFILE=)",
+    )
+    yield _at_least(
+        "open files of the machine",
+        _number(_SYS / "file-max"),
+        FILE_MAX,
+        "each sector of a mounted image is one: raise sysctl fs.file-max",
+    )
+    yield _room(
+        "open files in use",
+        _number(_SYS / "file-nr"),
+        _number(_SYS / "file-max"),
+        "raise sysctl fs.file-max",
+    )
+    yield _at_least(
+        "fanotify groups",
+        _number(_SYS / "fanotify/max_user_groups"),
+        8,
+        "a daemon needs one: raise sysctl fs.fanotify.max_user_groups",
+    )
+    mounts = len(Path("/proc/self/mountinfo").read_bytes().splitlines())
+    yield _room("mounts", mounts, _number(_SYS / "mount-max"), "raise sysctl fs.mount-max")
+
+
+def check_scanners() -> Finding:
+    """Warn of processes that make others wait when they open a file."""
+    name, found = "virus scanners", scanners()
+    if not found:
+        return passed(name, "none has permission events")
+    some = ", ".join(f"{command} (pid {pid})" for pid, command in found[:3])
+    if len(found) > 3:
+        some += f" and {len(found) - 3} more"
+    fix = "exclude --root, --run-dir and what firstread mounts from scanning (docs/node.md)"
+    return warned(name, f"{some}: opens wait for it", fix)
+
+
+def _number(path: Path) -> int:
+    """Return the first number in a file of /proc; 0 if this kernel has no such file."""
+    try:
+        return int(path.read_text().split()[0])
+    except OSError:
+        return 0
+
+
+def _at_least(name: str, value: int, enough: int, fix: str) -> Finding:
+    if 0 < value < enough:
+        return warned(name, f"{value:,}; {enough:,} are enough for a busy node", fix)
+    return passed(name, f"{value:,}" if value else "no limit")
+
+
+def _room(name: str, used: int, limit: int, fix: str) -> Finding:
+    detail = f"{used:,} of {limit:,}"
+    if not limit or used <= CROWDED * limit:
+        return passed(name, detail)
+    return warned(name, detail, fix) if used < limit else failed(name, detail, fix)

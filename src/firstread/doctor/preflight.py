@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All checks of a node, in the order in which they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from firstread.config import RegistryTable
+from firstread.doctor.disk import check_private, check_space
+from firstread.doctor.engines import check_engines
+from firstread.doctor.finding import Finding
+from firstread.doctor.host import check_clock, check_device, check_limits, check_scanners
+from firstread.doctor.reach import check_image
+from firstread.doctor.running import Status, check_configuration, check_daemon, daemon_status
+from firstread.oci.reference import Reference
+from firstread.registry.options import AccessOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Args:
+        device: findings of the trial of the device.
+        others: all other findings.
+    """
+
+    device: list[Finding]
+    others: list[Finding]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All of them, in order."""
+        return [*self.device, *self.others]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the device works."""
+        return all(finding.ok for finding in self.device)
+
+
+def preflight(
+    root: Path,
+    run_dir: Path,
+    config: Path | None = None,
+    image: Reference | None = None,
+    access: AccessOptions | None = None,
+    *,
+    own_hosts: bool = False,
+) -> Preflight:
+    """Look at a node, and at an image that it is to mount.
+
+    Args:
+        root: of the store.
+        run_dir: of the control socket.
+        config: file of the configuration; None for that of the daemon, or the default.
+        image: its name, if there is one.
+        access: how its registry is reached; the daemon's times and directories take precedence.
+        own_hosts: the directories of hosts.toml in `access` are nevertheless those to use.
+    """
+    device = check_device(root)
+    status = daemon_status(run_dir)
+    settings, configuration = check_configuration(config, status)
+    others = [configuration, *check_node(root, run_dir, status), check_clock(), *check_engines()]
+    if image is not None:
+        as_given = access or AccessOptions()
+        others += check_image(image, _as_the_daemon(as_given, settings, own_hosts=own_hosts))
+    return Preflight(device, others)
+
+
+def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
+    """Yield what there is to say of a node beside its device.
+
+    Args:
+        root: of the store.
+        run_dir: of the control socket.
+        status: of its daemon.
+    """
+    yield check_private("store directory", root)
+    yield check_private("run directory", run_dir)
+    yield check_space(root)
+    yield from check_limits()
+    yield check_scanners()
+    yield from check_daemon(root, run_dir, status)
+
+
+def _as_the_daemon(
+    access: AccessOptions, settings: RegistryTable, *, own_hosts: bool
+) -> AccessOptions:
+    """Return how the daemon reaches registries, but for what the command line says."""
+    directory = Path(settings.credentials_dir) if settings.credentials_dir else None
+    return dataclasses.replace(
+        access,
+        hosts_dirs=access.hosts_dirs if own_hosts else tuple(map(Path, settings.hosts_dirs)),
+        credentials_dir=access.credentials_dir or directory,
+        connect_timeout=settings.connect_timeout_s,
+        first_byte_timeout=settings.first_byte_timeout_s,
+        read_timeout=settings.stall_timeout_s,
+    )

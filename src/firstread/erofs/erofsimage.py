@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One EROFS image as bytes: superblock, device table, and any single inode on request.
+
+Knows only the output of `writer`: uncompressed, chunk-based with 8-byte indexes, plain and inline.
+`reader` checks that the inodes form a tree. Invariant: any bytes give a result or an ImageError,
+and no call takes time or memory beyond the image's length.
+Source: Linux ``fs/erofs``; this module also checks what the kernel checks late or never.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from firstread.erofs.chunks import chunk_size_of, count_chunks, decode_chunks
+from firstread.erofs.directory import Dirent, decode_block
+from firstread.erofs.format import (
+    BLOCK,
+    BLOCK_BITS,
+    BOOT_SIZE,
+    CHUNK_BASED,
+    CHUNK_INDEX_SIZE,
+    DEVICE_SLOT,
+    DEVICE_SLOT_SIZE,
+    DEVICE_TABLE,
+    EXTENDED,
+    FLAT_INLINE,
+    FLAT_PLAIN,
+    INODE_COMPACT,
+    INODE_EXTENDED,
+    LAYOUT_MASK,
+    MAX_BLOCKS,
+    MAX_TARGET,
+    NID_BITS,
+    SLOT,
+    SUPER_SIZE,
+    Superblock,
+    align,
+)
+from firstread.erofs.tree import Device
+from firstread.erofs.xattrs import body_size, decode_body, decode_entry
+from firstread.errors import ImageError, UnsupportedError
+
+_LAYOUTS = {
+    stat.S_IFREG: (CHUNK_BASED, FLAT_PLAIN),
+    stat.S_IFDIR: (FLAT_INLINE, FLAT_PLAIN),
+    stat.S_IFLNK: (FLAT_INLINE, FLAT_PLAIN),
+    stat.S_IFCHR: (FLAT_PLAIN,),
+    stat.S_IFBLK: (FLAT_PLAIN,),
+    stat.S_IFIFO: (FLAT_PLAIN,),
+    stat.S_IFSOCK: (FLAT_PLAIN,),
+}
+_NSEC = 1_000_000_000
+_ZEROS = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class MappedDevice(Device):
+    """A device slot: a device, and its position in the flat form of the image.
+
+    Args:
+        mapped_blkaddr: its first block there.
+    """
+
+    mapped_blkaddr: int
+
+
+class Inode(NamedTuple):
+    """One inode, as stored."""
+
+    nid: int
+    form: int  # i_format
+    mode: int
+    nlink: int
+    size: int  # bytes
+    i_u: int
+    uid: int
+    gid: int
+    mtime: int  # seconds
+    mtime_nsec: int
+    xattr_offset: int  # in the image
+    xattr_size: int
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def layout(self) -> int:
+        return self.form & LAYOUT_MASK
+
+    @property
+    def tail_offset(self) -> int:
+        return self.xattr_offset + self.xattr_size
+
+
+class ErofsImage:
+    """An image with a valid superblock and device table; inodes are read on demand.
+
+    Args:
+        buffer: the metadata, or the whole flat image, without a copy: an mmap must stay open while
+            the image is in use.
+
+    Attributes:
+        superblock: of the image.
+        devices: the device slots in order.
+
+    Raises:
+        ImageError: the superblock or the device table is invalid.
+        UnsupportedError: it is a foreign EROFS image.
+    """
+
+    def __init__(self, buffer: bytes | memoryview | mmap.mmap) -> None:
+        data = memoryview(buffer).toreadonly().cast("B")
+        if len(data) < BLOCK:
+            raise ImageError("the metadata is cut off")
+        self.superblock = Superblock.unpack(bytes(data[BOOT_SIZE : BOOT_SIZE + SUPER_SIZE]))
+        self.size = self.superblock.blocks * BLOCK  # of the primary, in bytes
+        if not BLOCK <= self.size <= len(data):
+            raise ImageError(f"the metadata has {len(data)} bytes, not {self.size}")
+        if self.superblock.epoch_nsec >= _NSEC:
+            raise ImageError("the epoch of the metadata has a second of nanoseconds or more")
+        self._data = data[: self.size]
+        self._meta = self.superblock.meta_blkaddr << BLOCK_BITS
+        self._shared_xattrs: dict[int, tuple[bytes, bytes]] = {}
+        self._shared_size = 0
+        self.devices = self._read_devices()
+        self._device_blocks = [device.blocks for device in self.devices]
+
+    def _read_devices(self) -> list[MappedDevice]:
+        end = DEVICE_TABLE + DEVICE_SLOT_SIZE * self.superblock.devices
+        if end > self.size:
+            raise ImageError("the device table is longer than the metadata")
+        devices: list[MappedDevice] = []
+        expected = self.superblock.blocks
+        for tag, blocks, mapped, reserved in DEVICE_SLOT.iter_unpack(self._data[DEVICE_TABLE:end]):
+            try:
+                digest = bytes.fromhex(tag.decode("ascii"))
+            except ValueError:
+                digest = b""
+            if digest.hex().encode() != tag or not blocks or any(reserved):
+                raise ImageError(f"device slot {len(devices)} has no valid sector id or size")
+            if mapped != expected:
+                raise ImageError(f"device slot {len(devices)} is mapped to block {mapped}")
+            devices.append(MappedDevice(digest, blocks, mapped))
+            expected += blocks
+        if expected > MAX_BLOCKS:
+            raise ImageError("the devices are larger than EROFS can address")
+        return devices
+
+    @property
+    def boot(self) -> bytes:
+        """The 1024 bytes before the superblock."""
+        return bytes(self._data[:BOOT_SIZE])
+
+    @property
+    def root_nid(self) -> int:
+        return self.superblock.root_nid
+
+    def inode(self, nid: int) -> Inode:
+        """Return the inode `nid`; its form, bounds and mode are valid.
+
+        Raises:
+            ImageError: there is no such inode.
+        """
+        offset = self._meta + (nid << NID_BITS)
+        if offset + SLOT > self.size:
+            raise ImageError(f"inode {nid} is outside the metadata")
+        if self._data[offset] & EXTENDED:
+            inode = self._read_extended(nid, offset)
+        else:
+            inode = self._read_compact(nid, offset)
+        self._check_bounds(inode, offset)
+        return inode
+
+    def _read_extended(self, nid: int, offset: int) -> Inode:
+        body = offset + INODE_EXTENDED.size
+        if body > self.size:
+            raise ImageError(f"inode {nid} is outside the metadata")
+        form, count, mode, zero, size, i_u, _, uid, gid, mtime, nsec, nlink, zeros = (
+            INODE_EXTENDED.unpack_from(self._data, offset)
+        )
+        if zero or zeros != _ZEROS or nsec >= _NSEC:
+            raise ImageError(f"inode {nid} has an invalid time or reserved field")
+        xattr_size = body_size(count) if count else 0
+        return Inode(nid, form, mode, nlink, size, i_u, uid, gid, mtime, nsec, body, xattr_size)
+
+    def _read_compact(self, nid: int, offset: int) -> Inode:
+        form, count, mode, nlink, size, zero, i_u, _, uid, gid, reserved = (
+            INODE_COMPACT.unpack_from(self._data, offset)
+        )
+        if zero or reserved:
+            raise ImageError(f"inode {nid} has a reserved field")
+        mtime, nsec = self.superblock.epoch, self.superblock.epoch_nsec
+        body = offset + INODE_COMPACT.size
+        xattr_size = body_size(count) if count else 0
+        return Inode(nid, form, mode, nlink, size, i_u, uid, gid, mtime, nsec, body, xattr_size)
+
+    def _check_bounds(self, inode: Inode, offset: int) -> None:
+        """Check that the layout of `inode` suits its type, and that the image contains its data."""
+        if inode.form & ~EXTENDED not in _LAYOUTS.get(stat.S_IFMT(inode.mode), ()):
+            raise UnsupportedError(
+                f"inode {inode.nid} has mode {inode.mode:o} and format {inode.form:#x}"
+            )
+        size, end = inode.size, inode.tail_offset
+        has_size = inode.layout == CHUNK_BASED or inode.is_dir or stat.S_ISLNK(inode.mode)
+        if bool(size) != has_size:
+            raise ImageError(f"inode {inode.nid} of mode {inode.mode:o} has {size} bytes")
+        if inode.layout == CHUNK_BASED:
+            indexes = count_chunks(size, chunk_size_of(inode.i_u))
+            end = align(end, CHUNK_INDEX_SIZE) + CHUNK_INDEX_SIZE * indexes
+        elif size:
+            blocks, tail = divmod(size, BLOCK)
+            if inode.layout == FLAT_INLINE:
+                end += tail
+                if not tail or end - 1 >> BLOCK_BITS != offset >> BLOCK_BITS:
+                    raise ImageError(f"the inline data of inode {inode.nid} crosses a block")
+            else:
+                blocks += bool(tail)
+            if blocks and inode.i_u + blocks > self.superblock.blocks:
+                raise ImageError(f"the data of inode {inode.nid} is outside the metadata")
+        if end > self.size:
+            raise ImageError(f"inode {inode.nid} reaches out of the metadata")
+
+    def _blocks(self, inode: Inode) -> Iterator[bytes]:
+        """Yield the content of a flat inode, block by block."""
+        data, start = self._data, inode.i_u << BLOCK_BITS
+        for done in range(0, inode.size, BLOCK):
+            left = min(BLOCK, inode.size - done)
+            if left < BLOCK and inode.layout == FLAT_INLINE:
+                start = inode.tail_offset - done
+            yield bytes(data[start + done : start + done + left])
+
+    def readdir(self, inode: Inode) -> list[Dirent]:
+        """Return the entries of a directory in order, including ``.`` and ``..``.
+
+        Raises:
+            ImageError: `inode` is not a directory, or its entries are malformed.
+        """
+        if not inode.is_dir:
+            raise ImageError(f"inode {inode.nid} is not a directory")
+        entries: list[Dirent] = []
+        for block in self._blocks(inode):
+            following = decode_block(block)
+            if entries and entries[-1][0] >= following[0][0]:
+                raise ImageError(f"the names of directory {inode.nid} are out of order")
+            entries += following
+        return entries
+
+    def readlink(self, inode: Inode) -> bytes:
+        """Return the target of a symbolic link.
+
+        Raises:
+            ImageError: `inode` is not a symbolic link, or its target is invalid.
+        """
+        if not stat.S_ISLNK(inode.mode) or inode.size > MAX_TARGET:
+            raise ImageError(f"inode {inode.nid} is not a valid symbolic link")
+        target = b"".join(self._blocks(inode))
+        if b"\0" in target:
+            raise ImageError(f"symbolic link {inode.nid} contains a NUL")
+        return target
+
+    def chunks(self, inode: Inode) -> list[int]:
+        """Return the chunks of a regular file, as in `Node.chunks`.
+
+        Raises:
+            ImageError: one lies outside its device.
+        """
+        if inode.layout != CHUNK_BASED:
+            return []
+        data = self._data[align(inode.tail_offset, CHUNK_INDEX_SIZE) :]
+        return decode_chunks(data, inode.size, chunk_size_of(inode.i_u), self._device_blocks)
+
+    def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        """Return the extended attributes of `inode`.
+
+        Raises:
+            ImageError: they are malformed or out of bounds.
+        """
+        if not inode.xattr_size:
+            return {}
+        ids, inline = decode_body(self._data, inode.xattr_offset, inode.tail_offset)
+        items = [self._shared_xattr(number) for number in ids] + inline
+        xattrs = dict(items)
+        if len(xattrs) != len(items):
+            raise ImageError(f"inode {inode.nid} has an extended attribute twice")
+        return xattrs
+
+    def _shared_xattr(self, number: int) -> tuple[bytes, bytes]:
+        item = self._shared_xattrs.get(number)
+        if item is None:
+            start = (self.superblock.xattr_blkaddr << BLOCK_BITS) + 4 * number
+            name, value, end = decode_entry(self._data, start, self.size)
+            self._shared_size += end - start
+            if self._shared_size > self.size:
+                raise ImageError("shared extended attributes overlap")
+            item = self._shared_xattrs[number] = name, value
+        return item

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one lane has to fetch: sectors that are queued, in flight, or paused after a failure. Pure.
+
+Owns which sectors are wanted, which reads wait for each, and when each is tried. No I/O, no locks,
+no clock: its lane has one lock for all of it and passes the time, in monotonic seconds.
+
+Invariant: a sector is in the backlog once. A read is with one of its sectors until it is returned
+here, and it is returned once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Container, Iterator, Sequence
+
+from firstread.cache.pending import PendingRead
+from firstread.errors import FirstreadError
+from firstread.fetch.queue import Ahead, Cause, Filling, Queue
+from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
+from firstread.sectors.source import Wanted
+
+LONG_S = 30.0  # between looks at what nothing but a new read makes more urgent
+QUIET_S = 0.2  # without a read on demand, before half-filled sectors are completed
+
+Behind = Callable[[Wanted], Wanted | None]  # gives the sector that follows another in its blob
+
+
+class Backlog:
+    """The sectors that a lane has to fetch.
+
+    Args:
+        size: gives the bytes that the file of a sector has.
+        first_retry_s: pause after a first failure; it doubles with each further one.
+    """
+
+    def __init__(self, size: Callable[[Wanted], int], first_retry_s: float) -> None:
+        self.outage = Outage(first_retry_s)
+        self._size = size
+        self._fillings: dict[bytes, Filling] = {}
+        self._waiting: set[Filling] = set()  # those that reads wait for
+        self._queue = Queue()
+        self._paused: list[tuple[float, int, Filling]] = []  # heap, by the time of the next attempt
+        self._serial = itertools.count()
+        self._ahead = Ahead()
+        self._last_demand = self._last_progress = 0.0
+
+    @property
+    def queued(self) -> int:
+        """How many sectors a worker could take."""
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._fillings)
+
+    # -- what is wanted ------------------------------------------------------------------------
+
+    def request(
+        self,
+        sector: Wanted,
+        reads: Sequence[PendingRead],
+        now: float,
+        behind: Behind,
+        has_spare: Callable[[int], bool] | None,
+    ) -> tuple[bool, list[PendingRead]]:
+        """Want a sector for reads, and what a sequential reader will ask for next.
+
+        Args:
+            sector: which.
+            reads: that wait for it.
+            now: see there.
+            behind: likewise.
+            has_spare: whether so many sectors more fit; None: nothing is to be read ahead.
+
+        Returns:
+            whether these are the first reads of the sector, and those that can go on now.
+        """
+        self._last_demand = now
+        filling = self.want(sector, Cause.DEMAND, reads)
+        if filling is None:
+            return False, list(reads)
+        first, filling.demanded = not filling.demanded, True
+        done = self.satisfied(filling)
+        if has_spare is not None:
+            self._read_ahead(filling, behind, has_spare)
+        return first, done
+
+    def _read_ahead(
+        self, filling: Filling, behind: Behind, has_spare: Callable[[int], bool]
+    ) -> None:
+        following: Wanted | None = filling.sector
+        for count in range(self._ahead.demand(filling)):
+            if not has_spare(count + 1):
+                return
+            following = behind(following) if following else None
+            ahead = following and self.want(following, Cause.PREFETCH)
+            if ahead:
+                self._ahead.go_on(ahead)
+
+    def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
+        """Let a sector that has failed elsewhere wait its pause here, if this source is down too.
+
+        So lanes that are all down do not pass a sector around in haste.
+        """
+        filling = self._fillings.get(sector_id)
+        if failures and self.outage.is_on and filling is not None and not filling.active:
+            filling.failures = max(filling.failures, failures)
+            self.pause(filling, now)
+
+    def want(
+        self, sector: Wanted, cause: Cause, reads: Sequence[PendingRead] = ()
+    ) -> Filling | None:
+        """Queue a sector; None if it is present."""
+        filling = self._fillings.get(sector.entry.id)
+        if filling is None:
+            size = self._size(sector)
+            if size >= sector.entry.size:
+                return None
+            filling = self._fillings[sector.entry.id] = Filling(sector, filled=size)
+        if reads:
+            if not filling.reads:
+                filling.paused = False  # a new reader need not wait out an old pause
+            filling.reads.extend(reads)
+            self._waiting.add(filling)
+        if not filling.active and not filling.paused:
+            self._queue.put(filling, cause)
+        return filling
+
+    # -- what is wanted no longer --------------------------------------------------------------
+
+    def satisfied(self, filling: Filling) -> list[PendingRead]:
+        """Remove and return the reads that the verified prefix of a sector covers."""
+        done = filling.satisfied()
+        if not filling.reads:
+            self._waiting.discard(filling)
+        return done
+
+    def late(
+        self, stall_s: Callable[[Wanted], float], now: float
+    ) -> list[tuple[Filling, list[PendingRead], float]]:
+        """Remove and return reads that have waited too long, and how long that is.
+
+        A read on a link that is merely slow stays as long as something comes.
+
+        Args:
+            stall_s: how long reads of a sector may wait.
+            now: see there.
+        """
+        lost = []
+        for filling in list(self._waiting):
+            seconds = stall_s(filling.sector)
+            if not filling.failures and now - self._last_progress <= seconds:
+                continue
+            if late := filling.late(now - seconds):
+                self._relax(filling)
+                lost.append((filling, late, seconds))
+        return lost
+
+    def without(self, lost: Container[PendingRead]) -> list[PendingRead]:
+        """Remove and return those of these reads that are here; their sectors stay wanted."""
+        found: list[PendingRead] = []
+        for filling in list(self._waiting):
+            found += filling.without(lost)
+            self._relax(filling)
+        return found
+
+    def _relax(self, filling: Filling) -> None:
+        """Fetch a sector that no read waits for when there is nothing else to do."""
+        if not filling.reads:
+            self._waiting.discard(filling)
+            self._queue.relax(filling)
+
+    def drop_unused(self, sector_id: bytes) -> bool:
+        """Forget a sector; False if a read waits or a worker is at it."""
+        filling = self._fillings.get(sector_id)
+        if filling is not None:
+            if filling.active or filling.reads:
+                return False
+            self.drop(filling)
+        return True
+
+    def drop(self, filling: Filling) -> list[PendingRead]:
+        """Forget a sector; return the reads that still wait for it."""
+        reads, filling.reads = filling.reads, []
+        if self._fillings.get(filling.sector.entry.id) is filling:
+            del self._fillings[filling.sector.entry.id]
+        self._queue.remove(filling)
+        self._waiting.discard(filling)
+        return reads
+
+    def drop_all(self) -> list[tuple[Filling, list[PendingRead]]]:
+        """Forget everything; return the reads that still wait, by sector."""
+        return [(filling, self.drop(filling)) for filling in list(self._fillings.values())]
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def take(self, now: float) -> tuple[list[Filling], float | None]:
+        """Return what a worker should fetch with one request.
+
+        Returns:
+            the sectors; or [], and how many seconds to wait before the next look, None if there is
+            nothing to wait for.
+        """
+        while self._paused and self._paused[0][0] <= now:
+            _, _, filling = heapq.heappop(self._paused)
+            if filling.paused:
+                self.requeue(filling)
+        least, wait = self._least(now)
+        batch = self._queue.take(least)
+        for filling in batch:
+            filling.active = True
+        if self._paused:
+            return batch, min(wait, self._paused[0][0] - now)
+        return batch, wait if self.queued else None
+
+    def _least(self, now: float) -> tuple[Cause, float]:
+        """Return the least urgent cause to fetch for, and for how many seconds this holds."""
+        if outage := self.outage.left_s(now):
+            return Cause.DEMAND, outage
+        quiet = self._last_demand + QUIET_S - now
+        return (Cause.PREFETCH, quiet) if quiet > 0 else (Cause.COMPLETION, LONG_S)
+
+    def progress(self, filling: Filling, verified: int, now: float) -> list[PendingRead]:
+        """Note the verified bytes of a sector; remove and return the reads that they cover."""
+        if verified > filling.filled:
+            filling.filled, filling.failures = verified, 0
+        self.outage.end()
+        self._last_progress = now
+        return self.satisfied(filling)
+
+    def fail(
+        self, failed: Filling, error: FirstreadError, on_corruption: str, now: float
+    ) -> list[PendingRead] | None:
+        """Note a failure; return the reads of what is hopeless, None if it is tried again."""
+        failed.failures += 1
+        if may_pass(error):
+            self.outage.fail(now)
+        else:
+            failed.decoder = None
+        if is_hopeless(error, failed.failures, on_corruption):
+            failed.active = False
+            return self.drop(failed)
+        if failed.reads or not error.retryable:
+            self.pause(failed, now, asked_s(error))
+        else:
+            self.requeue(failed)
+        return None
+
+    def requeue(self, filling: Filling) -> None:
+        """Queue a sector again, unless it was dropped."""
+        filling.active = filling.paused = False
+        if self._fillings.get(filling.sector.entry.id) is not filling:
+            return
+        if filling.reads:
+            cause = Cause.DEMAND
+        elif filling.asks:
+            cause = Cause.COMPLETION
+        else:
+            cause = filling.cause
+        self._queue.put(filling, cause)
+
+    def pause(self, filling: Filling, now: float, least_s: float = 0.0) -> None:
+        """Try a sector again after a pause, or when a new reader comes."""
+        self._queue.remove(filling)
+        filling.active, filling.paused = False, True
+        due = now + max(self.outage.pause_s(filling.failures), least_s)
+        heapq.heappush(self._paused, (due, next(self._serial), filling))

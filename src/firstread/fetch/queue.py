@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sector on its way from absent to present, and the queue of those that are wanted. Pure.
+
+Owns the order in which sectors are fetched: on demand before prefetch before completion of what
+rests half-filled. No I/O, no locks: `firstread.fetch.backlog` owns the instances, under the lock of
+its lane.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+
+from firstread.cache.pending import PendingRead
+from firstread.sectors.source import Decoding, Span, Wanted
+from firstread.units import MiB
+
+MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
+MAX_AHEAD = 8  # sectors that are prefetched for one sequential reader
+MAX_STREAMS = 256  # sequential readers that are remembered
+FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
+LATER_SLICE_S = 0.040  # the same for what nobody waits for
+MAX_DOUBLINGS = 2
+
+
+class Cause(enum.IntEnum):
+    """Why a sector is fetched; the smallest goes first."""
+
+    DEMAND = 0
+    PREFETCH = 1
+    COMPLETION = 2
+
+
+@dataclass(slots=True, eq=False)
+class Filling:
+    """A sector that is wanted and not present.
+
+    Args:
+        sector: which.
+        filled: bytes of the sector file that hold verified content.
+        cause: why it is fetched, the most urgent so far.
+        reads: that wait for it.
+        demanded: a read has asked for it.
+        active: a worker is fetching it.
+        paused: it has failed and waits for its next attempt.
+        asks: requests for it so far.
+        failures: attempts that failed since the last progress.
+        decoder: what is known of it, once a worker has had it.
+        source: who gave the last of its bytes.
+    """
+
+    sector: Wanted
+    filled: int = 0
+    cause: Cause = Cause.COMPLETION
+    reads: list[PendingRead] = field(default_factory=list)
+    demanded: bool = False
+    active: bool = False
+    paused: bool = False
+    asks: int = 0
+    failures: int = 0
+    decoder: Decoding | None = None
+    source: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Where it begins: (digest of the blob, offset in it)."""
+        span = self.sector.span
+        return span.blob.digest, span.start
+
+    @property
+    def end(self) -> tuple[str, int]:
+        """Where what follows it begins."""
+        span = self.sector.span
+        return span.blob.digest, span.stop
+
+    @property
+    def wanted_end(self) -> int:
+        """Where in the sector the last byte is that a read waits for, and one more; 0 for none."""
+        return min(self.sector.entry.size, max((read.end for read in self.reads), default=0))
+
+    def satisfied(self) -> list[PendingRead]:
+        """Remove and return the reads that the verified prefix covers."""
+        size, filled = self.sector.entry.size, self.filled
+        return self._part(lambda read: min(read.end, size) <= filled)
+
+    def late(self, since: float) -> list[PendingRead]:
+        """Remove and return the reads that came before `since`."""
+        return self._part(lambda read: read.came < since)
+
+    def without(self, lost: Container[PendingRead]) -> list[PendingRead]:
+        """Remove and return those of the reads that are in `lost`."""
+        return self._part(lost.__contains__)
+
+    def _part(self, leaves: Callable[[PendingRead], bool]) -> list[PendingRead]:
+        gone: list[PendingRead] = []
+        stay: list[PendingRead] = []
+        for read in self.reads:
+            (gone if leaves(read) else stay).append(read)
+        self.reads = stay
+        return gone
+
+
+class Queue:
+    """Wanted sectors of one image repository, in the order in which they should be fetched."""
+
+    def __init__(self) -> None:
+        self._queues: tuple[OrderedDict[bytes, Filling], ...] = tuple(OrderedDict() for _ in Cause)
+        self._places: dict[tuple[str, int], Filling] = {}  # by key
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues))
+
+    def put(self, filling: Filling, cause: Cause) -> None:
+        """Queue a sector that no worker has; a queued one can only gain urgency."""
+        sector_id = filling.sector.entry.id
+        if any(sector_id in queue for queue in self._queues[: cause + 1]):
+            return
+        self.remove(filling)
+        filling.cause = cause
+        self._queues[cause][sector_id] = filling
+        self._places[filling.key] = filling
+
+    def remove(self, filling: Filling) -> None:
+        """Take a sector out again, if it is there."""
+        for queue in self._queues:
+            queue.pop(filling.sector.entry.id, None)
+        if self._places.get(filling.key) is filling:
+            del self._places[filling.key]
+
+    def relax(self, filling: Filling) -> None:
+        """Note that no read waits for a sector any more: it can be fetched last."""
+        was_queued = self._places.get(filling.key) is filling
+        self.remove(filling)
+        filling.cause = Cause.COMPLETION
+        if was_queued:
+            self.put(filling, Cause.COMPLETION)
+
+    def take(self, least: Cause = Cause.COMPLETION) -> list[Filling]:
+        """Remove and return what one ranged request should fetch; [] if there is nothing.
+
+        That is the next sector, and the wanted ones that follow it in its blob without a gap. A
+        sector that rests half-filled can only be the first: only its rest is wanted.
+
+        Args:
+            least: the least urgent cause that may be taken.
+        """
+        wanted = self._queues[: least + 1]
+        following = next((next(iter(queue.values())) for queue in wanted if queue), None)
+        batch: list[Filling] = []
+        size = 0
+        while following is not None and size < MAX_BATCH_BYTES:
+            self.remove(following)
+            batch.append(following)
+            size += following.sector.span.length
+            following = self._places.get(following.end)
+            if following and (following.asks or following.cause > least):
+                following = None
+        return batch
+
+
+def slice_seconds(cause: Cause, asks: int) -> float:
+    """Return for how long a request may keep the link busy with what nobody waits for.
+
+    A read gets what it waits for and little more, so that the next one does not queue behind bytes
+    that nobody may use; a reader that comes back to the same sector gets twice as much each time.
+
+    Args:
+        cause: why a sector is fetched.
+        asks: requests for it so far.
+    """
+    return FIRST_SLICE_S * 2 ** min(asks, MAX_DOUBLINGS) if cause is Cause.DEMAND else LATER_SLICE_S
+
+
+def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes: float) -> int:
+    """Return where in the blob the request for `batch` should end.
+
+    On a fast link that is the end of its last sector. On a slow one the request covers what reads
+    wait for in the first sector, and beyond that no more than `budget_bytes`; what is left out
+    rests, on a frame if the frame table is known.
+
+    Args:
+        batch: sectors that lie behind each other.
+        rest: the range that gives what is missing of the first, or as much as lies in one.
+        needed: where in the blob the bytes end that its reads wait for.
+        budget_bytes: compressed bytes that may be fetched though nobody waits for them.
+    """
+    if rest.stop - needed > budget_bytes:
+        return needed + int(budget_bytes)
+    stop = rest.stop
+    if (rest.blob.digest, stop) != batch[0].end:
+        return stop  # neighbours do not lie behind it
+    for filling in batch[1:]:
+        end = filling.end[1]
+        if end - needed > budget_bytes:
+            break
+        stop = end
+    return stop
+
+
+class Ahead:
+    """Recognises sequential readers, and says how many sectors to fetch ahead of each."""
+
+    def __init__(self) -> None:
+        self._streams: OrderedDict[tuple[str, int], int] = OrderedDict()  # expected next -> streak
+
+    def demand(self, filling: Filling) -> int:
+        """Note a read of a sector; return how many of those behind it should be fetched now."""
+        streak = self._streams.pop(filling.key, -1) + 1
+        self._streams[filling.end] = streak
+        if len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)
+        return min(MAX_AHEAD, 1 << streak) if streak else 0
+
+    def go_on(self, filling: Filling) -> None:
+        """Note that a sector is fetched ahead: a reader that reaches it counts as sequential."""
+        self._streams.setdefault(filling.end, 1)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of each image, and the feed of what happens.
+
+Owns numbers only. Safe to use from several threads: one lock guards the counters of an image, for a
+few instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from firstread.documents import Bytes, Document, Seconds
+from firstread.fetch.happening import KINDS, Happening
+from firstread.fetch.queue import Filling
+from firstread.sectors.source import Wanted
+
+LATENCIES = 4096  # first reads that percentiles cover
+FEED = 10_000  # events that a listener may lag behind; then it loses some
+
+
+class ReadFigures(Document):
+    """What was read and fetched of an image.
+
+    events: absent sectors that a read asked for
+    waited_reads: reads that came while their sector was not whole
+    bytes_fetched: compressed
+    requests: sent for sectors
+    requests_by_cause: the same by `demand`, `prefetch`, `completion`
+    first_read_p50_s, first_read_p99_s: how long the last 4096 reads that waited have waited
+    failed_reads: that got EIO
+    fetch_errors: attempts that failed at its source, and failed reads
+    last_error: the last of either
+    """
+
+    events: int
+    waited_reads: int
+    bytes_fetched: Bytes
+    requests: int
+    requests_by_cause: dict[str, int]
+    first_read_p50_s: Seconds | None
+    first_read_p99_s: Seconds | None
+    failed_reads: int
+    fetch_errors: int
+    last_error: str | None
+
+
+class ImageStats:
+    """Counters of one image."""
+
+    def __init__(self) -> None:
+        self.events = 0  # sectors that a read asked for
+        self.waits = 0  # events of the kernel: reads that came while a sector was not whole
+        self.received_bytes = 0
+        self.requests: Counter[str] = Counter()
+        self.failed_reads = 0
+        self.fetch_errors = 0
+        self.last_error: str | None = None
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+        self._lock = threading.Lock()
+
+    def add(
+        self, *, events: int = 0, waits: int = 0, received_bytes: int = 0, request: str = ""
+    ) -> None:
+        """Count."""
+        with self._lock:
+            self.events += events
+            self.waits += waits
+            self.received_bytes += received_bytes
+            if request:
+                self.requests[request] += 1
+
+    def answered(self, seconds: float) -> None:
+        """Note how long a read waited."""
+        with self._lock:
+            self._latencies.append(seconds)
+
+    def error(self, message: str, *, failed_reads: int = 0) -> None:
+        """Note an error, and the reads that failed with it."""
+        with self._lock:
+            self.last_error = message
+            self.fetch_errors += 1
+            self.failed_reads += failed_reads
+
+    def figures(self) -> ReadFigures:
+        """Return all of it."""
+        return ReadFigures(
+            events=self.events,
+            waited_reads=self.waits,
+            bytes_fetched=self.received_bytes,
+            requests=sum(self.requests.values()),
+            requests_by_cause=dict(self.requests),
+            first_read_p50_s=self.percentile(0.5),
+            first_read_p99_s=self.percentile(0.99),
+            failed_reads=self.failed_reads,
+            fetch_errors=self.fetch_errors,
+            last_error=self.last_error,
+        )
+
+    def percentile(self, share: float) -> float | None:
+        """Return the time in seconds below which `share` of the last first reads waited."""
+        with self._lock:
+            ordered = sorted(self._latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+class Feed:
+    """Tells listeners what happens."""
+
+    def __init__(self) -> None:
+        self._listeners: list[queue.Queue[Happening]] = []
+
+    def listen(self) -> queue.Queue[Happening]:
+        """Return a queue that gets everything from now on; `leave` gives it back."""
+        listener: queue.Queue[Happening] = queue.Queue(FEED)
+        self._listeners = [*self._listeners, listener]
+        return listener
+
+    def leave(self, listener: queue.Queue[Happening]) -> None:
+        self._listeners = [other for other in self._listeners if other is not listener]
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Tell all listeners; costs nothing if there are none.
+
+        Args:
+            kind: of `happening.KINDS`.
+            fields: of that.
+        """
+        if not self._listeners:
+            return
+        happening = KINDS[kind](**fields)
+        for listener in self._listeners:
+            with contextlib.suppress(queue.Full):
+                listener.put_nowait(happening)
+
+
+class Charged(Protocol):
+    """An image that counts what is done for it."""
+
+    @property
+    def stats(self) -> ImageStats: ...
+
+
+class LaneCounts:
+    """Counts what lanes do for the image that is charged with a sector.
+
+    Args:
+        feed: is told of requests.
+        charged: returns the image; none once it is withdrawn.
+    """
+
+    def __init__(self, feed: Feed, charged: Callable[[bytes], Iterable[Charged]]) -> None:
+        self._feed, self._charged = feed, charged
+
+    def demanded(self, sector: Wanted) -> None:
+        """Count the first read that asks for a sector."""
+        for image in self._charged(sector.entry.id):
+            image.stats.add(events=1)
+
+    def requested(self, filling: Filling, size: int) -> None:
+        """Count a request of `size` bytes that begins with this sector."""
+        sector_id, cause = filling.sector.entry.id, filling.cause.name.lower()
+        self._feed.tell("request", sector=sector_id.hex(), cause=cause, bytes=size)
+        for image in self._charged(sector_id):
+            image.stats.add(request=cause)
+
+    def received(self, filling: Filling, count: int) -> None:
+        """Count compressed bytes that came for a sector."""
+        for image in self._charged(filling.sector.entry.id):
+            image.stats.add(received_bytes=count)

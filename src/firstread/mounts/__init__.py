@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts as data: the table, mounting, recovery, pulls, online maintenance."""

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node: the parts that hold its images and mounts, and what can be asked of them.
+
+Owns the composition, and the way of one mount from its name to its mount point. What each part
+does stands in its module; `firstread.mounts.live` has the rules of their lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec import structs
+
+from firstread.cache.imagestore import ImageStore
+from firstread.cache.inventory import IdleImages
+from firstread.cache.nodeimage import NodeImage
+from firstread.config import PolicyTable
+from firstread.errors import NodeError, UsageError
+from firstread.fetch.fetcher import Fetcher
+from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.mounts.conflicts import Conflict, UnprovenError, prove
+from firstread.mounts.kernelproof import KernelProof
+from firstread.mounts.live import LiveMount, LiveMounts
+from firstread.mounts.mounter import Mounter
+from firstread.mounts.network import Network
+from firstread.mounts.nodestatus import Mounted, MountStatus, NodeStatus, Policies, Steps
+from firstread.mounts.online import OnlineMaintenance
+from firstread.mounts.puller import Puller
+from firstread.mounts.pulls import PATIENT, Waiting
+from firstread.mounts.recovery import Recovery
+from firstread.mounts.serving import Serving
+from firstread.mounts.sharing import Sharing
+from firstread.mounts.table import Mount, MountTable
+from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.repository import Repository
+from firstread.registry.access import Access
+from firstread.sectors.sectorstore import SectorStore
+
+ATTEMPTS = 5  # to mount an image before somebody prunes it, or mounts one that contradicts it
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A mount that somebody has asked for; see `Node.mount`."""
+
+    name: str
+    reference: Reference
+    target: str | None
+    access: Access
+    holder: str
+    asked: Asked
+    command: str
+    waiter: Waiting
+
+
+class Node:
+    """Images and mounts of one root.
+
+    Args:
+        root: of store, images and mount table.
+        run_dir: where shared mounts are made.
+        store: of the sector files.
+        fetcher: that fills them.
+        policy: of mounts that were asked for without one.
+        network: how registries are reached.
+        verify: when sectors that are present are checked, see `firstread.config`.
+
+    Attributes:
+        network: as given.
+        maintenance: of what is on the node.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run_dir: Path,
+        store: SectorStore,
+        fetcher: Fetcher,
+        policy: PolicyTable,
+        network: Network,
+        *,
+        verify: str,
+    ) -> None:
+        self.network = network
+        self._fetcher = fetcher
+        cache, table, shared = fetcher.cache, MountTable(root), run_dir / "images"
+        self._images = images = ImageStore(root, is_used=self._is_used)
+        cache.use(IdleImages(images, store, fetcher.presence.is_needed))
+        self._serving = serving = Serving(fetcher, network, policy)
+        self._live = live = LiveMounts(table, serving, images, cache, shared)
+        self._recovery = Recovery(table, live, serving, images, fetcher, verify=verify)
+        orphans = self._recovery.orphans
+        self._mounter = Mounter(
+            live, orphans, serving, store, fetcher, KernelProof(root), verify=verify
+        )
+        self._sharing = Sharing(live, orphans, self._mounter, shared)
+        self._puller = Puller(images, network, serving, cache, verify=verify)
+        self.maintenance = OnlineMaintenance(images, store, fetcher, live.lock, live.uses)
+
+    def _is_used(self, digest: str) -> bool:
+        """Return whether an image is mounted, or used on, or may be. Takes no lock."""
+        return self._serving.find(digest) is not None or self._recovery.orphans.claims(digest)
+
+    def recover(self) -> None:
+        """Take over the mounts that a fetcher before has left. As `Recovery.run`."""
+        self._recovery.run()
+
+    def pull(
+        self,
+        reference: Reference,
+        access: Access,
+        policy: str = "missing",
+        waiter: Waiting = PATIENT,
+    ) -> NodeImage:
+        """Return an image; its metadata is fetched if it is not here. As `Puller.pull`."""
+        return self._puller.pull(reference, access, policy, waiter=waiter)
+
+    # -- mount, umount -------------------------------------------------------------------------
+
+    def mount(
+        self,
+        name: str,
+        directory: str | None,
+        access: Access,
+        *,
+        policy: str = "missing",
+        holder: str = "",
+        asked: Asked = AS_CONFIGURED,
+        command: str = "",
+        waiter: Waiting = PATIENT,
+    ) -> Mounted:
+        """Mount an image.
+
+        Args:
+            name: of the image.
+            directory: where; None for the mount point that all share who use the image.
+            access: to its registry.
+            policy: when to ask the registry, see `Puller.pull`.
+            holder: who shares the mount; it stays until every holder has released it.
+            asked: policies for reads through it.
+            command: names this request, in case that it comes again because a fetcher has died.
+            waiter: who waits for it.
+
+        Raises:
+            FirstreadError: it cannot be mounted; nothing is left then.
+        """
+        times = [begun := time.monotonic()]
+
+        def note_resolved(at: float) -> None:
+            times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
+
+        reference = parse_reference(name)
+        for _ in range(ATTEMPTS):
+            image = self._puller.pull_sound(reference, access, policy, note_resolved, waiter)
+            times.append(time.monotonic())
+            waiter.check()
+            target = None if directory is None else _target(directory, name)
+            order = _Order(name, reference, target, access, holder, asked, command, waiter)
+            record = self._mount(image, order)
+            if record is not None:
+                break
+        else:
+            raise NodeError("the image is pruned whenever it has come", image=name)
+        times.append(time.monotonic())
+        seconds = [end - begin for begin, end in itertools.pairwise(times)]
+        return Mounted(
+            mountpoint=record.mountpoint,
+            digest=image.digest,
+            config=image.config,
+            device=self._fetcher.presence.device.name,
+            device_number=record.file_system.device if record.file_system else None,
+            timeline=Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2]),
+        )
+
+    def _mount(self, image: NodeImage, order: _Order) -> Mount | None:
+        """Mount an image that is here; return None if it was pruned meanwhile.
+
+        Nobody waits for a registry under the lock: where others contradict the image, it has to
+        prove without the lock that it is right.
+        """
+        proven: set[bytes] = set()
+        for _ in range(ATTEMPTS):
+            try:
+                with self._live.lock, self._images.keeping(image.digest) as kept:
+                    return self._mount_now(image, order, proven) if kept else None
+            except UnprovenError as exc:
+                conflicts = exc.conflicts
+            proven |= self._proofs(image, order, conflicts)
+        raise NodeError(
+            "images that disagree with it about sectors are mounted meanwhile",
+            hint="try again",
+            image=order.name,
+        )
+
+    def _proofs(self, image: NodeImage, order: _Order, conflicts: list[Conflict]) -> set[bytes]:
+        """Have an image prove that it is right; return the sectors of which it has."""
+
+        def work(repository: Repository, _: Callable[[], None]) -> set[bytes]:
+            return prove(conflicts, repository)
+
+        what = "prove", image.digest
+        return self.network.ask(what, order.reference, order.access, work, order.waiter)[0]
+
+    def _mount_now(self, image: NodeImage, order: _Order, proven: set[bytes]) -> Mount:
+        name, access, asked = order.name, order.access, order.asked
+        if order.target is None:
+            return self._sharing.share(image, name, access, order.holder, asked, proven)
+        record = Mount(
+            order.target, name, image.digest, access, policies={"": asked}, command=order.command
+        )
+        return self._mounter.mount(image, record, proven)
+
+    def umount(self, directory: str, *, lazy: bool = False) -> None:
+        """Unmount. As `Mounter.umount`."""
+        with self._live.lock:
+            self._mounter.umount(directory, lazy=lazy)
+
+    def holds(self, holder: str) -> bool:
+        """Return whether `holder` shares a mount."""
+        return self._sharing.holds(holder)
+
+    def release(self, holder: str) -> None:
+        """Give back the mounts that `holder` shares; a mount goes with its last holder."""
+        with self._live.lock:
+            self._sharing.release(holder)
+
+    def pin(self, directory: str) -> None:
+        """Fetch all of a mounted image, and have it fetched again if it is not whole.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+            NodeError: that cannot be noted.
+        """
+        with self._live.lock:
+            mount = self._live.at(directory)
+            self._live.pin(mount)
+            self._serving.complete(mount.served)
+
+    # -- status --------------------------------------------------------------------------------
+
+    def status(self) -> NodeStatus:
+        """Return the mounts, the store and the endpoints."""
+        self._fetcher.count_answered()
+        return NodeStatus(
+            mounts=[self._mount_status(mount) for mount in self._live],
+            endpoints=self.network.endpoints(),
+            store=self.maintenance.figures(),
+        )
+
+    def _mount_status(self, mount: LiveMount) -> MountStatus:
+        record, served = mount.record, mount.served
+        sectors = served.image.block_image.index.sectors
+        present = sum(self._fetcher.presence.size(s.id) >= s.size for s in sectors)
+        return MountStatus(
+            mountpoint=record.mountpoint,
+            image=record.image,
+            digest=record.digest,
+            device=self._fetcher.presence.device.name,
+            repository=served.lane.name,
+            source=served.lane.source,
+            sectors=len(sectors),
+            present=present,
+            self_sufficient=present == len(sectors),
+            pinned=record.pinned,
+            holders=record.holders,
+            policies=Policies.of(self._serving.policy_of(record)),
+            wanted=self._fetcher.wanted(served),
+            **structs.asdict(served.stats.figures()),
+        )
+
+
+def _target(directory: str, image: str) -> str:
+    """Return the real path of a directory. Raises UsageError if it is none."""
+    target = os.path.realpath(directory)
+    if not os.path.isdir(target):
+        raise UsageError(f"{directory} is not a directory", image=image)
+    return target

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node answers: the documents of its mounts (docs/json.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from firstread.cache.report import OnlineFigures
+from firstread.config import PolicyTable
+from firstread.documents import Digest, Document, Seconds
+from firstread.fetch.stats import ReadFigures
+
+
+class Steps(Document):
+    """How long each step of a mount took.
+
+    resolve: until manifest and config were known
+    metadata: until it was here
+    mount: of the rest
+    """
+
+    resolve: Seconds
+    metadata: Seconds
+    mount: Seconds
+
+
+class Mounted(Document):
+    """A mount that was made.
+
+    mountpoint: absolute path
+    digest: of the image's manifest
+    config: the image's config, as it is in the registry
+    device: `fanotify`: data comes when it is read
+    device_number: `st_dev` of what is mounted
+    timeline: how long each step took
+    """
+
+    mountpoint: str
+    digest: Digest
+    config: dict[str, Any]
+    device: str
+    device_number: int | None
+    timeline: Steps
+
+
+class Pulled(Document):
+    """An image that was pulled without a mount.
+
+    digest: of its manifest
+    config: as it is in the registry
+    """
+
+    digest: Digest
+    config: dict[str, Any]
+
+
+class Policies(Document):
+    """What holds for reads of a mount, [node.md](node.md#policies).
+
+    stall_s: how long one waits for a source that fails
+    on_corruption: `refetch`, `quarantine` or `fail`
+    require: `lazy`, or empty
+    """
+
+    stall_s: Seconds
+    on_corruption: str
+    require: str
+
+    @classmethod
+    def of(cls, table: PolicyTable) -> Policies:
+        """Return policies as a document."""
+        return cls(**msgspec.structs.asdict(table))
+
+
+class MountStatus(ReadFigures):
+    """A mount.
+
+    mountpoint: absolute path
+    image: reference
+    digest: of its manifest
+    device: `fanotify`
+    repository: that is asked
+    source: who gave the last bytes: an endpoint, or the repository
+    sectors, present: of the image; of them on this node
+    self_sufficient: all are: it needs its registry no more
+    pinned: all were asked for (`fetch --all`)
+    holders: containers that share the mount
+    wanted: sectors of it that are being fetched or queued
+    """
+
+    mountpoint: str
+    image: str
+    digest: Digest
+    device: str
+    repository: str
+    source: str
+    sectors: int
+    present: int
+    self_sufficient: bool
+    pinned: bool
+    holders: list[str]
+    policies: Policies
+    wanted: int
+
+
+class EndpointStatus(Document):
+    """An endpoint of a registry that the fetcher has met ([registries.md](registries.md)).
+
+    endpoint: host, and path if it is not `/v2`
+    registry: whose content it serves
+    state: `healthy`; `resting`: left alone after a failure; `probing`: one request finds out
+    requests, failures: of the fetcher's life
+    hedges: requests that doubled a late one of another endpoint
+    first_byte_p95_s: of its last 128 answers; null before 20
+    last_error: of its failures
+    """
+
+    endpoint: str
+    registry: str
+    state: str
+    requests: int
+    failures: int
+    hedges: int
+    first_byte_p95_s: Seconds | None
+    last_error: str | None
+
+
+class NodeStatus(Document):
+    """What a node knows of itself.
+
+    mounts: all that stand at a mount point
+    endpoints: that it has met
+    """
+
+    store: OnlineFigures
+    mounts: list[MountStatus]
+    endpoints: list[EndpointStatus]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts that a fetcher before has left and that this one does not serve yet.
+
+Owns the records that are still to be taken over, and tries each again until it is, or its mount is
+gone: a process that is short of descriptors or memory for a moment must not lose a mount.
+Invariant: what may belong to one of them counts as used meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError
+from firstread.mounts.table import Mount, MountTable, mounted_erofs
+
+log = logging.getLogger("node")
+
+RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0  # while it does not look like it: files that are damaged or missing
+
+
+class Orphans:
+    """Records of mounts that wait for being taken over.
+
+    Args:
+        table: of the node.
+        take_over: serves a mount of it, given what stands where (`mounted_erofs`); raises
+            FirstreadError if that is not possible now.
+        lock: that is held while mounts change.
+        changed: called after attempts, with the lock held.
+        retry_s: between attempts, while what is in the way may pass.
+    """
+
+    def __init__(
+        self,
+        table: MountTable,
+        take_over: Callable[[Mount, Mapping[str, str]], None],
+        lock: threading.RLock,
+        changed: Callable[[], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._table, self._take_over = table, take_over
+        self._lock, self._changed, self._retry_s = lock, changed, retry_s
+        self._records: dict[Path, Mount | None] = {}  # None: not read yet; replaced, never changed
+        self._problems: dict[Path, FirstreadError] = {}  # likewise
+
+    def __iter__(self) -> Iterator[Mount]:
+        return (mount for mount in self._records.values() if mount is not None)
+
+    def adopt_all(self) -> None:
+        """Take over all mounts of the table; those that cannot be are tried again later."""
+        with self._lock:
+            self._records = dict.fromkeys(self._table.paths())
+            self._attempt()
+        if self._records:
+            threading.Thread(target=self._run, name="orphans", daemon=True).start()
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether one of them is only in the way of something that passes. Takes no lock."""
+        return any(not _lasts(error) for error in list(self._problems.values()))
+
+    @property
+    def exist(self) -> bool:
+        """Whether there are any. Takes no lock."""
+        return bool(self._records)
+
+    def claims(self, digest: str) -> bool:
+        """Return whether one of them is of this image, or may be. Takes no lock."""
+        return any(mount is None or mount.digest == digest for mount in self._records.values())
+
+    def refuse(self, place: str) -> None:
+        """Leave alone what is at a mount point. With the lock held.
+
+        Raises:
+            NodeError: one of them stands there, and cannot be taken over now either.
+        """
+        if any(mount.mountpoint == place for mount in self):
+            self._attempt()
+        if any(mount.mountpoint == place for mount in self):
+            raise NodeError(
+                f"the mount at {place} could not be taken over yet", hint="the log says why"
+            )
+
+    def _run(self) -> None:
+        pause = self._retry_s
+        while self._records:
+            time.sleep(pause)
+            with self._lock:
+                self._attempt()
+            pause = self._retry_s if self.may_pass else min(2 * pause, LONGEST_RETRY_S)
+
+    def _attempt(self) -> None:
+        standing: Mapping[str, str] | None = None
+        for path in list(self._records):
+            try:
+                standing = mounted_erofs() if standing is None else standing
+                mount = self._table.read(path)
+                self._records = {**self._records, path: mount}
+                if mount is not None:
+                    self._take_over(mount, standing)
+            except FirstreadError as exc:
+                self._note(path, exc)
+            else:
+                self._records = {p: mount for p, mount in self._records.items() if p != path}
+                self._problems = {p: exc for p, exc in self._problems.items() if p != path}
+        self._changed()
+
+    def _note(self, path: Path, error: FirstreadError) -> None:
+        known = self._problems.get(path)
+        if known is None or str(known) != str(error):
+            mount = self._records[path]
+            log.warning("mount %s cannot be taken over yet: %s", mount and mount.mountpoint, error)
+        self._problems = {**self._problems, path: error}
+
+
+def _lasts(error: FirstreadError) -> bool:
+    return isinstance(error, ImageError | NotFoundError)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes over the mounts that a fetcher before has left.
+
+Owns what it takes to serve a mount that stands already; `firstread.mounts.orphans` owns when that
+is tried. Invariant: a mount that stands, or is used, is never forgotten: its reads wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from firstread.cache.imagestore import ImageStore
+from firstread.fetch.fetcher import Fetcher
+from firstread.fetch.served import Served
+from firstread.mounts.live import LiveMounts
+from firstread.mounts.orphans import Orphans
+from firstread.mounts.serving import Serving
+from firstread.mounts.table import Mount, MountTable
+
+log = logging.getLogger("node")
+
+
+class Recovery:
+    """Takes over mounts of one node.
+
+    Args:
+        table: their records.
+        live: the mounts.
+        serving: of their images.
+        images: of the node.
+        fetcher: that fills them.
+        verify: when sectors that are present are checked, see `firstread.config`.
+
+    Attributes:
+        orphans: what could not be taken over yet.
+    """
+
+    def __init__(
+        self,
+        table: MountTable,
+        live: LiveMounts,
+        serving: Serving,
+        images: ImageStore,
+        fetcher: Fetcher,
+        *,
+        verify: str,
+    ) -> None:
+        self._table, self._live, self._serving = table, live, serving
+        self._images, self._fetcher = images, fetcher
+        self._verify = verify
+        self._anew = False  # the marks were gone when this fetcher began
+        self.orphans = Orphans(table, self._recover, live.lock, self._changed)
+
+    def run(self) -> None:
+        """Take over the mounts of the table that still stand; forget the others.
+
+        A mount whose source is away, or whose image cannot be opened because this process is short
+        of something, is not given up: its reads wait.
+        """
+        self._anew = not self._fetcher.presence.device.is_watching()
+        self.orphans.adopt_all()
+
+    def _changed(self) -> None:
+        self._fetcher.expect(reads=self.orphans.may_pass, guarded=self.orphans.exist)
+
+    def _recover(self, record: Mount, standing: Mapping[str, str]) -> None:
+        source = str(self._images.metadata_path(record.digest))
+        stands = not record.detached and standing.get(record.mountpoint) == source
+        if stands or record.is_used():
+            self._take_over(record if stands else self._live.detach(record))
+            return
+        log.info("mount %s is gone", record.mountpoint)
+        self._table.remove(record)
+        for served in self._serving.images():
+            if served.image.digest == record.digest:
+                self._live.withdraw(served)  # an attempt has failed halfway
+
+    def _take_over(self, record: Mount) -> None:
+        image = self._serving.find(record.digest) or self._images.load(record.digest)
+        served = self._serving.serve(image, record)
+        doubt = self._verify != "never"
+        self._fetcher.cache.mounting.adopt(served.member, anew=self._anew, doubt=doubt)
+        if not record.detached:
+            self._live.note_file_system(record)
+        if record.pinned:
+            self._serving.complete(served)
+        # From here on nothing fails: what failed before is done again from the beginning.
+        self._live.add(record, served)
+        self._flush(served)
+        self._serving.prepare(served)
+        log.info("took over mount %s of %s", record.mountpoint, record.image)
+
+    def _flush(self, served: Served) -> None:
+        """Have what is whole written to the disk: nobody else knows whether it was."""
+        member = served.member
+        for sector_id in member.sizes.keys() - set(member.absent):
+            self._fetcher.flusher.add(sector_id, self._fetcher.presence.size(sector_id))

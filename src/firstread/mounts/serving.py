@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What mounts ask of the fetcher: to serve an image, to have all of it here, to obey policies.
+
+Owns the policies that hold for each mount. The only place from which mounts begin or end the
+serving of an image. `find` and `images` take no lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from firstread.cache.nodeimage import NodeImage
+from firstread.config import PolicyTable
+from firstread.fetch.fetcher import Fetcher
+from firstread.fetch.policy import most_patient
+from firstread.fetch.served import Served
+from firstread.mounts.network import Network
+from firstread.mounts.table import Mount
+from firstread.oci.reference import parse_reference
+from firstread.sectors.source import Wanted
+
+
+class Serving:
+    """Images that the fetcher serves for mounts.
+
+    Args:
+        fetcher: that serves them.
+        network: how it reaches registries.
+        policy: of mounts that were asked for without one.
+    """
+
+    def __init__(self, fetcher: Fetcher, network: Network, policy: PolicyTable) -> None:
+        self._fetcher, self._network, self._policy = fetcher, network, policy
+
+    def images(self) -> list[Served]:
+        """Return what is served."""
+        return self._fetcher.served()
+
+    def find(self, digest: str) -> NodeImage | None:
+        """Return an image that is served, as it was opened for that."""
+        images = (served.image for served in self.images())
+        return next((image for image in images if image.digest == digest), None)
+
+    def serve(self, image: NodeImage, record: Mount) -> Served:
+        """Answer reads of an image that is mounted, or about to be."""
+        # Without tag and digest: images of one repository share its requests.
+        reference = dataclasses.replace(parse_reference(record.image), tag=None, digest=None)
+        served = self._fetcher.serve(
+            image,
+            (str(reference), record.access),
+            lambda: self._network.open(reference, record.access),
+        )
+        if not record.detached:
+            self.apply_policies(record, served)
+        return served
+
+    def withdraw(self, served: Served) -> None:
+        """Stop serving an image that is not mounted any more."""
+        self._fetcher.withdraw(served)
+        self._fetcher.cache.mounting.unwatch(served.sectors)
+
+    def pin(self, served: Served, *, on: bool) -> None:
+        """Exempt an image from eviction, or not any more."""
+        self._fetcher.presence.pin(served.member, on=on)
+
+    def prepare(self, served: Served) -> None:
+        """Open now by name what the fetches of absent sectors will need."""
+        blobs = {sector.blob.digest: sector.blob for sector in _absent(served)}
+        if blobs:
+            served.lane.prepare(blobs.values())
+
+    def complete(self, served: Served) -> None:
+        """Fetch all sectors of an image that are not here."""
+        # In the order of the blobs, so that one request fetches neighbours.
+        for sector in sorted(_absent(served), key=lambda s: (s.entry.blob, s.entry.offset)):
+            served.lane.complete(sector)
+
+    # -- policies ------------------------------------------------------------------------------
+
+    def policy_of(self, record: Mount) -> PolicyTable:
+        """Return what holds for reads through a mount, whoever shares it."""
+        # A copy: the holders may change while somebody asks for the status.
+        asked = [each.over(self._policy) for each in list(record.policies.values())]
+        return most_patient(asked, self._policy)
+
+    def apply_policies(self, record: Mount, served: Served) -> None:
+        """Have reads of an image obey what the holders of a mount asked for."""
+        served.policies = {**served.policies, record.mountpoint: self.policy_of(record)}
+
+    def drop_policies(self, mountpoint: str, served: Served) -> None:
+        """Forget what was asked for a mount that is no more."""
+        served.policies = {m: p for m, p in served.policies.items() if m != mountpoint}
+
+
+def _absent(served: Served) -> list[Wanted]:
+    found = map(served.sectors.find, list(served.member.absent))
+    return [sector for sector in found if sector is not None]

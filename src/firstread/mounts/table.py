@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount table: which image is mounted where, on disk, so that a new daemon finds its mounts.
+
+Owns the records and the question whether a mount still stands; does not mount. Invariant: a record
+is written before its mount is made and removed after it is gone, so no mount is ever unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from firstread.device.superblock import FileSystem
+from firstread.errors import from_os_error
+from firstread.fetch.policy import Asked
+from firstread.mountinfo import MountLine, read_mountinfo
+from firstread.registry.access import Access
+
+log = logging.getLogger("mounts")
+
+
+class Mount(msgspec.Struct):
+    """One mount.
+
+    Args:
+        mountpoint: absolute path.
+        image: reference as the user wrote it.
+        digest: of the image's manifest.
+        access: to its registry.
+        pinned: all of it is to be on this node.
+        holders: who shares it; empty for one that a user asked for by path.
+        policies: what each of `holders` has asked for, or, under "", who has mounted it.
+        file_system: which one stands there, once it does.
+        detached: it was unmounted while somebody used it, and is used on.
+        command: which one has asked for it; "" if that cannot be repeated.
+    """
+
+    mountpoint: str
+    image: str
+    digest: str
+    access: Access = Access()
+    pinned: bool = False
+    holders: list[str] = []
+    policies: dict[str, Asked] = {}
+    file_system: FileSystem | None = None
+    detached: bool = False
+    command: str = ""
+
+    def taken_away(self) -> Mount:
+        """Return the record of it for when it is not at its place any more."""
+        # Holders have nothing to release then.
+        return msgspec.structs.replace(self, holders=[], detached=True)
+
+    def is_used(self) -> bool:
+        """Return whether anyone uses it, though it may not be at its place any more."""
+        return self.file_system is not None and self.file_system.lives(unmounted=self.detached)
+
+
+class MountTable:
+    """The records below ``root/mounts``, one file each."""
+
+    def __init__(self, root: Path) -> None:
+        self._directory = root / "mounts"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self, *, tidy: bool = True) -> list[Mount]:
+        """Return all records; see `read`.
+
+        Raises:
+            NodeError: one of them cannot be read now.
+        """
+        found = [self.read(path, tidy=tidy) for path in self.paths()]
+        return [mount for mount in found if mount is not None]
+
+    def paths(self) -> list[Path]:
+        """Return where the records are."""
+        return sorted(self._directory.glob("*.json"))
+
+    def read(self, path: Path, *, tidy: bool = True) -> Mount | None:
+        """Return one record; None if there is none. One that was never complete goes, if `tidy`.
+
+        One that makes no sense here is left alone: another version may have written it.
+
+        Raises:
+            NodeError: it cannot be read now. Its mount may stand.
+        """
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except IsADirectoryError:
+            log.warning("%s is no record of a mount", path)
+            return None
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the record of a mount") from exc
+        try:
+            return msgspec.json.decode(data, type=Mount)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            if _is_whole(data):
+                log.warning("the record %s of a mount makes no sense: %s", path, exc)
+            elif tidy:
+                path.unlink(missing_ok=True)
+        return None
+
+    def save(self, mount: Mount, *, sync: bool = True) -> None:
+        """Write a record, so that it survives a crash of everything.
+
+        Args:
+            mount: what to write.
+            sync: wait for the disk. What is of no use after a reboot need not.
+        """
+        path = self.path(mount)
+        scratch = path.with_suffix(".tmp")
+        try:
+            with open(scratch, "wb") as file:
+                file.write(msgspec.json.encode(mount))
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot write the mount table") from exc
+
+    def remove(self, mount: Mount) -> None:
+        """Remove a record."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path(mount).unlink()
+
+    def path(self, mount: Mount) -> Path:
+        """Return where the record of a mount is."""
+        key = f"\0{mount.file_system}" if mount.detached else mount.mountpoint
+        name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+        return self._directory / f"{name}.json"
+
+
+def _is_whole(data: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(data), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def mounted_erofs() -> dict[str, str]:
+    """Return mount point to source of every EROFS mount that this process sees.
+
+    Raises:
+        NodeError: that cannot be read now.
+    """
+    try:
+        return erofs_in(read_mountinfo())
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the list of mounts") from exc
+
+
+def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:
+    """Return mount point to source of every EROFS mount that is not hidden by another mount."""
+    found = {os.fsdecode(mount.place): mount for mount in mounts}
+    return {
+        place: os.fsdecode(mount.source) for place, mount in found.items() if mount.kind == b"erofs"
+    }

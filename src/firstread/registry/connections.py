@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to one endpoint, and to where it redirects: TLS and proxies.
+
+Owns urllib3's pools, whose sockets a call can cancel; knows neither authorization nor the meaning
+of an answer. Invariants: however a request ends, it leaves no unused connection open; no exception
+of urllib3 leaves `request`.
+
+Facts about urllib3:
+
+* At the level DEBUG it logs every URL with its query, which may be a signature. We raise its level.
+* It does not look at user and password in the URL of a proxy.
+* It limits the time of each read of a socket, but not of a whole head or a whole answer.
+  `firstread.registry.calls` does, in the sockets that this module hands to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InsecureRequestWarning,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
+from urllib3.util import make_headers
+
+from firstread import __version__
+from firstread.errors import UsageError
+from firstread.registry.calls import (
+    Call,
+    CancelledCallError,
+    Pace,
+    PacedSocket,
+    PacedTlsSocket,
+    calling,
+    connect,
+    current,
+    paced,
+)
+from firstread.registry.endpoint import origin
+from firstread.registry.faults import from_exception
+from firstread.registry.hosts import Endpoint
+from firstread.registry.options import AccessOptions
+from firstread.registry.proxies import Proxies
+from firstread.units import KiB
+
+__all__ = ["Call", "Connections", "calling"]
+
+_SEND_SIZE: Final = 256 * KiB  # bytes
+_COMMON_HEADERS: Final = {"User-Agent": f"firstread/{__version__}"}
+_IDENTITY: Final = {"Accept-Encoding": "identity"}  # a digest is that of the bytes on the wire
+
+logging.getLogger("urllib3").setLevel(logging.WARNING)
+
+
+_here = threading.local()
+
+
+class _Announced(HTTPConnection):
+    """A connection whose waits end with the call of its thread, and keep to a pace."""
+
+    def _new_conn(self) -> PacedSocket:
+        try:
+            address = self._dns_host.strip("[]"), self.port
+            sock = connect(address, self.timeout, tuple(self.socket_options or ()))
+        except UnicodeError:
+            raise LocationParseError("a label of the host is empty or too long") from None
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(self, "the connection timed out") from exc
+        except CancelledCallError:
+            raise
+        except OSError as exc:
+            raise NewConnectionError(self, f"cannot connect: {exc}") from exc
+        sock.pace = _here.pace  # what a proxy says before there is a tunnel
+        return sock
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        if (sock := paced(self.sock)) is not None:
+            if (call := current()) is not None:
+                call.uses(sock)
+            sock.pace = _here.pace
+        super().request(*args, **kwargs)
+
+    def connect(self) -> None:
+        super().connect()
+        if (sock := paced(self.sock)) is not None:
+            sock.pace = _here.pace
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        _here.pace.begin_head()
+        return super().getresponse()
+
+
+class _AnnouncedTls(_Announced, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Announced
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _AnnouncedTls
+
+
+def _tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:
+    """Return which certificates to trust and to show.
+
+    Raises:
+        UsageError: a file cannot be read, or is no certificate.
+    """
+    path: Path | None = options.ca_file
+    try:
+        context = ssl.create_default_context(cafile=path)
+        for path in endpoint.ca:
+            context.load_verify_locations(path)
+        for path, key in endpoint.clients:
+            context.load_cert_chain(path, key)
+    except OSError as exc:
+        raise UsageError(f"cannot read the certificates in {path}: {exc}") from exc
+    context.sslsocket_class = PacedTlsSocket
+    if options.insecure_tls or endpoint.skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _changed(paths: Iterable[Path]) -> tuple[int, ...]:
+    """Return the times of the last changes; 0 for a file that is not there."""
+    times = []
+    for path in paths:
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
+
+
+class Connections:
+    """Connections to an endpoint and to where it redirects. Safe for threads.
+
+    Reads certificates again when their files change, so a renewal needs no restart.
+
+    Args:
+        endpoint: where most of them go.
+        options: time limits, and what to trust.
+
+    Raises:
+        UsageError: certificates cannot be read.
+    """
+
+    def __init__(self, endpoint: Endpoint, options: AccessOptions) -> None:
+        self._endpoint, self._options = endpoint, options
+        ca_file = (options.ca_file,) if options.ca_file else ()
+        pairs = [path for pair in endpoint.clients for path in pair if path]
+        self._files = (*ca_file, *endpoint.ca, *pairs)
+        self._insecure = options.insecure_tls or endpoint.skip_verify
+        self._managers: dict[str, urllib3.PoolManager] = {}  # by proxy
+        self._proxies = Proxies.of_environment()
+        self._lock = threading.Lock()
+        self._stamp = _changed(self._files)
+        self._context: ssl.SSLContext | None = None
+        self._manager(endpoint.base)  # now: later a file may not be opened in time
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """Do one exchange; the body of the answer is unread.
+
+        Raises:
+            SourceError: it fails.
+        """
+        options = self._options
+        first_byte = options.first_byte_timeout or options.read_timeout
+        _here.pace = pace = Pace(first_byte, first_byte)
+        try:
+            if (call := current()) is not None:
+                call.check()
+            response = self._manager(url).request(
+                method,
+                url,
+                headers=_COMMON_HEADERS | dict(headers) | _IDENTITY,
+                body=body,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except (HTTPError, OSError) as exc:
+            raise from_exception(exc, url) from exc
+        pace.begin_body(options.read_timeout, options.least_rate)
+        return response
+
+    def close(self) -> None:
+        """Close idle connections."""
+        with self._lock:
+            self._forget()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        origin(url)
+        proxy = self._proxies.of(url)
+        with self._lock:
+            if self._files and (stamp := _changed(self._files)) != self._stamp:
+                self._forget()
+                self._stamp, self._context = stamp, None
+            if (manager := self._managers.get(proxy)) is None:
+                manager = self._managers[proxy] = self._make(proxy)
+            return manager
+
+    def _make(self, proxy: str) -> urllib3.PoolManager:
+        if self._context is None:
+            self._context = _tls_context(self._endpoint, self._options)
+        options = self._options
+        connect = self._endpoint.dial_timeout or options.connect_timeout
+        first_byte = options.first_byte_timeout or options.read_timeout
+        settings: dict[str, Any] = {
+            "num_pools": 8,
+            "maxsize": options.connections,
+            "timeout": urllib3.Timeout(connect=connect, read=first_byte),
+            "blocksize": _SEND_SIZE,
+            "ssl_context": self._context,
+            "socket_options": [
+                *HTTPConnection.default_socket_options,
+                # In milliseconds. The kernel notices a connection that died while idle after this
+                # time, not after minutes.
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(connect * 1000)),
+            ],
+        }
+        if self._insecure:
+            settings["cert_reqs"] = "CERT_NONE"
+            urllib3.disable_warnings(InsecureRequestWarning)  # the user has decided
+        manager: urllib3.PoolManager
+        if proxy:
+            manager = _through(proxy, settings, options.ca_file)
+        else:
+            manager = urllib3.PoolManager(**settings)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def _forget(self) -> None:
+        for manager in self._managers.values():
+            # clear() alone only drops the pools: their sockets stay until they are collected.
+            for key in manager.pools.keys():  # noqa: SIM118  (a mapping that cannot be iterated)
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
+            manager.clear()
+        self._managers.clear()
+
+
+def _through(proxy: str, settings: dict[str, Any], ca_file: Path | None) -> urllib3.ProxyManager:
+    """Return a manager whose connections go through `proxy`, and show it its user and password.
+
+    Args:
+        proxy: its URL.
+        settings: of urllib3's pools.
+        ca_file: certificates to trust besides the system's, if the proxy itself speaks TLS.
+    """
+    try:
+        parts = urlsplit(proxy)
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError("the environment names a proxy that is not an address of HTTP")
+    headers = make_headers(proxy_basic_auth=login) if parts.username else None
+    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    context = ssl.create_default_context()
+    context.sslsocket_class = PacedTlsSocket
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return urllib3.ProxyManager(
+        address, proxy_headers=headers, proxy_ssl_context=context, **settings
+    )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses of registries: which URL a host has, and which URLs are of one host.
+
+Sends nothing; `connections` does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from firstread.errors import SourceError
+from firstread.oci.reference import DEFAULT_HOST
+from firstread.registry.hosts import DOCKER_HUB, Endpoint, read_hosts
+from firstread.registry.options import AccessOptions
+from firstread.units import KiB
+
+MAX_HOST: Final = 253  # characters; more has no name (RFC 1035, 2.3.4)
+MAX_URL: Final = 16 * KiB  # characters of an address that a server names; signed ones have 2 KiB
+
+
+def base_url(host: str, options: AccessOptions) -> str:
+    """Return the root URL of a registry."""
+    plain = options.plain_http
+    if is_loopback(host) and options.ca_file is None and not options.insecure_tls:
+        plain = True
+    name = DOCKER_HUB if host == DEFAULT_HOST else host
+    return f"{'http' if plain else 'https'}://{name}/"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` (with or without a port) is this machine, going by its name alone."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Return (scheme, host, port) of a URL.
+
+    Raises:
+        SourceError: it is not one of HTTP.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        host = parts.hostname or ""
+    except (ValueError, KeyError) as exc:
+        raise SourceError("the registry names an address that is not valid") from exc
+    if len(host) > MAX_HOST or len(parts.netloc) > 4 * MAX_HOST:
+        raise SourceError(f"the registry names a host of more than {MAX_HOST} characters")
+    return parts.scheme, host, port
+
+
+def follow(url: str, target: str) -> str:
+    """Return the URL that a Location header of an answer from `url` points to.
+
+    A registry behind a proxy that ends TLS may call itself http; for the same host we keep
+    the scheme that we came by, so that no credentials are sent in the clear.
+
+    Raises:
+        SourceError: it is not a URL of HTTP, or longer than `MAX_URL`.
+    """
+    if len(target) > MAX_URL:
+        raise SourceError(f"the registry names an address of more than {MAX_URL} characters")
+    try:
+        joined = urlsplit(urljoin(url, target))
+        here = urlsplit(url)
+        if joined.netloc == here.netloc and here.scheme == "https":
+            joined = joined._replace(scheme="https")
+        text = urlunsplit(joined)
+    except ValueError as exc:
+        raise SourceError("the registry names an address that is not valid") from exc
+    origin(text)
+    return text
+
+
+def shown(url: str) -> str:
+    """Return the host of a URL, and its port, for messages: never what may be a password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def default_endpoint(host: str, options: AccessOptions) -> Endpoint:
+    """Return the registry itself, as we reach it if nothing says otherwise."""
+    parts = urlsplit(base_url(host, options))
+    return Endpoint(parts.scheme, parts.netloc)
+
+
+def endpoints_of(host: str, options: AccessOptions) -> tuple[Endpoint, ...]:
+    """Return the endpoints of a registry in the order of asking; the last is the server.
+
+    Raises:
+        UsageError: a ``hosts.toml`` is not valid.
+    """
+    return read_hosts(options.hosts_dirs, host, default_endpoint(host, options))

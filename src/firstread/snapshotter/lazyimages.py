@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lazy images of this node, which the snapshotter uses through the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from firstread.cache.imagestore import ImageStore
+from firstread.control.client import Client, connected
+from firstread.errors import ImageError, NotFoundError
+from firstread.mounts.pulls import Seats
+from firstread.oci.reference import parse_reference
+from firstread.snapshotter.caller import current
+from firstread.snapshotter.directories import usage
+
+HOLDER = "containerd-snapshot-"
+WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
+
+
+class Images(Protocol):
+    """Provides lazy images."""
+
+    def pull(self, reference: str) -> str:
+        """Bring manifest, config and metadata of an image to this node; return its digest.
+
+        Raises:
+            FirstreadError: they cannot be had, or the image is not converted.
+        """
+
+    def usage(self, reference: str) -> tuple[int, int]:
+        """Return the bytes and inodes of an image on this node, without its sectors.
+
+        All images share the sector store, which has a limit of its own.
+        """
+
+    def mount(self, reference: str, snapshot: int) -> Path:
+        """Mount an image for a snapshot, until `release`, and return where; repeat it at will.
+
+        Raises:
+            FirstreadError: it cannot be mounted.
+        """
+
+    def release(self, snapshot: int) -> None:
+        """Release the mount of a snapshot, if it has one.
+
+        Raises:
+            FirstreadError: the daemon does not answer.
+        """
+
+    def held(self) -> set[int]:
+        """Return the snapshots that have a mount.
+
+        Raises:
+            FirstreadError: the daemon does not answer.
+        """
+
+
+class DaemonImages:
+    """The images of the daemon of a run directory, which is started on demand.
+
+    The daemon ends the work for a caller that has gone.
+
+    Args:
+        root: of the daemon.
+        run_dir: of the daemon.
+        access: to registries, in the daemon's form; {} for the daemon's own settings.
+    """
+
+    def __init__(self, root: Path, run_dir: Path, access: dict[str, Any] | None = None) -> None:
+        self._root, self._run_dir = root, run_dir
+        self._access = access or {}
+        self._waiting = Seats(*WAITING)
+
+    def pull(self, reference: str) -> str:
+        return str(self._have(reference, Client.pull)["digest"])
+
+    def usage(self, reference: str) -> tuple[int, int]:
+        digest = parse_reference(reference).digest or ""
+        return usage(ImageStore(self._root, tidy=False).metadata_path(digest).parent)
+
+    def mount(self, reference: str, snapshot: int) -> Path:
+        holder = f"{HOLDER}{snapshot}"
+        return Path(
+            self._have(reference, Client.mount, directory=None, holder=holder)["mountpoint"]
+        )
+
+    def _have(self, image: str, ask: Callable[..., Any], **request: Any) -> Any:
+        """Ask the daemon for an image; only one that is not on this node needs a seat."""
+        request |= {"image": image, "access": self._access}
+        with self._asked() as daemon:
+            with contextlib.suppress(NotFoundError, ImageError):
+                return ask(daemon, policy="never", **request)
+            with self._waiting.taken(parse_reference(image).host):
+                return ask(daemon, policy="missing", **request)
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[Client]:
+        """Connect to the daemon, in the block and for as long as the caller waits."""
+        daemon = connected(self._root, self._run_dir)
+        with current().waiting(daemon.hang_up):
+            yield daemon
+
+    def release(self, snapshot: int) -> None:
+        connected(self._root, self._run_dir).release(f"{HOLDER}{snapshot}")
+
+    def held(self) -> set[int]:
+        if not Client(self._run_dir).alive() and not any((self._root / "mounts").glob("*.json")):
+            return set()  # no daemon, no mounts: there is no reason to start one
+        status = connected(self._root, self._run_dir).get("/status")
+        holders = [holder for mount in status["mounts"] for holder in mount["holders"]]
+        return {int(h.removeprefix(HOLDER)) for h in holders if h.startswith(HOLDER)}

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of the snapshotter: composes its parts, and runs until SIGTERM."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import generate_latest
+
+from firstread.control.metricserver import check_address, serve_metrics
+from firstread.daemon.systemd import notify
+from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.private import private_directory
+from firstread.snapshotter import imagefs
+from firstread.snapshotter.attachedimages import AttachedImages
+from firstread.snapshotter.contentapi import SOCKET
+from firstread.snapshotter.directories import Directories
+from firstread.snapshotter.imagelookup import ImageLookup
+from firstread.snapshotter.lazyimages import DaemonImages
+from firstread.snapshotter.nodepolicy import Policy
+from firstread.snapshotter.records import Records
+from firstread.snapshotter.service import start_server
+from firstread.snapshotter.snapshots import Snapshotter
+from firstread.snapshotter.unpack import Unpacker
+
+log = logging.getLogger("snapshotter")
+
+GRACE_S = 10.0  # for calls in flight at the end
+LOOK_S = 1.0  # between looks at whether to end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a snapshotter.
+
+    Args:
+        root: of the daemon; records and directories lie below ``snapshotter``.
+        run_dir: of the daemon.
+        address: the socket for containerd.
+        policy: for all images.
+        containerd: its socket, for the image lookup.
+        metrics: ``HOST:PORT`` for Prometheus, or empty.
+        access: to registries, in the daemon's form.
+    """
+
+    root: Path
+    run_dir: Path
+    address: Path
+    policy: Policy
+    containerd: Path = SOCKET
+    metrics: str = ""
+    access: dict[str, Any] = field(default_factory=dict)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        FirstreadError: the snapshotter cannot start.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    home = imagefs.home(settings.root)
+    for directory in (settings.root, home):
+        private_directory(directory)
+    directories = Directories(home / "snapshots")
+    lock = _lock(home)
+    records = Records(home / "records.db")
+    images = DaemonImages(settings.root, settings.run_dir, settings.access)
+    snapshotter = Snapshotter(
+        records,
+        directories,
+        images,
+        settings.policy,
+        AttachedImages(images.pull),
+        find_image=ImageLookup(settings.containerd),
+        unpack=Unpacker(settings.containerd),
+    )
+    if settings.metrics:
+        _serve_metrics(snapshotter, settings.metrics)
+    try:
+        snapshotter.cleanup()
+    except FirstreadError as exc:  # ordinary images work without a daemon
+        log.warning("cannot remove what the last run left: %s", exc)
+    except Exception:  # without a snapshotter containerd starts nothing at all
+        log.exception("cannot remove what the last run left")
+    server = start_server(snapshotter, settings.address)
+    log.info("the snapshotter serves %s", settings.address)
+    notify("READY=1")
+    while not ended.wait(LOOK_S):
+        pass  # a signal just before a wait does not end it
+    notify("STOPPING=1")
+    server.stop(GRACE_S).wait()
+    records.close()
+    os.close(lock)
+
+
+def overlay_options() -> tuple[str, ...]:
+    """Return the options that overlay mounts need here, by containerd's rules.
+
+    On kernels before 5.11, where firstread does not run, containerd tries ``userxattr`` by a mount.
+    """
+    options = []
+    if not _is_initial_user_namespace():
+        options.append("userxattr")  # trusted.* attributes need the initial user namespace
+    if Path("/sys/module/overlay/parameters/index").exists():
+        options.append("index=off")
+    return tuple(options)
+
+
+def _is_initial_user_namespace() -> bool:
+    try:
+        return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return True
+
+
+def _lock(home: Path) -> int:
+    try:
+        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise NodeError(
+            f"another snapshotter uses {home}", hint="choose another --root and --address"
+        ) from exc
+    except OSError as exc:
+        raise from_os_error(exc, "cannot lock the snapshots") from exc
+    return lock
+
+
+def _serve_metrics(snapshotter: Snapshotter, address: str) -> None:
+    check_address(address)
+    serve_metrics(address, lambda: generate_latest(snapshotter.fallbacks.registry))

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every device, and the one suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstread.mountinfo import filesystem_of
+from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
+from firstread.testing.devicebench import DeviceBench
+from firstread.testing.lazymount import LazyMount
+from firstread.testing.suites.device import DeviceSuite
+
+pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    if os.geteuid():
+        pytest.skip("mounts: needs root")
+    if filesystem_of(tmp_path) not in PRE_CONTENT_FILESYSTEMS:
+        pytest.skip("needs a temporary directory on ext4, xfs or btrfs")
+    return tmp_path
+
+
+class TestFanotify(DeviceSuite):
+    """fanotify over sector files."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        return LazyMount(scratch, **image)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of a daemon that was started on demand: two processes write it, it does not grow on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from firstread.control.daemonlog import turn_over
+from firstread.testing.patience import PATIENCE_S
+
+LIMIT_BYTES = 150_000  # of about 200,000 that two processes write
+
+_WRITER = f"""
+import logging, sys
+from pathlib import Path
+from firstread.daemon import logs
+logs.LogFile.__init__.__defaults__ = ({LIMIT_BYTES},)
+logs.configure_logging("INFO", Path(sys.argv[1]))
+for number in range(1000):
+    logging.info("%s writes %d", sys.argv[2], number)
+print("to stdout", sys.argv[2], flush=True)
+"""
+
+
+def write(path: Path, *names: str) -> None:
+    """Let processes log at the same time, to a file that they have in common."""
+    with open(path, "ab") as log:
+        writers = [
+            subprocess.Popen([sys.executable, "-c", _WRITER, path, name], stdout=log, stderr=log)
+            for name in names
+        ]
+    assert [writer.wait(timeout=PATIENCE_S) for writer in writers] == [0] * len(names)
+
+
+def test_a_log_is_turned_over_and_every_process_follows(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.log"
+    write(path, "first", "second")
+    before = (tmp_path / "daemon.log.1").read_text().splitlines()
+    after = path.read_text().splitlines()
+    assert LIMIT_BYTES <= (tmp_path / "daemon.log.1").stat().st_size < LIMIT_BYTES + 1000
+    said = [line for line in before + after if line.startswith("to stdout")]
+    assert sorted(said) == ["to stdout first", "to stdout second"]
+    records = [json.loads(line)["message"] for line in before + after if line not in said]
+    for name in ("first", "second"):
+        numbers = [int(words.split()[-1]) for words in records if words.startswith(name)]
+        assert numbers == list(range(1000))
+
+
+def test_who_begins_with_a_log_that_is_gone_goes_on_with_the_one_that_is_there(
+    tmp_path: Path,
+) -> None:
+    """As the child of a process that has been quiet while others turned the log over twice."""
+    path = tmp_path / "daemon.log"
+    with open(path, "ab") as log:
+        for _ in range(2):
+            turn_over(path)
+            path.touch()
+        command = [sys.executable, "-c", _WRITER, str(path), "one"]
+        subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
+        assert os.fstat(log.fileno()).st_size == 0
+    assert len(path.read_text().splitlines()) == 1001
+
+
+def test_a_log_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    ours, other = tmp_path / "daemon.log", tmp_path / "other.log"
+    with open(other, "ab") as log:
+        command = [sys.executable, "-c", _WRITER, str(ours), "one"]
+        subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
+    assert len(other.read_text().splitlines()) == 1001
+    assert [path.name for path in tmp_path.iterdir()] == ["other.log"]

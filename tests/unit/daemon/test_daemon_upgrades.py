@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor answers on its private socket, in each phase of an upgrade."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from firstread.daemon.upgrades import Phase, Reply, reply_to
+
+REPLACE = {"ask": "replace", "root": "/root"}
+
+
+def reply(asked: dict[str, Any], phase: Phase = Phase.NONE, *, is_service: bool = False) -> Reply:
+    return reply_to(asked, phase, "/root", is_service=is_service)
+
+
+@pytest.mark.parametrize("asked", [{}, {"ask": "all"}, {"ask": 5}, {"root": "/root"}])
+def test_a_question_without_sense_is_not_answered(asked: dict[str, Any]) -> None:
+    assert reply(asked) == Reply()
+
+
+@pytest.mark.parametrize("phase", [Phase.REHEARSES, Phase.LOADS, Phase.GIVES])
+@pytest.mark.parametrize("ask", ["reload", "replace"])
+def test_one_upgrade_at_a_time(phase: Phase, ask: str) -> None:
+    said = reply({"ask": ask, "root": "/root"}, phase)
+    assert (said.does, said.error) == ("", "an upgrade is under way already")
+
+
+def test_a_reload_is_done_also_for_a_service() -> None:
+    assert reply({"ask": "reload"}) == Reply(does="reload")
+    assert reply({"ask": "reload"}, is_service=True) == Reply(does="reload")
+
+
+def test_another_process_takes_the_place_of_its_own_root_only_and_of_no_service() -> None:
+    assert reply(REPLACE) == Reply(does="replace")
+    assert "has the --root /root" in reply(REPLACE | {"root": "/other"}).error
+    assert "belongs to a service manager" in reply(REPLACE, is_service=True).error

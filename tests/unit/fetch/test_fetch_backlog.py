@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a lane does next. The clock is a number; nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from firstread.cache.pending import PendingRead
+from firstread.errors import AuthError, ImageError, TransportError
+from firstread.fetch.backlog import LONG_S, QUIET_S, Backlog
+from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.retry import FINAL_RETRIES
+from firstread.sectors.source import Wanted
+from firstread.testing.memorysource import make_sectors
+from firstread.units import KiB
+
+SECTORS = make_sectors(8)
+A, B = SECTORS.wanted[0], SECTORS.wanted[4]  # that do not lie behind each other
+FRAME = 4 * KiB
+LATER = 1e6  # when everything is due
+
+
+class Bench:
+    """A backlog of a store without sectors."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[bytes, int] = {}
+        self.backlog = Backlog(lambda s: self.sizes.get(s.entry.id, 0), 1.0)
+
+    def read(self, sector: Wanted, now: float = 100.0, came: float = 100.0) -> PendingRead:
+        read = PendingRead(0, 1, 0, FRAME, -1, came)
+        self.backlog.request(sector, [read], now, SECTORS.behind, None)
+        return read
+
+    def taken(self, now: float = 100.0) -> list[Wanted]:
+        return [filling.sector for filling in self.backlog.take(now)[0]]
+
+    def flight(self, now: float = 100.0) -> Filling:
+        (filling,) = self.backlog.take(now)[0]
+        return filling
+
+
+def numbers(reads: Sequence[PendingRead]) -> list[int]:
+    return [id(read) for read in reads]
+
+
+def test_a_read_of_what_is_here_goes_on() -> None:
+    bench = Bench()
+    bench.sizes[A.entry.id] = A.entry.size
+    read = PendingRead(0, 1, 0, FRAME, -1, 0.0)
+    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, None) == (False, [read])
+    assert list(bench.backlog) == []
+
+
+def test_a_read_that_the_prefix_covers_goes_on_and_the_rest_is_fetched() -> None:
+    bench = Bench()
+    bench.sizes[A.entry.id] = FRAME
+    read = PendingRead(0, 1, 0, FRAME, -1, 0.0)
+    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, None) == (True, [read])
+    assert bench.taken() == [A]
+
+
+def test_every_read_is_returned_once() -> None:
+    bench = Bench()
+    reads = [bench.read(A), bench.read(A), bench.read(B)]
+    assert numbers(bench.backlog.without({reads[1]})) == numbers([reads[1]])
+    assert bench.backlog.without({reads[1]}) == []
+    returned = [read for _, its in bench.backlog.drop_all() for read in its]
+    assert numbers(returned) == numbers([reads[0], reads[2]])
+    assert bench.backlog.drop_all() == []
+
+
+def test_an_empty_backlog_has_nothing_to_wait_for() -> None:
+    bench = Bench()
+    assert bench.backlog.take(100.0) == ([], None)
+    bench.backlog.want(A, Cause.COMPLETION)
+    bench.backlog._last_demand = 100.0
+    batch, wait = bench.backlog.take(100.0)
+    assert batch == []
+    assert wait == pytest.approx(QUIET_S)  # a reader may come back
+    assert bench.taken(100.0 + 2 * QUIET_S) == [A]
+
+
+def test_a_sector_that_is_paused_for_long_is_not_forgotten() -> None:
+    """A source may ask to be left alone for longer than a worker waits for work."""
+    bench = Bench()
+    bench.backlog.want(A, Cause.COMPLETION)
+    failed = bench.flight()
+    bench.backlog.pause(failed, 100.0, 10 * LONG_S)
+    assert bench.backlog.take(100.0) == ([], LONG_S)
+    assert bench.taken(100.0 + 10 * LONG_S) == [A]
+
+
+def test_a_new_read_ends_the_pause_of_an_old_one() -> None:
+    bench = Bench()
+    old = bench.read(A, came=0.0)
+    assert bench.backlog.fail(bench.flight(), TransportError("x"), "refetch", 100.0) is None
+    assert bench.taken() == []
+    ((_, late, seconds),) = bench.backlog.late(lambda _: 50.0, 100.0)
+    assert (numbers(late), seconds) == (numbers([old]), 50.0)
+    bench.read(A)
+    assert bench.taken() == [A]
+    assert bench.taken(LATER) == []  # once, though it was due
+
+
+def test_a_slow_link_makes_no_read_late() -> None:
+    bench = Bench()
+    bench.read(A, came=0.0)
+    read = bench.read(B, came=0.0)
+    filling = bench.flight()
+    assert bench.backlog.progress(filling, 0, 99.0) == []
+    assert bench.backlog.late(lambda _: 50.0, 100.0) == []
+    assert len(bench.backlog.late(lambda _: 50.0, 150.0)) == 2
+    assert read not in filling.reads
+
+
+def test_what_is_hopeless_gives_its_reads_back() -> None:
+    bench = Bench()
+    read = bench.read(A)
+    for _ in range(FINAL_RETRIES):
+        assert bench.backlog.fail(bench.flight(LATER), ImageError("x"), "refetch", 100.0) is None
+    assert bench.backlog.fail(bench.flight(LATER), ImageError("x"), "refetch", 100.0) == [read]
+    assert list(bench.backlog) == []
+    other = bench.read(B)
+    assert bench.backlog.fail(bench.flight(LATER), ImageError("x"), "fail", 100.0) == [other]
+
+
+def test_a_login_that_is_refused_is_waited_for() -> None:
+    bench = Bench()
+    bench.read(A)
+    for _ in range(3 * FINAL_RETRIES):
+        filling = bench.flight(LATER)
+        assert bench.backlog.fail(filling, AuthError("x"), "refetch", 100.0) is None
+    assert bench.backlog.outage.is_on
+
+
+def test_only_reads_are_tried_while_the_source_is_down() -> None:
+    bench = Bench()
+    bench.read(A)
+    bench.backlog.want(B, Cause.COMPLETION)
+    bench.backlog.fail(bench.flight(), TransportError("x"), "refetch", 100.0)
+    batch, wait = bench.backlog.take(100.0)
+    assert batch == []
+    assert wait is not None
+    assert wait <= 2.0
+    assert bench.taken(LATER) == [A]
+    assert bench.taken(LATER) == [B]
+
+
+def test_a_sector_that_has_failed_elsewhere_waits_only_if_this_source_is_down() -> None:
+    bench = Bench()
+    bench.read(A)
+    bench.backlog.slow_down(A.entry.id, 6, 100.0)
+    assert bench.taken() == [A]
+    bench.backlog.outage.fail(100.0)
+    bench.backlog.outage.fail(100.0)
+    bench.read(B)
+    bench.backlog.slow_down(B.entry.id, 6, 100.0)
+    assert bench.taken() == []
+    assert bench.taken(LATER) == [B]
+
+
+def test_a_file_that_is_to_be_emptied_is_released_unless_it_is_in_use() -> None:
+    bench = Bench()
+    bench.read(A)
+    assert not bench.backlog.drop_unused(A.entry.id)
+    filling = bench.flight()
+    bench.backlog.without(set(filling.reads))
+    assert not bench.backlog.drop_unused(A.entry.id)
+    bench.backlog.requeue(filling)
+    assert bench.backlog.drop_unused(A.entry.id)
+    assert bench.backlog.drop_unused(A.entry.id)
+    bench.backlog.requeue(filling)
+    assert bench.taken(LATER) == []  # it was dropped
+
+
+def test_a_sequential_reader_is_read_ahead_for_as_far_as_there_is_room() -> None:
+    bench = Bench()
+    for sector in SECTORS.wanted[:2]:
+        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
+        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda count: count <= 1)
+    assert list(bench.backlog) == [sector.entry.id for sector in SECTORS.wanted[:3]]

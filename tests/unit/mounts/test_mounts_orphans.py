@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts that cannot be taken over at once are, as soon as it is possible."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from firstread.errors import FirstreadError, ImageError, NodeError
+from firstread.mounts.orphans import Orphans
+from firstread.mounts.table import Mount, MountTable
+from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import unreadable
+
+DIGEST, OTHER = ("sha256:" + digit * 64 for digit in "01")
+
+
+class Node:
+    """Takes mounts over once nothing is in the way."""
+
+    def __init__(self, root: Path) -> None:
+        self.table = MountTable(root)
+        self.obstacle: FirstreadError | None = None
+        self.taken: list[str] = []
+        self.may_pass: list[bool] = []
+        self.done = threading.Event()
+        self.orphans = Orphans(self.table, self.take_over, threading.RLock(), self.changed, 0.01)
+
+    def take_over(self, mount: Mount, _: Mapping[str, str]) -> None:
+        if self.obstacle is not None:
+            raise self.obstacle
+        self.taken.append(mount.mountpoint)
+
+    def changed(self) -> None:
+        self.may_pass.append(self.orphans.may_pass)
+        if not list(self.orphans) and not self.orphans.claims(DIGEST):
+            self.done.set()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    made = Node(tmp_path)
+    made.table.save(Mount("/mnt/a", "oci:/x:1", DIGEST))
+    return made
+
+
+def test_mounts_are_taken_over_at_once(node: Node) -> None:
+    node.orphans.adopt_all()
+    assert node.taken == ["/mnt/a"]
+    assert node.may_pass == [False]
+    node.orphans.refuse("/mnt/a")
+
+
+def test_what_is_in_the_way_passes(node: Node) -> None:
+    node.obstacle = NodeError("Too many open files")
+    node.orphans.adopt_all()
+    assert node.orphans.may_pass
+    assert node.orphans.claims(DIGEST)
+    assert not node.orphans.claims(OTHER)
+    with pytest.raises(NodeError, match="could not be taken over yet"):
+        node.orphans.refuse("/mnt/a")
+    node.obstacle = None
+    assert node.done.wait(PATIENCE_S)
+    assert node.taken == ["/mnt/a"]
+    assert not node.orphans.may_pass
+    assert not node.orphans.claims(DIGEST)
+
+
+def test_nobody_waits_for_an_image_that_is_damaged(node: Node) -> None:
+    node.obstacle = ImageError("its files are damaged")
+    node.orphans.adopt_all()
+    assert not node.orphans.may_pass
+    assert node.orphans.claims(DIGEST)  # and yet it is tried again: somebody may mend it
+    node.obstacle = None
+    assert node.done.wait(PATIENCE_S)
+
+
+def test_while_a_record_cannot_be_read_any_image_may_be_its(node: Node) -> None:
+    with unreadable(next(iter(node.table.paths()))):
+        node.orphans.adopt_all()
+        assert node.orphans.may_pass
+        assert node.orphans.claims(OTHER)
+    assert node.done.wait(PATIENCE_S)
+    assert node.taken == ["/mnt/a"]
