@@ -36,6 +36,7 @@ ROOMS: dict[str, str] = {
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
     "convert": "sectors erofs registry layouts oci documents memory printable units errors",
+    "traces": "sectors erofs units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
     "registry": "layouts oci redact units errors __init__",
