@@ -47,6 +47,7 @@ SOURCE_DIGEST = ANNOTATION + "source.digest"  # manifest: digest of the source's
 PARAMETERS = ANNOTATION + "parameters"  # manifest: what it was converted with
 SOURCE_DIFF_ID = ANNOTATION + "source.diff-id"  # sector blob: the layer that it holds
 RECORD = ANNOTATION + "record"  # sector blob: "offset size digest" of its layer record
+HOT = ANNOTATION + "hot"  # sector blob: holds the hot sectors of the image, in the order of a start
 
 
 _LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with
@@ -69,6 +70,13 @@ class BlockImage:
     index: SectorIndex
     blobs: list[Descriptor]
     metadata: bytes | mmap.mmap
+
+    def hot_sectors(self) -> list[int]:
+        """Return the device slots of the hot sectors, in the order in which a start reads them."""
+        hot = {number for number, blob in enumerate(self.blobs) if HOT in (blob.annotations or {})}
+        rows = self.index.sectors
+        slots = [slot for slot, row in enumerate(rows) if row.blob in hot]
+        return sorted(slots, key=lambda slot: (rows[slot].blob, rows[slot].offset))
 
     def digest(self) -> str:
         """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""
