@@ -64,7 +64,7 @@ def may_have_read(pid: int, before: float) -> bool:
         reader = look_at(pid) if pid > 0 else None
     except OSError:
         return False
-    return reader is not None and reader.started <= before
+    return reader is not None and reader.started + _TICK_S <= before
 
 
 def gone(reads: Iterable[PendingRead]) -> set[PendingRead]:
