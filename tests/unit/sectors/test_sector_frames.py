@@ -150,7 +150,7 @@ def test_a_record_claims_too_little_when_a_process_dies(root: Path, store: Secto
 
 
 @pytest.mark.parametrize("how", ["no record", "a record that makes no sense", "a shorter file"])
-def test_what_cannot_be_proved_is_unverified(store: SectorStore, how: str) -> None:
+def test_unproved_frames_are_unverified(store: SectorStore, how: str) -> None:
     with_a_hole(store)
     record = store.root / "frames" / A.hex()
     if how == "no record":
