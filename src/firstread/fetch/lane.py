@@ -1,42 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lane: the workers that fetch from one image repository.
 
-Owns the threads, the one ranged request that each of them has open, and the retries. Lanes share
-nothing, so a registry that hangs holds up only the images that come from it. Five nouns of the node
-take part, each given from outside: `Files` take verified content, `Space` says what is here and
-what fits, `Outcome` decides what becomes of reads, `Counts` counts, and a policy says how patient
-reads are.
+Owns the threads and the retries; `firstread.fetch.filler` has the one ranged request that each of
+them makes at a time. Lanes share nothing, so a registry that hangs holds up only the images that
+come from it. Five nouns of the node take part, each given from outside: `Files` take verified
+content, `Space` says what is here and what fits, `Outcome` decides what becomes of reads, `Counts`
+counts, and a policy says how patient reads are.
 
 One lock a lane. While it is held no sector file is written, no event answered, nothing fetched.
-
-Invariant: a sector file grows only from where it ends. A worker looks at its size anew whenever it
-begins, through the descriptor that it writes to, so what happened to the file meanwhile can cost a
-fetch, but never leaves a hole.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
-from io import FileIO
-from typing import Any
 
 from firstread.cache.pending import PendingRead
 from firstread.config import PolicyTable
-from firstread.errors import FirstreadError, ImageError, NodeError, TransportError
+from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.fetch.backlog import Backlog, Behind
-from firstread.fetch.queue import Cause, Filling, request_end, slice_seconds
-from firstread.fetch.rate import Rate
+from firstread.fetch.filler import Filler
+from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.sides import Counts, Files, Outcome, Space
-from firstread.fetch.target import Target
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 from firstread.opener import HeldUpError
-from firstread.sectors.native import NativeSource
-from firstread.sectors.source import Decoding, Incoming, Source, Span, Wanted, Window
+from firstread.sectors.source import Wanted, Window
 
 log = logging.getLogger("lane")
 
@@ -75,16 +66,14 @@ class Lane:
         first_retry_s: float = 0.1,
     ) -> None:
         self.name = name
-        self.source = name  # who answered last, if the repository knows several
-        self._open_repository = open_repository
-        self._source: Source[Any] | None = None
-        self._opening = threading.Lock()
-        self._files, self._space, self._outcome = files, space, outcome
+        self._space, self._outcome = space, outcome
         self._counts, self._policy = counts, policy
         self._workers = workers
         self._changed = threading.Condition()
         self._backlog = Backlog(space.size, first_retry_s)
-        self._rate = Rate()
+        self._filler = Filler(
+            name, open_repository, files, outcome, counts, self._backlog, self._changed
+        )
         self._threads = self._idle = 0
         self._closed = False
 
@@ -180,9 +169,16 @@ class Lane:
         for filling, reads in lost:
             if reads:
                 self._outcome.give_up(filling, reads, NodeError(_UNMOUNTED), self)
-        with self._opening:
-            if self._source is not None:
-                self._source.close()
+        self._filler.close()
+
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:
+        """As `Filler.prepare`."""
+        self._filler.prepare(blobs)
+
+    @property
+    def source(self) -> str:
+        """Who answered last, if the repository knows several."""
+        return self._filler.answered
 
     @property
     def closed(self) -> bool:
@@ -201,7 +197,7 @@ class Lane:
 
     def _is_fast(self, sector: Wanted) -> bool:
         """Return whether the link has room for what may not be needed."""
-        return sector.entry.length < AHEAD_S * self._rate.bytes_per_s
+        return sector.entry.length < AHEAD_S * self._filler.rate.bytes_per_s
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -217,7 +213,8 @@ class Lane:
         window = Window()
         while batch := self._next():
             try:
-                self._fetch(batch, window)
+                self._filler.fetch(batch, window)
+                self._rest(batch)
             except HeldUpError:
                 self._put_off(batch)
             except FirstreadError as exc:
@@ -245,113 +242,6 @@ class Lane:
                 self._idle -= 1
             self._threads -= 1
             return []
-
-    def _fetch(self, batch: list[Filling], window: Window) -> None:
-        """Fetch of `batch`, whose sectors lie behind each other, what one request should cover."""
-        first, source = batch[0], self._opened()
-        target = self._begin(source, first)
-        with target:
-            with self._changed:
-                span = self._span(source, batch, target.decoder)
-            self._counts.requested(first, span.length)
-            with source.open(span, window, self._rate.note) as incoming:
-                try:
-                    self._fill(source, first, target, incoming)
-                    for filling in batch[1:]:
-                        if incoming.left:
-                            target = self._begin(source, filling)
-                            self._fill(source, filling, target, incoming)
-                except ImageError:
-                    incoming.stream.distrust()  # the next attempt should go elsewhere
-                    raise
-        self._rest(batch)
-
-    def _span(self, source: Source[Any], batch: list[Filling], known: Decoding) -> Span:
-        """Return what one request should ask for; with the lock held."""
-        first, sector = batch[0], batch[0].sector
-        left = source.covering(sector, known.verified, sector.entry.size)
-        wanted = source.covering(sector, known.verified, first.wanted_end)
-        nothing = sector.span._replace(start=sector.span.stop)
-        rest = next(iter(source.plan(sector, left, known)), nothing)
-        needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
-        budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
-        return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
-
-    def prepare(self, blobs: Iterable[Descriptor]) -> None:
-        """Open all by its name now that fetching from these blobs will need.
-
-        Later the read that waits may be one of a process that lets no file be opened meanwhile.
-        """
-        try:
-            self._opened().prepare(blobs)
-        except FirstreadError as exc:
-            log.info("%s is not here now: %s", self.name, exc)  # its reads will wait for it
-
-    def _opened(self) -> Source[Any]:
-        with self._opening:
-            if self._source is None:
-                self._source = NativeSource(self._open_repository())
-            return self._source
-
-    def _begin(self, source: Source[Any], filling: Filling) -> Target:
-        """Open the file of a sector, and see to it that its decoder goes on where the file ends."""
-        sector = filling.sector
-        room = self._files.admit(sector)
-        try:
-            with self._changed:
-                beside = filling.reads[0].fd if filling.reads else None
-                fd = self._files.open(sector, beside) if beside is not None else -1
-            file = FileIO(fd if fd >= 0 else self._files.open(sector, None), "r+")
-            with self._changed:
-                filling.filled = os.fstat(file.fileno()).st_size
-                decoder = filling.decoder
-                if decoder is None or decoder.verified > filling.filled:
-                    decoder = filling.decoder = source.begin(sector)
-        except BaseException:
-            self._files.leave(sector, room)
-            raise
-        return Target(file, decoder, lambda: self._files.leave(sector, room))
-
-    def _fill(
-        self,
-        source: Source[Any],
-        filling: Filling,
-        target: Target,
-        incoming: Incoming,
-    ) -> None:
-        """Stream one sector into its file, as far as the request goes."""
-        file, decoder = target.file, target.decoder
-        filling.asks += 1
-        before = incoming.left
-        with target:
-            try:
-                for frame in source.decode(filling.sector, decoder, incoming):
-                    if decoder.verified > filling.filled:
-                        self._files.write(filling.sector, file.fileno(), frame.offset, frame.data)
-                    self._progress(filling, decoder.verified)
-            except ImageError as exc:
-                self._outcome.corrupt(filling, *decoder.suspect, exc, self)
-                raise
-            finally:
-                filling.source = self.source = incoming.source or self.name
-                self._counts.received(filling, before - incoming.left)
-            if decoder.done:
-                self._finish(filling, file.fileno())
-
-    def _progress(self, filling: Filling, verified: int) -> None:
-        """Let go the reads that the sector's first `verified` bytes cover."""
-        with self._changed:
-            done = self._backlog.progress(filling, verified, time.monotonic())
-        if done:
-            self._outcome.allow(done)
-
-    def _finish(self, filling: Filling, fd: int) -> None:
-        self._files.commit(filling.sector, fd)
-        self._outcome.completed(filling)
-        with self._changed:
-            filling.active = False
-            done = self._backlog.drop(filling)
-        self._outcome.allow(done)
 
     def _rest(self, batch: list[Filling]) -> None:
         """Queue again what a request has not covered."""

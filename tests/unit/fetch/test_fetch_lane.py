@@ -120,7 +120,7 @@ class Files:
         return self.policy_table
 
     def corrupt(
-        self, filling: Filling, offset: int, data: bytes, error: ImageError, lane: Lane
+        self, filling: Filling, offset: int, data: bytes, error: ImageError, source: str
     ) -> None:
         self.corrupted.append((offset, data))
 
