@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ranged request becomes verified frames in sector files.
 
-Owns the source of a lane, opened when the first sector is wanted, and how fast it answers. Knows
-neither what is fetched next nor what follows a failure: `firstread.fetch.lane` does. Reads are let
+Owns the source of a lane, opened when the first sector is wanted, and measures it. Knows neither
+ what is fetched next nor what follows a failure: `firstread.fetch.lane` does. Reads are let
 go as soon as the verified prefix of their sector covers them.
 
 Invariant: a sector file grows only from where it ends. Its size is looked at anew whenever a
@@ -22,14 +22,16 @@ from typing import Any
 
 from firstread.errors import FirstreadError, ImageError
 from firstread.fetch.backlog import Backlog
+from firstread.fetch.pace import Pace
 from firstread.fetch.queue import Filling, request_end, slice_seconds
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome
+from firstread.fetch.streaming import Stream
 from firstread.fetch.target import Target
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 from firstread.sectors.native import NativeSource
-from firstread.sectors.source import Decoding, Incoming, Source, Span, Window
+from firstread.sectors.source import Decoding, Incoming, Measure, Source, Span, Wanted, Window
 
 log = logging.getLogger("lane")
 
@@ -44,11 +46,12 @@ class Filler:
         outcome: of fetches.
         counts: of what happens.
         backlog: of the lane.
+        rate: of the answers, to be measured.
         changed: the lane's lock.
+        calm: of the same lock; notified when a read has its bytes.
 
     Attributes:
         answered: who answered last, if the repository knows several.
-        rate: of its answers.
     """
 
     def __init__(
@@ -59,15 +62,17 @@ class Filler:
         outcome: Outcome,
         counts: Counts,
         backlog: Backlog,
+        rate: Rate,
         changed: threading.Condition,
+        calm: threading.Condition,
     ) -> None:
         self.answered = self._name = name
-        self.rate = Rate()
+        self._rate = rate
         self._open_repository = open_repository
         self._source: Source[Any] | None = None
         self._opening = threading.Lock()
         self._files, self._outcome, self._counts = files, outcome, counts
-        self._backlog, self._changed = backlog, changed
+        self._backlog, self._changed, self._calm = backlog, changed, calm
 
     def prepare(self, blobs: Iterable[Descriptor]) -> None:
         """Open all by its name now that fetching from these blobs will need.
@@ -107,7 +112,7 @@ class Filler:
             with self._changed:
                 span = self._span(source, batch, target.decoder)
             self._counts.requested(first, span.length)
-            with source.open(span, window, self.rate.note) as incoming:
+            with self._open(source, span, window, self._rate.note) as incoming:
                 try:
                     self._fill(source, first, target, incoming)
                     for filling in batch[1:]:
@@ -118,16 +123,55 @@ class Filler:
                     incoming.stream.distrust()  # the next attempt should go elsewhere
                     raise
 
+    def stream(self, stream: Stream, window: Window, pace: Pace) -> None:
+        """Fetch sectors that lie behind each other with one long request.
+
+        Args:
+            stream: taken from the backlog; the sectors that it gets to are added.
+            window: memory of this thread.
+            pace: at which it takes what comes.
+
+        Raises:
+            FirstreadError: as `fetch`; of the sector that the stream is at.
+        """
+        source = self._opened()
+        target = self._begin(source, stream.filling)
+        with target:
+            with self._changed:
+                rest = self._rest_of(source, stream.filling.sector, target.decoder)
+                span = self._backlog.streaming.begin(stream, rest)
+            self._counts.requested(stream.filling, span.length)
+            with self._open(source, span, window, pace.note) as incoming:
+                try:
+                    while self._fill(source, stream.filling, target, incoming, pace.go_on):
+                        following = pace.next() if incoming.left else None
+                        if following is None:
+                            break
+                        target = self._begin(source, following)
+                except ImageError:
+                    incoming.stream.distrust()
+                    raise
+
+    def _open(self, source: Source[Any], span: Span, window: Window, measure: Measure) -> Incoming:
+        begun = time.monotonic()
+        incoming = source.open(span, window, measure)
+        self._rate.note_latency(time.monotonic() - begun)
+        return incoming
+
     def _span(self, source: Source[Any], batch: list[Filling], known: Decoding) -> Span:
         """Return what one request should ask for; with the lock held."""
         first, sector = batch[0], batch[0].sector
-        left = source.covering(sector, known.verified, sector.entry.size)
         wanted = source.covering(sector, known.verified, first.wanted_end)
-        nothing = sector.span._replace(start=sector.span.stop)
-        rest = next(iter(source.plan(sector, left, known)), nothing)
+        rest = self._rest_of(source, sector, known)
         needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
-        budget = self.rate.bytes_per_s * slice_seconds(first.cause, first.asks)
+        budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
         return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
+
+    def _rest_of(self, source: Source[Any], sector: Wanted, known: Decoding) -> Span:
+        """Return the range that gives what is missing of a sector, or as much as lies in one."""
+        left = source.covering(sector, known.verified, sector.entry.size)
+        nothing = sector.span._replace(start=sector.span.stop)
+        return next(iter(source.plan(sector, left, known)), nothing)
 
     def _begin(self, source: Source[Any], filling: Filling) -> Target:
         """Open the file of a sector, and see to it that its decoder goes on where the file ends."""
@@ -154,17 +198,28 @@ class Filler:
         filling: Filling,
         target: Target,
         incoming: Incoming,
-    ) -> None:
-        """Stream one sector into its file, as far as the request goes."""
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Write one sector into its file, as far as the request goes; return whether it is whole.
+
+        Args:
+            source: of the bytes.
+            filling: which.
+            target: its file.
+            incoming: the bytes.
+            go_on: asked after each frame; on False the sector rests, and counts as not whole.
+        """
         file, decoder = target.file, target.decoder
         filling.asks += 1
-        before = incoming.left
+        before, stops = incoming.left, False
         with target:
             try:
                 for frame in source.decode(filling.sector, decoder, incoming):
                     if decoder.verified > filling.filled:
                         self._files.write(filling.sector, file.fileno(), frame.offset, frame.data)
                     self._progress(filling, decoder.verified)
+                    if stops := not go_on():
+                        break
             except ImageError as exc:
                 self._outcome.corrupt(filling, *decoder.suspect, exc, self._name)
                 raise
@@ -173,11 +228,14 @@ class Filler:
                 self._counts.received(filling, before - incoming.left)
             if decoder.done:
                 self._finish(filling, file.fileno())
+        return decoder.done and not stops
 
     def _progress(self, filling: Filling, verified: int) -> None:
         """Let go the reads that the sector's first `verified` bytes cover."""
         with self._changed:
             done = self._backlog.progress(filling, verified, time.monotonic())
+            if done:
+                self._calm.notify_all()
         if done:
             self._outcome.allow(done)
 

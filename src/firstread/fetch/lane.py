@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from firstread.cache.pending import PendingRead
-from firstread.config import PolicyTable
+from firstread.config import PolicyTable, PrefetchTable
 from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.fetch.backlog import Backlog, Behind
 from firstread.fetch.filler import Filler
 from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome, Space
+from firstread.fetch.startplan import Mode, StartPlan, decide
+from firstread.fetch.streamer import Streamer
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 from firstread.opener import HeldUpError
@@ -49,7 +52,11 @@ class Lane:
         counts: of what happens.
         policy: what holds for reads of a sector; called with the lock held, must not block.
         workers: requests at a time.
+        prefetch: limits of what is fetched in the background.
         first_retry_s: pause after a first failure; it doubles with each further one.
+
+    Attributes:
+        link: as far as it was measured.
     """
 
     def __init__(
@@ -63,16 +70,29 @@ class Lane:
         policy: Callable[[Wanted], PolicyTable],
         *,
         workers: int,
+        prefetch: PrefetchTable,
         first_retry_s: float = 0.1,
     ) -> None:
         self.name = name
         self._space, self._outcome = space, outcome
         self._counts, self._policy = counts, policy
         self._workers = workers
-        self._changed = threading.Condition()
-        self._backlog = Backlog(space.size, first_retry_s)
-        self._filler = Filler(
-            name, open_repository, files, outcome, counts, self._backlog, self._changed
+        lock = threading.RLock()
+        self._changed, calm = threading.Condition(lock), threading.Condition(lock)
+        self._calm = calm  # notified when reads come or have their bytes
+        self.link = link = Rate()
+        self._backlog = backlog = Backlog(space.size, first_retry_s, link, prefetch.quiet_s)
+        self._filler = filler = Filler(
+            name, open_repository, files, outcome, counts, backlog, link, self._changed, calm
+        )
+        self._streamer = Streamer(
+            filler,
+            backlog,
+            space,
+            link,
+            calm,
+            lambda: self._closed,
+            most_per_s=int(prefetch.rate),
         )
         self._threads = self._idle = 0
         self._closed = False
@@ -105,6 +125,7 @@ class Lane:
                 first, done = self._backlog.request(sector, reads, now, behind, spare)
                 self._staff()
                 self._backlog.slow_down(sector.entry.id, failures, now)
+                self._calm.notify_all()
         if closed:
             self._outcome.give_up(Filling(sector), reads, NodeError(_UNMOUNTED), self)
         if first:
@@ -121,12 +142,29 @@ class Lane:
             self._backlog.want(sector, Cause.COMPLETION)
             self._staff()
 
+    def prefetch(
+        self, mode: Mode, hot: Sequence[Wanted], rest: Sequence[Wanted], *, knows_start: bool
+    ) -> StartPlan:
+        """Fetch of an image that is served what nobody reads yet; return the plan as of now.
+
+        Args:
+            mode: how much of it.
+            hot: its absent hot sectors, in the order in which a start reads them.
+            rest: the other absent ones, in the order of their blobs.
+            knows_start: the image says what is hot.
+        """
+        with self._changed:
+            sizes = [sum(s.entry.length for s in sectors) for sectors in (hot, rest)]
+            plan = decide(mode, sizes[0], sum(sizes), self.link, knows_start=knows_start)
+            if not self._closed:
+                self._backlog.prefetch(plan, hot, rest, time.monotonic())
+                self._staff()
+            return plan
+
     def cancel(self, ids: Container[bytes]) -> None:
         """Do not fetch these sectors any more, unless a read waits or a worker is at it."""
         with self._changed:
-            for sector_id in list(self._backlog):
-                if sector_id in ids:
-                    self._backlog.drop_unused(sector_id)
+            self._backlog.cancel(ids)
 
     def release_file(self, sector_id: bytes) -> bool:
         """Forget a sector whose file is to be emptied; False if a read waits or a worker is at it.
@@ -166,6 +204,7 @@ class Lane:
             self._closed = True
             lost = self._backlog.drop_all()
             self._changed.notify_all()
+            self._calm.notify_all()
         for filling, reads in lost:
             if reads:
                 self._outcome.give_up(filling, reads, NodeError(_UNMOUNTED), self)
@@ -197,15 +236,20 @@ class Lane:
 
     def _is_fast(self, sector: Wanted) -> bool:
         """Return whether the link has room for what may not be needed."""
-        return sector.entry.length < AHEAD_S * self._filler.rate.bytes_per_s
+        return sector.entry.length < AHEAD_S * self.link.bytes_per_s
 
     # -- workers -------------------------------------------------------------------------------
+
+    @property
+    def _least_workers(self) -> int:
+        """How many it takes for a read not to wait for the stream."""
+        return 1 if self._backlog.streaming.now is None else 2
 
     def _staff(self) -> None:
         """Wake a worker, or hire one."""
         if self._idle:
             self._changed.notify()
-        elif self._backlog.queued and self._threads < self._workers:
+        elif self._backlog.queued and self._threads < max(self._workers, self._least_workers):
             self._threads += 1
             threading.Thread(target=self._work, name="lane", daemon=True).start()
 
@@ -213,7 +257,11 @@ class Lane:
         window = Window()
         while batch := self._next():
             try:
-                self._filler.fetch(batch, window)
+                stream = self._backlog.streaming.now
+                if stream is not None and stream.batch is batch:
+                    self._streamer.run(stream, window)
+                else:
+                    self._filler.fetch(batch, window)
                 self._rest(batch)
             except HeldUpError:
                 self._put_off(batch)
