@@ -16,10 +16,11 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "doctor snapshotter run daemon control mounts cache convert sectors erofs "
+        "tune doctor snapshotter run daemon control mounts cache convert traces sectors erofs "
         "registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
+    "tune": "fetch cache convert traces sectors erofs oci documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units errors"

@@ -47,6 +47,7 @@ VERBS = {
     "pull": "Pull an image into containerd without its data.",
     "install": "Enter the snapshotter into containerd's configuration.",
     "uninstall": "Remove the snapshotter from containerd's configuration.",
+    "tune": "Simulate starts of an image with other settings, from its traces.",
     "doctor": "Check that this host can serve lazy mounts, and say what to do if not.",
     "version": "Show the versions of command, daemon and kernel.",
 }
