@@ -34,7 +34,7 @@ from firstread.oci.reference import parse_reference
 from firstread.registry.options import AccessOptions
 from firstread.testing.registry import DockerRegistry
 from firstread.traces.tracefile import Trace, read_trace
-from firstread.tune.content import read_content, read_frames
+from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LOOPBACK, LinkSpeed, parse_link
 from firstread.tune.replay import Costs, Replay, Replayed
 from firstread.tune.settings import Layouts, Setting
@@ -130,8 +130,9 @@ def _simulate(
     with opened_image(parse_reference(image), ACCESS) as (repository, resolved, opened):
         content = read_content(repository, resolved, opened)
         workload = fit(content, trace)
-        layouts = Layouts(content, [workload])
-        read_frames(repository, content, layouts.keys)
+        keys = frozenset(read.key for read in workload.reads)
+        read_frames(repository, content, keys)
+        layouts = Layouts(content, [trace], keys)
         for size in sizes:
             layout = layouts.get(Setting("plain", size, min(size, FRAME_SIZE)))
             replay = Replay(layout, link, Costs(trips=1))

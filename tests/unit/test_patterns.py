@@ -37,6 +37,7 @@ from firstread.registry.referrerlists import next_page
 from firstread.run import parse, runtime
 from firstread.snapshotter.filters import parse_filters
 from firstread.snapshotter.service import status_of
+from firstread.tune.link import parse_link
 from firstread.units import KiB, parse_size
 
 TOP = Path(firstread.__file__).parent
@@ -133,6 +134,7 @@ MEASURED: dict[str, Measured] = {
     "snapshotter.filters._VALUE": filter_of,
     "snapshotter.filters._value": filter_of,
     "snapshotter.filters.holds": filter_of,
+    "tune.link._LINK": parse_link,
     "units._SIZE": parse_size,
 }
 # Measured besides, since several patterns, or loops, work together in it.

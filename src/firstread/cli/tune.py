@@ -173,7 +173,7 @@ def command(
     from firstread.tune.plot import check_plot, draw
     from firstread.tune.replay import Costs
     from firstread.tune.settings import settings
-    from firstread.tune.table import lines
+    from firstread.tune.tuned import lines
 
     if plot is not None:
         check_plot(plot)

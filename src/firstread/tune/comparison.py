@@ -16,12 +16,12 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.image import BlockImage
 from firstread.traces.tracefile import Trace
-from firstread.tune.content import read_content, read_frames
 from firstread.tune.hits import count_hits
+from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LinkSpeed
 from firstread.tune.replay import Costs, Replay, Replayed
 from firstread.tune.settings import Layouts, Setting
-from firstread.tune.table import CacheTuned, SettingTuned, Tuned
+from firstread.tune.tuned import CacheTuned, SettingTuned, Tuned
 from firstread.tune.workload import Workload, fit, steps
 from firstread.units import counted
 
@@ -30,7 +30,7 @@ OURS = ("plain", "hot")
 
 
 class Question(NamedTuple):
-    """What is to be compared.
+    """A comparison to make.
 
     Args:
         settings: of the image.
@@ -71,8 +71,9 @@ def tune(
     """
     content = read_content(repository, resolved, image)
     workloads = [fit(content, trace) for trace in traces]
-    layouts = Layouts(content, workloads)
-    read_frames(repository, content, layouts.keys)
+    keys = frozenset(read.key for workload in workloads for read in workload.reads)
+    read_frames(repository, content, keys)
+    layouts = Layouts(content, traces, keys)
     rows = compare(layouts, workloads, question)
     number, why = choose(question, rows)
     chosen = question.settings[number]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from firstread.errors import NodeError, UsageError, from_os_error
 from firstread.tune.settings import Setting
-from firstread.tune.table import Tuned
+from firstread.tune.tuned import Tuned
 from firstread.units import MiB, format_size
 
 SUFFIXES = (".svg", ".png")

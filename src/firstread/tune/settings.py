@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from firstread.errors import UsageError
 from firstread.sectors.format import BLOCK_SIZE, Geometry
-from firstread.tune.content import Content
+from firstread.traces.tracefile import Trace
+from firstread.tune.layercontent import Content, FileKey
 from firstread.tune.layout import FileLayout, HotLayout, Layout, PlainLayout
-from firstread.tune.workload import Workload, hot_runs
+from firstread.tune.workload import hot_chunks
 from firstread.units import KiB, MiB, format_size
 
 KINDS = ("plain", "hot", "files", "chunks")
@@ -117,12 +118,12 @@ class Layouts:
 
     Args:
         content: of the image.
-        workloads: that will be replayed on them; hot is what they read.
+        traces: of starts, for what is hot.
+        keys: files that they read.
     """
 
-    def __init__(self, content: Content, workloads: Sequence[Workload]) -> None:
-        self._content, self._workloads = content, workloads
-        self.keys = frozenset().union(*(workload.keys for workload in workloads))
+    def __init__(self, content: Content, traces: Sequence[Trace], keys: frozenset[FileKey]) -> None:
+        self._content, self._traces, self._keys = content, traces, keys
         self._plain = cache(self._build_plain)
         self._hot = cache(self._build_hot)
 
@@ -139,8 +140,8 @@ class Layouts:
         return self._hot(setting.unit_size, setting.frame_size, setting.granule)
 
     def _build_plain(self, sector_size: int, frame_size: int) -> PlainLayout:
-        return PlainLayout(self._content, sector_size, frame_size, self.keys)
+        return PlainLayout(self._content, sector_size, frame_size, self._keys)
 
     def _build_hot(self, sector_size: int, frame_size: int, granule: int) -> HotLayout:
         plain = self._plain(sector_size, frame_size)
-        return HotLayout(plain, sector_size, hot_runs(self._content, self._workloads, granule))
+        return HotLayout(plain, sector_size, hot_chunks(self._content, self._traces, granule))

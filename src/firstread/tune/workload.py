@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from firstread.convert.hotplan import plan_hot
 from firstread.errors import UsageError
-from firstread.traces.firstreads import FirstReads
-from firstread.traces.tracefile import Trace, TracedRead
-from firstread.tune.content import Content, FileKey
-from firstread.tune.layout import Layout, Need, Run
+from firstread.traces.firstreads import merge
+from firstread.traces.tracefile import Trace
+from firstread.tune.layercontent import Content, FileKey
+from firstread.tune.layout import HotChunk, Layout, Need
 from firstread.tune.replay import Step
 
 S = 1_000_000  # microseconds
@@ -46,10 +47,6 @@ class Workload:
     end_s: float
     left_out: int
     later: int
-
-    @property
-    def keys(self) -> frozenset[FileKey]:
-        return frozenset(read.key for read in self.reads)
 
     @property
     def local_s(self) -> float:
@@ -107,23 +104,18 @@ def _joined(needs: Iterable[Need]) -> list[Need]:
     return [Need(unit, end) for unit, end in ends.items()]
 
 
-def hot_runs(content: Content, workloads: Sequence[Workload], granule: int) -> Iterator[Run]:
-    """Yield the chunks that are hot, in the order of the starts; each once.
+def hot_chunks(content: Content, traces: Sequence[Trace], granule: int) -> Iterator[HotChunk]:
+    """Yield the chunks that the converter would copy into hot sectors, in their order.
 
     Args:
         content: of the image.
-        workloads: that they are for; what the first reads comes first.
-        granule: bytes of a chunk.
+        traces: of starts.
+        granule: bytes of the smallest chunk.
     """
-    seen = FirstReads()
-    for workload in workloads:
-        for read in workload.reads:
-            start = read.offset // granule * granule
-            end = min(
-                -(-(read.offset + read.length) // granule) * granule, content.file(read.key).size
-            )
-            path = b"%d/%d" % read.key
-            for part in seen.of(TracedRead(0, start, end - start, path)):
-                stop = min(part.offset + part.length, end)
-                for at in range(part.offset, stop, granule):
-                    yield Run(read.key, at, min(granule, stop - at), granule)
+    for run in plan_hot(content.root, merge(traces), granule).runs:
+        key = content.key(run.node)
+        if key is not None:
+            for number in range(run.first, run.first + run.chunks):
+                start = number * run.chunk_size
+                length = min(run.chunk_size, run.node.size - start)
+                yield HotChunk(key, start, length, run.chunk_size)

@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from firstread.convert.hotplan import find_file
 from firstread.convert.metadata import merge
 from firstread.convert.record import LayerRecord, PackedSector, Parameters
 from firstread.convert.recorded import RecordedLayers
 from firstread.erofs.tree import HOLE, Node, split_address
 from firstread.errors import ImageError, UnsupportedError
-from firstread.oci.model import Descriptor
+from firstread.oci.model import Descriptor, diff_ids
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.format import BLOCK_SIZE, FrameTable
@@ -29,7 +30,6 @@ from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIFF_ID, BlockImage
 from firstread.units import round_up
 
 REQUESTS = 8  # frame tables at a time
-MAX_LEVEL = 22  # of zstd
 MAX_TABLES = 4096  # sectors whose frames are looked at; others count by their average
 
 
@@ -95,7 +95,7 @@ class Content:
         self, layers: list[LayerContent], root: Node, parameters: Parameters, metadata_size: int
     ) -> None:
         self.layers, self.parameters, self.metadata_size = layers, parameters, metadata_size
-        self._root = root
+        self.root = root
         counts = (len(layer.sectors) for layer in layers)
         self._firsts = list(itertools.accumulate(counts, initial=0))[:-1]
         self._keys = {
@@ -108,11 +108,11 @@ class Content:
 
     def find(self, path: bytes) -> FileKey | None:
         """Return the file with data at `path`, without a leading slash; None if there is none."""
-        node: Node | None = self._root
-        for name in path.split(b"/"):
-            node = (node.children or {}).get(name) if node else None
-        if node is None:
-            return None
+        node = find_file(self.root, path)
+        return self.key(node) if node else None
+
+    def key(self, node: Node) -> FileKey | None:
+        """Return which file a node of the tree is; None if it has no data."""
         address = next((chunk for chunk in node.chunks if chunk != HOLE), None)
         if address is None:
             return None
@@ -162,21 +162,24 @@ def read_content(repository: Repository, resolved: ResolvedImage, image: BlockIm
     """Read the records of an image's layers.
 
     Raises:
-        UnsupportedError: it has none, or another version wrote them.
+        UnsupportedError: it has none.
         FirstreadError: they cannot be read.
     """
-    parameters = _parameters(resolved, image)
-    diff_ids = resolved.config.get("rootfs", {}).get("diff_ids", [])
-    recorded = RecordedLayers(repository, resolved.manifest, diff_ids)
+    parameters = Parameters.of_key((resolved.manifest.annotations or {}).get(PARAMETERS, ""))
+    recorded = RecordedLayers(repository, resolved.manifest, diff_ids(resolved.config))
     layers: list[LayerContent] = []
 
     def records() -> Iterator[LayerRecord]:
         for blob in image.blobs:
-            if HOT in (blob.annotations or {}):
+            annotations = blob.annotations or {}
+            if HOT in annotations:
                 continue
-            packed = recorded.get((blob.annotations or {}).get(SOURCE_DIFF_ID, ""), parameters)
-            if packed is None:
-                raise _unrecorded()
+            if SOURCE_DIFF_ID not in annotations:
+                raise UnsupportedError(
+                    "its layers have lost their annotations, so nobody can pack them anew",
+                    hint="convert the original again",
+                )
+            packed = recorded.read(annotations[SOURCE_DIFF_ID])
             record = LayerRecord.decode(packed.record)
             rest = blob.size - packed.record_offset
             layers.append(LayerContent(blob, list(_files(record)), record.sectors, rest))
@@ -184,24 +187,6 @@ def read_content(repository: Repository, resolved: ResolvedImage, image: BlockIm
 
     merged = merge(records())
     return Content(layers, merged.root, parameters, resolved.manifest.layers[0].size)
-
-
-def _parameters(resolved: ResolvedImage, image: BlockImage) -> Parameters:
-    """Return what the image was converted with; the metadata has all of it but the level."""
-    stated = (resolved.manifest.annotations or {}).get(PARAMETERS, "")
-    sizes = image.index.geometry
-    for level in range(1, MAX_LEVEL + 1):
-        parameters = Parameters(sizes.sector_size, sizes.frame_size, level)
-        if parameters.key == stated:
-            return parameters
-    raise _unrecorded()
-
-
-def _unrecorded() -> UnsupportedError:
-    return UnsupportedError(
-        "its layers have no records that this version can read, so nobody can pack them anew",
-        hint="convert the image again with this version",
-    )
 
 
 def _files(record: LayerRecord) -> Iterator[LayerFile]:
