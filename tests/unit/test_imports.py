@@ -36,7 +36,9 @@ ROOMS: dict[str, str] = {
     "fetch": "cache device sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
-    "convert": "sectors erofs registry layouts oci documents memory printable units errors",
+    "convert": (
+        "traces sectors erofs registry layouts oci documents memory printable units errors"
+    ),
     "traces": "sectors erofs units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",

@@ -26,6 +26,7 @@ from firstread.redact import redact
 
 VERBS = {
     "convert": "Turn an OCI image into a block-device image.",
+    "optimize": "Copy what a start reads into hot sectors of a converted image.",
     "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",

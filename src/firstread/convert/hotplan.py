@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from firstread.convert.plan import CHUNK_INDEX_SIZE, Span, covered
+from firstread.convert.plan import Span, covered
 from firstread.erofs.chunks import chunk_format
 from firstread.erofs.tree import HOLE, Node
 from firstread.sectors.format import BLOCK_SIZE
@@ -22,7 +22,8 @@ from firstread.units import KiB, round_up
 
 DEFAULT_GRANULE = 4 * KiB  # docs/adr/0094-finer-chunks-for-hot-files.md has the table
 MAX_CHUNK_SIZE = MAX_READ_SIZE  # of a file with hot chunks: 4 MiB
-STORED_SHARE = 0.4  # of padding that is left after compression, as of most files
+PADDING_COST = 0.4  # compressed bytes for each byte of padding, as in most files
+INDEX_COST = 2.0  # compressed bytes of metadata for each chunk of a file: 0.7 to 1.6 measured
 
 
 class HotRun(NamedTuple):
@@ -123,7 +124,7 @@ def _fitting(
             files[read.path] = _File(node, paths.setdefault(id(node), read.path)) if node else None
             plan.left_out.files += node is None
         file = files[read.path]
-        if file is None or read.offset >= file.node.size:
+        if file is None or not file.node.chunks or read.offset >= file.node.size:
             plan.left_out.reads += 1
             continue
         end = min(read.offset + read.length, file.node.size)
@@ -161,7 +162,7 @@ def _chunk_size(node: Node, blocks: list[Span], granule: int) -> int:
             min(end * size, round_up(node.size, BLOCK_SIZE)) - first * size
             for first, end in covered(blocks, size // BLOCK_SIZE)
         )
-        cost = STORED_SHARE * stored + CHUNK_INDEX_SIZE * -(-node.size // size)
+        cost = PADDING_COST * stored + INDEX_COST * -(-node.size // size)
         if best_cost < 0 or cost <= best_cost:
             best, best_cost = size, cost
         size *= 2

@@ -126,9 +126,9 @@ def converted_manifest(
         ],
         annotations={
             **kept,
-            **({HOT: hot.note} if hot else {}),
             SOURCE_DIGEST: source_digest,
             PARAMETERS: parameters.key,
+            **({HOT: hot.note} if hot else {}),
         },
     )
 

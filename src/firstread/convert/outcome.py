@@ -98,7 +98,7 @@ class Conversion(Document, kw_only=True):
     platform: with `--attach`: what it runs on
     other_platforms: that the reference has images for, too, if it is an index: they were not
         converted
-    hot: the hot sectors; null without `--trace`
+    hot: as for [optimize](#optimize); null without `--trace`
     """
 
     source: str
@@ -119,7 +119,7 @@ class Conversion(Document, kw_only=True):
     attached_to: Digest | None = None
     platform: str | None = None
     other_platforms: list[str]
-    hot: HotSectors | None = None
+    hot: Annotated[HotSectors | None, DESCRIBED] = None
 
 
 class Skipped(Document):
@@ -149,4 +149,34 @@ class Attachments(Document):
     images: Annotated[list[Conversion], DESCRIBED]
     chosen: list[Digest]
     skipped: list[Skipped]
+    seconds: Seconds
+
+
+class Optimization(Document):
+    """What an optimization made.
+
+    reference: of the converted image, or of its original
+    destination: reference of the result; without a tag, if it is attached only
+    digest: of its manifest
+    unchanged: the destination's name had this image before
+    size: all its layers
+    metadata_size: the metadata layer: what a node fetches before it mounts
+    hot: the hot sectors
+    uploaded_blobs: that the destination did not have
+    attached_to: the original's manifest, if the image is attached to it
+    chosen: then the manifest that nodes take: its own, unless they prefer another conversion that
+        is attached to the same original
+    seconds: wall-clock time
+    """
+
+    reference: str
+    destination: str
+    digest: Digest
+    unchanged: bool
+    size: Bytes
+    metadata_size: Bytes
+    hot: HotSectors | None
+    uploaded_blobs: int
+    attached_to: Digest | None
+    chosen: Digest | None
     seconds: Seconds

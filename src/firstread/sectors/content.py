@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 from firstread.erofs.tree import HOLE, Node, split_address
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, ImageError
 from firstread.oci.repository import Repository
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.image import BlockImage
@@ -101,7 +101,7 @@ class ContentReader:
 
     def read(self, node: Node, offset: int, length: int) -> bytes:
         """Return a range of a regular file, cut at its end; fetch only the frames that have it."""
-        data = bytearray(max(0, min(length, node.size - offset)))
+        data = bytearray(max(0, min(length, node.size - offset)) if node.chunks else 0)
         at = 0
         while at < len(data):
             number, skipped = divmod(offset + at, node.chunk_size)
@@ -115,6 +115,8 @@ class ContentReader:
 
     def _range(self, slot: int, start: int, stop: int) -> memoryview:
         sector = self._sectors[slot]
+        if stop > sector.entry.size:
+            raise ImageError(f"a file lies outside sector {slot}")
         kept = self._kept.setdefault(slot, _Kept(memoryview(bytearray(sector.entry.size)), set()))
         self._kept.move_to_end(slot)
         if len(self._kept) > self._limit:
