@@ -28,6 +28,11 @@ A file, with the defaults::
                                     # this fetcher has not checked or fetched them, or somebody has
                                     # written to them since; "mount": after each mount; "never"
 
+    [prefetch]                      # of a mount and an image that say nothing
+    mode = "hot"                    # "none", "hot": what a start reads, or "all" of the image
+    rate = 0                        # bytes/s of what "all" fetches in the background; 0: no limit
+    quiet_s = 10.0                  # without a read of an absent sector, before "all" begins
+
     [registry]
     hosts_dirs = ["/etc/containerd/certs.d"]  # HOST/hosts.toml below, as containerd has them
     credentials_dir = ""            # of files HOST.json, see docs/registries.md
@@ -120,6 +125,18 @@ class CacheTable(_Table, frozen=True):
         self._check("max_files", least=0)
 
 
+class PrefetchTable(_Table, frozen=True):
+    """How much a node fetches that nobody reads yet."""
+
+    mode: Literal["none", "hot", "all"] = "hot"
+    rate: int | str = 0
+    quiet_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        self._take_size("rate")
+        self._check_seconds("quiet_s", least=0)
+
+
 class RegistryTable(_Table, frozen=True):
     """Settings for reaching registries."""
 
@@ -147,6 +164,7 @@ class Config(_Table, frozen=True):
     node: NodeTable = NodeTable()
     policy: PolicyTable = PolicyTable()
     cache: CacheTable = CacheTable()
+    prefetch: PrefetchTable = PrefetchTable()
     registry: RegistryTable = RegistryTable()
 
     @classmethod

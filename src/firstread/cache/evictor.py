@@ -3,8 +3,8 @@
 
 Owns the thread, and the order of what goes: what is idle (images that are not mounted, the one
 that was used longest ago first); unverified files; then, by CLOCK, sectors of mounted images, but
-not of pinned ones, and of images that are all here only if nothing else is left. Emptying those
-gives no file back.
+not of pinned ones. Of images that are all here they go only if nothing else is left, and hot
+sectors go last. Emptying those of mounted images gives no file back.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger("cache")
 
 TICK_S = 0.02  # between rounds, while bytes are to become free
 IDLE_S = 1.0  # else: others write to the same disk
+MOST_SPARED = 2  # hot sectors, and images that are all here; 1: hot sectors; 0: nothing
 FORCE_S = 0.5  # without a byte that became free, before a sector goes though it is in use
 
 
@@ -44,7 +45,7 @@ class Evictor:
         self._admission, self._reclaim = admission, reclaim
         self._since = time.monotonic()  # when bytes became free last, or were not wanted
         self._freed_before = 0
-        self._sparing = True  # images that are all here
+        self._spared = MOST_SPARED
 
     def start(self) -> None:
         """Enforce the limits from now on."""
@@ -117,16 +118,18 @@ class Evictor:
         members = self._presence.members
         if not members.having(sector_id) or members.is_pinned(sector_id):
             return True
-        return self._sparing and members.is_complete(sector_id)
+        if self._spared and members.is_hot(sector_id):
+            return True
+        return self._spared == MOST_SPARED and members.is_complete(sector_id)
 
     def _conclude(self, call: Call, wanted: int, turn: Turn) -> None:
-        """Say whether a later round can find more; if not, complete images are spared no longer."""
+        """Say whether a later round can find more; if not, less is spared."""
         clock = self._presence.clock
         hopeful = clock.draining_bytes or clock.emptying_bytes or self._reclaim.is_held_up
         hopeful = hopeful or clock.holds > self._admission.blocked
         if wanted <= 0:
-            self._sparing = True
+            self._spared = MOST_SPARED
         elif not turn.empty and not hopeful:
-            if not self._sparing:
+            if not self._spared:
                 self._admission.give_up_bytes(call)
-            self._sparing = False
+            self._spared = max(0, self._spared - 1)

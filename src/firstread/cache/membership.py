@@ -18,8 +18,10 @@ class Member:
 
     Args:
         sectors: of the image.
+        hot: ids of those that a start reads.
 
     Attributes:
+        hot: as given.
         sizes: bytes of each sector, as the image says.
         absent: sectors that are not whole; an image without any is all here.
         void: sectors of which another size was proven.
@@ -27,7 +29,8 @@ class Member:
         mounted: its files were opened by a mount, so its sectors may be read.
     """
 
-    def __init__(self, sectors: Iterable[SectorEntry]) -> None:
+    def __init__(self, sectors: Iterable[SectorEntry], hot: Iterable[bytes] = ()) -> None:
+        self.hot = frozenset(hot)
         self.sizes = {sector.id: sector.size for sector in sectors}
         self.absent: set[bytes] = set()
         self.void: set[bytes] = set()
@@ -76,6 +79,10 @@ class Membership:
     def is_complete(self, sector_id: bytes) -> bool:
         """Return whether a member that has the sector is all here."""
         return any(not member.absent for member in self.having(sector_id))
+
+    def is_hot(self, sector_id: bytes) -> bool:
+        """Return whether the start of a member that has the sector reads it."""
+        return any(sector_id in member.hot for member in self.having(sector_id))
 
     def may_be_read(self, sector_id: bytes) -> bool:
         """Return whether a mount has the sector's file open."""

@@ -199,14 +199,30 @@ def policy_options(command: F) -> F:
 
     @functools.wraps(command)
     def with_policies(
-        *, stall_s: float | None, on_corruption: str | None, require: str | None, **arguments: Any
+        *,
+        stall_s: float | None,
+        on_corruption: str | None,
+        require: str | None,
+        prefetch: str | None,
+        **arguments: Any,
     ) -> Any:
-        given = {"stall_s": stall_s, "on_corruption": on_corruption, "require": require}
+        given = {
+            "stall_s": stall_s,
+            "on_corruption": on_corruption,
+            "require": require,
+            "prefetch": prefetch,
+        }
         policies = {name: value for name, value in given.items() if value is not None}
         return command(policies=policies, **arguments)
 
     result: Any = with_policies
     for option in (
+        click.option(
+            "--prefetch",
+            type=click.Choice(["none", "hot", "all"]),
+            help="What is fetched though nobody reads it: nothing, what a start reads, or all once"
+            " it is quiet. [as the image or the node says: hot]",
+        ),
         click.option(
             "--require",
             type=click.Choice(["lazy"]),

@@ -46,6 +46,8 @@ _STORE_COUNTERS = {
 _GAUGES = {
     "sectors": "Sectors of the image",
     "present": "Sectors on this node",
+    "hot": "Hot sectors of the image",
+    "hot_present": "Hot sectors on this node",
     "wanted": "Sectors being fetched or queued",
     "first_read_p50_s": "Median wait of the last first reads",
     "first_read_p99_s": "99th percentile of it",
@@ -85,13 +87,9 @@ class NodeMetrics(Collector):
             yield _family(CounterMetricFamily, name, text, mounts)
         for name, text in _GAUGES.items():
             yield _family(GaugeMetricFamily, name, text, mounts)
-        requests = CounterMetricFamily(
-            "firstread_requests", "Requests by cause", labels=["image", "mountpoint", "cause"]
-        )
-        for mount in mounts:
-            for cause, count in mount.requests_by_cause.items():
-                requests.add_metric([mount.image, mount.mountpoint, cause], count)
-        yield requests
+        yield _by_cause("requests", "Requests by cause", mounts, lambda m: m.requests_by_cause)
+        text = "Compressed bytes fetched, by cause"
+        yield _by_cause("cause_bytes", text, mounts, lambda m: m.bytes_by_cause)
         yield from _of_endpoints(status.endpoints)
 
 
@@ -110,6 +108,20 @@ def _of_endpoints(endpoints: list[EndpointStatus]) -> Iterator[Metric]:
         state = float(endpoint.state == "healthy")
         healthy.add_metric([endpoint.endpoint, endpoint.registry], state)
     yield healthy
+
+
+def _by_cause(
+    name: str,
+    text: str,
+    mounts: list[MountStatus],
+    counts: Callable[[MountStatus], dict[str, int]],
+) -> CounterMetricFamily:
+    labels = ["image", "mountpoint", "cause"]
+    family = CounterMetricFamily(f"firstread_{name}", text, labels=labels)
+    for mount in mounts:
+        for cause, count in counts(mount).items():
+            family.add_metric([mount.image, mount.mountpoint, cause], count)
+    return family
 
 
 def _family(

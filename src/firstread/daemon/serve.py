@@ -145,12 +145,22 @@ class FetcherServer:
             workers=config.node.workers,
             policy=config.policy,
             limits=config.cache,
+            prefetch=config.prefetch,
             most_waiting=most_waiting(raise_fd_limit()),
         )
         fetcher.presence.sizes = self._sizes
         network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
         verify = config.cache.verify
-        node = Node(root, run_dir, store, fetcher, config.policy, network, verify=verify)
+        node = Node(
+            root,
+            run_dir,
+            store,
+            fetcher,
+            config.policy,
+            network,
+            verify=verify,
+            prefetch=config.prefetch.mode,
+        )
         node.recover()
         fetcher.cache.evictor.start()
         return fetcher, node

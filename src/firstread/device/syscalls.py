@@ -40,6 +40,8 @@ FSCONFIG_STRING_BYTES = 255
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_IDLE = 3 << 13  # class, in include/uapi/linux/ioprio.h
 _CLONE_FILES = 0x400
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -82,8 +84,10 @@ _prctl = _function("prctl", _INT, _INT, *[ctypes.c_ulong] * 4)
 _capset = _function("capset", _INT, _STR, _STR)
 _clone = _function("syscall", _LONG, _LONG, *[ctypes.c_ulong] * 5)
 _seccomp = _function("syscall", _LONG, _LONG, _UINT, _UINT, _STR)
+_ioprio_set = _function("syscall", _LONG, _LONG, _INT, _INT, _INT)
 
 _SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
+_SYS_IOPRIO_SET = {"aarch64": 30}.get(os.uname().machine, 251)
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -189,3 +193,8 @@ def cachestat(fd: int) -> tuple[int, int]:
     _cachestat(_SYS_CACHESTAT, fd, ctypes.byref(everything), ctypes.byref(found), 0)
     cached, dirty, writeback, *_ = found
     return cached, dirty + writeback
+
+
+def set_io_priority(*, idle: bool) -> None:
+    """Have the disk serve this thread when nobody else needs it, or as usual again."""
+    _ioprio_set(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE if idle else 0)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one lane has to fetch: sectors that are queued, in flight, or paused after a failure. Pure.
 
-Owns which sectors are wanted, which reads wait for each, and when each is tried. No I/O, no locks,
-no clock: its lane has one lock for all of it and passes the time, in monotonic seconds.
+Owns which sectors are wanted, which reads wait for each, when each is tried, and the one stream of
+what nobody waits for. No I/O, no locks, no clock: its lane has one lock for all of it and passes
+the time, in monotonic seconds.
 
 Invariant: a sector is in the backlog once. A read is with one of its sectors until it is returned
 here, and it is returned once.
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.errors import FirstreadError
-from firstread.fetch.queue import Ahead, Cause, Filling, Queue
+from firstread.fetch.queue import STREAMED, Ahead, Cause, Filling, Queue
+from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
+from firstread.fetch.startplan import Rest, StartPlan, decide
+from firstread.fetch.streaming import Stream, Streaming
 from firstread.sectors.source import Wanted
 
 LONG_S = 30.0  # between looks at what nothing but a new read makes more urgent
@@ -32,14 +36,28 @@ class Backlog:
     Args:
         size: gives the bytes that the file of a sector has.
         first_retry_s: pause after a first failure; it doubles with each further one.
+        link: how the source answers.
+        quiet_s: without a read on demand, before anything is fetched in the background.
+
+    Attributes:
+        streaming: the one stream.
     """
 
-    def __init__(self, size: Callable[[Wanted], int], first_retry_s: float) -> None:
+    def __init__(
+        self,
+        size: Callable[[Wanted], int],
+        first_retry_s: float,
+        link: Rate | None = None,
+        quiet_s: float = 0.0,
+    ) -> None:
         self.outage = Outage(first_retry_s)
+        self._link, self._quiet_s = link or Rate(), quiet_s
+        self._undecided: list[tuple[StartPlan, list[Wanted]]] = []  # what is not hot, by image
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
         self._queue = Queue()
+        self.streaming = Streaming(self._queue, self._link)
         self._paused: list[tuple[float, int, Filling]] = []  # heap, by the time of the next attempt
         self._serial = itertools.count()
         self._ahead = Ahead()
@@ -80,6 +98,8 @@ class Backlog:
         if filling is None:
             return False, list(reads)
         first, filling.demanded = not filling.demanded, True
+        if filling.rests is Cause.BACKGROUND:
+            filling.rests = Cause.COMPLETION
         done = self.satisfied(filling)
         if has_spare is not None:
             self._read_ahead(filling, behind, has_spare)
@@ -122,9 +142,50 @@ class Backlog:
                 filling.paused = False  # a new reader need not wait out an old pause
             filling.reads.extend(reads)
             self._waiting.add(filling)
-        if not filling.active and not filling.paused:
+        if not filling.active and not filling.paused and not self.streaming.brings(filling):
             self._queue.put(filling, cause)
         return filling
+
+    def prefetch(
+        self, plan: StartPlan, hot: Sequence[Wanted], rest: Sequence[Wanted], now: float
+    ) -> None:
+        """Queue what is fetched of an image though nobody reads it; see `Lane.prefetch`."""
+        if plan.mode == "none":
+            return
+        self._want_streamed(hot, Cause.HOT, now)
+        if plan.mode == "all":
+            self._want_streamed(rest, Cause.BACKGROUND, now)
+        if rest and plan.may_be_full:
+            self._undecided.append((plan, list(rest)))
+
+    def _settle(self, now: float) -> None:
+        """Have what is not hot follow at once where that is decided; the hot sectors are here."""
+        undecided, self._undecided = self._undecided, []
+        for plan, rest in undecided:
+            left = [sector for sector in rest if self._size(sector) < sector.entry.size]
+            size = sum(sector.entry.length for sector in left)
+            again = decide(plan.mode, 0, size, self._link, knows_start=plan.knows_start)
+            if again.rest is Rest.AT_ONCE:
+                self._want_streamed(left, Cause.HOT, now)
+
+    def _want_streamed(self, sectors: Iterable[Wanted], cause: Cause, now: float) -> None:
+        """Queue sectors that nobody waits for, in this order, behind those that are queued so.
+
+        Args:
+            sectors: which.
+            cause: one of `STREAMED`.
+            now: what is fetched in the background waits from now on.
+        """
+        if cause is Cause.BACKGROUND:
+            self._last_demand = max(self._last_demand, now)
+        for sector in sectors:
+            filling = self._fillings.get(sector.entry.id)
+            if filling is None and (filling := self.want(sector, cause)) is None:
+                continue
+            if cause < filling.rests or filling.rests is Cause.COMPLETION:
+                filling.rests, filling.order = cause, next(self._serial)
+                if not filling.active and not filling.paused:
+                    self._queue.put(filling, cause)
 
     # -- what is wanted no longer --------------------------------------------------------------
 
@@ -170,6 +231,14 @@ class Backlog:
             self._waiting.discard(filling)
             self._queue.relax(filling)
 
+    def cancel(self, ids: Container[bytes]) -> None:
+        """Forget those of these sectors that no read waits for and no worker is at."""
+        for sector_id in list(self._fillings):
+            if sector_id in ids:
+                self.drop_unused(sector_id)
+        for _, rest in self._undecided:
+            rest[:] = [sector for sector in rest if sector.entry.id not in ids]
+
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
         filling = self._fillings.get(sector_id)
@@ -205,20 +274,60 @@ class Backlog:
             _, _, filling = heapq.heappop(self._paused)
             if filling.paused:
                 self.requeue(filling)
-        least, wait = self._least(now)
-        batch = self._queue.take(least)
+        causes, wait = self._causes(now)
+        batch = self._queue.take(causes)
         for filling in batch:
             filling.active = True
+        if batch and batch[0].cause in STREAMED:
+            self.streaming.now = Stream(batch[0].cause, batch)
         if self._paused:
             return batch, min(wait, self._paused[0][0] - now)
         return batch, wait if self.queued else None
 
-    def _least(self, now: float) -> tuple[Cause, float]:
-        """Return the least urgent cause to fetch for, and for how many seconds this holds."""
+    def _causes(self, now: float) -> tuple[list[Cause], float]:
+        """Return what may be fetched for, and for how many seconds this holds."""
+        causes, queue = [Cause.DEMAND], self._queue
         if outage := self.outage.left_s(now):
-            return Cause.DEMAND, outage
-        quiet = self._last_demand + QUIET_S - now
-        return (Cause.PREFETCH, quiet) if quiet > 0 else (Cause.COMPLETION, LONG_S)
+            return causes, outage
+        if not self.streaming.is_hot and self._link.is_known:
+            self._settle(now)
+        is_free = self.streaming.now is None
+        if is_free:
+            causes.append(Cause.HOT)
+        if self.streaming.is_hot:
+            return causes, LONG_S
+        causes.append(Cause.PREFETCH)
+        if (quiet := self._last_demand + QUIET_S - now) > 0:
+            return causes, quiet
+        causes.append(Cause.COMPLETION)
+        if is_free and queue.has(Cause.BACKGROUND):
+            if (quiet := self._last_demand + self._quiet_s - now) > 0:
+                return causes, quiet
+            causes.append(Cause.BACKGROUND)
+        return causes, LONG_S
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def leaves_link(self, stream: Stream) -> bool:
+        """Return whether reads on demand of something else should have the link to themselves."""
+        busy = any(not filling.paused for filling in self._waiting)
+        return busy and not stream.is_awaited()
+
+    def end_stream(self, stream: Stream, *, failed: bool) -> None:
+        """Note that a stream has ended; fetch on demand what reads have expected of it."""
+        for filling in self.streaming.end(stream, failed=failed):
+            self.requeue(filling)
+
+    def forgo(self, stream: Stream) -> None:
+        """Drop what would be streamed, but for what a read waits for: there is no room.
+
+        Args:
+            stream: that has not begun.
+        """
+        for filling in list(self._fillings.values()):
+            is_free = not filling.active or filling is stream.filling
+            if filling.rests in STREAMED and is_free and not filling.reads:
+                self.drop(filling)
 
     def progress(self, filling: Filling, verified: int, now: float) -> list[PendingRead]:
         """Note the verified bytes of a sector; remove and return the reads that they cover."""
@@ -254,7 +363,7 @@ class Backlog:
         if filling.reads:
             cause = Cause.DEMAND
         elif filling.asks:
-            cause = Cause.COMPLETION
+            cause = filling.rests
         else:
             cause = filling.cause
         self._queue.put(filling, cause)

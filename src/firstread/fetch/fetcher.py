@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from firstread.cache.flush import Flusher
 from firstread.cache.integrity import Checks
@@ -19,7 +20,7 @@ from firstread.cache.nodeimage import NodeImage
 from firstread.cache.pending import Awaits, PendingRead
 from firstread.cache.presence import Presence
 from firstread.cache.quarantine import Quarantine
-from firstread.config import CacheTable, PolicyTable
+from firstread.config import CacheTable, PolicyTable, PrefetchTable
 from firstread.device.base import MOST_READS, Device, Read
 from firstread.fetch.answers import Answers
 from firstread.fetch.denials import Denials
@@ -37,6 +38,8 @@ from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 from firstread.sectors.sectorstore import SectorStore
 
+NO_LIMITS: Final = PrefetchTable()
+
 Origin = tuple[str, Access]  # name of an image repository, and how it is reached
 
 
@@ -50,6 +53,7 @@ class Fetcher:
         workers: requests at a time to one repository.
         policy: of what is mounted no more, but still used.
         limits: of the store.
+        prefetch: limits of what nobody waits for.
         most_waiting: events that there is room for.
     """
 
@@ -62,6 +66,7 @@ class Fetcher:
         workers: int,
         policy: PolicyTable,
         limits: CacheTable,
+        prefetch: PrefetchTable = NO_LIMITS,
         most_waiting: int = MOST_READS,
     ) -> None:
         self.store, self.feed = store, Feed()
@@ -94,7 +99,7 @@ class Fetcher:
         self.flusher = Flusher(store, self.presence.holding)
         self._files = SectorFiles(store, self.presence, self.cache.admission, self.flusher)
         self._counts = LaneCounts(self.feed, self.providers.charged)
-        self._workers = workers
+        self._workers, self._prefetch = workers, prefetch
         self._lock = threading.Lock()  # of both maps, which are replaced, never changed
         self._lanes: dict[Origin, Lane] = {}
         self._served: dict[tuple[str, Origin], Served] = {}
@@ -147,6 +152,7 @@ class Fetcher:
             self._counts,
             self.providers.policy,
             workers=self._workers,
+            prefetch=self._prefetch,
         )
 
     def _ids(self, lane: Lane) -> set[bytes]:

@@ -1,42 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lane: the workers that fetch from one image repository.
 
-Owns the threads, the one ranged request that each of them has open, and the retries. Lanes share
-nothing, so a registry that hangs holds up only the images that come from it. Five nouns of the node
-take part, each given from outside: `Files` take verified content, `Space` says what is here and
-what fits, `Outcome` decides what becomes of reads, `Counts` counts, and a policy says how patient
-reads are.
+Owns the threads and the retries; `firstread.fetch.filler` has the one ranged request that each of
+them makes at a time. Lanes share nothing, so a registry that hangs holds up only the images that
+come from it. Five nouns of the node take part, each given from outside: `Files` take verified
+content, `Space` says what is here and what fits, `Outcome` decides what becomes of reads, `Counts`
+counts, and a policy says how patient reads are.
 
 One lock a lane. While it is held no sector file is written, no event answered, nothing fetched.
-
-Invariant: a sector file grows only from where it ends. A worker looks at its size anew whenever it
-begins, through the descriptor that it writes to, so what happened to the file meanwhile can cost a
-fetch, but never leaves a hole.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
-from io import FileIO
-from typing import Any
 
 from firstread.cache.pending import PendingRead
-from firstread.config import PolicyTable
-from firstread.errors import FirstreadError, ImageError, NodeError, TransportError
+from firstread.config import PolicyTable, PrefetchTable
+from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.fetch.backlog import Backlog, Behind
-from firstread.fetch.queue import Cause, Filling, request_end, slice_seconds
+from firstread.fetch.filler import Filler
+from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome, Space
-from firstread.fetch.target import Target
+from firstread.fetch.startplan import Mode, StartPlan, decide
+from firstread.fetch.streamer import Streamer
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 from firstread.opener import HeldUpError
-from firstread.sectors.native import NativeSource
-from firstread.sectors.source import Decoding, Incoming, Source, Span, Wanted, Window
+from firstread.sectors.source import Wanted, Window
 
 log = logging.getLogger("lane")
 
@@ -58,7 +52,11 @@ class Lane:
         counts: of what happens.
         policy: what holds for reads of a sector; called with the lock held, must not block.
         workers: requests at a time.
+        prefetch: limits of what is fetched in the background.
         first_retry_s: pause after a first failure; it doubles with each further one.
+
+    Attributes:
+        link: as far as it was measured.
     """
 
     def __init__(
@@ -72,19 +70,30 @@ class Lane:
         policy: Callable[[Wanted], PolicyTable],
         *,
         workers: int,
+        prefetch: PrefetchTable,
         first_retry_s: float = 0.1,
     ) -> None:
         self.name = name
-        self.source = name  # who answered last, if the repository knows several
-        self._open_repository = open_repository
-        self._source: Source[Any] | None = None
-        self._opening = threading.Lock()
-        self._files, self._space, self._outcome = files, space, outcome
+        self._space, self._outcome = space, outcome
         self._counts, self._policy = counts, policy
         self._workers = workers
-        self._changed = threading.Condition()
-        self._backlog = Backlog(space.size, first_retry_s)
-        self._rate = Rate()
+        lock = threading.RLock()
+        self._changed, calm = threading.Condition(lock), threading.Condition(lock)
+        self._calm = calm  # notified when reads come or have their bytes
+        self.link = link = Rate()
+        self._backlog = backlog = Backlog(space.size, first_retry_s, link, prefetch.quiet_s)
+        self._filler = filler = Filler(
+            name, open_repository, files, outcome, counts, backlog, link, self._changed, calm
+        )
+        self._streamer = Streamer(
+            filler,
+            backlog,
+            space,
+            link,
+            calm,
+            lambda: self._closed,
+            most_per_s=int(prefetch.rate),
+        )
         self._threads = self._idle = 0
         self._closed = False
 
@@ -116,6 +125,7 @@ class Lane:
                 first, done = self._backlog.request(sector, reads, now, behind, spare)
                 self._staff()
                 self._backlog.slow_down(sector.entry.id, failures, now)
+                self._calm.notify_all()
         if closed:
             self._outcome.give_up(Filling(sector), reads, NodeError(_UNMOUNTED), self)
         if first:
@@ -132,12 +142,29 @@ class Lane:
             self._backlog.want(sector, Cause.COMPLETION)
             self._staff()
 
+    def prefetch(
+        self, mode: Mode, hot: Sequence[Wanted], rest: Sequence[Wanted], *, knows_start: bool
+    ) -> StartPlan:
+        """Fetch of an image that is served what nobody reads yet; return the plan as of now.
+
+        Args:
+            mode: how much of it.
+            hot: its absent hot sectors, in the order in which a start reads them.
+            rest: the other absent ones, in the order of their blobs.
+            knows_start: the image says what is hot.
+        """
+        with self._changed:
+            sizes = [sum(s.entry.length for s in sectors) for sectors in (hot, rest)]
+            plan = decide(mode, sizes[0], sum(sizes), self.link, knows_start=knows_start)
+            if not self._closed:
+                self._backlog.prefetch(plan, hot, rest, time.monotonic())
+                self._staff()
+            return plan
+
     def cancel(self, ids: Container[bytes]) -> None:
         """Do not fetch these sectors any more, unless a read waits or a worker is at it."""
         with self._changed:
-            for sector_id in list(self._backlog):
-                if sector_id in ids:
-                    self._backlog.drop_unused(sector_id)
+            self._backlog.cancel(ids)
 
     def release_file(self, sector_id: bytes) -> bool:
         """Forget a sector whose file is to be emptied; False if a read waits or a worker is at it.
@@ -177,12 +204,20 @@ class Lane:
             self._closed = True
             lost = self._backlog.drop_all()
             self._changed.notify_all()
+            self._calm.notify_all()
         for filling, reads in lost:
             if reads:
                 self._outcome.give_up(filling, reads, NodeError(_UNMOUNTED), self)
-        with self._opening:
-            if self._source is not None:
-                self._source.close()
+        self._filler.close()
+
+    def prepare(self, blobs: Iterable[Descriptor]) -> None:
+        """As `Filler.prepare`."""
+        self._filler.prepare(blobs)
+
+    @property
+    def source(self) -> str:
+        """Who answered last, if the repository knows several."""
+        return self._filler.answered
 
     @property
     def closed(self) -> bool:
@@ -201,15 +236,20 @@ class Lane:
 
     def _is_fast(self, sector: Wanted) -> bool:
         """Return whether the link has room for what may not be needed."""
-        return sector.entry.length < AHEAD_S * self._rate.bytes_per_s
+        return sector.entry.length < AHEAD_S * self.link.bytes_per_s
 
     # -- workers -------------------------------------------------------------------------------
+
+    @property
+    def _least_workers(self) -> int:
+        """How many it takes for a read not to wait for the stream."""
+        return 1 if self._backlog.streaming.now is None else 2
 
     def _staff(self) -> None:
         """Wake a worker, or hire one."""
         if self._idle:
             self._changed.notify()
-        elif self._backlog.queued and self._threads < self._workers:
+        elif self._backlog.queued and self._threads < max(self._workers, self._least_workers):
             self._threads += 1
             threading.Thread(target=self._work, name="lane", daemon=True).start()
 
@@ -217,7 +257,12 @@ class Lane:
         window = Window()
         while batch := self._next():
             try:
-                self._fetch(batch, window)
+                stream = self._backlog.streaming.now
+                if stream is not None and stream.batch is batch:
+                    self._streamer.run(stream, window)
+                else:
+                    self._filler.fetch(batch, window)
+                self._rest(batch)
             except HeldUpError:
                 self._put_off(batch)
             except FirstreadError as exc:
@@ -245,113 +290,6 @@ class Lane:
                 self._idle -= 1
             self._threads -= 1
             return []
-
-    def _fetch(self, batch: list[Filling], window: Window) -> None:
-        """Fetch of `batch`, whose sectors lie behind each other, what one request should cover."""
-        first, source = batch[0], self._opened()
-        target = self._begin(source, first)
-        with target:
-            with self._changed:
-                span = self._span(source, batch, target.decoder)
-            self._counts.requested(first, span.length)
-            with source.open(span, window, self._rate.note) as incoming:
-                try:
-                    self._fill(source, first, target, incoming)
-                    for filling in batch[1:]:
-                        if incoming.left:
-                            target = self._begin(source, filling)
-                            self._fill(source, filling, target, incoming)
-                except ImageError:
-                    incoming.stream.distrust()  # the next attempt should go elsewhere
-                    raise
-        self._rest(batch)
-
-    def _span(self, source: Source[Any], batch: list[Filling], known: Decoding) -> Span:
-        """Return what one request should ask for; with the lock held."""
-        first, sector = batch[0], batch[0].sector
-        left = source.covering(sector, known.verified, sector.entry.size)
-        wanted = source.covering(sector, known.verified, first.wanted_end)
-        nothing = sector.span._replace(start=sector.span.stop)
-        rest = next(iter(source.plan(sector, left, known)), nothing)
-        needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
-        budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
-        return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
-
-    def prepare(self, blobs: Iterable[Descriptor]) -> None:
-        """Open all by its name now that fetching from these blobs will need.
-
-        Later the read that waits may be one of a process that lets no file be opened meanwhile.
-        """
-        try:
-            self._opened().prepare(blobs)
-        except FirstreadError as exc:
-            log.info("%s is not here now: %s", self.name, exc)  # its reads will wait for it
-
-    def _opened(self) -> Source[Any]:
-        with self._opening:
-            if self._source is None:
-                self._source = NativeSource(self._open_repository())
-            return self._source
-
-    def _begin(self, source: Source[Any], filling: Filling) -> Target:
-        """Open the file of a sector, and see to it that its decoder goes on where the file ends."""
-        sector = filling.sector
-        room = self._files.admit(sector)
-        try:
-            with self._changed:
-                beside = filling.reads[0].fd if filling.reads else None
-                fd = self._files.open(sector, beside) if beside is not None else -1
-            file = FileIO(fd if fd >= 0 else self._files.open(sector, None), "r+")
-            with self._changed:
-                filling.filled = os.fstat(file.fileno()).st_size
-                decoder = filling.decoder
-                if decoder is None or decoder.verified > filling.filled:
-                    decoder = filling.decoder = source.begin(sector)
-        except BaseException:
-            self._files.leave(sector, room)
-            raise
-        return Target(file, decoder, lambda: self._files.leave(sector, room))
-
-    def _fill(
-        self,
-        source: Source[Any],
-        filling: Filling,
-        target: Target,
-        incoming: Incoming,
-    ) -> None:
-        """Stream one sector into its file, as far as the request goes."""
-        file, decoder = target.file, target.decoder
-        filling.asks += 1
-        before = incoming.left
-        with target:
-            try:
-                for frame in source.decode(filling.sector, decoder, incoming):
-                    if decoder.verified > filling.filled:
-                        self._files.write(filling.sector, file.fileno(), frame.offset, frame.data)
-                    self._progress(filling, decoder.verified)
-            except ImageError as exc:
-                self._outcome.corrupt(filling, *decoder.suspect, exc, self)
-                raise
-            finally:
-                filling.source = self.source = incoming.source or self.name
-                self._counts.received(filling, before - incoming.left)
-            if decoder.done:
-                self._finish(filling, file.fileno())
-
-    def _progress(self, filling: Filling, verified: int) -> None:
-        """Let go the reads that the sector's first `verified` bytes cover."""
-        with self._changed:
-            done = self._backlog.progress(filling, verified, time.monotonic())
-        if done:
-            self._outcome.allow(done)
-
-    def _finish(self, filling: Filling, fd: int) -> None:
-        self._files.commit(filling.sector, fd)
-        self._outcome.completed(filling)
-        with self._changed:
-            filling.active = False
-            done = self._backlog.drop(filling)
-        self._outcome.allow(done)
 
     def _rest(self, batch: list[Filling]) -> None:
         """Queue again what a request has not covered."""

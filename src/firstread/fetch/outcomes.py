@@ -184,14 +184,14 @@ class Outcomes:
             served.lane.request(sector, reads, served.sectors.behind, failures=failures)
 
     def corrupt(
-        self, filling: Filling, offset: int, data: bytes, error: ImageError, lane: Lane
+        self, filling: Filling, offset: int, data: bytes, error: ImageError, source: str
     ) -> None:
         """Keep wrong bytes of a sector, if a policy wants them kept."""
         sector = filling.sector
         if self._providers.policy(sector).on_corruption == "quarantine":
             images = {served.image.digest for served in self._providers.claiming(sector)}
             origin = {
-                "source": lane.name,
+                "source": source,
                 "images": sorted(images),
                 "sector": sector.entry.id.hex(),
                 "blob": sector.blob.digest,

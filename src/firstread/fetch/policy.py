@@ -24,11 +24,13 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
         stall_s: how long a read waits for a source that fails, in seconds.
         on_corruption: what happens when a source gives wrong bytes.
         require: ``lazy``: not mounted in any other way.
+        prefetch: what is fetched though nobody reads it; not part of a `PolicyTable`.
     """
 
     stall_s: float | None = None
     on_corruption: Literal["refetch", "quarantine", "fail"] | None = None
     require: Literal["lazy"] | None = None
+    prefetch: Literal["none", "hot", "all"] | None = None
 
     def __post_init__(self) -> None:
         if self.stall_s is not None and not 0 <= self.stall_s < MAX_SECONDS:

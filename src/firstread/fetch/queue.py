@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sector on its way from absent to present, and the queue of those that are wanted. Pure.
 
-Owns the order in which sectors are fetched: on demand before prefetch before completion of what
-rests half-filled. No I/O, no locks: `firstread.fetch.backlog` owns the instances, under the lock of
-its lane.
+Owns the order in which sectors are fetched, see `Cause`. No I/O, no locks:
+`firstread.fetch.backlog` owns the instances, under the lock of its lane.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 from firstread.cache.pending import PendingRead
@@ -28,9 +27,15 @@ MAX_DOUBLINGS = 2
 class Cause(enum.IntEnum):
     """Why a sector is fetched; the smallest goes first."""
 
-    DEMAND = 0
-    PREFETCH = 1
-    COMPLETION = 2
+    DEMAND = 0  # a read waits
+    HOT = 1  # a start reads it
+    PREFETCH = 2  # a sequential reader comes to it
+    COMPLETION = 3  # it rests half-filled, or its image is pinned
+    BACKGROUND = 4  # all of its image is to be on this node some time
+
+
+STREAMED = (Cause.HOT, Cause.BACKGROUND)
+"""What one worker at a time fetches, in order, with long requests; see `Stream`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +50,8 @@ class Filling:
         demanded: a read has asked for it.
         active: a worker is fetching it.
         paused: it has failed and waits for its next attempt.
+        rests: why it is fetched once no read waits for it.
+        order: among those that are streamed for the same cause; the smallest goes first.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
         decoder: what is known of it, once a worker has had it.
@@ -58,6 +65,8 @@ class Filling:
     demanded: bool = False
     active: bool = False
     paused: bool = False
+    rests: Cause = Cause.COMPLETION
+    order: int = 0
     asks: int = 0
     failures: int = 0
     decoder: Decoding | None = None
@@ -112,6 +121,10 @@ class Queue:
     def __len__(self) -> int:
         return sum(map(len, self._queues))
 
+    def has(self, cause: Cause) -> bool:
+        """Return whether a sector is queued for `cause`."""
+        return bool(self._queues[cause])
+
     def put(self, filling: Filling, cause: Cause) -> None:
         """Queue a sector that no worker has; a queued one can only gain urgency."""
         sector_id = filling.sector.entry.id
@@ -130,24 +143,32 @@ class Queue:
             del self._places[filling.key]
 
     def relax(self, filling: Filling) -> None:
-        """Note that no read waits for a sector any more: it can be fetched last."""
+        """Note that no read waits for a sector any more: it can be fetched later."""
         was_queued = self._places.get(filling.key) is filling
         self.remove(filling)
-        filling.cause = Cause.COMPLETION
+        filling.cause = filling.rests
         if was_queued:
-            self.put(filling, Cause.COMPLETION)
+            self.put(filling, filling.rests)
 
-    def take(self, least: Cause = Cause.COMPLETION) -> list[Filling]:
+    def take(self, causes: Collection[Cause] = tuple(Cause)) -> list[Filling]:
         """Remove and return what one ranged request should fetch; [] if there is nothing.
 
         That is the next sector, and the wanted ones that follow it in its blob without a gap. A
-        sector that rests half-filled can only be the first: only its rest is wanted.
+        sector that rests half-filled can only be the first: only its rest is wanted. What is
+        streamed is taken alone: a `Stream` claims what follows when it gets there.
 
         Args:
-            least: the least urgent cause that may be taken.
+            causes: that may be taken, the most urgent first.
         """
-        wanted = self._queues[: least + 1]
-        following = next((next(iter(queue.values())) for queue in wanted if queue), None)
+        queue = next((q for cause in causes if (q := self._queues[cause])), None)
+        if queue is None:
+            return []
+        following: Filling | None = next(iter(queue.values()))
+        if following is not None and following.cause in STREAMED:
+            first = min(queue.values(), key=lambda filling: filling.order)
+            self.remove(first)
+            return [first]
+        merged = [cause for cause in causes if cause not in STREAMED]
         batch: list[Filling] = []
         size = 0
         while following is not None and size < MAX_BATCH_BYTES:
@@ -155,9 +176,19 @@ class Queue:
             batch.append(following)
             size += following.sector.span.length
             following = self._places.get(following.end)
-            if following and (following.asks or following.cause > least):
+            if following and (following.asks or following.cause not in merged):
                 following = None
         return batch
+
+    def behind(self, filling: Filling, cause: Cause) -> Filling | None:
+        """Return the queued sector that a stream gets to when it has `filling`; it stays queued.
+
+        One that has bytes already is left out: they would come again.
+        """
+        following = self._places.get(filling.end)
+        if following is None or following.asks or following.filled:
+            return None
+        return following if following.cause <= cause else None
 
 
 def slice_seconds(cause: Cause, asks: int) -> float:

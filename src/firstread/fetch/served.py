@@ -7,6 +7,7 @@ from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.config import PolicyTable
 from firstread.fetch.lane import Lane
+from firstread.fetch.startplan import StartPlan
 from firstread.fetch.stats import ImageStats
 
 
@@ -22,7 +23,9 @@ class Served:
         self.image = image
         self.lane = lane
         self.sectors = SectorMap(image)
-        self.member = Member(image.block_image.index.sectors)
+        rows, hot = image.block_image.index.sectors, image.block_image.hot_sectors()
+        self.member = Member(rows, (rows[slot].id for slot in hot))
         self.stats = ImageStats()
+        self.plan: StartPlan | None = None  # what is fetched of it though nobody reads it
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index

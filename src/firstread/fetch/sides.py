@@ -74,9 +74,9 @@ class Outcome(Protocol):
         """Note an attempt that failed; its reads may go elsewhere, see `Lane.release_reads`."""
 
     def corrupt(
-        self, filling: Filling, offset: int, data: bytes, error: ImageError, lane: Lane
+        self, filling: Filling, offset: int, data: bytes, error: ImageError, source: str
     ) -> None:
-        """Note wrong bytes of a sector, and where among its compressed ones they begin."""
+        """Note wrong bytes of a sector, where among its compressed ones they begin, and whose."""
 
     def give_up(
         self, filling: Filling, reads: Sequence[PendingRead], error: FirstreadError, lane: Lane

@@ -30,7 +30,8 @@ class ReadFigures(Document):
     waited_reads: reads that came while their sector was not whole
     bytes_fetched: compressed
     requests: sent for sectors
-    requests_by_cause: the same by `demand`, `prefetch`, `completion`
+    requests_by_cause: the same by `demand`, `hot`, `prefetch`, `completion`, `background`
+    bytes_by_cause: compressed bytes, likewise
     first_read_p50_s, first_read_p99_s: how long the last 4096 reads that waited have waited
     failed_reads: that got EIO
     fetch_errors: attempts that failed at its source, and failed reads
@@ -42,6 +43,7 @@ class ReadFigures(Document):
     bytes_fetched: Bytes
     requests: int
     requests_by_cause: dict[str, int]
+    bytes_by_cause: dict[str, Bytes]
     first_read_p50_s: Seconds | None
     first_read_p99_s: Seconds | None
     failed_reads: int
@@ -55,24 +57,26 @@ class ImageStats:
     def __init__(self) -> None:
         self.events = 0  # sectors that a read asked for
         self.waits = 0  # events of the kernel: reads that came while a sector was not whole
-        self.received_bytes = 0
         self.requests: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()  # bytes, by cause
         self.failed_reads = 0
         self.fetch_errors = 0
         self.last_error: str | None = None
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._lock = threading.Lock()
 
-    def add(
-        self, *, events: int = 0, waits: int = 0, received_bytes: int = 0, request: str = ""
-    ) -> None:
+    def add(self, *, events: int = 0, waits: int = 0, request: str = "") -> None:
         """Count."""
         with self._lock:
             self.events += events
             self.waits += waits
-            self.received_bytes += received_bytes
             if request:
                 self.requests[request] += 1
+
+    def add_bytes(self, count: int, cause: str) -> None:
+        """Count compressed bytes that came."""
+        with self._lock:
+            self.received[cause] += count
 
     def answered(self, seconds: float) -> None:
         """Note how long a read waited."""
@@ -91,9 +95,10 @@ class ImageStats:
         return ReadFigures(
             events=self.events,
             waited_reads=self.waits,
-            bytes_fetched=self.received_bytes,
+            bytes_fetched=sum(self.received.values()),
             requests=sum(self.requests.values()),
             requests_by_cause=dict(self.requests),
+            bytes_by_cause=dict(self.received),
             first_read_p50_s=self.percentile(0.5),
             first_read_p99_s=self.percentile(0.99),
             failed_reads=self.failed_reads,
@@ -171,4 +176,4 @@ class LaneCounts:
     def received(self, filling: Filling, count: int) -> None:
         """Count compressed bytes that came for a sector."""
         for image in self._charged(filling.sector.entry.id):
-            image.stats.add(received_bytes=count)
+            image.stats.add_bytes(count, filling.cause.name.lower())

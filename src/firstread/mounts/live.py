@@ -158,6 +158,7 @@ class LiveMounts:
         self.save(msgspec.structs.replace(record, holders=holders, policies=policies))
         record.holders, record.policies = holders, policies
         self._serving.apply_policies(record, mount.served)
+        self._serving.prefetch(mount.served, record)
 
     def pin(self, mount: LiveMount) -> None:
         """Have the image of a mount stay in the cache."""

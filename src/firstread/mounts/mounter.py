@@ -89,6 +89,7 @@ class Mounter:
             missing, doubted = self._cache.mounting.prepare(served.member, self._verify)
             self._cache.make_files(missing)
             self._serving.prepare(served)
+            self._serving.prefetch(served, record)  # while the kernel mounts
             self._attach(served, record, doubted)
         except BaseException as exc:
             self._live.drop(record, served)

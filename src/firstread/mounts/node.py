@@ -23,12 +23,13 @@ from firstread.config import PolicyTable
 from firstread.errors import NodeError, UsageError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.fetch.startplan import Mode
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
 from firstread.mounts.network import Network
-from firstread.mounts.nodestatus import Mounted, MountStatus, NodeStatus, Policies, Steps
+from firstread.mounts.nodestatus import Mounted, MountStatus, NodeStatus, Planned, Policies, Steps
 from firstread.mounts.online import OnlineMaintenance
 from firstread.mounts.puller import Puller
 from firstread.mounts.pulls import PATIENT, Waiting
@@ -69,6 +70,7 @@ class Node:
         policy: of mounts that were asked for without one.
         network: how registries are reached.
         verify: when sectors that are present are checked, see `firstread.config`.
+        prefetch: what is fetched though nobody reads it, of a mount and an image that say nothing.
 
     Attributes:
         network: as given.
@@ -85,13 +87,14 @@ class Node:
         network: Network,
         *,
         verify: str,
+        prefetch: Mode = "hot",
     ) -> None:
         self.network = network
         self._fetcher = fetcher
         cache, table, shared = fetcher.cache, MountTable(root), run_dir / "images"
         self._images = images = ImageStore(root, is_used=self._is_used)
         cache.use(IdleImages(images, store, fetcher.presence.is_needed))
-        self._serving = serving = Serving(fetcher, network, policy)
+        self._serving = serving = Serving(fetcher, network, policy, prefetch)
         self._live = live = LiveMounts(table, serving, images, cache, shared)
         self._recovery = Recovery(table, live, serving, images, fetcher, verify=verify)
         orphans = self._recovery.orphans
@@ -175,7 +178,14 @@ class Node:
             device=self._fetcher.presence.device.name,
             device_number=record.file_system.device if record.file_system else None,
             timeline=Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2]),
+            prefetch=self._planned(record),
         )
+
+    def _planned(self, record: Mount) -> Planned | None:
+        """Return what is fetched for a mount; None if it is gone by now."""
+        mount = self._live.find(record.mountpoint)
+        plan = mount.served.plan if mount is not None else None
+        return Planned.of(plan) if plan is not None else None
 
     def _mount(self, image: NodeImage, order: _Order) -> Mount | None:
         """Mount an image that is here; return None if it was pruned meanwhile.
@@ -269,6 +279,9 @@ class Node:
             pinned=record.pinned,
             holders=record.holders,
             policies=Policies.of(self._serving.policy_of(record)),
+            prefetch=served.plan.mode if served.plan else "none",
+            hot=len(served.member.hot),
+            hot_present=len(served.member.hot - served.member.absent),
             wanted=self._fetcher.wanted(served),
             **structs.asdict(served.stats.figures()),
         )

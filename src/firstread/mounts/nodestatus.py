@@ -9,7 +9,8 @@ import msgspec
 
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
-from firstread.documents import Digest, Document, Seconds
+from firstread.documents import Bytes, Digest, Document, Seconds
+from firstread.fetch.startplan import StartPlan
 from firstread.fetch.stats import ReadFigures
 
 
@@ -26,6 +27,42 @@ class Steps(Document):
     mount: Seconds
 
 
+class Planned(Document):
+    """What is fetched of a mounted image though nobody reads it ([node.md](node.md#prefetch)).
+
+    mode: `none`, `hot` or `all`
+    hot_bytes: compressed, of its hot sectors that were absent
+    all_bytes: the same of all sectors
+    bytes_per_s, latency_s: of the link; null: not measured yet
+    hot_s: in which the hot sectors can come
+    all_s: in which all of it can: no classic pull is sooner ready
+    rest: when the other sectors are fetched: `never`, `at once` behind the hot ones, `when quiet`
+    """
+
+    mode: str
+    hot_bytes: Bytes
+    all_bytes: Bytes
+    bytes_per_s: float | None
+    latency_s: Seconds | None
+    hot_s: Seconds | None
+    all_s: Seconds | None
+    rest: str
+
+    @classmethod
+    def of(cls, plan: StartPlan) -> Planned:
+        """Return a plan as a document."""
+        return cls(
+            mode=plan.mode,
+            hot_bytes=plan.hot_bytes,
+            all_bytes=plan.all_bytes,
+            bytes_per_s=plan.bytes_per_s,
+            latency_s=plan.latency_s,
+            hot_s=plan.hot_s,
+            all_s=plan.all_s,
+            rest=plan.rest.value,
+        )
+
+
 class Mounted(Document):
     """A mount that was made.
 
@@ -35,6 +72,7 @@ class Mounted(Document):
     device: `fanotify`: data comes when it is read
     device_number: `st_dev` of what is mounted
     timeline: how long each step took
+    prefetch: what is fetched though nobody reads it; null if it is unmounted again
     """
 
     mountpoint: str
@@ -43,6 +81,7 @@ class Mounted(Document):
     device: str
     device_number: int | None
     timeline: Steps
+    prefetch: Planned | None = None
 
 
 class Pulled(Document):
@@ -87,6 +126,8 @@ class MountStatus(ReadFigures):
     self_sufficient: all are: it needs its registry no more
     pinned: all were asked for (`fetch --all`)
     holders: containers that share the mount
+    prefetch: what is fetched though nobody reads it: `none`, `hot` or `all`
+    hot, hot_present: hot sectors of the image; of them on this node
     wanted: sectors of it that are being fetched or queued
     """
 
@@ -102,6 +143,9 @@ class MountStatus(ReadFigures):
     pinned: bool
     holders: list[str]
     policies: Policies
+    prefetch: str
+    hot: int
+    hot_present: int
     wanted: int
 
 

@@ -89,6 +89,8 @@ class Recovery:
         self._live.add(record, served)
         self._flush(served)
         self._serving.prepare(served)
+        if not record.detached:
+            self._serving.prefetch(served, record)
         log.info("took over mount %s of %s", record.mountpoint, record.image)
 
     def _flush(self, served: Served) -> None:

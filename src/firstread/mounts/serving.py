@@ -14,6 +14,7 @@ from firstread.config import PolicyTable
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import most_patient
 from firstread.fetch.served import Served
+from firstread.fetch.startplan import Mode, mode_of
 from firstread.mounts.network import Network
 from firstread.mounts.table import Mount
 from firstread.oci.reference import parse_reference
@@ -27,10 +28,14 @@ class Serving:
         fetcher: that serves them.
         network: how it reaches registries.
         policy: of mounts that were asked for without one.
+        prefetch: what is fetched though nobody reads it, if neither mount nor image says.
     """
 
-    def __init__(self, fetcher: Fetcher, network: Network, policy: PolicyTable) -> None:
+    def __init__(
+        self, fetcher: Fetcher, network: Network, policy: PolicyTable, prefetch: Mode
+    ) -> None:
         self._fetcher, self._network, self._policy = fetcher, network, policy
+        self._prefetch = prefetch
 
     def images(self) -> list[Served]:
         """Return what is served."""
@@ -74,6 +79,19 @@ class Serving:
         # In the order of the blobs, so that one request fetches neighbours.
         for sector in sorted(_absent(served), key=lambda s: (s.entry.blob, s.entry.offset)):
             served.lane.complete(sector)
+
+    def prefetch(self, served: Served, record: Mount) -> None:
+        """Fetch of an image what nobody reads yet, as its mount, itself and the node want it."""
+        image, absent = served.image.block_image, served.member.absent
+        asked = [each.prefetch for each in record.policies.values()]
+        mode = mode_of(asked, image.manifest.annotations, self._prefetch)
+        rows, slots = image.index.sectors, image.hot_sectors()
+        hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
+        rest: list[Wanted] = []
+        if mode == "all" or (mode == "hot" and slots):  # it takes a while
+            rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
+            rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
+        served.plan = served.lane.prefetch(mode, hot, rest, knows_start=bool(slots))
 
     # -- policies ------------------------------------------------------------------------------
 

@@ -45,8 +45,10 @@ def test_percentiles_are_of_the_last_reads() -> None:
 
 def test_counters_add_up() -> None:
     stats = ImageStats()
-    stats.add(events=1, waits=2, received_bytes=3, request="demand")
-    stats.add(received_bytes=4, request="completion")
+    stats.add(events=1, waits=2, request="demand")
+    stats.add_bytes(3, "demand")
+    stats.add(request="completion")
+    stats.add_bytes(4, "completion")
     stats.error("broken", failed_reads=2)
     figures = stats.figures()
     assert figures.requests == 2
@@ -119,6 +121,9 @@ def status(**mount: Any) -> Status:
         pinned=False,
         holders=[],
         policies=Policies.of(PolicyTable()),
+        prefetch="hot",
+        hot=2,
+        hot_present=1,
         wanted=0,
         **(structs.asdict(ImageStats().figures()) | mount),
     )

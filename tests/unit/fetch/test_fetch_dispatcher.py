@@ -68,7 +68,7 @@ class Bench:
         rows = list(entries or (sector.entry for sector in self.sectors.wanted))
         first = self.sectors.wanted[0]
         index = SimpleNamespace(sectors=rows, geometry=first.geometry)
-        block = cast(BlockImage, SimpleNamespace(index=index, blobs=[first.blob]))
+        block = cast(BlockImage, SimpleNamespace(index=index, blobs=[first.blob], hot_sectors=list))
         image = NodeImage(digest, self.root, block, {})
         return self.fetcher.serve(image, (digest, Access()), lambda: pytest.fail("it is all here"))
 

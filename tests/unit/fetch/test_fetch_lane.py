@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from firstread.cache.pending import PendingRead
-from firstread.config import PolicyTable
+from firstread.config import PolicyTable, PrefetchTable
 from firstread.errors import (
     FirstreadError,
     ImageError,
@@ -26,6 +26,8 @@ from firstread.errors import (
 from firstread.fetch import retry
 from firstread.fetch.lane import Lane
 from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.startplan import Mode
+from firstread.fetch.streaming import FIRST_BYTES
 from firstread.oci.repository import Repository
 from firstread.opener import HeldUpError
 from firstread.sectors.format import Geometry
@@ -38,6 +40,7 @@ from firstread.units import KiB, MiB
 SIZE = 64 * KiB
 FRAME = 4 * KiB
 LONG_S = 10 * PATIENCE_S
+QUIET = PrefetchTable(quiet_s=0.0)
 
 
 class Files:
@@ -120,7 +123,7 @@ class Files:
         return self.policy_table
 
     def corrupt(
-        self, filling: Filling, offset: int, data: bytes, error: ImageError, lane: Lane
+        self, filling: Filling, offset: int, data: bytes, error: ImageError, source: str
     ) -> None:
         self.corrupted.append((offset, data))
 
@@ -138,7 +141,11 @@ class Files:
 
 
 def lane_of(
-    files: Files, opening: Callable[[], Repository], workers: int, first_retry_s: float = 0.1
+    files: Files,
+    opening: Callable[[], Repository],
+    workers: int,
+    first_retry_s: float = 0.1,
+    prefetch: PrefetchTable = QUIET,
 ) -> Lane:
     return Lane(
         "memory",
@@ -149,6 +156,7 @@ def lane_of(
         files,
         files.policy,
         workers=workers,
+        prefetch=prefetch,
         first_retry_s=first_retry_s,
     )
 
@@ -713,3 +721,189 @@ def test_a_file_is_opened_by_name_while_others_use_the_lane(
     bench.answered(bench.read(1))
     may.set()
     bench.whole(0, 1)
+
+
+# What nobody reads yet.
+
+
+def large_sectors(count: int) -> Sectors:
+    return make_sectors(count, size=MiB, geometry=Geometry(MiB, FRAME))
+
+
+def prefetch(bench: Bench, mode: Mode, hot: Sequence[int], rest: Sequence[int] = ()) -> None:
+    wanted = bench.sectors.wanted
+    hot_sectors, others = [wanted[n] for n in hot], [wanted[n] for n in rest]
+    bench.lane.prefetch(mode, hot_sectors, others, knows_start=bool(hot))
+
+
+def test_hot_sectors_come_in_order_with_few_requests_while_nobody_reads(make: Make) -> None:
+    bench = make(sectors=large_sectors(40), count=40)
+    prefetch(bench, "hot", range(5, 40))
+    bench.whole(*range(5, 40))
+    bench.files.wait(lambda: not bench.lane.wanted())
+    ids = [sector.entry.id for sector in bench.sectors.wanted]
+    assert bench.files.present_ids == ids[5:]
+    lengths = [length for _, length in bench.source.requests]
+    assert lengths[0] == FIRST_BYTES
+    assert len(lengths) <= 4
+    assert sum(lengths) == sum(sector.entry.length for sector in bench.sectors.wanted[5:])
+    assert set(bench.files.causes) == {Cause.HOT}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_read_of_something_else_is_answered_before_the_stream_goes_on(
+    make: Make, workers: int
+) -> None:
+    sectors = large_sectors(8)
+    bench = make(sectors=sectors, workers=workers)
+    bench.source = FaultSource(MemorySource(sectors, bytes_per_s=2e6), "h")
+    prefetch(bench, "hot", range(1, 8))
+    bench.files.wait(lambda: bench.source.requests)
+    number = bench.read(0)
+    bench.answered(number)  # though the stream says nothing
+    assert bench.files.present_ids in ([], [sectors.wanted[0].entry.id])
+    bench.source.wake()
+    bench.whole(*range(8))
+
+
+def test_a_stream_stops_reading_while_a_read_of_something_else_waits(make: Make) -> None:
+    sectors = large_sectors(8)
+    bench = make("rh", sectors=sectors)
+    frames = threading.Semaphore(0)
+    plain = bench.files.write
+
+    def slow(sector: Wanted, fd: int, position: int, frame: memoryview) -> None:
+        assert frames.acquire(timeout=PATIENCE_S)
+        plain(sector, fd, position, frame)
+
+    bench.files.write = slow  # type: ignore[method-assign]
+    prefetch(bench, "hot", range(1, 8))
+    frames.release()
+    bench.files.wait(lambda: bench.files.size(sectors.wanted[1]))
+    number = bench.read(0)
+    bench.files.wait(lambda: len(bench.source.requests) == 2)
+    frames.release(2)  # one may be under way already
+    stream = bench.lane._backlog.streaming.now
+    assert stream is not None
+    bench.files.wait(lambda: bench.lane._backlog.leaves_link(stream))
+    assert bench.files.size(sectors.wanted[1]) <= 3 * FRAME
+    frames.release(1_000_000)
+    bench.source.wake()
+    bench.answered(number)
+    bench.whole(*range(8))
+
+
+def test_a_read_that_the_stream_comes_to_makes_no_request_of_its_own(make: Make) -> None:
+    bench = make("h", count=8)
+    prefetch(bench, "hot", range(8))
+    bench.files.wait(lambda: bench.source.requests)
+    numbers = [bench.read(n) for n in range(8)]
+    bench.source.wake()
+    bench.answered(*numbers)
+    bench.whole(*range(8))
+    assert len(bench.source.requests) == 1
+
+
+def test_a_read_of_a_hot_sector_waits_for_its_frame_only(make: Make) -> None:
+    bench = make("b", count=8, first_retry_s=LONG_S)  # breaks off, and says nothing more for long
+    prefetch(bench, "hot", range(8))
+    number = bench.read(2, length=FRAME)
+    bench.answered(number)
+    assert bench.sectors.wanted[7].entry.id not in bench.files.present_ids
+
+
+@pytest.mark.parametrize("script", ["b", "E", "f", "bEb"])
+def test_a_stream_that_breaks_off_goes_on(make: Make, script: str) -> None:
+    bench = make(script, count=8)
+    prefetch(bench, "hot", range(8))
+    bench.whole(*range(8))
+    bench.files.wait(lambda: not bench.lane.wanted())
+    assert bench.files.given_up == []
+
+
+def test_a_stream_that_is_broken_for_good_leaves_its_sector_to_a_read(make: Make) -> None:
+    sectors = make_sectors(4)
+    entry = sectors.wanted[1].entry
+    blob = bytearray(sectors.blob)
+    blob[entry.offset + entry.length - 1] ^= 1
+    bench = make(sectors=Sectors(bytes(blob), sectors.wanted, sectors.contents))
+    prefetch(bench, "hot", range(4))
+    bench.whole(0, 2, 3)
+    assert isinstance(bench.given_up(), ImageError)
+    assert [numbers for numbers, _ in bench.files.given_up] == [[]]
+
+
+def test_nothing_is_streamed_where_there_is_no_room(make: Make) -> None:
+    bench = make(count=8)
+    bench.files.spare_sectors = 0
+    prefetch(bench, "all", range(4), range(4, 8))
+    bench.files.wait(lambda: not bench.lane.wanted())
+    assert bench.source.requests == []
+    bench.answered(bench.read(2))
+    bench.whole(2)
+    assert bench.files.causes == [Cause.DEMAND]
+
+
+def test_a_stream_ends_when_the_room_does(make: Make) -> None:
+    bench = make(count=8)
+    plain = bench.files.commit
+
+    def fills(sector: Wanted, fd: int) -> None:
+        plain(sector, fd)
+        bench.files.spare_sectors = 0
+
+    bench.files.commit = fills  # type: ignore[method-assign]
+    prefetch(bench, "hot", range(8))
+    bench.files.wait(lambda: bench.files.present_ids and not bench.lane.wanted())
+    assert len(bench.files.present_ids) == 1
+
+
+def test_a_stream_ends_with_its_mount(make: Make) -> None:
+    sectors = large_sectors(8)
+    bench = make(sectors=sectors)
+    bench.source = FaultSource(MemorySource(sectors, bytes_per_s=4e6))
+    prefetch(bench, "hot", range(8))
+    bench.files.wait(lambda: bench.files.size(sectors.wanted[0]))
+    bench.lane.cancel({sector.entry.id for sector in sectors.wanted})
+    bench.files.wait(lambda: not bench.lane.wanted())
+    assert len(bench.files.present_ids) < 8
+    assert sum(bench.files.admitted.values()) == 0
+
+
+def test_a_closed_lane_ends_its_stream_between_two_frames(make: Make) -> None:
+    sectors = large_sectors(2)
+    bench = make(sectors=sectors)
+    bench.source = FaultSource(MemorySource(sectors, bytes_per_s=2e6))
+    prefetch(bench, "hot", range(2))
+    bench.files.wait(lambda: bench.files.size(sectors.wanted[0]))
+    bench.lane.close()
+    bench.files.wait(lambda: not sum(bench.files.admitted.values()))
+    assert bench.files.present_ids == []
+
+
+def test_all_of_an_image_comes_in_the_background_no_faster_than_allowed(make: Make) -> None:
+    sectors = make_sectors(8)
+    bench = make(sectors=sectors)
+    table = PrefetchTable(quiet_s=0.3, rate=sum(s.entry.length for s in sectors.wanted) * 2)
+    bench.lane = lane_of(bench.files, lambda: bench.source, 4, prefetch=table)
+    begun = time.monotonic()
+    prefetch(bench, "all", [], range(8))
+    bench.whole(*range(8))
+    assert time.monotonic() - begun >= 0.3 + 0.4
+    assert set(bench.files.causes) == {Cause.BACKGROUND}
+
+
+def test_the_background_ends_for_a_read_and_begins_anew(make: Make) -> None:
+    sectors = large_sectors(8)
+    bench = make(sectors=sectors)
+    bench.source = FaultSource(MemorySource(sectors, bytes_per_s=4e6), "rh")
+    table = PrefetchTable(quiet_s=0.01)
+    bench.lane = lane_of(bench.files, lambda: bench.source, 4, prefetch=table)
+    prefetch(bench, "all", [], range(1, 8))
+    bench.files.wait(lambda: bench.files.size(sectors.wanted[1]))
+    number = bench.read(0)
+    bench.files.wait(lambda: bench.lane._backlog.streaming.now is None)
+    bench.source.wake()
+    bench.answered(number)
+    bench.whole(*range(8))
+    assert bench.files.causes[:2] == [Cause.BACKGROUND, Cause.DEMAND]

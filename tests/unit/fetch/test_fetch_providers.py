@@ -12,7 +12,7 @@ import pytest
 
 from firstread.cache.nodeimage import NodeImage
 from firstread.cache.presence import Presence
-from firstread.config import PolicyTable
+from firstread.config import PolicyTable, PrefetchTable
 from firstread.device.fanotify import Group
 from firstread.device.fanotifydevice import FanotifyDevice
 from firstread.fetch.lane import Lane
@@ -43,6 +43,7 @@ def lane(name: str, *, is_down: bool = False) -> Lane:
         counts,
         lambda _: PolicyTable(),
         workers=1,
+        prefetch=PrefetchTable(),
     )
     for _ in range(2 * is_down):
         made._backlog.outage.fail(0.0)
@@ -56,7 +57,7 @@ def served(
     blob = Descriptor(media_type="x", digest="sha256:b", size=SIZE)
     entries = [SectorEntry(i, size, 0, offset + n, 1) for n, i in enumerate(ids)]
     index = SimpleNamespace(sectors=entries, geometry=Geometry(SIZE, 4 * KiB))
-    block = SimpleNamespace(index=index, blobs=[blob])
+    block = SimpleNamespace(index=index, blobs=[blob], hot_sectors=list)
     made = Served(NodeImage(digest, Path("/"), cast(BlockImage, block), {}), at)
     made.lies = lies
     return made

@@ -86,9 +86,11 @@ def test_demand_goes_before_prefetch_before_completion() -> None:
 def test_less_urgent_sectors_stay() -> None:
     queue = Queue()
     queue.put(filling(1), Cause.COMPLETION)
-    assert queue.take(Cause.PREFETCH) == []
+    assert queue.take([Cause.DEMAND, Cause.PREFETCH]) == []
     queue.put(filling(0), Cause.PREFETCH)
-    assert numbers(queue.take(Cause.PREFETCH)) == [0]  # 1 is its neighbour, but has to wait
+    assert numbers(queue.take([Cause.DEMAND, Cause.PREFETCH])) == [
+        0
+    ]  # 1 is its neighbour, but has to wait
     assert numbers(queue.take()) == [1]
 
 

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stream brings, and what it leaves to others. The clock is a number; nothing is fetched."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import pytest
+
+from firstread.cache.pending import PendingRead
+from firstread.errors import TransportError
+from firstread.fetch import startplan
+from firstread.fetch.backlog import QUIET_S, Backlog
+from firstread.fetch.queue import Cause
+from firstread.fetch.rate import BUFFERED_BYTES, METERED_BYTES, Meter, Rate
+from firstread.fetch.startplan import Rest, StartPlan, decide
+from firstread.fetch.streaming import FIRST_BYTES, GROWTH, MAX_BYTES, Ramp, Stream
+from firstread.sectors.source import Wanted
+from firstread.testing.memorysource import make_sectors
+from firstread.units import KiB, MiB
+
+SECTORS = make_sectors(8)
+FRAME = 4 * KiB
+QUIET = 10.0
+NOW = 100.0
+HOT, REST = SECTORS.wanted[2:7], [SECTORS.wanted[n] for n in (0, 1, 7)]
+
+
+def link(bytes_per_s: float, latency_s: float) -> Rate:
+    measured = Rate()
+    measured.note(MiB, MiB / bytes_per_s)
+    measured.note_latency(latency_s)
+    return measured
+
+
+class Bench:
+    """A backlog whose link is measured: it brings two sectors in a round trip."""
+
+    def __init__(self, mode: str = "hot", sizes: Mapping[bytes, int] | None = None) -> None:
+        self.sizes = dict(sizes or {})
+        self.link = link(2 * SECTORS.wanted[0].entry.length, 1.0)
+        self.backlog = Backlog(lambda s: self.sizes.get(s.entry.id, 0), 1.0, self.link, QUIET)
+        plan = StartPlan(mode, 0, 0, None, None, Rest.NEVER, True)  # type: ignore[arg-type]
+        self.backlog.prefetch(plan, HOT, REST, NOW)
+
+    def read(self, sector: Wanted, offset: int = 0) -> PendingRead:
+        read = PendingRead(0, 1, offset, FRAME, -1, NOW)
+        self.backlog.request(sector, [read], NOW, SECTORS.behind, None)
+        return read
+
+    def taken(self, now: float = NOW) -> list[Wanted]:
+        return [filling.sector for filling in self.backlog.take(now)[0]]
+
+    def begin(self, now: float = NOW) -> Stream:
+        """Take the stream, and have it ask for as much as it wants."""
+        (filling,) = self.backlog.take(now)[0]
+        stream = self.backlog.streaming.now
+        assert stream is not None
+        assert stream.filling is filling
+        self.backlog.streaming.begin(stream, filling.sector.span)
+        return stream
+
+    def claimed(self, stream: Stream) -> list[Wanted]:
+        """Return what the stream gets to behind its first sector."""
+        claimed = []
+        while filling := self.backlog.streaming.claim(stream):
+            claimed.append(filling.sector)
+            filling.active = False
+            self.backlog.drop(filling)
+        return claimed
+
+
+# Order, and length.
+
+
+def test_hot_sectors_are_streamed_in_order_by_one_worker() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    assert stream.filling.sector == HOT[0]
+    assert stream.stop == HOT[-1].span.stop
+    assert bench.taken() == []  # the others stay with the stream
+    assert bench.claimed(stream) == HOT[1:]
+
+
+def test_a_stream_asks_for_what_its_ramp_allows() -> None:
+    ramp = Ramp()
+    lengths = [ramp.take(Cause.HOT)]
+    while lengths[-1] < MAX_BYTES[Cause.HOT]:
+        lengths.append(ramp.take(Cause.HOT))
+    assert lengths[0] == FIRST_BYTES
+    assert len(lengths) == 3
+    assert all(after <= before * GROWTH for before, after in itertools.pairwise(lengths))
+    assert ramp.take(Cause.BACKGROUND) == MAX_BYTES[Cause.BACKGROUND] < MAX_BYTES[Cause.HOT]
+    ramp.reset()
+    assert ramp.take(Cause.HOT) == FIRST_BYTES
+
+
+def test_a_stream_ends_where_a_sector_has_bytes_already() -> None:
+    bench = Bench(sizes={HOT[3].entry.id: FRAME})
+    stream = bench.begin()
+    assert stream.stop == HOT[3].span.start
+    assert bench.claimed(stream) == HOT[1:3]
+    bench.backlog.end_stream(stream, failed=False)
+    assert bench.begin().filling.sector == HOT[3]
+
+
+def test_what_nobody_asked_for_stays_away() -> None:
+    bench = Bench("none")
+    assert bench.backlog.take(NOW) == ([], None)
+    assert list(bench.backlog) == []
+
+
+# Reads.
+
+
+def test_a_read_of_something_else_goes_before_the_stream() -> None:
+    bench = Bench()
+    bench.read(SECTORS.wanted[0])
+    assert bench.taken() == [SECTORS.wanted[0]]  # without its hot neighbours
+    stream = bench.begin()
+    assert bench.backlog.leaves_link(stream)
+    filling = bench.backlog._fillings[SECTORS.wanted[0].entry.id]
+    assert bench.backlog.progress(filling, FRAME, NOW) != []
+    assert not bench.backlog.leaves_link(stream)
+
+
+def test_a_stream_does_not_wait_for_a_read_whose_source_fails() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    bench.read(SECTORS.wanted[0])
+    (filling,) = bench.backlog.take(NOW)[0]
+    bench.backlog.fail(filling, TransportError("x"), "refetch", NOW)
+    assert not bench.backlog.leaves_link(stream)
+
+
+def test_a_read_waits_for_the_stream_if_that_is_sooner_than_a_request() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    near, far = bench.read(HOT[1]), bench.read(HOT[4])
+    assert bench.taken() == [HOT[4]]
+    assert not bench.backlog.leaves_link(stream)  # a read waits for it, too
+    assert bench.backlog.streaming.claim(stream) is not None
+    assert bench.backlog.progress(stream.filling, FRAME, NOW) == [near]
+    assert bench.backlog.leaves_link(stream)
+    assert far in bench.backlog._fillings[HOT[4].entry.id].reads
+
+
+def test_the_end_of_a_near_sector_may_be_too_far() -> None:
+    bench = Bench()
+    bench.begin()
+    bench.read(HOT[2], HOT[2].entry.size - FRAME)  # three sectors from here
+    assert bench.taken() == [HOT[2]]
+
+
+def test_a_stream_that_ends_early_leaves_no_read_behind() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    read = bench.read(HOT[1])
+    bench.backlog.end_stream(stream, failed=True)
+    bench.backlog.requeue(stream.filling)
+    (filling,) = bench.backlog.take(NOW)[0]
+    assert (filling.sector, filling.reads, filling.cause) == (HOT[1], [read], Cause.DEMAND)
+    assert bench.taken() == [HOT[0]]  # and the stream begins anew where it was
+
+
+def test_a_read_takes_a_sector_from_the_stream_and_the_next_one_goes_on_behind_it() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    bench.read(HOT[3])
+    (demanded,) = bench.backlog.take(NOW)[0]
+    assert bench.claimed(stream) == HOT[1:3]
+    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.drop(demanded)
+    assert bench.begin().filling.sector == HOT[4]
+
+
+def test_a_hot_sector_that_rests_keeps_its_place() -> None:
+    bench = Bench()
+    bench.read(HOT[3])
+    (demanded,) = bench.backlog.take(NOW)[0]
+    demanded.asks = 1
+    bench.backlog.progress(demanded, FRAME, NOW)
+    bench.backlog.requeue(demanded)
+    assert demanded.cause is Cause.HOT
+    stream = bench.begin()
+    assert stream.filling.sector == HOT[0]
+    assert bench.claimed(stream) == HOT[1:3]
+
+
+# What follows.
+
+
+@pytest.fixture
+def distant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the rest of the image take longer than any cold reads."""
+    monkeypatch.setattr(startplan, "MISSES", 0)
+
+
+@pytest.mark.usefixtures("distant")
+def test_the_rest_of_a_distant_image_stays_lazy() -> None:
+    bench = Bench()
+    assert bench.claimed(bench.begin()) == HOT[1:]
+    bench.backlog.drop_all()
+    stream = bench.backlog.streaming.now
+    assert stream is not None
+    bench.backlog.end_stream(stream, failed=False)
+    assert bench.backlog.take(NOW) == ([], None)
+
+
+def test_the_rest_of_a_near_image_follows_at_once() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    bench.claimed(stream)
+    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.drop(stream.filling)
+    assert bench.begin().filling.sector == REST[0]
+
+
+@pytest.mark.usefixtures("distant")
+def test_all_of_an_image_comes_in_the_background_when_it_is_quiet() -> None:
+    bench = Bench("all")
+    stream = bench.begin()
+    bench.claimed(stream)
+    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.drop(stream.filling)
+    batch, wait = bench.backlog.take(NOW + QUIET_S)
+    assert batch == []
+    assert wait == pytest.approx(QUIET - QUIET_S)
+    stream = bench.begin(NOW + QUIET)
+    assert (stream.cause, stream.filling.sector) == (Cause.BACKGROUND, REST[0])
+    bench.read(REST[2])
+    assert bench.backlog.leaves_link(stream)
+
+
+def test_images_that_are_unmounted_are_streamed_no_more() -> None:
+    bench = Bench("all")
+    stream = bench.begin()
+    bench.backlog.cancel({sector.entry.id for sector in SECTORS.wanted})
+    assert bench.claimed(stream) == []
+    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.drop(stream.filling)
+    assert bench.backlog.take(NOW + 2 * QUIET) == ([], None)
+
+
+def test_without_room_only_what_a_read_waits_for_stays() -> None:
+    bench = Bench("all")
+    stream = bench.begin()
+    read = bench.read(HOT[4])
+    bench.backlog.forgo(stream)
+    assert list(bench.backlog) == [HOT[4].entry.id]
+    assert bench.backlog._fillings[HOT[4].entry.id].reads == [read]
+
+
+# The decision.
+
+
+@pytest.mark.parametrize(
+    ("mode", "rest_bytes", "rate", "latency_s", "knows_start", "expected"),
+    [
+        ("hot", 300 * MiB, 12.5e6, 0.020, True, Rest.NEVER),
+        ("hot", 4 * MiB, 12.5e6, 0.020, True, Rest.AT_ONCE),
+        ("hot", 4 * MiB, 12.5e6, 0.020, False, Rest.NEVER),
+        ("none", 4 * MiB, 12.5e6, 0.020, True, Rest.NEVER),
+        ("all", 300 * MiB, 12.5e6, 0.020, True, Rest.WHEN_QUIET),
+        ("all", 4 * MiB, 12.5e6, 0.020, False, Rest.AT_ONCE),
+        ("hot", 20 * MiB, 500e6, 0.001, True, Rest.NEVER),
+        ("hot", 10 * MiB, 500e6, 0.001, True, Rest.AT_ONCE),
+    ],
+)
+def test_the_rest_follows_at_once_where_cold_reads_would_take_longer(
+    mode: str, rest_bytes: int, rate: float, latency_s: float, knows_start: bool, expected: Rest
+) -> None:
+    hot = 30 * MiB
+    plan = decide(
+        mode,  # type: ignore[arg-type]
+        hot,
+        hot + rest_bytes,
+        link(rate, latency_s),
+        knows_start=knows_start,
+    )
+    assert plan.rest is expected
+    assert plan.hot_s == pytest.approx(latency_s + hot / rate)
+    assert plan.all_s == pytest.approx(latency_s + (hot + rest_bytes) / rate)
+
+
+def test_a_link_that_was_not_measured_decides_nothing() -> None:
+    plan = decide("hot", 1, 2, Rate(), knows_start=True)
+    assert (plan.rest, plan.hot_s, plan.bytes_per_s) == (Rest.NEVER, None, None)
+
+
+# Measuring.
+
+
+def test_a_pause_is_no_part_of_what_is_measured() -> None:
+    times = [0.0]
+    rate = Rate()
+    meter = Meter(rate, lambda: times[0])
+    times[0] = 1.0
+    meter.note(METERED_BYTES, 0.0)
+    assert rate.bytes_per_s == METERED_BYTES
+    meter.paused()
+    times[0] = 50.0
+    meter.note(BUFFERED_BYTES, 0.0)  # has come meanwhile
+    assert rate.bytes_per_s == METERED_BYTES
+    times[0] = 51.0
+    meter.note(METERED_BYTES, 0.0)
+    assert rate.bytes_per_s == METERED_BYTES
+
+
+def test_the_shortest_wait_is_the_latency_and_is_forgotten_slowly() -> None:
+    rate = Rate()
+    assert math.isinf(rate.round_trip_bytes)
+    for seconds in (3.0, 1.0, 2.0):
+        rate.note_latency(seconds)
+    assert rate.latency_s == pytest.approx(1.1)
+    assert not rate.is_known
