@@ -67,7 +67,7 @@ death: packages setup
 lock:
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra build \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra plots \
 	    --output-file requirements.lock pyproject.toml
 
 clean:

@@ -29,7 +29,7 @@ from firstread.cli.shown import (
     Versions,
 )
 from firstread.control.daemonstatus import Status
-from firstread.convert.outcome import Attachments, Conversion
+from firstread.convert.outcome import Attachments, Conversion, Optimization
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
 from firstread.mounts.nodestatus import Mounted
@@ -63,6 +63,7 @@ _EVENTS: Final = "An object a line, as it happens; `event` says which.\n"
 SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "convert": ("", Conversion, ""),
     "convert --attach": ("A name can have an image for each platform.\n", Attachments, ""),
+    "optimize": ("", Optimization, ""),
     "inspect": ("", ImageShown, ""),
     "verify": ("", ImageVerified, _SOUND),
     "extract": ("", ImageExtracted, ""),

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +23,13 @@ import pytest
 
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.oci.model import Manifest, parse_manifest
+from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.image import open_image
 from firstread.testing.command import firstread
 from firstread.testing.images import Expected, feature_tree
 from firstread.testing.observe import differences, observe
+from firstread.testing.starts import put_trace, trace_of
+from firstread.traces.tracefile import Trace
 
 pytestmark = pytest.mark.privileged
 
@@ -49,13 +55,19 @@ class Apart:
         return self.layers[0]
 
 
-@pytest.fixture(scope="module", params=["features", "debian"])
+@pytest.fixture(scope="module", params=["features", "debian", "hot"])
 def apart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Apart:
-    source: Path = request.getfixturevalue(request.param)
+    is_hot = request.param == "hot"
+    source: Path = request.getfixturevalue("debian" if is_hot else request.param)
     folder = tmp_path_factory.mktemp(request.param)
     out = folder / "out"
     ran = firstread("convert", f"oci:{source}:latest", f"oci:{out}:latest", "--no-cache", "--json")
     assert ran.code == 0, ran
+    if is_hot:
+        put_trace(folder / "trace.jsonl", start_of(unpacked(source, folder)))
+        ran = firstread("optimize", f"oci:{out}:latest", f"--trace={folder}", "--json")
+        assert ran.code == 0, ran
+        assert ran.json["hot"]["files"] > 1000
     manifest = parse_manifest(blob(out, ran.json["digest"]).read_bytes())
     assert isinstance(manifest, Manifest)
     layers = [folder / f"layer{number}" for number in range(len(manifest.layers))]
@@ -85,6 +97,18 @@ def cut(manifest: Manifest, layers: list[Path], folder: Path) -> list[Path]:
                 files[slot].write_bytes(file.read(index.sectors[slot].size))
             assert not file.read(1), "the tree uses every sector of these images"
     return files
+
+
+def start_of(tree: dict[bytes, Expected]) -> Trace:
+    """Return a trace that reads parts of many files, large and small, and some as a whole."""
+    numbers = random.Random(1)
+    sizes = {path: node.size for path, node in sorted(tree.items()) if stat.S_ISREG(node.mode)}
+    reads = []
+    for path in numbers.sample(list(sizes), len(sizes) // 3):
+        blocks = -(-sizes[path] // BLOCK_SIZE)
+        first = numbers.randrange(blocks) if blocks else 0
+        reads.append((os.fsdecode(path), first, numbers.randint(1, 8)))
+    return trace_of(*reads)
 
 
 def unpacked(layout: Path, folder: Path) -> dict[bytes, Expected]:

@@ -16,10 +16,11 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "doctor snapshotter run daemon control mounts cache convert sectors erofs "
+        "tune doctor snapshotter run daemon control mounts cache convert traces sectors erofs "
         "registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
+    "tune": "fetch cache convert traces sectors erofs oci documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units errors"
@@ -35,7 +36,9 @@ ROOMS: dict[str, str] = {
     "fetch": "cache device sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
-    "convert": "sectors erofs registry layouts oci documents memory printable units errors",
+    "convert": (
+        "traces sectors erofs registry layouts oci documents memory printable units errors"
+    ),
     "traces": "sectors erofs units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",

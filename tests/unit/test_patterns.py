@@ -37,6 +37,8 @@ from firstread.registry.referrerlists import next_page
 from firstread.run import parse, runtime
 from firstread.snapshotter.filters import parse_filters
 from firstread.snapshotter.service import status_of
+from firstread.traces.tracefile import unescape
+from firstread.tune.link import parse_link
 from firstread.units import KiB, parse_size
 
 TOP = Path(firstread.__file__).parent
@@ -85,6 +87,7 @@ MEASURED: dict[str, Measured] = {
     "convert.acl._SEPARATOR": lambda text: parse_acl(text.encode()),
     "convert.pax._DECIMAL": using("convert.pax._DECIMAL", "fullmatch"),
     "convert.pax._TIME": using("convert.pax._TIME", "fullmatch"),
+    "convert.record._KEY": using("convert.record._KEY", "fullmatch"),
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
@@ -133,6 +136,8 @@ MEASURED: dict[str, Measured] = {
     "snapshotter.filters._VALUE": filter_of,
     "snapshotter.filters._value": filter_of,
     "snapshotter.filters.holds": filter_of,
+    "traces.tracefile._ESCAPED": unescape,
+    "tune.link._LINK": parse_link,
     "units._SIZE": parse_size,
 }
 # Measured besides, since several patterns, or loops, work together in it.

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
     PLATFORM,
     REFERENCE,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from firstread.registry.logins import Logins
     from firstread.registry.options import AccessOptions
 
+TAKE_ANOTHER = "nodes take another conversion attached to it"
 MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 
 
@@ -58,6 +61,7 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 @click.option(
     "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
 )
+@click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -76,6 +80,7 @@ def command(
     frame_size: int,
     level: int,
     jobs: int | None,
+    traces: tuple[Path, ...],
     no_cache: bool,
     access: AccessOptions,
     login: tuple[str, str] | None,
@@ -97,6 +102,7 @@ def command(
     from firstread.memory import keep_large_buffers
     from firstread.sectors.format import Geometry
     from firstread.signals import unwinding_on_signals
+    from firstread.traces.tracefiles import read_traces
 
     if destination is None and not attach:
         raise UsageError(
@@ -105,10 +111,12 @@ def command(
         )
     Geometry(sector_size, frame_size)
     # Only the registry itself: a mirror's copy is no base for a conversion.
-    access = dataclasses.replace(access, mirrors=False, logins=_logins(source, destination, login))
+    access = dataclasses.replace(
+        access, mirrors=False, logins=registry_logins(source, destination, login)
+    )
     keep_large_buffers()
-    parameters = {"sector_size": sector_size, "frame_size": frame_size, "level": level}
-    options = _options(platform, parameters, jobs, access, reuse=not no_cache)
+    options = _options(platform, (sector_size, frame_size, level), jobs, access, not no_cache)
+    options = dataclasses.replace(options, traces=read_traces(traces))
     with unwinding_on_signals():
         document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
     if as_json:
@@ -119,10 +127,9 @@ def command(
 
 def _options(
     platform: Platform | None,
-    parameters: dict[str, int],
+    parameters: tuple[int, int, int],
     jobs: int | None,
     access: AccessOptions,
-    *,
     reuse: bool,
 ) -> ConvertOptions:
     from firstread.convert.conversion import ConvertOptions
@@ -131,7 +138,7 @@ def _options(
 
     return ConvertOptions(
         platform=platform,
-        parameters=Parameters(**parameters),
+        parameters=Parameters(*parameters),
         jobs=jobs or len(os.sched_getaffinity(0)),
         source_options=access,
         destination_options=access,
@@ -167,14 +174,14 @@ def _attached_lines(attached: Attachments) -> list[str]:
         title = f"{attached.source} for {image.platform or 'an unknown platform'}"
         lines += [*_lines(title, image), f"  attached  to {image.attached_to}"]
         if chosen != image.digest:
-            lines.append(f"  note      nodes take another conversion attached to it: {chosen}")
+            lines.append(f"  note      {TAKE_ANOTHER}: {chosen}")
     return [
         *lines,
         *(f"{image.platform}: left alone, since {image.reason}" for image in attached.skipped),
     ]
 
 
-def _logins(
+def registry_logins(
     source: Reference, destination: Reference | None, login: tuple[str, str] | None
 ) -> Logins | None:
     """Return the password for the one registry that it belongs to."""
@@ -202,6 +209,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
         f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
         f" {format_size(result.source_size)}",
         f"  metadata  {format_size(result.metadata_size)}, fetched before a mount",
+        *hot_lines(result.hot),
     ]
     for layer in result.layers:
         if layer.dropped_xattrs:

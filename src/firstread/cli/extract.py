@@ -43,7 +43,7 @@ def command(
     from firstread.sectors.content import ContentReader
 
     with opened_image(reference, access) as (repository, resolved, image):
-        content = ContentReader(repository, image)
+        content = ContentReader.of(repository, image)
         tree = read_tree(image.erofs)
         names, left_out = extract(tree, content, directory, privileged=privileged)
     if as_json:

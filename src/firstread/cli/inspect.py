@@ -41,7 +41,7 @@ def _describe(
     reference: Reference, resolved: ResolvedImage, image: BlockImage, *, files: bool
 ) -> ImageShown:
     from firstread.cli.shown import BlobShown, ImageShown, MetadataShown, SectorShown
-    from firstread.sectors.image import PARAMETERS, SOURCE_DIFF_ID, SOURCE_DIGEST
+    from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIFF_ID, SOURCE_DIGEST
 
     annotations = resolved.manifest.annotations or {}
     layers, sectors = resolved.manifest.layers, image.index.sectors
@@ -71,6 +71,7 @@ def _describe(
                 size=blob.size,
                 source_diff_id=(blob.annotations or {}).get(SOURCE_DIFF_ID),
                 sectors=used[number],
+                hot=(blob.annotations or {}).get(HOT),
             )
             for number, blob in enumerate(image.blobs)
         ],
@@ -112,7 +113,7 @@ def _lines(shown: ImageShown) -> list[str]:
     ]
     lines += [
         f"  blob {number:<4} {blob.digest[:19]}  {format_size(blob.size):>10}"
-        f"  {counted(blob.sectors, 'sector')}"
+        f"  {counted(blob.sectors, 'sector')}{'' if blob.hot is None else ', hot'}"
         for number, blob in enumerate(shown.blobs)
     ]
     for number, sector in enumerate(sectors):

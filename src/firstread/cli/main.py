@@ -26,6 +26,7 @@ from firstread.redact import redact
 
 VERBS = {
     "convert": "Turn an OCI image into a block-device image.",
+    "optimize": "Copy what a start reads into hot sectors of a converted image.",
     "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",
@@ -47,6 +48,7 @@ VERBS = {
     "pull": "Pull an image into containerd without its data.",
     "install": "Enter the snapshotter into containerd's configuration.",
     "uninstall": "Remove the snapshotter from containerd's configuration.",
+    "tune": "Simulate starts of an image with other settings, from its traces.",
     "doctor": "Check that this host can serve lazy mounts, and say what to do if not.",
     "version": "Show the versions of command, daemon and kernel.",
 }

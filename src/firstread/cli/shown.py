@@ -28,12 +28,14 @@ class BlobShown(Document):
     digest, size: of the blob
     source_diff_id: the source's layer that it holds
     sectors: in it that the tree refers to
+    hot: of hot sectors: what they were made from ([format.md](format.md#hot-sectors))
     """
 
     digest: Digest
     size: Bytes
     source_diff_id: Digest | None
     sectors: int
+    hot: str | None
 
 
 class SectorShown(Document):

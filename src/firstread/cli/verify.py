@@ -118,7 +118,7 @@ def _compare(
     from firstread.sectors.content import ContentReader
 
     piece_size = image.index.geometry.sector_size
-    fingerprint_image(root, check, ContentReader(repository, image), piece_size)
+    fingerprint_image(root, check, ContentReader.of(repository, image), piece_size)
     with naming(source), open_source(source, access) as opened:
         expected = source_tree(opened, source_layers(resolve(opened, platform)), piece_size)
     found = differences(expected, root)

@@ -21,7 +21,7 @@ from firstread.convert.original import source_layers
 from firstread.convert.outcome import Attachments, Skipped
 from firstread.convert.progress import Progress
 from firstread.errors import FirstreadError, SourceError, UnsupportedError, UsageError
-from firstread.oci.model import OCI_MANIFEST
+from firstread.oci.model import OCI_MANIFEST, Descriptor
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Repository, naming
@@ -79,7 +79,7 @@ def attach(
                 if destination is not None:
                     _name(repository, images[0].digest, destination)
                 digests = [
-                    _chosen_by_nodes(repository, image, made.digest)
+                    chosen_by_nodes(repository, image.descriptor, made.digest)
                     for image, made in zip(chosen, images, strict=True)
                 ]
     except FirstreadError as exc:
@@ -160,23 +160,22 @@ def _name(repository: Destination, digest: str, destination: Reference) -> None:
         repository.put_manifest(data, OCI_MANIFEST, destination.tag)
 
 
-def _chosen_by_nodes(repository: Repository, image: ResolvedImage, attached: str) -> str:
+def chosen_by_nodes(repository: Repository, original: Descriptor, attached: str) -> str:
     """Return the digest of the image that nodes now choose for an original.
 
     Args:
         repository: has both.
-        image: the original.
+        original: its manifest.
         attached: digest of the new attachment, the answer if the registry does not say.
     """
     try:
-        found = find_attached(repository, image.descriptor)
+        found = find_attached(repository, original)
     except SourceError as exc:
-        log.warning("%s: what is attached is not known: %s", image.descriptor.digest, exc)
+        log.warning("%s: what is attached is not known: %s", original.digest, exc)
         return attached
     if found is None:
         raise SourceError(
-            f"the registry took what was attached to {image.descriptor.digest}, but does not"
-            " list it",
+            f"the registry took what was attached to {original.digest}, but does not list it",
             hint="wait a moment and run 'firstread inspect' on the image",
         )
     return found.descriptor.digest

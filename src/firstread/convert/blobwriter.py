@@ -33,7 +33,7 @@ class PackedLayer(msgspec.Struct, frozen=True):
     """A layer whose data is in a sector blob.
 
     Args:
-        record: the encoded `LayerRecord`.
+        record: the encoded `LayerRecord`; empty for hot sectors, which are no layer of the source.
         record_offset: of the record in the blob, its frame header included.
         digest: ``sha256:…`` of the blob.
         size: bytes of the blob; a layer without data has a blob with only the record.
@@ -123,9 +123,10 @@ class BlobWriter:
         return [self._sectors[number] for number in range(len(self._sectors))]
 
     def seal(self, record: bytes) -> PackedLayer:
-        """End the blob with the layer record."""
+        """End the blob with the layer record; hot sectors have none, and `record` is empty."""
         offset = self._size
-        self._write(pack_skippable(SKIPPABLE_RECORD, record))
+        if record:
+            self._write(pack_skippable(SKIPPABLE_RECORD, record))
         self._out.flush()
         return PackedLayer(
             record,

@@ -9,17 +9,19 @@ none stays behind, whatever happens.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.destination import check_destination, check_name
+from firstread.convert.hotblob import Start, recorded_start
 from firstread.convert.job import LayerJob, temporary_file_error
 from firstread.convert.layercache import LayerCache
 from firstread.convert.layerpool import LayerPool, concurrency
 from firstread.convert.metadata import LayerFacts
 from firstread.convert.original import SourceLayer, source_layers
-from firstread.convert.outcome import Conversion, ConvertedLayer
+from firstread.convert.outcome import Conversion, ConvertedLayer, hot_sectors
 from firstread.convert.progress import NoProgress, Progress
 from firstread.convert.publish import Published, ReadyLayer, publish
 from firstread.convert.record import Parameters
@@ -32,6 +34,8 @@ from firstread.oci.repository import Destination, Repository
 from firstread.oci.resolve import ResolvedImage, platform_of, resolve
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
+from firstread.traces.firstreads import merge
+from firstread.traces.tracefile import Trace
 
 DEFAULT_PARAMETERS = Parameters()
 DEFAULT_ACCESS = AccessOptions()
@@ -49,6 +53,7 @@ class ConvertOptions:
         destination_options: access to the destination.
         cache: layers that this machine packed before; None for none.
         reuse: take layers from an image in the destination.
+        traces: of starts, whose reads go into hot sectors.
     """
 
     platform: Platform | None = None
@@ -58,6 +63,7 @@ class ConvertOptions:
     destination_options: AccessOptions = DEFAULT_ACCESS
     cache: LayerCache | None = None
     reuse: bool = True
+    traces: Sequence[Trace] = ()
 
 
 def convert(
@@ -165,7 +171,16 @@ class ImageConversion:
         made = [ReadyLayer(*layer, packed[layer.diff_id]) for layer in layers]
         digest = previous.digest if previous else None
         try:
-            done = publish(repository, image, made, self.parameters, digest, attach=self.attach)
+            done = publish(
+                repository,
+                image,
+                made,
+                self.parameters,
+                digest,
+                attach=self.attach,
+                start=self._start(),
+                jobs=self.options.jobs,
+            )
         except ImageError as exc:
             if previous and "known" in how.values():
                 exc.hint = (
@@ -174,6 +189,11 @@ class ImageConversion:
                 )
             raise
         return self._report(image, made, how, done, started)
+
+    def _start(self) -> Start | None:
+        """Return what says what is hot; None if nothing is."""
+        traces = self.options.traces
+        return recorded_start(merge(traces)) if traces else None
 
     def _pack_layers(
         self, layers: list[SourceLayer], known: KnownLayers
@@ -250,6 +270,7 @@ class ImageConversion:
             attached_to=image.descriptor.digest if self.attach else None,
             platform=str(platform_of(image.config)) if self.attach else None,
             other_platforms=list(image.others),
+            hot=hot_sectors(done.hot),
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.hotblob import HotBlob
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import record_annotations
 from firstread.oci.model import (
@@ -23,16 +24,21 @@ from firstread.sectors.format import (
     METADATA_MEDIA_TYPE,
     SECTORS_MEDIA_TYPE,
 )
-from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST
+from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST
 from firstread.units import KiB
 
 MAX_EMBEDDED_CONFIG = 32 * KiB  # bytes; most configs have less than 10
 CREATED_BY = "firstread convert"
+METADATA_STEP, HOT_STEP = "metadata", "hot sectors"
 EPOCH = "1970-01-01T00:00:00Z"
 
 
 def converted_config(
-    config: dict[str, Any], diff_ids: Sequence[str], has_blob: Sequence[bool]
+    config: dict[str, Any],
+    diff_ids: Sequence[str],
+    has_blob: Sequence[bool],
+    *,
+    hot: bool = False,
 ) -> bytes:
     """Return the config of a converted image: the source's with other layers.
 
@@ -40,6 +46,7 @@ def converted_config(
         config: the source's, with all its fields.
         diff_ids: of the new layers, metadata first.
         has_blob: for each source layer, whether it has its own sector blob.
+        hot: the last of `diff_ids` is that of hot sectors.
 
     The history keeps every step. Its entries that are not marked as empty must correspond to the
     layers (image-spec, config.md): the metadata gets a new entry, and so does each layer without
@@ -51,13 +58,27 @@ def converted_config(
     history = config.get("history")
     if isinstance(history, list) and history:
         blobs = iter(has_blob)
-        steps: list[dict[str, Any]] = [_step("metadata")]
+        steps: list[dict[str, Any]] = [_step(METADATA_STEP)]
         for step in filter(_is_object, history):
             empty = step.get("empty_layer", False) or not next(blobs, False)
             steps.append({**step, "empty_layer": True} if empty else step)
         steps += [_step("layer") for has_blob in blobs if has_blob]
+        steps += [_step(HOT_STEP)] * hot
         changed["history"] = _timed(steps, config.get("created"))
     return json.dumps(changed, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def original_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what `converted_config` makes the same config of again."""
+    changed = dict(config)
+    if isinstance(steps := config.get("history"), list):
+        ours = (METADATA_STEP, HOT_STEP)
+        changed["history"] = [
+            step
+            for step in filter(_is_object, steps)
+            if step.get("created_by") != CREATED_BY or step.get("comment") not in ours
+        ]
+    return changed
 
 
 def converted_manifest(
@@ -68,6 +89,7 @@ def converted_manifest(
     layers: Sequence[tuple[str, PackedLayer]],
     subject: Descriptor | None = None,
     annotations: Mapping[str, str] | None = None,
+    hot: HotBlob | None = None,
 ) -> Manifest:
     """Return the manifest of a converted image.
 
@@ -80,7 +102,9 @@ def converted_manifest(
         subject: the source's manifest, if the image is attached to it. Then the manifest contains
             the config, which saves a node a request after its image lookup.
         annotations: of the source's manifest. They stay, unless ours override them.
+        hot: the image's hot sectors. The annotation of the manifest is for lists of referrers.
     """
+    kept = {name: text for name, text in (annotations or {}).items() if name != HOT}
     small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
     return Manifest(
         media_type=OCI_MANIFEST,
@@ -92,21 +116,29 @@ def converted_manifest(
             size=len(config),
             data=config if small else None,
         ),
-        layers=[metadata, *(_sectors_descriptor(packed, diff_id) for diff_id, packed in layers)],
+        layers=[
+            metadata,
+            *(
+                _sectors_descriptor(packed, record_annotations(packed, diff_id))
+                for diff_id, packed in layers
+            ),
+            *([_sectors_descriptor(hot.packed, {HOT: hot.note})] if hot else []),
+        ],
         annotations={
-            **(annotations or {}),
+            **kept,
             SOURCE_DIGEST: source_digest,
             PARAMETERS: parameters.key,
+            **({HOT: hot.note} if hot else {}),
         },
     )
 
 
-def _sectors_descriptor(packed: PackedLayer, diff_id: str) -> Descriptor:
+def _sectors_descriptor(packed: PackedLayer, annotations: Mapping[str, str]) -> Descriptor:
     return Descriptor(
         media_type=SECTORS_MEDIA_TYPE,
         digest=packed.digest,
         size=packed.size,
-        annotations={**record_annotations(packed, diff_id), LAYER_LABEL: "sectors"},
+        annotations={**annotations, LAYER_LABEL: "sectors"},
     )
 
 

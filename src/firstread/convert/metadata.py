@@ -15,6 +15,7 @@ from typing import IO, BinaryIO
 
 import zstandard
 
+from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.layers import LayerMerger
 from firstread.convert.record import LayerRecord, PackedSector
 from firstread.erofs.tree import HOLE, Device, Node, walk
@@ -75,12 +76,18 @@ def merge(records: Iterable[LayerRecord]) -> MergedLayers:
     return merged
 
 
+def index_blob(packed: PackedLayer) -> Blob:
+    """Return how the sector index names the blob of a layer."""
+    return Blob(bytes.fromhex(packed.digest.removeprefix("sha256:")), packed.size)
+
+
 def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry]:
     """Give a device slot to every sector that the tree uses, and rewrite its chunk addresses.
 
     Args:
         merged: afterwards its chunk addresses count device slots.
-        blobs: for each layer, the number of its blob in the index.
+        blobs: for each layer, and for the hot sectors behind the last, the number of its blob in
+            the index. A sector that is in both is a hot one.
 
     Returns:
         the rows of the sector index, in order of slots.
@@ -98,6 +105,8 @@ def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry
         if sector.id:
             row = SectorEntry(sector.id, sector.size, blobs[layer], sector.offset, sector.length)
             slots[number] = rows.setdefault(sector.id, (len(rows), row))[0]
+            if layer == len(merged.layers):
+                rows[sector.id] = slots[number], row
     if len(rows) > MAX_SECTORS:
         raise LimitError(
             f"the image has {len(rows)} sectors, an EROFS image can have {MAX_SECTORS}",
@@ -172,7 +181,7 @@ def write_metadata_layer(
     Args:
         out: takes the compressed bytes.
         merged: the layers; consumed.
-        blobs: the sector blob of each layer.
+        blobs: the sector blob of each layer, and that of the hot sectors, if there are any.
         geometry: of the image.
         limit: bytes of the metadata, compressed or not.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from firstread.convert.hotblob import Hot
 from firstread.documents import DESCRIBED, Bytes, Digest, Document, Seconds
 
 
@@ -34,6 +35,47 @@ class ConvertedLayer(Document):
     dropped_xattrs: list[str]
 
 
+class HotSectors(Document):
+    """The sectors that hold what a start reads, in order ([optimize.md](optimize.md)).
+
+    blob: their sector blob; null if nothing in the trace fits the image
+    blob_size, size: compressed, uncompressed
+    sectors: in the blob
+    reads, files: of the trace that they serve
+    missing_files: paths in the trace that are no file of the image
+    unfit_reads: of such paths, or behind the end of a file
+    hole_reads: of holes, which need no data
+    """
+
+    blob: Digest | None
+    blob_size: Bytes
+    size: Bytes
+    sectors: int
+    reads: int
+    files: int
+    missing_files: int
+    unfit_reads: int
+    hole_reads: int
+
+
+def hot_sectors(hot: Hot) -> HotSectors | None:
+    """Return the document about what became of a start; None if none was stated."""
+    plan, made = hot
+    if plan is None:
+        return None
+    return HotSectors(
+        blob=made.packed.digest if made else None,
+        blob_size=made.packed.size if made else 0,
+        size=made.size if made else 0,
+        sectors=made.sectors if made else 0,
+        reads=plan.reads,
+        files=plan.files,
+        missing_files=plan.left_out.files,
+        unfit_reads=plan.left_out.reads,
+        hole_reads=plan.left_out.holes,
+    )
+
+
 class Conversion(Document, kw_only=True):
     """What a conversion made.
 
@@ -56,6 +98,7 @@ class Conversion(Document, kw_only=True):
     platform: with `--attach`: what it runs on
     other_platforms: that the reference has images for, too, if it is an index: they were not
         converted
+    hot: as for [optimize](#optimize); null without `--trace`
     """
 
     source: str
@@ -76,6 +119,7 @@ class Conversion(Document, kw_only=True):
     attached_to: Digest | None = None
     platform: str | None = None
     other_platforms: list[str]
+    hot: Annotated[HotSectors | None, DESCRIBED] = None
 
 
 class Skipped(Document):
@@ -105,4 +149,34 @@ class Attachments(Document):
     images: Annotated[list[Conversion], DESCRIBED]
     chosen: list[Digest]
     skipped: list[Skipped]
+    seconds: Seconds
+
+
+class Optimization(Document):
+    """What an optimization made.
+
+    reference: of the converted image, or of its original
+    destination: reference of the result; without a tag, if it is attached only
+    digest: of its manifest
+    unchanged: the destination's name had this image before
+    size: all its layers
+    metadata_size: the metadata layer: what a node fetches before it mounts
+    hot: the hot sectors
+    uploaded_blobs: that the destination did not have
+    attached_to: the original's manifest, if the image is attached to it
+    chosen: then the manifest that nodes take: its own, unless they prefer another conversion that
+        is attached to the same original
+    seconds: wall-clock time
+    """
+
+    reference: str
+    destination: str
+    digest: Digest
+    unchanged: bool
+    size: Bytes
+    metadata_size: Bytes
+    hot: HotSectors | None
+    uploaded_blobs: int
+    attached_to: Digest | None
+    chosen: Digest | None
     seconds: Seconds

@@ -89,9 +89,9 @@ class Planner:
             chunk_size = min(self._sector_size, _power_of_two(size))
             touched = range(-(-size // chunk_size))
         else:
-            blocks = _touched(((start, start + length) for start, length in extents), BLOCK_SIZE)
+            blocks = covered(((start, start + length) for start, length in extents), BLOCK_SIZE)
             chunk_size = self._sparse_chunk_size(size, blocks)
-            touched = chain(*starmap(range, _touched(blocks, chunk_size // BLOCK_SIZE)))
+            touched = chain(*starmap(range, covered(blocks, chunk_size // BLOCK_SIZE)))
         count = -(-size // chunk_size)
         self._count(count, size)  # before it sizes anything
         chunks = array("Q", (HOLE,)) * count
@@ -135,7 +135,7 @@ class Planner:
         best, best_cost = self._sector_size, -1
         chunk_size = min(_power_of_two(size), self._sector_size)
         while chunk_size >= BLOCK_SIZE and -(-size // chunk_size) <= MAX_CHUNKS_PER_FILE:
-            spans = _touched(blocks, chunk_size // BLOCK_SIZE)
+            spans = covered(blocks, chunk_size // BLOCK_SIZE)
             stored = chunk_size * sum(end - first for first, end in spans)
             stored -= max(0, spans[-1][1] * chunk_size - round_up(size, BLOCK_SIZE))
             cost = stored + CHUNK_INDEX_SIZE * -(-size // chunk_size)
@@ -150,12 +150,18 @@ def _power_of_two(size: int) -> int:
     return max(BLOCK_SIZE, 1 << (size - 1).bit_length())
 
 
-def _touched(spans: Iterable[Span], unit: int) -> list[Span]:
-    """Return the larger units of size `unit` that `spans` touch, joined where they meet."""
+def covered(spans: Iterable[Span], unit: int) -> list[Span]:
+    """Return the larger units of size `unit` that `spans` touch, joined where they meet.
+
+    Args:
+        spans: in order of their beginnings.
+        unit: how many of the smaller units a larger one has.
+    """
     touched: list[Span] = []
     for first, end in spans:
-        start = first // unit
+        start, stop = first // unit, -(-end // unit)
         if touched and start <= touched[-1][1]:
-            start = touched.pop()[0]
-        touched.append((start, -(-end // unit)))
+            start, last = touched.pop()
+            stop = max(stop, last)
+        touched.append((start, stop))
     return touched

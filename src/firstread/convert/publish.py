@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.hotblob import NOT_HOT, Hot, HotBlob, Start, make_hot
 from firstread.convert.manifest import converted_config, converted_manifest, metadata_descriptor
 from firstread.convert.metadata import (
     LayerFacts,
     MergedLayers,
     WrittenMetadata,
+    index_blob,
     merge,
     write_metadata_layer,
 )
@@ -33,7 +35,6 @@ from firstread.oci.model import (
 )
 from firstread.oci.repository import Destination
 from firstread.oci.resolve import ResolvedImage
-from firstread.sectors.format import Blob
 from firstread.units import MiB
 
 
@@ -56,6 +57,7 @@ class Published:
         uploaded: blobs that the destination did not have.
         metadata: facts of the metadata layer.
         layers: facts of each source layer.
+        hot: what became of its start.
     """
 
     manifest: Manifest
@@ -64,6 +66,7 @@ class Published:
     uploaded: int
     metadata: WrittenMetadata
     layers: list[LayerFacts]
+    hot: Hot
 
 
 def publish(
@@ -74,6 +77,9 @@ def publish(
     previous: str | None,
     *,
     attach: bool = False,
+    start: Start | None = None,
+    jobs: int = 1,
+    merged: MergedLayers | None = None,
 ) -> Published:
     """Publish the image of `layers`, whose blobs are in `repository`, under its tag.
 
@@ -84,20 +90,29 @@ def publish(
         parameters: that they were packed with.
         previous: digest of the manifest that is published there now.
         attach: make the image a referrer of the source's manifest; it needs no tag then.
+        start: says what hot sectors will hold; None for none.
+        jobs: hot sectors compressed at a time.
+        merged: what `merge_layers` gives for `layers`, if the caller has it; consumed.
 
     Raises:
         FirstreadError: the layers do not fit together, or the destination does not take the image.
     """
-    merged = _merge(layers)
-    facts = merged.layers
+    merged = merged or merge_layers(layers)
+    facts, packed = merged.layers, [layer.packed for layer in layers]
+    hot = NOT_HOT
+    if start is not None:
+        hot = make_hot(repository, merged, packed, parameters, image.config, start, jobs=jobs)
+    packed += [hot.blob.packed] if hot.blob else []
     with tempfile.TemporaryFile(prefix="firstread-") as file:
-        blobs = [_index_blob(layer.packed) for layer in layers]
+        blobs = [index_blob(blob) for blob in packed]
         written = write_metadata_layer(file, merged, blobs, parameters.geometry)
         metadata = metadata_descriptor(written.digest, file.tell())
         file.seek(0)
-        uploaded = int(repository.put_blob(metadata, file))
+        uploaded = repository.put_blob(metadata, file) + bool(hot.blob and hot.blob.uploaded)
     subject = image.descriptor if attach else None
-    config, manifest = _documents(image, layers, parameters, metadata, written.diff_id, subject)
+    config, manifest = _documents(
+        image, layers, parameters, metadata, written.diff_id, subject, hot.blob
+    )
     data = _encoded(manifest)
     digest = sha256_digest(data)
     if digest != previous:
@@ -107,10 +122,15 @@ def publish(
             uploaded += repository.put_blob(manifest.config, spool)  # type: ignore[arg-type]
         put = repository.put_referrer if attach else repository.put_manifest
         put(data, OCI_MANIFEST, repository.reference.tag)
-    return Published(manifest, digest, digest == previous, uploaded, written, facts)
+    return Published(manifest, digest, digest == previous, uploaded, written, facts, hot)
 
 
-def _merge(layers: Sequence[ReadyLayer]) -> MergedLayers:
+def merge_layers(layers: Sequence[ReadyLayer]) -> MergedLayers:
+    """Return the merged tree of `layers`, lowest first.
+
+    Raises:
+        ImageError: they do not fit together; names the layer.
+    """
     try:
         return merge(LayerRecord.decode(layer.packed.record) for layer in layers)
     except ImageError as exc:  # it names a diff_id, which users never see
@@ -138,6 +158,7 @@ def _documents(
     metadata: Descriptor,
     diff_id: str,
     subject: Descriptor | None,
+    hot: HotBlob | None,
 ) -> tuple[bytes, Manifest]:
     """Return config and manifest; a layer that occurs twice in the source has one blob."""
     unique: dict[str, PackedLayer] = {}
@@ -146,7 +167,8 @@ def _documents(
         is_first.append(source_diff_id not in unique)
         unique[source_diff_id] = packed
     diff_ids = [diff_id, *(packed.diff_id for packed in unique.values())]
-    config = converted_config(image.config, diff_ids, is_first)
+    diff_ids += [hot.packed.diff_id] if hot else []
+    config = converted_config(image.config, diff_ids, is_first, hot=hot is not None)
     return config, converted_manifest(
         image.descriptor.digest,
         parameters,
@@ -155,8 +177,5 @@ def _documents(
         list(unique.items()),
         subject,
         image.manifest.annotations,
+        hot,
     )
-
-
-def _index_blob(packed: PackedLayer) -> Blob:
-    return Blob(bytes.fromhex(packed.digest.removeprefix("sha256:")), packed.size)

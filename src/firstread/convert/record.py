@@ -12,6 +12,7 @@ by batch for the merge: as Python objects they would take six times the memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
@@ -40,11 +41,13 @@ class Parameters(msgspec.Struct, frozen=True):
         sector_size: bytes.
         frame_size: bytes.
         level: zstd compression level.
+        encoder: the zstd library.
     """
 
     sector_size: int = Geometry().sector_size
     frame_size: int = Geometry().frame_size
     level: int = DEFAULT_LEVEL
+    encoder: str = ENCODER
 
     @property
     def geometry(self) -> Geometry:
@@ -55,9 +58,26 @@ class Parameters(msgspec.Struct, frozen=True):
         """One line that names these parameters, the format and the encoder."""
         return (
             f"v{FORMAT_VERSION} sector={self.sector_size} frame={self.frame_size}"
-            f" level={self.level} {ENCODER}"
+            f" level={self.level} {self.encoder}"
         )
 
+    @classmethod
+    def of_key(cls, key: str) -> Parameters:
+        """Return the parameters that have this `key`.
+
+        Raises:
+            ImageError: there are none in this format version.
+        """
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ImageError("the image does not say with which parameters it was converted")
+        return cls(int(match[1]), int(match[2]), int(match[3]), match[4])
+
+
+_KEY = re.compile(
+    rf"v{FORMAT_VERSION} sector=([0-9]{{4,10}}) frame=([0-9]{{4,7}}) level=([0-9]{{1,2}})"
+    r" (zstd-[0-9.]{1,20})"
+)
 
 # Bounds for reading: a record can come from a registry.
 _Uint16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]

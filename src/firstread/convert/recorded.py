@@ -11,7 +11,7 @@ import hashlib
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.record import LayerRecord, Parameters
-from firstread.errors import FirstreadError, ImageError
+from firstread.errors import DigestError, FirstreadError, ImageError
 from firstread.oci.model import Descriptor, Manifest
 from firstread.oci.repository import Repository
 from firstread.sectors.format import SECTORS_MEDIA_TYPE, SKIPPABLE_RECORD, unpack_skippable
@@ -49,19 +49,28 @@ class RecordedLayers:
         """Return the packed layer, its record read from the end of its blob; None if unknown."""
         if self._parameters != parameters.key or diff_id not in self._blobs:
             return None
-        blob, blob_diff_id = self._blobs[diff_id]
         try:
-            offset, length, digest = _parse_record((blob.annotations or {}).get(RECORD, ""), blob)
-            with self._repository.open_blob(blob, offset=offset, length=length) as stream:
-                data = b"".join(stream)
-            record = unpack_skippable(SKIPPABLE_RECORD, data)
-            if "sha256:" + hashlib.sha256(record).hexdigest() != digest:
-                return None
-            found = LayerRecord.decode(record)
-            if (found.diff_id, found.parameters) != (diff_id, parameters.key):
-                return None
+            return self.read(diff_id)
         except FirstreadError:
             return None  # the layer is packed again
+
+    def read(self, diff_id: str) -> PackedLayer:
+        """As `get`, for a layer that the image has.
+
+        Raises:
+            ImageError: the record is not the one that the annotation states, or of another layer.
+            SourceError: the repository does not give it.
+        """
+        blob, blob_diff_id = self._blobs[diff_id]
+        offset, length, digest = _parse_record((blob.annotations or {}).get(RECORD, ""), blob)
+        with self._repository.open_blob(blob, offset=offset, length=length) as stream:
+            data = b"".join(stream)
+        record = unpack_skippable(SKIPPABLE_RECORD, data)
+        if "sha256:" + hashlib.sha256(record).hexdigest() != digest:
+            raise DigestError(f"the layer record of {blob.digest} has another digest than stated")
+        found = LayerRecord.decode(record)
+        if (found.diff_id, found.parameters) != (diff_id, self._parameters):
+            raise ImageError(f"the layer record of {blob.digest} is of another layer")
         return PackedLayer(record, offset, blob.digest, blob.size, blob_diff_id)
 
 

@@ -16,7 +16,7 @@ same repository, exactly as we believe a tag. The digest of the original does no
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from firstread.errors import ImageError, NotFoundError, SourceError, UnsupportedError
@@ -35,6 +35,7 @@ from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
 from firstread.sectors.image import (
+    HOT,
     PARAMETERS,
     SOURCE_DIGEST,
     check_manifest,
@@ -67,7 +68,7 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several the one with the lowest digest.
+    Of several the first one with hot sectors; else the first one, in the order of their digests.
 
     Args:
         repository: where the original is.
@@ -90,13 +91,31 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
     except ImageError as exc:
         log.warning("%s: nothing attached is used: %s", original.digest, exc)
         return
-    candidates = {entry.digest: entry for entry in entries}
-    for digest in sorted(candidates)[:MAX_CANDIDATES]:
+    candidates = {entry.digest: entry for entry in entries}.values()
+    chosen = sorted(candidates, key=lambda entry: _rank(entry.annotations, entry.digest))
+    found = _acceptable(repository, original, chosen[:MAX_CANDIDATES])
+    if all(entry.annotations for entry in chosen):
+        yield from found  # a list with annotations says which have hot sectors
+    else:
+        yield from sorted(
+            found, key=lambda one: _rank(one.manifest.annotations, one.descriptor.digest)
+        )
+
+
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, str]:
+    """Return where a manifest stands among those that are attached to one original."""
+    return HOT not in (annotations or {}), digest
+
+
+def _acceptable(
+    repository: Repository, original: Descriptor, entries: Iterable[Descriptor]
+) -> Iterator[Attached]:
+    for entry in entries:
         try:
-            found = _read(repository, candidates[digest])
+            found = _read(repository, entry)
             _check(found.manifest, original.digest)
         except (ImageError, NotFoundError) as exc:
-            log.warning("%s: attached %s is not used: %s", original.digest, digest, exc)
+            log.warning("%s: attached %s is not used: %s", original.digest, entry.digest, exc)
         else:
             yield found
 

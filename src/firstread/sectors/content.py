@@ -1,35 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads sectors and file contents of an image from a repository, without a mount.
 
-For the commands that look at an image from outside: verify, extract. Invariant: every byte that
-leaves is verified.
+For the commands that look at an image from outside: verify, extract, optimize. Invariant: every
+byte that leaves is verified.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 from firstread.erofs.tree import HOLE, Node, split_address
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, ImageError
 from firstread.oci.repository import Repository
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.image import BlockImage
 from firstread.sectors.native import NativeSource
-from firstread.sectors.source import Wanted
+from firstread.sectors.source import Frame, Source, Wanted
 from firstread.units import MiB
 
 KEEP = 32 * MiB  # of sectors, for files that lie side by side
+GAP = 2  # frames that cost less than one more request
+
+
+def read_frames(source: Source[Any], sector: Wanted, numbers: Iterable[int]) -> Iterator[Frame]:
+    """Yield some frames of a sector, and those of small gaps between them, in few requests.
+
+    Args:
+        source: has the sector.
+        sector: which.
+        numbers: of the frames; at least one.
+
+    Raises:
+        FirstreadError: they cannot be fetched or contradict the sector id; names the blob.
+    """
+    wanted: list[int] = []
+    for number in sorted(numbers):
+        if wanted and number - wanted[-1] <= GAP + 1:
+            wanted.extend(range(wanted[-1] + 1, number))
+        wanted.append(number)
+    try:
+        yield from source.frames(sector, wanted, few=2 * len(wanted) <= wanted[-1])
+    except FirstreadError as exc:
+        exc.about(layer=sector.blob.digest)
+        raise
+
+
+class _Kept(NamedTuple):
+    """A sector in memory: its bytes, and which of its frames are among them."""
+
+    data: memoryview
+    frames: set[int]
 
 
 class ContentReader:
-    """Reads files of `image` from `repository`; keeps the sectors used last."""
+    """Reads files from the sectors that hold them; keeps the sectors used last.
 
-    def __init__(self, repository: Repository, image: BlockImage) -> None:
+    Args:
+        repository: where the sectors are.
+        sectors: by the number that chunk addresses count.
+    """
+
+    def __init__(self, repository: Repository, sectors: Sequence[Wanted]) -> None:
         self._source = NativeSource(repository)
-        self._image = image
-        self._kept: OrderedDict[int, memoryview] = OrderedDict()
-        self._limit = max(2, KEEP // image.index.geometry.sector_size)
+        self._sectors = sectors
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        largest = max((sector.geometry.sector_size for sector in sectors[:1]), default=KEEP)
+        self._limit = max(2, KEEP // largest)
+
+    @classmethod
+    def of(cls, repository: Repository, image: BlockImage) -> Self:
+        """Return a reader of a converted image."""
+        index, blobs = image.index, image.blobs
+        return cls(
+            repository,
+            [Wanted(entry, blobs[entry.blob], index.geometry) for entry in index.sectors],
+        )
 
     def sector(self, slot: int) -> memoryview:
         """Return a sector, whole and verified.
@@ -37,13 +84,7 @@ class ContentReader:
         Raises:
             FirstreadError: it cannot be fetched or is not what its id says; names the blob.
         """
-        if slot in self._kept:
-            self._kept.move_to_end(slot)
-            return self._kept[slot]
-        self._kept[slot] = self._fetch(slot)
-        if len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-        return self._kept[slot]
+        return self._range(slot, 0, self._sectors[slot].entry.size)
 
     def data(self, node: Node) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, bytes) of each chunk of a regular file, in order, but for its holes."""
@@ -58,15 +99,31 @@ class ContentReader:
         start = block * BLOCK_SIZE
         return self.sector(slot)[start : start + length]
 
-    def _fetch(self, slot: int) -> memoryview:
-        index = self._image.index
-        entry = index.sectors[slot]
-        sector = Wanted(entry, self._image.blobs[entry.blob], index.geometry)
-        data = memoryview(bytearray(entry.size))
-        try:
-            for frame in self._source.frames(sector, self._source.covering(sector, 0, entry.size)):
-                data[frame.offset : frame.offset + len(frame.data)] = frame.data
-        except FirstreadError as exc:
-            exc.about(layer=sector.blob.digest)
-            raise
-        return data.toreadonly()
+    def read(self, node: Node, offset: int, length: int) -> bytes:
+        """Return a range of a regular file, cut at its end; fetch only the frames that have it."""
+        data = bytearray(max(0, min(length, node.size - offset)) if node.chunks else 0)
+        at = 0
+        while at < len(data):
+            number, skipped = divmod(offset + at, node.chunk_size)
+            count = min(node.chunk_size - skipped, len(data) - at)
+            if node.chunks[number] != HOLE:
+                slot, block = split_address(node.chunks[number])
+                start = block * BLOCK_SIZE + skipped
+                data[at : at + count] = self._range(slot, start, start + count)
+            at += count
+        return bytes(data)
+
+    def _range(self, slot: int, start: int, stop: int) -> memoryview:
+        sector = self._sectors[slot]
+        if stop > sector.entry.size:
+            raise ImageError(f"a file lies outside sector {slot}")
+        kept = self._kept.setdefault(slot, _Kept(memoryview(bytearray(sector.entry.size)), set()))
+        self._kept.move_to_end(slot)
+        if len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        missing = set(self._source.covering(sector, start, stop)) - kept.frames
+        if missing:
+            for frame in read_frames(self._source, sector, missing):
+                kept.data[frame.offset : frame.offset + len(frame.data)] = frame.data
+                kept.frames.add(frame.number)
+        return kept.data[start:stop].toreadonly()

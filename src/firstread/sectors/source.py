@@ -209,21 +209,30 @@ class Source(ABC, Generic[D]):
         """As `Repository.prepare`."""
         self._repository.prepare(blobs)
 
-    def frames(self, sector: Wanted, frames: Iterable[int]) -> Iterator[Frame]:
+    def frames(
+        self, sector: Wanted, frames: Iterable[int], *, few: bool = False
+    ) -> Iterator[Frame]:
         """Yield some frames of a sector, each once, in the order in which they lie.
+
+        Args:
+            sector: which.
+            frames: their numbers.
+            few: there are so few that it pays to find out first where they lie.
 
         Raises:
             ImageError: the bytes in the repository are not this sector.
             SourceError: it does not give them.
         """
         window, known, missing = Window(), self.begin(sector), set(frames)
+        asked: list[int] = [] if few else sorted(missing)
         while missing:
-            for span in self.plan(sector, sorted(missing), known):
+            for span in self.plan(sector, asked, known):
                 with self.open(span, window) as incoming:
                     for frame in self.decode(sector, known, incoming):
                         if frame.number in missing:
                             missing.discard(frame.number)
                             yield frame
+            asked = sorted(missing)
 
     def close(self) -> None:
         """Close the repository."""

@@ -13,6 +13,7 @@ from collections import Counter
 from typing import BinaryIO
 
 from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.hotblob import Start
 from firstread.convert.job import blob_descriptor
 from firstread.convert.pack import pack_layer
 from firstread.convert.publish import ReadyLayer, publish
@@ -110,8 +111,16 @@ def pack(layer: Layer, parameters: Parameters = SMALL, jobs: int = 1) -> tuple[P
     return packed, blob.getvalue()
 
 
-def converted(image: Image, parameters: Parameters = SMALL) -> tuple[MemoryRepository, Manifest]:
-    """Return a place that has `image`, converted, and its manifest."""
+def converted(
+    image: Image, parameters: Parameters = SMALL, start: Start | None = None
+) -> tuple[MemoryRepository, Manifest]:
+    """Return a place that has `image`, converted, and its manifest.
+
+    Args:
+        image: an ordinary one.
+        parameters: of packing.
+        start: says what its hot sectors hold.
+    """
     source, place = MemoryRepository(), MemoryRepository()
     resolved = source.add(image)
     layers = []
@@ -119,7 +128,7 @@ def converted(image: Image, parameters: Parameters = SMALL) -> tuple[MemoryRepos
         packed, blob = pack(layer, parameters)
         place.put_blob(blob_descriptor(packed), io.BytesIO(blob))
         layers.append(ReadyLayer(descriptor, layer.diff_id, packed))
-    publish(place, resolved, layers, parameters, None)
+    publish(place, resolved, layers, parameters, None, start=start)
     manifest = parse_manifest(place.get_manifest()[1])
     assert isinstance(manifest, Manifest)
     return place, manifest

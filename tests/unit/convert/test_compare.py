@@ -61,7 +61,7 @@ def check(place: MemoryRepository, manifest: Manifest) -> Node:
     blobs = BlobCheck(place, image, root)
     for number, (blob, layer) in enumerate(zip(image.blobs, IMAGE.layers, strict=True)):
         blobs.blob(number, blob, pack(layer)[0].diff_id)
-    fingerprint_image(root, blobs, ContentReader(place, image), SMALL.sector_size)
+    fingerprint_image(root, blobs, ContentReader.of(place, image), SMALL.sector_size)
     return root
 
 
@@ -86,7 +86,7 @@ def test_the_image_with_every_feature_equals_its_source() -> None:
     diff_ids = [pack(layer)[0].diff_id for layer in image.layers]
     for number, blob in enumerate(block_image.blobs):
         blobs.blob(number, blob, diff_ids[number])
-    fingerprint_image(root, blobs, ContentReader(place, block_image), SMALL.sector_size)
+    fingerprint_image(root, blobs, ContentReader.of(place, block_image), SMALL.sector_size)
     assert list(differences(tree_of(image), root)) == []
     assert blobs.checked.blobs == len(block_image.blobs)
     assert blobs.checked.bytes >= sum(sector.size for sector in block_image.index.sectors)
@@ -301,6 +301,6 @@ def test_a_file_of_holes_costs_nothing() -> None:
     root.children = {b"huge": huge}
     place, manifest = converted(Image([Layer([])]))
     image = opened(place, manifest)
-    fingerprint_image(root, BlobCheck(place, image, root), ContentReader(place, image), 4 * MiB)
+    fingerprint_image(root, BlobCheck(place, image, root), ContentReader.of(place, image), 4 * MiB)
     assert huge.target == Fingerprint(5, 5).digest()
     assert time.process_time() - started < 5

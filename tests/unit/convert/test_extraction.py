@@ -28,13 +28,13 @@ SMALL_IMAGE = Image([Layer([Dir("d/"), File("d/a", b"a" * 100_000), Symlink("l",
 def extracted(image: Image, to: Path, *, privileged: bool = False) -> tuple[int, LeftOut]:
     place, manifest = converted(image)
     block_image = opened(place, manifest)
-    content = ContentReader(place, block_image)
+    content = ContentReader.of(place, block_image)
     return extract(read_tree(block_image.erofs), content, to, privileged=privileged)
 
 
 def reader(place: MemoryRepository | None = None) -> ContentReader:
     place, manifest = converted(SMALL_IMAGE)
-    return ContentReader(place, opened(place, manifest))
+    return ContentReader.of(place, opened(place, manifest))
 
 
 @pytest.mark.privileged
@@ -100,7 +100,7 @@ def test_another_user_has_no_hand_in_it(tmp_path: Path) -> None:
 
     source, manifest = converted(Image([Layer([Dir("./", mode=0o755), File("a", b"a" * 100)])]))
     image = opened(source, manifest)
-    extract(read_tree(image.erofs), Watched(source, image), place)
+    extract(read_tree(image.erofs), Watched.of(source, image), place)
     assert seen == [(os.geteuid(), "0o700")]
     assert (place.with_name("away") / "a").read_bytes() == b"a" * 100
     assert place.with_name("away").stat().st_mode & 0o777 == 0o755
@@ -125,7 +125,7 @@ def test_each_sector_is_fetched_about_once(tmp_path: Path) -> None:
     files = [File(f"{n % 7}/{n}", b"%d" % n * 500) for n in range(400)]
     place, manifest = converted(Image([Layer(files)]))
     image = opened(place, manifest)
-    extract(read_tree(image.erofs), ContentReader(place, image), tmp_path)
+    extract(read_tree(image.erofs), ContentReader.of(place, image), tmp_path)
     assert place.reads[manifest.layers[1].digest] == len(image.index.sectors)
     assert (tmp_path / "3" / "10").read_bytes() == b"10" * 500
 
@@ -170,7 +170,7 @@ def test_a_damaged_sector_is_never_written(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     place.blobs[blob] = bytes(data)
     with pytest.raises(ImageError) as caught:
-        extract(read_tree(image.erofs), ContentReader(place, image), tmp_path)
+        extract(read_tree(image.erofs), ContentReader.of(place, image), tmp_path)
     assert caught.value.layer == blob
     assert (tmp_path / "d" / "a").read_bytes() == b"a" * 65_536  # the sector before
 

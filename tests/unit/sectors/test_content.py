@@ -32,7 +32,7 @@ def reader() -> tuple[MemoryRepository, Manifest, ContentReader, dict[bytes, Nod
     place.reads.clear()
     children = read_tree(image.erofs).children
     assert children is not None
-    return place, manifest, ContentReader(place, image), children
+    return place, manifest, ContentReader.of(place, image), children
 
 
 def whole(content: ContentReader, node: Node) -> bytes:

@@ -39,7 +39,7 @@ from firstread.sectors.attached import (
     resolve_converted,
 )
 from firstread.sectors.format import ARTIFACT_TYPE, METADATA_MEDIA_TYPE, SECTORS_MEDIA_TYPE
-from firstread.sectors.image import PARAMETERS, SOURCE_DIGEST
+from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST
 from firstread.testing.registry import ScriptedRegistry
 
 CONFIG = b'{"os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
@@ -141,6 +141,37 @@ def test_unacceptable_images_are_passed_over(registry: ScriptedRegistry, name: s
         found = find_attached(place, SUBJECT)
         assert found is not None
         assert found.data == GOOD
+
+
+HOT_TEXT = "v1 granule=4096 reads=1 trace=" + OTHER
+
+
+@pytest.mark.parametrize("told", ["by the list", "embedded", "by the manifests"])
+def test_one_with_hot_sectors_is_preferred(registry: ScriptedRegistry, told: str) -> None:
+    many = [
+        manifest(annotations={**(manifest().annotations or {}), "n": str(number)})
+        for number in range(6)
+    ]
+    hot = [
+        msgspec.structs.replace(one, annotations={**(one.annotations or {}), HOT: HOT_TEXT})
+        for one in many[:2]
+    ]
+    everything = [*many, *hot]
+    entries = []
+    for one in everything:
+        data = encode(one)
+        store(registry, data)
+        entry = listed(data, annotations=one.annotations if told == "by the list" else None)
+        entries.append(msgspec.structs.replace(entry, data=data if told == "embedded" else None))
+    say(registry, *entries)
+    best = min(describe(encode(one), OCI_MANIFEST).digest for one in hot)
+    with place_of(registry) as place:
+        found = find_attached(place, SUBJECT)
+        assert found is not None
+        assert found.descriptor.digest == best
+        if told == "by the list":
+            assert len(registry.asked("/manifests/sha256:")) == 1
+        assert len(list(all_attached(place, SUBJECT))) == len(everything) == MAX_CANDIDATES
 
 
 def _lies(entry: Descriptor) -> dict[str, Descriptor]:

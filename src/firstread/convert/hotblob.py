@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes hot sectors: copies what a start reads, in order, into a sector blob of its own.
+
+Owns the step between the merged tree and its metadata: the positions in hot sectors, the copy, and
+the new chunk map of each hot file. The sectors of layers stay as they are. Invariant: the tree, the
+trace and the encoder alone decide the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+from firstread.convert.blobwriter import BlobWriter, PackedLayer
+from firstread.convert.hotplan import DEFAULT_GRANULE, HotPlan, HotRun, find_file, plan_hot
+from firstread.convert.job import blob_descriptor
+from firstread.convert.metadata import MergedLayers, index_blob
+from firstread.convert.record import PackedSector, Parameters
+from firstread.erofs.tree import HOLE, Node, chunk_address, split_address, walk
+from firstread.errors import ImageError
+from firstread.layouts.ingest import open_scratch
+from firstread.oci.repository import Destination
+from firstread.sectors.content import ContentReader, read_frames
+from firstread.sectors.format import BLOCK_SIZE, SectorEntry, check_row
+from firstread.sectors.native import NativeSource
+from firstread.sectors.source import Wanted
+from firstread.traces.tracefile import Trace, write_trace
+from firstread.units import round_up
+
+HOT_LEVEL = 9  # docs/adr/0095-hot-frames-are-compressed-harder.md has the table
+READERS = 4  # sectors of layers that are read at a time
+
+Read = Callable[[bytes, int, int], bytes]
+"""Returns the bytes of the file at a path, from an offset on, so many at most; none, if there is no
+such file."""
+
+Start = Callable[[Node, Read, dict[str, Any]], Trace | None]
+"""Says what a start reads: of the merged tree, its files, and the image's config."""
+
+
+def recorded_start(trace: Trace) -> Start:
+    """Return the start that `trace` has recorded."""
+    return lambda _root, _read, _config: trace
+
+
+@dataclass(frozen=True)
+class HotBlob:
+    """The hot sectors of an image, in its repository.
+
+    Args:
+        packed: the blob.
+        note: value of the annotation `HOT`.
+        size: bytes of the sectors, uncompressed.
+        sectors: how many.
+        uploaded: the repository did not have the blob.
+    """
+
+    packed: PackedLayer
+    note: str
+    size: int
+    sectors: int
+    uploaded: bool
+
+
+class Hot(NamedTuple):
+    """What became of a start: the plan, and the blob; None if it reads nothing that needs one."""
+
+    plan: HotPlan | None
+    blob: HotBlob | None
+
+
+NOT_HOT = Hot(None, None)
+
+
+class _Piece(NamedTuple):
+    """A part of a sector of a layer, and its position in the hot data, all in bytes."""
+
+    start: int
+    length: int
+    target: int
+
+
+def make_hot(
+    repository: Destination,
+    merged: MergedLayers,
+    layers: Sequence[PackedLayer],
+    parameters: Parameters,
+    config: dict[str, Any],
+    start: Start,
+    *,
+    granule: int = DEFAULT_GRANULE,
+    level: int = HOT_LEVEL,
+    jobs: int = 1,
+) -> Hot:
+    """Put the hot sectors of an image into its repository, and the chunks of `merged` into them.
+
+    Args:
+        repository: has the blobs of the layers.
+        merged: the layers; the sectors of the new blob belong to a layer behind the last.
+        layers: whose blobs the repository has.
+        parameters: of the layers.
+        config: of the source.
+        start: what is hot.
+        granule: smallest chunk, bytes.
+        level: zstd compression level.
+        jobs: sectors compressed at a time.
+
+    Raises:
+        FirstreadError: the blobs cannot be read or contradict the records; the repository does not
+            take the new one.
+    """
+    sectors = _wanted(merged, layers, parameters)
+    trace = start(merged.root, _reader(merged, ContentReader(repository, sectors)), config)
+    if trace is None:
+        return NOT_HOT
+    plan = plan_hot(merged.root, trace, granule)
+    if not plan.runs:
+        return Hot(plan, None)
+    layout = _Layout(parameters.sector_size, len(sectors))
+    for run in plan.runs:
+        layout.place(run)
+    with (
+        tempfile.TemporaryFile(prefix="firstread-") as data,
+        open_scratch(repository.scratch_dir) as blob,
+    ):
+        layout.copy(NativeSource(repository), sectors, data.fileno())
+        hot = Parameters(parameters.sector_size, parameters.frame_size, level)
+        packed, made = _pack(data, layout.sizes, hot, blob, jobs)
+        blob.seek(0)
+        uploaded = repository.put_blob(blob_descriptor(packed), blob, verified=True)
+    layout.repoint()
+    merged.sectors += [(len(merged.layers), sector) for sector in made]
+    note = f"v1 granule={granule} reads={plan.reads} trace={_digest(trace)}"
+    return Hot(plan, HotBlob(packed, note, sum(layout.sizes), len(made), uploaded))
+
+
+def _wanted(
+    merged: MergedLayers, layers: Sequence[PackedLayer], parameters: Parameters
+) -> list[Wanted]:
+    """Return the sectors of all layers; make chunks in sectors of zeros, which have no id, holes.
+
+    The metadata of an image does the same.
+    """
+    zeros = {number for number, (_, sector) in enumerate(merged.sectors) if not sector.id}
+    if zeros:
+        for _, node in walk(merged.root):
+            node.chunks = [HOLE if chunk >> 32 in zeros else chunk for chunk in node.chunks]
+    blobs = [index_blob(packed) for packed in layers]
+    descriptors = [blob_descriptor(packed) for packed in layers]
+    wanted = []
+    for number, (layer, sector) in enumerate(merged.sectors):
+        row = SectorEntry(sector.id, sector.size, layer, sector.offset, sector.length)
+        if sector.id:
+            check_row(row, number, parameters.geometry, blobs)  # a record can come from a registry
+        wanted.append(Wanted(row, descriptors[layer], parameters.geometry))
+    return wanted
+
+
+def _reader(merged: MergedLayers, content: ContentReader) -> Read:
+    def read(path: bytes, offset: int, length: int) -> bytes:
+        node = find_file(merged.root, path)
+        return content.read(node, offset, length) if node else b""
+
+    return read
+
+
+class _Layout:
+    """Where in the hot data each hot chunk lies.
+
+    Args:
+        sector_size: bytes of a sector.
+        before: sectors of the layers.
+    """
+
+    def __init__(self, sector_size: int, before: int) -> None:
+        self.sizes: list[int] = []  # bytes of each hot sector
+        self._sector_size = sector_size
+        self._before = before
+        self._pieces: dict[int, list[_Piece]] = {}  # sector of a layer -> what is copied of it
+        self._files: dict[int, tuple[Node, int, dict[int, int]]] = {}  # id() -> new chunk map
+
+    def place(self, run: HotRun) -> None:
+        """Append the chunks of a run; one that does not fit begins the next sector."""
+        node, size = run.node, run.chunk_size
+        _, _, chunks = self._files.setdefault(id(node), (node, size, {}))
+        ratio = node.chunk_size // size
+        end = round_up(node.size, BLOCK_SIZE)
+        for number in range(run.first, run.first + run.chunks):
+            length = min(size, end - number * size)
+            if not self.sizes or self.sizes[-1] + length > self._sector_size:
+                self.sizes.append(0)
+            sector, at = len(self.sizes) - 1, self.sizes[-1]
+            above, part = divmod(number, ratio)
+            source, block = split_address(node.chunks[above])
+            piece = _Piece(
+                block * BLOCK_SIZE + part * size, length, sector * self._sector_size + at
+            )
+            self._pieces.setdefault(source, []).append(piece)
+            chunks[number] = chunk_address(self._before + sector, at // BLOCK_SIZE)
+            self.sizes[-1] += length
+
+    def copy(self, source: NativeSource, sectors: Sequence[Wanted], out: int) -> None:
+        """Fetch all pieces, in the order of their blobs, and write them to the file `out`."""
+
+        def fetch(number: int) -> None:
+            sector, pieces = sectors[number], sorted(self._pieces[number])
+            numbers: set[int] = set()
+            for piece in pieces:
+                stop = piece.start + piece.length
+                if stop > sector.entry.size:
+                    raise ImageError(f"a file lies outside sector {number}")
+                numbers.update(source.covering(sector, piece.start, stop))
+            for frame in read_frames(source, sector, numbers):
+                _copy_frame(frame.offset, frame.data, pieces, out)
+
+        with ThreadPoolExecutor(READERS, thread_name_prefix="hot") as pool:
+            for _ in pool.map(fetch, sorted(self._pieces)):
+                pass
+
+    def repoint(self) -> None:
+        """Give every hot file its new chunk map."""
+        for node, size, hot in self._files.values():
+            ratio, blocks = node.chunk_size // size, size // BLOCK_SIZE
+            count = -(-node.size // size)
+            node.chunks = [
+                hot[number]
+                if number in hot
+                else _part(node.chunks[number // ratio], number % ratio * blocks)
+                for number in range(count)
+            ]
+            node.chunk_size = size
+
+
+def _part(address: int, blocks: int) -> int:
+    """Return the address of what lies `blocks` behind the beginning of a chunk."""
+    return HOLE if address == HOLE else address + blocks
+
+
+def _copy_frame(offset: int, data: memoryview, pieces: Sequence[_Piece], out: int) -> None:
+    """Write what a frame has of each piece; `offset` is the frame's in its sector."""
+    end = offset + len(data)
+    for piece in pieces:
+        first, last = max(piece.start, offset), min(piece.start + piece.length, end)
+        if first < last:
+            os.pwrite(out, data[first - offset : last - offset], piece.target + first - piece.start)
+
+
+def _pack(
+    data: BinaryIO, sizes: Sequence[int], parameters: Parameters, blob: BinaryIO, jobs: int
+) -> tuple[PackedLayer, list[PackedSector]]:
+    with BlobWriter(blob, parameters, jobs, jobs + 1) as writer:
+        for number, size in enumerate(sizes):
+            buffer = writer.take()
+            if os.preadv(data.fileno(), [buffer[:size]], number * parameters.sector_size) != size:
+                raise OSError("a temporary file became shorter")
+            writer.submit(number, buffer, size)
+        made = writer.finish()
+        return writer.seal(b""), made
+
+
+def _digest(trace: Trace) -> str:
+    text = io.BytesIO()
+    write_trace(trace, text)
+    return "sha256:" + hashlib.sha256(text.getvalue()).hexdigest()

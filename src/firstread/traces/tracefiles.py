@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces on the command line: files, and directories of them.
+
+Owns which files of a directory are traces, and what an error says of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+from firstread.errors import FirstreadError, LimitError, from_os_error
+from firstread.traces.tracefile import Trace, read_trace
+
+SUFFIX = ".jsonl"
+MAX_FILES = 4096  # of one directory: a node collects far fewer
+
+
+def read_traces(paths: Iterable[Path]) -> list[Trace]:
+    """Return the traces in files, in order.
+
+    Args:
+        paths: of files; a directory stands for all in it that end in `SUFFIX`, in order of name.
+
+    Raises:
+        FirstreadError: names the file that cannot be read, or is no valid trace.
+    """
+    traces = []
+    for path in chain.from_iterable(map(_files, paths)):
+        try:
+            with path.open("rb") as source:
+                traces.append(read_trace(source))
+        except OSError as exc:
+            raise from_os_error(exc, "cannot read the trace") from exc
+        except FirstreadError as exc:
+            exc.message = f"{path}: {exc.message}"
+            raise
+    return traces
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) > MAX_FILES:
+        raise LimitError(
+            f"{path} has {len(found)} traces, {MAX_FILES} is the limit",
+            hint="merge some of them, or name those that count",
+        )
+    return found

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays every setting over every link, and chooses one.
+
+Owns the order of the work and the choice: the setting whose starts are soonest ready, over all
+links; among those within `CLOSE` of it the one that fetches the fewest bytes. Only layouts that
+firstread can make are chosen, the others are there to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, exp, log
+from typing import NamedTuple
+
+from firstread.oci.repository import Repository
+from firstread.oci.resolve import ResolvedImage
+from firstread.sectors.image import BlockImage
+from firstread.traces.tracefile import Trace
+from firstread.tune.hits import count_hits
+from firstread.tune.layercontent import read_content, read_frames
+from firstread.tune.link import LinkSpeed
+from firstread.tune.replay import Costs, Replay, Replayed
+from firstread.tune.settings import Layouts, Setting
+from firstread.tune.tuned import CacheTuned, SettingTuned, Tuned
+from firstread.tune.workload import Workload, fit, steps
+from firstread.units import counted
+
+CLOSE = 1.02
+OURS = ("plain", "hot")
+
+
+class Question(NamedTuple):
+    """A comparison to make.
+
+    Args:
+        settings: of the image.
+        links: to its registry.
+        costs: of the node.
+        pull_s: that the node needs itself before the first read.
+        stores: sizes of the store, in bytes, for its hit ratio.
+        repeat: starts of each trace for that.
+    """
+
+    settings: Sequence[Setting]
+    links: Sequence[LinkSpeed]
+    costs: Costs = Costs()
+    pull_s: float = 0.0
+    stores: Sequence[int] = ()
+    repeat: int = 1
+
+
+def tune(
+    repository: Repository,
+    resolved: ResolvedImage,
+    image: BlockImage,
+    traces: Sequence[Trace],
+    question: Question,
+) -> Tuned:
+    """Replay traces on an image, and choose a setting.
+
+    Args:
+        repository: where the image is.
+        resolved: its manifest.
+        image: its metadata.
+        traces: of starts.
+        question: what to compare.
+
+    Raises:
+        UsageError: a trace has nothing of this image.
+        FirstreadError: the image cannot be read, or cannot have such sectors.
+    """
+    content = read_content(repository, resolved, image)
+    workloads = [fit(content, trace) for trace in traces]
+    keys = frozenset(read.key for workload in workloads for read in workload.reads)
+    read_frames(repository, content, keys)
+    layouts = Layouts(content, traces, keys)
+    rows = compare(layouts, workloads, question)
+    number, why = choose(question, rows)
+    chosen = question.settings[number]
+    return Tuned(
+        reference=str(repository.reference),
+        digest=resolved.descriptor.digest,
+        traces=len(workloads),
+        reads=sum(len(workload.reads) for workload in workloads),
+        left_out=sum(workload.left_out for workload in workloads),
+        later=sum(workload.later for workload in workloads),
+        local=sum(workload.local_s for workload in workloads) / len(workloads),
+        settings=rows,
+        chosen=number * len(question.links),
+        why=why,
+        stores=caches(layouts, workloads, chosen, question),
+    )
+
+
+def compare(
+    layouts: Layouts, workloads: Sequence[Workload], question: Question
+) -> list[SettingTuned]:
+    """Replay every workload for every setting and link; return a row for each of these pairs."""
+    rows = []
+    for setting in question.settings:
+        layout = layouts.get(setting)
+        prefetch = setting.prefetch == "hot"
+        work = [(steps(workload, layout), workload.end_s) for workload in workloads]
+        for link in question.links:
+            starts = [
+                Replay(layout, link, question.costs, prefetch=prefetch).run(
+                    reads, end_s, question.pull_s
+                )
+                for reads, end_s in work
+            ]
+            rows.append(_row(setting, link, starts, layout.size))
+    return rows
+
+
+def _row(
+    setting: Setting, link: LinkSpeed, starts: Sequence[Replayed], image_size: int
+) -> SettingTuned:
+    waits = sorted(wait for start in starts for wait in start.waits)
+    count = len(starts)
+    return SettingTuned(
+        link=link.name,
+        layout=setting.kind,
+        unit_size=setting.unit_size,
+        frame_size=setting.frame_size,
+        granule=setting.granule,
+        prefetch=setting.prefetch,
+        ready=sum(start.ready_s for start in starts) / count,
+        wait_p50=_quantile(waits, 0.5),
+        wait_p99=_quantile(waits, 0.99),
+        wait_p999=_quantile(waits, 0.999),
+        bytes=round(sum(start.bytes for start in starts) / count),
+        requests=sum(start.requests for start in starts) / count,
+        image_size=image_size,
+    )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, ceil(share * len(ordered)) - 1)]
+
+
+def choose(question: Question, rows: Sequence[SettingTuned]) -> tuple[int, str]:
+    """Return the number of the setting to use, and why.
+
+    Args:
+        question: what was compared.
+        rows: as from `compare`.
+    """
+    settings, count = question.settings, len(question.links)
+    links = counted(count, "link")
+    best = [min(row.ready for row in rows[at::count]) for at in range(count)]
+    scores, fetched = [], []
+    for number in range(len(settings)):
+        own = rows[number * count : (number + 1) * count]
+        lags = [log(row.ready / least) for row, least in zip(own, best, strict=True)]
+        scores.append(exp(sum(lags) / count))
+        fetched.append(sum(row.bytes for row in own))
+    ours = [number for number, setting in enumerate(settings) if setting.kind in OURS]
+    ours = ours or list(range(len(settings)))
+    least = min(scores[number] for number in ours)
+    close = [number for number in ours if scores[number] <= least * CLOSE]
+    chosen = min(close, key=lambda number: (fetched[number], scores[number]))
+    if len(close) == 1:
+        return chosen, f"of {counted(len(ours), 'setting')} it is soonest ready over {links}"
+    return chosen, (
+        f"{len(close)} settings are within {CLOSE - 1:.0%} of the soonest ready over {links};"
+        " of these it fetches the fewest bytes"
+    )
+
+
+def caches(
+    layouts: Layouts, workloads: Sequence[Workload], setting: Setting, question: Question
+) -> list[CacheTuned]:
+    """Return what stores of several sizes save, for starts of all workloads in turn."""
+    layout = layouts.get(setting)
+    starts = [steps(workload, layout) for workload in workloads] * question.repeat
+    found = [count_hits(layout, starts, limit) for limit in question.stores]
+    return [
+        CacheTuned(hits.limit, hits.starts, hits.touched, hits.missed, hits.ratio, hits.fetched)
+        for hits in found
+    ]

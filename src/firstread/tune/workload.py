@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workload of a trace: its reads, as files of an image. Pure.
+
+Owns the fit of a trace to an image, and what of it is hot. Times between reads are the workload's
+own work, so a trace should come from a start whose data was local. Invariant: a workload has at
+least one read, each of a file that the image has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from firstread.convert.hotplan import plan_hot
+from firstread.errors import UsageError
+from firstread.traces.firstreads import merge
+from firstread.traces.tracefile import Trace
+from firstread.tune.layercontent import Content, FileKey
+from firstread.tune.layout import HotChunk, Layout, Need
+from firstread.tune.replay import Step
+
+S = 1_000_000  # microseconds
+
+
+class WorkRead(NamedTuple):
+    """A read of a workload: seconds of work before it, the file, first byte, bytes."""
+
+    think_s: float
+    key: FileKey
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a start does.
+
+    Args:
+        reads: until it is ready, in order.
+        end_s: seconds of work after the last of them.
+        left_out: reads of files that the image does not have.
+        later: reads after it was ready.
+    """
+
+    reads: Sequence[WorkRead]
+    end_s: float
+    left_out: int
+    later: int
+
+    @property
+    def local_s(self) -> float:
+        """Seconds that it takes when it waits for nothing."""
+        return self.end_s + sum(read.think_s for read in self.reads)
+
+
+def fit(content: Content, trace: Trace) -> Workload:
+    """Return what a trace does on an image.
+
+    Raises:
+        UsageError: the trace has no read that the image could serve.
+    """
+    if not trace.reads:
+        raise UsageError("the trace has no reads", hint="record it anew: firstread trace")
+    ready_us = trace.header.ready_us
+    if ready_us is None:
+        ready_us = trace.reads[-1].time_us
+    found: dict[bytes, FileKey | None] = {}
+    reads: list[WorkRead] = []
+    left_out = later = last_us = 0
+    for read in trace.reads:
+        if read.path not in found:
+            found[read.path] = content.find(read.path)
+        key = found[read.path]
+        if key is None or read.offset >= content.file(key).size:
+            left_out += 1
+        elif read.time_us > ready_us:
+            later += 1
+        else:
+            work = WorkRead((read.time_us - last_us) / S, key, read.offset, read.length)
+            reads.append(work)
+            last_us = read.time_us
+    if not reads:
+        raise UsageError(
+            f"none of the {len(trace.reads)} reads of the trace is of a file of this image",
+            hint="is it a trace of another image?",
+        )
+    return Workload(reads, max(0, ready_us - last_us) / S, left_out, later)
+
+
+def steps(workload: Workload, layout: Layout) -> list[Step]:
+    """Return what the reads of a workload wait for in a layout."""
+    return [
+        Step(read.think_s, _joined(layout.needs(read.key, read.offset, read.length)))
+        for read in workload.reads
+    ]
+
+
+def _joined(needs: Iterable[Need]) -> list[Need]:
+    """Return one need for each unit: the furthest."""
+    ends: dict[int, int] = {}
+    for unit, end in needs:
+        ends[unit] = max(end, ends.get(unit, 0))
+    return [Need(unit, end) for unit, end in ends.items()]
+
+
+def hot_chunks(content: Content, traces: Sequence[Trace], granule: int) -> Iterator[HotChunk]:
+    """Yield the chunks that the converter would copy into hot sectors, in their order.
+
+    Args:
+        content: of the image.
+        traces: of starts.
+        granule: bytes of the smallest chunk.
+    """
+    for run in plan_hot(content.root, merge(traces), granule).runs:
+        key = content.key(run.node)
+        if key is not None:
+            for number in range(run.first, run.first + run.chunks):
+                start = number * run.chunk_size
+                length = min(run.chunk_size, run.node.size - start)
+                yield HotChunk(key, start, length, run.chunk_size)
