@@ -36,8 +36,9 @@ from firstread.testing.registry import DockerRegistry
 from firstread.traces.tracefile import Trace, read_trace
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LOOPBACK, LinkSpeed, parse_link
-from firstread.tune.replay import Costs, Replay, Replayed
+from firstread.tune.replay import Replayed, replay
 from firstread.tune.settings import Layouts, Setting
+from firstread.tune.simulatedlane import Costs
 from firstread.tune.workload import Workload, fit, steps
 from firstread.units import KiB, MiB, format_size, parse_size
 
@@ -135,8 +136,8 @@ def _simulate(
         layouts = Layouts(content, [trace], keys)
         for size in sizes:
             layout = layouts.get(Setting("plain", size, min(size, FRAME_SIZE)))
-            replay = Replay(layout, link, Costs(trips=1))
-            yield workload, replay.run(steps(workload, layout), workload.end_s)
+            reads = steps(workload, layout)
+            yield workload, replay(layout, link, Costs(trips=1), reads, workload.end_s)
 
 
 def _start(registry: DockerRegistry, name: str, size: int, runs: int, scratch: Path) -> Measured:

@@ -33,6 +33,7 @@ from firstread.convert.outcome import Attachments, Conversion, Optimization
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
 from firstread.mounts.nodestatus import Mounted
+from firstread.tune.tuned import Tuned
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "json.md"
 
@@ -75,6 +76,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "cache verify": ("", Verified, _VERIFIED),
     "fetch": (_FETCH, None, ""),
     "events": (_EVENTS, None, ""),
+    "tune": ("", Tuned, ""),
     "doctor": ("", NodeChecked, _CHECKED),
     "errors": ("", ErrorDocument, ""),
     "version": ("", Versions, ""),

@@ -20,7 +20,7 @@ ROOMS: dict[str, str] = {
         "registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
-    "tune": "fetch cache convert traces sectors erofs oci documents units errors",
+    "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units errors"

@@ -114,10 +114,10 @@ _SIZES = ListType(lambda text: SIZE.convert(text, None, None))
 )
 @click.option(
     "--prefetch",
-    type=ListType(_one_of("none", "hot")),
+    type=ListType(_one_of("none", "hot", "all")),
     default="hot",
     show_default=True,
-    help="Whether the node streams hot sectors.",
+    help="What the node fetches though nobody reads it.",
 )
 @click.option("--cache", "limits", type=_SIZES, help="Sizes of the store, for its hit ratio.")
 @click.option(
@@ -153,7 +153,7 @@ def command(
     sector_sizes: tuple[int, ...],
     frame_sizes: tuple[int, ...] | None,
     granules: tuple[int, ...],
-    prefetch: tuple[str, ...],
+    prefetch: tuple[Any, ...],
     limits: tuple[int, ...] | None,
     repeat: int,
     workers: int,
@@ -171,8 +171,8 @@ def command(
     from firstread.cli.opening import opened_image
     from firstread.tune.comparison import Question, tune
     from firstread.tune.plot import check_plot, draw
-    from firstread.tune.replay import Costs
     from firstread.tune.settings import settings
+    from firstread.tune.simulatedlane import Costs
     from firstread.tune.tuned import lines
 
     if plot is not None:

@@ -19,8 +19,9 @@ from firstread.traces.tracefile import Trace
 from firstread.tune.hits import count_hits
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LinkSpeed
-from firstread.tune.replay import Costs, Replay, Replayed
+from firstread.tune.replay import Replayed, replay
 from firstread.tune.settings import Layouts, Setting
+from firstread.tune.simulatedlane import Costs
 from firstread.tune.tuned import CacheTuned, SettingTuned, Tuned
 from firstread.tune.workload import Workload, fit, steps
 from firstread.units import counted
@@ -99,12 +100,17 @@ def compare(
     rows = []
     for setting in question.settings:
         layout = layouts.get(setting)
-        prefetch = setting.prefetch == "hot"
         work = [(steps(workload, layout), workload.end_s) for workload in workloads]
         for link in question.links:
             starts = [
-                Replay(layout, link, question.costs, prefetch=prefetch).run(
-                    reads, end_s, question.pull_s
+                replay(
+                    layout,
+                    link,
+                    question.costs,
+                    reads,
+                    end_s,
+                    prefetch=setting.prefetch,
+                    pull_s=question.pull_s,
                 )
                 for reads, end_s in work
             ]

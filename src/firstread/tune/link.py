@@ -97,6 +97,7 @@ class Transfer:
         opens: when its first byte arrives.
         arrived: bytes by now.
         wake: `Pipe.step` stops when so many have arrived.
+        is_full: its reader has stopped, and so no more comes.
     """
 
     size: float
@@ -104,6 +105,7 @@ class Transfer:
     connection: _Connection
     arrived: float = 0.0
     wake: float = 0.0
+    is_full: bool = False
     allowed: float = 0.0  # bytes that may come before the next acknowledgement
     round_ends: float = field(default=-1.0)
 
@@ -145,11 +147,12 @@ class Pipe:
         self._active.append(transfer)
         return transfer
 
-    def finish(self, transfer: Transfer) -> None:
-        """End an answer that has arrived; its connection is free for another request."""
+    def finish(self, transfer: Transfer, *, reuse: bool = True) -> None:
+        """End an answer; `reuse`: all of it has arrived, so that its connection is free."""
         self._active.remove(transfer)
         transfer.connection.idle_since = self.now
-        self._idle.append(transfer.connection)
+        if reuse:
+            self._idle.append(transfer.connection)
 
     def step(self, until: float) -> Transfer | None:
         """Let time pass, until an answer reaches its `wake` or to `until` at the latest.
@@ -159,7 +162,9 @@ class Pipe:
         """
         while True:
             for transfer in self._active:
-                if transfer.arrived >= transfer.wake and transfer.opens <= self.now:
+                if transfer.is_full or transfer.opens > self.now:
+                    continue
+                if transfer.arrived >= transfer.wake:
                     return transfer
                 self._acknowledge(transfer)
             if self.now >= until:
@@ -168,7 +173,7 @@ class Pipe:
 
     def _acknowledge(self, transfer: Transfer) -> None:
         """Begin the next round of an answer whose round trip is over."""
-        if transfer.opens > self.now or transfer.round_ends > self.now:
+        if transfer.round_ends > self.now:
             return
         connection = transfer.connection
         if transfer.round_ends >= 0 and transfer.allowed <= 0:
@@ -180,10 +185,11 @@ class Pipe:
 
     def _pass(self, until: float) -> None:
         """Let time pass to the next moment at which something changes."""
-        flowing = [t for t in self._active if t.opens <= self.now and t.allowed > 0]
+        active = [transfer for transfer in self._active if not transfer.is_full]
+        flowing = [each for each in active if each.opens <= self.now and each.allowed > 0]
         rate = min(self._most, self._rate / len(flowing)) if flowing else 0.0
         due = until
-        for transfer in self._active:
+        for transfer in active:
             if transfer.opens > self.now:
                 due = min(due, transfer.opens)
             elif transfer.allowed > 0:

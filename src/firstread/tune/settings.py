@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from firstread.errors import UsageError
+from firstread.fetch.startplan import Mode
 from firstread.sectors.format import BLOCK_SIZE, Geometry
 from firstread.traces.tracefile import Trace
 from firstread.tune.layercontent import Content, FileKey
@@ -20,7 +21,6 @@ from firstread.tune.workload import hot_chunks
 from firstread.units import KiB, MiB, format_size
 
 KINDS = ("plain", "hot", "files", "chunks")
-PREFETCH = ("none", "hot")
 SECTOR_SIZES = (256 * KiB, 512 * KiB, 1 * MiB, 2 * MiB, 4 * MiB)
 GRANULES = (4 * KiB,)
 MAX_SETTINGS = 256
@@ -34,14 +34,14 @@ class Setting(NamedTuple):
         unit_size: bytes of a sector, or of a chunk of a file; 0 for whole files.
         frame_size: bytes of a frame; 0 where a unit is verified as a whole.
         granule: bytes to which hot ranges are padded; 0 if nothing is hot.
-        prefetch: ``hot``: the node streams hot sectors from the mount on; ``none``.
+        prefetch: what the node fetches though nobody reads it.
     """
 
     kind: str
     unit_size: int
     frame_size: int = 0
     granule: int = 0
-    prefetch: str = "none"
+    prefetch: Mode = "none"
 
     def __str__(self) -> str:
         if self.kind == "files":
@@ -51,10 +51,10 @@ class Setting(NamedTuple):
             return f"{size} of files"
         frames = f"{size} sectors, {format_size(self.frame_size).replace('.0 ', ' ')} frames"
         if self.kind == "plain":
-            return frames
+            return frames + (", then all" if self.prefetch == "all" else "")
         granule = format_size(self.granule).replace(".0 ", " ")
-        streamed = "streamed" if self.prefetch == "hot" else "on demand"
-        return f"{frames}, hot by {granule} {streamed}"
+        how = {"none": "on demand", "hot": "streamed", "all": "streamed, then all"}
+        return f"{frames}, hot by {granule} {how[self.prefetch]}"
 
 
 def settings(
@@ -62,7 +62,7 @@ def settings(
     sector_sizes: Sequence[int],
     frame_sizes: Sequence[int],
     granules: Sequence[int],
-    prefetch: Sequence[str],
+    prefetch: Sequence[Mode],
 ) -> list[Setting]:
     """Return each combination that makes sense, once.
 
@@ -83,7 +83,7 @@ def _combined(
     sector_sizes: Sequence[int],
     frame_sizes: Sequence[int],
     granules: Sequence[int],
-    prefetch: Sequence[str],
+    prefetch: Sequence[Mode],
 ) -> Iterator[Setting]:
     for kind in kinds:
         if kind == "files":
@@ -97,7 +97,8 @@ def _combined(
             for frame_size in frame_sizes:
                 frame = Geometry(size, min(frame_size, size)).frame_size
                 if kind == "plain":
-                    yield Setting(kind, size, frame)
+                    for how in prefetch:
+                        yield Setting(kind, size, frame, 0, "none" if how == "hot" else how)
                     continue
                 for granule in granules:
                     _check_granule(granule, size)

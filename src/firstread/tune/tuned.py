@@ -7,9 +7,7 @@ Owns its fields and its look; `firstread.tune.comparison` fills it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
-
-from firstread.documents import Bytes, Digest, Document, Seconds, Unit
+from firstread.documents import Bytes, Digest, Document, Seconds
 from firstread.tune.link import LinkSpeed
 from firstread.tune.settings import Setting
 from firstread.units import counted, format_size
@@ -23,7 +21,7 @@ class SettingTuned(Document):
     unit_size: of a sector, or of a chunk of a file; 0 for whole files
     frame_size: of a frame; 0 where a unit is verified as a whole
     granule: to which hot ranges are padded; 0 if nothing is hot
-    prefetch: `hot` if the node streams hot sectors, else `none`
+    prefetch: what the node fetches though nobody reads it: `none`, `hot`, `all`
     ready: from the beginning of the pull, on average of the traces
     wait_p50, wait_p99, wait_p999: of the first reads of all traces
     bytes: fetched until ready, on average
@@ -61,7 +59,7 @@ class CacheTuned(Document):
     starts: int
     touched: int
     missed: int
-    hit_ratio: Annotated[float, Unit("number")]
+    hit_ratio: float
     fetched: Bytes
 
 

@@ -67,7 +67,7 @@ def test_a_document_for_programs() -> None:
         (["--link", "1Mbit/1000s"], "the round trip time must be at most"),
         (["--link", ","], "give 1 to 16 values"),
         (["--layout", "round"], "'round' is not one of plain, hot, files, chunks"),
-        (["--prefetch", "all"], "'all' is not one of none, hot"),
+        (["--prefetch", "some"], "is not one of none, hot, all"),
         (["--sector-size", "3MiB"], "is not a power of two"),
         (["--granule", "8MiB"], "granule 8388608 is not a power of two from 4 KiB"),
         (["--workers", "0"], "workers"),
