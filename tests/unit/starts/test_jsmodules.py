@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from firstread.starts import jsmodules
 from firstread.starts.jsmodules import node_files
 from firstread.starts.treepaths import TreePaths
 from firstread.testing.programs import tree_of
@@ -50,6 +51,14 @@ def test_a_directory_is_its_main_module() -> None:
 def test_debian_keeps_modules_of_node_on_the_disk() -> None:
     tree: dict[str, bytes | str] = {"usr/share/nodejs/undici/undici-fetch.js": b"require('u')"}
     assert files({**tree, "usr/share/nodejs/u.js": b""}) == [*tree, "usr/share/nodejs/u.js"]
+
+
+def test_node_files_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsmodules, "MAX_MODULES", 9)
+    tree: dict[str, bytes | str] = {
+        f"app/m{number}.js": f"require('./m{number + 1}')".encode() for number in range(20)
+    }
+    assert files(tree, "m0.js") == [f"app/m{number}.js" for number in range(9)]
 
 
 @pytest.mark.parametrize(

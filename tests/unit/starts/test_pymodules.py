@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstread.starts import pymodules
 from firstread.starts.pymodules import imports, python_files
 from firstread.starts.treepaths import TreePaths
 from firstread.testing.programs import tree_of
@@ -96,7 +97,7 @@ LOADED = [
 ]
 
 
-def names(found: list[str]) -> list[str]:
+def names_of(found: list[str]) -> list[str]:
     return [path.removeprefix(f"{SITE}/").removeprefix(f"{LIB}/") for path in found]
 
 
@@ -116,7 +117,7 @@ def names(found: list[str]) -> list[str]:
 def test_the_command_line_names_what_is_loaded(words: list[str], extra: list[str] | None) -> None:
     tree = {**PACKAGE, "app/run.py": b"import pkg", "usr/bin/serve": b""}
     expected = [] if extra is None else LOADED + extra
-    assert names(files(tree, *words)) == expected
+    assert names_of(files(tree, *words)) == expected
 
 
 def test_a_script_finds_its_neighbours_first() -> None:
@@ -143,6 +144,22 @@ def test_path_configuration_is_read_and_followed() -> None:
     assert files(tree) == [f"{SITE}/a.pth", f"{SITE}/hook.py"]
 
 
+def test_python_names_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pymodules, "MAX_MODULES", 9)
+    names = [f"m{number}" for number in range(20)]
+    tree: dict[str, bytes | str] = {f"{SITE}/{name}.py": b"" for name in names}
+    found = names_of(files(tree, "-c", "import " + ", ".join(names)))
+    assert found == ["m0.py", "m1.py", "m2.py", "m3.py", "m4.py"], "four names belong to Python"
+
+
+def test_the_bytes_of_sources_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pymodules, "MAX_SOURCES", 30)
+    tree: dict[str, bytes | str] = {
+        f"{SITE}/m{n}.py": f"import m{n + 1}#{n:2}".encode() for n in range(9)
+    }
+    assert len(files(tree, "-c", "import m0")) == 3
+
+
 def test_imports_in_a_circle_end() -> None:
     tree: dict[str, bytes | str] = {f"{SITE}/a.py": b"import b", f"{SITE}/b.py": b"import a"}
-    assert names(files(tree, "-c", "import a")) == ["a.py", "b.py"]
+    assert names_of(files(tree, "-c", "import a")) == ["a.py", "b.py"]

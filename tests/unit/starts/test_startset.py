@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import stat
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firstread.erofs.tree import Node
 from firstread.starts.imagecommand import MAX_STARTS, command_of
 from firstread.starts.startset import MAX_CODE, MAX_SET, start_set
 from firstread.testing.programs import PAGE, Program, tree_of
@@ -156,8 +158,10 @@ def test_the_set_is_limited() -> None:
     library = Program(code=MAX_CODE // PAGE).image()
     files: dict[str, bytes | str] = {f"lib/{name.decode()}": library for name in names}
     program = Program(needed=tuple(names), interpreter=LOADER).image()
-    files |= {**SYSTEM, "usr/bin/server": program, "var/rest": bytes(300 * MiB)}
-    trace = traced(files, {"Cmd": ["server"]})
+    root, read = tree_of({**files, **SYSTEM, "usr/bin/server": program})
+    assert root.children
+    root.children[b"rest"] = Node(stat.S_IFREG, size=300 * MiB)
+    trace = start_set(root, read, {"config": {"Cmd": ["server"]}})
     assert trace
     assert MAX_SET - 4 * MiB < sum(read.length for read in trace.reads) <= MAX_SET
 
