@@ -37,8 +37,9 @@ ROOMS: dict[str, str] = {
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
     "convert": (
-        "traces sectors erofs registry layouts oci documents memory printable units errors"
+        "starts traces sectors erofs registry layouts oci documents memory printable units errors"
     ),
+    "starts": "traces sectors erofs units",
     "traces": "sectors erofs units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",

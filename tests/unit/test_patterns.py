@@ -132,6 +132,12 @@ MEASURED: dict[str, Measured] = {
     "snapshotter.filters._OPERATOR": filter_of,
     "snapshotter.filters._PATTERN": filter_of,
     "snapshotter.filters._QUOTED": filter_of,
+    "starts.jsmodules._REQUIRED": using("starts.jsmodules._REQUIRED", "findall"),
+    "starts.pymodules._APPLICATION": using("starts.pymodules._APPLICATION", "fullmatch"),
+    "starts.pymodules._FROM": using("starts.pymodules._FROM", "match"),
+    "starts.pymodules._NAME": using("starts.pymodules._NAME", "fullmatch"),
+    "starts.pymodules._STRINGS": using("starts.pymodules._STRINGS", "split"),
+    "starts.pymodules._VERSION": using("starts.pymodules._VERSION", "fullmatch"),
     "snapshotter.filters._REPEAT": using("snapshotter.filters._REPEAT", "findall"),
     "snapshotter.filters._REPEATED_GROUP": using("snapshotter.filters._REPEATED_GROUP", "search"),
     "snapshotter.filters._SPACE": filter_of,
@@ -166,6 +172,7 @@ OWN = {
 }
 PIECES = [
     *'a1. "\',=:/\\-<[(?*|;\té', "a.", "a-", "a__", 'a="', '\\"', 'a="\\', "Bearer ", ", Basic ",
+    "require('", "from .", "import a,", '"""',
     "a,", "http://", "http://a", "://a", "/v2", "/v2?", "a.a://", "Basic\t", "password=", "'auth':",
     '"auth" ', "'auth':\"", "Authorization: Basic aaaaaaa ", "a?", "<>;", "<a>;rel", "<a>; ",
     '<a>;"', ";rel=", "; rel ", "executable file ", 'exec: "', 'exec: "": stat ', "user:a:",

@@ -61,6 +61,11 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 @click.option(
     "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
 )
+@click.option(
+    "--no-hot",
+    is_flag=True,
+    help="Make no hot sectors. Without --trace they hold what the image's own command reads first.",
+)
 @click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @click.option(
     "--no-cache",
@@ -80,6 +85,7 @@ def command(
     frame_size: int,
     level: int,
     jobs: int | None,
+    no_hot: bool,
     traces: tuple[Path, ...],
     no_cache: bool,
     access: AccessOptions,
@@ -109,6 +115,11 @@ def command(
             "there is no DEST for the result",
             hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
         )
+    if no_hot and traces:
+        raise UsageError(
+            "--no-hot makes no hot sectors, which a trace is for",
+            hint="leave out one of --no-hot and --trace",
+        )
     Geometry(sector_size, frame_size)
     # Only the registry itself: a mirror's copy is no base for a conversion.
     access = dataclasses.replace(
@@ -116,7 +127,7 @@ def command(
     )
     keep_large_buffers()
     options = _options(platform, (sector_size, frame_size, level), jobs, access, not no_cache)
-    options = dataclasses.replace(options, traces=read_traces(traces))
+    options = dataclasses.replace(options, traces=read_traces(traces), static=not no_hot)
     with unwinding_on_signals():
         document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
     if as_json:

@@ -101,7 +101,7 @@ class Conversion(Document, kw_only=True):
     platform: with `--attach`: what it runs on
     other_platforms: that the reference has images for, too, if it is an index: they were not
         converted
-    hot: as for [optimize](#optimize); null without `--trace`
+    hot: as for [optimize](#optimize); null if there are no hot sectors
     """
 
     source: str

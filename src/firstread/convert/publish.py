@@ -78,6 +78,7 @@ def publish(
     *,
     attach: bool = False,
     start: Start | None = None,
+    level: int | None = None,
     jobs: int = 1,
     merged: MergedLayers | None = None,
 ) -> Published:
@@ -91,6 +92,7 @@ def publish(
         previous: digest of the manifest that is published there now.
         attach: make the image a referrer of the source's manifest; it needs no tag then.
         start: says what hot sectors will hold; None for none.
+        level: zstd compression level of hot sectors; None for that of a recorded start.
         jobs: hot sectors compressed at a time.
         merged: what `merge_layers` gives for `layers`, if the caller has it; consumed.
 
@@ -101,7 +103,8 @@ def publish(
     facts, packed = merged.layers, [layer.packed for layer in layers]
     hot = NOT_HOT
     if start is not None:
-        hot = make_hot(repository, merged, packed, parameters, image.config, start, jobs=jobs)
+        arguments = (repository, merged, packed, parameters, image.config, start)
+        hot = make_hot(*arguments, level=level, jobs=jobs)
     packed += [hot.blob.packed] if hot.blob else []
     with tempfile.TemporaryFile(prefix="firstread-") as file:
         blobs = [index_blob(blob) for blob in packed]

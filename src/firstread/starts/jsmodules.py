@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules that a Node program requires, found in its sources. Pure.
+
+Owns a reader of ``require`` and ``import``, and the search in ``node_modules``. Names that a
+program computes stay unknown. Invariant: at most `MAX_MODULES` files.
+
+Source: the documentation of Node, Modules: CommonJS modules, "All together".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from firstread.starts.libraries import ReadFile
+from firstread.starts.treepaths import Found, TreePaths
+from firstread.units import KiB
+
+MAX_MODULES = 4000
+MAX_SOURCE = 512 * KiB
+MAX_PACKAGE = 64 * KiB  # of a package.json
+MAX_DEPTH = 16  # directories with node_modules above a file
+
+_REQUIRED = re.compile(rb"""\b(?:require\(|from |import )["']([\w@./-]{1,256})["']""")
+_GLOBAL = (b"/usr/share/nodejs", b"/usr/lib/nodejs", b"/usr/lib/node_modules")
+# Debian's node reads these of its own modules from the disk; other builds have them inside.
+_EXTERNAL = (
+    *(b"cjs-module-lexer", b"cjs-module-lexer/dist/lexer", b"undici/undici-fetch"),
+    *(b"acorn", b"acorn-walk"),
+)
+
+
+class _Package(msgspec.Struct):
+    main: str = ""
+
+
+_package = msgspec.json.Decoder(_Package)
+
+
+def node_files(
+    words: Sequence[bytes], directory: bytes, paths: TreePaths, read: ReadFile
+) -> list[Found]:
+    """Return the files that a start of Node loads: the script, and what it requires.
+
+    Args:
+        words: arguments of node.
+        directory: the working directory.
+        paths: of the image.
+        read: returns bytes of its files.
+
+    Raises:
+        FirstreadError: `read` does.
+    """
+    modules = _Modules(paths, read)
+    found: dict[bytes, Found] = {}
+    script = next((word for word in words if not word.startswith(b"-")), b"")
+    start = [file for name in _EXTERNAL for file in modules.package(b"/usr/share/nodejs", name)]
+    start += modules.as_file(script, directory) or modules.as_directory(script, directory)
+    loading = [iter(start)]
+    while loading and len(found) < MAX_MODULES:
+        file = next(loading[-1], None)
+        if file is None:
+            loading.pop()
+        elif file.path not in found:
+            found[file.path] = file
+            loading.append(modules.required(file))
+    return list(found.values())
+
+
+class _Modules:
+    def __init__(self, paths: TreePaths, read: ReadFile) -> None:
+        self.paths, self.read = paths, read
+
+    def required(self, file: Found) -> Iterator[Found]:
+        """Yield what the module in `file` requires, in order."""
+        if not file.name.endswith((b".js", b".cjs", b".mjs")):
+            return
+        source = self.read(file.path, 0, min(file.node.size, MAX_SOURCE))
+        for match in _REQUIRED.finditer(source):
+            yield from self._resolve(match[1], b"/" + file.directory)
+
+    def _resolve(self, name: bytes, directory: bytes) -> list[Found]:
+        if name.startswith((b"/", b"./", b"../")) or name in (b".", b".."):
+            return self.as_file(name, directory) or self.as_directory(name, directory)
+        for _ in range(MAX_DEPTH):
+            if found := self.package(directory + b"/node_modules", name):
+                return found
+            directory, slash, _ = directory.rpartition(b"/")
+            if not slash:
+                break
+        return next((found for place in _GLOBAL if (found := self.package(place, name))), [])
+
+    def package(self, place: bytes, name: bytes) -> list[Found]:
+        """Return the files of a package, or of a module in it, below the directory `place`."""
+        return self.as_file(name, place) or self.as_directory(name, place)
+
+    def as_file(self, name: bytes, directory: bytes) -> list[Found]:
+        """Return the file that `name` means, if it is one."""
+        for suffix in (b"", b".js", b".json", b".node", b".cjs", b".mjs"):
+            if name and (file := self.paths.file(name + suffix, directory)):
+                return [file]
+        return []
+
+    def as_directory(self, name: bytes, directory: bytes) -> list[Found]:
+        """Return package.json and the main module of the directory that `name` means."""
+        place = self.paths.find(name, directory)
+        if not place or not place.node.is_dir:
+            return []
+        here = b"/" + place.path
+        package = self.paths.file(b"package.json", here)
+        main = self._main(package) if package else b""
+        found = [package] if package else []
+        return found + (
+            (self.as_file(main, here) or self.as_file(main + b"/index", here) if main else [])
+            or self.as_file(b"index", here)
+        )
+
+    def _main(self, package: Found) -> bytes:
+        try:
+            data = self.read(package.path, 0, min(package.node.size, MAX_PACKAGE))
+            return _package.decode(data).main.encode(errors="surrogatepass")
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return b""
