@@ -48,6 +48,7 @@ GOAL = 0.15  # of the real ready time
 SIZES = (256 * KiB, 1 * MiB, 4 * MiB)
 FRAME_SIZE = 256 * KiB
 LINKS = "25Mbit/80ms,100Mbit/20ms,1Gbit/1ms"
+COSTS = Costs(trips=1, device_s=0)  # plain HTTP; a start with local data mounts as well
 ACCESS = AccessOptions(plain_http=True)
 
 
@@ -137,7 +138,7 @@ def _simulate(
         for size in sizes:
             layout = layouts.get(Setting("plain", size, min(size, FRAME_SIZE)))
             reads = steps(workload, layout)
-            yield workload, replay(layout, link, Costs(trips=1), reads, workload.end_s)
+            yield workload, replay(layout, link, COSTS, reads, workload.end_s)
 
 
 def _start(registry: DockerRegistry, name: str, size: int, runs: int, scratch: Path) -> Measured:

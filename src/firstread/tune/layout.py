@@ -27,7 +27,7 @@ from firstread.units import KiB, MiB, round_up
 
 Kind: TypeAlias = Literal["plain", "hot", "files", "chunks"]
 
-SLOT_SIZE = 48  # bytes of compressed metadata for one more sector: its id is random
+SLOT_SIZE = 64  # bytes of compressed metadata for one more sector: its id is random
 
 _FRAME_COST = (1.21, 1.158, 1.124, 1.107, 1.079, 1.049, 1.0, 0.964, 0.932, 0.886, 0.865)
 """Compressed size with frames of 4 KiB, 8 KiB … 4 MiB, against 256 KiB; zstd-3. Measured on the
@@ -81,6 +81,7 @@ class Layout:
         units: by number.
         stream: numbers of the hot ones, in the order of a start.
         metadata: bytes of the metadata, which comes before the mount.
+        devices: sectors, which the mount opens.
     """
 
     def __init__(self, content: Content, frame_size: int) -> None:
@@ -95,6 +96,10 @@ class Layout:
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         """Yield what a read of a file waits for."""
         raise NotImplementedError
+
+    @property
+    def devices(self) -> int:
+        return sum(unit.entry.length > 0 for unit in self.units)
 
     @property
     def metadata(self) -> int:
@@ -295,6 +300,10 @@ class FileLayout(Layout):
                 for start in range(0, size, chunk_size or size):
                     length = min(chunk_size or size, size - start)
                     offset = self._add(blob, offset, [_Part(0, length, key, start)])
+
+    @property
+    def devices(self) -> int:
+        return 0
 
     def needs(self, key: FileKey, offset: int, length: int) -> Iterator[Need]:
         end = min(offset + length, round_up(self.content.file(key).size, BLOCK_SIZE))

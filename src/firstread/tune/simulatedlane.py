@@ -38,6 +38,8 @@ class Costs(NamedTuple):
     """What a node and its registry need besides the link; measured on two cores.
 
     Args:
+        metadata_bytes_per_s: compressed metadata that it unpacks and checks before the mount.
+        device_s: of the mount, for each sector.
         request_s: of a request, on both sides together.
         event_s: from a waiting read's event to its answer, when the bytes are present.
         worker_bytes_per_s: compressed bytes that one worker decodes, verifies and writes.
@@ -45,7 +47,9 @@ class Costs(NamedTuple):
         trips: round trips of a new connection.
     """
 
-    request_s: float = 0.004
+    metadata_bytes_per_s: float = 2.8e6
+    device_s: float = 45e-6
+    request_s: float = 0.005
     event_s: float = 0.0004
     worker_bytes_per_s: float = 150e6
     workers: int = 4
