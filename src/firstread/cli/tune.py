@@ -176,7 +176,7 @@ def command(
         question = Question(compared, links, costs, limits or (), repeat)
         tuned = tune(repository, resolved, image, recorded, question)
     if plot is not None:
-        draw(tuned, compared, [link.name for link in links], plot)
+        draw(tuned, [link.name for link in links], plot)
     if as_json:
         show(tuned)
     else:

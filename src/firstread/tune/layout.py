@@ -12,6 +12,7 @@ image has.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -20,7 +21,13 @@ from typing import Literal, NamedTuple, TypeAlias
 from firstread.convert.plan import Placement, Planner
 from firstread.erofs.tree import HOLE, split_address
 from firstread.oci.model import Descriptor
-from firstread.sectors.format import BLOCK_SIZE, SECTORS_MEDIA_TYPE, Geometry, SectorEntry
+from firstread.sectors.format import (
+    BLOCK_SIZE,
+    DEFAULT_FRAME_SIZE,
+    SECTORS_MEDIA_TYPE,
+    Geometry,
+    SectorEntry,
+)
 from firstread.sectors.source import Wanted
 from firstread.tune.layercontent import Content, FileKey
 from firstread.units import KiB, MiB, round_up
@@ -34,6 +41,7 @@ _FRAME_COST = (1.21, 1.158, 1.124, 1.107, 1.079, 1.049, 1.0, 0.964, 0.932, 0.886
 files of the benchmark images redis (144 MB: 1.201 … 0.863) and nodejs (168 MB: 1.218 … 0.866)."""
 
 
+@functools.lru_cache(1 << 16)
 def frame_cost(size: int) -> float:
     """Return how the compressed size changes with frames of `size` bytes instead of 256 KiB."""
     at = math.log2(min(max(size, 4 * KiB), 4 * MiB)) - 12
@@ -89,6 +97,8 @@ class Layout:
         self.units: list[Wanted] = []
         self.stream: Sequence[int] = ()
         self.frame_size = frame_size
+        # The simulation knows units of any size, so this is not checked as that of an image is.
+        self._geometry = Geometry(frame_size=frame_size or DEFAULT_FRAME_SIZE)
         self._parts: list[list[_Part]] = []
         self._frames: dict[int, Sequence[tuple[int, int]]] = {}
         self._at: dict[tuple[str, int], Wanted] = {}  # units by blob and offset
@@ -138,7 +148,7 @@ class Layout:
                     part.key, part.offset + at - part.start, stop - at
                 )
                 at = stop
-        table = self.units[number].geometry.table_size(entry.size)
+        table = self._geometry.table_size(entry.size)
         # What remains of rounding, and of the cost of frames, is spread over all of them.
         scale = (entry.length - table) / (sum(stored) or 1.0)
         ends = [table + round(end * scale) for end in accumulate(stored)]
@@ -149,16 +159,14 @@ class Layout:
     ) -> int:
         """Add a unit that lies at `offset` of its blob; return where it ends."""
         number, size = len(self.units), parts[-1].start + parts[-1].length
-        # The simulation knows units of any size, so this is not checked as that of an image is.
-        geometry = Geometry(frame_size=self.frame_size) if self.frame_size else Geometry()
-        table = geometry.table_size(size) if self.frame_size else 0
+        table = self._geometry.table_size(size) if self.frame_size else 0
         stored = sum(self.content.stored(part.key, part.offset, part.length) for part in parts)
         cost = frame_cost(min(self.frame_size or size, size))
         before = self.content.parameters.frame_size
         cost *= level_cost / frame_cost(min(before, size))
         length = table + max(1, round(stored * cost)) if stored else 0  # a sector of zeros has none
         entry = SectorEntry(number.to_bytes(8, "big"), size, 0, offset, length)
-        unit = Wanted(entry, blob, geometry)
+        unit = Wanted(entry, blob, self._geometry)
         self.units.append(unit)
         self._parts.append(parts)
         if length:
