@@ -102,7 +102,7 @@ def command(
     from firstread.memory import keep_large_buffers
     from firstread.sectors.format import Geometry
     from firstread.signals import unwinding_on_signals
-    from firstread.traces.tracefiles import read_traces
+    from firstread.traces.tracedirs import read_traces
 
     if destination is None and not attach:
         raise UsageError(

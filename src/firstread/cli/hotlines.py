@@ -29,6 +29,9 @@ def hot_lines(hot: HotSectors | None) -> list[str]:
         f" {counted(hot.sectors, 'sector')}: {counted(hot.reads, 'read')} of"
         f" {counted(hot.files, 'file')}"
     ]
+    if hot.whole_sectors:
+        where = "read as a whole, which stay where they are"
+        lines.append(f"  whole     {counted(hot.whole_sectors, 'sector')} {where}")
     reads, missing = counted(hot.unfit_reads, "read"), counted(hot.missing_files, "missing file")
     parts = [f"{reads} of {missing} or behind the end of one"] if hot.unfit_reads else []
     parts += [f"{counted(hot.hole_reads, 'read')} of holes"] if hot.hole_reads else []

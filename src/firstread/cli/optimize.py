@@ -67,7 +67,7 @@ def command(
     from firstread.convert.optimize import OptimizeOptions, optimize
     from firstread.memory import keep_large_buffers
     from firstread.signals import unwinding_on_signals
-    from firstread.traces.tracefiles import read_traces
+    from firstread.traces.tracedirs import read_traces
 
     # Only the registry itself: a mirror's copy is no base for an image.
     logins = registry_logins(reference, destination, login)

@@ -259,7 +259,7 @@ class ImageConversion:
             size=sum(layer.size for layer in done.manifest.layers),
             metadata_size=done.manifest.layers[0].size,
             metadata_uncompressed_size=done.metadata.size,
-            sectors=done.metadata.sectors,
+            sectors=len(done.metadata.ids),
             inodes=done.metadata.inodes,
             layers=[
                 _converted(layer, how[layer.diff_id], facts)

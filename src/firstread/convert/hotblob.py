@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple
 
 from firstread.convert.blobwriter import BlobWriter, PackedLayer
@@ -28,12 +28,16 @@ from firstread.layouts.ingest import open_scratch
 from firstread.oci.repository import Destination
 from firstread.sectors.content import ContentReader, read_frames
 from firstread.sectors.format import BLOCK_SIZE, SectorEntry, check_row
+from firstread.sectors.hotnote import HotNote
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Wanted
 from firstread.traces.tracefile import Trace, write_trace
-from firstread.units import round_up
+from firstread.units import MiB, round_up
 
-HOT_LEVEL = 9  # docs/adr/0095-hot-frames-are-compressed-harder.md has the table
+# docs/adr/0095-hot-frames-are-compressed-harder.md has the table.
+HOT_LEVEL = 15
+LARGE = 96 * MiB  # of hot sectors, from which on that would take too long
+LARGE_LEVEL = 9
 READERS = 4  # sectors of layers that are read at a time
 
 Read = Callable[[bytes, int, int], bytes]
@@ -55,27 +59,46 @@ class HotBlob:
 
     Args:
         packed: the blob.
-        note: value of the annotation `HOT`.
         size: bytes of the sectors, uncompressed.
         sectors: how many.
         uploaded: the repository did not have the blob.
     """
 
     packed: PackedLayer
-    note: str
     size: int
     sectors: int
     uploaded: bool
 
 
-class Hot(NamedTuple):
-    """What became of a start: the plan, and the blob; None if it reads nothing that needs one."""
+@dataclass(frozen=True)
+class Hot:
+    """What became of a start.
 
-    plan: HotPlan | None
-    blob: HotBlob | None
+    Args:
+        plan: of its reads; None if no start was stated.
+        blob: the hot sectors; None if it reads nothing that they could hold.
+        note: what the image says of them, but for `whole`.
+        whole: ids of sectors of layers that it reads as a whole, in its order.
+    """
+
+    plan: HotPlan | None = None
+    blob: HotBlob | None = None
+    note: HotNote | None = None
+    whole: Sequence[bytes] = ()
+
+    def text(self, ids: Sequence[bytes]) -> str | None:
+        """Return the annotation of an image; None if nothing is hot.
+
+        Args:
+            ids: of its sectors, in order of the device slots.
+        """
+        if self.note is None:
+            return None
+        slots = {identity: slot for slot, identity in enumerate(ids)}
+        return str(replace(self.note, whole=tuple(slots[identity] for identity in self.whole)))
 
 
-NOT_HOT = Hot(None, None)
+NOT_HOT = Hot()
 
 
 class _Piece(NamedTuple):
@@ -95,7 +118,7 @@ def make_hot(
     start: Start,
     *,
     granule: int = DEFAULT_GRANULE,
-    level: int = HOT_LEVEL,
+    level: int | None = None,
     jobs: int = 1,
 ) -> Hot:
     """Put the hot sectors of an image into its repository, and the chunks of `merged` into them.
@@ -108,7 +131,7 @@ def make_hot(
         config: of the source.
         start: what is hot.
         granule: smallest chunk, bytes.
-        level: zstd compression level.
+        level: zstd compression level; None for `HOT_LEVEL`, or `LARGE_LEVEL` for many bytes.
         jobs: sectors compressed at a time.
 
     Raises:
@@ -119,9 +142,13 @@ def make_hot(
     trace = start(merged.root, _reader(merged, ContentReader(repository, sectors)), config)
     if trace is None:
         return NOT_HOT
-    plan = plan_hot(merged.root, trace, granule)
+    plan = plan_hot(merged.root, trace, parameters.sector_size, granule)
+    if not plan.runs and not plan.whole:
+        return Hot(plan)
+    whole = [sectors[split_address(address)[0]].entry.id for address in plan.whole]
+    note = HotNote(granule, plan.reads, _digest(trace))
     if not plan.runs:
-        return Hot(plan, None)
+        return Hot(plan, None, note, whole)
     layout = _Layout(parameters.sector_size, len(sectors))
     for run in plan.runs:
         layout.place(run)
@@ -130,14 +157,15 @@ def make_hot(
         open_scratch(repository.scratch_dir) as blob,
     ):
         layout.copy(NativeSource(repository), sectors, data.fileno())
+        size = sum(layout.sizes)
+        level = level or (HOT_LEVEL if size < LARGE else LARGE_LEVEL)
         hot = Parameters(parameters.sector_size, parameters.frame_size, level)
         packed, made = _pack(data, layout.sizes, hot, blob, jobs)
         blob.seek(0)
         uploaded = repository.put_blob(blob_descriptor(packed), blob, verified=True)
     layout.repoint()
     merged.sectors += [(len(merged.layers), sector) for sector in made]
-    note = f"v1 granule={granule} reads={plan.reads} trace={_digest(trace)}"
-    return Hot(plan, HotBlob(packed, note, sum(layout.sizes), len(made), uploaded))
+    return Hot(plan, HotBlob(packed, size, len(made), uploaded), note, whole)
 
 
 def _wanted(

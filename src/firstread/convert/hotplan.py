@@ -4,11 +4,14 @@
 A file has one chunk size, and every chunk costs an index in the metadata, so a fine cut of a large
 file costs more than the bytes that it saves. The planner weighs both for each file. Invariants: a
 chunk is in the plan once, at its first read; a chunk is at most a sector; holes are not planned.
+
+Weights and archives that a start reads from end to end gain nothing from a copy, which would double
+their room in the registry: where a file has many sectors that are read as a whole, they stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,10 +21,11 @@ from firstread.erofs.tree import HOLE, Node
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.traces.firstreads import FirstReads, only_first
 from firstread.traces.tracefile import MAX_READ_SIZE, Trace, TracedRead
-from firstread.units import KiB, round_up
+from firstread.units import KiB, MiB, round_up
 
 DEFAULT_GRANULE = 4 * KiB  # docs/adr/0094-finer-chunks-for-hot-files.md has the table
 MAX_CHUNK_SIZE = MAX_READ_SIZE  # of a file with hot chunks: 4 MiB
+BULK_SIZE = 64 * MiB  # of a file: whole sectors of it that a start reads stay where they are
 PADDING_COST = 0.4  # compressed bytes for each byte of padding, as in most files
 INDEX_COST = 2.0  # compressed bytes of metadata for each chunk of a file: 0.7 to 1.6 measured
 
@@ -63,12 +67,14 @@ class HotPlan:
 
     Args:
         runs: in the order of the trace.
-        files: that have hot chunks.
+        whole: addresses of chunks that fill a sector and stay there, in the order of the trace.
+        files: that have hot chunks, or whole sectors.
         reads: of the trace that the plan serves.
         left_out: the others.
     """
 
     runs: list[HotRun] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
     files: int = 0
     reads: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -81,12 +87,13 @@ class _File(NamedTuple):
     path: bytes
 
 
-def plan_hot(root: Node, trace: Trace, granule: int = DEFAULT_GRANULE) -> HotPlan:
+def plan_hot(root: Node, trace: Trace, sector_size: int, granule: int = DEFAULT_GRANULE) -> HotPlan:
     """Return the hot chunks of the tree below `root`.
 
     Args:
         root: of the image; not changed.
         trace: of a start, of this image or of another one.
+        sector_size: of the image, bytes.
         granule: bytes of the smallest chunk, a power of two of at least `BLOCK_SIZE`.
 
     Raises:
@@ -94,19 +101,22 @@ def plan_hot(root: Node, trace: Trace, granule: int = DEFAULT_GRANULE) -> HotPla
     """
     plan = HotPlan()
     reads = list(_fitting(root, trace.reads, plan))
-    spans: dict[bytes, list[Span]] = {}
-    nodes = {}
+    spans: dict[_File, list[Span]] = {}
     for file, offset, end in reads:
-        nodes[file.path] = file.node
-        spans.setdefault(file.path, []).append((offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)))
-    sizes = {
-        path: _chunk_size(nodes[path], sorted(blocks), granule) for path, blocks in spans.items()
-    }
+        spans.setdefault(file, []).append((offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)))
+    cuts = {file: _cut(file.node, blocks, sector_size, granule) for file, blocks in spans.items()}
     seen = FirstReads()
+    whole: dict[int, None] = {}
     for file, offset, end in reads:
-        plan.runs += _runs(file, offset, end, sizes[file.path], seen)
-    plan.files = len({id(run.node) for run in plan.runs})
-    plan.reads = len(reads)
+        cut = cuts[file]
+        for run in _runs(file, offset, end, cut.chunk_size, seen):
+            above = run.first * run.chunk_size // file.node.chunk_size
+            if above in cut.whole:
+                whole[file.node.chunks[above]] = None
+            else:
+                plan.runs.append(run)
+    plan.whole += whole
+    plan.files, plan.reads = len(spans), len(reads)
     return plan
 
 
@@ -147,12 +157,42 @@ def _chunks(node: Node, offset: int, end: int) -> Iterable[int]:
     return node.chunks[offset // size : -(-end // size)]
 
 
-def _chunk_size(node: Node, blocks: list[Span], granule: int) -> int:
+class _Cut(NamedTuple):
+    """The chunk size that a file gets, and its chunks that are whole sectors and stay."""
+
+    chunk_size: int
+    whole: frozenset[int]
+
+
+def _cut(node: Node, blocks: Sequence[Span], sector_size: int, granule: int) -> _Cut:
+    """Return how a file is cut of which some blocks are read, in any order."""
+    merged = covered(sorted(blocks), 1)
+    whole: frozenset[int] = frozenset()
+    if node.chunk_size == sector_size and node.size >= BULK_SIZE:
+        unit = sector_size // BLOCK_SIZE
+        full = {n for first, end in merged for n in range(-(-first // unit), end // unit)}
+        if len(full) * sector_size >= BULK_SIZE:
+            whole = frozenset(full)
+            merged = [span for span in _split(merged, unit) if span[0] // unit not in whole]
+    return _Cut(_chunk_size(node, merged, granule), whole)
+
+
+def _split(blocks: Iterable[Span], unit: int) -> Iterator[Span]:
+    """Yield `blocks`, split where a unit ends."""
+    for first, end in blocks:
+        start = first
+        while start < end:
+            stop = min(end, (start // unit + 1) * unit)
+            yield start, stop
+            start = stop
+
+
+def _chunk_size(node: Node, blocks: Sequence[Span], granule: int) -> int:
     """Return the chunk size with which padding and indexes of a file cost the fewest bytes.
 
     Args:
         node: the file.
-        blocks: that are read, in order of position.
+        blocks: that are hot, in order of position.
         granule: smallest size to try.
     """
     size = max(BLOCK_SIZE, min(granule, node.chunk_size))

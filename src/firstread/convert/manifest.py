@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstread.convert.blobwriter import PackedLayer
-from firstread.convert.hotblob import HotBlob
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import record_annotations
 from firstread.oci.model import (
@@ -89,7 +88,8 @@ def converted_manifest(
     layers: Sequence[tuple[str, PackedLayer]],
     subject: Descriptor | None = None,
     annotations: Mapping[str, str] | None = None,
-    hot: HotBlob | None = None,
+    hot: PackedLayer | None = None,
+    note: str | None = None,
 ) -> Manifest:
     """Return the manifest of a converted image.
 
@@ -102,8 +102,10 @@ def converted_manifest(
         subject: the source's manifest, if the image is attached to it. Then the manifest contains
             the config, which saves a node a request after its image lookup.
         annotations: of the source's manifest. They stay, unless ours override them.
-        hot: the image's hot sectors. The annotation of the manifest is for lists of referrers.
+        hot: the image's hot sectors.
+        note: about what is hot; also in the manifest, which lists of referrers repeat.
     """
+    noted = {} if note is None else {HOT: note}
     kept = {name: text for name, text in (annotations or {}).items() if name != HOT}
     small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
     return Manifest(
@@ -122,13 +124,13 @@ def converted_manifest(
                 _sectors_descriptor(packed, record_annotations(packed, diff_id))
                 for diff_id, packed in layers
             ),
-            *([_sectors_descriptor(hot.packed, {HOT: hot.note})] if hot else []),
+            *([_sectors_descriptor(hot, noted)] if hot else []),
         ],
         annotations={
             **kept,
             SOURCE_DIGEST: source_digest,
             PARAMETERS: parameters.key,
-            **({HOT: hot.note} if hot else {}),
+            **noted,
         },
     )
 

@@ -158,14 +158,14 @@ class WrittenMetadata:
         digest: of the layer.
         diff_id: of its content.
         size: bytes of its content.
-        sectors: device slots.
+        ids: of the sectors, in order of the device slots.
         inodes: in it.
     """
 
     digest: str
     diff_id: str
     size: int
-    sectors: int
+    ids: list[bytes]
     inodes: int
 
 
@@ -207,4 +207,5 @@ def write_metadata_layer(
             trailer=table,
             uuid=hashlib.sha256(table).digest()[:16],
         )
-    return WrittenMetadata(layer.digest(), content.digest(), content.size, len(rows), stats.inodes)
+    ids = [row.id for row in rows]
+    return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, stats.inodes)

@@ -151,11 +151,12 @@ class _Work:
         here = repository_of(opened.reference) == repository_of(self._source.reference)
         subject = self._image.manifest.subject if here else None
         previous = self._image.descriptor.digest if destination is None else self._named_by(opened)
-        layers, parameters = self._layers()
+        layers, parameters = packed_layers(self._source, self._image)
         merged = merge_layers(layers)
         with tempfile.TemporaryFile(prefix="firstread-") as file:
             check_tree(merged, fetch_image(self._source, self._image.manifest, file))
-        if not plan_hot(merged.root, trace).runs:
+        plan = plan_hot(merged.root, trace, parameters.sector_size)
+        if not plan.runs and not plan.whole:
             raise UsageError(
                 "nothing in the trace fits the image", hint="trace a start of this very image"
             )
@@ -188,23 +189,6 @@ class _Work:
         if named in originals - {self._image.descriptor.digest}:
             raise same_image(self._source.reference)
         return named
-
-    def _layers(self) -> tuple[list[ReadyLayer], Parameters]:
-        """Return the layers of the image's original, and what they were packed with."""
-        manifest = self._image.manifest
-        parameters = Parameters.of_key((manifest.annotations or {}).get(PARAMETERS, ""))
-        recorded = RecordedLayers(self._source, manifest, diff_ids(self._image.config))
-        layers = []
-        for blob in manifest.layers[1:]:
-            diff_id = (blob.annotations or {}).get(SOURCE_DIFF_ID)
-            if diff_id is not None:  # hot sectors are of no layer
-                try:
-                    layers.append(ReadyLayer(blob, diff_id, recorded.read(diff_id)))
-                except ImageError as exc:
-                    exc.about(layer=blob.digest)
-                    exc.hint = CONVERT_AGAIN
-                    raise
-        return layers, parameters
 
     def _original(self) -> ResolvedImage:
         """Return what `publish` has to know of the image's original."""
@@ -259,6 +243,35 @@ class _Work:
             chosen=chosen,
             seconds=time.monotonic() - started,
         )
+
+
+def packed_layers(
+    repository: Repository, image: ResolvedImage
+) -> tuple[list[ReadyLayer], Parameters]:
+    """Return the layers of a converted image's original, and what they were packed with.
+
+    Args:
+        repository: where the image is.
+        image: converted.
+
+    Raises:
+        ImageError: the image does not say, or a layer record is damaged; names the layer.
+        SourceError: the repository does not give the records.
+    """
+    manifest = image.manifest
+    parameters = Parameters.of_key((manifest.annotations or {}).get(PARAMETERS, ""))
+    recorded = RecordedLayers(repository, manifest, diff_ids(image.config))
+    layers = []
+    for blob in manifest.layers[1:]:
+        diff_id = (blob.annotations or {}).get(SOURCE_DIFF_ID)
+        if diff_id is not None:  # hot sectors are of no layer
+            try:
+                layers.append(ReadyLayer(blob, diff_id, recorded.read(diff_id)))
+            except ImageError as exc:
+                exc.about(layer=blob.digest)
+                exc.hint = CONVERT_AGAIN
+                raise
+    return layers, parameters
 
 
 def check_tree(merged: MergedLayers, image: BlockImage) -> None:

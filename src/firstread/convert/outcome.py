@@ -38,9 +38,10 @@ class ConvertedLayer(Document):
 class HotSectors(Document):
     """The sectors that hold what a start reads, in order ([optimize.md](optimize.md)).
 
-    blob: their sector blob; null if nothing in the trace fits the image
+    blob: their sector blob; null if none is needed
     blob_size, size: compressed, uncompressed
     sectors: in the blob
+    whole_sectors: of layers, that a start reads as a whole: they stay where they are
     reads, files: of the trace that they serve
     missing_files: paths in the trace that are no file of the image
     unfit_reads: of such paths, or behind the end of a file
@@ -51,6 +52,7 @@ class HotSectors(Document):
     blob_size: Bytes
     size: Bytes
     sectors: int
+    whole_sectors: int
     reads: int
     files: int
     missing_files: int
@@ -60,7 +62,7 @@ class HotSectors(Document):
 
 def hot_sectors(hot: Hot) -> HotSectors | None:
     """Return the document about what became of a start; None if none was stated."""
-    plan, made = hot
+    plan, made = hot.plan, hot.blob
     if plan is None:
         return None
     return HotSectors(
@@ -68,6 +70,7 @@ def hot_sectors(hot: Hot) -> HotSectors | None:
         blob_size=made.packed.size if made else 0,
         size=made.size if made else 0,
         sectors=made.sectors if made else 0,
+        whole_sectors=len(plan.whole),
         reads=plan.reads,
         files=plan.files,
         missing_files=plan.left_out.files,

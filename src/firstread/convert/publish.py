@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from firstread.convert.blobwriter import PackedLayer
-from firstread.convert.hotblob import NOT_HOT, Hot, HotBlob, Start, make_hot
+from firstread.convert.hotblob import NOT_HOT, Hot, Start, make_hot
 from firstread.convert.manifest import converted_config, converted_manifest, metadata_descriptor
 from firstread.convert.metadata import (
     LayerFacts,
@@ -110,9 +110,7 @@ def publish(
         file.seek(0)
         uploaded = repository.put_blob(metadata, file) + bool(hot.blob and hot.blob.uploaded)
     subject = image.descriptor if attach else None
-    config, manifest = _documents(
-        image, layers, parameters, metadata, written.diff_id, subject, hot.blob
-    )
+    config, manifest = _documents(image, layers, parameters, metadata, written, subject, hot)
     data = _encoded(manifest)
     digest = sha256_digest(data)
     if digest != previous:
@@ -156,9 +154,9 @@ def _documents(
     layers: Sequence[ReadyLayer],
     parameters: Parameters,
     metadata: Descriptor,
-    diff_id: str,
+    written: WrittenMetadata,
     subject: Descriptor | None,
-    hot: HotBlob | None,
+    hot: Hot,
 ) -> tuple[bytes, Manifest]:
     """Return config and manifest; a layer that occurs twice in the source has one blob."""
     unique: dict[str, PackedLayer] = {}
@@ -166,9 +164,9 @@ def _documents(
     for _, source_diff_id, packed in layers:
         is_first.append(source_diff_id not in unique)
         unique[source_diff_id] = packed
-    diff_ids = [diff_id, *(packed.diff_id for packed in unique.values())]
-    diff_ids += [hot.packed.diff_id] if hot else []
-    config = converted_config(image.config, diff_ids, is_first, hot=hot is not None)
+    diff_ids = [written.diff_id, *(packed.diff_id for packed in unique.values())]
+    diff_ids += [hot.blob.packed.diff_id] if hot.blob else []
+    config = converted_config(image.config, diff_ids, is_first, hot=hot.blob is not None)
     return config, converted_manifest(
         image.descriptor.digest,
         parameters,
@@ -177,5 +175,6 @@ def _documents(
         list(unique.items()),
         subject,
         image.manifest.annotations,
-        hot,
+        hot.blob.packed if hot.blob else None,
+        hot.text(written.ids),
     )

@@ -9,8 +9,9 @@ manifest agree, and no length in it exceeds a declared limit.
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -38,7 +39,10 @@ from firstread.sectors.format import (
     index_offset,
     unpack_index,
 )
+from firstread.sectors.hotnote import HotNote
 from firstread.units import MiB, counted, format_size
+
+log = logging.getLogger("image")
 
 MAX_METADATA_WINDOW = 8 * MiB  # what every zstd decoder is asked to support (RFC 8878, 3.1.1.1.2)
 
@@ -72,11 +76,25 @@ class BlockImage:
     metadata: bytes | mmap.mmap
 
     def hot_sectors(self) -> list[int]:
-        """Return the device slots of the hot sectors, in the order in which a start reads them."""
+        """Return the device slots of the sectors that a start reads, in the order of the start.
+
+        First come those of the hot blob, then sectors of layers that a start reads as a whole.
+        """
         hot = {number for number, blob in enumerate(self.blobs) if HOT in (blob.annotations or {})}
         rows = self.index.sectors
         slots = [slot for slot, row in enumerate(rows) if row.blob in hot]
-        return sorted(slots, key=lambda slot: (rows[slot].blob, rows[slot].offset))
+        slots.sort(key=lambda slot: (rows[slot].blob, rows[slot].offset))
+        return list(dict.fromkeys([*slots, *self._whole()]))
+
+    def _whole(self) -> Sequence[int]:
+        note = (self.manifest.annotations or {}).get(HOT)
+        if note is None:
+            return ()
+        try:
+            return HotNote.parse(note, len(self.index.sectors)).whole
+        except ImageError as exc:
+            log.warning("%s", exc.message)
+            return ()
 
     def digest(self) -> str:
         """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""

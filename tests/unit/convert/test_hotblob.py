@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from firstread.convert import hotplan
 from firstread.convert.blobcheck import BlobCheck
 from firstread.convert.compare import differences, fingerprint_image, source_tree
 from firstread.convert.hotblob import Read, make_hot, recorded_start
@@ -126,10 +127,27 @@ def test_only_frames_with_hot_data_are_fetched() -> None:
     assert 0 < fetched <= 2
 
 
+def test_sectors_that_are_read_as_a_whole_stay_and_are_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hotplan, "BULK_SIZE", 4 * SMALL.sector_size)
+    place, manifest = hot(trace=trace_of(("large", 32, 48), ("small", 0, 1), ("large", 0, 32)))
+    image = opened(place, manifest)
+    assert (manifest.annotations or {})[HOT].endswith(" whole=2-3,0-1")
+    slots = image.hot_sectors()
+    assert slots == [len(image.index.sectors) - 1, 2, 3, 0, 1]
+    assert image.index.sectors[slots[0]].size == (74 - 64 + 1) * BLOCK_SIZE
+    checked(place, manifest, IMAGE)
+    only = trace_of(*(("large", 16 * number, 16) for number in range(4)))
+    _, manifest = hot(trace=only)
+    assert (manifest.annotations or {})[HOT].endswith(" whole=0-3")
+    assert manifest.layers == converted(IMAGE)[1].layers
+
+
 PINNED = {  # encoder -> digests of the blob and of the manifest
     "zstd-1.5.7": (
-        "sha256:1ba7ec7d5d90b5d6ebbf929aa315ba1ffeb835148ca209d44f5cff50a2b3ea27",
-        "sha256:8df78bf4a236afe19fc817b3d551e22ab1f37494db0ebaace7d47b05705fe314",
+        "sha256:36899c1b786a1d69358085b04c8377c4e0f54244c37a9f0446c57ada24f6ceda",
+        "sha256:2dd63a31f8c49999c0b67bc310c2e3a0cf03266d6066d4458555c65004988a5e",
     ),
 }
 

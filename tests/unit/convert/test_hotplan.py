@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.convert.hotplan import HotRun, find_file, plan_hot
+from firstread.convert import hotplan
+from firstread.convert.hotplan import BULK_SIZE, HotPlan, HotRun, find_file
 from firstread.erofs.tree import HOLE, Node, chunk_address, directory, walk
 from firstread.errors import ImageError
 from firstread.sectors.format import BLOCK_SIZE
@@ -44,6 +45,10 @@ def trace(*reads: tuple[str, int, int]) -> Trace:
     )
 
 
+def planned(root: Node, start: Trace, granule: int = 4 * KiB) -> HotPlan:
+    return hotplan.plan_hot(root, start, 4 * MiB, granule)
+
+
 def blocks(runs: list[HotRun], node: Node) -> list[int]:
     """Return the blocks of `node` in the order of the plan."""
     found: list[int] = []
@@ -56,7 +61,7 @@ def blocks(runs: list[HotRun], node: Node) -> list[int]:
 
 def test_a_large_file_that_is_hot_in_places_is_cut_finely() -> None:
     large = file(64 * MiB, 4 * MiB)
-    plan = plan_hot(tree(large=large), trace(("large", 40 * MiB, 8192), ("large", 4096, 4096)))
+    plan = planned(tree(large=large), trace(("large", 40 * MiB, 8192), ("large", 4096, 4096)))
     assert {run.chunk_size for run in plan.runs} == {16 * KiB}
     assert blocks(plan.runs, large) == [*range(10240, 10244), *range(4)]
     assert (plan.files, plan.reads) == (1, 2)
@@ -68,29 +73,49 @@ def test_a_large_file_that_is_hot_in_places_is_cut_finely() -> None:
 )
 def test_the_larger_the_file_the_coarser_its_chunks(size: int, expected: int) -> None:
     chunk = min(size, 4 * MiB)
-    plan = plan_hot(tree(f=file(size, chunk)), trace(("f", 8 * KiB, 4096)))
+    plan = planned(tree(f=file(size, chunk)), trace(("f", 8 * KiB, 4096)))
     assert [run.chunk_size for run in plan.runs] == [expected]
 
 
 def test_a_file_that_is_hot_as_a_whole_stays_one_chunk() -> None:
     whole = file(50_000, 64 * KiB)
-    plan = plan_hot(tree(f=whole), trace(*(("f", at * 4096, 4096) for at in reversed(range(13)))))
+    plan = planned(tree(f=whole), trace(*(("f", at * 4096, 4096) for at in reversed(range(13)))))
     assert plan.runs == [HotRun(whole, 64 * KiB, 0, 1)]
 
 
 def test_the_granule_is_a_lower_bound() -> None:
     node = file(MiB, MiB)
-    plan = plan_hot(tree(f=node), trace(("f", 20 * KiB, 4096)), granule=16 * KiB)
+    plan = planned(tree(f=node), trace(("f", 20 * KiB, 4096)), granule=16 * KiB)
     assert plan.runs == [HotRun(node, 16 * KiB, 1, 1)]
 
 
 def test_chunks_of_very_large_sectors_are_cut() -> None:
     node = file(64 * MiB, 16 * MiB)
     reads = [("f", at * 4 * MiB, 4 * MiB) for at in range(16)]
-    plan = plan_hot(tree(f=node), trace(*reads))
+    plan = planned(tree(f=node), trace(*reads))
     assert [(run.chunk_size, run.first, run.chunks) for run in plan.runs] == [
         (4 * MiB, number, 1) for number in range(16)
     ]
+
+
+def test_sectors_that_are_read_as_a_whole_stay_in_files_with_many() -> None:
+    node = file(BULK_SIZE + 6 * MiB, 4 * MiB, holes=(3,))
+    order = [*range(5, 17), *range(5)]
+    reads = [("f", at * 4 * MiB + half * 2 * MiB, 2 * MiB) for at in order for half in (1, 0)]
+    plan = planned(tree(f=node), trace(*reads, ("f", 68 * MiB, 8192)))
+    assert plan.whole == [node.chunks[at] for at in order if at != 3]
+    assert blocks(plan.runs, node) == [*range(17408, 17412)]
+    assert plan.files == 1
+
+
+@pytest.mark.parametrize(("sectors", "count", "missing"), [(15, 15, 0), (16, 16, 1), (32, 15, 0)])
+def test_a_few_whole_sectors_are_copied(sectors: int, count: int, missing: int) -> None:
+    node = file(sectors * 4 * MiB, 4 * MiB)
+    reads = [("f", at * 4 * MiB, 4 * MiB) for at in range(count)]
+    reads[0] = ("f", missing * BLOCK_SIZE, 4 * MiB - missing * BLOCK_SIZE)
+    plan = planned(tree(f=node), trace(*reads))
+    assert plan.whole == []
+    assert {*range(missing, count * 1024)} <= set(blocks(plan.runs, node))
 
 
 def test_what_does_not_fit_is_counted() -> None:
@@ -103,14 +128,14 @@ def test_what_does_not_fit_is_counted() -> None:
         ("sparse", 0, 4096),
         ("f", 8192, 4096),
     )
-    plan = plan_hot(root, reads)
+    plan = planned(root, reads)
     assert (plan.left_out.files, plan.left_out.reads, plan.left_out.holes) == (2, 4, 1)
     assert (plan.reads, plan.files) == (1, 1)
 
 
 def test_holes_beside_data_are_not_planned() -> None:
     node = file(MiB, 64 * KiB, holes=(1, 3))
-    plan = plan_hot(tree(f=node), trace(("f", 0, 512 * KiB)))
+    plan = planned(tree(f=node), trace(("f", 0, 512 * KiB)))
     hot = set(blocks(plan.runs, node))
     assert hot == {*range(128)} - {*range(16, 32), *range(48, 64)}
 
@@ -118,14 +143,14 @@ def test_holes_beside_data_are_not_planned() -> None:
 def test_the_names_of_a_hard_link_are_one_file() -> None:
     node = file(MiB, MiB)
     reads = trace(("a", 0, 64 * KiB), ("b", 16 * KiB, 4096), ("b", 256 * KiB, 4096))
-    plan = plan_hot(tree(a=node, b=node), reads)
+    plan = planned(tree(a=node, b=node), reads)
     assert blocks(plan.runs, node) == [*range(16), 64]
     assert plan.files == 1
 
 
 def test_a_record_with_impossible_chunks_is_refused() -> None:
     with pytest.raises(ImageError, match="12288"):
-        plan_hot(tree(f=file(100_000, 12288)), trace(("f", 0, 4096)))
+        planned(tree(f=file(100_000, 12288)), trace(("f", 0, 4096)))
 
 
 @pytest.mark.parametrize("path", [b"", b"d", b"d/", b"/d/f", b"d/f/", b"d/../d/f", b"x", b"d/f/x"])
@@ -145,7 +170,7 @@ def test_every_read_is_covered_once(reads: list[tuple[str, int, int]], granule: 
     root = tree(
         a=file(300_000, 64 * KiB, holes=(2,)), b=file(5000, 8 * KiB), c=file(70_000, 128 * KiB)
     )
-    plan = plan_hot(root, trace(*((name, at * 4096, n * 4096) for name, at, n in reads)), granule)
+    plan = planned(root, trace(*((name, at * 4096, n * 4096) for name, at, n in reads)), granule)
     for path, node in walk(root):
         if not node.is_file:
             continue
