@@ -279,7 +279,7 @@ class Backlog:
         for filling in batch:
             filling.active = True
         if batch and batch[0].cause in STREAMED:
-            self.streaming.now = Stream(batch[0].cause, batch)
+            self.streaming.take(batch)
         if self._paused:
             return batch, min(wait, self._paused[0][0] - now)
         return batch, wait if self.queued else None
@@ -313,9 +313,9 @@ class Backlog:
         busy = any(not filling.paused for filling in self._waiting)
         return busy and not stream.is_awaited()
 
-    def end_stream(self, stream: Stream, *, failed: bool) -> None:
-        """Note that a stream has ended; fetch on demand what reads have expected of it."""
-        for filling in self.streaming.end(stream, failed=failed):
+    def end_stream(self, stream: Stream, *, whole: bool, failed: bool) -> None:
+        """Note that a stream has ended; fetch on demand what reads have expected of it in vain."""
+        for filling in self.streaming.end(stream, whole=whole, failed=failed):
             self.requeue(filling)
 
     def forgo(self, stream: Stream) -> None:

@@ -123,8 +123,8 @@ class Filler:
                     incoming.stream.distrust()  # the next attempt should go elsewhere
                     raise
 
-    def stream(self, stream: Stream, window: Window, pace: Pace) -> None:
-        """Fetch sectors that lie behind each other with one long request.
+    def stream(self, stream: Stream, window: Window, pace: Pace) -> bool:
+        """Fetch sectors that lie behind each other with one long request; return if all has come.
 
         Args:
             stream: taken from the backlog; the sectors that it gets to are added.
@@ -148,6 +148,7 @@ class Filler:
                         if following is None:
                             break
                         target = self._begin(source, following)
+                    return not incoming.left
                 except ImageError:
                     incoming.stream.distrust()
                     raise

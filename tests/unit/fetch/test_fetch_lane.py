@@ -907,3 +907,14 @@ def test_the_background_ends_for_a_read_and_begins_anew(make: Make) -> None:
     bench.answered(number)
     bench.whole(*range(8))
     assert bench.files.causes[:2] == [Cause.BACKGROUND, Cause.DEMAND]
+
+
+def test_a_read_of_what_comes_in_the_background_is_not_slowed_down(make: Make) -> None:
+    sectors = large_sectors(2)
+    bench = make(sectors=sectors)
+    table = PrefetchTable(quiet_s=0.0, rate=FRAME)  # it would take minutes
+    bench.lane = lane_of(bench.files, lambda: bench.source, 4, prefetch=table)
+    prefetch(bench, "all", [], [0])
+    bench.files.wait(lambda: bench.files.size(sectors.wanted[0]))
+    bench.answered(bench.read(0, offset=MiB - FRAME))
+    bench.whole(0)
