@@ -865,9 +865,8 @@ def test_a_stream_ends_with_its_mount(make: Make) -> None:
     prefetch(bench, "hot", range(8))
     bench.files.wait(lambda: bench.files.size(sectors.wanted[0]))
     bench.lane.cancel({sector.entry.id for sector in sectors.wanted})
-    bench.files.wait(lambda: not bench.lane.wanted())
+    bench.files.wait(lambda: not (bench.lane.wanted() or sum(bench.files.admitted.values())))
     assert len(bench.files.present_ids) < 8
-    assert sum(bench.files.admitted.values()) == 0
 
 
 def test_a_closed_lane_ends_its_stream_between_two_frames(make: Make) -> None:

@@ -268,6 +268,31 @@ def test_without_room_only_what_a_read_waits_for_stays() -> None:
     assert bench.backlog._fillings[HOT[4].entry.id].reads == [read]
 
 
+@pytest.mark.usefixtures("distant")
+def test_without_room_what_is_pinned_comes_nevertheless() -> None:
+    bench = Bench()
+    bench.backlog.complete(HOT[1])
+    stream = bench.begin()
+    bench.backlog.forgo(stream)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
+    (filling,) = bench.backlog.take(NOW + QUIET_S)[0]
+    assert (filling.sector, filling.cause) == (HOT[1], Cause.COMPLETION)
+
+
+@pytest.mark.usefixtures("distant")
+def test_what_is_pinned_does_not_wait_for_the_background() -> None:
+    plan = StartPlan("all", 0, 0, None, None, Rest.NEVER, knows_start=False)
+    for sector, is_first in ((REST[0], True), (REST[2], False)):
+        bench = Bench("none")
+        if is_first:
+            bench.backlog.complete(sector)
+        bench.backlog.prefetch(plan, [], [sector], NOW)
+        if not is_first:
+            bench.backlog.complete(sector)
+        (filling,) = bench.backlog.take(NOW + QUIET_S)[0]
+        assert (filling.cause, filling.rests) == (Cause.COMPLETION, Cause.COMPLETION)
+
+
 # The decision.
 
 
