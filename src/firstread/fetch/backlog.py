@@ -146,6 +146,13 @@ class Backlog:
             self._queue.put(filling, cause)
         return filling
 
+    def complete(self, sector: Wanted) -> None:
+        """Queue a sector that has to come, though nobody waits for it."""
+        filling = self.want(sector, Cause.COMPLETION)
+        if filling is not None:
+            filling.must_come = True
+            filling.rests = min(filling.rests, Cause.COMPLETION)
+
     def prefetch(
         self, plan: StartPlan, hot: Sequence[Wanted], rest: Sequence[Wanted], now: float
     ) -> None:
@@ -182,7 +189,8 @@ class Backlog:
             filling = self._fillings.get(sector.entry.id)
             if filling is None and (filling := self.want(sector, cause)) is None:
                 continue
-            if cause < filling.rests or filling.rests is Cause.COMPLETION:
+            is_new = filling.rests is Cause.COMPLETION and not filling.must_come
+            if cause < filling.rests or is_new:
                 filling.rests, filling.order = cause, next(self._serial)
                 if not filling.active and not filling.paused:
                     self._queue.put(filling, cause)
@@ -236,8 +244,11 @@ class Backlog:
         for sector_id in list(self._fillings):
             if sector_id in ids:
                 self.drop_unused(sector_id)
-        for _, rest in self._undecided:
-            rest[:] = [sector for sector in rest if sector.entry.id not in ids]
+        self._undecided = [
+            (plan, left)
+            for plan, rest in self._undecided
+            if (left := [sector for sector in rest if sector.entry.id not in ids])
+        ]
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
@@ -279,7 +290,7 @@ class Backlog:
         for filling in batch:
             filling.active = True
         if batch and batch[0].cause in STREAMED:
-            self.streaming.now = Stream(batch[0].cause, batch)
+            self.streaming.take(batch)
         if self._paused:
             return batch, min(wait, self._paused[0][0] - now)
         return batch, wait if self.queued else None
@@ -313,21 +324,24 @@ class Backlog:
         busy = any(not filling.paused for filling in self._waiting)
         return busy and not stream.is_awaited()
 
-    def end_stream(self, stream: Stream, *, failed: bool) -> None:
-        """Note that a stream has ended; fetch on demand what reads have expected of it."""
-        for filling in self.streaming.end(stream, failed=failed):
+    def end_stream(self, stream: Stream, *, whole: bool, failed: bool) -> None:
+        """Note that a stream has ended; fetch on demand what reads have expected of it in vain."""
+        for filling in self.streaming.end(stream, whole=whole, failed=failed):
             self.requeue(filling)
 
     def forgo(self, stream: Stream) -> None:
-        """Drop what would be streamed, but for what a read waits for: there is no room.
+        """Drop what would be streamed, but for what has to come: there is no room.
 
         Args:
             stream: that has not begun.
         """
         for filling in list(self._fillings.values()):
             is_free = not filling.active or filling is stream.filling
-            if filling.rests in STREAMED and is_free and not filling.reads:
-                self.drop(filling)
+            if filling.rests not in STREAMED or not is_free or filling.reads:
+                continue
+            self.drop(filling)
+            if filling.must_come:
+                self.complete(filling.sector)
 
     def progress(self, filling: Filling, verified: int, now: float) -> list[PendingRead]:
         """Note the verified bytes of a sector; remove and return the reads that they cover."""

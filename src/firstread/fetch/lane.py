@@ -22,7 +22,7 @@ from firstread.config import PolicyTable, PrefetchTable
 from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.fetch.backlog import Backlog, Behind
 from firstread.fetch.filler import Filler
-from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.queue import Filling
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome, Space
 from firstread.fetch.startplan import Mode, StartPlan, decide
@@ -139,7 +139,7 @@ class Lane:
     def complete(self, sector: Wanted) -> None:
         """Fetch a sector that nobody waits for, when there is nothing else to do."""
         with self._changed:
-            self._backlog.want(sector, Cause.COMPLETION)
+            self._backlog.complete(sector)
             self._staff()
 
     def prefetch(

@@ -51,6 +51,7 @@ class Filling:
         active: a worker is fetching it.
         paused: it has failed and waits for its next attempt.
         rests: why it is fetched once no read waits for it.
+        must_come: all of its image is asked for, whatever else wants it.
         order: among those that are streamed for the same cause; the smallest goes first.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
@@ -66,6 +67,7 @@ class Filling:
     active: bool = False
     paused: bool = False
     rests: Cause = Cause.COMPLETION
+    must_come: bool = False
     order: int = 0
     asks: int = 0
     failures: int = 0
