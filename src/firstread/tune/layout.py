@@ -53,6 +53,14 @@ HOT_COST = 0.95
 """Compressed size at the level of hot frames, 9, against 3: 0.949 for the files of both images."""
 
 
+class FileRange(NamedTuple):
+    """A range of a file."""
+
+    key: FileKey
+    offset: int
+    length: int
+
+
 class HotChunk(NamedTuple):
     """A chunk of a file that is copied into a hot sector; `chunk_size` is one for all of a file."""
 
@@ -240,9 +248,16 @@ class HotLayout(Layout):
         plain: the sectors.
         sector_size: bytes of a hot sector.
         chunks: hot ones, in the order of a start.
+        whole: ranges that a start reads as a whole, so that they are streamed from where they are.
     """
 
-    def __init__(self, plain: PlainLayout, sector_size: int, chunks: Iterable[HotChunk]) -> None:
+    def __init__(
+        self,
+        plain: PlainLayout,
+        sector_size: int,
+        chunks: Iterable[HotChunk],
+        whole: Iterable[FileRange] = (),
+    ) -> None:
         super().__init__(plain.content, plain.frame_size)
         self._plain = plain
         self.units, self._parts, self._at = [*plain.units], [*plain._parts], {**plain._at}
@@ -261,7 +276,9 @@ class HotLayout(Layout):
             used += stored
         if parts:
             self._add(blob, offset, parts, HOT_COST)
-        self.stream = range(len(plain.units), len(self.units))
+        hot = range(len(plain.units), len(self.units))
+        kept = (need.unit for part in whole for need in plain.needs(*part))
+        self.stream = list(dict.fromkeys([*hot, *kept]))
 
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         size = self._chunk_sizes.get(key)

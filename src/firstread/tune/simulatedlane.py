@@ -239,7 +239,8 @@ class SimulatedLane:
         while transfer.arrived >= transfer.wake:
             if not self._take_frame(request):
                 return
-            if request.stream and self._backlog.leaves_link(request.stream):
+            in_unit = self._got.get(request.batch[request.at].sector.entry.id, 0)
+            if request.stream and in_unit and self._backlog.leaves_link(request.stream):
                 request.waits_until = self.now + PAUSE_S
                 transfer.wake = min(request.taken + BUFFERED_BYTES, transfer.size)
                 return
@@ -290,10 +291,11 @@ class SimulatedLane:
         return False
 
     def _finish(self, request: _Request) -> None:
-        self._end(request.transfer, reuse=request.taken == request.transfer.size)
+        whole = request.taken == request.transfer.size
+        self._end(request.transfer, reuse=whole)
         self._flying.remove(request)
         if request.stream:
-            self._backlog.end_stream(request.stream, failed=False)
+            self._backlog.end_stream(request.stream, whole=whole, failed=False)
         for rest in request.batch:
             if rest.active:
                 self._backlog.requeue(rest)

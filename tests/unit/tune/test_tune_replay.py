@@ -15,7 +15,7 @@ from firstread.tune.layout import FileLayout, HotLayout, Layout, PlainLayout
 from firstread.tune.link import FIRST_WINDOW, LinkSpeed
 from firstread.tune.replay import Replayed, Step, replay
 from firstread.tune.simulatedlane import Costs
-from firstread.tune.workload import fit, hot_chunks, steps
+from firstread.tune.workload import fit, hot_content, steps
 
 CONTENT: Content = convert().content
 S, F = SMALL.sector_size, SMALL.frame_size
@@ -46,7 +46,7 @@ def start(
 
 
 def hot(reads: Reads) -> HotLayout:
-    return HotLayout(PLAIN, S, hot_chunks(CONTENT, [trace(reads)], B))
+    return HotLayout(PLAIN, S, *hot_content(CONTENT, [trace(reads)], B))
 
 
 def test_a_start_without_reads_is_a_pull_and_its_work() -> None:
