@@ -88,6 +88,7 @@ class MountStatus(ReadFigures):
     pinned: all were asked for (`fetch --all`)
     holders: containers that share the mount
     wanted: sectors of it that are being fetched or queued
+    read_ahead_kib: how far the kernel reads ahead in its files; null if that is not known
     """
 
     mountpoint: str
@@ -103,6 +104,7 @@ class MountStatus(ReadFigures):
     holders: list[str]
     policies: Policies
     wanted: int
+    read_ahead_kib: int | None
 
 
 class EndpointStatus(Document):

@@ -120,6 +120,7 @@ def status(**mount: Any) -> Status:
         holders=[],
         policies=Policies.of(PolicyTable()),
         wanted=0,
+        read_ahead_kib=16,
         **(structs.asdict(ImageStats().figures()) | mount),
     )
     return Status(
