@@ -16,7 +16,9 @@ from collections.abc import Callable, Container, Iterator, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.errors import FirstreadError
-from firstread.fetch.queue import Ahead, Cause, Filling, Queue
+from firstread.fetch.ahead import Ahead, Run
+from firstread.fetch.queue import Cause, Filling, Queue
+from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
 from firstread.sectors.source import Wanted
 
@@ -32,10 +34,14 @@ class Backlog:
     Args:
         size: gives the bytes that the file of a sector has.
         first_retry_s: pause after a first failure; it doubles with each further one.
+        link: how the source answers.
     """
 
-    def __init__(self, size: Callable[[Wanted], int], first_retry_s: float) -> None:
+    def __init__(
+        self, size: Callable[[Wanted], int], first_retry_s: float, link: Rate | None = None
+    ) -> None:
         self.outage = Outage(first_retry_s)
+        self._link = link or Rate()
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
@@ -61,7 +67,7 @@ class Backlog:
         reads: Sequence[PendingRead],
         now: float,
         behind: Behind,
-        has_spare: Callable[[int], bool] | None,
+        has_spare: Callable[[int], bool],
     ) -> tuple[bool, list[PendingRead]]:
         """Want a sector for reads, and what a sequential reader will ask for next.
 
@@ -70,7 +76,7 @@ class Backlog:
             reads: that wait for it.
             now: see there.
             behind: likewise.
-            has_spare: whether so many sectors more fit; None: nothing is to be read ahead.
+            has_spare: whether so many sectors more fit.
 
         Returns:
             whether these are the first reads of the sector, and those that can go on now.
@@ -81,21 +87,25 @@ class Backlog:
             return False, list(reads)
         first, filling.demanded = not filling.demanded, True
         done = self.satisfied(filling)
-        if has_spare is not None:
-            self._read_ahead(filling, behind, has_spare)
+        offset = min((read.offset for read in reads), default=0)
+        run = self._ahead.demand(filling, offset, self._link.bytes_per_s)
+        if run is not None:
+            filling.rests = Cause.PREFETCH
+            if run.is_short(sector):
+                self._read_ahead(run, sector, behind, has_spare)
         return first, done
 
     def _read_ahead(
-        self, filling: Filling, behind: Behind, has_spare: Callable[[int], bool]
+        self, run: Run, sector: Wanted, behind: Behind, has_spare: Callable[[int], bool]
     ) -> None:
-        following: Wanted | None = filling.sector
-        for count in range(self._ahead.demand(filling)):
-            if not has_spare(count + 1):
+        while not run.covers(sector) and has_spare(self.queued + 1):
+            following = behind(run.last)
+            if following is None:
                 return
-            following = behind(following) if following else None
-            ahead = following and self.want(following, Cause.PREFETCH)
-            if ahead:
-                self._ahead.go_on(ahead)
+            run.last = following
+            ahead = self.want(following, Cause.PREFETCH)
+            if ahead is not None:
+                ahead.rests = Cause.PREFETCH
 
     def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
         """Let a sector that has failed elsewhere wait its pause here, if this source is down too.
@@ -254,10 +264,11 @@ class Backlog:
         if filling.reads:
             cause = Cause.DEMAND
         elif filling.asks:
-            cause = Cause.COMPLETION
+            cause = filling.rests
         else:
             cause = filling.cause
-        self._queue.put(filling, cause)
+        put = self._queue.put_back if cause is Cause.PREFETCH else self._queue.put
+        put(filling, cause)
 
     def pause(self, filling: Filling, now: float, least_s: float = 0.0) -> None:
         """Try a sector again after a pause, or when a new reader comes."""

@@ -42,7 +42,6 @@ log = logging.getLogger("lane")
 
 IDLE_S = 30.0  # after which a worker without work ends
 HELD_UP_S = 0.5  # before the next attempt to open what another process does not let be opened
-AHEAD_S = 0.025  # a link that takes longer for a sector has no room for prefetch
 _UNMOUNTED = "the image is not mounted any more"
 
 
@@ -83,8 +82,8 @@ class Lane:
         self._counts, self._policy = counts, policy
         self._workers = workers
         self._changed = threading.Condition()
-        self._backlog = Backlog(space.size, first_retry_s)
         self._rate = Rate()
+        self._backlog = Backlog(space.size, first_retry_s, self._rate)
         self._threads = self._idle = 0
         self._closed = False
 
@@ -112,7 +111,7 @@ class Lane:
             # It may have been closed between the look for a lane and here.
             closed = self._closed
             if not closed:
-                spare = self._spare(sector) if self._is_fast(sector) else None
+                spare = self._spare(sector)
                 first, done = self._backlog.request(sector, reads, now, behind, spare)
                 self._staff()
                 self._backlog.slow_down(sector.entry.id, failures, now)
@@ -198,10 +197,6 @@ class Lane:
         """Return the ids of the sectors that are being fetched or queued."""
         with self._changed:
             return list(self._backlog)
-
-    def _is_fast(self, sector: Wanted) -> bool:
-        """Return whether the link has room for what may not be needed."""
-        return sector.entry.length < AHEAD_S * self._rate.bytes_per_s
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -18,8 +18,6 @@ from firstread.sectors.source import Decoding, Span, Wanted
 from firstread.units import MiB
 
 MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
-MAX_AHEAD = 8  # sectors that are prefetched for one sequential reader
-MAX_STREAMS = 256  # sequential readers that are remembered
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
 MAX_DOUBLINGS = 2
@@ -45,6 +43,7 @@ class Filling:
         demanded: a read has asked for it.
         active: a worker is fetching it.
         paused: it has failed and waits for its next attempt.
+        rests: why it is fetched once a request has brought a part of it and no read waits.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
         decoder: what is known of it, once a worker has had it.
@@ -58,6 +57,7 @@ class Filling:
     demanded: bool = False
     active: bool = False
     paused: bool = False
+    rests: Cause = Cause.COMPLETION
     asks: int = 0
     failures: int = 0
     decoder: Decoding | None = None
@@ -121,6 +121,11 @@ class Queue:
         filling.cause = cause
         self._queues[cause][sector_id] = filling
         self._places[filling.key] = filling
+
+    def put_back(self, filling: Filling, cause: Cause) -> None:
+        """`put` a sector that a request has brought in part; its rest goes before others."""
+        self.put(filling, cause)
+        self._queues[filling.cause].move_to_end(filling.sector.entry.id, last=False)
 
     def remove(self, filling: Filling) -> None:
         """Take a sector out again, if it is there."""
@@ -197,22 +202,3 @@ def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes:
             break
         stop = end
     return stop
-
-
-class Ahead:
-    """Recognises sequential readers, and says how many sectors to fetch ahead of each."""
-
-    def __init__(self) -> None:
-        self._streams: OrderedDict[tuple[str, int], int] = OrderedDict()  # expected next -> streak
-
-    def demand(self, filling: Filling) -> int:
-        """Note a read of a sector; return how many of those behind it should be fetched now."""
-        streak = self._streams.pop(filling.key, -1) + 1
-        self._streams[filling.end] = streak
-        if len(self._streams) > MAX_STREAMS:
-            self._streams.popitem(last=False)
-        return min(MAX_AHEAD, 1 << streak) if streak else 0
-
-    def go_on(self, filling: Filling) -> None:
-        """Note that a sector is fetched ahead: a reader that reaches it counts as sequential."""
-        self._streams.setdefault(filling.end, 1)
