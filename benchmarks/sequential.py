@@ -88,7 +88,7 @@ def download(image: str, scratch: Path) -> tuple[float, int]:
     blobs = [layer for layer in layers if layer.media_type == SECTORS_MEDIA_TYPE]
     urls = [f"http://{parsed.host}/v2/{parsed.repository}/blobs/{blob.digest}" for blob in blobs]
     target = scratch / "blob"
-    command = ("curl", "--silent", "--fail", "--output", target, *urls)
+    command = ["curl", "--silent", "--fail", "--output", str(target), *urls]
     seconds = timed(lambda: subprocess.run(command, check=True))
     target.unlink()
     return seconds, sum(blob.size for blob in blobs)

@@ -22,7 +22,7 @@ from firstread.fetch.queue import Filling
 from firstread.sectors.source import Wanted
 from firstread.units import MiB
 
-AHEAD_S = 1.0  # of the link: longer than any round trip, and what a reader that stops has cost
+AHEAD_S = 2.0  # of the link: longer than any round trip, and what a reader that stops has cost
 MOST_AHEAD_BYTES = 64 * MiB  # for one run
 FIRST_SECTORS = 2
 AT_ONCE_S = 0.025  # a link that takes longer for a sector has no room for a mere guess
@@ -90,7 +90,8 @@ class Ahead:
             run.last = sector
         first = FIRST_SECTORS * span.length
         if goes_on:
-            run.reach = min(max(2 * run.reach, first), AHEAD_S * bytes_per_s, MOST_AHEAD_BYTES)
+            most = min(max(first, AHEAD_S * bytes_per_s), MOST_AHEAD_BYTES)
+            run.reach = min(max(2 * run.reach, first), most)
         elif span.length < AT_ONCE_S * bytes_per_s:
             run.reach = max(run.reach, min(first, MOST_AHEAD_BYTES))
         else:

@@ -204,8 +204,12 @@ class Backlog:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def take(self, now: float) -> tuple[list[Filling], float | None]:
+    def take(self, now: float, *, is_last: bool = False) -> tuple[list[Filling], float | None]:
         """Return what a worker should fetch with one request.
+
+        Args:
+            now: see there.
+            is_last: no other worker is free: it is kept for reads.
 
         Returns:
             the sectors; or [], and how many seconds to wait before the next look, None if there is
@@ -216,7 +220,7 @@ class Backlog:
             if filling.paused:
                 self.requeue(filling)
         least, wait = self._least(now)
-        batch = self._queue.take(least)
+        batch = self._queue.take(Cause.DEMAND if is_last else least)
         for filling in batch:
             filling.active = True
         if self._paused:

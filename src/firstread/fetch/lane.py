@@ -227,7 +227,8 @@ class Lane:
             until = time.monotonic() + IDLE_S
             while not self._closed:
                 now = time.monotonic()
-                batch, wait = self._backlog.take(now)
+                is_last = 1 < self._workers <= self._threads - self._idle
+                batch, wait = self._backlog.take(now, is_last=is_last)
                 if batch:
                     self._staff()
                     return batch

@@ -20,6 +20,7 @@ from firstread.units import MiB
 MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
+AHEAD_SLICE_S = 0.250  # the same for what a sequential reader comes to: it is needed soon
 MAX_DOUBLINGS = 2
 
 
@@ -175,7 +176,9 @@ def slice_seconds(cause: Cause, asks: int) -> float:
         cause: why a sector is fetched.
         asks: requests for it so far.
     """
-    return FIRST_SLICE_S * 2 ** min(asks, MAX_DOUBLINGS) if cause is Cause.DEMAND else LATER_SLICE_S
+    if cause is Cause.DEMAND:
+        return FIRST_SLICE_S * float(2 ** min(asks, MAX_DOUBLINGS))
+    return AHEAD_SLICE_S if cause is Cause.PREFETCH else LATER_SLICE_S
 
 
 def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes: float) -> int:

@@ -200,3 +200,13 @@ def test_what_a_sequential_reader_comes_to_goes_on_before_the_rest_of_the_image(
     bench.backlog.requeue(third)
     assert bench.taken() == [third.sector]  # at once, and the nearest first
     assert bench.taken() == [fourth.sector]
+
+
+def test_the_last_free_worker_is_kept_for_reads() -> None:
+    bench = Bench()
+    bench.backlog.want(B, Cause.PREFETCH)
+    assert bench.backlog.take(LATER, is_last=True)[0] == []
+    bench.read(A, LATER)
+    (filling,) = bench.backlog.take(LATER, is_last=True)[0]
+    assert filling.sector == A
+    assert bench.taken(LATER) == [B]

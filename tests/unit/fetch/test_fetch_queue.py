@@ -196,7 +196,8 @@ def test_a_reader_that_comes_back_gets_more_each_time() -> None:
     slices = [slice_seconds(Cause.DEMAND, asks) for asks in range(8)]
     assert slices == sorted(slices)
     assert slices[-1] == slices[-2] == slices[0] * 2**MAX_DOUBLINGS
-    assert slice_seconds(Cause.COMPLETION, 5) == slice_seconds(Cause.PREFETCH, 0)
+    assert slice_seconds(Cause.COMPLETION, 5) == slice_seconds(Cause.COMPLETION, 0)
+    assert slice_seconds(Cause.COMPLETION, 0) < slices[0] < slice_seconds(Cause.PREFETCH, 0)
 
 
 def test_rate_is_that_of_the_last_reads() -> None:
