@@ -20,7 +20,7 @@ from firstread.units import MiB
 MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
-AHEAD_SLICE_S = 0.250  # the same for what a sequential reader comes to: it is needed soon
+AHEAD_SLICE_S = 1.0  # the same for what a sequential reader comes to: it is needed soon
 MAX_DOUBLINGS = 2
 
 
