@@ -45,6 +45,23 @@ def test_a_start_is_over_when_no_read_waits_any_more(
     assert daemon.mounted(place)["present"] < 8
 
 
+def test_a_container_that_joins_a_shared_mount_changes_nothing(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    def join(holder: str) -> Path:
+        answer = daemon.client.mount(
+            image=plain[0], directory=None, policy="missing", holder=holder
+        )
+        return Path(answer["mountpoint"])
+
+    place = join("one")
+    assert read_ahead(place) == START_KIB
+    assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
+    daemon.wait(lambda: read_ahead(place) == STEADY_KIB)
+    assert join("other") == place
+    assert read_ahead(place) == STEADY_KIB
+
+
 def test_the_next_fetcher_goes_on_with_a_start(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:

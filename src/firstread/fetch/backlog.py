@@ -16,10 +16,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.errors import FirstreadError
-from firstread.fetch.ahead import Ahead, Run
 from firstread.fetch.queue import Cause, Filling, Queue
 from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
+from firstread.fetch.streaks import Streak, Streaks
 from firstread.sectors.source import Wanted
 
 LONG_S = 30.0  # between looks at what nothing but a new read makes more urgent
@@ -48,7 +48,7 @@ class Backlog:
         self._queue = Queue()
         self._paused: list[tuple[float, int, Filling]] = []  # heap, by the time of the next attempt
         self._serial = itertools.count()
-        self._ahead = Ahead()
+        self._streaks = Streaks()
         self._last_demand = self._last_progress = 0.0
 
     @property
@@ -88,21 +88,21 @@ class Backlog:
         first, filling.demanded = not filling.demanded, True
         done = self.satisfied(filling)
         offset = min((read.offset for read in reads), default=0)
-        run = self._ahead.demand(filling, offset, self._link.bytes_per_s)
-        if run is not None:
+        streak = self._streaks.demand(filling, offset, self._link.bytes_per_s)
+        if streak is not None:
             filling.rests = Cause.PREFETCH
-            if run.is_short(sector):
-                self._read_ahead(run, sector, behind, has_spare)
+            if streak.is_short(sector):
+                self._read_ahead(streak, sector, behind, has_spare)
         return first, done
 
     def _read_ahead(
-        self, run: Run, sector: Wanted, behind: Behind, has_spare: Callable[[int], bool]
+        self, streak: Streak, sector: Wanted, behind: Behind, has_spare: Callable[[int], bool]
     ) -> None:
-        while not run.covers(sector) and has_spare(self.queued + 1):
-            following = behind(run.last)
+        while not streak.covers(sector) and has_spare(self.queued + 1):
+            following = behind(streak.last)
             if following is None:
                 return
-            run.last = following
+            streak.last = following
             ahead = self.want(following, Cause.PREFETCH)
             if ahead is not None:
                 ahead.rests = Cause.PREFETCH

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises sequential readers, and says how far to fetch ahead of each. Pure.
 
-Owns the runs: stretches of a blob whose sectors are read one behind the other. Everything is in
-compressed bytes of the blob, so that it means the same for sectors of every size. Does not know
+Owns the streaks: stretches of a blob whose sectors are read one behind the other. Everything is
+in compressed bytes of the blob, so that it means the same for sectors of every size. Does not know
 what is present, and queues nothing: `firstread.fetch.backlog` does. Its lane has one lock for all
 of it.
 
@@ -23,14 +23,14 @@ from firstread.sectors.source import Wanted
 from firstread.units import MiB
 
 AHEAD_S = 2.0  # of the link: longer than any round trip, and what a reader that stops has cost
-MOST_AHEAD_BYTES = 64 * MiB  # for one run
+MOST_AHEAD_BYTES = 64 * MiB  # for one streak
 FIRST_SECTORS = 2
 AT_ONCE_S = 0.025  # a link that takes longer for a sector has no room for a mere guess
-MOST_RUNS = 64
+MOST_STREAKS = 64
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class Streak:
     """A stretch of a blob that is read in order.
 
     Args:
@@ -44,7 +44,7 @@ class Run:
     reach: float = 0.0
 
     def has(self, sector: Wanted) -> bool:
-        """Return whether a reader of `sector` may be the one of this run."""
+        """Return whether a reader of `sector` may be the one of this streak."""
         span, last = sector.span, self.last.span
         return span.blob.digest == last.blob.digest and self.at <= span.start <= last.stop
 
@@ -57,14 +57,14 @@ class Run:
         return self.last.span.stop >= sector.span.stop + self.reach
 
 
-class Ahead:
-    """The runs of one source."""
+class Streaks:
+    """The streaks of one source."""
 
     def __init__(self) -> None:
-        self._runs: deque[Run] = deque(maxlen=MOST_RUNS)  # the one that was seen last is first
+        self._streaks: deque[Streak] = deque(maxlen=MOST_STREAKS)  # the last seen is first
 
-    def demand(self, filling: Filling, offset: int, bytes_per_s: float) -> Run | None:
-        """Note a read that waits for a sector; return its run if somebody reads it in order.
+    def demand(self, filling: Filling, offset: int, bytes_per_s: float) -> Streak | None:
+        """Note a read that waits for a sector; return its streak if somebody reads it in order.
 
         Args:
             filling: the sector.
@@ -72,27 +72,27 @@ class Ahead:
             bytes_per_s: of the link.
         """
         sector = filling.sector
-        run = next((run for run in self._runs if run.has(sector)), None)
-        if run is None:
-            self._runs.appendleft(Run(sector.span.start, sector))
+        streak = next((streak for streak in self._streaks if streak.has(sector)), None)
+        if streak is None:
+            self._streaks.appendleft(Streak(sector.span.start, sector))
             return None
-        if run is not self._runs[0]:
-            self._runs.remove(run)
-            self._runs.appendleft(run)
-        if sector.span.start != run.at:
-            self._move(run, sector, bytes_per_s, goes_on=offset <= filling.filled)
-        return run if run.reach else None
+        if streak is not self._streaks[0]:
+            self._streaks.remove(streak)
+            self._streaks.appendleft(streak)
+        if sector.span.start != streak.at:
+            self._move(streak, sector, bytes_per_s, goes_on=offset <= filling.filled)
+        return streak if streak.reach else None
 
-    def _move(self, run: Run, sector: Wanted, bytes_per_s: float, *, goes_on: bool) -> None:
+    def _move(self, streak: Streak, sector: Wanted, bytes_per_s: float, *, goes_on: bool) -> None:
         span = sector.span
-        run.at = span.start
-        if span.stop > run.last.span.stop:
-            run.last = sector
+        streak.at = span.start
+        if span.stop > streak.last.span.stop:
+            streak.last = sector
         first = FIRST_SECTORS * span.length
         if goes_on:
             most = min(max(first, AHEAD_S * bytes_per_s), MOST_AHEAD_BYTES)
-            run.reach = min(max(2 * run.reach, first), most)
+            streak.reach = min(max(2 * streak.reach, first), most)
         elif span.length < AT_ONCE_S * bytes_per_s:
-            run.reach = max(run.reach, min(first, MOST_AHEAD_BYTES))
+            streak.reach = max(streak.reach, min(first, MOST_AHEAD_BYTES))
         else:
-            run.reach = 0.0
+            streak.reach = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reads in order, and how far is fetched ahead."""
+"""Sequential readers are recognised, and what is fetched ahead of them grows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 import pytest
 
-from firstread.fetch.ahead import (
+from firstread.fetch.queue import Filling
+from firstread.fetch.streaks import (
     AHEAD_S,
     FIRST_SECTORS,
     MOST_AHEAD_BYTES,
-    MOST_RUNS,
-    Ahead,
+    MOST_STREAKS,
+    Streaks,
 )
-from firstread.fetch.queue import Filling
 from firstread.oci.model import Descriptor
 from firstread.sectors.format import Geometry, SectorEntry
 from firstread.sectors.source import Wanted
@@ -38,10 +38,10 @@ def reaches(
     reads: Iterable[tuple[int, int]], bytes_per_s: float, length: int = LENGTH
 ) -> list[int]:
     """Return how many sectors of what lies behind each read should be wanted."""
-    ahead, found = Ahead(), []
+    ahead, found = Streaks(), []
     for number, offset in reads:
-        run = ahead.demand(filling(number, length=length), offset, bytes_per_s)
-        found.append(round(run.reach / length) if run else 0)
+        streak = ahead.demand(filling(number, length=length), offset, bytes_per_s)
+        found.append(round(streak.reach / length) if streak else 0)
     return found
 
 
@@ -79,38 +79,38 @@ def test_neighbours_that_are_not_read_in_order_get_nothing_on_a_slow_link() -> N
 
 
 def test_a_reader_that_waits_where_a_sector_is_being_filled_goes_on() -> None:
-    ahead = Ahead()
+    ahead = Streaks()
     ahead.demand(filling(0), 0, SLOW)
     assert ahead.demand(filling(1, filled=MIDDLE), MIDDLE, SLOW)
     assert not ahead.demand(filling(2, filled=MiB), MIDDLE, SLOW)
 
 
 def test_a_reader_that_meets_what_was_fetched_ahead_is_still_the_same() -> None:
-    ahead = Ahead()
+    ahead = Streaks()
     ahead.demand(filling(0), 0, FAST)
-    run = ahead.demand(filling(1), 0, FAST)
-    assert run
-    assert run.is_short(filling(1).sector)
-    run.last = filling(9).sector
-    assert ahead.demand(filling(7), 0, FAST) is run
-    assert run.reach == 4 * LENGTH
-    assert not run.covers(filling(7).sector)
-    assert not run.is_short(filling(7).sector)
-    assert run.is_short(filling(9).sector)
+    streak = ahead.demand(filling(1), 0, FAST)
+    assert streak
+    assert streak.is_short(filling(1).sector)
+    streak.last = filling(9).sector
+    assert ahead.demand(filling(7), 0, FAST) is streak
+    assert streak.reach == 4 * LENGTH
+    assert not streak.covers(filling(7).sector)
+    assert not streak.is_short(filling(7).sector)
+    assert streak.is_short(filling(9).sector)
     assert ahead.demand(filling(11), 0, FAST) is None
 
 
-def test_runs_of_two_blobs_are_two() -> None:
-    ahead = Ahead()
+def test_streaks_of_two_blobs_are_two() -> None:
+    ahead = Streaks()
     for number in range(3):
         for blob in (0, 1):
-            run = ahead.demand(filling(number, blob=blob), 0, FAST)
-            assert bool(run) == (number > 0)
+            streak = ahead.demand(filling(number, blob=blob), 0, FAST)
+            assert bool(streak) == (number > 0)
 
 
 def test_only_the_last_readers_are_remembered() -> None:
-    ahead = Ahead()
-    for number in range(0, 10 * MOST_RUNS, 5):
+    ahead = Streaks()
+    for number in range(0, 10 * MOST_STREAKS, 5):
         ahead.demand(filling(number), 0, FAST)
     assert ahead.demand(filling(1), 0, FAST) is None
-    assert ahead.demand(filling(10 * MOST_RUNS - 4), 0, FAST)
+    assert ahead.demand(filling(10 * MOST_STREAKS - 4), 0, FAST)
