@@ -17,10 +17,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.errors import FirstreadError
-from firstread.fetch.queue import STREAMED, Ahead, Cause, Filling, Queue
+from firstread.fetch.queue import STREAMED, Cause, Filling, Queue
 from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
-from firstread.fetch.startplan import Rest, StartPlan, decide
+from firstread.fetch.startplan import StartPlan, Undecided
+from firstread.fetch.streaks import Streak, Streaks
 from firstread.fetch.streaming import Stream, Streaming
 from firstread.sectors.source import Wanted
 
@@ -52,7 +53,7 @@ class Backlog:
     ) -> None:
         self.outage = Outage(first_retry_s)
         self._link, self._quiet_s = link or Rate(), quiet_s
-        self._undecided: list[tuple[StartPlan, list[Wanted]]] = []  # what is not hot, by image
+        self._undecided = Undecided()
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
@@ -60,7 +61,7 @@ class Backlog:
         self.streaming = Streaming(self._queue, self._link)
         self._paused: list[tuple[float, int, Filling]] = []  # heap, by the time of the next attempt
         self._serial = itertools.count()
-        self._ahead = Ahead()
+        self._streaks = Streaks()
         self._last_demand = self._last_progress = 0.0
 
     @property
@@ -79,7 +80,7 @@ class Backlog:
         reads: Sequence[PendingRead],
         now: float,
         behind: Behind,
-        has_spare: Callable[[int], bool] | None,
+        has_spare: Callable[[int], bool],
     ) -> tuple[bool, list[PendingRead]]:
         """Want a sector for reads, and what a sequential reader will ask for next.
 
@@ -88,7 +89,7 @@ class Backlog:
             reads: that wait for it.
             now: see there.
             behind: likewise.
-            has_spare: whether so many sectors more fit; None: nothing is to be read ahead.
+            has_spare: whether so many sectors more fit.
 
         Returns:
             whether these are the first reads of the sector, and those that can go on now.
@@ -101,21 +102,25 @@ class Backlog:
         if filling.rests is Cause.BACKGROUND:
             filling.rests = Cause.COMPLETION
         done = self.satisfied(filling)
-        if has_spare is not None:
-            self._read_ahead(filling, behind, has_spare)
+        offset = min((read.offset for read in reads), default=0)
+        streak = self._streaks.demand(filling, offset, self._link.bytes_per_s)
+        if streak is not None:
+            filling.rests = min(filling.rests, Cause.PREFETCH)
+            if streak.is_short(sector):
+                self._read_ahead(streak, sector, behind, has_spare)
         return first, done
 
     def _read_ahead(
-        self, filling: Filling, behind: Behind, has_spare: Callable[[int], bool]
+        self, streak: Streak, sector: Wanted, behind: Behind, has_spare: Callable[[int], bool]
     ) -> None:
-        following: Wanted | None = filling.sector
-        for count in range(self._ahead.demand(filling)):
-            if not has_spare(count + 1):
+        while not streak.covers(sector) and has_spare(self.queued + 1):
+            following = behind(streak.last)
+            if following is None:
                 return
-            following = behind(following) if following else None
-            ahead = following and self.want(following, Cause.PREFETCH)
-            if ahead:
-                self._ahead.go_on(ahead)
+            streak.last = following
+            ahead = self.want(following, Cause.PREFETCH)
+            if ahead is not None:
+                ahead.rests = min(ahead.rests, Cause.PREFETCH)
 
     def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
         """Let a sector that has failed elsewhere wait its pause here, if this source is down too.
@@ -162,18 +167,7 @@ class Backlog:
         self._want_streamed(hot, Cause.HOT, now)
         if plan.mode == "all":
             self._want_streamed(rest, Cause.BACKGROUND, now)
-        if rest and plan.may_be_full:
-            self._undecided.append((plan, list(rest)))
-
-    def _settle(self, now: float) -> None:
-        """Have what is not hot follow at once where that is decided; the hot sectors are here."""
-        undecided, self._undecided = self._undecided, []
-        for plan, rest in undecided:
-            left = [sector for sector in rest if self._size(sector) < sector.entry.size]
-            size = sum(sector.entry.length for sector in left)
-            again = decide(plan.mode, 0, size, self._link, knows_start=plan.knows_start)
-            if again.rest is Rest.AT_ONCE:
-                self._want_streamed(left, Cause.HOT, now)
+        self._undecided.add(plan, rest)
 
     def _want_streamed(self, sectors: Iterable[Wanted], cause: Cause, now: float) -> None:
         """Queue sectors that nobody waits for, in this order, behind those that are queued so.
@@ -244,11 +238,7 @@ class Backlog:
         for sector_id in list(self._fillings):
             if sector_id in ids:
                 self.drop_unused(sector_id)
-        self._undecided = [
-            (plan, left)
-            for plan, rest in self._undecided
-            if (left := [sector for sector in rest if sector.entry.id not in ids])
-        ]
+        self._undecided.cancel(ids)
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
@@ -274,8 +264,12 @@ class Backlog:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def take(self, now: float) -> tuple[list[Filling], float | None]:
+    def take(self, now: float, *, is_last: bool = False) -> tuple[list[Filling], float | None]:
         """Return what a worker should fetch with one request.
+
+        Args:
+            now: see there.
+            is_last: no other worker is free: it is kept for reads.
 
         Returns:
             the sectors; or [], and how many seconds to wait before the next look, None if there is
@@ -286,7 +280,7 @@ class Backlog:
             if filling.paused:
                 self.requeue(filling)
         causes, wait = self._causes(now)
-        batch = self._queue.take(causes)
+        batch = self._queue.take([Cause.DEMAND] if is_last else causes)
         for filling in batch:
             filling.active = True
         if batch and batch[0].cause in STREAMED:
@@ -301,7 +295,8 @@ class Backlog:
         if outage := self.outage.left_s(now):
             return causes, outage
         if not self.streaming.is_hot and self._link.is_known:
-            self._settle(now)
+            for follows in self._undecided.settle(self._link, self._size):
+                self._want_streamed(follows, Cause.HOT, now)
         is_free = self.streaming.now is None
         if is_free:
             causes.append(Cause.HOT)
@@ -380,7 +375,8 @@ class Backlog:
             cause = filling.rests
         else:
             cause = filling.cause
-        self._queue.put(filling, cause)
+        put = self._queue.put_back if cause is Cause.PREFETCH else self._queue.put
+        put(filling, cause)
 
     def pause(self, filling: Filling, now: float, least_s: float = 0.0) -> None:
         """Try a sector again after a pause, or when a new reader comes."""

@@ -71,9 +71,10 @@ class HotChunk(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a read waits for: the first `end` bytes of a unit."""
+    """A range of a unit that a read asks for; units fill from the front, so it waits for `end`."""
 
     unit: int
+    start: int
     end: int
 
 
@@ -237,7 +238,8 @@ class PlainLayout(Layout):
             step = min(placement.chunk_size - within, end - offset)
             sector, block = split_address(placement.chunks[number])
             if placement.chunks[number] != HOLE and self.units[first + sector].entry.length:
-                yield Need(first + sector, block * BLOCK_SIZE + within + step)
+                start = block * BLOCK_SIZE + within
+                yield Need(first + sector, start, start + step)
             offset += step
 
 
@@ -261,7 +263,7 @@ class HotLayout(Layout):
         super().__init__(plain.content, plain.frame_size)
         self._plain = plain
         self.units, self._parts, self._at = [*plain.units], [*plain._parts], {**plain._at}
-        self._hot: dict[tuple[FileKey, int], Need] = {}
+        self._hot: dict[tuple[FileKey, int], tuple[int, int]] = {}  # unit, and first byte in it
         self._chunk_sizes: dict[FileKey, int] = {}
         parts: list[_Part] = []
         used, blob, offset = 0, _blob("hot"), 0
@@ -271,7 +273,7 @@ class HotLayout(Layout):
                 offset = self._add(blob, offset, parts, HOT_COST)
                 parts, used = [], 0
             self._chunk_sizes[key] = chunk_size
-            self._hot[key, start] = Need(len(self.units), used)
+            self._hot[key, start] = len(self.units), used
             parts.append(_Part(used, stored, key, start))
             used += stored
         if parts:
@@ -293,7 +295,7 @@ class HotLayout(Layout):
             if hot is None:
                 yield from self._plain.needs(key, offset, step)
             else:
-                yield Need(hot.unit, hot.end + within + step)
+                yield Need(hot[0], hot[1] + within, hot[1] + within + step)
             offset += step
 
 
@@ -334,4 +336,4 @@ class FileLayout(Layout):
         end = min(offset + length, round_up(self.content.file(key).size, BLOCK_SIZE))
         first, chunk_size = self._first[key], self._chunk_size or 1 << 62
         for number in range(offset // chunk_size, -(-end // chunk_size)):
-            yield Need(first + number, self.units[first + number].entry.size)
+            yield Need(first + number, 0, self.units[first + number].entry.size)

@@ -77,9 +77,9 @@ def replay(
     for step in steps:
         lane.pass_time(lane.now + step.think_s)
         asked = lane.now
-        for unit, end in step.needs:  # the kernel asks for one chunk after the other
-            if not lane.is_whole(unit):
-                lane.read(unit, end)
+        for need in step.needs:  # the kernel asks for one chunk after the other
+            if not lane.is_whole(need.unit):
+                lane.read(need)
                 lane.pass_time(lane.now + costs.event_s)
         waits.append(lane.now - asked)
     lane.pass_time(lane.now + end_s)

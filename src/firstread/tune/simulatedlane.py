@@ -19,14 +19,13 @@ from typing import NamedTuple
 from firstread.cache.pending import PendingRead
 from firstread.config import PrefetchTable
 from firstread.fetch.backlog import Backlog
-from firstread.fetch.lane import AHEAD_S
 from firstread.fetch.pace import PAUSE_S
 from firstread.fetch.queue import Filling, request_end, slice_seconds
 from firstread.fetch.rate import BUFFERED_BYTES, Meter, Rate
 from firstread.fetch.startplan import Mode, decide
 from firstread.fetch.streaming import Stream
 from firstread.sectors.source import Span, Wanted
-from firstread.tune.layout import Layout
+from firstread.tune.layout import Layout, Need
 from firstread.tune.link import LinkSpeed, Pipe, Transfer
 from firstread.units import KiB
 
@@ -144,15 +143,13 @@ class SimulatedLane:
         entry = self._layout.units[number].entry
         return self._verified.get(entry.id, 0) == entry.size
 
-    def read(self, number: int, end: int) -> None:
-        """Wait until the first `end` bytes of a unit are present."""
-        unit = self._layout.units[number]
-        if end > self._size(unit):
+    def read(self, need: Need) -> None:
+        """Wait until what a read needs of a unit is present."""
+        unit = self._layout.units[need.unit]
+        if need.end > self._size(unit):
             self._reads += 1
-            read = PendingRead(self._reads, 0, 0, end, -1, self.now)
-            is_fast = unit.entry.length < AHEAD_S * self._rate.bytes_per_s
-            spare = (lambda _count: True) if is_fast else None
-            self._backlog.request(unit, [read], self.now, self._layout.behind, spare)
+            read = PendingRead(self._reads, 0, need.start, need.end - need.start, -1, self.now)
+            self._backlog.request(unit, [read], self.now, self._layout.behind, lambda _: True)
             self.pass_time(math.inf, self._reads)
 
     def pass_time(self, until: float, read: int = 0) -> None:
@@ -172,8 +169,10 @@ class SimulatedLane:
 
     def _staff(self) -> float:
         """Give work to idle workers; return when there may be more for them."""
-        while len(self._flying) < max(2, self._costs.workers):
-            batch, wait = self._backlog.take(self.now)
+        workers = max(2, self._costs.workers)
+        while len(self._flying) < workers:
+            is_last = 1 < self._costs.workers <= len(self._flying) + 1
+            batch, wait = self._backlog.take(self.now, is_last=is_last)
             if not batch:
                 return math.inf if wait is None else self.now + max(wait, 0.001)
             self._request(batch)

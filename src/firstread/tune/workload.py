@@ -97,11 +97,12 @@ def steps(workload: Workload, layout: Layout) -> list[Step]:
 
 
 def _joined(needs: Iterable[Need]) -> list[Need]:
-    """Return one need for each unit: the furthest."""
-    ends: dict[int, int] = {}
-    for unit, end in needs:
-        ends[unit] = max(end, ends.get(unit, 0))
-    return [Need(unit, end) for unit, end in ends.items()]
+    """Return one need for each unit."""
+    found: dict[int, Need] = {}
+    for need in needs:
+        known = found.get(need.unit, need)
+        found[need.unit] = Need(need.unit, min(known.start, need.start), max(known.end, need.end))
+    return list(found.values())
 
 
 class HotContent(NamedTuple):

@@ -48,7 +48,7 @@ class Bench:
 
     def read(self, sector: Wanted, offset: int = 0) -> PendingRead:
         read = PendingRead(0, 1, offset, FRAME, -1, NOW)
-        self.backlog.request(sector, [read], NOW, SECTORS.behind, None)
+        self.backlog.request(sector, [read], NOW, SECTORS.behind, lambda _: False)
         return read
 
     def taken(self, now: float = NOW) -> list[Wanted]:
@@ -107,7 +107,7 @@ def test_a_stream_ends_where_a_sector_has_bytes_already() -> None:
     assert bench.begin().filling.sector == HOT[3]
 
 
-def test_what_nobody_asked_for_stays_away() -> None:
+def test_without_prefetch_nothing_is_queued() -> None:
     bench = Bench("none")
     assert bench.backlog.take(NOW) == ([], None)
     assert list(bench.backlog) == []
@@ -269,7 +269,7 @@ def test_without_room_only_what_a_read_waits_for_stays() -> None:
 
 
 @pytest.mark.usefixtures("distant")
-def test_without_room_what_is_pinned_comes_nevertheless() -> None:
+def test_a_pinned_sector_comes_without_room_for_a_stream() -> None:
     bench = Bench()
     bench.backlog.complete(HOT[1])
     stream = bench.begin()
@@ -280,7 +280,7 @@ def test_without_room_what_is_pinned_comes_nevertheless() -> None:
 
 
 @pytest.mark.usefixtures("distant")
-def test_what_is_pinned_does_not_wait_for_the_background() -> None:
+def test_a_pinned_sector_does_not_wait_for_the_background() -> None:
     plan = StartPlan("all", 0, 0, None, None, Rest.NEVER, knows_start=False)
     for sector, is_first in ((REST[0], True), (REST[2], False)):
         bench = Bench("none")

@@ -113,8 +113,8 @@ def test_units_of_a_layer_lie_behind_each_other(packed: Converted) -> None:
 def test_a_read_needs_the_sectors_that_hold_it(packed: Converted) -> None:
     layout = plain(packed.content)
     first = needs(layout, "large", 0, B)[0].unit
-    assert needs(layout, "large", 0, B) == [Need(first, B)]
-    assert needs(layout, "large", S - B, 2 * B) == [Need(first, S), Need(first + 1, B)]
+    assert needs(layout, "large", 0, B) == [Need(first, 0, B)]
+    assert needs(layout, "large", S - B, 2 * B) == [Need(first, S - B, S), Need(first + 1, 0, B)]
     tail = LARGE % S
     (end,) = needs(layout, "large", LARGE - tail, S)
     assert end.end <= layout.units[end.unit].entry.size
@@ -152,7 +152,7 @@ def test_hot_reads_need_hot_sectors(packed: Converted) -> None:
 def test_the_rest_of_a_hot_file_stays_where_it_is(packed: Converted) -> None:
     layout = hot(packed.content, ("large", S, B))
     cold, warm, rest = needs(layout, "large", S - B, 3 * B)
-    assert warm == Need(layout.stream[0], B)
+    assert warm == Need(layout.stream[0], 0, B)
     assert cold == needs(plain(packed.content), "large", S - B, B)[0]
     assert rest == needs(plain(packed.content), "large", S + B, B)[0]
 
@@ -178,7 +178,7 @@ def test_whole_files_and_chunks_of_files(packed: Converted) -> None:
     content = packed.content
     whole, chunks = FileLayout(content, 0), FileLayout(content, 64 * KiB)
     assert len(whole.units) == len(keys(content))
-    ((unit, end),) = needs(whole, "large", 0, B)
+    ((unit, _, end),) = needs(whole, "large", 0, B)
     assert end == whole.units[unit].entry.size
     assert whole.frames(unit) == [(end, whole.units[unit].entry.length)]
     assert [need.end for need in needs(chunks, "large", 64 * KiB - B, 2 * B)] == [64 * KiB] * 2

@@ -92,7 +92,7 @@ def test_a_slow_link_brings_what_a_read_waits_for_first() -> None:
     slow = LinkSpeed(80e3, RTT, "slow")  # 10 kB/s
     offset = LARGE // S * S - S
     result = start(PLAIN, [("bin/9", 0, B), ("large", offset, B)], slow)
-    ((unit, _),) = PLAIN.needs(_key("large"), offset, B)
+    ((unit, _, _),) = PLAIN.needs(_key("large"), offset, B)
     assert result.waits[1] < PLAIN.units[unit].entry.length / slow.bytes_per_s * 0.6
 
 
