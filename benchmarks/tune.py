@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.tune``: what the simulator predicts, beside real starts.
 
-Owns the comparison: for each image, link and sector size a real cold start of an image that was
-really converted so, and the prediction, made from one trace and from the image with the usual
+Owns the comparison: for each image, link, layout and sector size a real cold start of an image that
+was really converted so, and the prediction, made from one trace and from the image with the usual
 sectors. A start whose data is local is measured beside it, so that the comparison is of the waits
 alone; both contain what the node does itself. Invariant: each real start was lazy.
 """
@@ -33,21 +33,23 @@ from firstread.cli.opening import opened_image
 from firstread.oci.reference import parse_reference
 from firstread.registry.options import AccessOptions
 from firstread.testing.registry import DockerRegistry
-from firstread.traces.tracefile import Trace, read_trace
+from firstread.traces.tracefile import read_trace
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LOOPBACK, LinkSpeed, parse_link
 from firstread.tune.replay import Replayed, replay
 from firstread.tune.settings import Layouts, Setting
 from firstread.tune.simulatedlane import Costs
 from firstread.tune.workload import Workload, fit, steps
-from firstread.units import KiB, MiB, format_size, parse_size
+from firstread.units import KiB, MiB, parse_size
 
 NAME = "tune"
 RUNS = 3
 GOAL = 0.15  # of the real ready time
 SIZES = (256 * KiB, 1 * MiB, 4 * MiB)
 FRAME_SIZE = 256 * KiB
+GRANULE = 4 * KiB
 LINKS = "25Mbit/80ms,100Mbit/20ms,1Gbit/1ms"
+COSTS = Costs(trips=1, device_s=0)  # plain HTTP; a start with local data mounts as well
 ACCESS = AccessOptions(plain_http=True)
 
 
@@ -84,18 +86,20 @@ def measure(
         traces: by image; where there is none, ``firstread trace`` records one.
     """
     publish(images)
-    for name in images:
-        for size in sizes:
-            _convert(name, size)
+    compared = [Setting("plain", size, min(size, FRAME_SIZE)) for size in sizes]
+    compared += [Setting("hot", size, min(size, FRAME_SIZE), GRANULE, "hot") for size in sizes]
     with scratch_directory() as scratch:
         section = Section(NAME, "The simulator beside real starts", describe(scratch))
         section.setting["runs"] = f"medians of {runs} cold starts; a start with local data beside"
         section.start()
         recorded = {name: _trace(name, scratch, traces.get(name)) for name in images}
+        for name in images:
+            for setting in compared:
+                _convert(name, setting, recorded[name])
         for link in links:
             with _registry(link) as registry:
                 for name in images:
-                    _compare(section, registry, name, recorded[name], link, sizes, runs, scratch)
+                    _compare(section, registry, name, recorded[name], link, compared, runs, scratch)
     return section
 
 
@@ -103,19 +107,19 @@ def _compare(
     section: Section,
     registry: DockerRegistry,
     name: str,
-    trace: Trace,
+    trace: Path,
     link: LinkSpeed,
-    sizes: Sequence[int],
+    settings: Sequence[Setting],
     runs: int,
     scratch: Path,
 ) -> None:
-    simulated = list(_simulate(reference(registry, name, LAZY), trace, link, sizes))
-    for size, (workload, replayed) in zip(sizes, simulated, strict=True):
-        real = _start(registry, name, size, runs, scratch)
+    simulated = list(_simulate(reference(registry, name, LAZY), trace, link, settings))
+    for setting, (workload, replayed) in zip(settings, simulated, strict=True):
+        real = _start(registry, name, setting, runs, scratch)
         predicted = real.local_s + replayed.ready_s - workload.local_s
         error = abs(predicted / real.ready_s - 1)
         section.add(
-            f"{name}, {link.name}, {format_size(size)} sectors: prediction off by",
+            f"{name}, {link.name}, {_tag(setting)}: prediction off by",
             error * 100,
             "%",
             Goal("<=", GOAL * 100),
@@ -126,21 +130,25 @@ def _compare(
 
 
 def _simulate(
-    image: str, trace: Trace, link: LinkSpeed, sizes: Sequence[int]
+    image: str, path: Path, link: LinkSpeed, settings: Sequence[Setting]
 ) -> Iterator[tuple[Workload, Replayed]]:
     with opened_image(parse_reference(image), ACCESS) as (repository, resolved, opened):
         content = read_content(repository, resolved, opened)
+        with path.open("rb") as file:
+            trace = read_trace(file)
         workload = fit(content, trace)
         keys = frozenset(read.key for read in workload.reads)
         read_frames(repository, content, keys)
         layouts = Layouts(content, [trace], keys)
-        for size in sizes:
-            layout = layouts.get(Setting("plain", size, min(size, FRAME_SIZE)))
-            reads = steps(workload, layout)
-            yield workload, replay(layout, link, Costs(trips=1), reads, workload.end_s)
+        for setting in settings:
+            layout = layouts.get(setting)
+            reads, how = steps(workload, layout), setting.prefetch
+            yield workload, replay(layout, link, COSTS, reads, workload.end_s, prefetch=how)
 
 
-def _start(registry: DockerRegistry, name: str, size: int, runs: int, scratch: Path) -> Measured:
+def _start(
+    registry: DockerRegistry, name: str, setting: Setting, runs: int, scratch: Path
+) -> Measured:
     cold: list[Started] = []
     local: list[float] = []
     requests: list[float] = []
@@ -150,7 +158,7 @@ def _start(registry: DockerRegistry, name: str, size: int, runs: int, scratch: P
         registry.forget()
         node = Path(tempfile.mkdtemp(dir=scratch)) / "node"
         with Host(node) as host:
-            image = reference(registry, name, _tag(size))
+            image = reference(registry, name, _tag(setting))
             cold.append(start_lazy(host, image, IMAGES[name].ready))
             requests.append(registry.counts.requests_of("GET"))
             sent.append(registry.counts.bytes_of("GET"))
@@ -162,20 +170,22 @@ def _start(registry: DockerRegistry, name: str, size: int, runs: int, scratch: P
     return Measured(median(ready), median(local), median(requests), median(sent))
 
 
-def _tag(size: int) -> str:
-    return f"sectors-{size // KiB}k"
+def _tag(setting: Setting) -> str:
+    return f"{setting.kind}-{setting.unit_size // KiB}k"
 
 
-def _convert(name: str, size: int) -> None:
+def _convert(name: str, setting: Setting, trace: Path) -> None:
     with DockerRegistry(storage=storage()) as registry:
-        source, target = reference(registry, name, ORIGINAL), reference(registry, name, _tag(size))
-        sizes = ("--sector-size", str(size), "--frame-size", str(min(size, FRAME_SIZE)))
+        source, target = (reference(registry, name, tag) for tag in (ORIGINAL, _tag(setting)))
+        sizes = ["--sector-size", str(setting.unit_size), "--frame-size", str(setting.frame_size)]
+        if setting.kind == "hot":
+            sizes += ["--trace", str(trace)]
         command = (sys.executable, "-m", "firstread", "convert", *sizes, source, target)
         subprocess.run(command, check=True, capture_output=True)
 
 
-def _trace(name: str, scratch: Path, given: Path | None) -> Trace:
-    """Return a trace of an image; record it, with a registry at hand, if none is given."""
+def _trace(name: str, scratch: Path, given: Path | None) -> Path:
+    """Return the file of a trace of an image; record it if none is given."""
     path = given or scratch / f"{name}.trace"
     if given is None:
         with DockerRegistry(storage=storage()) as registry, Host(scratch / f"{name}-node") as host:
@@ -185,8 +195,7 @@ def _trace(name: str, scratch: Path, given: Path | None) -> Trace:
                 check=True,
                 capture_output=True,
             )
-    with path.open("rb") as file:
-        return read_trace(file)
+    return path
 
 
 def _until(name: str) -> tuple[str, ...]:

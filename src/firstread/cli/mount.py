@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.explain import explain_option, explained
 from firstread.cli.options import (
     REFERENCE,
     access_options,
@@ -19,7 +20,7 @@ from firstread.cli.options import (
     node_options,
     policy_options,
 )
-from firstread.cli.output import report, show
+from firstread.cli.output import complain, report, show
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="When to ask the registry for the image of REF.",
 )
+@explain_option
 @policy_options
 @node_options
 @access_options
@@ -46,6 +48,7 @@ def command(
     reference: Reference,
     directory: Path,
     pull: str,
+    explain: bool,
     root: Path,
     run_dir: Path,
     access: AccessOptions,
@@ -70,6 +73,8 @@ def command(
     except FirstreadError:
         client.umount(answer["mountpoint"])
         raise
+    if explain:
+        complain(explained(answer))
     if as_json:
         show(answer)
     else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.explain import explain_option, explained
 from firstread.cli.nodestate import container_store, release_mount
 from firstread.cli.options import (
     access_options,
@@ -50,6 +51,7 @@ _LATE = "firstread.run.lifecycle"
     help="When to ask the registry for the image of REF.",
 )
 @click.option("--stats", is_flag=True, help="Print the time of each step, and the bytes fetched.")
+@explain_option
 @policy_options
 @node_options
 @access_options
@@ -59,6 +61,7 @@ def command(
     options: RunOptions,
     pull: str,
     stats: bool,
+    explain: bool,
     root: Path,
     run_dir: Path,
     access: AccessOptions,
@@ -82,7 +85,7 @@ def command(
             "policies": policies,
             "login": login_request(login),
         }
-        code = _run(options, root, run_dir, how, timeline)
+        code = _run(options, root, run_dir, how, timeline, explain=explain)
     if timeline is not None:
         complain(timeline.report())
     return code
@@ -94,6 +97,8 @@ def _run(
     run_dir: Path,
     how: dict[str, Any],
     timeline: Timeline | None,
+    *,
+    explain: bool,
 ) -> int:
     from firstread.oci.reference import parse_reference
 
@@ -102,6 +107,8 @@ def _run(
     record, client = _reserve(options, store, root, run_dir)
     try:
         mount = _mount(client, record, image, how)
+        if explain:
+            complain(explained(mount))
         if timeline is not None:
             timeline.mounted(mount, client)
     except BaseException:

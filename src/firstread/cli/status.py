@@ -71,7 +71,7 @@ def _mount(mount: MountStatus) -> list[str]:
     lines = [
         f"{mount.mountpoint}  {mount.image}",
         f"  sectors  {mount.present} of {mount.sectors} present, {state}"
-        f"{', pinned' if mount.pinned else ''}",
+        f"{', pinned' if mount.pinned else ''}{_read_ahead(mount)}",
         f"  fetched  {format_size(mount.bytes_fetched)} in {counted(mount.requests, 'request')}"
         f"{f' ({causes})' if causes else ''} from {mount.source}",
         f"  reads    of {counted(mount.events, 'absent sector')}{_latency(mount)},"
@@ -82,6 +82,11 @@ def _mount(mount: MountStatus) -> list[str]:
     if mount.last_error:
         lines.append(f"  error    {mount.last_error}")
     return lines
+
+
+def _read_ahead(mount: MountStatus) -> str:
+    kib = mount.read_ahead_kib
+    return "" if kib is None else f", read-ahead {kib} KiB"
 
 
 def _endpoint(endpoint: EndpointStatus) -> str:

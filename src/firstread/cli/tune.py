@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
-from firstread.cli.options import REFERENCE, SIZE, SecondsType, access_options, json_option
+from firstread.cli.options import REFERENCE, SIZE, access_options, json_option
 from firstread.cli.output import report, show
 from firstread.errors import FirstreadError, UsageError
 
@@ -131,14 +131,6 @@ _SIZES = ListType(lambda text: SIZE.convert(text, None, None))
     "--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="As the node's."
 )
 @click.option(
-    "--pull",
-    "pull_s",
-    type=SecondsType(),
-    default="0",
-    show_default=True,
-    help="Seconds that the node needs itself before the first read.",
-)
-@click.option(
     "--plot",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Draw the table into a .svg or .png; needs matplotlib.",
@@ -157,7 +149,6 @@ def command(
     limits: tuple[int, ...] | None,
     repeat: int,
     workers: int,
-    pull_s: float,
     plot: Path | None,
     access: AccessOptions,
     as_json: bool,
@@ -182,10 +173,10 @@ def command(
     with opened_image(reference, access) as (repository, resolved, image):
         frame_sizes = frame_sizes or (image.index.geometry.frame_size,)
         compared = settings(kinds, sector_sizes, frame_sizes, granules, prefetch)
-        question = Question(compared, links, costs, pull_s, limits or (), repeat)
+        question = Question(compared, links, costs, limits or (), repeat)
         tuned = tune(repository, resolved, image, recorded, question)
     if plot is not None:
-        draw(tuned, compared, [link.name for link in links], plot)
+        draw(tuned, [link.name for link in links], plot)
     if as_json:
         show(tuned)
     else:

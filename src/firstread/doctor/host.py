@@ -18,6 +18,7 @@ from pathlib import Path
 
 from firstread.daemon.handover import WANTED_FDS
 from firstread.device.probe import Trial
+from firstread.device.readahead import BDI, START_KIB, STEADY_KIB
 from firstread.device.scanners import scanners
 from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.errors import NodeError, from_os_error
@@ -66,6 +67,17 @@ def check_clock() -> Finding:
     now = time.time()
     text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     return failed("clock", f"it says {text}", CLOCK_FIX) if now < _SINCE else passed("clock", text)
+
+
+def check_read_ahead(directory: Path = BDI) -> Finding:
+    """Say whether a node can set how far the kernel reads ahead in what it mounts."""
+    name, fix = "read-ahead of mounts", "give the daemon a writable /sys: starts read less then"
+    try:
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            return warned(name, f"{directory} is read-only: it stays as the kernel has it", fix)
+    except OSError as exc:
+        return warned(name, f"it stays as the kernel has it: {directory}: {exc.strerror}", fix)
+    return passed(name, f"{START_KIB} KiB until a workload is ready, then {STEADY_KIB} KiB")
 
 
 def check_limits() -> Iterator[Finding]:

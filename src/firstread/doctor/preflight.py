@@ -11,7 +11,13 @@ from firstread.config import RegistryTable
 from firstread.doctor.disk import check_private, check_space
 from firstread.doctor.engines import check_engines
 from firstread.doctor.finding import Finding
-from firstread.doctor.host import check_clock, check_device, check_limits, check_scanners
+from firstread.doctor.host import (
+    check_clock,
+    check_device,
+    check_limits,
+    check_read_ahead,
+    check_scanners,
+)
 from firstread.doctor.reach import check_image
 from firstread.doctor.running import Status, check_configuration, check_daemon, daemon_status
 from firstread.oci.reference import Reference
@@ -83,6 +89,7 @@ def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
     yield check_space(root)
     yield from check_limits()
     yield check_scanners()
+    yield check_read_ahead()
     yield from check_daemon(root, run_dir, status)
 
 

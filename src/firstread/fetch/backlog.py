@@ -17,10 +17,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.errors import FirstreadError
-from firstread.fetch.queue import STREAMED, Ahead, Cause, Filling, Queue
+from firstread.fetch.queue import STREAMED, Cause, Filling, Queue
 from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
-from firstread.fetch.startplan import Rest, StartPlan, decide
+from firstread.fetch.startplan import StartPlan, Undecided
+from firstread.fetch.streaks import Streak, Streaks
 from firstread.fetch.streaming import Stream, Streaming
 from firstread.sectors.source import Wanted
 
@@ -52,7 +53,7 @@ class Backlog:
     ) -> None:
         self.outage = Outage(first_retry_s)
         self._link, self._quiet_s = link or Rate(), quiet_s
-        self._undecided: list[tuple[StartPlan, list[Wanted]]] = []  # what is not hot, by image
+        self._undecided = Undecided()
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
@@ -60,7 +61,7 @@ class Backlog:
         self.streaming = Streaming(self._queue, self._link)
         self._paused: list[tuple[float, int, Filling]] = []  # heap, by the time of the next attempt
         self._serial = itertools.count()
-        self._ahead = Ahead()
+        self._streaks = Streaks()
         self._last_demand = self._last_progress = 0.0
 
     @property
@@ -79,7 +80,7 @@ class Backlog:
         reads: Sequence[PendingRead],
         now: float,
         behind: Behind,
-        has_spare: Callable[[int], bool] | None,
+        has_spare: Callable[[int], bool],
     ) -> tuple[bool, list[PendingRead]]:
         """Want a sector for reads, and what a sequential reader will ask for next.
 
@@ -88,7 +89,7 @@ class Backlog:
             reads: that wait for it.
             now: see there.
             behind: likewise.
-            has_spare: whether so many sectors more fit; None: nothing is to be read ahead.
+            has_spare: whether so many sectors more fit.
 
         Returns:
             whether these are the first reads of the sector, and those that can go on now.
@@ -101,21 +102,25 @@ class Backlog:
         if filling.rests is Cause.BACKGROUND:
             filling.rests = Cause.COMPLETION
         done = self.satisfied(filling)
-        if has_spare is not None:
-            self._read_ahead(filling, behind, has_spare)
+        offset = min((read.offset for read in reads), default=0)
+        streak = self._streaks.demand(filling, offset, self._link.bytes_per_s)
+        if streak is not None:
+            filling.rests = min(filling.rests, Cause.PREFETCH)
+            if streak.is_short(sector):
+                self._read_ahead(streak, sector, behind, has_spare)
         return first, done
 
     def _read_ahead(
-        self, filling: Filling, behind: Behind, has_spare: Callable[[int], bool]
+        self, streak: Streak, sector: Wanted, behind: Behind, has_spare: Callable[[int], bool]
     ) -> None:
-        following: Wanted | None = filling.sector
-        for count in range(self._ahead.demand(filling)):
-            if not has_spare(count + 1):
+        while not streak.covers(sector) and has_spare(self.queued + 1):
+            following = behind(streak.last)
+            if following is None:
                 return
-            following = behind(following) if following else None
-            ahead = following and self.want(following, Cause.PREFETCH)
-            if ahead:
-                self._ahead.go_on(ahead)
+            streak.last = following
+            ahead = self.want(following, Cause.PREFETCH)
+            if ahead is not None:
+                ahead.rests = min(ahead.rests, Cause.PREFETCH)
 
     def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
         """Let a sector that has failed elsewhere wait its pause here, if this source is down too.
@@ -146,6 +151,13 @@ class Backlog:
             self._queue.put(filling, cause)
         return filling
 
+    def complete(self, sector: Wanted) -> None:
+        """Queue a sector that has to come, though nobody waits for it."""
+        filling = self.want(sector, Cause.COMPLETION)
+        if filling is not None:
+            filling.must_come = True
+            filling.rests = min(filling.rests, Cause.COMPLETION)
+
     def prefetch(
         self, plan: StartPlan, hot: Sequence[Wanted], rest: Sequence[Wanted], now: float
     ) -> None:
@@ -155,18 +167,7 @@ class Backlog:
         self._want_streamed(hot, Cause.HOT, now)
         if plan.mode == "all":
             self._want_streamed(rest, Cause.BACKGROUND, now)
-        if rest and plan.may_be_full:
-            self._undecided.append((plan, list(rest)))
-
-    def _settle(self, now: float) -> None:
-        """Have what is not hot follow at once where that is decided; the hot sectors are here."""
-        undecided, self._undecided = self._undecided, []
-        for plan, rest in undecided:
-            left = [sector for sector in rest if self._size(sector) < sector.entry.size]
-            size = sum(sector.entry.length for sector in left)
-            again = decide(plan.mode, 0, size, self._link, knows_start=plan.knows_start)
-            if again.rest is Rest.AT_ONCE:
-                self._want_streamed(left, Cause.HOT, now)
+        self._undecided.add(plan, rest)
 
     def _want_streamed(self, sectors: Iterable[Wanted], cause: Cause, now: float) -> None:
         """Queue sectors that nobody waits for, in this order, behind those that are queued so.
@@ -182,7 +183,8 @@ class Backlog:
             filling = self._fillings.get(sector.entry.id)
             if filling is None and (filling := self.want(sector, cause)) is None:
                 continue
-            if cause < filling.rests or filling.rests is Cause.COMPLETION:
+            is_new = filling.rests is Cause.COMPLETION and not filling.must_come
+            if cause < filling.rests or is_new:
                 filling.rests, filling.order = cause, next(self._serial)
                 if not filling.active and not filling.paused:
                     self._queue.put(filling, cause)
@@ -236,8 +238,7 @@ class Backlog:
         for sector_id in list(self._fillings):
             if sector_id in ids:
                 self.drop_unused(sector_id)
-        for _, rest in self._undecided:
-            rest[:] = [sector for sector in rest if sector.entry.id not in ids]
+        self._undecided.cancel(ids)
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
@@ -263,8 +264,12 @@ class Backlog:
 
     # -- workers -------------------------------------------------------------------------------
 
-    def take(self, now: float) -> tuple[list[Filling], float | None]:
+    def take(self, now: float, *, is_last: bool = False) -> tuple[list[Filling], float | None]:
         """Return what a worker should fetch with one request.
+
+        Args:
+            now: see there.
+            is_last: no other worker is free: it is kept for reads.
 
         Returns:
             the sectors; or [], and how many seconds to wait before the next look, None if there is
@@ -275,11 +280,11 @@ class Backlog:
             if filling.paused:
                 self.requeue(filling)
         causes, wait = self._causes(now)
-        batch = self._queue.take(causes)
+        batch = self._queue.take([Cause.DEMAND] if is_last else causes)
         for filling in batch:
             filling.active = True
         if batch and batch[0].cause in STREAMED:
-            self.streaming.now = Stream(batch[0].cause, batch)
+            self.streaming.take(batch)
         if self._paused:
             return batch, min(wait, self._paused[0][0] - now)
         return batch, wait if self.queued else None
@@ -290,7 +295,8 @@ class Backlog:
         if outage := self.outage.left_s(now):
             return causes, outage
         if not self.streaming.is_hot and self._link.is_known:
-            self._settle(now)
+            for follows in self._undecided.settle(self._link, self._size):
+                self._want_streamed(follows, Cause.HOT, now)
         is_free = self.streaming.now is None
         if is_free:
             causes.append(Cause.HOT)
@@ -313,21 +319,24 @@ class Backlog:
         busy = any(not filling.paused for filling in self._waiting)
         return busy and not stream.is_awaited()
 
-    def end_stream(self, stream: Stream, *, failed: bool) -> None:
-        """Note that a stream has ended; fetch on demand what reads have expected of it."""
-        for filling in self.streaming.end(stream, failed=failed):
+    def end_stream(self, stream: Stream, *, whole: bool, failed: bool) -> None:
+        """Note that a stream has ended; fetch on demand what reads have expected of it in vain."""
+        for filling in self.streaming.end(stream, whole=whole, failed=failed):
             self.requeue(filling)
 
     def forgo(self, stream: Stream) -> None:
-        """Drop what would be streamed, but for what a read waits for: there is no room.
+        """Drop what would be streamed, but for what has to come: there is no room.
 
         Args:
             stream: that has not begun.
         """
         for filling in list(self._fillings.values()):
             is_free = not filling.active or filling is stream.filling
-            if filling.rests in STREAMED and is_free and not filling.reads:
-                self.drop(filling)
+            if filling.rests not in STREAMED or not is_free or filling.reads:
+                continue
+            self.drop(filling)
+            if filling.must_come:
+                self.complete(filling.sector)
 
     def progress(self, filling: Filling, verified: int, now: float) -> list[PendingRead]:
         """Note the verified bytes of a sector; remove and return the reads that they cover."""
@@ -366,7 +375,8 @@ class Backlog:
             cause = filling.rests
         else:
             cause = filling.cause
-        self._queue.put(filling, cause)
+        put = self._queue.put_back if cause is Cause.PREFETCH else self._queue.put
+        put(filling, cause)
 
     def pause(self, filling: Filling, now: float, least_s: float = 0.0) -> None:
         """Try a sector again after a pause, or when a new reader comes."""

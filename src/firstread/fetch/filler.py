@@ -123,8 +123,8 @@ class Filler:
                     incoming.stream.distrust()  # the next attempt should go elsewhere
                     raise
 
-    def stream(self, stream: Stream, window: Window, pace: Pace) -> None:
-        """Fetch sectors that lie behind each other with one long request.
+    def stream(self, stream: Stream, window: Window, pace: Pace) -> bool:
+        """Fetch sectors that lie behind each other with one long request; return if all has come.
 
         Args:
             stream: taken from the backlog; the sectors that it gets to are added.
@@ -148,6 +148,7 @@ class Filler:
                         if following is None:
                             break
                         target = self._begin(source, following)
+                    return not incoming.left
                 except ImageError:
                     incoming.stream.distrust()
                     raise
@@ -207,18 +208,18 @@ class Filler:
             filling: which.
             target: its file.
             incoming: the bytes.
-            go_on: asked after each frame; on False the sector rests, and counts as not whole.
+            go_on: asked before each further frame; on False the sector rests.
         """
         file, decoder = target.file, target.decoder
         filling.asks += 1
-        before, stops = incoming.left, False
+        before = incoming.left
         with target:
             try:
                 for frame in source.decode(filling.sector, decoder, incoming):
                     if decoder.verified > filling.filled:
                         self._files.write(filling.sector, file.fileno(), frame.offset, frame.data)
                     self._progress(filling, decoder.verified)
-                    if stops := not go_on():
+                    if not (decoder.done or go_on()):
                         break
             except ImageError as exc:
                 self._outcome.corrupt(filling, *decoder.suspect, exc, self._name)
@@ -228,7 +229,7 @@ class Filler:
                 self._counts.received(filling, before - incoming.left)
             if decoder.done:
                 self._finish(filling, file.fileno())
-        return decoder.done and not stops
+        return decoder.done
 
     def _progress(self, filling: Filling, verified: int) -> None:
         """Let go the reads that the sector's first `verified` bytes cover."""

@@ -40,7 +40,7 @@ class RequestSent(Happening, kw_only=True, tag="request"):
     """A request was sent.
 
     sector: the first one that it asks for
-    cause: `demand`, `prefetch` or `completion`
+    cause: `demand`, `hot`, `prefetch`, `completion` or `background`
     bytes: asked for
     """
 
@@ -53,7 +53,7 @@ class SectorPresent(Happening, kw_only=True, tag="present"):
     """A sector is whole.
 
     sector: that is
-    cause: `demand`, `prefetch` or `completion`
+    cause: `demand`, `hot`, `prefetch`, `completion` or `background`
     source: who gave it
     """
 

@@ -22,7 +22,7 @@ from firstread.config import PolicyTable, PrefetchTable
 from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.fetch.backlog import Backlog, Behind
 from firstread.fetch.filler import Filler
-from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.queue import Filling
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome, Space
 from firstread.fetch.startplan import Mode, StartPlan, decide
@@ -36,7 +36,6 @@ log = logging.getLogger("lane")
 
 IDLE_S = 30.0  # after which a worker without work ends
 HELD_UP_S = 0.5  # before the next attempt to open what another process does not let be opened
-AHEAD_S = 0.025  # a link that takes longer for a sector has no room for prefetch
 _UNMOUNTED = "the image is not mounted any more"
 
 
@@ -121,7 +120,7 @@ class Lane:
             # It may have been closed between the look for a lane and here.
             closed = self._closed
             if not closed:
-                spare = self._spare(sector) if self._is_fast(sector) else None
+                spare = self._spare(sector)
                 first, done = self._backlog.request(sector, reads, now, behind, spare)
                 self._staff()
                 self._backlog.slow_down(sector.entry.id, failures, now)
@@ -139,7 +138,7 @@ class Lane:
     def complete(self, sector: Wanted) -> None:
         """Fetch a sector that nobody waits for, when there is nothing else to do."""
         with self._changed:
-            self._backlog.want(sector, Cause.COMPLETION)
+            self._backlog.complete(sector)
             self._staff()
 
     def prefetch(
@@ -216,7 +215,7 @@ class Lane:
 
     @property
     def source(self) -> str:
-        """Who answered last, if the repository knows several."""
+        """The endpoint that answered last, if the repository knows several."""
         return self._filler.answered
 
     @property
@@ -233,10 +232,6 @@ class Lane:
         """Return the ids of the sectors that are being fetched or queued."""
         with self._changed:
             return list(self._backlog)
-
-    def _is_fast(self, sector: Wanted) -> bool:
-        """Return whether the link has room for what may not be needed."""
-        return sector.entry.length < AHEAD_S * self.link.bytes_per_s
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -277,7 +272,8 @@ class Lane:
             until = time.monotonic() + IDLE_S
             while not self._closed:
                 now = time.monotonic()
-                batch, wait = self._backlog.take(now)
+                is_last = 1 < self._workers <= self._threads - self._idle
+                batch, wait = self._backlog.take(now, is_last=is_last)
                 if batch:
                     self._staff()
                     return batch

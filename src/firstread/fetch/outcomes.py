@@ -34,6 +34,7 @@ from firstread.sectors.source import Wanted
 log = logging.getLogger("fetcher")
 
 PATIENCE = 2  # failures in a row of one source, before another one that has the sector is asked
+_WANTED = (Cause.DEMAND, Cause.COMPLETION)  # what is fetched elsewhere though no read waits now
 KEEP_S = 1.0  # for wrong bytes to be written to the disk
 
 
@@ -170,7 +171,7 @@ class Outcomes:
             other = self._providers.other(sector, lane, elsewhere=final)
             if other is not None:
                 self._move(reads, other)
-                if not reads and filling.cause is not Cause.PREFETCH:
+                if not reads and (filling.must_come or filling.cause in _WANTED):
                     other.served.lane.complete(other.sector)
                 return
         self._providers.forget_useless(sector.entry.id)

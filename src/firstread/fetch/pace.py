@@ -87,4 +87,6 @@ class Pace:
 
     def _must_wait(self) -> bool:
         leaves = self._backlog.leaves_link(self._stream)
-        return leaves if self._stream.cause is not Cause.BACKGROUND else not leaves
+        if self._stream.cause is not Cause.BACKGROUND:
+            return leaves
+        return not leaves and not self._stream.is_awaited()

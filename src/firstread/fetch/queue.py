@@ -17,10 +17,9 @@ from firstread.sectors.source import Decoding, Span, Wanted
 from firstread.units import MiB
 
 MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
-MAX_AHEAD = 8  # sectors that are prefetched for one sequential reader
-MAX_STREAMS = 256  # sequential readers that are remembered
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
+AHEAD_SLICE_S = 1.0  # the same for what a sequential reader comes to: it is needed soon
 MAX_DOUBLINGS = 2
 
 
@@ -51,6 +50,7 @@ class Filling:
         active: a worker is fetching it.
         paused: it has failed and waits for its next attempt.
         rests: why it is fetched once no read waits for it.
+        must_come: all of its image is asked for, whatever else wants it.
         order: among those that are streamed for the same cause; the smallest goes first.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
@@ -66,6 +66,7 @@ class Filling:
     active: bool = False
     paused: bool = False
     rests: Cause = Cause.COMPLETION
+    must_come: bool = False
     order: int = 0
     asks: int = 0
     failures: int = 0
@@ -135,6 +136,11 @@ class Queue:
         self._queues[cause][sector_id] = filling
         self._places[filling.key] = filling
 
+    def put_back(self, filling: Filling, cause: Cause) -> None:
+        """`put` a sector that a request has brought in part; its rest goes before others."""
+        self.put(filling, cause)
+        self._queues[filling.cause].move_to_end(filling.sector.entry.id, last=False)
+
     def remove(self, filling: Filling) -> None:
         """Take a sector out again, if it is there."""
         for queue in self._queues:
@@ -201,7 +207,9 @@ def slice_seconds(cause: Cause, asks: int) -> float:
         cause: why a sector is fetched.
         asks: requests for it so far.
     """
-    return FIRST_SLICE_S * 2 ** min(asks, MAX_DOUBLINGS) if cause is Cause.DEMAND else LATER_SLICE_S
+    if cause is Cause.DEMAND:
+        return FIRST_SLICE_S * float(2 ** min(asks, MAX_DOUBLINGS))
+    return AHEAD_SLICE_S if cause is Cause.PREFETCH else LATER_SLICE_S
 
 
 def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes: float) -> int:
@@ -228,22 +236,3 @@ def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes:
             break
         stop = end
     return stop
-
-
-class Ahead:
-    """Recognises sequential readers, and says how many sectors to fetch ahead of each."""
-
-    def __init__(self) -> None:
-        self._streams: OrderedDict[tuple[str, int], int] = OrderedDict()  # expected next -> streak
-
-    def demand(self, filling: Filling) -> int:
-        """Note a read of a sector; return how many of those behind it should be fetched now."""
-        streak = self._streams.pop(filling.key, -1) + 1
-        self._streams[filling.end] = streak
-        if len(self._streams) > MAX_STREAMS:
-            self._streams.popitem(last=False)
-        return min(MAX_AHEAD, 1 << streak) if streak else 0
-
-    def go_on(self, filling: Filling) -> None:
-        """Note that a sector is fetched ahead: a reader that reaches it counts as sequential."""
-        self._streams.setdefault(filling.end, 1)

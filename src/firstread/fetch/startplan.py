@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from firstread.fetch.rate import Rate
 from firstread.sectors.image import PREFETCH
+from firstread.sectors.source import Wanted
 from firstread.units import KiB
 
 MISSES = 16  # cold reads, one after the other, that a start may make beyond its hot sectors
@@ -36,7 +37,7 @@ class Rest(enum.StrEnum):
 
 @dataclass(frozen=True)
 class StartPlan:
-    """What is fetched, and the numbers behind it.
+    """The order of fetches that nobody waits for, and the numbers behind it.
 
     Args:
         mode: that holds for the image.
@@ -101,6 +102,40 @@ def decide(
     misses_s = MISSES * (latency + MISS_BYTES / rate)
     is_near = (all_bytes - hot_bytes) / rate <= misses_s
     return dataclasses.replace(plan, rest=Rest.AT_ONCE) if is_near else plan
+
+
+class Undecided:
+    """Sectors of images that are not hot, until the hot ones are here and the link is measured."""
+
+    def __init__(self) -> None:
+        self._rests: list[tuple[StartPlan, list[Wanted]]] = []
+
+    def add(self, plan: StartPlan, rest: Sequence[Wanted]) -> None:
+        """Decide later about the sectors of an image that are not hot."""
+        if rest and plan.may_be_full:
+            self._rests.append((plan, list(rest)))
+
+    def cancel(self, ids: Container[bytes]) -> None:
+        """Forget these sectors: their image is unmounted."""
+        left = [(plan, [s for s in rest if s.entry.id not in ids]) for plan, rest in self._rests]
+        self._rests = [(plan, rest) for plan, rest in left if rest]
+
+    def settle(self, link: Rate, size: Callable[[Wanted], int]) -> list[list[Wanted]]:
+        """Decide now; return the sectors that follow at once, by image.
+
+        Args:
+            link: as it was measured.
+            size: gives the bytes that the file of a sector has.
+        """
+        rests, self._rests = self._rests, []
+        follow = []
+        for plan, rest in rests:
+            absent = [sector for sector in rest if size(sector) < sector.entry.size]
+            count = sum(sector.entry.length for sector in absent)
+            again = decide(plan.mode, 0, count, link, knows_start=plan.knows_start)
+            if again.rest is Rest.AT_ONCE:
+                follow.append(absent)
+        return follow
 
 
 def mode_of(

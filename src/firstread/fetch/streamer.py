@@ -63,15 +63,15 @@ class Streamer:
         Raises:
             FirstreadError: as `Filler.stream`.
         """
-        failed = True
+        whole, failed = False, True
         try:
             if self._has_room(stream):
                 with _io_priority(stream.cause):
-                    self._filler.stream(stream, window, self._pace(stream))
+                    whole = self._filler.stream(stream, window, self._pace(stream))
             failed = False
         finally:
             with self._calm:
-                self._backlog.end_stream(stream, failed=failed)
+                self._backlog.end_stream(stream, whole=whole, failed=failed)
 
     def _has_room(self, stream: Stream) -> bool:
         with self._calm:

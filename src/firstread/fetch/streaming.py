@@ -101,12 +101,18 @@ class Streaming:
         self.now: Stream | None = None
         self._queue, self._link = queue, link
         self._ramp = Ramp()
+        self._expected: list[Filling] = []  # of the last stream, by reads; the next goes on there
 
     @property
     def is_hot(self) -> bool:
         """Whether hot sectors are queued, or on their way."""
         on_its_way = self.now is not None and self.now.cause is Cause.HOT
         return on_its_way or self._queue.has(Cause.HOT)
+
+    def take(self, batch: list[Filling]) -> None:
+        """Note that a worker has taken the first sector of a stream."""
+        self.now = Stream(batch[0].cause, batch, expected=self._expected)
+        self._expected = []
 
     def begin(self, stream: Stream, rest: Span) -> Span:
         """Return what the request of a stream should ask for.
@@ -146,9 +152,25 @@ class Streaming:
             stream.expected.append(filling)
         return True
 
-    def end(self, stream: Stream, *, failed: bool) -> list[Filling]:
-        """Note that a stream has ended; return the sectors that reads still expect of it."""
+    def end(self, stream: Stream, *, whole: bool, failed: bool) -> list[Filling]:
+        """Note that a stream has ended.
+
+        Args:
+            stream: which.
+            whole: all that it asked for has come; the next one of hot sectors goes on there.
+            failed: it broke off.
+
+        Returns:
+            sectors that reads have expected of it in vain.
+        """
         self.now = None
         if failed:
             self._ramp.reset()
-        return [other for other in stream.expected if other.reads and not other.active]
+        left = [other for other in stream.expected if other.reads and not other.active]
+        if not whole or stream.cause is not Cause.HOT:
+            return left
+        self._expected = left
+        if stream.filling.active:
+            stream.filling.active = False
+            self._queue.put(stream.filling, stream.filling.rests)
+        return []

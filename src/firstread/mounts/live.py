@@ -134,6 +134,14 @@ class LiveMounts:
             record.file_system = found
             self._try_save(record)
 
+    def note_started(self, record: Mount) -> None:
+        """Note that what runs in a mount has started."""
+        with self.lock:
+            mount = self.find(record.mountpoint)
+            record.starting = False
+            if mount is not None and mount.record is record:  # else another may have its place
+                self._try_save(record)
+
     def _try_save(self, record: Mount) -> bool:
         """Write a record that is of no use after a reboot; return whether that worked."""
         try:

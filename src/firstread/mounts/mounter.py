@@ -19,6 +19,7 @@ from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import Orphans
 from firstread.mounts.serving import Serving
+from firstread.mounts.starting import Starts
 from firstread.mounts.table import Mount
 from firstread.sectors.sectorstore import SectorStore
 
@@ -33,6 +34,7 @@ class Mounter:
         store: of sector files.
         fetcher: that fills them.
         proof: that this kernel fails closed.
+        starts: of the mounts.
         verify: when sectors that are present are checked, see `firstread.config`.
     """
 
@@ -44,11 +46,12 @@ class Mounter:
         store: SectorStore,
         fetcher: Fetcher,
         proof: KernelProof,
+        starts: Starts,
         *,
         verify: str,
     ) -> None:
         self._live, self._orphans, self._serving = live, orphans, serving
-        self._proof, self._verify = proof, verify
+        self._proof, self._starts, self._verify = proof, starts, verify
         self._cache, self._device = fetcher.cache, fetcher.presence.device
         self._conflicts = SizeConflicts(store, fetcher)
 
@@ -103,8 +106,10 @@ class Mounter:
         image, mountpoint = served.image, Path(record.mountpoint)
         with self._cache.mounting.opening(served.member, doubted):
             self._device.attach(image.metadata, image.ids(), mountpoint)
+        record.starting = bool(served.member.absent)
         try:
             self._live.note_file_system(record)
+            self._starts.begin(record, served)
         except BaseException:
             self._device.detach(mountpoint, lazy=True)
             raise

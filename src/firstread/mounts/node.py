@@ -23,6 +23,7 @@ from firstread.config import PolicyTable
 from firstread.errors import NodeError, UsageError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
 from firstread.mounts.kernelproof import KernelProof
@@ -36,6 +37,7 @@ from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.recovery import Recovery
 from firstread.mounts.serving import Serving
 from firstread.mounts.sharing import Sharing
+from firstread.mounts.starting import Starts
 from firstread.mounts.table import Mount, MountTable
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
@@ -96,10 +98,12 @@ class Node:
         cache.use(IdleImages(images, store, fetcher.presence.is_needed))
         self._serving = serving = Serving(fetcher, network, policy, prefetch)
         self._live = live = LiveMounts(table, serving, images, cache, shared)
-        self._recovery = Recovery(table, live, serving, images, fetcher, verify=verify)
+        device = fetcher.presence.device
+        self._starts = starts = Starts(device, self._waited, live.note_started)
+        self._recovery = Recovery(table, live, serving, images, fetcher, starts, verify=verify)
         orphans = self._recovery.orphans
         self._mounter = Mounter(
-            live, orphans, serving, store, fetcher, KernelProof(root), verify=verify
+            live, orphans, serving, store, fetcher, KernelProof(root), starts, verify=verify
         )
         self._sharing = Sharing(live, orphans, self._mounter, shared)
         self._puller = Puller(images, network, serving, cache, verify=verify)
@@ -108,6 +112,11 @@ class Node:
     def _is_used(self, digest: str) -> bool:
         """Return whether an image is mounted, or used on, or may be. Takes no lock."""
         return self._serving.find(digest) is not None or self._recovery.orphans.claims(digest)
+
+    def _waited(self, served: Served) -> int:
+        """Return how many reads of an image have waited so far."""
+        self._fetcher.count_answered()
+        return served.stats.waits
 
     def recover(self) -> None:
         """Take over the mounts that a fetcher before has left. As `Recovery.run`."""
@@ -283,6 +292,7 @@ class Node:
             hot=len(served.member.hot),
             hot_present=len(served.member.hot - served.member.absent),
             wanted=self._fetcher.wanted(served),
+            read_ahead_kib=self._starts.read_ahead_kib(record),
             **structs.asdict(served.stats.figures()),
         )
 

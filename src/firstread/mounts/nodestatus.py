@@ -28,7 +28,7 @@ class Steps(Document):
 
 
 class Planned(Document):
-    """What is fetched of a mounted image though nobody reads it ([node.md](node.md#prefetch)).
+    """The plan for the sectors of a mounted image that nobody reads yet ([node.md](node.md#prefetch)).
 
     mode: `none`, `hot` or `all`
     hot_bytes: compressed, of its hot sectors that were absent
@@ -129,6 +129,7 @@ class MountStatus(ReadFigures):
     prefetch: what is fetched though nobody reads it: `none`, `hot` or `all`
     hot, hot_present: hot sectors of the image; of them on this node
     wanted: sectors of it that are being fetched or queued
+    read_ahead_kib: how far the kernel reads ahead in its files; null if that is not known
     """
 
     mountpoint: str
@@ -147,6 +148,7 @@ class MountStatus(ReadFigures):
     hot: int
     hot_present: int
     wanted: int
+    read_ahead_kib: int | None
 
 
 class EndpointStatus(Document):

@@ -16,6 +16,7 @@ from firstread.fetch.served import Served
 from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import Orphans
 from firstread.mounts.serving import Serving
+from firstread.mounts.starting import Starts
 from firstread.mounts.table import Mount, MountTable
 
 log = logging.getLogger("node")
@@ -30,6 +31,7 @@ class Recovery:
         serving: of their images.
         images: of the node.
         fetcher: that fills them.
+        starts: of the mounts.
         verify: when sectors that are present are checked, see `firstread.config`.
 
     Attributes:
@@ -43,11 +45,12 @@ class Recovery:
         serving: Serving,
         images: ImageStore,
         fetcher: Fetcher,
+        starts: Starts,
         *,
         verify: str,
     ) -> None:
         self._table, self._live, self._serving = table, live, serving
-        self._images, self._fetcher = images, fetcher
+        self._images, self._fetcher, self._starts = images, fetcher, starts
         self._verify = verify
         self._anew = False  # the marks were gone when this fetcher began
         self.orphans = Orphans(table, self._recover, live.lock, self._changed)
@@ -87,6 +90,7 @@ class Recovery:
             self._serving.complete(served)
         # From here on nothing fails: what failed before is done again from the beginning.
         self._live.add(record, served)
+        self._starts.begin(record, served)
         self._flush(served)
         self._serving.prepare(served)
         if not record.detached:

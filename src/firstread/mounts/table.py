@@ -39,6 +39,7 @@ class Mount(msgspec.Struct):
         file_system: which one stands there, once it does.
         detached: it was unmounted while somebody used it, and is used on.
         command: which one has asked for it; "" if that cannot be repeated.
+        starting: what runs in it has not started yet, see `firstread.mounts.starting`.
     """
 
     mountpoint: str
@@ -51,6 +52,7 @@ class Mount(msgspec.Struct):
     file_system: FileSystem | None = None
     detached: bool = False
     command: str = ""
+    starting: bool = False
 
     def taken_away(self) -> Mount:
         """Return the record of it for when it is not at its place any more."""

@@ -6,6 +6,7 @@ Invariant: the same numbers give the same image; file ``f3`` is the sector at sl
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pathlib import Path
 from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.record import Parameters
 from firstread.oci.reference import parse_reference
+from firstread.oci.resolve import resolve
+from firstread.registry.open import open_destination, open_source
+from firstread.sectors.image import HOT
 from firstread.testing.entries import File
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import summary
@@ -54,7 +58,41 @@ def put_plain_image(
     """
     contents = [random.Random(first + number).randbytes(sector_bytes) for number in range(count)]
     files = [File(f"f{number}", content) for number, content in enumerate(contents)]
-    _put(destination, files, Parameters(sector_bytes, frame_bytes))
+    _put(destination, [files], Parameters(sector_bytes, frame_bytes))
+    return PlainImage(contents)
+
+
+def put_hot_image(
+    destination: str,
+    *,
+    cold: int = 4,
+    hot: int = 8,
+    sector_bytes: int = 256 * KiB,
+    frame_bytes: int = 16 * KiB,
+    annotations: dict[str, str] | None = None,
+) -> PlainImage:
+    """Convert an image whose files behind the first `cold` ones are hot; return its contents.
+
+    Args:
+        destination: reference.
+        cold: files of the first layer.
+        hot: files of the second one, whose sector blob says that it is hot.
+        sector_bytes: size of each file.
+        frame_bytes: size of a frame.
+        annotations: of the manifest, more.
+    """
+    contents = [random.Random(number).randbytes(sector_bytes) for number in range(cold + hot)]
+    files = [File(f"f{number}", content) for number, content in enumerate(contents)]
+    _put(destination, [files[:cold], files[cold:]], Parameters(sector_bytes, frame_bytes))
+    reference = parse_reference(destination)
+    with open_source(reference) as source:
+        found = resolve(source)
+    manifest = json.loads(found.manifest_bytes)
+    manifest["annotations"] |= annotations or {}
+    manifest["layers"][-1].setdefault("annotations", {})[HOT] = "1"
+    with open_destination(reference) as repository:
+        data, kind = json.dumps(manifest).encode(), found.descriptor.media_type
+        repository.put_manifest(data, kind, reference.tag)
     return PlainImage(contents)
 
 
@@ -71,13 +109,13 @@ def put_one_file(
         frame_bytes: size of a frame.
     """
     content = random.Random(seed).randbytes(size)
-    _put(destination, [File("big", content)], Parameters(sector_bytes, frame_bytes))
+    _put(destination, [[File("big", content)]], Parameters(sector_bytes, frame_bytes))
     return content
 
 
-def _put(destination: str, files: list[File], parameters: Parameters) -> None:
+def _put(destination: str, layers: list[list[File]], parameters: Parameters) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         layout = Path(scratch) / "layout"
-        write_layout(Image([Layer(files)]), layout)
+        write_layout(Image([Layer(files) for files in layers]), layout)
         source = parse_reference(f"oci:{layout}:latest")
         convert(source, parse_reference(destination), ConvertOptions(parameters=parameters))

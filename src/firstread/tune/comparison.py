@@ -37,7 +37,6 @@ class Question(NamedTuple):
         settings: of the image.
         links: to its registry.
         costs: of the node.
-        pull_s: that the node needs itself before the first read.
         stores: sizes of the store, in bytes, for its hit ratio.
         repeat: starts of each trace for that.
     """
@@ -45,7 +44,6 @@ class Question(NamedTuple):
     settings: Sequence[Setting]
     links: Sequence[LinkSpeed]
     costs: Costs = Costs()
-    pull_s: float = 0.0
     stores: Sequence[int] = ()
     repeat: int = 1
 
@@ -110,7 +108,6 @@ def compare(
                     reads,
                     end_s,
                     prefetch=setting.prefetch,
-                    pull_s=question.pull_s,
                 )
                 for reads, end_s in work
             ]

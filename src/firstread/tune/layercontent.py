@@ -95,6 +95,7 @@ class Content:
         self, layers: list[LayerContent], root: Node, parameters: Parameters, metadata_size: int
     ) -> None:
         self.layers, self.parameters, self.metadata_size = layers, parameters, metadata_size
+        self._geometry = parameters.geometry
         self.root = root
         counts = (len(layer.sectors) for layer in layers)
         self._firsts = list(itertools.accumulate(counts, initial=0))[:-1]
@@ -146,7 +147,7 @@ class Content:
             frames = layer.frames.get(number)
             if frames is None:
                 sector = layer.sectors[number]
-                table = self.parameters.geometry.table_size(sector.size) if sector.id else 0
+                table = self._geometry.table_size(sector.size) if sector.id else 0
                 total += (sector.length - table) * (end - start) / sector.size
                 continue
             size = self.parameters.frame_size

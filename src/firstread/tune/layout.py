@@ -12,6 +12,7 @@ image has.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -20,20 +21,27 @@ from typing import Literal, NamedTuple, TypeAlias
 from firstread.convert.plan import Placement, Planner
 from firstread.erofs.tree import HOLE, split_address
 from firstread.oci.model import Descriptor
-from firstread.sectors.format import BLOCK_SIZE, SECTORS_MEDIA_TYPE, Geometry, SectorEntry
+from firstread.sectors.format import (
+    BLOCK_SIZE,
+    DEFAULT_FRAME_SIZE,
+    SECTORS_MEDIA_TYPE,
+    Geometry,
+    SectorEntry,
+)
 from firstread.sectors.source import Wanted
 from firstread.tune.layercontent import Content, FileKey
 from firstread.units import KiB, MiB, round_up
 
 Kind: TypeAlias = Literal["plain", "hot", "files", "chunks"]
 
-SLOT_SIZE = 48  # bytes of compressed metadata for one more sector: its id is random
+SLOT_SIZE = 64  # bytes of compressed metadata for one more sector: its id is random
 
 _FRAME_COST = (1.21, 1.158, 1.124, 1.107, 1.079, 1.049, 1.0, 0.964, 0.932, 0.886, 0.865)
 """Compressed size with frames of 4 KiB, 8 KiB … 4 MiB, against 256 KiB; zstd-3. Measured on the
 files of the benchmark images redis (144 MB: 1.201 … 0.863) and nodejs (168 MB: 1.218 … 0.866)."""
 
 
+@functools.lru_cache(1 << 16)
 def frame_cost(size: int) -> float:
     """Return how the compressed size changes with frames of `size` bytes instead of 256 KiB."""
     at = math.log2(min(max(size, 4 * KiB), 4 * MiB)) - 12
@@ -43,6 +51,14 @@ def frame_cost(size: int) -> float:
 
 HOT_COST = 0.95
 """Compressed size at the level of hot frames, 9, against 3: 0.949 for the files of both images."""
+
+
+class FileRange(NamedTuple):
+    """A range of a file."""
+
+    key: FileKey
+    offset: int
+    length: int
 
 
 class HotChunk(NamedTuple):
@@ -55,9 +71,10 @@ class HotChunk(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a read waits for: the first `end` bytes of a unit."""
+    """A range of a unit that a read asks for; units fill from the front, so it waits for `end`."""
 
     unit: int
+    start: int
     end: int
 
 
@@ -81,6 +98,7 @@ class Layout:
         units: by number.
         stream: numbers of the hot ones, in the order of a start.
         metadata: bytes of the metadata, which comes before the mount.
+        devices: sectors, which the mount opens.
     """
 
     def __init__(self, content: Content, frame_size: int) -> None:
@@ -88,6 +106,8 @@ class Layout:
         self.units: list[Wanted] = []
         self.stream: Sequence[int] = ()
         self.frame_size = frame_size
+        # The simulation knows units of any size, so this is not checked as that of an image is.
+        self._geometry = Geometry(frame_size=frame_size or DEFAULT_FRAME_SIZE)
         self._parts: list[list[_Part]] = []
         self._frames: dict[int, Sequence[tuple[int, int]]] = {}
         self._at: dict[tuple[str, int], Wanted] = {}  # units by blob and offset
@@ -95,6 +115,10 @@ class Layout:
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         """Yield what a read of a file waits for."""
         raise NotImplementedError
+
+    @property
+    def devices(self) -> int:
+        return sum(unit.entry.length > 0 for unit in self.units)
 
     @property
     def metadata(self) -> int:
@@ -133,7 +157,7 @@ class Layout:
                     part.key, part.offset + at - part.start, stop - at
                 )
                 at = stop
-        table = self.units[number].geometry.table_size(entry.size)
+        table = self._geometry.table_size(entry.size)
         # What remains of rounding, and of the cost of frames, is spread over all of them.
         scale = (entry.length - table) / (sum(stored) or 1.0)
         ends = [table + round(end * scale) for end in accumulate(stored)]
@@ -144,16 +168,14 @@ class Layout:
     ) -> int:
         """Add a unit that lies at `offset` of its blob; return where it ends."""
         number, size = len(self.units), parts[-1].start + parts[-1].length
-        # The simulation knows units of any size, so this is not checked as that of an image is.
-        geometry = Geometry(frame_size=self.frame_size) if self.frame_size else Geometry()
-        table = geometry.table_size(size) if self.frame_size else 0
+        table = self._geometry.table_size(size) if self.frame_size else 0
         stored = sum(self.content.stored(part.key, part.offset, part.length) for part in parts)
         cost = frame_cost(min(self.frame_size or size, size))
         before = self.content.parameters.frame_size
         cost *= level_cost / frame_cost(min(before, size))
         length = table + max(1, round(stored * cost)) if stored else 0  # a sector of zeros has none
         entry = SectorEntry(number.to_bytes(8, "big"), size, 0, offset, length)
-        unit = Wanted(entry, blob, geometry)
+        unit = Wanted(entry, blob, self._geometry)
         self.units.append(unit)
         self._parts.append(parts)
         if length:
@@ -216,7 +238,8 @@ class PlainLayout(Layout):
             step = min(placement.chunk_size - within, end - offset)
             sector, block = split_address(placement.chunks[number])
             if placement.chunks[number] != HOLE and self.units[first + sector].entry.length:
-                yield Need(first + sector, block * BLOCK_SIZE + within + step)
+                start = block * BLOCK_SIZE + within
+                yield Need(first + sector, start, start + step)
             offset += step
 
 
@@ -227,13 +250,20 @@ class HotLayout(Layout):
         plain: the sectors.
         sector_size: bytes of a hot sector.
         chunks: hot ones, in the order of a start.
+        whole: ranges that a start reads as a whole, so that they are streamed from where they are.
     """
 
-    def __init__(self, plain: PlainLayout, sector_size: int, chunks: Iterable[HotChunk]) -> None:
+    def __init__(
+        self,
+        plain: PlainLayout,
+        sector_size: int,
+        chunks: Iterable[HotChunk],
+        whole: Iterable[FileRange] = (),
+    ) -> None:
         super().__init__(plain.content, plain.frame_size)
         self._plain = plain
         self.units, self._parts, self._at = [*plain.units], [*plain._parts], {**plain._at}
-        self._hot: dict[tuple[FileKey, int], Need] = {}
+        self._hot: dict[tuple[FileKey, int], tuple[int, int]] = {}  # unit, and first byte in it
         self._chunk_sizes: dict[FileKey, int] = {}
         parts: list[_Part] = []
         used, blob, offset = 0, _blob("hot"), 0
@@ -243,12 +273,14 @@ class HotLayout(Layout):
                 offset = self._add(blob, offset, parts, HOT_COST)
                 parts, used = [], 0
             self._chunk_sizes[key] = chunk_size
-            self._hot[key, start] = Need(len(self.units), used)
+            self._hot[key, start] = len(self.units), used
             parts.append(_Part(used, stored, key, start))
             used += stored
         if parts:
             self._add(blob, offset, parts, HOT_COST)
-        self.stream = range(len(plain.units), len(self.units))
+        hot = range(len(plain.units), len(self.units))
+        kept = (need.unit for part in whole for need in plain.needs(*part))
+        self.stream = list(dict.fromkeys([*hot, *kept]))
 
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         size = self._chunk_sizes.get(key)
@@ -263,7 +295,7 @@ class HotLayout(Layout):
             if hot is None:
                 yield from self._plain.needs(key, offset, step)
             else:
-                yield Need(hot.unit, hot.end + within + step)
+                yield Need(hot[0], hot[1] + within, hot[1] + within + step)
             offset += step
 
 
@@ -296,8 +328,12 @@ class FileLayout(Layout):
                     length = min(chunk_size or size, size - start)
                     offset = self._add(blob, offset, [_Part(0, length, key, start)])
 
+    @property
+    def devices(self) -> int:
+        return 0
+
     def needs(self, key: FileKey, offset: int, length: int) -> Iterator[Need]:
         end = min(offset + length, round_up(self.content.file(key).size, BLOCK_SIZE))
         first, chunk_size = self._first[key], self._chunk_size or 1 << 62
         for number in range(offset // chunk_size, -(-end // chunk_size)):
-            yield Need(first + number, self.units[first + number].entry.size)
+            yield Need(first + number, 0, self.units[first + number].entry.size)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firstread.errors import NodeError, UsageError, from_os_error
-from firstread.tune.settings import Setting
-from firstread.tune.tuned import Tuned
+from firstread.tune.tuned import SettingTuned, Tuned
 from firstread.units import MiB, format_size
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SUFFIXES = (".svg", ".png")
+LINES = ("plain", "chunks")  # layouts with one point for each size
+APART = 0.05  # of an axis, between points that both have a name
 _NAMES = {"plain": "sectors", "hot": "hot sectors", "files": "whole files", "chunks": "chunks"}
 _COLORS = {"plain": "tab:blue", "hot": "tab:red", "files": "tab:gray", "chunks": "tab:green"}
 
@@ -37,7 +42,7 @@ def check_plot(path: Path) -> None:
         ) from exc
 
 
-def draw(tuned: Tuned, settings: Sequence[Setting], links: Sequence[str], path: Path) -> None:
+def draw(tuned: Tuned, links: Sequence[str], path: Path) -> None:
     """Write the picture of a table to `path`.
 
     Raises:
@@ -47,36 +52,37 @@ def draw(tuned: Tuned, settings: Sequence[Setting], links: Sequence[str], path: 
 
     figure = Figure(figsize=(5.5 * len(links), 5), layout="constrained")
     figure.suptitle(f"{tuned.reference}: ready time by layout, simulated")
-    for number, (link, axes) in enumerate(
-        zip(links, figure.subplots(1, len(links), squeeze=False)[0], strict=True)
-    ):
+    for number, link in enumerate(links):
+        axes = figure.add_subplot(1, len(links), number + 1)
         rows = tuned.settings[number :: len(links)]
-        for kind in dict.fromkeys(setting.kind for setting in settings):
+        for kind in dict.fromkeys(row.layout for row in rows):
             own = [row for row in rows if row.layout == kind]
-            sizes = [row.bytes / MiB for row in own]
-            axes.plot(
-                sizes,
-                [row.ready for row in own],
-                "o-" if kind in ("plain", "chunks") else "o",
-                color=_COLORS[kind],
-                label=_NAMES[kind],
-            )
-            for row, size in zip(own, sizes, strict=True):
-                if row.unit_size:
-                    label = format_size(row.unit_size).replace(".0 ", " ")
-                    axes.annotate(
-                        label,
-                        (size, row.ready),
-                        fontsize=7,
-                        xytext=(4, 4),
-                        textcoords="offset points",
-                    )
+            ends = [row.bytes / MiB for row in own], [row.ready for row in own]
+            style = "o-" if kind in LINES else "o"
+            axes.plot(*ends, style, color=_COLORS[kind], label=_NAMES[kind])
+        _name_points(axes, rows)
         axes.axhline(tuned.local, color="black", linestyle=":", label="all data local")
-        axes.set(title=link, xlabel="MiB fetched until ready", ylim=(0, None))
-        axes.set_xscale("log")
+        axes.set(title=link, xlabel="MiB fetched until ready", xlim=(0, None), ylim=(0, None))
     figure.axes[0].set_ylabel("seconds until ready")
     figure.axes[0].legend()
     try:
         figure.savefig(path)
     except OSError as exc:
         raise from_os_error(exc, "cannot write the plot") from exc
+
+
+def _name_points(axes: Axes, rows: Sequence[SettingTuned]) -> None:
+    """Write the sizes of units beside their points, as far as there is room."""
+    named: list[tuple[float, float]] = []
+    width, height = (max(ends) for ends in (axes.get_xlim(), axes.get_ylim()))
+    for row in rows:
+        at = row.bytes / MiB / width, row.ready / height
+        if row.unit_size and all(abs(a - at[0]) + abs(b - at[1]) > APART for a, b in named):
+            named.append(at)
+            axes.annotate(
+                format_size(row.unit_size).replace(".0 ", " "),
+                (row.bytes / MiB, row.ready),
+                fontsize=7,
+                xytext=(4, 4),
+                textcoords="offset points",
+            )

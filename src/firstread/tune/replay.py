@@ -56,7 +56,6 @@ def replay(
     end_s: float = 0.0,
     *,
     prefetch: Mode = "none",
-    pull_s: float = 0.0,
 ) -> Replayed:
     """Return how a start goes.
 
@@ -67,20 +66,20 @@ def replay(
         steps: the reads of the workload, in order.
         end_s: from the last read to the moment at which the workload is ready.
         prefetch: what the node fetches though nobody reads it.
-        pull_s: that the node needs itself before the first read, mount included.
     """
     lane = SimulatedLane(layout, link, costs)
     for size in (MANIFEST_BYTES, MANIFEST_BYTES, layout.metadata):
         lane.fetch(size)
+    lane.pass_time(lane.now + layout.metadata / costs.metadata_bytes_per_s)
     lane.prefetch(prefetch)
-    lane.pass_time(lane.now + pull_s)
+    lane.pass_time(lane.now + layout.devices * costs.device_s)
     waits = []
     for step in steps:
         lane.pass_time(lane.now + step.think_s)
         asked = lane.now
-        for unit, end in step.needs:  # the kernel asks for one chunk after the other
-            if not lane.is_whole(unit):
-                lane.read(unit, end)
+        for need in step.needs:  # the kernel asks for one chunk after the other
+            if not lane.is_whole(need.unit):
+                lane.read(need)
                 lane.pass_time(lane.now + costs.event_s)
         waits.append(lane.now - asked)
     lane.pass_time(lane.now + end_s)

@@ -17,7 +17,7 @@ from firstread.sectors.format import BLOCK_SIZE, Geometry
 from firstread.traces.tracefile import Trace
 from firstread.tune.layercontent import Content, FileKey
 from firstread.tune.layout import FileLayout, HotLayout, Layout, PlainLayout
-from firstread.tune.workload import hot_chunks
+from firstread.tune.workload import hot_content
 from firstread.units import KiB, MiB, format_size
 
 KINDS = ("plain", "hot", "files", "chunks")
@@ -145,4 +145,4 @@ class Layouts:
 
     def _build_hot(self, sector_size: int, frame_size: int, granule: int) -> HotLayout:
         plain = self._plain(sector_size, frame_size)
-        return HotLayout(plain, sector_size, hot_chunks(self._content, self._traces, granule))
+        return HotLayout(plain, sector_size, *hot_content(self._content, self._traces, granule))

@@ -19,14 +19,13 @@ from typing import NamedTuple
 from firstread.cache.pending import PendingRead
 from firstread.config import PrefetchTable
 from firstread.fetch.backlog import Backlog
-from firstread.fetch.lane import AHEAD_S
 from firstread.fetch.pace import PAUSE_S
 from firstread.fetch.queue import Filling, request_end, slice_seconds
 from firstread.fetch.rate import BUFFERED_BYTES, Meter, Rate
 from firstread.fetch.startplan import Mode, decide
 from firstread.fetch.streaming import Stream
 from firstread.sectors.source import Span, Wanted
-from firstread.tune.layout import Layout
+from firstread.tune.layout import Layout, Need
 from firstread.tune.link import LinkSpeed, Pipe, Transfer
 from firstread.units import KiB
 
@@ -38,6 +37,8 @@ class Costs(NamedTuple):
     """What a node and its registry need besides the link; measured on two cores.
 
     Args:
+        metadata_bytes_per_s: compressed metadata that it unpacks and checks before the mount.
+        device_s: of the mount, for each sector.
         request_s: of a request, on both sides together.
         event_s: from a waiting read's event to its answer, when the bytes are present.
         worker_bytes_per_s: compressed bytes that one worker decodes, verifies and writes.
@@ -45,7 +46,9 @@ class Costs(NamedTuple):
         trips: round trips of a new connection.
     """
 
-    request_s: float = 0.004
+    metadata_bytes_per_s: float = 2.8e6
+    device_s: float = 45e-6
+    request_s: float = 0.005
     event_s: float = 0.0004
     worker_bytes_per_s: float = 150e6
     workers: int = 4
@@ -140,15 +143,13 @@ class SimulatedLane:
         entry = self._layout.units[number].entry
         return self._verified.get(entry.id, 0) == entry.size
 
-    def read(self, number: int, end: int) -> None:
-        """Wait until the first `end` bytes of a unit are present."""
-        unit = self._layout.units[number]
-        if end > self._size(unit):
+    def read(self, need: Need) -> None:
+        """Wait until what a read needs of a unit is present."""
+        unit = self._layout.units[need.unit]
+        if need.end > self._size(unit):
             self._reads += 1
-            read = PendingRead(self._reads, 0, 0, end, -1, self.now)
-            is_fast = unit.entry.length < AHEAD_S * self._rate.bytes_per_s
-            spare = (lambda _count: True) if is_fast else None
-            self._backlog.request(unit, [read], self.now, self._layout.behind, spare)
+            read = PendingRead(self._reads, 0, need.start, need.end - need.start, -1, self.now)
+            self._backlog.request(unit, [read], self.now, self._layout.behind, lambda _: True)
             self.pass_time(math.inf, self._reads)
 
     def pass_time(self, until: float, read: int = 0) -> None:
@@ -168,8 +169,10 @@ class SimulatedLane:
 
     def _staff(self) -> float:
         """Give work to idle workers; return when there may be more for them."""
-        while len(self._flying) < max(2, self._costs.workers):
-            batch, wait = self._backlog.take(self.now)
+        workers = max(2, self._costs.workers)
+        while len(self._flying) < workers:
+            is_last = 1 < self._costs.workers <= len(self._flying) + 1
+            batch, wait = self._backlog.take(self.now, is_last=is_last)
             if not batch:
                 return math.inf if wait is None else self.now + max(wait, 0.001)
             self._request(batch)
@@ -235,7 +238,8 @@ class SimulatedLane:
         while transfer.arrived >= transfer.wake:
             if not self._take_frame(request):
                 return
-            if request.stream and self._backlog.leaves_link(request.stream):
+            in_unit = self._got.get(request.batch[request.at].sector.entry.id, 0)
+            if request.stream and in_unit and self._backlog.leaves_link(request.stream):
                 request.waits_until = self.now + PAUSE_S
                 transfer.wake = min(request.taken + BUFFERED_BYTES, transfer.size)
                 return
@@ -286,10 +290,11 @@ class SimulatedLane:
         return False
 
     def _finish(self, request: _Request) -> None:
-        self._end(request.transfer, reuse=request.taken == request.transfer.size)
+        whole = request.taken == request.transfer.size
+        self._end(request.transfer, reuse=whole)
         self._flying.remove(request)
         if request.stream:
-            self._backlog.end_stream(request.stream, failed=False)
+            self._backlog.end_stream(request.stream, whole=whole, failed=False)
         for rest in request.batch:
             if rest.active:
                 self._backlog.requeue(rest)

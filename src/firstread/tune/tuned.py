@@ -7,6 +7,7 @@ Owns its fields and its look; `firstread.tune.comparison` fills it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from firstread.documents import Bytes, Digest, Document, Seconds
 from firstread.tune.link import LinkSpeed
 from firstread.tune.settings import Setting

@@ -8,16 +8,16 @@ least one read, each of a file that the image has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from firstread.convert.hotplan import plan_hot
+from firstread.convert.hotplan import find_file, plan_hot
 from firstread.errors import UsageError
 from firstread.traces.firstreads import merge
 from firstread.traces.tracefile import Trace
 from firstread.tune.layercontent import Content, FileKey
-from firstread.tune.layout import HotChunk, Layout, Need
+from firstread.tune.layout import FileRange, HotChunk, Layout, Need
 from firstread.tune.replay import Step
 
 S = 1_000_000  # microseconds
@@ -97,25 +97,60 @@ def steps(workload: Workload, layout: Layout) -> list[Step]:
 
 
 def _joined(needs: Iterable[Need]) -> list[Need]:
-    """Return one need for each unit: the furthest."""
-    ends: dict[int, int] = {}
-    for unit, end in needs:
-        ends[unit] = max(end, ends.get(unit, 0))
-    return [Need(unit, end) for unit, end in ends.items()]
+    """Return one need for each unit."""
+    found: dict[int, Need] = {}
+    for need in needs:
+        known = found.get(need.unit, need)
+        found[need.unit] = Need(need.unit, min(known.start, need.start), max(known.end, need.end))
+    return list(found.values())
 
 
-def hot_chunks(content: Content, traces: Sequence[Trace], granule: int) -> Iterator[HotChunk]:
-    """Yield the chunks that the converter would copy into hot sectors, in their order.
+class HotContent(NamedTuple):
+    """What is hot in an image, in the order of the starts.
+
+    Args:
+        chunks: that the converter would copy into hot sectors.
+        whole: ranges that it would leave where they are, because a start reads them as a whole.
+    """
+
+    chunks: Sequence[HotChunk]
+    whole: Sequence[FileRange]
+
+
+def hot_content(content: Content, traces: Sequence[Trace], granule: int) -> HotContent:
+    """Return what the converter's own planner finds hot.
 
     Args:
         content: of the image.
         traces: of starts.
         granule: bytes of the smallest chunk.
+
+    Raises:
+        ImageError: a record contradicts itself.
     """
-    for run in plan_hot(content.root, merge(traces), granule).runs:
+    trace = merge(traces)
+    plan = plan_hot(content.root, trace, content.parameters.sector_size, granule)
+    chunks = []
+    for run in plan.runs:
         key = content.key(run.node)
-        if key is not None:
-            for number in range(run.first, run.first + run.chunks):
-                start = number * run.chunk_size
-                length = min(run.chunk_size, run.node.size - start)
-                yield HotChunk(key, start, length, run.chunk_size)
+        if key is None:
+            continue
+        for number in range(run.first, run.first + run.chunks):
+            start = number * run.chunk_size
+            length = min(run.chunk_size, run.node.size - start)
+            chunks.append(HotChunk(key, start, length, run.chunk_size))
+    positions = _positions(content, trace) if plan.whole else {}
+    return HotContent(chunks, [positions[address] for address in plan.whole])
+
+
+def _positions(content: Content, trace: Trace) -> dict[int, FileRange]:
+    """Return by its address which range of a file each chunk is, for the files of a trace."""
+    found: dict[int, FileRange] = {}
+    for path in dict.fromkeys(read.path for read in trace.reads):
+        node = find_file(content.root, path)
+        key = content.key(node) if node else None
+        if node and key:
+            size = node.chunk_size
+            for number, address in enumerate(node.chunks):
+                found.setdefault(address, FileRange(key, number * size, size))
+    return found

@@ -100,6 +100,17 @@ def test_a_sector_that_cannot_be_marked_is_not_emptied(store: SectorStore) -> No
     assert all(cache.presence.clock.state(i) is not State.EMPTIES for i in IDS)
 
 
+def test_hot_sectors_go_last(store: SectorStore) -> None:
+    images = Images()
+    images.member.hot = frozenset(IDS[:2])
+    cache = cache_of(store, Marks(), images)
+    for _ in range(20):
+        cache.evictor.round()
+        sizes = [store.size(i) for i in IDS]
+        assert sizes[:2] == [SIZE, SIZE] or sizes[2:] == [0, 0]
+    assert sum(sizes) <= SIZE  # they do go
+
+
 class Unsettled(Unpublished):
     """A table into which somebody looks who is suspended."""
 

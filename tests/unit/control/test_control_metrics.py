@@ -125,6 +125,7 @@ def status(**mount: Any) -> Status:
         hot=2,
         hot_present=1,
         wanted=0,
+        read_ahead_kib=16,
         **(structs.asdict(ImageStats().figures()) | mount),
     )
     return Status(

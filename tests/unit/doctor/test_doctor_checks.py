@@ -19,7 +19,7 @@ from firstread.config import RegistryTable
 from firstread.doctor import running
 from firstread.doctor.engines import _controllers, check_engines
 from firstread.doctor.finding import Finding
-from firstread.doctor.host import check_clock
+from firstread.doctor.host import check_clock, check_read_ahead
 from firstread.doctor.preflight import check_node
 from firstread.doctor.reach import check_image, clock_skew
 from firstread.doctor.running import check_configuration, daemon_status
@@ -101,6 +101,16 @@ def test_clocks(seconds: int, status: str) -> None:
     assert found.status == status
     assert ("behind" in found.detail) == (seconds <= 0) or not seconds
     assert check_clock().status == "ok"
+
+
+def test_read_ahead_that_can_be_set(tmp_path: Path) -> None:
+    assert check_read_ahead(tmp_path).status == "ok"
+
+
+def test_read_ahead_that_nobody_can_set(tmp_path: Path) -> None:
+    found = check_read_ahead(tmp_path / "missing")
+    assert found.status == "warn"
+    assert "stays as the kernel has it" in found.detail
 
 
 @pytest.mark.parametrize("date", ["", "nonsense", "Wed, 21 Oct 999999999999 07:28:00 GMT"])

@@ -22,6 +22,10 @@ FRAME = 4 * KiB
 LATER = 1e6  # when everything is due
 
 
+def no_room(_: int) -> bool:
+    return False
+
+
 class Bench:
     """A backlog of a store without sectors."""
 
@@ -31,7 +35,7 @@ class Bench:
 
     def read(self, sector: Wanted, now: float = 100.0, came: float = 100.0) -> PendingRead:
         read = PendingRead(0, 1, 0, FRAME, -1, came)
-        self.backlog.request(sector, [read], now, SECTORS.behind, None)
+        self.backlog.request(sector, [read], now, SECTORS.behind, no_room)
         return read
 
     def taken(self, now: float = 100.0) -> list[Wanted]:
@@ -50,7 +54,7 @@ def test_a_read_of_what_is_here_goes_on() -> None:
     bench = Bench()
     bench.sizes[A.entry.id] = A.entry.size
     read = PendingRead(0, 1, 0, FRAME, -1, 0.0)
-    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, None) == (False, [read])
+    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, no_room) == (False, [read])
     assert list(bench.backlog) == []
 
 
@@ -58,7 +62,7 @@ def test_a_read_that_the_prefix_covers_goes_on_and_the_rest_is_fetched() -> None
     bench = Bench()
     bench.sizes[A.entry.id] = FRAME
     read = PendingRead(0, 1, 0, FRAME, -1, 0.0)
-    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, None) == (True, [read])
+    assert bench.backlog.request(A, [read], 100.0, SECTORS.behind, no_room) == (True, [read])
     assert bench.taken() == [A]
 
 
@@ -180,5 +184,29 @@ def test_a_sequential_reader_is_read_ahead_for_as_far_as_there_is_room() -> None
     bench = Bench()
     for sector in SECTORS.wanted[:2]:
         read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
-        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda count: count <= 1)
+        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda count: count <= 3)
     assert list(bench.backlog) == [sector.entry.id for sector in SECTORS.wanted[:3]]
+
+
+def test_what_a_sequential_reader_comes_to_goes_on_before_the_rest_of_the_image() -> None:
+    bench = Bench()
+    for sector in SECTORS.wanted[:2]:
+        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
+        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+    *_, third, fourth = bench.backlog.take(100.0)[0]
+    assert (third.sector, fourth.sector) == tuple(SECTORS.wanted[2:4])
+    third.asks = fourth.asks = 1  # a request has brought a part of both
+    bench.backlog.requeue(fourth)
+    bench.backlog.requeue(third)
+    assert bench.taken() == [third.sector]  # at once, and the nearest first
+    assert bench.taken() == [fourth.sector]
+
+
+def test_the_last_free_worker_is_kept_for_reads() -> None:
+    bench = Bench()
+    bench.backlog.want(B, Cause.PREFETCH)
+    assert bench.backlog.take(LATER, is_last=True)[0] == []
+    bench.read(A, LATER)
+    (filling,) = bench.backlog.take(LATER, is_last=True)[0]
+    assert filling.sector == A
+    assert bench.taken(LATER) == [B]

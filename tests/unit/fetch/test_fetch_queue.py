@@ -10,10 +10,8 @@ import pytest
 
 from firstread.cache.pending import PendingRead
 from firstread.fetch.queue import (
-    MAX_AHEAD,
     MAX_BATCH_BYTES,
     MAX_DOUBLINGS,
-    Ahead,
     Cause,
     Filling,
     Queue,
@@ -200,7 +198,8 @@ def test_a_reader_that_comes_back_gets_more_each_time() -> None:
     slices = [slice_seconds(Cause.DEMAND, asks) for asks in range(8)]
     assert slices == sorted(slices)
     assert slices[-1] == slices[-2] == slices[0] * 2**MAX_DOUBLINGS
-    assert slice_seconds(Cause.COMPLETION, 5) == slice_seconds(Cause.PREFETCH, 0)
+    assert slice_seconds(Cause.COMPLETION, 5) == slice_seconds(Cause.COMPLETION, 0)
+    assert slice_seconds(Cause.COMPLETION, 0) < slices[0] < slice_seconds(Cause.PREFETCH, 0)
 
 
 def test_rate_is_that_of_the_last_reads() -> None:
@@ -212,31 +211,3 @@ def test_rate_is_that_of_the_last_reads() -> None:
     for _ in range(30):
         rate.note(MiB, 2.0)
     assert rate.bytes_per_s == pytest.approx(MiB / 2, rel=0.01)
-
-
-# Reading ahead.
-
-
-def test_reads_here_and_there_fetch_nothing_ahead() -> None:
-    ahead = Ahead()
-    assert [ahead.demand(filling(n)) for n in (0, 5, 3, 9, 20)] == [0] * 5
-
-
-def test_a_sequential_reader_gets_more_and_more_ahead() -> None:
-    ahead = Ahead()
-    counts = [ahead.demand(filling(n)) for n in range(6)]
-    assert counts == [0, 2, 4, *[MAX_AHEAD] * 3]
-
-
-def test_a_reader_that_meets_what_was_fetched_ahead_counts_as_sequential() -> None:
-    ahead = Ahead()
-    ahead.go_on(filling(6))
-    assert ahead.demand(filling(7)) > 0
-
-
-def test_only_the_last_readers_are_remembered() -> None:
-    ahead = Ahead()
-    for number in range(0, 2000, 2):
-        ahead.demand(filling(number))
-    assert ahead.demand(filling(1)) == 0
-    assert ahead.demand(filling(1999)) > 0

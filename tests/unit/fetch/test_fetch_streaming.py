@@ -15,8 +15,9 @@ from firstread.fetch import startplan
 from firstread.fetch.backlog import QUIET_S, Backlog
 from firstread.fetch.queue import Cause
 from firstread.fetch.rate import BUFFERED_BYTES, METERED_BYTES, Meter, Rate
-from firstread.fetch.startplan import Rest, StartPlan, decide
+from firstread.fetch.startplan import Mode, Rest, StartPlan, decide, mode_of
 from firstread.fetch.streaming import FIRST_BYTES, GROWTH, MAX_BYTES, Ramp, Stream
+from firstread.sectors.image import PREFETCH
 from firstread.sectors.source import Wanted
 from firstread.testing.memorysource import make_sectors
 from firstread.units import KiB, MiB
@@ -47,7 +48,7 @@ class Bench:
 
     def read(self, sector: Wanted, offset: int = 0) -> PendingRead:
         read = PendingRead(0, 1, offset, FRAME, -1, NOW)
-        self.backlog.request(sector, [read], NOW, SECTORS.behind, None)
+        self.backlog.request(sector, [read], NOW, SECTORS.behind, lambda _: False)
         return read
 
     def taken(self, now: float = NOW) -> list[Wanted]:
@@ -102,11 +103,11 @@ def test_a_stream_ends_where_a_sector_has_bytes_already() -> None:
     stream = bench.begin()
     assert stream.stop == HOT[3].span.start
     assert bench.claimed(stream) == HOT[1:3]
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     assert bench.begin().filling.sector == HOT[3]
 
 
-def test_what_nobody_asked_for_stays_away() -> None:
+def test_without_prefetch_nothing_is_queued() -> None:
     bench = Bench("none")
     assert bench.backlog.take(NOW) == ([], None)
     assert list(bench.backlog) == []
@@ -158,11 +159,25 @@ def test_a_stream_that_ends_early_leaves_no_read_behind() -> None:
     bench = Bench()
     stream = bench.begin()
     read = bench.read(HOT[1])
-    bench.backlog.end_stream(stream, failed=True)
+    bench.backlog.end_stream(stream, whole=False, failed=True)
     bench.backlog.requeue(stream.filling)
     (filling,) = bench.backlog.take(NOW)[0]
     assert (filling.sector, filling.reads, filling.cause) == (HOT[1], [read], Cause.DEMAND)
     assert bench.taken() == [HOT[0]]  # and the stream begins anew where it was
+
+
+def test_a_read_that_waits_where_a_request_ends_waits_for_the_next_one() -> None:
+    bench = Bench()
+    stream = bench.begin()
+    here, next_one = bench.read(HOT[0], HOT[0].entry.size - FRAME), bench.read(HOT[1])
+    stream.filling.asks = 1
+    bench.backlog.end_stream(stream, whole=True, failed=False)
+    stream = bench.begin()
+    assert (stream.filling.sector, stream.filling.reads) == (HOT[0], [here])
+    bench.backlog.progress(stream.filling, HOT[0].entry.size, NOW)
+    assert stream.is_awaited()  # by the other
+    assert bench.backlog.streaming.claim(stream) is not None
+    assert stream.filling.reads == [next_one]
 
 
 def test_a_read_takes_a_sector_from_the_stream_and_the_next_one_goes_on_behind_it() -> None:
@@ -171,7 +186,7 @@ def test_a_read_takes_a_sector_from_the_stream_and_the_next_one_goes_on_behind_i
     bench.read(HOT[3])
     (demanded,) = bench.backlog.take(NOW)[0]
     assert bench.claimed(stream) == HOT[1:3]
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     bench.backlog.drop(demanded)
     assert bench.begin().filling.sector == HOT[4]
 
@@ -205,7 +220,7 @@ def test_the_rest_of_a_distant_image_stays_lazy() -> None:
     bench.backlog.drop_all()
     stream = bench.backlog.streaming.now
     assert stream is not None
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     assert bench.backlog.take(NOW) == ([], None)
 
 
@@ -213,7 +228,7 @@ def test_the_rest_of_a_near_image_follows_at_once() -> None:
     bench = Bench()
     stream = bench.begin()
     bench.claimed(stream)
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     bench.backlog.drop(stream.filling)
     assert bench.begin().filling.sector == REST[0]
 
@@ -223,7 +238,7 @@ def test_all_of_an_image_comes_in_the_background_when_it_is_quiet() -> None:
     bench = Bench("all")
     stream = bench.begin()
     bench.claimed(stream)
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     bench.backlog.drop(stream.filling)
     batch, wait = bench.backlog.take(NOW + QUIET_S)
     assert batch == []
@@ -239,7 +254,7 @@ def test_images_that_are_unmounted_are_streamed_no_more() -> None:
     stream = bench.begin()
     bench.backlog.cancel({sector.entry.id for sector in SECTORS.wanted})
     assert bench.claimed(stream) == []
-    bench.backlog.end_stream(stream, failed=False)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
     bench.backlog.drop(stream.filling)
     assert bench.backlog.take(NOW + 2 * QUIET) == ([], None)
 
@@ -251,6 +266,31 @@ def test_without_room_only_what_a_read_waits_for_stays() -> None:
     bench.backlog.forgo(stream)
     assert list(bench.backlog) == [HOT[4].entry.id]
     assert bench.backlog._fillings[HOT[4].entry.id].reads == [read]
+
+
+@pytest.mark.usefixtures("distant")
+def test_a_pinned_sector_comes_without_room_for_a_stream() -> None:
+    bench = Bench()
+    bench.backlog.complete(HOT[1])
+    stream = bench.begin()
+    bench.backlog.forgo(stream)
+    bench.backlog.end_stream(stream, whole=False, failed=False)
+    (filling,) = bench.backlog.take(NOW + QUIET_S)[0]
+    assert (filling.sector, filling.cause) == (HOT[1], Cause.COMPLETION)
+
+
+@pytest.mark.usefixtures("distant")
+def test_a_pinned_sector_does_not_wait_for_the_background() -> None:
+    plan = StartPlan("all", 0, 0, None, None, Rest.NEVER, knows_start=False)
+    for sector, is_first in ((REST[0], True), (REST[2], False)):
+        bench = Bench("none")
+        if is_first:
+            bench.backlog.complete(sector)
+        bench.backlog.prefetch(plan, [], [sector], NOW)
+        if not is_first:
+            bench.backlog.complete(sector)
+        (filling,) = bench.backlog.take(NOW + QUIET_S)[0]
+        assert (filling.cause, filling.rests) == (Cause.COMPLETION, Cause.COMPLETION)
 
 
 # The decision.
@@ -288,6 +328,27 @@ def test_the_rest_follows_at_once_where_cold_reads_would_take_longer(
 def test_a_link_that_was_not_measured_decides_nothing() -> None:
     plan = decide("hot", 1, 2, Rate(), knows_start=True)
     assert (plan.rest, plan.hot_s, plan.bytes_per_s) == (Rest.NEVER, None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "configured", "expected"),
+    [
+        ([None], None, "hot", "hot"),
+        (["none"], "all", "all", "none"),
+        (["none", "all", None], None, "hot", "all"),
+        ([], "all", "hot", "all"),
+        ([], "none", "all", "none"),
+        ([None], "all", "none", "none"),
+        (["hot"], None, "none", "hot"),
+        ([], "ALL", "hot", "hot"),
+        ([], "all\n" + "x" * 100_000, "hot", "hot"),
+    ],
+)
+def test_a_mount_goes_before_an_image_and_an_image_before_the_node(
+    asked: list[str | None], said: str | None, configured: Mode, expected: str
+) -> None:
+    annotations = {PREFETCH: said} if said is not None else None
+    assert mode_of(asked, annotations, configured) == expected
 
 
 # Measuring.

@@ -20,7 +20,7 @@ FULL = [number for number, size in enumerate(SIZES) if size == SMALL.sector_size
 
 
 def start(*units: int) -> list[Step]:
-    return [Step(0, [Need(unit, 1)]) for unit in units]
+    return [Step(0, [Need(unit, 0, 1)]) for unit in units]
 
 
 def test_a_store_that_holds_all_misses_once() -> None:

@@ -7,15 +7,16 @@ from itertools import pairwise
 
 import pytest
 
+from firstread.convert.hotblob import recorded_start
 from firstread.convert.record import Parameters
 from firstread.errors import ImageError
 from firstread.oci.resolve import resolve
 from firstread.sectors.decode import SectorDecoder
-from firstread.testing.packed import SMALL
-from firstread.testing.tuning import LARGE, Converted, convert, trace
+from firstread.testing.packed import SMALL, converted, opened
+from firstread.testing.tuning import IMAGE, LARGE, Converted, convert, trace
 from firstread.tune.layercontent import Content, FileKey, read_content, read_frames
 from firstread.tune.layout import FileLayout, HotLayout, Layout, Need, PlainLayout, frame_cost
-from firstread.tune.workload import hot_chunks
+from firstread.tune.workload import hot_content
 from firstread.units import KiB, MiB
 
 S, F = SMALL.sector_size, SMALL.frame_size
@@ -112,8 +113,8 @@ def test_units_of_a_layer_lie_behind_each_other(packed: Converted) -> None:
 def test_a_read_needs_the_sectors_that_hold_it(packed: Converted) -> None:
     layout = plain(packed.content)
     first = needs(layout, "large", 0, B)[0].unit
-    assert needs(layout, "large", 0, B) == [Need(first, B)]
-    assert needs(layout, "large", S - B, 2 * B) == [Need(first, S), Need(first + 1, B)]
+    assert needs(layout, "large", 0, B) == [Need(first, 0, B)]
+    assert needs(layout, "large", S - B, 2 * B) == [Need(first, S - B, S), Need(first + 1, 0, B)]
     tail = LARGE % S
     (end,) = needs(layout, "large", LARGE - tail, S)
     assert end.end <= layout.units[end.unit].entry.size
@@ -131,8 +132,8 @@ def test_finer_frames_cost_bytes(packed: Converted) -> None:
 
 
 def hot(content: Content, *reads: tuple[str, int, int], sector_size: int = S) -> HotLayout:
-    chunks = hot_chunks(content, [trace(reads)], B)
-    return HotLayout(plain(content, sector_size), sector_size, chunks)
+    found = hot_content(content, [trace(reads)], B)
+    return HotLayout(plain(content, sector_size), sector_size, *found)
 
 
 def test_hot_reads_need_hot_sectors(packed: Converted) -> None:
@@ -151,12 +152,12 @@ def test_hot_reads_need_hot_sectors(packed: Converted) -> None:
 def test_the_rest_of_a_hot_file_stays_where_it_is(packed: Converted) -> None:
     layout = hot(packed.content, ("large", S, B))
     cold, warm, rest = needs(layout, "large", S - B, 3 * B)
-    assert warm == Need(layout.stream[0], B)
+    assert warm == Need(layout.stream[0], 0, B)
     assert cold == needs(plain(packed.content), "large", S - B, B)[0]
     assert rest == needs(plain(packed.content), "large", S + B, B)[0]
 
 
-def test_hot_chunks_fill_several_sectors(packed: Converted) -> None:
+def test_hot_content_fill_several_sectors(packed: Converted) -> None:
     layout = hot(packed.content, ("large", 0, LARGE), ("bin/9", 0, B))
     assert len(layout.stream) >= LARGE // S
     for number in layout.stream:
@@ -177,7 +178,7 @@ def test_whole_files_and_chunks_of_files(packed: Converted) -> None:
     content = packed.content
     whole, chunks = FileLayout(content, 0), FileLayout(content, 64 * KiB)
     assert len(whole.units) == len(keys(content))
-    ((unit, end),) = needs(whole, "large", 0, B)
+    ((unit, _, end),) = needs(whole, "large", 0, B)
     assert end == whole.units[unit].entry.size
     assert whole.frames(unit) == [(end, whole.units[unit].entry.length)]
     assert [need.end for need in needs(chunks, "large", 64 * KiB - B, 2 * B)] == [64 * KiB] * 2
@@ -197,3 +198,27 @@ def test_a_damaged_record_or_frame_table_is_an_error(packed: Converted) -> None:
     found.place.blobs[blob] = bytes(data)
     with pytest.raises(ImageError):
         read_content(found.place, resolve(found.place), found.image)
+
+
+def test_hot_sectors_that_the_image_has_do_not_count() -> None:
+    start = trace([("large", 0, LARGE), ("bin/9", 0, B)])
+    place, manifest = converted(IMAGE, SMALL, recorded_start(start))
+    image = opened(place, manifest)
+    assert image.hot_sectors()
+    content = read_content(place, resolve(place), image)
+    usual = convert().content
+    assert [layer.sectors for layer in content.layers] == [layer.sectors for layer in usual.layers]
+    assert key(content, "large") == key(usual, "large")
+
+
+def test_weights_are_streamed_from_where_they_are(
+    packed: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firstread.convert.hotplan.BULK_SIZE", 2 * S)
+    layout = hot(packed.content, ("bin/9", 0, B), ("large", 0, LARGE))
+    kept = [need.unit for need in needs(plain(packed.content), "large", 0, LARGE // S * S)]
+    assert layout.stream[-len(kept) :] == kept
+    assert needs(layout, "large", 0, B) == needs(plain(packed.content), "large", 0, B)
+    assert layout.stream[0] >= len(plain(packed.content).units)
+    copied = sum(layout.units[number].entry.size for number in set(layout.stream) - set(kept))
+    assert copied < LARGE % S + 3 * B

@@ -15,7 +15,7 @@ from firstread.tune.layout import FileLayout, HotLayout, Layout, PlainLayout
 from firstread.tune.link import FIRST_WINDOW, LinkSpeed
 from firstread.tune.replay import Replayed, Step, replay
 from firstread.tune.simulatedlane import Costs
-from firstread.tune.workload import fit, hot_chunks, steps
+from firstread.tune.workload import fit, hot_content, steps
 
 CONTENT: Content = convert().content
 S, F = SMALL.sector_size, SMALL.frame_size
@@ -23,7 +23,7 @@ B = 4096
 RTT = 0.1
 LINK = LinkSpeed(80e6, RTT, "test")
 NEAR = LinkSpeed(1e12, 0, "near")
-NOTHING = Costs(request_s=0, event_s=0, worker_bytes_per_s=1e12, trips=1)
+NOTHING = Costs(1e12, 0, request_s=0, event_s=0, worker_bytes_per_s=1e12, trips=1)
 PULL_S = 4 * RTT
 """A connection, then manifest, config and metadata; their bytes take next to nothing."""
 ALL = frozenset(
@@ -46,13 +46,21 @@ def start(
 
 
 def hot(reads: Reads) -> HotLayout:
-    return HotLayout(PLAIN, S, hot_chunks(CONTENT, [trace(reads)], B))
+    return HotLayout(PLAIN, S, *hot_content(CONTENT, [trace(reads)], B))
 
 
 def test_a_start_without_reads_is_a_pull_and_its_work() -> None:
-    result = replay(PLAIN, LINK, NOTHING, [Step(2.0, [])], 3.0, pull_s=4.0)
-    assert result.ready_s == pytest.approx(PULL_S + 9, abs=0.01)
+    result = replay(PLAIN, LINK, NOTHING, [Step(2.0, [])], 3.0)
+    assert result.ready_s == pytest.approx(PULL_S + 5, abs=0.01)
     assert (result.requests, result.waits) == (3, [0])
+
+
+def test_more_sectors_take_longer_to_mount() -> None:
+    costs = NOTHING._replace(device_s=0.1)
+    less = replay(FILES, LINK, costs, []).ready_s
+    more = replay(PLAIN, LINK, costs, []).ready_s
+    assert more - less == pytest.approx(0.1 * PLAIN.devices, abs=0.01)
+    assert PLAIN.devices == sum(bool(unit.entry.length) for unit in PLAIN.units)
 
 
 def test_a_read_waits_for_one_round_trip() -> None:
@@ -84,7 +92,7 @@ def test_a_slow_link_brings_what_a_read_waits_for_first() -> None:
     slow = LinkSpeed(80e3, RTT, "slow")  # 10 kB/s
     offset = LARGE // S * S - S
     result = start(PLAIN, [("bin/9", 0, B), ("large", offset, B)], slow)
-    ((unit, _),) = PLAIN.needs(_key("large"), offset, B)
+    ((unit, _, _),) = PLAIN.needs(_key("large"), offset, B)
     assert result.waits[1] < PLAIN.units[unit].entry.length / slow.bytes_per_s * 0.6
 
 

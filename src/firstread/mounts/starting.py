@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The read-ahead of mounts: small while an image starts, large afterwards.
+
+Owns when a start is over. While it lasts, the kernel reads little beyond what is asked for, so no
+reader waits for cold neighbours of what it needs. Nobody tells when a workload is ready, so the
+rule (`Start`) looks at what it does. Invariant: a mount that was made whole, or has started, has
+the large read-ahead, whoever joins it, and a start ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from firstread.device.base import Device
+from firstread.device.readahead import START_KIB, STEADY_KIB
+from firstread.errors import NodeError
+from firstread.fetch.served import Served
+from firstread.mounts.table import Mount
+
+log = logging.getLogger("node")
+
+QUIET_S = 5.0  # without a read that waits, and without a hot sector that comes
+UNUSED_S = 30.0  # the same if no read has waited at all: the container may be yet to start
+LONGEST_S = 120.0
+LOOK_S = 1.0  # between looks at the mounts that start
+
+
+class Start:
+    """Decides when the start of one mount is over. Pure.
+
+    Args:
+        now: monotonic seconds, when it began.
+        reads: of its image that have waited until then.
+        hot: sectors of it that are hot and absent.
+    """
+
+    def __init__(self, now: float, reads: int, hot: int) -> None:
+        self._began = self._changed = now
+        self._before, self._seen = reads, (reads, hot)
+
+    def is_over(self, now: float, reads: int, hot: int) -> bool:
+        """Look at it again; arguments as before."""
+        if (reads, hot) != self._seen:
+            self._seen, self._changed = (reads, hot), now
+        patience = QUIET_S if reads > self._before else UNUSED_S
+        return now - self._changed >= patience or now - self._began >= LONGEST_S
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Starting:
+    """A mount that starts: its record, its image, the hot sectors of that."""
+
+    record: Mount
+    served: Served
+    hot: frozenset[bytes]
+    start: Start
+
+
+class Starts:
+    """The mounts of a node that start.
+
+    Args:
+        device: sets their read-ahead.
+        reads: gives how many reads of an image have waited so far.
+        over: is called with the record of a mount that has started.
+        look_s: between looks.
+        clock: gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        reads: Callable[[Served], int],
+        over: Callable[[Mount], None],
+        look_s: float = LOOK_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device, self._reads, self._over = device, reads, over
+        self._look_s, self._clock = look_s, clock
+        self._lock = threading.Lock()
+        self._starts: list[_Starting] = []
+        self._complained = False
+
+    def begin(self, record: Mount, served: Served) -> None:
+        """Give a mount that stands the read-ahead that it should have; see `Mount.starting`."""
+        if not self._set(record, START_KIB if record.starting else STEADY_KIB):
+            return
+        if record.starting:
+            image = served.image.block_image
+            rows = image.index.sectors
+            hot = frozenset(rows[slot].id for slot in image.hot_sectors())
+            start = Start(self._clock(), self._reads(served), len(hot & served.member.absent))
+            with self._lock:
+                self._starts.append(_Starting(record, served, hot, start))
+                if len(self._starts) == 1:
+                    threading.Thread(target=self._run, name="starts", daemon=True).start()
+
+    def read_ahead_kib(self, record: Mount) -> int | None:
+        """Return the read-ahead of a mount; None if it is not known here."""
+        try:
+            return self._device.read_ahead(record.file_system) if record.file_system else None
+        except NodeError:
+            return None
+
+    def _set(self, record: Mount, kib: int) -> bool:
+        if not self._device.capabilities.sets_read_ahead or record.file_system is None:
+            return False
+        try:
+            self._device.set_read_ahead(record.file_system, kib)
+        except NodeError as exc:
+            if not self._complained and record.is_used():
+                self._complained = True
+                log.warning("mounts keep the read-ahead of the kernel: %s", exc)
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._look_s)
+            with self._lock:
+                looked = list(self._starts)
+            ended = [each for each in looked if self._is_over(each)]
+            for each in ended:
+                if self._set(each.record, STEADY_KIB):
+                    self._over(each.record)
+            with self._lock:
+                self._starts = [each for each in self._starts if each not in ended]
+                if not self._starts:
+                    return
+
+    def _is_over(self, each: _Starting) -> bool:
+        absent = each.served.member.absent
+        if not absent or not each.record.is_used():
+            return True
+        return each.start.is_over(self._clock(), self._reads(each.served), len(each.hot & absent))
