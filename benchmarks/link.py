@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Self
 
 CLONE_NEWNET = 0x40000000
-NEAR_ADDRESS, FAR_ADDRESS = "10.217.0.1", "10.217.0.2"
+NETWORK = "10.217.{}"
 BURST_BYTES, BURST_S = 16_000, 0.001  # tbf lets pass at once the larger of both
 QUEUE_S = 0.1  # packets that tbf keeps, as time on the wire, before it drops
 PROBE_BYTES, PROBE_S = 12_000_000, 1.0  # the larger of both is a download's length
@@ -55,17 +55,17 @@ class Measured:
 
 
 class Link:
-    """A link to a separate namespace; a context manager, for one at a time on a machine.
+    """A link to a separate namespace; a context manager, for one at a time in a process.
 
     Args:
         mbit_s: rate of each direction, in 10^6 bits per second.
         rtt_s: round trip time, in seconds.
     """
 
-    address = FAR_ADDRESS
-
     def __init__(self, mbit_s: float, rtt_s: float) -> None:
         self.mbit_s, self.rtt_s = mbit_s, rtt_s
+        network = NETWORK.format(os.getpid() % 256)  # links of several processes stay apart
+        self._address, self.address = f"{network}.1", f"{network}.2"
         tag = f"fr{os.getpid()}"
         self._namespace, self._near, self._far = f"{tag}-far", f"{tag}n", f"{tag}f"
         self._cleanup = contextlib.ExitStack()
@@ -103,10 +103,11 @@ class Link:
     def measure(self) -> Measured:
         """Measure the link, which takes a second or more and fills it."""
         with self.far():
-            server = socket.create_server((FAR_ADDRESS, 0))
+            server = socket.create_server((self.address, 0))
         with server:
             probe = max(PROBE_BYTES, int(self.mbit_s * 125_000 * PROBE_S))
-            thread = threading.Thread(target=_serve_probe, args=(server, probe))
+            # A daemon: after an error nobody connects, and closing a socket wakes no accept.
+            thread = threading.Thread(target=_serve_probe, args=(server, probe), daemon=True)
             thread.start()
             connects, echoes = [], []
             for _ in range(PINGS):
@@ -144,10 +145,10 @@ class Link:
         if relay.stdout.readline() != b"ready\n":
             raise RuntimeError("the relay does not start")
         _ip("link", "set", self._far, "netns", self._namespace)
-        self._configure(self._near, NEAR_ADDRESS, FAR_ADDRESS)
+        self._configure(self._near, self._address, self.address)
         with self.far():
             _ip("link", "set", "lo", "up")
-            self._configure(self._far, FAR_ADDRESS, NEAR_ADDRESS)
+            self._configure(self._far, self.address, self._address)
 
     def _configure(self, device: str, own: str, peer: str) -> None:
         _ip("address", "add", own, "peer", peer, "dev", device)

@@ -7,7 +7,9 @@ Invariant: `images` leaves both tags of an image current.
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from firstread.testing.registry import DockerRegistry
 from firstread.units import MiB
 
 ORIGINAL, LAZY = "original", "lazy"
+FIRSTREAD = (sys.executable, "-m", "firstread")
 
 
 def storage() -> Path:
@@ -38,7 +41,16 @@ def publish(names: Iterable[str]) -> None:
         for name, layout in zip(names, layouts, strict=True):
             push(registry, name, layout)
             source, target = (reference(registry, name, tag) for tag in (ORIGINAL, LAZY))
-            _run(sys.executable, "-m", "firstread", "convert", source, target)
+            options = ("--no-hot",) if offers_no_hot() else ()
+            _run(*FIRSTREAD, "convert", *options, source, target)
+
+
+@functools.cache
+def offers_no_hot() -> bool:
+    """Tell whether ``firstread convert`` puts a start set into images unless told not to."""
+    command = (*FIRSTREAD, "convert", "--help")
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return bool(re.search(r"--no-hot\b", shown))
 
 
 def push(registry: DockerRegistry, name: str, layout: Path) -> None:
@@ -76,7 +88,7 @@ def publish_many_sectors(image: str, count: int) -> None:
     size = f"--sector-size={BLOCK_SIZE}", f"--frame-size={BLOCK_SIZE}"
     with tempfile.TemporaryDirectory() as layout:
         write_layout(Image([Layer([Dir("data"), *files])]), layout)
-        _run(sys.executable, "-m", "firstread", "convert", *size, f"oci:{layout}:latest", image)
+        _run(*FIRSTREAD, "convert", *size, f"oci:{layout}:latest", image)
 
 
 def _run(*command: str) -> None:
