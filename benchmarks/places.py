@@ -41,16 +41,15 @@ def publish(names: Iterable[str]) -> None:
         for name, layout in zip(names, layouts, strict=True):
             push(registry, name, layout)
             source, target = (reference(registry, name, tag) for tag in (ORIGINAL, LAZY))
-            options = ("--no-hot",) if offers_no_hot() else ()
+            options = ("--no-hot",) if offers("convert", "--no-hot") else ()
             _run(*FIRSTREAD, "convert", *options, source, target)
 
 
 @functools.cache
-def offers_no_hot() -> bool:
-    """Tell whether ``firstread convert`` puts a start set into images unless told not to."""
-    command = (*FIRSTREAD, "convert", "--help")
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return bool(re.search(r"--no-hot\b", shown))
+def offers(verb: str, option: str) -> bool:
+    """Tell whether a command of this checkout's ``firstread`` has an option."""
+    shown = subprocess.run((*FIRSTREAD, verb, "--help"), capture_output=True, text=True, check=True)
+    return bool(re.search(rf"{option}\b", shown.stdout))
 
 
 def push(registry: DockerRegistry, name: str, layout: Path) -> None:

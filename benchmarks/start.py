@@ -53,6 +53,7 @@ def start_lazy(
     ready: Ready,
     workload: Sequence[str] = (),
     on_ready: Callable[[], object] = lambda: None,
+    options: Sequence[str] = (),
 ) -> Started:
     """Run a converted image with ``firstread run`` on a node with a running daemon.
 
@@ -62,8 +63,9 @@ def start_lazy(
         ready: how to see that it is.
         workload: a command that serves until something ends it; if empty, that of the image.
         on_ready: called at the moment when it is.
+        options: more of the command line.
     """
-    command = host.command("run", "--plain-http", "--rm", "--stats", image, *workload)
+    command = host.command("run", "--plain-http", "--rm", "--stats", *options, image, *workload)
     with _until_ready(command, ready, ends=not workload) as started:
         on_ready()
         mount = host.stats()

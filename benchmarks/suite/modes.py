@@ -7,12 +7,13 @@ snapshotters. Performs nothing. Commands and files are templates with ``$NAME``:
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.places import LAZY, ORIGINAL, offers_no_hot
+from benchmarks.places import LAZY, ORIGINAL, offers
 from firstread.cli.main import VERBS
 from firstread.testing.containerdconfig import containerd_version
 
@@ -36,6 +37,7 @@ class Mode:
             (paths that the workload reads, see `benchmarks.suite.publish`) and ``$TRACE`` (files),
             and ``$FIRSTREAD``, ``$NODE`` (options that name a daemon), ``$WORKLOAD``, ``$UNTIL``
             and ``$COMMAND`` (each several words).
+        options: of ``firstread run``.
         daemon: program and options of the snapshotter, with ``$ADDRESS`` (its socket), ``$ROOT``,
             ``$FILES`` (the directory of `files`) and ``$SOCKET``; empty for firstread's and
             containerd's own.
@@ -54,6 +56,7 @@ class Mode:
     tag: str = LAZY
     tailored: bool = False
     convert: tuple[tuple[str, ...], ...] = ()
+    options: tuple[str, ...] = ()
     daemon: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     programs: tuple[str, ...] = ()
@@ -79,15 +82,15 @@ def _no_verb(*verbs: str) -> str | None:
     return f"firstread has no command {absent[0]!r}" if absent else None
 
 
-def _no_start_set() -> str | None:
-    return None if offers_no_hot() else "firstread convert makes no start set without a trace"
+def _no_option(verb: str, option: str) -> str | None:
+    return None if offers(verb, option) else f"firstread {verb} has no option {option}"
 
 
 _TRACED = (
-    ("$FIRSTREAD", "trace", "$LAZY", "--output", "$TRACE", "$UNTIL", "--", "$COMMAND"),
-    ("$FIRSTREAD", "optimize", "$LAZY", "$TARGET", "--trace", "$TRACE"),
+    ("$FIRSTREAD", "trace", "$NODE", "--plain-http", "-o", "$TRACE", "$UNTIL", "$LAZY", "$COMMAND"),
+    ("$FIRSTREAD", "optimize", "--plain-http", "--trace", "$TRACE", "$LAZY", "$TARGET"),
 )
-_STATIC = (("$FIRSTREAD", "convert", "$SOURCE", "$TARGET"),)
+_STATIC = (("$FIRSTREAD", "convert", "--plain-http", "$SOURCE", "$TARGET"),)
 
 
 def _hot(name: str, client: Client) -> Mode:
@@ -104,7 +107,8 @@ def _hot(name: str, client: Client) -> Mode:
 
 def _static(name: str, client: Client) -> Mode:
     setting = "the start set of the image's own command, without a trace"
-    return Mode(name, client, setting, tag="static", convert=_STATIC, lacks=_no_start_set)
+    lacks = functools.partial(_no_option, "convert", "--no-hot")
+    return Mode(name, client, setting, tag="static", convert=_STATIC, lacks=lacks)
 
 
 _PRESENT = "all sectors on the node, in the page cache"
@@ -119,6 +123,13 @@ OWN = (
     Mode("run-lazy", "run", "converted, sectors on demand, without containerd"),
     _static("run-static", "run"),
     _hot("run-hot", "run"),
+    replace(
+        _hot("run-hot-all", "run"),
+        setting="the same; the rest of the image follows in the background",
+        options=("--prefetch", "all"),
+        background=True,
+        lacks=lambda: _no_verb("trace", "optimize") or _no_option("run", "--prefetch"),
+    ),
     Mode("run-local", "run", _PRESENT, lazy=False, present=True),
 )
 WHOLE = (

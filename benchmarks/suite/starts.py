@@ -120,6 +120,7 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
                 workload.ready,
                 workload.command,
                 lambda: after.append(_with_sectors(counted(run), host.status()["mounts"])),
+                case.mode.options,
             )
     finally:
         remove_tree(place)

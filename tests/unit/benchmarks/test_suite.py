@@ -7,6 +7,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import pytest
 from benchmarks.images.recipes import IMAGES, LARGE_IMAGES
@@ -124,7 +125,7 @@ def test_a_mode_says_what_it_misses() -> None:
     ],
 )
 def test_a_lazy_mode_that_fetched_everything_fails(
-    mode: Mode, seen: dict[str, int], whole_bytes: int, lazy: bool
+    mode: Mode, seen: dict[str, Any], whole_bytes: int, lazy: bool
 ) -> None:
     (one,) = run(mode.name, 1.0)
     if lazy:
