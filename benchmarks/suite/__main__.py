@@ -80,9 +80,12 @@ class Suite:
 
     def _make(self, modes: Sequence[Mode], scratch: Path) -> Iterator[tuple[tuple[str, str], Made]]:
         for workload in self.workloads:
+            known: dict[str, Made] = {}  # modes share images
             for mode in modes:
                 try:
-                    yield (workload.name, mode.name), make(mode, workload, scratch)
+                    if mode.tag not in known:
+                        known[mode.tag] = make(mode, workload, scratch)
+                    yield (workload.name, mode.name), known[mode.tag]
                 except (RuntimeError, AssertionError) as exc:
                     self._fail(f"image of {workload.name} for {mode.name}", exc)
 

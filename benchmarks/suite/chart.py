@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suite.modes import OWN
+from benchmarks.suite.peers import PEERS
 from benchmarks.suite.runs import Cell, Cells
 
 WIDTH, ROW = 5.0, 0.26  # inches: of a panel, and of one of its bars
 SEED = "firstread"
+OTHERS = "0.7"
+_COLORS = {mode.name: "C0" for mode in OWN} | {mode.name: "C1" for mode in PEERS}
 
 
 def missing() -> str | None:
@@ -39,20 +43,25 @@ def draw(found: Cells, path: Path) -> None:
         for panel, link in zip(row, links, strict=True):
             _panel(panel, {mode: found.get((link, workload, mode)) for mode in modes})
             panel.set_title(f"{workload}, link: {link}", fontsize="small", loc="left")
-    figure.supxlabel("seconds until ready: median, from the fastest run to the 95th percentile")
+    text = "seconds until ready: median, from the fastest run to the 95th percentile"
+    figure.supxlabel(text, fontsize="small")
     with matplotlib.rc_context({"svg.hashsalt": SEED}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _panel(panel: Any, here: Mapping[str, Cell | None]) -> None:
     """Draw one bar for each mode that ran, the first on top."""
-    for place, cell in enumerate(here.values()):
+    for place, (mode, cell) in enumerate(here.items()):
         if cell:
             low, high = cell.spread
             spread = [[cell.ready_s - low], [high - cell.ready_s]]
-            panel.barh(place, cell.ready_s, xerr=spread, color="C0", ecolor="0.3")
+            panel.barh(
+                place, cell.ready_s, xerr=spread, color=_COLORS.get(mode, OTHERS), ecolor="0.3"
+            )
             panel.annotate(f" {cell.ready_s:.2f}", (high, place), va="center", fontsize="x-small")
-    panel.set_yticks(range(len(here)), list(here), fontsize="x-small")
+    panel.set_visible(any(here.values()))
+    panel.set_yticks(range(len(here)), list(here))
     panel.set_ylim(len(here) - 0.5, -0.5)
     panel.margins(x=0.15)
+    panel.tick_params(labelsize="x-small")
     panel.spines[["top", "right"]].set_visible(False)
