@@ -33,6 +33,7 @@ from benchmarks.suite.runs import Run, cells, table, write_csv
 from benchmarks.suite.starts import Case, cold_start
 from benchmarks.suite.workloads import WORKLOADS, Workload
 from firstread.errors import FirstreadError
+from firstread.signals import unwinding_on_signals
 from firstread.testing.containerdconfig import containerd_version
 
 MODES = {mode.name: mode for mode in (*WHOLE, *OWN, *PEERS)}
@@ -216,10 +217,10 @@ def main() -> int:
     options = parser.parse_args()
     suite = _parsed(parser, options)
     try:
-        with scratch_directory() as scratch:
+        with unwinding_on_signals(), scratch_directory() as scratch:
             setting = describe(scratch)
             suite.run(scratch)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if not suite.found:
             return 130
         suite.failed["suite"] = "it was interrupted"
