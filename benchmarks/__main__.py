@@ -13,20 +13,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import burst, convert, node, pods, run
+from benchmarks import burst, convert, node
 from benchmarks.images.build import default_cache
-from benchmarks.report import Section, page, save
+from benchmarks.report import DOCS, Section, page, save
 from firstread.errors import FirstreadError
 
 BENCHMARKS: dict[str, Callable[[], Section]] = {
     convert.NAME: convert.measure,
     node.NAME: node.measure,
-    run.LOOPBACK: run.measure_loopback,
-    run.LINK: run.measure_link,
-    pods.PODS: pods.measure,
     burst.BURST: burst.measure,
 }
-DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
 
 
 def main() -> int:
@@ -54,7 +50,7 @@ def main() -> int:
         print(f"error: {exc}" + (f" ({exc.hint})" if exc.hint else ""), file=sys.stderr)
         return exc.exit_code
     if options.docs:
-        DOCS.write_text(page(kept, BENCHMARKS))
+        DOCS.write_text(page(kept))
     return 0
 
 

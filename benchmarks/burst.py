@@ -2,8 +2,9 @@
 """Many pods of one image at once: each sector comes once; the delay of the last pod.
 
 Each pod makes all requests of the kubelet, the pull included, so the same layers are prepared many
-times at once. The same pods of the original image, with overlayfs and the whole image on the node,
-show what starting so many containers costs on this machine without any fetch.
+times at once; its clock includes its sandbox. The same pods of the original image, with overlayfs
+and the whole image on the node, show what starting so many containers costs on this machine without
+any fetch.
 """
 
 from __future__ import annotations
@@ -14,23 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.places import LAZY, ORIGINAL
-from benchmarks.pods import (
-    PULL_S,
-    WORKLOADS,
-    Pod,
-    Site,
-    begin,
-    cluster_node,
-    far_registry,
-    lazily,
-    publish_pods,
-    start,
-)
 from benchmarks.report import Goal, Section
-from benchmarks.run import LARGE
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
+from benchmarks.suite.links import open_link
+from benchmarks.suite.modes import OWN, WHOLE, Mode
+from benchmarks.suite.nodes import PULL_S, Pod, Site, containerd_node, start
+from benchmarks.suite.publish import publish_originals
+from benchmarks.suite.runs import MB
+from benchmarks.suite.workloads import WORKLOADS, Workload
 from firstread.cache.imagestore import ImageStore
 from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.containerd import Containerd
@@ -38,14 +31,10 @@ from firstread.testing.containerd import Containerd
 BURST = "burst"
 COUNT = 50
 RATIO = 3
-COMMANDS: dict[str, tuple[str, ...]] = {
-    name: WORKLOADS[name]
-    for name in (
-        "a web server of the standard library",
-        "numpy, scipy and pandas are imported",
-    )
-}
+LINK = "100Mbit/20ms"
+PODS = [WORKLOADS["python-server"], WORKLOADS["python"]]
 """What the pods do: little, so that their start takes long; and a lot, each for itself."""
+MODES = {mode.name: mode for mode in (*OWN, *WHOLE)}
 
 
 @dataclass(frozen=True)
@@ -75,18 +64,23 @@ class Burst:
 
 def measure() -> Section:
     """One pod, all at once, and all at once of an image that is already present."""
-    publish_pods(LARGE)
-    with scratch_directory() as scratch, far_registry() as (link, registry, host):
+    publish_originals(PODS)
+    with scratch_directory() as scratch, open_link(LINK) as (site, speed):
         section = Section(BURST, f"{COUNT} pods of one image at once", describe(scratch))
-        begin(section, link, "1 of each")
-        for number, (name, command) in enumerate(COMMANDS.items()):
-            (scratch / str(number)).mkdir()
-            _compare(section, Site(registry, host, scratch / str(number), command), name)
+        section.setting["link"] = f"{LINK}; {speed}"
+        section.setting["caches"] = (
+            "nothing of the image on the node, its blobs in the registry's RAM"
+        )
+        section.start()
+        for workload in PODS:
+            _compare(section, site, workload, scratch)
     return section
 
 
-def _compare(section: Section, site: Site, name: str) -> None:
-    one, many, present = (_burst(site, side) for side in ("one", "lazy", "present"))
+def _compare(section: Section, site: Site, workload: Workload, scratch: Path) -> None:
+    name, lazy = workload.name, MODES["lazy"]
+    one, many = (_burst(site, workload, lazy, count, scratch) for count in (1, COUNT))
+    present = _burst(site, workload, MODES["overlayfs"], COUNT, scratch)
     section.add(
         f"{name}: p99 of {COUNT}, over one",
         many.p99_s / one.p99_s,
@@ -111,17 +105,24 @@ def _compare(section: Section, site: Site, name: str) -> None:
     )
 
 
-def _burst(site: Site, side: str) -> Burst:
+def _burst(site: Site, workload: Workload, mode: Mode, count: int, scratch: Path) -> Burst:
     """Start the pods of one side, on a separate node."""
-    lazy, count = side != "present", 1 if side == "one" else COUNT
-    image = site.image(LAZY if lazy else ORIGINAL)
-    with cluster_node(site, side, "firstread" if lazy else "overlayfs") as node:
-        if not lazy:
-            start(node, image, *site.command)  # pulls it, and has its files in the page cache
-        pods, cpu = _at_once(node, image, site.command, count)
-        if not lazy:
+    image = site.image(workload.image, mode.tag)
+    with containerd_node(site, mode, scratch / "burst") as node:
+        site.forget(workload.image)
+        if not mode.lazy:  # have it pulled, and its files in the page cache
+            start(node, image, workload.ready, workload.command)
+        pods, cpu = _at_once(node, image, workload, count)
+        if not mode.lazy:
             return Burst(pods, cpu)
-        return Burst(pods, cpu, _times_sent(node, site), lazily(node, site.registry))
+        counts, (mount,) = site.registry.counts, node.daemon.status()["mounts"]
+        detail = (
+            f"{counts.bytes_of('GET') / MB:.1f} MB in {counts.requests_of('GET')} requests,"
+            f" {mount['present']} of {mount['sectors']} sectors"
+        )
+        if not mount["events"] or mount["present"] == mount["sectors"]:
+            raise RuntimeError(f"the pods were not lazy: {detail}")
+        return Burst(pods, cpu, _times_sent(node, site), detail)
 
 
 def _times_sent(node: Containerd, site: Site) -> float:
@@ -137,15 +138,13 @@ def _times_sent(node: Containerd, site: Site) -> float:
     return float(sent / sum(lengths[sector_id] for sector_id in here))
 
 
-def _at_once(
-    node: Containerd, image: str, command: tuple[str, ...], count: int
-) -> tuple[list[Pod], str]:
+def _at_once(node: Containerd, image: str, workload: Workload, count: int) -> tuple[list[Pod], str]:
     """Start pods at once; return them, and the users of the processors meanwhile."""
     gate = threading.Barrier(count)
 
     def one() -> Pod:
         gate.wait(PULL_S)
-        return start(node, image, *command)
+        return start(node, image, workload.ready, workload.command, from_sandbox=True)
 
     before = node.cpu_s() | {"all": _all_cpu_s()}
     with ThreadPoolExecutor(count) as pool:

@@ -26,10 +26,10 @@ from types import TracebackType
 from typing import Self
 
 CLONE_NEWNET = 0x40000000
-NEAR_ADDRESS, FAR_ADDRESS = "10.217.0.1", "10.217.0.2"
-BURST_BYTES = 16_000
+NETWORK = "10.217.{}"
+BURST_BYTES, BURST_S = 16_000, 0.001  # tbf lets pass at once the larger of both
 QUEUE_S = 0.1  # packets that tbf keeps, as time on the wire, before it drops
-PROBE_BYTES = 12_000_000
+PROBE_BYTES, PROBE_S = 12_000_000, 1.0  # the larger of both is a download's length
 PINGS = 10
 
 
@@ -55,17 +55,17 @@ class Measured:
 
 
 class Link:
-    """A link to a separate namespace; a context manager, for one at a time on a machine.
+    """A link to a separate namespace; a context manager, for one at a time in a process.
 
     Args:
         mbit_s: rate of each direction, in 10^6 bits per second.
         rtt_s: round trip time, in seconds.
     """
 
-    address = FAR_ADDRESS
-
     def __init__(self, mbit_s: float, rtt_s: float) -> None:
         self.mbit_s, self.rtt_s = mbit_s, rtt_s
+        network = NETWORK.format(os.getpid() % 256)  # links of several processes stay apart
+        self._address, self.address = f"{network}.1", f"{network}.2"
         tag = f"fr{os.getpid()}"
         self._namespace, self._near, self._far = f"{tag}-far", f"{tag}n", f"{tag}f"
         self._cleanup = contextlib.ExitStack()
@@ -101,11 +101,13 @@ class Link:
         return int(Path(f"/sys/class/net/{self._near}/statistics/rx_bytes").read_text())
 
     def measure(self) -> Measured:
-        """Measure the link, which takes about a second and fills it."""
+        """Measure the link, which takes a second or more and fills it."""
         with self.far():
-            server = socket.create_server((FAR_ADDRESS, 0))
+            server = socket.create_server((self.address, 0))
         with server:
-            thread = threading.Thread(target=_serve_probe, args=(server,))
+            probe = max(PROBE_BYTES, int(self.mbit_s * 125_000 * PROBE_S))
+            # A daemon: after an error nobody connects, and closing a socket wakes no accept.
+            thread = threading.Thread(target=_serve_probe, args=(server, probe), daemon=True)
             thread.start()
             connects, echoes = [], []
             for _ in range(PINGS):
@@ -124,7 +126,7 @@ class Link:
                 seconds = time.perf_counter() - started
             thread.join()
         middle = PINGS // 2
-        return Measured(sorted(echoes)[middle], sorted(connects)[middle], PROBE_BYTES / seconds)
+        return Measured(sorted(echoes)[middle], sorted(connects)[middle], probe / seconds)
 
     @property
     def _path(self) -> str:
@@ -143,15 +145,16 @@ class Link:
         if relay.stdout.readline() != b"ready\n":
             raise RuntimeError("the relay does not start")
         _ip("link", "set", self._far, "netns", self._namespace)
-        self._configure(self._near, NEAR_ADDRESS, FAR_ADDRESS)
+        self._configure(self._near, self._address, self.address)
         with self.far():
             _ip("link", "set", "lo", "up")
-            self._configure(self._far, FAR_ADDRESS, NEAR_ADDRESS)
+            self._configure(self._far, self.address, self._address)
 
     def _configure(self, device: str, own: str, peer: str) -> None:
         _ip("address", "add", own, "peer", peer, "dev", device)
         _ip("link", "set", device, "up")
-        shape = f"tbf rate {self.mbit_s}mbit burst {BURST_BYTES} latency {QUEUE_S * 1000:.0f}ms"
+        burst = max(BURST_BYTES, int(self.mbit_s * 125_000 * BURST_S))
+        shape = f"tbf rate {self.mbit_s}mbit burst {burst} latency {QUEUE_S * 1000:.0f}ms"
         subprocess.run(("tc", "qdisc", "add", "dev", device, "root", *shape.split()), check=True)
 
 
@@ -174,13 +177,13 @@ def _enter(namespace: int) -> None:
         raise OSError(ctypes.get_errno(), "cannot enter the network namespace")
 
 
-def _serve_probe(server: socket.socket) -> None:
-    """Echo single bytes; at ``!`` send `PROBE_BYTES` and end."""
+def _serve_probe(server: socket.socket, probe_bytes: int) -> None:
+    """Echo single bytes; at ``!`` send `probe_bytes` and end."""
     while True:
         connection, _ = server.accept()
         with connection:
             word = connection.recv(1)
             if word == b"!":
-                connection.sendall(bytes(PROBE_BYTES))
+                connection.sendall(bytes(probe_bytes))
                 return
             connection.sendall(word)

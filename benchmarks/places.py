@@ -7,7 +7,9 @@ Invariant: `images` leaves both tags of an image current.
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from firstread.testing.registry import DockerRegistry
 from firstread.units import MiB
 
 ORIGINAL, LAZY = "original", "lazy"
+FIRSTREAD = (sys.executable, "-m", "firstread")
 
 
 def storage() -> Path:
@@ -38,7 +41,15 @@ def publish(names: Iterable[str]) -> None:
         for name, layout in zip(names, layouts, strict=True):
             push(registry, name, layout)
             source, target = (reference(registry, name, tag) for tag in (ORIGINAL, LAZY))
-            _run(sys.executable, "-m", "firstread", "convert", source, target)
+            options = ("--no-hot",) if offers("convert", "--no-hot") else ()
+            _run(*FIRSTREAD, "convert", *options, source, target)
+
+
+@functools.cache
+def offers(verb: str, option: str) -> bool:
+    """Tell whether a command of this checkout's ``firstread`` has an option."""
+    shown = subprocess.run((*FIRSTREAD, verb, "--help"), capture_output=True, text=True, check=True)
+    return bool(re.search(rf"{option}\b", shown.stdout))
 
 
 def push(registry: DockerRegistry, name: str, layout: Path) -> None:
@@ -76,7 +87,7 @@ def publish_many_sectors(image: str, count: int) -> None:
     size = f"--sector-size={BLOCK_SIZE}", f"--frame-size={BLOCK_SIZE}"
     with tempfile.TemporaryDirectory() as layout:
         write_layout(Image([Layer([Dir("data"), *files])]), layout)
-        _run(sys.executable, "-m", "firstread", "convert", *size, f"oci:{layout}:latest", image)
+        _run(*FIRSTREAD, "convert", *size, f"oci:{layout}:latest", image)
 
 
 def _run(*command: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,12 +69,15 @@ class Section:
         name: of the benchmark, as on the command line.
         title: its subject.
         setting: host and conditions, label to text.
+        figures: with their goals, as they are found.
+        table: lines of Markdown for the page, where figures in rows say too little.
     """
 
     name: str
     title: str
     setting: dict[str, str]
     figures: list[Figure] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Print the title and the setting."""
@@ -91,15 +94,24 @@ class Section:
         self, name: str, value: float, unit: str, goal: Goal | None = None, detail: str = ""
     ) -> None:
         """Record a figure, and print it."""
-        self.figures.append(Figure(name, value, unit, goal, detail))
-        print("  " + self.figures[-1].line(), flush=True)
+        self.take(Figure(name, value, unit, goal, detail))
+
+    def take(self, figure: Figure) -> None:
+        """Record a figure that somebody else has made, and print it."""
+        self.figures.append(figure)
+        print("  " + figure.line(), flush=True)
 
     def to_dict(self) -> dict[str, Any]:
         figures = [
             {**dataclasses.asdict(figure), "goal": str(figure.goal or ""), "met": figure.met}
             for figure in self.figures
         ]
-        return {"title": self.title, "setting": self.setting, "figures": figures}
+        return {
+            "title": self.title,
+            "setting": self.setting,
+            "figures": figures,
+            "table": self.table,
+        }
 
 
 def number(value: float) -> str:
@@ -117,24 +129,34 @@ def save(section: Section, path: Path) -> dict[str, Any]:
     return kept
 
 
+DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
+ORDER = ("convert", "node", "suite", "burst")
+"""Benchmarks on the page; ``NAME-SOMETHING`` follows ``NAME``, others are left out."""
 PAGE = """\
 # Benchmarks
 
-`python -m benchmarks --docs` writes this page; [benchmarks/](../benchmarks/README.md) describes the
-images and how to run it. Compare figures within one run on one machine; absolute ones say little
-elsewhere. The column *met* shows missed goals.
+`python -m benchmarks` and `python -m benchmarks.suite` write this page with `--docs`;
+[benchmarks/](../benchmarks/README.md) describes the images and how to run it. Compare figures
+within one run on one machine; absolute ones say little elsewhere. The column *met* shows missed
+goals.
 """
 
 
-def page(document: Mapping[str, Mapping[str, Any]], order: Iterable[str]) -> str:
+def page(document: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page of docs for results as `save` returns them."""
     parts = [PAGE]
-    for section in (document[name] for name in order if name in document):
+    for section in (document[name] for name in sorted(document, key=_rank) if _rank(name)[0] >= 0):
         parts.append(f"\n## {section['title']}\n")
         parts += [f"- {label}: {text}" for label, text in section["setting"].items()]
-        parts += ["", "| measured | value | goal | met | made of |", "|---|--:|--:|---|---|"]
+        parts += ["", *section.get("table", ())]
+        parts += ["| measured | value | goal | met | made of |", "|---|--:|--:|---|---|"]
         for figure in section["figures"]:
             amount = f"{number(figure['value'])} {figure['unit']}"
             cells = [figure["name"], amount, figure["goal"], MARKS[figure["met"]], figure["detail"]]
             parts.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"
+
+
+def _rank(name: str) -> tuple[int, str]:
+    kind = name.partition("-")[0]
+    return ORDER.index(kind) if kind in ORDER else -1, name

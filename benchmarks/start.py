@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ from benchmarks.host import Host
 from benchmarks.images.ready import Answers, Ready, answers, wait_ready
 from benchmarks.measure import children
 
+READY_S = 900.0
 END_S = 30.0  # for a workload to end, and for the cleanup of its container
 
 
@@ -46,7 +47,14 @@ class Started:
     errors: str = ""
 
 
-def start_lazy(host: Host, image: str, ready: Ready, workload: Sequence[str] = ()) -> Started:
+def start_lazy(
+    host: Host,
+    image: str,
+    ready: Ready,
+    workload: Sequence[str] = (),
+    on_ready: Callable[[], object] = lambda: None,
+    options: Sequence[str] = (),
+) -> Started:
     """Run a converted image with ``firstread run`` on a node with a running daemon.
 
     Args:
@@ -54,9 +62,12 @@ def start_lazy(host: Host, image: str, ready: Ready, workload: Sequence[str] = (
         image: its reference.
         ready: how to see that it is.
         workload: a command that serves until something ends it; if empty, that of the image.
+        on_ready: called at the moment when it is.
+        options: more of the command line.
     """
-    command = host.command("run", "--plain-http", "--rm", "--stats", image, *workload)
+    command = host.command("run", "--plain-http", "--rm", "--stats", *options, image, *workload)
     with _until_ready(command, ready, ends=not workload) as started:
+        on_ready()
         mount = host.stats()
         started.downloaded = mount["bytes_fetched"]
         started.sectors = mount["present"], mount["sectors"]
@@ -65,12 +76,16 @@ def start_lazy(host: Host, image: str, ready: Ready, workload: Sequence[str] = (
 
 
 def start_classic(
-    directory: Path, image: str, ready: Ready, workload: Sequence[str] = ()
+    directory: Path,
+    image: str,
+    ready: Ready,
+    workload: Sequence[str] = (),
+    on_ready: Callable[[], object] = lambda: None,
 ) -> Started:
     """Pull, unpack and run the original image (`benchmarks.classic`); otherwise as `start_lazy`."""
     command = (sys.executable, "-m", "benchmarks.classic", image, str(directory), *workload)
     with _until_ready(command, ready, ends=not workload) as started:
-        pass
+        on_ready()
     said = json.loads(started.errors.splitlines()[-1])
     started.steps, started.downloaded = said["steps"], said["downloaded"]
     return started
@@ -94,7 +109,7 @@ def _until_ready(command: Sequence[str], ready: Ready, *, ends: bool) -> Iterato
         ) as process:
             started = Started(0)
             try:
-                wait_ready(process, ready)
+                wait_ready(process, ready, READY_S)
                 started.ready_s = time.perf_counter() - began
                 yield started
             except RuntimeError as exc:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.images.layer import LayerBlob, write_layer
 from benchmarks.images.layout import write_layout
-from benchmarks.images.recipes import IMAGES, Recipe
+from benchmarks.images.recipes import RECIPES, Recipe
 from benchmarks.images.root import run_layer
 from firstread.errors import NodeError, UsageError
 
@@ -45,7 +45,7 @@ def build(
     """Build the images that the cache lacks; return their OCI layouts.
 
     Args:
-        names: of `IMAGES`.
+        names: of `RECIPES`.
         cache: directory of the layouts, `default_cache` unless given; not on overlayfs or tmpfs.
         report: takes one line for each step.
 
@@ -55,8 +55,8 @@ def build(
         OSError: the cache cannot be written.
     """
     names = list(names)
-    if unknown := sorted(set(names) - set(IMAGES)):
-        raise UsageError(f"no image {unknown[0]!r}", hint=f"there are {', '.join(IMAGES)}")
+    if unknown := sorted(set(names) - set(RECIPES)):
+        raise UsageError(f"no image {unknown[0]!r}", hint=f"there are {', '.join(RECIPES)}")
     cache = (cache or default_cache()).absolute()
     if not all(is_current(cache, name) for name in names):
         _check_host()
@@ -69,7 +69,7 @@ def build(
 
 def recipe_key(name: str) -> str:
     """Return a digest of the whole recipe of `name`, its base's included."""
-    recipe = IMAGES[name]
+    recipe = RECIPES[name]
     base = recipe_key(recipe.base) if recipe.base else ""
     return hashlib.sha256(f"{base}{recipe!r}".encode()).hexdigest()
 
@@ -108,7 +108,7 @@ class _Workshop:
         """Build one image, its base first, unless it exists."""
         if is_current(self.cache, name):
             return
-        recipe = IMAGES[name]
+        recipe = RECIPES[name]
         if recipe.base:
             self.build(recipe.base)
         layout = self.scratch / name
@@ -161,7 +161,7 @@ class _Workshop:
 
 
 def _history(recipe: Recipe) -> list[str]:
-    base = _history(IMAGES[recipe.base]) if recipe.base else []
+    base = _history(RECIPES[recipe.base]) if recipe.base else []
     return base + [layer.script for layer in recipe.layers]
 
 

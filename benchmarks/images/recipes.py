@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark images as data: build, start, and readiness of each.
 
-Owns the table `IMAGES` and nothing that runs. Invariant: a recipe decides the whole content of its
-image except package versions, which float with Debian's archive and PyPI; the cache records them.
+Owns the tables `IMAGES` and `LARGE_IMAGES`, and nothing that runs. Invariant: a recipe decides the
+whole content of its image except package versions, which float with Debian's archive and PyPI; the
+cache records them.
 """
 
 from __future__ import annotations
@@ -168,6 +169,75 @@ POSTGRES_RUN = """\
 install -d -o postgres -g postgres -m 2775 /run/postgresql
 """
 
+# A gigabyte of weights of a model that nobody has trained: the seed decides them. The server
+# reads all of them, and as much of torch as a prediction on the CPU needs.
+MODEL_WEIGHTS = """\
+python3 - <<'END'
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+torch.manual_seed(11)
+config = BertConfig(
+    hidden_size=1024, num_hidden_layers=16, num_attention_heads=16, intermediate_size=4096
+)
+BertForSequenceClassification(config).save_pretrained("/model")
+END
+"""
+MODEL_SERVER = """\
+import fastapi, torch, uvicorn
+from transformers import BertForSequenceClassification
+
+model = BertForSequenceClassification.from_pretrained("/model").eval()
+tokens = torch.arange(16)[None]
+app = fastapi.FastAPI()
+
+
+@app.get("/")
+def predict():
+    with torch.inference_mode():
+        return model(input_ids=tokens).logits.tolist()
+"""
+SMALL_WEIGHTS = """\
+mkdir /model
+python3 - <<'END'
+import numpy, safetensors.numpy
+
+weights = numpy.random.default_rng(11).standard_normal((2, 1024, 1024), numpy.float32)
+safetensors.numpy.save_file({"weights": weights}, "/model/model.safetensors")
+END
+"""
+SMALL_SERVER = """\
+import fastapi, numpy, safetensors.numpy, uvicorn
+
+weights = safetensors.numpy.load_file("/model/model.safetensors")["weights"]
+app = fastapi.FastAPI()
+
+
+@app.get("/")
+def predict():
+    return float((weights[0] @ weights[1]).trace())
+"""
+
+
+def serving(
+    purpose: str, packages: tuple[str, ...], weights: str, server: str, port: int
+) -> Recipe:
+    """Return an image that serves predictions of a model: packages, weights, and the server."""
+    run = f'uvicorn.run(app, host="127.0.0.1", port={port}, log_level="error")'
+    return Recipe(
+        purpose=purpose,
+        layers=(
+            apt("python3", "python3-pip", "ca-certificates"),
+            pip(*packages),
+            Layer(weights),
+            Layer(f"mkdir /app\ncat > /app/server.py <<'END'\n{server}\n\n{run}\nEND\n"),
+        ),
+        command=("python3", "/app/server.py"),
+        ready=Answers(port, HTTP_GET, b"HTTP/1.1 200 OK"),
+        env=("PYTHONDONTWRITEBYTECODE=1", "HF_HUB_OFFLINE=1"),
+    )
+
+
 HTTP_GET = b"GET / HTTP/1.0\r\n\r\n"
 POSTGRES_PARAMETERS = b"user\0postgres\0database\0postgres\0\0"
 # StartupMessage, protocol 3.0. "R" (authentication) is the answer of a running server; a
@@ -270,3 +340,23 @@ IMAGES: dict[str, Recipe] = {
         workdir="/work",
     ),
 }
+
+LARGE_IMAGES: dict[str, Recipe] = {
+    "model": serving(
+        "serves a model: torch with its CUDA wheels, and a gigabyte of weights that a start reads",
+        ("torch", "transformers", "safetensors", "fastapi", "uvicorn"),
+        MODEL_WEIGHTS,
+        MODEL_SERVER,
+        8083,
+    ),
+    "model-small": serving(
+        "the same without torch, and with 8 MB of weights: to try the recipe and the suite",
+        ("numpy", "safetensors", "fastapi", "uvicorn"),
+        SMALL_WEIGHTS,
+        SMALL_SERVER,
+        8084,
+    ),
+}
+"""Built only when somebody names them: the first takes half an hour, and 20 GB meanwhile."""
+
+RECIPES = IMAGES | LARGE_IMAGES

@@ -32,6 +32,13 @@ def test_rate_round_trip_and_connections_match_the_request() -> None:
     assert ip("link") == before
 
 
+def test_a_gigabit_passes_in_segments_of_the_mtu() -> None:
+    with Link(1000, 0.001) as link:
+        measured = link.measure()
+        assert measured.bytes_per_s > 75e6
+        assert 0.001 <= measured.rtt_s < 0.010
+
+
 def test_a_registry_runs_on_the_far_side() -> None:
     with ExitStack() as stack:
         link = stack.enter_context(Link(1000, 0.002))

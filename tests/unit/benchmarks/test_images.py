@@ -15,7 +15,7 @@ from benchmarks.images.layer import write_layer
 from benchmarks.images.layout import write_layout
 from benchmarks.images.manyfiles import write
 from benchmarks.images.ready import Answers, Prints, wait_ready
-from benchmarks.images.recipes import IMAGES
+from benchmarks.images.recipes import RECIPES
 
 from firstread.errors import UsageError
 
@@ -41,19 +41,19 @@ def start(program: str) -> subprocess.Popen[bytes]:
 
 
 def test_bases_have_one_layer() -> None:
-    bases = {recipe.base for recipe in IMAGES.values() if recipe.base}
-    assert all(len(IMAGES[base].layers) == 1 for base in bases)
+    bases = {recipe.base for recipe in RECIPES.values() if recipe.base}
+    assert all(len(RECIPES[base].layers) == 1 for base in bases)
 
 
 def test_no_two_servers_want_the_same_port() -> None:
-    readies = [recipe.ready for recipe in IMAGES.values()]
+    readies = [recipe.ready for recipe in RECIPES.values()]
     ports = [ready.port for ready in readies if isinstance(ready, Answers)]
     assert len(ports) == len(set(ports))
 
 
 def test_key_follows_recipe_and_base() -> None:
-    keys = {recipe_key(name) for name in IMAGES}
-    assert len(keys) == len(IMAGES)
+    keys = {recipe_key(name) for name in RECIPES}
+    assert len(keys) == len(RECIPES)
     assert recipe_key("redis") == recipe_key("redis")
 
 
@@ -68,7 +68,7 @@ def test_layout_says_what_the_recipe_says(tmp_path: Path) -> None:
     (tmp_path / "upper").mkdir()
     (tmp_path / "upper/file").write_text("x")
     layer = write_layer(tmp_path / "upper", blobs)
-    recipe = replace(IMAGES["nodejs"], env=("A=b",))
+    recipe = replace(RECIPES["nodejs"], env=("A=b",))
     write_layout(tmp_path, recipe, [layer], ["make it"])
 
     index = json.loads((tmp_path / "index.json").read_text())

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cold start, by any mode, with the bytes and requests that it took.
+
+Owns the order of a start: a new node, the registry's memory warm, counters at zero, the clock.
+Invariant: a mode that claims to be lazy and has fetched the whole image fails; no figure comes of
+that. Bytes are those that the registry has logged, and those that came over the link: a request
+that still runs when the workload is ready is only in the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.host import Host
+from benchmarks.start import start_classic, start_lazy
+from benchmarks.suite.modes import Mode
+from benchmarks.suite.nodes import Site, containerd_node, start
+from benchmarks.suite.publish import Made
+from benchmarks.suite.runs import Run
+from benchmarks.suite.workloads import Workload
+from firstread.testing.containerd import Containerd
+from firstread.trees import remove_tree
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to start, how, and from where.
+
+    Args:
+        link: its name.
+        site: the registry behind it.
+        workload: to start.
+        mode: of the start.
+        made: the image in that mode.
+    """
+
+    link: str
+    site: Site
+    workload: Workload
+    mode: Mode
+    made: Made
+
+    @property
+    def image(self) -> str:
+        """How a node names the image."""
+        return self.site.image(self.workload.image, self.made.tag)
+
+
+def cold_start(case: Case, number: int, scratch: Path) -> Run:
+    """Start once on a new node below `scratch`.
+
+    Raises:
+        RuntimeError: it did not become ready, or was not lazy.
+    """
+    place = scratch / "node"
+    way = {"containerd": _by_containerd, "run": _by_run, "classic": _by_classic}
+    blank = Run(case.link, case.workload.name, case.mode.name, number)
+    run = way[case.mode.client](case, replace(blank, hot_bytes=case.made.hot_bytes), place)
+    prove_lazy(case.mode, run, case.made.whole_bytes)
+    return run
+
+
+def prove_lazy(mode: Mode, run: Run, whole_bytes: int) -> None:
+    """Fail if a lazy mode has fetched everything, or never had to wait for a byte.
+
+    Args:
+        mode: of the start.
+        run: its figures.
+        whole_bytes: compressed layers of the original image.
+    """
+    if not mode.lazy or mode.background:
+        return
+    one_sector = run.sectors == 1
+    everything = run.sectors and run.present == run.sectors
+    if not one_sector and (everything or run.bytes_to_ready >= whole_bytes):
+        raise RuntimeError(
+            f"{mode.name} was not lazy: {run.bytes_to_ready:,} of {whole_bytes:,} bytes,"
+            f" {run.present} of {run.sectors} sectors"
+        )
+
+
+def _by_containerd(case: Case, run: Run, place: Path) -> Run:
+    workload = case.workload
+    with containerd_node(case.site, case.mode, place) as node:
+        if case.mode.present:
+            _fetch_all(node, case)
+        counted = _counting(case)
+        pod = start(node, case.image, workload.ready, workload.command)
+        run = counted(run)
+        if case.mode.snapshotter == "firstread":
+            run = _with_sectors(run, node.daemon.status()["mounts"])
+    return replace(run, pulled_s=pod.pulled_s, ready_s=pod.ready_s)
+
+
+def _fetch_all(node: Containerd, case: Case) -> None:
+    """Start the pod once and fetch all of its image."""
+    pod = start(node, case.image, case.workload.ready, case.workload.command)
+    (mount,) = node.daemon.status()["mounts"]
+    fetched = node.daemon.run("fetch", "--all", mount["mountpoint"])
+    if fetched.code:
+        raise RuntimeError(fetched.stderr)
+    node.remove_pod(pod.sandbox)
+
+
+def _by_run(case: Case, run: Run, place: Path) -> Run:
+    workload = case.workload
+    try:
+        with Host(place) as host:
+            if case.mode.present:
+                mounted = host.attach(case.image)
+                host.complete(mounted)
+                host.detach(mounted)
+            counted, after = _counting(case), [run]
+            started = start_lazy(
+                host,
+                case.image,
+                workload.ready,
+                workload.command,
+                lambda: after.append(_with_sectors(counted(run), host.status()["mounts"])),
+                case.mode.options,
+            )
+    finally:
+        remove_tree(place)
+    return replace(after[-1], ready_s=started.ready_s)
+
+
+def _by_classic(case: Case, run: Run, place: Path) -> Run:
+    workload = case.workload
+    try:
+        counted, after = _counting(case), [run]
+        started = start_classic(
+            place,
+            case.image,
+            workload.ready,
+            workload.command,
+            lambda: after.append(counted(run)),
+        )
+    finally:
+        remove_tree(place)
+    return replace(after[-1], pulled_s=started.steps["pull, unpack"], ready_s=started.ready_s)
+
+
+def _counting(case: Case) -> Callable[[Run], Run]:
+    """Begin to count; return what adds the counts so far to a run."""
+    site, link = case.site, case.site.link
+    site.forget(case.workload.image)
+    before = link.received_bytes() if link else 0
+
+    def counted(run: Run) -> Run:
+        wire = link.received_bytes() - before if link else 0  # first: it grows
+        counts = site.registry.counts
+        return replace(
+            run,
+            wire_bytes=wire,
+            sent_bytes=counts.bytes_of("GET"),
+            requests=counts.requests_of("GET"),
+        )
+
+    return counted
+
+
+def _with_sectors(run: Run, mounts: list[dict[str, Any]]) -> Run:
+    (mount,) = mounts
+    return replace(run, present=mount["present"], sectors=mount["sectors"])
