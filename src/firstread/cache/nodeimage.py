@@ -62,6 +62,10 @@ class SectorMap:
     def __contains__(self, sector_id: object) -> bool:
         return sector_id in self._by_id
 
+    def slot(self, sector_id: bytes) -> int:
+        """Return the device slot of a sector. Raises KeyError if the image has no such sector."""
+        return self._by_id[sector_id]
+
     def find(self, sector_id: bytes) -> Wanted | None:
         """Return the sector with this id."""
         slot = self._by_id.get(sector_id)

@@ -16,7 +16,7 @@ import msgspec
 
 from firstread.fetch.policy import AS_CONFIGURED, Asked
 from firstread.mounts.node import Node
-from firstread.mounts.nodestatus import Mounted, Pulled
+from firstread.mounts.nodestatus import Mounted, MountHistory, Pulled
 from firstread.mounts.pulls import Waiting
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
@@ -71,6 +71,12 @@ class UmountRequest(msgspec.Struct):
 
 class PinRequest(msgspec.Struct):
     """``POST /pin``: see `Node.pin`."""
+
+    directory: str
+
+
+class HistoryRequest(msgspec.Struct):
+    """``POST /history``: see `Node.history`."""
 
     directory: str
 
@@ -171,6 +177,10 @@ def _pin(call: Call) -> None:
     call.node.pin(call.read(PinRequest).directory)
 
 
+def _history(call: Call) -> MountHistory:
+    return call.node.history(call.read(HistoryRequest).directory)
+
+
 def _list_cache(call: Call) -> object:
     return call.node.maintenance.listing()
 
@@ -193,6 +203,7 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/umount"): _umount,
     ("POST", "/release"): _release,
     ("POST", "/pin"): _pin,
+    ("POST", "/history"): _history,
     ("POST", "/login"): _login,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,

@@ -135,6 +135,8 @@ class Outcomes:
         entry = filling.sector.entry
         self._providers.forget_useless(entry.id)
         self._providers.prove(entry.id, entry.size)
+        for served in self._providers.charged(entry.id):
+            served.history.present(filling)
         cause = filling.cause.name.lower()
         self._feed.tell("present", sector=entry.id.hex(), cause=cause, source=filling.source)
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that the fetcher serves from one source: its sectors, its lane, its counters."""
+"""An image that the fetcher serves from one source: its sectors, lane, counters and history."""
 
 from __future__ import annotations
 
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
+from firstread.cache.pending import PendingRead
 from firstread.config import PolicyTable
+from firstread.fetch.history import History
 from firstread.fetch.lane import Lane
 from firstread.fetch.stats import ImageStats
 
@@ -24,5 +26,11 @@ class Served:
         self.sectors = SectorMap(image)
         self.member = Member(image.block_image.index.sectors)
         self.stats = ImageStats()
+        self.history = History(self.sectors)
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index
+
+    def waited(self, read: PendingRead, seconds: float) -> None:
+        """Note a read that goes on after so many seconds."""
+        self.stats.answered(seconds)
+        self.history.waited(read, seconds)

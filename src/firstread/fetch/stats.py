@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from firstread.documents import Bytes, Document, Seconds
 from firstread.fetch.happening import KINDS, Happening
+from firstread.fetch.history import History
 from firstread.fetch.queue import Filling
 from firstread.sectors.source import Wanted
 
@@ -139,10 +140,19 @@ class Feed:
 
 
 class Charged(Protocol):
-    """An image that counts what is done for it."""
+    """An image that counts and remembers what is done for it."""
 
     @property
     def stats(self) -> ImageStats: ...
+
+    @property
+    def history(self) -> History: ...
+
+
+class _Request(threading.local):
+    """The request that a worker is at: where it is noted, and its number there."""
+
+    noted: tuple[tuple[History, int | None], ...] = ()
 
 
 class LaneCounts:
@@ -155,6 +165,7 @@ class LaneCounts:
 
     def __init__(self, feed: Feed, charged: Callable[[bytes], Iterable[Charged]]) -> None:
         self._feed, self._charged = feed, charged
+        self._request = _Request()
 
     def demanded(self, sector: Wanted) -> None:
         """Count the first read that asks for a sector."""
@@ -162,13 +173,22 @@ class LaneCounts:
             image.stats.add(events=1)
 
     def requested(self, filling: Filling, size: int) -> None:
-        """Count a request of `size` bytes that begins with this sector."""
+        """Count a request of `size` bytes that begins with this sector.
+
+        Until the next one, `received` is about this request in the same thread.
+        """
         sector_id, cause = filling.sector.entry.id, filling.cause.name.lower()
         self._feed.tell("request", sector=sector_id.hex(), cause=cause, bytes=size)
-        for image in self._charged(sector_id):
+        charged = list(self._charged(sector_id))
+        for image in charged:
             image.stats.add(request=cause)
+        self._request.noted = tuple(
+            (image.history, image.history.requested(filling, size)) for image in charged
+        )
 
     def received(self, filling: Filling, count: int) -> None:
         """Count compressed bytes that came for a sector."""
         for image in self._charged(filling.sector.entry.id):
             image.stats.add(received_bytes=count)
+        for history, number in self._request.noted:
+            history.received(number, count)

@@ -28,7 +28,14 @@ from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
 from firstread.mounts.network import Network
-from firstread.mounts.nodestatus import Mounted, MountStatus, NodeStatus, Policies, Steps
+from firstread.mounts.nodestatus import (
+    Mounted,
+    MountHistory,
+    MountStatus,
+    NodeStatus,
+    Policies,
+    Steps,
+)
 from firstread.mounts.online import OnlineMaintenance
 from firstread.mounts.puller import Puller
 from firstread.mounts.pulls import PATIENT, Waiting
@@ -168,13 +175,17 @@ class Node:
             raise NodeError("the image is pruned whenever it has come", image=name)
         times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
+        steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
+        live = self._live.find(record.mountpoint)
+        if live is not None:
+            live.served.history.mounted(begun, structs.asdict(steps))
         return Mounted(
             mountpoint=record.mountpoint,
             digest=image.digest,
             config=image.config,
             device=self._fetcher.presence.device.name,
             device_number=record.file_system.device if record.file_system else None,
-            timeline=Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2]),
+            timeline=steps,
         )
 
     def _mount(self, image: NodeImage, order: _Order) -> Mount | None:
@@ -252,6 +263,25 @@ class Node:
             store=self.maintenance.figures(),
         )
 
+    def history(self, directory: str) -> MountHistory:
+        """Return what happened to the image that is mounted at a path.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+        """
+        mount = self._live.at(directory)
+        record, served = mount.record, mount.served
+        size = self._fetcher.presence.size
+        sectors = served.image.block_image.index.sectors
+        history = served.history.document([size(sector.id) for sector in sectors])
+        return MountHistory(
+            mountpoint=record.mountpoint,
+            image=record.image,
+            digest=record.digest,
+            repository=served.lane.name,
+            **structs.asdict(history),
+        )
+
     def _mount_status(self, mount: LiveMount) -> MountStatus:
         record, served = mount.record, mount.served
         sectors = served.image.block_image.index.sectors
@@ -270,6 +300,8 @@ class Node:
             holders=record.holders,
             policies=Policies.of(self._serving.policy_of(record)),
             wanted=self._fetcher.wanted(served),
+            came_by_cause=served.history.came(),
+            last_waits_s=served.history.last_waits(),
             **structs.asdict(served.stats.figures()),
         )
 

@@ -10,6 +10,7 @@ import msgspec
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
 from firstread.documents import Digest, Document, Seconds
+from firstread.fetch.history import ImageHistory
 from firstread.fetch.stats import ReadFigures
 
 
@@ -88,6 +89,8 @@ class MountStatus(ReadFigures):
     pinned: all were asked for (`fetch --all`)
     holders: containers that share the mount
     wanted: sectors of it that are being fetched or queued
+    came_by_cause: sectors that came, by `demand`, `prefetch` or `completion`
+    last_waits_s: how long the last 8 reads waited, the newest last
     """
 
     mountpoint: str
@@ -103,6 +106,23 @@ class MountStatus(ReadFigures):
     holders: list[str]
     policies: Policies
     wanted: int
+    came_by_cause: dict[str, int]
+    last_waits_s: list[Seconds]
+
+
+class MountHistory(ImageHistory):
+    """What happened to the image of a mount, as far as the node knows.
+
+    mountpoint: absolute path
+    image: reference
+    digest: of its manifest
+    repository: that is asked
+    """
+
+    mountpoint: str
+    image: str
+    digest: Digest
+    repository: str
 
 
 class EndpointStatus(Document):

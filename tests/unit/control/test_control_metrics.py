@@ -120,6 +120,8 @@ def status(**mount: Any) -> Status:
         holders=[],
         policies=Policies.of(PolicyTable()),
         wanted=0,
+        came_by_cause={},
+        last_waits_s=[],
         **(structs.asdict(ImageStats().figures()) | mount),
     )
     return Status(
