@@ -16,14 +16,15 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "doctor snapshotter run daemon control mounts cache convert sectors erofs "
-        "registry oci config documents memory printable private redact signals units errors "
+        "doctor report snapshotter run daemon control mounts fetch cache convert traces sectors "
+        "erofs registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units errors"
     ),
+    "report": "mounts fetch device traces sectors erofs documents printable units errors",
     "snapshotter": "daemon control mounts cache sectors registry oci private trees errors",
     "run": "device oci mountinfo printable private signals trees units errors",
     "daemon": (

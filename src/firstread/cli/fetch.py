@@ -38,13 +38,13 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
             f"{name} is not mounted", hint=f"nothing is, and no daemon runs in {run_dir}"
         )
     client = connected(root, run_dir)
-    mount = _find(client.get("/status"), name)
+    mount = find_mount(client.get("/status"), name)
     client.post("/pin", directory=mount["mountpoint"])
     with _Counter(quiet=as_json) as counter:
         watch = _Watch()
         while not mount["self_sufficient"]:
             asked = time.monotonic()
-            mount = _find(client.get("/status"), mount["mountpoint"])
+            mount = find_mount(client.get("/status"), mount["mountpoint"])
             watch.check(mount, asked)
             counter.show(f"{mount['present']} of {mount['sectors']} sectors", asked)
             # A status costs more with more sectors.
@@ -108,8 +108,12 @@ class _Counter:
             complain([f"{text} are on this node"])
 
 
-def _find(status: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the mount whose directory or image is `name`."""
+def find_mount(status: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the mount whose directory or image is `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
     place = str(Path(name).absolute())
     for mount in status["mounts"]:
         found: dict[str, Any] = mount

@@ -41,6 +41,7 @@ VERBS = {
     "fetch": "Fetch all of a mounted image, so that it no longer needs its registry.",
     "cache": "List, prune and verify the images and sectors on this node.",
     "status": "Show mounts, what they have fetched, and the daemon's health.",
+    "report": "Make a page about starts: what they waited for, fetched and read.",
     "events": "Show reads and fetches as they happen.",
     "daemon": "Serve mounts, in the foreground.",
     "snapshotter": "Serve images to containerd, in the foreground.",

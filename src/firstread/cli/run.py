@@ -29,14 +29,17 @@ from firstread.cli.options import (
     policy_options,
 )
 from firstread.cli.output import complain, report
+from firstread.cli.recording import recording_into
 from firstread.cli.timeline import Timeline
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 
 if TYPE_CHECKING:
     from firstread.control.client import Client
     from firstread.registry.options import AccessOptions
     from firstread.run.containers import ContainerStore, Record
+
+DETACHED_HINT = "while a detached one runs: firstread report REF"
 
 _LATE = "firstread.run.lifecycle"
 
@@ -50,6 +53,12 @@ _LATE = "firstread.run.lifecycle"
     help="When to ask the registry for the image of REF.",
 )
 @click.option("--stats", is_flag=True, help="Print the time of each step, and the bytes fetched.")
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write to FILE what the start has done and read, for firstread report.",
+)
 @policy_options
 @node_options
 @access_options
@@ -59,6 +68,7 @@ def command(
     options: RunOptions,
     pull: str,
     stats: bool,
+    record: Path | None,
     root: Path,
     run_dir: Path,
     access: AccessOptions,
@@ -73,7 +83,10 @@ def command(
     from firstread.signals import unwinding_on_signals
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
-    timeline = Timeline() if stats else None
+    if record and options.detach:
+        raise UsageError("--record goes with a container in the foreground", hint=DETACHED_HINT)
+    keep = recording_into(record, root) if record else None
+    timeline = Timeline(keep) if stats or keep else None
     os.umask(0o022)  # new directories for volumes and binds get docker's 0755
     with unwinding_on_signals():
         how = {
@@ -83,7 +96,7 @@ def command(
             "login": login_request(login),
         }
         code = _run(options, root, run_dir, how, timeline)
-    if timeline is not None:
+    if timeline is not None and stats:
         complain(timeline.report())
     return code
 

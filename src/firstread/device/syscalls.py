@@ -179,13 +179,13 @@ def seccomp(operation: int, flags: int, program: bytes) -> None:
     _seccomp(_SYS_SECCOMP, operation, flags, struct.pack("@HP", count, ctypes.addressof(code)))
 
 
-def cachestat(fd: int) -> tuple[int, int]:
-    """Return (pages, dirty pages) that the page cache holds of an open file.
+def cachestat(fd: int, offset: int = 0, length: int = 0) -> tuple[int, int]:
+    """Return (pages, dirty pages) that the page cache holds of a range of an open file.
 
-    Those on their way to the disk count as dirty.
+    Those on their way to the disk count as dirty. A length of 0 means all behind the offset.
     """
-    everything = (ctypes.c_uint64 * 2)()  # struct cachestat_range: offset, length; 0, 0: all
+    part = (ctypes.c_uint64 * 2)(offset, length)  # struct cachestat_range
     found = (ctypes.c_uint64 * 5)()  # struct cachestat
-    _cachestat(_SYS_CACHESTAT, fd, ctypes.byref(everything), ctypes.byref(found), 0)
+    _cachestat(_SYS_CACHESTAT, fd, ctypes.byref(part), ctypes.byref(found), 0)
     cached, dirty, writeback, *_ = found
     return cached, dirty + writeback
