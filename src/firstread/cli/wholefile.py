@@ -31,7 +31,8 @@ def write_whole(path: Path, text: str) -> None:
         scratch.replace(target)
         scratch = None
     except OSError as exc:
-        raise from_os_error(exc, f"cannot write {path}") from exc
+        exc.filename = str(path)  # not the one that nobody asked for
+        raise from_os_error(exc, "cannot write") from exc
     finally:
         if scratch is not None:
             with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ seconds since its begin.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -192,20 +193,21 @@ def of_trace(trace: Trace, name: str) -> Start:
 def directories(files: Sequence[FileRead], most: int) -> list[FileRead]:
     """Return what was read below directories, at most `most` of them, most bytes first.
 
-    Begins with the root, and replaces the largest directory by those in it while there is room, so
-    that the rows are as deep as the bytes ask for.
+    Begins with one, and replaces the largest by what it consists of while there is room, so that
+    the rows are as deep as the bytes ask for. ``*`` stands for the files right in a directory.
     """
-    rows = [_below("/", files)]
-    whole: set[str] = set()  # that cannot be split, or would be too many
-    while open_ := [row for row in rows if row.path not in whole and row.path.endswith("/")]:
-        largest = max(open_, key=weight)
-        inner = _split(largest.path, files)
-        if len(rows) + len(inner) - 1 > most or not inner:
-            whole.add(largest.path)
+    rows = {_common(files): files} if files else {}
+    whole: set[str] = set()  # consist of files, or of more parts than there is room for
+    while parted := rows.keys() - whole:
+        largest = max(parted, key=lambda path: (sum(map(weight, rows[path])), path))
+        parts = _parts(largest, rows[largest])
+        if len(parts) < 2 or len(rows) + len(parts) - 1 > most:
+            whole.add(largest)
         else:
-            rows.remove(largest)
-            rows += inner
-    return sorted(rows, key=lambda row: (-weight(row), row.path))
+            del rows[largest]
+            rows |= parts
+    summed = [_sum(path, inner) for path, inner in rows.items()]
+    return sorted(summed, key=lambda row: (-weight(row), row.path))
 
 
 def weight(row: FileRead) -> int:
@@ -213,21 +215,24 @@ def weight(row: FileRead) -> int:
     return max(row.bytes, row.cached or 0)
 
 
-def _split(path: str, files: Iterable[FileRead]) -> list[FileRead]:
-    """Return what a directory consists of: those right below it, and ``*`` for files in it.
+def _common(files: Sequence[FileRead]) -> str:
+    """Return the deepest directory that all of these files are below."""
+    prefix = os.path.commonprefix([f.path for f in files])  # noqa: RUF071 - cut at a slash
+    return prefix[: prefix.rfind("/") + 1]
 
-    [] if there are only files.
-    """
-    parts = dict[str, list[FileRead]]()
+
+def _parts(path: str, files: Sequence[FileRead]) -> dict[str, Sequence[FileRead]]:
+    """Return what a directory consists of: those below it, as deep as possible, and its files."""
+    found = dict[str, list[FileRead]]()
     for file in files:
-        if file.path.startswith(path):
-            name, slash, _ = file.path[len(path) :].partition("/")
-            parts.setdefault(f"{path}{name}/" if slash else f"{path}*", []).append(file)
-    rows = [_below(name, inner) for name, inner in parts.items()]
-    return rows if any(row.path.endswith("/") for row in rows) else []
+        name, slash, _ = file.path[len(path) :].partition("/")
+        found.setdefault(name if slash else "", []).append(file)
+    if found.keys() <= {""}:
+        return {}
+    return {_common(inner) if name else f"{path}*": inner for name, inner in found.items()}
 
 
-def _below(path: str, files: Iterable[FileRead]) -> FileRead:
+def _sum(path: str, files: Iterable[FileRead]) -> FileRead:
     """Return the sum of files as a row of their directory."""
     into = FileRead(path, 0, 0, None, 0.0, None)
     for file in files:

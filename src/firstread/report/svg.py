@@ -34,7 +34,7 @@ def element(tag: str, *content: str | Markup, **attributes: str | float | None) 
             the end is left out.
     """
     pairs = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(_value(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(printable(_value(value)))}"'
         for name, value in attributes.items()
         if value is not None
     )
