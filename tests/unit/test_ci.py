@@ -79,7 +79,7 @@ def test_a_worker_that_ends_is_a_failure_of_its_test(tmp_path: Path) -> None:
     ran = Ran(tmp_path, CRASH, "--no-lint", "--rerun", "--workers=1")
     assert ran.code == 0, ran.output
     assert ran.lines[-2:] == ["flaky: test_suite.py::test_flaky[a::b[c]]", ALONE]
-    assert "1 failed, 3 passed" in ran.output  # xdist goes on with it, and with those after it
+    assert "1 failed, 3 passed" in ran.output  # xdist continues with it, and those after it
 
 
 def test_what_fails_twice_is_a_failure(tmp_path: Path) -> None:

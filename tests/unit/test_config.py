@@ -41,7 +41,7 @@ def test_it_survives_being_written_as_json() -> None:
     assert Config.from_builtins(json.loads(json.dumps(changed.to_builtins()))) == changed
 
 
-def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_things_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none")
     assert load_config() == Config()
     with pytest.raises(NodeError, match="there is no configuration"):
@@ -73,7 +73,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("a = " + "[" * 10_000, "not valid TOML"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_refused_settings(tmp_path: Path, text: str, words: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         load_config(path)

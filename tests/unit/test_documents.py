@@ -15,7 +15,7 @@ from firstread.errors import ImageError, NodeError
 
 
 class Inner(Document):
-    """What is inside.
+    """The inner document.
 
     size: of it
     """
@@ -24,7 +24,7 @@ class Inner(Document):
 
 
 class Outer(Document):
-    """What is outside.
+    """The outer document.
 
     inner, others: see there; of more
         than one
@@ -47,7 +47,7 @@ def test_a_document_is_one_line_of_ascii_whatever_is_in_it(name: str) -> None:
     assert json.loads(line) == {"inner": {"size": 1}, "others": [], "name": name}
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_fields_are_left_out() -> None:
     assert "name" not in json.loads(encode(Outer(Inner(1), [])))
 
 

@@ -40,6 +40,6 @@ def test_a_mount_without_a_source() -> None:
     assert (mount.kind, mount.source, mount.options) == (b"tmpfs", b"", b"rw")
 
 
-def test_what_is_no_escape_of_a_byte_stays_as_it_is() -> None:
+def test_other_escapes_stay() -> None:
     assert unescaped(rb"a\040b\377c") == b"a b\xffc"
     assert unescaped(rb"\400\777\08 \\1") == rb"\400\777\08 \\1"

@@ -18,7 +18,7 @@ def fails() -> None:
     raise NodeError("no such file")
 
 
-def test_what_is_opened_is_given() -> None:
+def test_opened_files_are_given() -> None:
     opener = Opener("test", PATIENCE_S)
     assert opener.do(lambda: 7) == 7
     with pytest.raises(NodeError, match="no such file"):
@@ -26,7 +26,7 @@ def test_what_is_opened_is_given() -> None:
     assert opener.do(lambda: None) is None
 
 
-def test_who_asks_is_held_up_no_longer_than_the_patience() -> None:
+def test_a_client_is_held_up_no_longer_than_the_patience() -> None:
     opener, may, late = Opener("test", 0.01, 0.01), threading.Event(), queue.Queue[int]()
 
     def held_up() -> int:

@@ -135,7 +135,7 @@ MEASURED: dict[str, Measured] = {
     "snapshotter.filters.holds": filter_of,
     "units._SIZE": parse_size,
 }
-# What is measured besides, since several patterns, or loops, work together in it.
+# Measured besides, since several patterns, or loops, work together in it.
 TOGETHER: dict[str, Measured] = {
     "an error of a registry, as JSON": error_body,
     "an error of a registry": lambda text: said(text.encode()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is taken out of text, and what must stay in it."""
+"""Secrets leave a text; everything else stays."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_line_of_the_log_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("margin", range(len(f"https://me:{SECRET}@r.example/")))
-def test_what_is_left_out_of_a_line_leaves_no_part_of_a_secret(margin: int) -> None:
+def test_a_cut_line_leaves_no_part_of_a_secret(margin: int) -> None:
     text = "x" * (MAX_TEXT // 2 - margin) + f" https://me:{SECRET}@r.example/" + "y" * 2 * MAX_TEXT
     record = logging.LogRecord("a", logging.ERROR, "f", 1, text, None, None)
     assert SECRET[:3] not in JsonFormatter().format(record)

@@ -33,7 +33,7 @@ def undo(number: signal.Signals, again: signal.Signals) -> str:
 
 @pytest.mark.parametrize("number", KINDS)
 @pytest.mark.parametrize("again", KINDS)
-def test_what_is_sent_twice_at_once_is_one(
+def test_two_signals_at_once_are_one(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, again: signal.Signals
 ) -> None:
     """As timeout(1) sends it: to the process, and to its group."""
@@ -42,7 +42,7 @@ def test_what_is_sent_twice_at_once_is_one(
 
 
 @pytest.mark.parametrize("again", KINDS)
-def test_who_sends_another_later_means_it(
+def test_a_later_signal_counts_again(
     monkeypatch: pytest.MonkeyPatch, again: signal.Signals
 ) -> None:
     monkeypatch.setattr(signals, "TWICE_S", 0.0)

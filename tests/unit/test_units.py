@@ -31,7 +31,7 @@ def test_parse_size(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "4 X", "4MiBs", "0x10", "1e6", "1.0001k", "٤"])
-def test_what_is_not_a_size(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on this node: sector files, image metadata, the room they take."""
+"""The contents of this node: sector files, image metadata, the room they take."""

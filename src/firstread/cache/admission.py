@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may take room in the store, and who waits for it.
+"""Admission of fills to the store, and the queue of those that wait for room.
 
 Owns the room that fills were admitted for, and the calls for room that somebody waits for; the
 evictor answers them, round by round. A fill asks before it writes; whatever else writes to the same

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 
 class State(enum.Enum):
-    """What is done with a sector."""
+    """An action on a sector."""
 
     KEPT = "kept"
     DRAINS = "drains"
@@ -52,7 +52,7 @@ class Verdict(enum.Enum):
 
 
 class Turn(NamedTuple):
-    """What is to be done with sectors, each by its id.
+    """Actions on sectors, each by its id.
 
     Args:
         mark: to be marked: they drain now. Those that cannot be: `Clock.touch` them.

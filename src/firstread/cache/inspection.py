@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is on this node, checked against its digests: ``firstread cache verify``.
 
-Owns the order and the report; how one sector is checked and made good is its caller's. Invariant:
-each sector is looked at once, however many images have it.
+Owns the order and the report; its caller checks and repairs a sector. Invariant: each sector is
+looked at once, however many images have it.
 """
 
 from __future__ import annotations

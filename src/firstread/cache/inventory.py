@@ -31,7 +31,7 @@ class Use(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be removed, or was.
+    """A removal, planned or done.
 
     Args:
         sectors: that have bytes, in their order.

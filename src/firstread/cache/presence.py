@@ -51,7 +51,7 @@ GRACE_S = 0.1  # for reads that were let go: the longest copies 128 KiB
 
 
 class Presence:
-    """What is known of sectors.
+    """The state of every sector.
 
     Args:
         store: of their files.
@@ -342,7 +342,7 @@ class Presence:
     def remove_empty(self, sector_id: bytes) -> None:
         """Remove a sector's file if it has no bytes, and nobody has or uses it. With the lock.
 
-        Whoever fills a sector holds it before opening its file, so nobody writes to this one.
+        A fill holds its sector before opening the file, so nobody writes to this one.
         """
         busy = self.clock.users(sector_id) or self.is_emptying(sector_id)
         if busy or self.is_needed(sector_id) or self.size(sector_id):

@@ -25,7 +25,7 @@ INVENTORY_S = 2.0  # for the look at what is idle: 3 us a sector, and the index 
 
 
 class Reclaim:
-    """What can go without a mount noticing.
+    """The eviction candidates that no mount would miss.
 
     Args:
         presence: what is known of sectors.

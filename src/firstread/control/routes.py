@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be asked of a daemon: the table of routes, with the documents of their requests.
+"""The requests that a daemon answers: the table of routes, with the documents of their requests.
 
 Owns the translation of requests into calls of `Node`. Knows nothing of sockets. Fields of a request
 that are not known come from a later version, and are ignored.

@@ -91,7 +91,7 @@ class Skipped(Document):
 
 
 class Attachments(Document):
-    """What was attached to the images of one name.
+    """The conversions attached to the images of one name.
 
     source: reference of the ordinary image or index
     images: an object as for [convert](#convert) for each image that was converted

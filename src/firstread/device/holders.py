@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who uses a mount: the processes to name when it cannot be unmounted.
+"""The users of a mount: the processes to name when it cannot be unmounted.
 
 Owns the reading of /proc. Reads nothing of the mounted file system but the attributes of its
 root. Invariant: a process that ends while it is looked at is left out, never an error.

@@ -16,7 +16,7 @@ from firstread.device import syscalls
 def is_quiet(fd: int) -> bool:
     """Return whether no read is still at the pages of an open file; True if it cannot be seen.
 
-    Who relies on it waits for longer than a read takes that needs no disk.
+    Before relying on it, wait for longer than a read takes that needs no disk.
 
     Source: cachestat(2), Linux >= 6.5; posix_fadvise(2).
     """

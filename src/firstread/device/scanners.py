@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who else decides about opening files: virus scanners, and whatever has a fanotify group as they.
+"""Other processes that decide about opening files: virus scanners and the like, by fanotify.
 
 Owns the reading of /proc. Invariant: a process that ends while it is looked at is none.
 

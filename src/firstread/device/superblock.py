@@ -55,7 +55,7 @@ class FileSystem:
             raise from_os_error(exc, "cannot look at the mount point") from exc
 
     def lives(self, *, unmounted: bool) -> bool:
-        """Return whether anyone uses it. What cannot be told now counts as used.
+        """Return whether anyone uses it. An unknown file system counts as used.
 
         Args:
             unmounted: whether it is known to be gone from its place. Only then processes are

@@ -20,7 +20,7 @@ from firstread.registry.options import AccessOptions
 
 @dataclasses.dataclass(frozen=True)
 class Preflight:
-    """What was found.
+    """The findings.
 
     Args:
         device: findings of the trial of the device.

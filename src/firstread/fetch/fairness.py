@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may wait, and for how long.
+"""Admission of reads to the queue, and their time limits.
 
 Owns the reasons why a read fails though its source may still answer: it is the one that was denied
 a moment ago, its image takes the room of others, a scanner waits and others wait for it, or its

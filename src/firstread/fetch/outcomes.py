@@ -142,7 +142,7 @@ class Outcomes:
 
     def failed(self, filling: Filling, error: FirstreadError, lane: Lane) -> None:
         """Note an attempt that failed, and move its reads to another source if that is better."""
-        # Who is charged may have another source, and this error is not of that one.
+        # The charged image may have another source; this error does not concern that one.
         concerned = self._providers.claiming(filling.sector, lane)
         level = logging.WARNING if filling.failures <= 1 else logging.DEBUG
         what = "a fetch failed and will be tried again"

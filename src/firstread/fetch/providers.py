@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has a sector, and who is asked for it next.
+"""The images that have a sector, and which of them to ask next.
 
 Owns which served image a member of `firstread.cache.membership` is (that has the index from a
 sector's id to its members), and what is known against them: answers that were wrong, sizes that
@@ -172,7 +172,7 @@ class Providers:
     def refute(self, served: Served, sector_id: bytes) -> None:
         """Do not believe an image any more about a sector: another size of it was proven.
 
-        What is mounted of it stays, and is read as far as the true sector goes.
+        Its mounts stay, and reads through them go as far as the true sector does.
         """
         log.error("image %s lies about sector %s", served.image.digest, sector_id.hex())
         self._presence.refute(served.member, sector_id)

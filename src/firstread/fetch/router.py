@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be done with a read. Pure.
+"""The action for each read. Pure.
 
 Owns the one decision that each event needs, from what presence says of the file and what mounted
 images say of the sector. `firstread.fetch.fetcher` looks first and acts afterwards.
@@ -23,7 +23,7 @@ from firstread.errors import FirstreadError, NodeError
 
 
 class Step(enum.Enum):
-    """What is done with a read."""
+    """An action on a read."""
 
     ALLOW = "allow"
     FETCH = "fetch"  # from the first who has the sector

@@ -49,7 +49,7 @@ class SectorFiles:
 
     def open(self, sector: Wanted, beside: int | None) -> int:
         """Return a new descriptor of a sector's file: a copy of `beside`, if there is one."""
-        # What comes of an event's descriptor raises no events when it is written to. One that is
+        # Writes through an event's descriptor raise no events. One that is
         # opened here does, and the supervisor lets each of them through.
         try:
             if beside is not None:

@@ -52,7 +52,7 @@ class Files(Protocol):
 
 
 class Space(Protocol):
-    """What is here, and what fits. Called with the lane's lock held: must not block."""
+    """The bytes on disk, and the room left. Called with the lane's lock held: must not block."""
 
     def size(self, sector: Wanted) -> int:
         """Return the bytes that the sector's file has."""

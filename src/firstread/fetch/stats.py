@@ -25,7 +25,7 @@ FEED = 10_000  # events that a listener may lag behind; then it loses some
 
 
 class ReadFigures(Document):
-    """What was read and fetched of an image.
+    """Reads and fetches of an image.
 
     events: absent sectors that a read asked for
     waited_reads: reads that came while their sector was not whole

@@ -18,7 +18,7 @@ SWEEP_S = 1.0  # between looks at them, if there are any
 
 
 class DetachedMounts:
-    """What is mounted nowhere and served still.
+    """Images that are mounted nowhere and still served.
 
     Args:
         lock: that protects the mount table; held while `on_end` runs.

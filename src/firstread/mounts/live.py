@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is mounted now: the record and the served image of each mount point.
+"""The mounts of now: the record and the served image of each mount point.
 
 Owns the mounts in memory, what becomes of their records on disk, and the mounts that outlive their
 mount points. Does not mount or unmount.
@@ -182,7 +182,7 @@ class LiveMounts:
                 self.forget(mount)
 
     def forget(self, mount: LiveMount) -> None:
-        """Note that a mount has left its mount point. Whoever still uses it is served on."""
+        """Note that a mount has left its mount point. The daemon still serves its users."""
         record, served = mount.record, mount.served
         del self._live[record.mountpoint]
         if record.taken_away().is_used():  # by an overlayfs, or in another mount namespace

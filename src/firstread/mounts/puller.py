@@ -58,7 +58,7 @@ class Puller:
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not on the node.
 
-        Whoever asks for an image that is being pulled joins that pull, as with other engines.
+        A second request for an image that is being pulled joins that pull, as with other engines.
 
         Args:
             reference: its name.

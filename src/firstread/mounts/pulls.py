@@ -30,7 +30,7 @@ class GoneError(FirstreadError):
 
 
 class Waiting(Protocol):
-    """Who waits for an answer."""
+    """A client that waits for an answer."""
 
     def check(self) -> None:
         """Raise GoneError if it does not wait any more."""

@@ -113,7 +113,7 @@ class MountTable:
 
         Args:
             mount: what to write.
-            sync: wait for the disk. What is of no use after a reboot need not.
+            sync: wait for the disk. A record that no reboot outlives need not.
         """
         path = self.path(mount)
         scratch = path.with_suffix(".tmp")

@@ -121,7 +121,7 @@ class BlobStream(io.RawIOBase):
 
     @property
     def source(self) -> str:
-        """Who gave the last bytes, for people; ``""`` where there is only one."""
+        """Name of the endpoint of the last bytes, for people; ``""`` if there is only one."""
         return ""
 
     def distrust(self) -> bool:

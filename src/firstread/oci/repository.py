@@ -81,7 +81,7 @@ class Repository(ABC):
     def prepare(self, blobs: Iterable[Descriptor]) -> None:  # noqa: B027 - few have to
         """Open what reading these blobs will need, so that no read opens a file by name later.
 
-        What cannot be opened now is left for later.
+        Files that cannot be opened now are left for later.
         """
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is asked for something, who is asked next, and when: the only layer that tries again.
+"""The order in which endpoints are asked, and the pauses: the only layer that tries again.
 
 Owns the order of endpoints, failover, hedging and the rounds of retries; `resume` goes on in the
 middle of a blob with it, and `backoff` has the waits. Below here everything is one attempt
@@ -50,7 +50,7 @@ Failures = list[tuple[Candidate, FirstreadError]]
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
-    """What is asked.
+    """A question to endpoints.
 
     Args:
         what: digest or tag.

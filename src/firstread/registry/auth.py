@@ -68,7 +68,7 @@ class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What was looked for, and found.
+    """The result of a search for credentials.
 
     Args:
         host: registry.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of an endpoint: whether it works, how soon it answers, what it was asked.
+"""The health of an endpoint: whether it works, how soon it answers, what it was asked.
 
 Owns the rules of failover as values: `Breaker` (when to leave an endpoint alone) and `Latency`
 (when it is late). Pure but for the locks of `EndpointHealth`; sends nothing. Invariant: memory is

@@ -249,7 +249,7 @@ class Transport:
     ) -> str | None:
         """Return where an answer redirects to; None if it does not.
 
-        What is not read is sent elsewhere only on the same host, and only if the method is kept.
+        Requests other than reads follow only on the same host, and only if the method is kept.
         """
         target = response.headers.get("Location")
         reads = method in ("GET", "HEAD")

@@ -7,8 +7,8 @@ layout. Does not fetch, verify, mark or choose what to evict. Invariants:
 * A file is a verified prefix of its sector: empty, it is absent; with all bytes, present. It only
   grows by verified frames, or is emptied. The exception has the mode `NO_PREFIX` and a record of
   its frames (`firstread.sectors.holes`); only devices that fill at random make such files.
-* A file without the owner's write permission is flushed: its bytes are on the disk. What is not
-  flushed is trusted only while the kernel that wrote it is running, because after a power loss a
+* A file without the owner's write permission is flushed: its bytes are on the disk. Other
+  files are trusted only while the kernel that wrote them is running, because after a power loss a
   file can have its full size and zeros inside. So `claim` after a reboot makes such files
   unverified, by their mode, and empties those with holes. Before an unverified file's sector is
   mounted it is set aside, and an empty file takes its name; its bytes go back there if they turn
@@ -146,12 +146,6 @@ class SectorStore:
             elif self._is_unverified(sector_id):
                 self.empty(sector_id)  # a process has died while it did so
         return moved
-
-    def empty_unverified(self, ids: Iterable[bytes]) -> None:
-        """Empty the unverified ones of `ids` where they are: their mounts stand already."""
-        for sector_id in ids:
-            if self._is_unverified(sector_id):
-                self.empty(sector_id)
 
     def _is_unverified(self, sector_id: bytes) -> bool:
         status = self.look(sector_id)

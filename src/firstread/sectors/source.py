@@ -72,7 +72,7 @@ class Frame(NamedTuple):
 
 
 class Decoding(Protocol):
-    """What is known of a sector, from one request for it to the next."""
+    """The progress of a sector, from one request for it to the next."""
 
     @property
     def verified(self) -> int:
@@ -140,7 +140,7 @@ class Incoming:
 
     @property
     def source(self) -> str:
-        """Who gave the last bytes; ``""`` where there is only one."""
+        """Name of the endpoint of the last bytes; ``""`` if there is only one."""
         return self.stream.source
 
     def received(self, count: int, wanted: int, seconds: float) -> None:
@@ -193,7 +193,7 @@ class Source(ABC, Generic[D]):
         """Yield the frames of a sector that come next in the bytes of a range.
 
         Ends with the sector or with the range. Then the decoding rests, and the same or another
-        range goes on with it.
+        range continues it.
 
         Raises:
             ImageError: the bytes are not this sector.

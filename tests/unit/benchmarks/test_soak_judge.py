@@ -106,7 +106,7 @@ def test_the_time_is_divided() -> None:
     assert min(short.undisturbed, short.each_trouble, short.each_attack, short.kills) > 3
 
 
-def test_what_is_left_out_gives_its_time_to_the_rest() -> None:
+def test_left_out_faults_give_their_time_to_the_rest() -> None:
     one = times(100, 1, {"attacks"})
     assert (one.undisturbed, one.each_trouble, one.each_attack, one.kills) == (5, 0, 94, 0)
     two = times(100, 2, {"attacks", "kills"})

@@ -40,7 +40,7 @@ def test_the_oldest_sector_goes_after_a_grace_and_no_more_than_is_wanted() -> No
     assert A not in clock
 
 
-def test_what_is_read_while_it_drains_is_kept_and_goes_last() -> None:
+def test_a_sector_read_while_draining_is_kept_and_goes_last() -> None:
     clock = clock_of(a=10, b=10)
     clock.turn(0, 10, 0, nothing)
     assert clock.event(A, whole=True) is Verdict.ALLOW
@@ -59,7 +59,7 @@ def test_reads_of_what_empties_wait() -> None:
     assert clock.event(A, whole=False) is Verdict.FETCH
 
 
-def test_what_cannot_be_emptied_is_kept_with_its_bytes() -> None:
+def test_a_sector_that_cannot_be_emptied_keeps_its_bytes() -> None:
     clock = clock_of(a=10)
     clock.turn(0, 10, 0, nothing)
     clock.turn(GRACE, 10, 0, nothing)
@@ -353,7 +353,7 @@ class Eviction(RuleBasedStateMachine):
     @precondition(lambda self: self.world.alive)
     @rule(sector=sectors, flipped=st.booleans())
     def mount_again(self, sector: bytes, flipped: bool) -> None:
-        """What is here may have been damaged before; nobody reads it just now.
+        """Present bytes may have been damaged before; nobody reads them just now.
 
         What a second source still fills was whole and right a moment ago.
         """

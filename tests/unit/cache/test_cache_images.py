@@ -76,7 +76,7 @@ def test_an_image_is_fetched_with_three_questions_and_then_known(
     assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
 
 
-def test_what_is_pruned_while_it_is_fetched_is_fetched_again(
+def test_an_image_pruned_during_its_fetch_is_fetched_again(
     tmp_path: Path, reference: Reference
 ) -> None:
     class Pruned(ImageStore):
@@ -146,7 +146,7 @@ def test_an_ordinary_image_leaves_nothing(store: ImageStore, tmp_path: Path) -> 
     assert store.known(ordinary) is None
 
 
-def test_what_is_not_here_or_damaged(
+def test_missing_and_damaged_images(
     store: ImageStore, reference: Reference, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFoundError, match="is not on this node"):
@@ -228,7 +228,7 @@ def test_a_disk_in_trouble_is_no_damage(store: ImageStore, reference: Reference,
     assert store.damage(image.digest) is None
 
 
-def test_what_is_used_is_never_removed(tmp_path: Path, reference: Reference) -> None:
+def test_used_images_are_never_removed(tmp_path: Path, reference: Reference) -> None:
     used: set[str] = set()
     store = ImageStore(tmp_path, is_used=used.__contains__)
     image = fetched(store, reference)

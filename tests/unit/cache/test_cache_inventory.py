@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on a node, what goes first, and the cache of a node without a daemon."""
+"""The inventory, its order of removal, and the cache of a node without a daemon."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """The contract of `Presence`: no interleaving lets a read go that finds a byte which is not there.
 
 A model of kernel, supervisor and readers around the real `Presence`, `Mounting` and `Disposal` on
-a real store. What is verified is one repeated byte, so a hole, a short file or a damaged byte shows
+a real store. Verified bytes are one repeated byte, so a hole, a short file or a damaged byte shows
 in what a reader copies. Once for a device that fills prefixes, once for one that fills at random.
 """
 
@@ -522,7 +522,7 @@ def test_the_model_can_tell_a_hole() -> None:
     machine.teardown()
 
 
-# What is published, and when.
+# The sizes that are published, and when.
 
 
 def test_what_may_be_read_without_asking_is_said_before_it_ends() -> None:

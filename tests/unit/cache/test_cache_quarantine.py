@@ -61,7 +61,7 @@ def test_there_are_never_more_bytes_than_allowed(
     assert [path.with_suffix(".bin").stat().st_size for path in entries(tmp_path)] == [100]
 
 
-def test_what_cannot_be_kept_is_only_logged(
+def test_a_failed_quarantine_is_only_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "quarantine").write_text("in the way")

@@ -89,7 +89,7 @@ def cache_of(
     return Cache(presence, store, limits or CacheTable(max_bytes=SIZE))
 
 
-def test_what_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
+def test_a_sector_that_cannot_be_marked_is_not_emptied(store: SectorStore) -> None:
     marks = Marks()
     marks.refused = set(store.names(IDS[:2]))
     cache = cache_of(store, marks, Images())

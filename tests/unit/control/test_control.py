@@ -256,7 +256,7 @@ class Slow(Remembering):
         ({"holder": "new"}, ("release", "new")),
     ],
 )
-def test_what_was_made_for_a_client_that_has_gone_is_undone(
+def test_a_mount_for_a_client_that_has_gone_is_undone(
     peer: Peer, tmp_path: Path, request_: dict[str, str], call: tuple[Any, ...]
 ) -> None:
     peer.server.node = node = Slow()
@@ -312,7 +312,7 @@ def test_a_client_that_only_sends_nothing_more_is_answered(peer: Peer, tmp_path:
     assert b'{"mountpoint": "/d"' in all_of(half)
 
 
-def test_who_watches_leaves_room_for_the_rest(peer: Peer, tmp_path: Path) -> None:
+def test_watchers_leave_room_for_the_rest(peer: Peer, tmp_path: Path) -> None:
     watching = [raw(tmp_path, b"GET /events HTTP/1.0\r\n\r\n") for _ in range(MAX_LONG)]
     try:
         for watcher in watching:
@@ -325,7 +325,7 @@ def test_who_watches_leaves_room_for_the_rest(peer: Peer, tmp_path: Path) -> Non
             watcher.close()
 
 
-def test_who_hangs_up_is_not_waited_for_and_asks_nothing_more(tmp_path: Path) -> None:
+def test_nobody_waits_for_a_client_that_hangs_up(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(socket_path(tmp_path)))
         listener.listen()
@@ -464,7 +464,7 @@ def test_heads_are_bounded(peer: Peer, tmp_path: Path) -> None:
         assert all_of(raw(tmp_path, head)).split()[1] in (b"414", b"431")
 
 
-def test_who_watches_is_told_why_it_may_not(tmp_path: Path) -> None:
+def test_a_refused_watcher_learns_why(tmp_path: Path) -> None:
     asked: list[bytes] = []
 
     def refuse() -> None:

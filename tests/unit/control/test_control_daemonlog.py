@@ -50,7 +50,7 @@ def test_a_log_is_turned_over_and_every_process_follows(tmp_path: Path) -> None:
         assert numbers == list(range(1000))
 
 
-def test_who_begins_with_a_log_that_is_gone_goes_on_with_the_one_that_is_there(
+def test_a_reader_of_a_lost_log_continues_with_the_present_one(
     tmp_path: Path,
 ) -> None:
     """As the child of a process that has been quiet while others turned the log over twice."""

@@ -159,7 +159,7 @@ Change = Callable[[bytearray, int], bytes]
         (lambda blob, at: blob[:7], "cut off"),
     ],
 )
-def test_what_is_not_a_blob(change: Change, message: str) -> None:
+def test_a_file_that_is_no_blob(change: Change, message: str) -> None:
     packed, blob = pack(IMAGE.layers[0])
     damaged = bytes(change(bytearray(blob), packed.record_offset))
     with pytest.raises(ImageError, match=message):
@@ -222,7 +222,7 @@ def test_each_kind_of_difference(number: int, other: Entry | None, lines: list[s
         assert any(line.startswith(part) for line in found), found
 
 
-def test_what_is_not_in_the_source() -> None:
+def test_paths_missing_in_the_source() -> None:
     image = Image([*IMAGE.layers, Layer([File("new\n\x1b[2J", b"")])])
     assert list(differences(tree_of(IMAGE), tree_of(image))) == [
         r"/new\n\x1b[2J: not in the source"

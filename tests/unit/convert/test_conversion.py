@@ -465,7 +465,7 @@ def test_what_a_registry_does_not_mount_is_packed_again(tmp_path: Path) -> None:
             assert place.open_uploads() == 0
 
 
-def test_who_may_not_read_where_a_blob_is_packs_it_again(tmp_path: Path) -> None:
+def test_a_blob_in_a_forbidden_repository_is_packed_again(tmp_path: Path) -> None:
     shop = Shop(tmp_path, replace(OPTIONS, cache=LayerCache(tmp_path / "cache")))
     with ScriptedRegistry("POST /a/two/blobs/uploads/ status 403") as registry:
         push(shop, registry.host, "a/one", IMAGE)
@@ -522,7 +522,7 @@ def test_finished_layers_are_remembered_though_another_fails(tmp_path: Path) -> 
 
 
 def test_a_record_that_lies_is_an_error_that_says_what_to_do(shop: Shop) -> None:
-    """Whoever can push to the destination can write records; they cannot break a conversion."""
+    """Records can come from anybody who may push; they cannot break a conversion."""
     lie = LayerRecord(BASE.diff_id, SMALL.key, [], encode_entries([Entry(b"x", 0o100644, size=5)]))
     cache = LayerCache(shop.directory / "cache")
     shop.convert()

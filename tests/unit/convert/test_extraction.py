@@ -83,7 +83,7 @@ def test_all_of_it_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.privileged
 def test_another_user_has_no_hand_in_it(tmp_path: Path) -> None:
-    """Whose directory it was, and who could have replaced what is made in it by links."""
+    """A directory of another user, who could replace its contents by links."""
     place = tmp_path / "theirs/root"
     place.mkdir(parents=True)
     for path in (place.parent, place):

@@ -57,7 +57,7 @@ def _entry(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty", "directory"])
-def test_what_cannot_be_read_is_not_there(tmp_path: Path, packed: PackedLayer, change: str) -> None:
+def test_an_unreadable_entry_is_a_miss(tmp_path: Path, packed: PackedLayer, change: str) -> None:
     cache = LayerCache(tmp_path)
     cache.put(packed, LAYER.diff_id, SMALL)
     path = _entry(tmp_path)

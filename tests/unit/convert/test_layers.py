@@ -224,7 +224,7 @@ def test_rule(layers: list[str], expected: str) -> None:
         (["a", ".wh..."], "the whiteout names no file"),
     ],
 )
-def test_what_cannot_be_applied(layers: list[str], message: str | None) -> None:
+def test_layers_that_cannot_be_applied(layers: list[str], message: str | None) -> None:
     if message is None:
         merge(*layers)
         return

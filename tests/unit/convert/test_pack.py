@@ -344,7 +344,7 @@ def test_any_algorithm_of_a_diff_id() -> None:
         pack_layer([layer.tar + bytes(512)], "", diff_id, SMALL, io.BytesIO())
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_omissions_are_reported() -> None:
     acl = ("SCHILY.acl.access", "user::rw-,user:ann:rw-,group::r--,mask::rw-,other::---")
     layer = Layer([File("a", xattrs={"user.a": b"", "com.b": b""}, records=[acl])])
     record = LayerRecord.decode(pack(layer)[0].record)

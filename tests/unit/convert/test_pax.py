@@ -15,7 +15,7 @@ KEYS = st.binary(max_size=20).filter(lambda key: b"=" not in key).map(b"SCHILY.x
 
 
 @given(st.dictionaries(KEYS, st.binary(max_size=150)))
-def test_what_is_written_is_read(records: dict[bytes, bytes]) -> None:
+def test_pax_records_survive_a_round_trip(records: dict[bytes, bytes]) -> None:
     header = extended(list(records.items()))
     size = int(header[124:135], 8)
     assert parse_records(header[512 : 512 + size]) == records

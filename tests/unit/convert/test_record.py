@@ -97,7 +97,7 @@ def test_a_layer_of_too_many_bytes_is_refused_while_it_is_read() -> None:
         zstandard.ZstdCompressor().compressobj().compress(b"x" * 100),  # does not say its size
     ],
 )
-def test_what_is_no_record(data: bytes) -> None:
+def test_damaged_records(data: bytes) -> None:
     with pytest.raises(ImageError, match="layer record"):
         LayerRecord.decode(data)
 

@@ -118,7 +118,7 @@ def only(*items: Item, form: str = "pax") -> object:
     ],
     ids=lambda item: type(item).__name__,
 )
-def test_what_is_said_is_read(item: File, form: str) -> None:
+def test_stated_values_are_read(item: File, form: str) -> None:
     entry = only(item, form=form)
     for name in ("path", "mode", "uid", "gid", "mtime", "mtime_nsec"):
         stated = getattr(item, name)

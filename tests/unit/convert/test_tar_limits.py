@@ -55,12 +55,12 @@ TOO_MUCH: dict[str, Item] = {
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_is_just_allowed(name: str) -> None:
+def test_values_at_the_limit(name: str) -> None:
     assert len(read_archive(to_tar([ALLOWED[name]]))) == 1
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_what_is_too_much(name: str) -> None:
+def test_values_beyond_the_limit(name: str) -> None:
     with pytest.raises(LimitError, match=r"tar entry '.*' at byte \d+: "):
         read_archive(to_tar([File("first"), TOO_MUCH[name]]))
 

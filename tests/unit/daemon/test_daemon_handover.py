@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes from one supervisor to the next, and between versions."""
+"""The state that one supervisor gives to the next, and between versions."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_more_events_than_records_do_no_harm(fd: int, tmp_path: Path) -> None:
     journal.close()
 
 
-def test_what_is_no_journal(tmp_path: Path) -> None:
+def test_damaged_journals(tmp_path: Path) -> None:
     old = os.memfd_create("old")
     assert not is_journal(old)
     os.ftruncate(old, EVENT_BUFFER_BYTES)

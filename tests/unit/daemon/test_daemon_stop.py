@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is told to end: the process behind the private socket, and nobody else."""
+"""Stopping a daemon: the process behind the private socket, and nobody else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said to systemd, over a real socket, and what it gives."""
+"""Messages to systemd over a real socket, and the descriptors that it returns."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ print(any(os.get_inheritable(fd) for fd in kept.values()))
     ],
     ids=["named", "twice", "unnamed", "for-another-process"],
 )
-def test_what_was_kept_comes_once(names: str, add: int, expected: str) -> None:
+def test_kept_descriptors_come_once(names: str, add: int, expected: str) -> None:
     code = KEPT.replace("<names>", repr(names)).replace("<add>", str(add))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True

@@ -30,6 +30,6 @@ def test_none_outlives_its_boot() -> None:
     assert not dataclasses.replace(named, boot_id="another").lives(unmounted=True)
 
 
-def test_what_is_not_there() -> None:
+def test_missing_things_are_errors() -> None:
     with pytest.raises(NodeError, match="cannot look at the mount point"):
         FileSystem.at(Path("/nowhere"))

@@ -47,7 +47,7 @@ def checked(tmp_path: Path, name: str) -> Finding:
 # The node.
 
 
-def test_what_is_not_there_yet_is_well(tmp_path: Path) -> None:
+def test_absent_parts_pass(tmp_path: Path) -> None:
     for check in check_node(tmp_path / "root", tmp_path / "run", daemon_status(tmp_path / "run")):
         assert check.ok, check
     assert "is made when" in checked(tmp_path, "store directory").detail

@@ -116,7 +116,7 @@ def test_a_slow_link_makes_no_read_late() -> None:
     assert read not in filling.reads
 
 
-def test_what_is_hopeless_gives_its_reads_back() -> None:
+def test_a_hopeless_sector_gives_its_reads_back() -> None:
     bench = Bench()
     read = bench.read(A)
     for _ in range(FINAL_RETRIES):

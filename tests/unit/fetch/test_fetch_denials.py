@@ -41,7 +41,7 @@ def test_a_new_attempt_a_moment_later_has_its_chance() -> None:
     assert not denials.repeats(read(0, came=DENIED - 0.001), SECTOR)  # it waited already
 
 
-def test_what_has_come_meanwhile_ends_it() -> None:
+def test_progress_ends_a_denial() -> None:
     denials = denied(read(0, came=CAME))
     denials.clear(SECTOR)
     assert not denials.repeats(read(0), SECTOR)
@@ -55,7 +55,7 @@ def test_readahead_that_goes_on_in_the_next_sector() -> None:
     assert not denied(read(0, came=CAME)).repeats(read(0), OTHER)
 
 
-def test_who_has_waited_for_the_same_page() -> None:
+def test_readers_of_the_same_page() -> None:
     first = read(0, 64 * KiB, came=CAME)
     assert denied(first, began=CAME + 1).repeats(read(0, pid=8), SECTOR)
     assert not denied(first, began=CAME + 6).repeats(read(0, pid=8), SECTOR)
@@ -78,7 +78,7 @@ def test_threads_of_one_process_are_denied_each_their_own() -> None:
     assert not any(denials.repeats(read(offset + 4 * KiB), SECTOR) for offset in ranges)
 
 
-def test_what_is_remembered_is_bounded_and_soon_forgotten() -> None:
+def test_denials_are_bounded_and_soon_forgotten() -> None:
     denials = denied()
     for number in range(2 * MOST):
         denials.note(read(0, pid=number + 1, came=CAME), SECTOR, SIZE, DENIED)

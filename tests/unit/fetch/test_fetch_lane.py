@@ -232,7 +232,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         bench.lane.close()
 
 
-# What goes well.
+# Success.
 
 
 def test_a_read_gets_its_bytes_and_the_sector_becomes_whole(make: Make) -> None:
@@ -366,7 +366,7 @@ def test_a_transfer_that_breaks_off_goes_on(make: Make, script: str) -> None:
     assert bench.files.counts["received"] == bench.sectors.wanted[0].entry.length
 
 
-def test_what_has_come_is_not_asked_for_again(make: Make) -> None:
+def test_received_bytes_are_not_asked_for_again(make: Make) -> None:
     bench = make("b")
     bench.read(0, offset=SIZE - FRAME)
     bench.whole(0)
@@ -596,7 +596,7 @@ def test_a_defect_in_a_worker_fails_the_read_and_not_the_lane(make: Make) -> Non
 # Nobody wants it any more.
 
 
-def test_what_is_cancelled_is_not_fetched(make: Make) -> None:
+def test_cancelled_sectors_are_not_fetched(make: Make) -> None:
     bench = make("h", count=8, workers=1)
     bench.read(7)
     bench.files.wait(lambda: bench.source.requests)

@@ -14,7 +14,7 @@ from firstread.fetch.policy import AS_CONFIGURED, Asked, most_patient
 CONFIGURED = PolicyTable(stall_s=20, on_corruption="fail", require="lazy")
 
 
-def test_what_was_not_asked_for_holds_as_configured() -> None:
+def test_unset_policies_hold_as_configured() -> None:
     assert AS_CONFIGURED.over(CONFIGURED) == CONFIGURED
     assert AS_CONFIGURED.over(PolicyTable()) == PolicyTable()
     asked = Asked(stall_s=0, on_corruption="refetch")
@@ -43,6 +43,6 @@ def test_where_mounts_differ_the_most_patient_one_decides() -> None:
         {"require": ""},
     ],
 )
-def test_what_cannot_be_asked_for(document: dict[str, object]) -> None:
+def test_invalid_policies(document: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(document, Asked)

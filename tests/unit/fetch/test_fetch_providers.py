@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has a sector, and who is asked for it next. Of sectors that have no files; no threads."""
+"""The images that have a sector, and which to ask next. Their sectors have no files; no threads."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_sector_is_found_as_long_as_an_image_that_has_it_is_served(make: Make)
     assert found._members.having(ONE) == ()
 
 
-def test_who_is_asked_first(make: Make) -> None:
+def test_the_first_image_to_ask(make: Make) -> None:
     good, down = lane("good"), lane("down", is_down=True)
     short = served("short", good, ONE, size=SIZE // 2)
     useless, liar = served("useless", good, ONE), served("liar", good, ONE, lies=1)

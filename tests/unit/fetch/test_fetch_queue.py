@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fetched next, for how long, and who is let go when. No threads, no files."""
+"""The order of fetches, their slices, and the release of reads. No threads, no files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_demand_goes_before_prefetch_before_completion() -> None:
     assert [numbers(queue.take()) for _ in range(4)] == [[6], [4], [2], []]
 
 
-def test_what_is_less_urgent_than_asked_for_stays() -> None:
+def test_less_urgent_sectors_stay() -> None:
     queue = Queue()
     queue.put(filling(1), Cause.COMPLETION)
     assert queue.take(Cause.PREFETCH) == []

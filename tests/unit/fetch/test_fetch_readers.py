@@ -94,11 +94,11 @@ def test_a_process_that_has_the_number_later_is_not_the_reader(child: Child) -> 
     assert gone(before) == set(before)
 
 
-def test_who_cannot_be_seen_lives() -> None:
+def test_an_invisible_reader_lives() -> None:
     assert gone(reads(0, 100)) == set()
 
 
-def test_who_was_there_when(child: Child) -> None:
+def test_the_start_of_a_reader(child: Child) -> None:
     reader = look_at(child.pid)
     assert reader is not None
     assert reader.threads == 4

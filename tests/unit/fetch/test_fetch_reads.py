@@ -50,7 +50,7 @@ def test_however_many_images_hang_there_is_room_for_another() -> None:
     assert all(events.comes("good") for _ in range(40))
 
 
-def test_what_is_too_much_is_as_much_as_has_to_go() -> None:
+def test_the_excess_is_as_much_as_has_to_go() -> None:
     events = Events(1000)
     for _ in range(900):
         events.comes("hangs")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with a read: every combination of what can be seen. No kernel, no files."""
+"""The action for a read: every combination of what can be seen. No kernel, no files."""
 
 from __future__ import annotations
 

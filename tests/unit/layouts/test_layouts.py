@@ -134,7 +134,7 @@ def test_an_index_keeps_what_it_does_not_know(tmp_path: Path) -> None:
     assert document["manifests"][1]["digest"] == manifest.digest
 
 
-def test_what_is_prepared_is_read_without_opening_a_file(tmp_path: Path) -> None:
+def test_prepared_blobs_are_read_without_opening_a_file(tmp_path: Path) -> None:
     with destination(f"oci:{tmp_path}/x:1") as place:
         put_image(place, "1")
     first, second = (describe(layer, OCI_LAYER) for layer in LAYERS)
@@ -425,7 +425,7 @@ def test_a_compressed_archive(tmp_path: Path, program: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 2000, b"x" * 2000, LAYERS[1][:5000]])
-def test_what_is_no_archive(tmp_path: Path, data: bytes) -> None:
+def test_damaged_archives(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     for transport in ("oci-archive", "docker-archive"):
         with pytest.raises(ImageError):
@@ -637,7 +637,7 @@ def test_members(tmp_path: Path, style: int) -> None:
     [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE,
      tarfile.FIFOTYPE],
 )  # fmt: skip
-def test_what_has_no_data_may_state_a_size(tmp_path: Path, kind: bytes) -> None:
+def test_entries_without_data_may_state_a_size(tmp_path: Path, kind: bytes) -> None:
     stated, data = tarfile.TarInfo("x"), tarfile.TarInfo("a")
     stated.type, stated.linkname, stated.size = kind, "a", 700
     data.size = 3

@@ -44,7 +44,7 @@ def test_a_proof_takes_one_small_request() -> None:
     assert length == RIGHT.geometry.table_size(RIGHT.entry.size) < RIGHT.entry.length / 10
 
 
-def test_what_is_damaged_on_its_way_is_asked_for_again() -> None:
+def test_a_table_damaged_on_its_way_is_asked_for_again() -> None:
     assert len(prove(RIGHT, "ff").requests) == 3
     with pytest.raises(ImageError):
         prove(RIGHT, "f*")

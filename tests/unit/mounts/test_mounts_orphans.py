@@ -54,7 +54,7 @@ def test_mounts_are_taken_over_at_once(node: Node) -> None:
     node.orphans.refuse("/mnt/a")
 
 
-def test_what_is_in_the_way_passes(node: Node) -> None:
+def test_an_obstacle_passes(node: Node) -> None:
     node.obstacle = NodeError("Too many open files")
     node.orphans.adopt_all()
     assert node.orphans.may_pass

@@ -15,7 +15,7 @@ from firstread.testing.patience import PATIENCE_S
 
 
 class Leaving:
-    """Who waits until it is told to go."""
+    """A client that waits until it is told to go."""
 
     def __init__(self) -> None:
         self.gone = False

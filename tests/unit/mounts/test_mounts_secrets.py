@@ -28,7 +28,7 @@ def test_the_next_process_finds_what_was_saved_last() -> None:
     os.close(fd)
 
 
-def test_what_is_too_large_changes_nothing() -> None:
+def test_a_secret_that_is_too_large_changes_nothing() -> None:
     fd = secret_memory()
     memory = SecretMemory(fd)
     memory.save({"a": "b"})

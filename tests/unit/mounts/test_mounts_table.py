@@ -54,7 +54,7 @@ def test_a_record_that_cannot_be_read_now_stays(tmp_path: Path) -> None:
     assert table.load() == [MOUNT]
 
 
-def test_what_cannot_be_told_of_a_file_system_counts_as_used() -> None:
+def test_an_unknown_file_system_counts_as_used() -> None:
     system = FileSystem.at(Path("/"))
     other = dataclasses.replace(system, boot_id="another", name="")
     assert not other.lives(unmounted=True)

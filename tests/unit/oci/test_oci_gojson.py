@@ -72,7 +72,7 @@ def test_a_value(document: dict[str, Any], expected: Outer) -> None:
         (b"\xff\xc3\xa9\xed\xa0\x80", "\ufffd\u00e9\ufffd\ufffd\ufffd"),
     ],
 )
-def test_what_is_no_character_is_replaced(written: bytes, read: str) -> None:
+def test_lone_surrogates_are_replaced(written: bytes, read: str) -> None:
     document = b'{"size":1,"someText":"%s","free":["%s"]}' % (written, written)
     assert gojson.decode(document, Outer) == Outer(1, some_text=read, free=[read])
 
@@ -138,6 +138,6 @@ def test_the_worst_that_4_mib_can_say_is_read_in_linear_time(text: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"x":' * 100_000])
-def test_what_is_no_json(data: bytes) -> None:
+def test_damaged_json(data: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
         gojson.decode(data, Outer)

@@ -121,7 +121,7 @@ def test_archive_names() -> None:
         "a:" + "t" * 129,
     ],
 )
-def test_what_is_no_name(text: str) -> None:
+def test_invalid_references(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_reference(text)
     assert repr(text) in str(caught.value)

@@ -88,7 +88,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             yield Place(f"docker://{scripted.host}/suite/x")
 
 
-def test_what_was_put_can_be_read(place: Place) -> None:
+def test_blobs_survive_a_round_trip(place: Place) -> None:
     manifest = place.fill()
     with place.source() as source:
         found, data = source.get_manifest()

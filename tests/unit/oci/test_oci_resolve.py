@@ -62,7 +62,7 @@ def test_names_of_platforms(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "/", "linux/", "linux/a/b/c", "linux amd64", "a/ü"])
-def test_what_is_no_platform(text: str) -> None:
+def test_invalid_platforms(text: str) -> None:
     with pytest.raises(UsageError):
         parse_platform(text)
 
@@ -119,7 +119,7 @@ def test_the_best_of_an_index(wanted: str, offered: list[str], chosen: str | Non
         assert choose(index, parse_platform(wanted)) == entry(chosen)
 
 
-def test_what_is_not_an_image_is_not_chosen() -> None:
+def test_other_artifacts_are_not_chosen() -> None:
     wanted = parse_platform("linux/amd64")
     attestation = entry(
         "unknown/unknown", annotations={"vnd.docker.reference.type": "attestation-manifest"}
@@ -260,7 +260,7 @@ def test_a_single_image_of_another_platform(layout: LayoutDestination) -> None:
     assert "linux/s390x" in (caught.value.hint or "")
 
 
-def test_what_is_not_a_container_image(layout: LayoutDestination) -> None:
+def test_other_artifacts(layout: LayoutDestination) -> None:
     image("amd64", config_type="application/vnd.cncf.helm.config.v1+json")(layout)
     with pytest.raises(UnsupportedError, match="not a container image"):
         resolve(layout)

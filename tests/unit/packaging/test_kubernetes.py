@@ -94,7 +94,7 @@ def test_each_file_is_an_object_of_a_known_kind(path: Path) -> None:
     [path for path in FILES if path.name == "kustomization.yaml"],
     ids=lambda path: path.parent.name,
 )
-def test_what_is_named_is_there(path: Path) -> None:
+def test_named_files_exist(path: Path) -> None:
     document = load(path)
     named = [
         *document.get("resources", []),

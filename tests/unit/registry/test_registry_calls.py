@@ -101,7 +101,7 @@ TRICKLED = {
 
 
 @pytest.mark.parametrize("what", TRICKLED)
-def test_what_is_trickled_ends(what: str) -> None:
+def test_a_trickled_answer_ends(what: str) -> None:
     head, drop, options = TRICKLED[what]
     with peer(head, drop) as host, pytest.raises(TransportError, match="takes too long"):
         manifest_of(host, options)
@@ -246,7 +246,7 @@ def test_a_stream_can_be_cancelled() -> None:
 
 
 def test_both_who_race_end_with_the_call() -> None:
-    """Who asks two endpoints at a time waits for threads of the race."""
+    """A call that asks two endpoints at a time waits for the threads of the race."""
     with peer(b"") as host:
 
         def race() -> None:
@@ -256,7 +256,7 @@ def test_both_who_race_end_with_the_call() -> None:
         assert cancelled(race) is None
 
 
-def test_what_was_cancelled_sends_nothing_more() -> None:
+def test_a_cancelled_call_sends_nothing_more() -> None:
     call = Call()
     call.cancel()
     with calling(call), pytest.raises(TransportError, match="nobody waits"):

@@ -167,7 +167,7 @@ def test_redirects_to_ever_new_hosts_leave_nothing() -> None:
     assert pools() <= before
 
 
-def test_what_is_kept_of_redirects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_redirects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firstread.registry.api.MAX_MOVED", 3)
     with ScriptedRegistry(redirect=True) as registry:
         reference = parse_reference(f"{registry.host}/a/b")

@@ -142,7 +142,7 @@ def test_a_header_may_be_a_secret() -> None:
         ('[host."m.io"]\ndial_timeout = "0s"', "dial_timeout"),
     ],
 )
-def test_what_is_wrong(text: str, message: str) -> None:
+def test_invalid_files(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(text)
 

@@ -37,7 +37,7 @@ def test_a_wrong_password_is_refused_and_a_right_one_is_not(auth: str, part: str
                 try_login(registry.host + part, Credentials("", "", "no such"), OPTIONS)
 
 
-def test_who_lets_everybody_in_is_shown_the_password_all_the_same() -> None:
+def test_an_open_registry_is_shown_the_password_all_the_same() -> None:
     with ScriptedRegistry() as registry:
         try_login(registry.host, GOOD, OPTIONS)
         assert [request.headers.get("Authorization") for request in registry.seen] == [

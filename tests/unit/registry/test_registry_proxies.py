@@ -60,7 +60,7 @@ def direct(no_proxy: str, host: str, scheme: str = "https") -> bool:
         ("10.0.0.0/99,:5000,.,*.,,/", "r.example", False),
     ],
 )
-def test_what_is_asked_for_directly(no_proxy: str, host: str, expected: bool) -> None:
+def test_requests_that_bypass_the_proxy(no_proxy: str, host: str, expected: bool) -> None:
     assert direct(no_proxy, host) == expected
 
 

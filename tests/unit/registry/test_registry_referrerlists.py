@@ -111,7 +111,7 @@ def names(place: Repository, artifact_type: str = TYPE) -> list[str]:
     return sorted(entry.digest for entry in place.referrers(SUBJECT.digest, artifact_type))
 
 
-def test_what_is_put_is_listed(place: Destination) -> None:
+def test_attached_images_are_listed(place: Destination) -> None:
     assert names(place) == []
     first, second = (place.put_referrer(thing(name), OCI_MANIFEST) for name in "ab")
     other = place.put_referrer(thing("c", OTHER), OCI_MANIFEST)
@@ -370,7 +370,7 @@ def test_what_took_long_is_remembered_longer(monkeypatch: pytest.MonkeyPatch) ->
             assert len(registry.asked("/referrers/")) == asked
 
 
-def test_what_is_remembered_of_a_registry_is_forgotten() -> None:
+def test_knowledge_of_a_registry_is_forgotten() -> None:
     now = [0.0]
     declined = Declined(lambda: now[0])
     with ScriptedRegistry() as registry, source(registry, "app:1", declined) as place:
@@ -380,7 +380,7 @@ def test_what_is_remembered_of_a_registry_is_forgotten() -> None:
             assert len(registry.asked("/referrers/")) == asked
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_memory_is_bounded() -> None:
     declined = Declined()
     for number in range(3 * MAX_DECLINED):
         declined.note(str(number), 60.0)
@@ -397,7 +397,7 @@ def test_a_page_for_browsers_is_no_list() -> None:
 
 
 @pytest.mark.parametrize("body", ["", "{}", "null", "[1]", "<html>", '{"schemaVersion":2}'])
-def test_what_is_no_list_in_spite_of_its_type(body: str) -> None:
+def test_a_wrong_list_of_the_right_type(body: str) -> None:
     """A bad list says nothing of other repositories, which its writer may not even know."""
     declined = Declined()
     with ScriptedRegistry(referrers=True) as registry:

@@ -44,7 +44,7 @@ def test_values_of_variables_go(typed: list[str], left: list[bytes]) -> None:
     assert shown(settings, "run", *typed, "image", "cmd") == [b"run", *left, b"image", b"cmd"]
 
 
-def test_what_has_no_value_stays() -> None:
+def test_arguments_without_a_value_stay() -> None:
     assert shown(["A", "B=", ""], "-e", "A", "-e", "B=", "", "x") == [
         *(b"-e", b"A", b"-e", b"B=", b"", b"x")
     ]

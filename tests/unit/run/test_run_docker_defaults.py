@@ -150,7 +150,7 @@ def test_calls_that_are_refused() -> None:
 
 @pytest.mark.skipif(not HEADER.exists(), reason="no header with the calls of x86-64")
 def test_what_no_list_names() -> None:
-    """Whoever raises the number reads what Linux has added: list it, or leave it closed here."""
+    """Before raising the number, read the calls that Linux has added: list or refuse them."""
     found = re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADER.read_text())
     calls = {name for name, number in found if int(number) <= 467}  # Linux 6.15
     listed = {name for rule in rules("CAP_SYS_ADMIN") for name in rule["names"]}

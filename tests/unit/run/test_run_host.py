@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked up on the host or prepared there: runtimes, control groups, devices, /etc."""
+"""The parts of the host that a run prepares: runtimes, control groups, devices, /etc."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is accepted after each flag, and the words with which the rest is refused."""
+"""The values that each flag accepts, and the messages that refuse the rest."""
 
 from __future__ import annotations
 

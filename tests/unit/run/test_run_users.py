@@ -97,7 +97,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert resolve_user("12:13", tmp_path) == User(12, 13, (13,), "/")
 
 
-def test_what_is_read_is_bounded(tmp_path: Path) -> None:
+def test_files_are_read_up_to_a_bound(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 5000)
     assert len(read_in_root(tmp_path, "file", limit_bytes=4096)) == 4096
 

@@ -57,7 +57,7 @@ def test_frames_of_another_size_are_another_sector(tmp_path: Path) -> None:
 
 
 def test_a_file_is_known_for_a_sector_whatever_an_image_says(tmp_path: Path) -> None:
-    """Who lies about the size of a sector, or of its frames, must not have it emptied."""
+    """An image that lies about the size of a sector, or its frames, must not have it emptied."""
     made = make_sectors(1, geometry=GEOMETRY)
     sector_id, path = made.wanted[0].entry.id, tmp_path / "sector"
 

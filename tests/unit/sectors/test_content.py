@@ -71,7 +71,7 @@ def test_a_sector_is_fetched_once_for_files_side_by_side() -> None:
     assert place.reads == {manifest.layers[1].digest: 1}
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_kept_sectors_are_bounded() -> None:
     place, _, content, _ = reader()
     content._limit = 2
     for slot in (0, 1, 2, 0, 2):

@@ -145,7 +145,7 @@ def damaged(offset: int, value: int) -> bytes:
         damaged(16, compress_bound(16 * KiB) + 1),
     ],
 )
-def test_what_is_no_frame_table(data: bytes) -> None:
+def test_damaged_frame_tables(data: bytes) -> None:
     with pytest.raises(ImageError):
         FrameTable.unpack(data, GEOMETRY)
 

@@ -149,7 +149,7 @@ def test_a_layer_in_any_pieces() -> None:
         (compressed(b"x" * (9 << 20), window_log=24), "cannot be decompressed"),
     ],
 )
-def test_what_is_no_metadata_layer(layer: bytes, message: str) -> None:
+def test_damaged_metadata_layers(layer: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         write_metadata([layer], io.BytesIO())
 

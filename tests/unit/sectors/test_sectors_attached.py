@@ -130,7 +130,7 @@ def test_nothing_is_attached(registry: ScriptedRegistry) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_acceptable_is_passed_over(registry: ScriptedRegistry, name: str) -> None:
+def test_unacceptable_images_are_passed_over(registry: ScriptedRegistry, name: str) -> None:
     bad = encode(BAD[name])
     store(registry, bad)
     store(registry, GOOD)
@@ -303,7 +303,7 @@ def test_an_index_of_converted_images(registry: ScriptedRegistry) -> None:
 
 
 def test_indexes_side_by_side(registry: ScriptedRegistry) -> None:
-    """What can be converted and attached is found again."""
+    """A conversion that was attached is found again."""
     other = Platform(os="linux", architecture="s390x")
     inner = [
         encode(Index(manifests=[msgspec.structs.replace(SUBJECT, platform=other)])),

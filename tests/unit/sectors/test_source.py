@@ -103,7 +103,7 @@ def test_what_comes_is_measured_and_must_be_all() -> None:
 
 @dataclass
 class Scattered:
-    """What is known of a sector whose frames lie in two blobs, uncompressed, the last one first."""
+    """The progress of a sector with frames in two blobs, uncompressed, the last one first."""
 
     verified: int = 0
     suspect: tuple[int, bytes] = (0, b"")

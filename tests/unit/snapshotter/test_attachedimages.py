@@ -69,7 +69,7 @@ def test_that_there_is_none_counts_for_a_while() -> None:
     assert images("r.example/a:1", ORIGINAL) == f"docker://r.example/a@{CONVERTED}"
 
 
-def test_what_was_built_from_a_converted_image_is_no_ordinary_one() -> None:
+def test_a_derived_image_is_no_ordinary_one() -> None:
     images = Daemon(DerivedImageError("it was built FROM a converted image")).images()
     with pytest.raises(DerivedImageError):
         images("r.example/a:1", ORIGINAL)
@@ -104,7 +104,7 @@ def test_a_failure_is_not_remembered() -> None:
     assert len(daemon.asked) == 2
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachedimages, "MAX_ABSENT", 4)
     daemon = Daemon(UnsupportedError("an ordinary image"))
     images = daemon.images()

@@ -31,7 +31,7 @@ def test_an_error_of_one_who_waits_is_itself() -> None:
         raise TransportError("it is down")
 
 
-def test_what_has_ended_is_not_stopped() -> None:
+def test_an_ended_process_is_not_stopped() -> None:
     caller, stopped = Caller(), []
     with caller.waiting(lambda: stopped.append(1)):
         pass

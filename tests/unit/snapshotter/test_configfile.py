@@ -194,7 +194,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_changed_is_refused(name: str) -> None:
+def test_unknown_configurations_are_refused(name: str) -> None:
     text, message = BROKEN[name]
     with pytest.raises(UsageError, match=message) as caught:
         added(text, Choice(SOCKET, default=True))

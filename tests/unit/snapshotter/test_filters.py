@@ -48,7 +48,7 @@ def test_matches(filters: list[str], expected: bool) -> None:
     "expression",
     ["name=x", "name==", "==x", "name==x,", "name.", "name==x y", 'name=="x', "name<x", "name~=("],
 )
-def test_what_is_no_filter(expression: str) -> None:
+def test_invalid_filters(expression: str) -> None:
     with pytest.raises(RefusalError, match="filter") as raised:
         parse_filters(["name==x", expression])
     assert raised.value.kind is Refusal.INVALID_ARGUMENT

@@ -54,6 +54,6 @@ def test_unknown_fields_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("data", [b"\x12", b"\x12\x05abc", b"\x08", b"\x12\x01\xff"])
-def test_what_is_no_message(data: bytes) -> None:
+def test_damaged_messages(data: bytes) -> None:
     with pytest.raises(DecodeError):
         api.PrepareRequest.FromString(data)

@@ -112,7 +112,7 @@ def test_what_comes(proxy: FaultProxy, fault: str, expected: bytes) -> None:
     assert get(proxy, Range="bytes=1000-5999")[1] == DATA[1000:6000]
 
 
-def test_what_is_said(proxy: FaultProxy) -> None:
+def test_the_words_of_a_script(proxy: FaultProxy) -> None:
     proxy.script("GET /blobs/ short 10\nGET /blobs/ wrong-content-range\nGET /blobs/ redirect")
     short, wrong, moved = (get(proxy, Range="bytes=0-99")[0] for _ in range(3))
     assert short.getheader("Content-Length") == "90"

@@ -185,7 +185,7 @@ class DeviceSuite(ABC):
             assert sum(length for _, _, length in asked) <= 128 * KiB
         assert {slot for slot, _, _ in asked} == {2}
 
-    def test_what_is_here_does_not_ask(self, make: Make) -> None:
+    def test_present_sectors_do_not_ask(self, make: Make) -> None:
         bench = make()
         read, asked = bench.serve(bench.read(0, 0, MiB, "pages"), bench.complete)
         assert read == part(bench, 0, 0, MiB)
@@ -378,7 +378,7 @@ class DeviceSuite(ABC):
         assert read == str(MiB)
         assert asked
 
-    def test_what_is_not_mounted_cannot_be_detached(self, make: Make) -> None:
+    def test_detaching_an_unmounted_image_fails(self, make: Make) -> None:
         bench = make()
         bench.device.detach(bench.mountpoint)
         with pytest.raises(NodeError, match="nothing is mounted there"):

@@ -199,7 +199,7 @@ class SourceSuite:
             assert read(place, blob) == DATA
             place.close()  # and once more with the context
 
-    def test_what_is_not_there(self, shelf: Shelf) -> None:
+    def test_missing_things_are_errors(self, shelf: Shelf) -> None:
         blob, missing = shelf.keep(DATA), describe(b"missing", OCI_LAYER)
         with shelf.open() as place:
             assert place.has_blob(blob)
@@ -368,7 +368,7 @@ class RemoteSourceSuite(SourceSuite):
             assert left == expected(0, left)
 
     def test_cancelling(self, shelf: RemoteShelf) -> None:
-        """Whoever waits for bytes that do not come stops soon after the call was cancelled."""
+        """A reader of bytes that do not come stops soon after its call was cancelled."""
         blob, call = shelf.keep(DATA), Call()
         failed: list[FirstreadError] = []
         with shelf.open() as place:
