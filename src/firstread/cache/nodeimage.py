@@ -62,14 +62,14 @@ class SectorMap:
     def __contains__(self, sector_id: object) -> bool:
         return sector_id in self._by_id
 
-    def slot(self, sector_id: bytes) -> int:
-        """Return the device slot of a sector. Raises KeyError if the image has no such sector."""
-        return self._by_id[sector_id]
-
     def find(self, sector_id: bytes) -> Wanted | None:
         """Return the sector with this id."""
         slot = self._by_id.get(sector_id)
         return None if slot is None else self.image.wanted(slot)
+
+    def slot(self, sector_id: bytes) -> int | None:
+        """Return the device slot of the sector with this id."""
+        return self._by_id.get(sector_id)
 
     def behind(self, sector: Wanted) -> Wanted | None:
         """Return the sector that begins where `sector` ends in its blob."""

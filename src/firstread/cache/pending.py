@@ -59,7 +59,7 @@ class PendingRead:
     sector: Wanted | None = None
     charged: str = ""
     awaits: Awaits = Awaits.ROUTE
-    note_wait: Callable[[PendingRead, float], None] | None = None
+    note_wait: Callable[[float], None] | None = None
 
     @property
     def end(self) -> int:

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 1.0
 BAR = 40  # columns
-STYLES = {"demand": "blue", "hot": "dark_orange", "prefetch": "green", "completion": "magenta"}
+STYLES = {
+    "demand": "blue",
+    "hot": "dark_orange",
+    "prefetch": "green",
+    "completion": "magenta",
+    "background": "yellow",
+}
 HEALTHY, FAILING = "default", "red"
 
 

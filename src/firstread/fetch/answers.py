@@ -67,7 +67,7 @@ class Answers:
             log.error("read %d is answered already", read.number)
             return
         if allow and read.note_wait is not None:
-            read.note_wait(read, now - read.came)  # first: a reader that goes on is counted
+            read.note_wait(now - read.came)  # first: a reader that goes on finds itself counted
         self._device.answer(read.number, allow=allow)
         self._reads.release(read)
         self._untold.append(read.number)

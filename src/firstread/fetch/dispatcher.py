@@ -88,7 +88,7 @@ class Dispatcher:
             read.sector_id = self._store.id_of(read.fd)
         offer = self._providers.first(read.sector_id, read.end)
         if offer is not None:
-            read.sector, read.note_wait = offer.sector, offer.served.waited
+            read.sector, read.note_wait = offer.sector, offer.served.stats.answered
         return offer
 
     def _look(self, read: PendingRead, offer: Offer) -> Seen:

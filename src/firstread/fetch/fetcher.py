@@ -93,7 +93,7 @@ class Fetcher:
         )
         self.flusher = Flusher(store, self.presence.holding)
         self._files = SectorFiles(store, self.presence, self.cache.admission, self.flusher)
-        self._counts = LaneCounts(self.feed, self.providers.charged)
+        self._counts = LaneCounts(self.feed, self.providers.sharing)
         self._workers = workers
         self._lock = threading.Lock()  # of both maps, which are replaced, never changed
         self._lanes: dict[Origin, Lane] = {}

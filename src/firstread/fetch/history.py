@@ -5,7 +5,8 @@ Owns the record, its bounds and its document. The first `MOST` reads and request
 report is about a start; the record counts what comes later. Safe to use from several threads.
 
 A read of a present sector raises no event, and the supervisor answers a read that its sector covers
-by then: neither is in the record.
+by then: neither is in the record. A sector that several images share is in the history of each,
+because nobody sees through which mount it is read.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ class History:
     def waited(self, read: PendingRead, seconds: float) -> None:
         """Note a read that goes on after so many seconds."""
         slot = self._sectors.slot(read.sector_id)
+        if slot is None:
+            return
         with self._lock:
             self._last.append(seconds)
             self._keep(self._reads.add(read.came, seconds, slot, read.offset, read.length))
@@ -178,6 +181,8 @@ class History:
     def requested(self, filling: Filling, size: int) -> int | None:
         """Note a request of `size` bytes that begins with this sector; return its number."""
         now, slot = time.monotonic(), self._sectors.slot(filling.sector.entry.id)
+        if slot is None:
+            return None
         with self._lock:
             return self._keep(self._requests.add(now, 0, slot, filling.cause, size, 0))
 
@@ -196,6 +201,8 @@ class History:
         is_rest = filling.demanded and filling.cause is Cause.COMPLETION
         cause = Cause.DEMAND if is_rest else filling.cause
         slot = self._sectors.slot(filling.sector.entry.id)
+        if slot is None:
+            return
         with self._lock:
             self._came_at[slot], self._came_by[slot] = time.monotonic(), 1 + cause
 

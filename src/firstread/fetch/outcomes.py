@@ -70,7 +70,10 @@ class Outcomes:
             for sector_id in {read.sector.entry.id for read in reads if read.sector}:
                 self._denials.clear(sector_id)
         if covered := [read for read in reads if self._touch(read)]:
+            now = time.monotonic()
             self._answers.give(covered, allow=True)
+            for read in covered:  # which nobody waits for now
+                self._providers.waited(read, now - read.came)
 
     def _touch(self, read: PendingRead) -> bool:
         """Tell presence that a read goes on; False if it waits there, for an emptying."""
@@ -135,7 +138,7 @@ class Outcomes:
         entry = filling.sector.entry
         self._providers.forget_useless(entry.id)
         self._providers.prove(entry.id, entry.size)
-        for served in self._providers.charged(entry.id):
+        for served in self._providers.sharing(entry.id):
             served.history.present(filling)
         cause = filling.cause.name.lower()
         self._feed.tell("present", sector=entry.id.hex(), cause=cause, source=filling.source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
-from firstread.cache.pending import PendingRead
 from firstread.config import PolicyTable
 from firstread.fetch.history import History
 from firstread.fetch.lane import Lane
@@ -29,8 +28,3 @@ class Served:
         self.history = History(self.sectors)
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index
-
-    def waited(self, read: PendingRead, seconds: float) -> None:
-        """Note a read that goes on after so many seconds."""
-        self.stats.answered(seconds)
-        self.history.waited(read, seconds)

@@ -33,12 +33,13 @@ BINS: Final = 240  # of time
 ROW: Final = 24.0  # pixels of a step
 READS: Final = 62.0  # pixels of the reads that wait
 AXIS: Final = 22.0  # pixels below a plot, for its axis
-CAUSES: Final = ("demand", "hot", "prefetch", "completion", "before", "absent")
+CAUSES: Final = ("demand", "hot", "prefetch", "completion", "background", "before", "absent")
 WORDS: Final = {
     "demand": "a read asked for it",
     "hot": "hot sector, streamed",
     "prefetch": "fetched ahead of a reader",
-    "completion": "background completion",
+    "completion": "the rest of it, or of a pinned image",
+    "background": "background completion",
     "before": "on the node before",
     "absent": "absent",
 }

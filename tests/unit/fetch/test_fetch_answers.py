@@ -71,7 +71,7 @@ class Lives(RuleBasedStateMachine):
         fd = self.file(number) if has_file else -1
         self.came += 1.0
         read = self.reads.take(Read(number, 1, 0, 4096, fd), self.came)
-        read.note_wait = lambda _, seconds: self.waits.append(seconds)
+        read.note_wait = self.waits.append
         self.taken.append(read)
         self.pending.append(read)
 

@@ -52,7 +52,8 @@ def test_bytes_of_a_request_arrive_evenly() -> None:
         RequestMade(3.5, 9.0, 0, "demand", 100, 0),
     ]
     found = start(requests=requests).arrivals(4.0, 4)
-    assert found == {"demand": [0, 200, 200, 0], "prefetch": [0, 0, 0, pytest.approx(100)]}
+    assert found["demand"] == [0, 200, 200, 0]
+    assert found["prefetch"] == pytest.approx([0, 0, 0, 100])
 
 
 def test_bytes_that_come_after_the_axis_are_left_out() -> None:
@@ -91,10 +92,11 @@ def test_a_trace_is_summed_up_by_file() -> None:
     reads = [TracedRead(5, 0, 4096, b"a"), TracedRead(9, 8192, 8192, b"b\xff")]
     reads.append(TracedRead(2_000_000, 4096, 8192, b"a"))
     found = of_trace(Trace(TraceHeader(version=1, ready_us=1_500_000), reads), "t")
-    assert [(f.path, f.reads, f.bytes, f.first) for f in found.files] == [
-        ("/a", 2, 12288, pytest.approx(5e-6)),
-        ("/b\\xff", 1, 8192, pytest.approx(9e-6)),
+    assert [(f.path, f.reads, f.bytes) for f in found.files] == [
+        ("/a", 2, 12288),
+        ("/b\\xff", 1, 8192),
     ]
+    assert [f.first for f in found.files] == pytest.approx([5e-6, 9e-6])
     assert (found.ready, found.end) == (1.5, 2.0)
 
 
