@@ -33,6 +33,7 @@ from firstread.convert.outcome import Attachments, Conversion
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
 from firstread.mounts.nodestatus import Mounted
+from firstread.report.startrecord import StartRecord
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "json.md"
 
@@ -58,6 +59,7 @@ _VERIFIED: Final = (
     "The exit code is 0 if nothing is left that is damaged or could not be read, else 5.\n"
 )
 _CHECKED: Final = "The exit code is 0 if nothing fails, else 5.\n"
+_REPORT: Final = "What a mount's start has done and read; also the file of `run --record`.\n"
 _EVENTS: Final = "An object a line, as it happens; `event` says which.\n"
 
 SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
@@ -73,6 +75,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "cache prune": ("", Pruned, ""),
     "cache verify": ("", Verified, _VERIFIED),
     "fetch": (_FETCH, None, ""),
+    "report": (_REPORT, StartRecord, ""),
     "events": (_EVENTS, None, ""),
     "doctor": ("", NodeChecked, _CHECKED),
     "errors": ("", ErrorDocument, ""),
@@ -179,7 +182,7 @@ def _kind(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is list:
         item = _kind(typing.get_args(hint)[0])
-        text = "array of " + re.sub(r"^(\w+)", r"\1s", item)
+        text = "array of " + re.sub(r"^(\w+?)s?\b", r"\1s", item)
     elif origin is dict or _is_struct(hint):
         text = "object"
     else:

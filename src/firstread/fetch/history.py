@@ -50,7 +50,7 @@ class RequestMade(Document):
     at: when it was sent, in seconds since `began`
     seconds: until the last of its bytes so far
     sector: device slot of the first sector that it asks for
-    cause: `demand`, `prefetch` or `completion`
+    cause: as in `requests_by_cause` of [status](#status)
     bytes: asked for, compressed
     received: of them
     """
@@ -69,7 +69,7 @@ class SectorCame(Document):
     size: uncompressed
     compressed: size in its blob
     filled: bytes that are on this node
-    cause: why it came, see `requests`; null if it has not come since `began`
+    cause: why it came; null if it has not come since `began`
     at: when it was whole, in seconds since `began`
     """
 

@@ -202,11 +202,7 @@ def share(part: float, whole: float, words: str, others: str) -> Markup:
         bar(0, part / whole, 0, 14, "reads", words),
         title=f"{words}; {others}",
     )
-    items = [
-        element("li", element("i", class_=look), said)
-        for look, said in (("c-demand", words), ("c-absent", others))
-    ]
-    return joined([drawn, element("ul", *items, class_="legend")])
+    return joined([drawn, _legend([("c-demand", words), ("c-absent", others)])])
 
 
 def histogram(waits: Sequence[float]) -> Markup:
@@ -288,10 +284,28 @@ def _grown(start: Start, end: float) -> list[float]:
 
 def legend(start: Start) -> Markup:
     """Return the causes of sectors with their numbers and bytes."""
-    counts = start.came()
-    items = []
-    for cause in causes(counts):
-        held = sum(s.size for s in start.sectors if cause_of(s) == cause)
-        words = f"{WORDS.get(cause, cause)}: {counted(counts[cause], 'sector')}, {size(held)}"
-        items.append(element("li", element("i", class_=kind(cause)), words))
+    counts, held = start.came(), Counter[str]()
+    for sector in start.sectors:
+        held[cause_of(sector)] += sector.size
+    return _legend(
+        (kind(cause), f"{WORDS.get(cause, cause)}: {counted(count, 'sector')}, {size(held[cause])}")
+        for cause, count in ((cause, counts[cause]) for cause in causes(counts))
+    )
+
+
+def requests(start: Start) -> Markup:
+    """Return the causes of requests with their numbers and bytes, during the start and later."""
+    counts, came = Counter[str](), Counter[str]()
+    for request in start.requests:
+        counts[request.cause] += 1
+        came[request.cause] += request.received
+    return _legend(
+        (kind(cause), f"{cause}: {size(came[cause])} in {counted(counts[cause], 'request')}")
+        for cause in causes(counts)
+    )
+
+
+def _legend(rows: Iterable[tuple[str, str]]) -> Markup:
+    """Return a list of colours and what they stand for."""
+    items = (element("li", element("i", class_=look), words) for look, words in rows)
     return element("ul", *items, class_="legend")

@@ -140,7 +140,7 @@ def _sections(start: Start, end: float | None = None, level: str = "h2") -> list
     parts: list[tuple[str, str, Callable[[], Markup], object]] = [
         ("Timeline", _about_time(start), lambda: charts.timeline(start, end), True),
         ("Bytes that arrive", "Compressed, by the cause of the request.",
-         lambda: joined([charts.arrivals(start, end)]), start.requests),
+         lambda: joined([charts.arrivals(start, end), charts.requests(start)]), start.requests),
         ("Sectors", _about_sectors(start), lambda: _sectors(start), start.sectors),
         ("How long reads waited", "Logarithmic; five bins for each factor of ten.",
          lambda: charts.histogram(start.waits()), start.kind == "start" and start.waits()),
@@ -235,7 +235,7 @@ def _table(rows: Sequence[FileRead], most: int, more: int) -> Markup:
 
 
 def _compared(starts: Sequence[Start]) -> list[Markup]:
-    names = [f"{at} {start.name}" for at, start in enumerate(starts, 1)]
+    names = [f"{at}. {start.name}" for at, start in enumerate(starts, 1)]
     end = max(start.end for start in starts)
     body = [
         element("h1", f"{len(starts)} starts compared"),
