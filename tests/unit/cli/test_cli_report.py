@@ -11,7 +11,7 @@ import pytest
 
 from firstread.documents import encode
 from firstread.testing.command import firstread
-from firstread.testing.starts import start_record
+from firstread.testing.startrecords import start_record
 
 TRACE = '{"firstread_trace":1,"command":["app"]}\n[5,0,4096,"/bin/app"]\n'
 

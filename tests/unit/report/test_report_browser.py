@@ -17,7 +17,7 @@ import pytest
 from firstread.report.page import page
 from firstread.report.shownstart import of_record
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.starts import start_record
+from firstread.testing.startrecords import start_record
 
 CHROMIUM = shutil.which("chromium")
 LIGHT, DARK = (255, 255, 255), (0x14, 0x17, 0x1B)

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from firstread.report.page import page
 from firstread.report.shownstart import Start, of_record, of_trace
-from firstread.testing.starts import start_record
+from firstread.testing.startrecords import start_record
 from firstread.traces.tracefile import Trace, TracedRead, TraceHeader
 from firstread.units import MiB
 

@@ -18,7 +18,7 @@ from firstread.report.shownstart import (
     of_trace,
 )
 from firstread.report.startrecord import FileRead
-from firstread.testing.starts import start_record
+from firstread.testing.startrecords import start_record
 from firstread.traces.tracefile import Trace, TracedRead, TraceHeader
 from firstread.units import MiB
 

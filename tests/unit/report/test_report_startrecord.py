@@ -15,7 +15,7 @@ from firstread.errors import LimitError, NodeError, UnsupportedError, UsageError
 from firstread.fetch.history import Step
 from firstread.report import startrecord
 from firstread.report.startrecord import MAX_SECTORS, is_record, read_record, rebased
-from firstread.testing.starts import start_record
+from firstread.testing.startrecords import start_record
 
 
 def written(place: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
