@@ -16,7 +16,7 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "doctor snapshotter run daemon control mounts cache convert sectors erofs "
+        "doctor snapshotter run daemon control mounts cache convert traces sectors erofs "
         "registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
@@ -25,7 +25,9 @@ ROOMS: dict[str, str] = {
         "units errors"
     ),
     "snapshotter": "daemon control mounts cache sectors registry oci private trees errors",
-    "run": "device oci mountinfo printable private signals trees units errors",
+    "run": (
+        "device traces sectors oci mountinfo printable private readable signals trees units errors"
+    ),
     "daemon": (
         "control mounts fetch cache device sectors config memory mountinfo opener private "
         "readable redact units errors __init__"

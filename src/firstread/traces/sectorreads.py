@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns reads of sectors into a trace of files. Pure.
+
+Owns the way from what a device sees to a `Trace`. Invariant: a trace lists a block of a file once,
+at its first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from firstread.traces.filemap import FileMap
+from firstread.traces.firstreads import only_first
+from firstread.traces.tracefile import MAX_READS, Trace, TracedRead, TraceHeader
+
+
+class SectorRead(NamedTuple):
+    """A read of a sector file.
+
+    Args:
+        time_us: microseconds since the start.
+        slot: device slot of the sector.
+        offset: first byte in the sector.
+        length: bytes.
+    """
+
+    time_us: int
+    slot: int
+    offset: int
+    length: int
+
+
+def to_trace(reads: Iterable[SectorRead], files: FileMap, header: TraceHeader) -> Trace:
+    """Return the trace of a start; reads beyond `MAX_READS` are left out.
+
+    Args:
+        reads: in any order.
+        files: of the image.
+        header: of the trace.
+    """
+    return Trace(header, list(islice(only_first(_located(reads, files)), MAX_READS)))
+
+
+def _located(reads: Iterable[SectorRead], files: FileMap) -> Iterator[TracedRead]:
+    for time_us, slot, offset, length in reads:
+        for path, start, size in files.locate(slot, offset, length):
+            yield TracedRead(time_us, start, size, path)
