@@ -147,12 +147,6 @@ class SectorStore:
                 self.empty(sector_id)  # a process has died while it did so
         return moved
 
-    def empty_unverified(self, ids: Iterable[bytes]) -> None:
-        """Empty the unverified ones of `ids` where they are: their mounts stand already."""
-        for sector_id in ids:
-            if self._is_unverified(sector_id):
-                self.empty(sector_id)
-
     def _is_unverified(self, sector_id: bytes) -> bool:
         status = self.look(sector_id)
         return status is not None and lacks_prefix(status) and self.holed(sector_id) is None

@@ -132,7 +132,8 @@ class Daemon:
                 stderr=log,
             )
         assert before is not None
-        assert before.wait(timeout=PATIENCE_S) == 0, self.output()
+        self.wait(lambda: before.poll() is not None)
+        assert before.returncode == 0, self.output()
         self.wait(lambda: self.supervisor != old)
 
     def wait_version(self, upgrades: int) -> None:

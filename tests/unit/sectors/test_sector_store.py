@@ -210,20 +210,6 @@ def test_after_a_reboot_unflushed_files_are_set_aside_before_a_mount(root: Path)
             store.unverified.open(IDS[2])
 
 
-def test_an_unverified_sector_of_a_mount_that_stands_is_emptied_in_place(root: Path) -> None:
-    with opened(root) as store:
-        store.claim()
-        store.ensure(IDS[:2])
-        store.path(IDS[0]).write_bytes(bytes(WHOLE))
-        store.path(IDS[1]).write_bytes(bytes(WHOLE))
-        store.flush(IDS[1])
-    with rebooted(root) as store:
-        inode = store.path(IDS[0]).stat().st_ino
-        store.empty_unverified(IDS)
-        assert [store.size(sector_id) for sector_id in IDS[:2]] == [0, WHOLE]
-        assert store.path(IDS[0]).stat().st_ino == inode
-
-
 def test_a_flush_verifies_nothing(root: Path) -> None:
     with opened(root) as store:
         store.claim()
