@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from firstread.oci.reference import parse_reference
+from firstread.registry.open import open_source
 from firstread.run.containers import ContainerStore, Status, status_of
 from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine, until
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import runnable_registry
+from firstread.traces.attachedtraces import traces_attached
 from firstread.traces.tracefile import Trace, read_trace
 
 pytestmark = pytest.mark.privileged
@@ -195,3 +198,16 @@ def test_traces_are_merged(machine: Machine, app: str, tmp_path: Path) -> None:
     assert merged.header.starts == 2
     assert merged.header.image
     assert {path for path, *_ in pages_of_data(merged)} == {"data/0", "data/1", "data/3", "data/5"}
+
+
+def test_a_trace_travels_with_its_image(machine: Machine, app: str, tmp_path: Path) -> None:
+    out = tmp_path / "trace"
+    done = machine.call("trace", "--attach", "-o", str(out), app, DD)
+    assert done.returncode == 0, done
+    with open_source(parse_reference(app)) as repository:
+        subject, _ = repository.get_manifest()
+        assert f"is attached to {subject.digest}\n" in done.stderr
+        assert traces_attached(repository, subject) == [trace_in(out)]
+    done = machine.call("trace", app, DD)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "say where the trace is to go" in done.stderr

@@ -38,7 +38,7 @@ ROOMS: dict[str, str] = {
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
     "convert": "sectors erofs registry layouts oci documents memory printable units errors",
-    "traces": "sectors erofs units errors",
+    "traces": "sectors erofs oci units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
     "registry": "layouts oci redact units errors __init__",

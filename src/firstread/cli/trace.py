@@ -79,7 +79,8 @@ class _Forms(click.Command):
     context_settings=CONTEXT_SETTINGS,
     epilog="'firstread trace merge FILE... -o FILE' merges traces.",
 )
-@_output_option
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the trace to FILE.")
+@click.option("--attach", is_flag=True, help="Attach the trace to the image, in its repository.")
 @click.option("--until", metavar="URL", help="The workload is ready when this answers with 2xx.")
 @click.option(
     "--until-line", metavar="REGEX", help="It is ready when a line of its output matches."
@@ -104,7 +105,8 @@ class _Forms(click.Command):
 @run_options
 def command(
     options: RunOptions,
-    output: Path,
+    output: Path | None,
+    attach: bool,
     until: str | None,
     until_line: str | None,
     seconds: float | None,
@@ -124,7 +126,10 @@ def command(
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     conditions = _conditions(until, until_line, seconds)
-    check_output(output)
+    if output is not None:
+        check_output(output)
+    elif not attach:
+        raise UsageError("say where the trace is to go", hint="-o FILE, --attach, or both")
     how = {
         "policy": pull,
         "access": access_request(access),
@@ -133,11 +138,15 @@ def command(
     }
     os.umask(0o022)  # as for `run`
     with unwinding_on_signals():
-        trace, start = _Tracing(_prepared(options), conditions, root, run_dir).run(how)
-    save_trace(output, trace)
-    complain([f"{output}: {describe(trace)}"])
-    if start.signal is not None and not start.stopped:
-        raise SystemExit(128 + start.signal)
+        tracing = _Tracing(_prepared(options), conditions, root, run_dir)
+        trace, start = tracing.run(how)
+        if output is not None:
+            save_trace(output, trace)
+        complain([f"{output or options.image}: {describe(trace)}"])
+        if start.signal is not None and not start.stopped:
+            raise SystemExit(128 + start.signal)  # not attached: nobody knows what is missing
+        if attach:
+            _attach(options.image, access, tracing.digest, trace)
     return 0 if start.stopped else start.code
 
 
@@ -159,6 +168,21 @@ def _prepared(options: RunOptions) -> RunOptions:
     return dataclasses.replace(options, command=rest, remove=True)
 
 
+def _attach(name: str, access: AccessOptions, digest: str, trace: Trace) -> None:
+    """Attach a trace to the original of a converted image, or else to the converted one."""
+    from firstread.oci.reference import parse_reference
+    from firstread.oci.repository import naming
+    from firstread.registry.open import open_destination
+    from firstread.traces.attachedtraces import attach_trace
+
+    reference = parse_reference(name).absolute()
+    here = dataclasses.replace(reference, tag=None, digest=None)
+    subjects = filter(None, (trace.header.image, digest))
+    with naming(reference), open_destination(here, access) as repository:
+        subject, artifact = attach_trace(repository, subjects, trace)
+    complain([f"{artifact.digest} is attached to {subject.digest}"])
+
+
 class _Tracing:
     """One start on this node.
 
@@ -167,7 +191,12 @@ class _Tracing:
         conditions: for the end of the start.
         root: of the node.
         run_dir: of the daemon.
+
+    Attributes:
+        digest: of the converted image, once it is on the node.
     """
+
+    digest = ""
 
     def __init__(
         self, options: RunOptions, conditions: Conditions, root: Path, run_dir: Path
@@ -212,8 +241,9 @@ class _Tracing:
         from firstread.cli.fetch import fetch_whole
 
         mount = hold(client, record, image, how)
+        self.digest = mount["digest"]
         fetch_whole(client, mount["mountpoint"], quiet=False)
-        node_image = ImageStore(self._root, tidy=False).load(mount["digest"])
+        node_image = ImageStore(self._root, tidy=False).load(self.digest)
         start = self._start(node_image, store, record)
         self._check(start)
         return _to_trace(node_image, start, self._options), start

@@ -155,7 +155,7 @@ def _reads(lines: Iterable[bytes]) -> Iterable[TracedRead]:
             raise ImageError(f"line {number} of the trace is damaged: {exc}") from exc
         if time_us < last or not path.startswith("/"):
             raise ImageError(f"line {number} of the trace is out of order or names no file")
-        if number > MAX_READS:
+        if number > MAX_READS + 1:
             raise LimitError(f"the trace has more than {MAX_READS} reads")
         last = time_us
         yield TracedRead(time_us, offset, length, unescape(path[1:]))
