@@ -16,7 +16,7 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "doctor snapshotter run daemon control mounts cache convert traces sectors erofs "
+        "doctor snapshotter run daemon control mounts fetch cache convert traces sectors erofs "
         "registry oci config documents memory printable private redact signals units errors "
         "__init__"
     ),
@@ -34,7 +34,7 @@ ROOMS: dict[str, str] = {
     ),
     "control": "mounts fetch registry oci documents private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
-    "fetch": "cache device sectors registry oci config documents opener units errors",
+    "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
     "convert": "sectors erofs registry layouts oci documents memory printable units errors",

@@ -59,7 +59,8 @@ _OTHER_FORMS = {"merge", "--from"}  # of `trace`
 
 def _is_containers(arguments: list[str]) -> bool:
     """Return whether the last arguments and the exit code are those of a process in a container."""
-    return bool({*arguments[:1]} & _CONTAINERS) and not {*arguments[1:2]} & _OTHER_FORMS
+    form = {word.partition("=")[0] for word in arguments[1:2]}
+    return bool({*arguments[:1]} & _CONTAINERS) and not form & _OTHER_FORMS
 
 
 class InterruptError(FirstreadError):

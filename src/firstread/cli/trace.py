@@ -59,8 +59,34 @@ def _merge(files: tuple[Path, ...], output: Path) -> None:
     complain([f"{output}: {describe(trace)}"])
 
 
+@click.command()
+@click.option("--from", "place", metavar="DIR", required=True, help="Mount point.")
+@_output_option
+@node_options
+def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
+    """Write what the mount at DIR has read of data that was not on this node.
+
+    The daemon's record has the first 65,536 such reads of the first ten minutes. It is coarser than
+    a trace of its own: it lacks reads of present data.
+    """
+    from firstread.cache.imagestore import ImageStore
+    from firstread.control.client import Client
+    from firstread.documents import decode
+    from firstread.fetch.tracelog import SeenReads
+    from firstread.traces.sectorreads import unpack_reads
+
+    check_output(output)
+    seen = decode(Client(run_dir).post("/seen", directory=os.path.abspath(place)), SeenReads)
+    image = ImageStore(root, tidy=False).load(seen.digest)
+    trace = trace_of(image, unpack_reads(seen.reads), (), seen.read_ahead_kib, None)
+    save_trace(output, trace)
+    complain([f"{output}: {describe(trace)}"])
+    if not seen.since_mount:
+        complain(["  the record began with the daemon's last restart, not with the mount"])
+
+
 class _Forms(click.Command):
-    """Takes ``merge`` as first word for the other form of the command."""
+    """Leaves the command to another form if its first word is that one's."""
 
     def make_context(
         self,
@@ -71,13 +97,16 @@ class _Forms(click.Command):
     ) -> click.Context:
         if args[:1] == ["merge"]:
             return _merge.make_context(f"{info_name} merge", args[1:], parent, **extra)
+        if args and args[0].partition("=")[0] == "--from":
+            return _from.make_context(info_name, args, parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
 @click.command(
     cls=_Forms,
     context_settings=CONTEXT_SETTINGS,
-    epilog="'firstread trace merge FILE... -o FILE' merges traces.",
+    epilog="'firstread trace merge FILE... -o FILE' merges traces; 'firstread trace --from DIR -o"
+    " FILE' writes what the mount at DIR has read.",
 )
 @click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the trace to FILE.")
 @click.option("--attach", is_flag=True, help="Attach the trace to the image, in its repository.")

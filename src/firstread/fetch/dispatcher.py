@@ -63,7 +63,9 @@ class Dispatcher:
 
     def handle(self, event: Read) -> None:
         """Take an event: answer it, or see to it that it will be. Does not block."""
-        self._route(self._reads.take(event, time.monotonic()))
+        read = self._reads.take(event, time.monotonic())
+        self._route(read)
+        self._providers.note_read(read)  # now: nobody waits for it
 
     def again(self, reads: Sequence[PendingRead]) -> None:
         """Take reads again whose sector has changed its state meanwhile."""

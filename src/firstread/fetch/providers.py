@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from firstread.cache.membership import Member
+from firstread.cache.pending import PendingRead
 from firstread.cache.presence import Presence
 from firstread.config import PolicyTable
 from firstread.fetch.lane import Lane
@@ -87,6 +88,14 @@ class Providers:
             for served, claimed in self.having(sector.entry.id)
             if claimed == sector and lane in (None, served.lane)
         ]
+
+    def note_read(self, read: PendingRead) -> None:
+        """Note a read in the record of all who have its sector; see `TraceLog`."""
+        for member in self._members.having(read.sector_id) if read.length else ():
+            served = self._served.get(member)
+            slot = None if served is None else served.sectors.slot(read.sector_id)
+            if served is not None and slot is not None:
+                served.log.note(read.came, slot, read.offset, read.length)
 
     # -- who is asked --------------------------------------------------------------------------
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import time
+
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.config import PolicyTable
 from firstread.fetch.lane import Lane
 from firstread.fetch.stats import ImageStats
+from firstread.fetch.tracelog import TraceLog
 
 
 class Served:
@@ -24,5 +27,6 @@ class Served:
         self.sectors = SectorMap(image)
         self.member = Member(image.block_image.index.sectors)
         self.stats = ImageStats()
+        self.log = TraceLog(time.monotonic())
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index

@@ -7,6 +7,7 @@ at its first read.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from typing import NamedTuple
 from firstread.traces.filemap import FileMap
 from firstread.traces.firstreads import only_first
 from firstread.traces.tracefile import MAX_READS, Trace, TracedRead, TraceHeader
+
+_ROW = struct.Struct("<4I")  # of a record: time_us, slot, offset, length
+ROW_BYTES = _ROW.size
 
 
 class SectorRead(NamedTuple):
@@ -30,6 +34,17 @@ class SectorRead(NamedTuple):
     slot: int
     offset: int
     length: int
+
+
+def pack_read(read: SectorRead) -> bytes:
+    """Return a read as a row of a record; its time ends 71 minutes after the start."""
+    return _ROW.pack(*read)
+
+
+def unpack_reads(rows: bytes) -> list[SectorRead]:
+    """Return the reads in the rows of a record."""
+    whole = len(rows) - len(rows) % ROW_BYTES
+    return [SectorRead(*row) for row in _ROW.iter_unpack(rows[:whole])]
 
 
 def to_trace(reads: Iterable[SectorRead], files: FileMap, header: TraceHeader) -> Trace:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fetcher has seen of a start: the reads of an image that had to ask for their data.
+
+Owns the record of one image and its bounds. Maps nothing to files, and writes nothing:
+`firstread.cli.trace` does. Invariant: a record takes `MOST_READS` rows of `ROW_BYTES`, and a read
+costs it no lock.
+
+A record is coarser than what `firstread.run.tracer` sees. It lacks reads of present sectors, and
+those that the supervisor answers itself since the file covers them by now (ADR 83).
+"""
+
+from __future__ import annotations
+
+import time
+
+from firstread.documents import Digest, Document, Seconds
+from firstread.traces.sectorreads import ROW_BYTES, SectorRead, pack_read
+
+MOST_READS = 65_536
+MOST_S = 600.0  # after the mount
+_END = 1 << 32  # root can read a sector file anywhere; a row holds no more
+
+
+class SeenReads(Document):
+    """What a mount has read of data that was not on the node.
+
+    digest: of the image's manifest
+    age_s: since the record began
+    quiet_s: since the last read in it
+    since_mount: it began with the mount, not with a later fetcher
+    cold: sectors of the image were absent at that time
+    ended: it takes no more reads
+    read_ahead_kib: of the mount, now; 0 if unknown
+    reads: rows of four little-endian 32-bit numbers: microseconds since the record began, device
+        slot, offset, bytes
+    """
+
+    digest: Digest
+    age_s: Seconds
+    quiet_s: Seconds
+    since_mount: bool
+    cold: bool
+    ended: bool
+    read_ahead_kib: int
+    reads: bytes
+
+
+class TraceLog:
+    """The record of one image.
+
+    Args:
+        now: monotonic seconds.
+
+    Attributes:
+        since_mount: see `SeenReads`.
+        cold: likewise.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._begun = self._last = now
+        self._rows = bytearray()
+        self.since_mount = self.cold = False
+
+    def begin(self, now: float, *, cold: bool) -> None:
+        """Begin anew with the first mount; later ones change nothing."""
+        if not self.since_mount:
+            self._begun = self._last = now
+            self._rows = bytearray()
+            self.since_mount, self.cold = True, cold
+
+    def note(self, came: float, slot: int, offset: int, length: int) -> None:
+        """Note a read, unless the record has ended, or the read is of no sector's size.
+
+        Args:
+            came: when, in monotonic seconds.
+            slot: device slot of the sector.
+            offset: first byte in the sector.
+            length: bytes.
+        """
+        if not self.has_ended(came) and offset + length < _END:
+            self._last = max(self._last, came)
+            time_us = max(0, round((came - self._begun) * 1e6))
+            self._rows += pack_read(SectorRead(time_us, slot, offset, length))
+
+    def has_ended(self, now: float) -> bool:
+        """Return whether it takes no more reads."""
+        return len(self._rows) >= MOST_READS * ROW_BYTES or now - self._begun >= MOST_S
+
+    def __len__(self) -> int:
+        return len(self._rows) // ROW_BYTES
+
+    def quiet_s(self, now: float) -> float:
+        """Return the seconds since the last read, or since the beginning."""
+        return now - self._last
+
+    def document(self, digest: str, read_ahead_kib: int) -> SeenReads:
+        """Return the record, as it is now."""
+        now = time.monotonic()
+        return SeenReads(
+            digest=digest,
+            age_s=now - self._begun,
+            quiet_s=self.quiet_s(now),
+            since_mount=self.since_mount,
+            cold=self.cold,
+            ended=self.has_ended(now),
+            read_ahead_kib=read_ahead_kib,
+            reads=bytes(self._rows),
+        )
