@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from firstread.cli.tracefiles import load_trace
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.plainimage import PlainImage
+from firstread.traces.savedtrace import load_trace
 from firstread.units import KiB
 
 pytestmark = pytest.mark.privileged
@@ -85,3 +86,30 @@ def test_another_directory_has_no_record(daemon: Daemon, tmp_path: Path) -> None
     assert ran.code == 2
     assert "is not a mount of firstread" in ran.stderr
     assert not out.exists()
+
+
+@pytest.fixture
+def collecting(tmp_path: Path) -> Iterator[Daemon]:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[trace]\ncollect = "{tmp_path / "traces"}"\n')
+    with Daemon(tmp_path, "--config", str(config)) as running:
+        yield running
+
+
+def test_a_node_keeps_a_trace_of_a_cold_start(
+    collecting: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    """The start ends with its mount; the next one is not cold."""
+    place, traces = collecting.mount(plain[0]), tmp_path / "traces"
+    for number in range(100):
+        if (place / f"f{number}").exists():
+            read(collecting, place / f"f{number}", 0)
+    digest = collecting.mounted(place)["digest"]
+    assert collecting.run("umount", place).code == 0
+    collecting.wait(lambda: list(traces.glob("*.jsonl")))
+    (path,) = traces.iterdir()
+    assert path.name.startswith(digest.replace(":", "-"))
+    trace = load_trace(path)
+    assert trace.reads[0].path == b"f0"
+    assert len(trace.reads) == len({read.path for read in trace.reads}) > 1
+    assert trace.header.image.startswith("sha256:")

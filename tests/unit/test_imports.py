@@ -29,8 +29,8 @@ ROOMS: dict[str, str] = {
         "device traces sectors oci mountinfo printable private readable signals trees units errors"
     ),
     "daemon": (
-        "control mounts fetch cache device sectors config memory mountinfo opener private "
-        "readable redact units errors __init__"
+        "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
+        "private readable redact units errors __init__"
     ),
     "control": "mounts fetch registry oci documents private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",

@@ -27,9 +27,9 @@ from firstread.cli.options import (
     policy_options,
 )
 from firstread.cli.output import complain
-from firstread.cli.tracefiles import check_output, describe, load_trace, save_trace, trace_of
 from firstread.errors import FirstreadError, NodeError, UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
+from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.cache.nodeimage import NodeImage
@@ -52,11 +52,12 @@ _output_option = click.option(
 def _merge(files: tuple[Path, ...], output: Path) -> None:
     """Merge the traces of several starts of an image into one."""
     from firstread.traces.firstreads import merge
+    from firstread.traces.savedtrace import check_output, load_trace, save_trace
 
     check_output(output)
     trace = merge([load_trace(path) for path in files])
     save_trace(output, trace)
-    complain([f"{output}: {describe(trace)}"])
+    complain([f"{output}: {_describe(trace)}"])
 
 
 @click.command()
@@ -73,14 +74,15 @@ def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
     from firstread.control.client import Client
     from firstread.documents import decode
     from firstread.fetch.tracelog import SeenReads
-    from firstread.traces.sectorreads import unpack_reads
+    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.sectorreads import trace_of, unpack_reads
 
     check_output(output)
     seen = decode(Client(run_dir).post("/seen", directory=os.path.abspath(place)), SeenReads)
-    image = ImageStore(root, tidy=False).load(seen.digest)
-    trace = trace_of(image, unpack_reads(seen.reads), (), seen.read_ahead_kib, None)
+    image = ImageStore(root, tidy=False).load(seen.digest).block_image
+    trace = trace_of(image, unpack_reads(seen.reads), read_ahead_kib=seen.read_ahead_kib)
     save_trace(output, trace)
-    complain([f"{output}: {describe(trace)}"])
+    complain([f"{output}: {_describe(trace)}"])
     if not seen.since_mount:
         complain(["  the record began with the daemon's last restart, not with the mount"])
 
@@ -152,6 +154,7 @@ def command(
     the container. The container is removed.
     """
     from firstread.signals import unwinding_on_signals
+    from firstread.traces.savedtrace import check_output, save_trace
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     conditions = _conditions(until, until_line, seconds)
@@ -171,7 +174,7 @@ def command(
         trace, start = tracing.run(how)
         if output is not None:
             save_trace(output, trace)
-        complain([f"{output or options.image}: {describe(trace)}"])
+        complain([f"{output or options.image}: {_describe(trace)}"])
         if start.signal is not None and not start.stopped:
             raise SystemExit(128 + start.signal)  # not attached: nobody knows what is missing
         if attach:
@@ -312,6 +315,17 @@ class _Tracing:
 def _to_trace(image: NodeImage, start: TracedStart, options: RunOptions) -> Trace:
     from firstread.run.bundle import process_args
     from firstread.run.rundefaults import parse_image_config
+    from firstread.traces.sectorreads import trace_of
 
     command = process_args(parse_image_config(image.config), options)
-    return trace_of(image, start.reads, command, start.read_ahead_kib, start.ready_us)
+    return trace_of(image.block_image, start.reads, command, start.read_ahead_kib, start.ready_us)
+
+
+def _describe(trace: Trace) -> str:
+    """Return what people want to know of a trace, in one line."""
+    size = sum(read.length for read in trace.reads)
+    files = len({read.path for read in trace.reads})
+    ready = trace.header.ready_us
+    when = "" if ready is None else f", ready after {ready / 1e6:.2f} s"
+    reads = counted(len(trace.reads), "read")
+    return f"{reads} of {counted(files, 'file')}, {format_size(size)}{when}"

@@ -54,12 +54,13 @@ class TraceLog:
     Attributes:
         since_mount: see `SeenReads`.
         cold: likewise.
+        collected: a node that keeps traces has dealt with it.
     """
 
     def __init__(self, now: float) -> None:
         self._begun = self._last = now
         self._rows = bytearray()
-        self.since_mount = self.cold = False
+        self.since_mount = self.cold = self.collected = False
 
     def begin(self, now: float, *, cold: bool) -> None:
         """Begin anew with the first mount; later ones change nothing."""

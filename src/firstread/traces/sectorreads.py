@@ -7,14 +7,25 @@ at its first read.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from firstread.erofs.reader import read_tree
+from firstread.sectors.image import SOURCE_DIGEST, BlockImage
 from firstread.traces.filemap import FileMap
 from firstread.traces.firstreads import only_first
-from firstread.traces.tracefile import MAX_READS, Trace, TracedRead, TraceHeader
+from firstread.traces.tracefile import (
+    MAX_READS,
+    MAX_WORD,
+    MAX_WORDS,
+    VERSION,
+    Trace,
+    TracedRead,
+    TraceHeader,
+)
 
 _ROW = struct.Struct("<4I")  # of a record: time_us, slot, offset, length
 ROW_BYTES = _ROW.size
@@ -45,6 +56,36 @@ def unpack_reads(rows: bytes) -> list[SectorRead]:
     """Return the reads in the rows of a record."""
     whole = len(rows) - len(rows) % ROW_BYTES
     return [SectorRead(*row) for row in _ROW.iter_unpack(rows[:whole])]
+
+
+def trace_of(
+    image: BlockImage,
+    reads: Iterable[SectorRead],
+    command: Iterable[str] = (),
+    read_ahead_kib: int = 0,
+    ready_us: int | None = None,
+) -> Trace:
+    """Return the trace of a start of an image.
+
+    Args:
+        image: that was read.
+        reads: of its sectors, in any order.
+        command: that ran; its longest words are cut.
+        read_ahead_kib: of the mount.
+        ready_us: when the workload was ready, or None.
+
+    Raises:
+        ImageError: the image's tree is damaged.
+    """
+    words = (os.fsencode(word).decode(errors="replace") for word in command)
+    header = TraceHeader(
+        version=VERSION,
+        image=(image.manifest.annotations or {}).get(SOURCE_DIGEST, ""),
+        command=[word[:MAX_WORD] for word in words][:MAX_WORDS],
+        read_ahead_kib=read_ahead_kib,
+        ready_us=ready_us,
+    )
+    return to_trace(reads, FileMap(read_tree(image.erofs)), header)
 
 
 def to_trace(reads: Iterable[SectorRead], files: FileMap, header: TraceHeader) -> Trace:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from firstread.cli import tracefiles
-from firstread.cli.tracefiles import check_output, describe, load_trace, save_trace
 from firstread.errors import ImageError, LimitError, NodeError, UsageError
 from firstread.testing.command import firstread
-from firstread.traces import tracefile
-from firstread.traces.tracefile import VERSION, Trace, TracedRead, TraceHeader
+from firstread.traces import savedtrace
+from firstread.traces.savedtrace import check_output, load_trace, save_trace
+from firstread.traces.tracefile import VERSION, Trace, TracedRead, TraceHeader, read_trace
 
 TRACE = Trace(
     TraceHeader(version=VERSION, image="sha256:" + "0" * 64, ready_us=1_500_000),
@@ -26,7 +25,6 @@ def test_a_trace_comes_back(tmp_path: Path) -> None:
     save_trace(path, TRACE)
     assert load_trace(path) == TRACE
     assert path.stat().st_mode & 0o777 == 0o644
-    assert describe(TRACE) == "2 reads of 1 file, 12.0 KiB, ready after 1.50 s"
 
 
 def test_a_trace_that_cannot_be_written_leaves_the_old_one(
@@ -34,7 +32,7 @@ def test_a_trace_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     path = tmp_path / "trace"
     path.write_text("old")
-    monkeypatch.setattr(tracefile, "MAX_TRACE_SIZE", 10)
+    monkeypatch.setattr(savedtrace, "MAX_TRACE_SIZE", 10)
     with pytest.raises(LimitError, match="the trace is larger than 10"):
         save_trace(path, TRACE)
     assert path.read_text() == "old"
@@ -47,7 +45,7 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     save_trace(path, TRACE)
     with open(reader, "rb") as file:
-        assert tracefile.read_trace(file) == TRACE
+        assert read_trace(file) == TRACE
     assert path.is_fifo()
 
 
@@ -74,7 +72,8 @@ def test_merge_writes_one_trace(tmp_path: Path) -> None:
     out = tmp_path / "c"
     ran = firstread("trace", "merge", tmp_path / "a", tmp_path / "b", "-o", out)
     assert (ran.code, ran.stdout) == (0, "")
-    merged = tracefiles.load_trace(out)
+    assert ran.stderr == f"{out}: 2 reads of 1 file, 12.0 KiB, ready after 1.50 s\n"
+    merged = load_trace(out)
     assert merged.header.starts == 2
     assert merged.reads == TRACE.reads
     ran = firstread("trace", "merge", tmp_path / "nosuch", "-o", out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace files on this machine, for several verbs.
+"""Trace files on this machine.
 
 Invariant: a file gets its name when it is complete.
 """
@@ -10,17 +10,10 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
-from firstread.units import counted, format_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from firstread.cache.nodeimage import NodeImage
-    from firstread.traces.sectorreads import SectorRead
-    from firstread.traces.tracefile import Trace
+from firstread.traces.tracefile import MAX_TRACE_SIZE, Trace, read_trace, write_trace
+from firstread.units import format_size
 
 
 def load_trace(path: Path) -> Trace:
@@ -30,8 +23,6 @@ def load_trace(path: Path) -> Trace:
         ImageError: it is no trace that this version reads; names the file.
         NodeError: it cannot be read.
     """
-    from firstread.traces.tracefile import read_trace
-
     try:
         with path.open("rb") as file:
             return read_trace(file)
@@ -61,8 +52,6 @@ def save_trace(path: Path, trace: Trace) -> None:
         NodeError: it cannot be written.
         LimitError: no version would read so large a file.
     """
-    from firstread.traces.tracefile import MAX_TRACE_SIZE, write_trace
-
     in_place = path.exists() and not path.is_file()  # a pipe, or a terminal
     scratch: Path | None = None
     try:
@@ -88,50 +77,3 @@ def save_trace(path: Path, trace: Trace) -> None:
         if scratch is not None:
             with contextlib.suppress(OSError):
                 scratch.unlink()
-
-
-def trace_of(
-    image: NodeImage,
-    reads: Iterable[SectorRead],
-    command: Iterable[str],
-    read_ahead_kib: int,
-    ready_us: int | None,
-) -> Trace:
-    """Return the trace of a start.
-
-    Args:
-        image: that was read.
-        reads: of its sectors.
-        command: that ran; its longest words are cut.
-        read_ahead_kib: of the mount.
-        ready_us: when the workload was ready, or None.
-
-    Raises:
-        ImageError: the image's tree is damaged.
-    """
-    from firstread.erofs.reader import read_tree
-    from firstread.sectors.image import SOURCE_DIGEST
-    from firstread.traces.filemap import FileMap
-    from firstread.traces.sectorreads import to_trace
-    from firstread.traces.tracefile import MAX_WORD, MAX_WORDS, VERSION, TraceHeader
-
-    block_image = image.block_image
-    words = (os.fsencode(word).decode(errors="replace") for word in command)
-    header = TraceHeader(
-        version=VERSION,
-        image=(block_image.manifest.annotations or {}).get(SOURCE_DIGEST, ""),
-        command=[word[:MAX_WORD] for word in words][:MAX_WORDS],
-        read_ahead_kib=read_ahead_kib,
-        ready_us=ready_us,
-    )
-    return to_trace(reads, FileMap(read_tree(block_image.erofs)), header)
-
-
-def describe(trace: Trace) -> str:
-    """Return what people want to know of a trace, in one line."""
-    size = sum(read.length for read in trace.reads)
-    files = len({read.path for read in trace.reads})
-    ready = trace.header.ready_us
-    when = "" if ready is None else f", ready after {ready / 1e6:.2f} s"
-    reads = counted(len(trace.reads), "read")
-    return f"{reads} of {counted(files, 'file')}, {format_size(size)}{when}"
