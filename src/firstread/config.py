@@ -28,6 +28,9 @@ A file, with the defaults::
                                     # this fetcher has not checked or fetched them, or somebody has
                                     # written to them since; "mount": after each mount; "never"
 
+    [trace]
+    collect = ""                    # directory for a trace of every cold start, see docs/traces.md
+
     [registry]
     hosts_dirs = ["/etc/containerd/certs.d"]  # HOST/hosts.toml below, as containerd has them
     credentials_dir = ""            # of files HOST.json, see docs/registries.md
@@ -141,12 +144,23 @@ class RegistryTable(_Table, frozen=True):
             raise ValueError("hedge_share must be from 0 to 1")
 
 
+class TraceTable(_Table, frozen=True):
+    """Traces that the daemon keeps."""
+
+    collect: str = ""
+
+    def __post_init__(self) -> None:
+        if self.collect and not Path(self.collect).is_absolute():
+            raise ValueError("collect must be an absolute path")
+
+
 class Config(_Table, frozen=True):
     """All tables."""
 
     node: NodeTable = NodeTable()
     policy: PolicyTable = PolicyTable()
     cache: CacheTable = CacheTable()
+    trace: TraceTable = TraceTable()
     registry: RegistryTable = RegistryTable()
 
     @classmethod

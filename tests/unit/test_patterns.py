@@ -37,6 +37,7 @@ from firstread.registry.referrerlists import next_page
 from firstread.run import parse, runtime
 from firstread.snapshotter.filters import parse_filters
 from firstread.snapshotter.service import status_of
+from firstread.traces.tracefile import unescape
 from firstread.units import KiB, parse_size
 
 TOP = Path(firstread.__file__).parent
@@ -133,6 +134,7 @@ MEASURED: dict[str, Measured] = {
     "snapshotter.filters._VALUE": filter_of,
     "snapshotter.filters._value": filter_of,
     "snapshotter.filters.holds": filter_of,
+    "traces.tracefile._ESCAPED": unescape,
     "units._SIZE": parse_size,
 }
 # Measured besides, since several patterns, or loops, work together in it.
@@ -150,6 +152,7 @@ OWN = {
     "device.scanners._MARK": "what the kernel says of a descriptor",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
     "run.parse.parse_cpus": "the command line",
+    "run.readiness.parse_pattern": "the command line; lines of output are cut first",
     "run.parse.parse_moment": "the command line",
     "run.parse.parse_device": "the command line",
     "run.parse.parse_extra_host": "the command line",

@@ -1,28 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """``firstread run``: a container on a lazy mount.
 
-Owns the tie between the two: the container holds its mount under its id, from before the mount
-exists until the container no longer needs it. So ``firstread rm`` can release the mount, whatever
-died in between.
+Owns the order of a run, and what its user sees of it.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.holding import hold, reserve
 from firstread.cli.nodestate import container_store, release_mount
 from firstread.cli.options import (
     access_options,
     access_request,
-    check_lazy,
     login_options,
     login_request,
     node_options,
@@ -35,13 +31,10 @@ from firstread.errors import FirstreadError, UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 
 if TYPE_CHECKING:
-    from firstread.control.client import Client
     from firstread.registry.options import AccessOptions
-    from firstread.run.containers import ContainerStore, Record
+    from firstread.run.containers import Record
 
 DETACHED_HINT = "while a detached one runs: firstread report REF"
-
-_LATE = "firstread.run.lifecycle"
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -112,9 +105,9 @@ def _run(
 
     image = str(parse_reference(options.image).absolute())
     store = container_store(root)
-    record, client = _reserve(options, store, root, run_dir)
+    record, client = reserve(options, store, root, run_dir)
     try:
-        mount = _mount(client, record, image, how)
+        mount = hold(client, record, image, how)
         if timeline is not None:
             timeline.mounted(mount, client)
     except BaseException:
@@ -139,40 +132,6 @@ def _run(
     except FirstreadError as exc:
         exc.about(image=image)
         raise
-
-
-def _reserve(
-    options: RunOptions, store: ContainerStore, root: Path, run_dir: Path
-) -> tuple[Record, Client]:
-    """Write the container's record, and connect to the daemon."""
-    from firstread.control.client import Client, connected
-    from firstread.run.containers import reserve_container
-
-    if not Client(run_dir).alive():
-        # Before a daemon is started. With one, the same checks follow while it mounts.
-        from firstread.run.early import check_early
-
-        check_early(options, store.state_dir)
-    record = reserve_container(options, store)
-    try:
-        return record, connected(root, run_dir)
-    except BaseException:
-        store.delete(record)
-        raise
-
-
-def _mount(client: Client, record: Record, image: str, how: dict[str, Any]) -> dict[str, Any]:
-    """Mount the image, under the container's id, while `_LATE` is imported.
-
-    The import takes as long as a mount. Its thread ends here, since a detached container's monitor
-    is forked from a process without threads.
-    """
-    loading = threading.Thread(target=importlib.import_module, args=(_LATE,))
-    loading.start()
-    mount: dict[str, Any] = client.mount(image=image, holder=record.id, **how)
-    loading.join()
-    check_lazy(mount, how["policies"])
-    return mount
 
 
 class _Stages:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.node import Node
 from firstread.mounts.nodestatus import Mounted, MountHistory, Pulled
 from firstread.mounts.pulls import Waiting
@@ -77,6 +78,12 @@ class PinRequest(msgspec.Struct):
 
 class HistoryRequest(msgspec.Struct):
     """``POST /history``: see `Node.history`."""
+
+    directory: str
+
+
+class SeenRequest(msgspec.Struct):
+    """``POST /seen``: see `Node.seen`."""
 
     directory: str
 
@@ -181,6 +188,10 @@ def _history(call: Call) -> MountHistory:
     return call.node.history(call.read(HistoryRequest).directory)
 
 
+def _seen(call: Call) -> SeenReads:
+    return call.node.seen(call.read(SeenRequest).directory)
+
+
 def _list_cache(call: Call) -> object:
     return call.node.maintenance.listing()
 
@@ -204,6 +215,7 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/release"): _release,
     ("POST", "/pin"): _pin,
     ("POST", "/history"): _history,
+    ("POST", "/seen"): _seen,
     ("POST", "/login"): _login,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,

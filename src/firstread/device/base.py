@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from firstread.device.superblock import FileSystem
+
 MOST_READS = 16384  # that wait at a time
 SECTOR_ID_BYTES = 32
 
@@ -56,12 +58,15 @@ class Capabilities:
             kernel was proved to do so, see `firstread.mounts.kernelproof`.
         fills_at_random: the bytes of a sector may come in any order: no read passes the server.
         asks_for_sectors: a read that asks says which sector it wants, but not which part of it.
+        sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
+            allows it.
     """
 
     asks_when_present: bool
     fails_closed: bool
     fills_at_random: bool
     asks_for_sectors: bool
+    sets_read_ahead: bool
 
 
 class Device(Protocol):
@@ -97,6 +102,24 @@ class Device(Protocol):
 
         Raises:
             NodeError: nothing is mounted there, or it is in use; then the message says by whom.
+        """
+
+    def set_read_ahead(self, file_system: FileSystem, kib: int) -> None:
+        """Bound what the kernel reads beyond what is asked for.
+
+        Args:
+            file_system: of an image that is attached, or still used.
+            kib: at most; 0 for none. Files that are open keep what they were opened with.
+
+        Raises:
+            NodeError: the node does not allow it; nothing changes.
+        """
+
+    def read_ahead(self, file_system: FileSystem) -> int:
+        """Return what bounds it now, in KiB.
+
+        Raises:
+            NodeError: it is not known here.
         """
 
     def watch(self, ids: Iterable[bytes]) -> None:

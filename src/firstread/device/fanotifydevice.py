@@ -17,6 +17,8 @@ from pathlib import Path
 from firstread.device.base import Capabilities
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import Group
+from firstread.device.readahead import read_ahead_of, set_read_ahead_of
+from firstread.device.superblock import FileSystem
 from firstread.errors import FirstreadError
 from firstread.sectors.sectorstore import SectorStore
 
@@ -40,6 +42,7 @@ class FanotifyDevice:
         fails_closed=True,
         fills_at_random=False,
         asks_for_sectors=False,
+        sets_read_ahead=True,
     )
 
     def __init__(self, store: SectorStore, group: Group) -> None:
@@ -68,6 +71,14 @@ class FanotifyDevice:
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
         unmount(mountpoint, lazy=lazy)
+
+    def set_read_ahead(self, file_system: FileSystem, kib: int) -> None:
+        """See `Device`."""
+        set_read_ahead_of(file_system, kib)
+
+    def read_ahead(self, file_system: FileSystem) -> int:
+        """See `Device`."""
+        return read_ahead_of(file_system)
 
     def watch(self, ids: Iterable[bytes]) -> None:
         """See `Device`."""

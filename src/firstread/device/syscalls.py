@@ -26,6 +26,7 @@ AT_FDCWD = -100
 
 FAN_MARK_ADD = 0x01
 FAN_MARK_REMOVE = 0x02
+FAN_MARK_MOUNT = 0x10
 
 MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
@@ -43,6 +44,7 @@ _FSCONFIG_CMD_CREATE = 6
 _CLONE_FILES = 0x400
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_OPEN_TREE_CLONE = 1
 _MESSAGE_BYTES = 1024
 _BPF_INSTRUCTION_BYTES = 8
 
@@ -73,6 +75,7 @@ _fanotify_init = _function("fanotify_init", _INT, _UINT, _UINT)
 _fanotify_mark = _function("fanotify_mark", _INT, _INT, _UINT, ctypes.c_uint64, _INT, _STR)
 _umount2 = _function("umount2", _INT, _STR, _INT)
 _move_mount = _function("syscall", _LONG, _LONG, _INT, _STR, _INT, _STR, _UINT)
+_open_tree = _function("syscall", _LONG, _LONG, _INT, _STR, _UINT)
 _fsopen = _function("syscall", _LONG, _LONG, _STR, _UINT)
 _fsconfig = _function("syscall", _LONG, _LONG, _INT, _UINT, _STR, _STR, _INT)
 _fsmount = _function("syscall", _LONG, _LONG, _INT, _UINT, _UINT)
@@ -84,6 +87,7 @@ _clone = _function("syscall", _LONG, _LONG, *[ctypes.c_ulong] * 5)
 _seccomp = _function("syscall", _LONG, _LONG, _UINT, _UINT, _STR)
 
 _SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
+_SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -145,6 +149,11 @@ def fsmount(context: int, attributes: int) -> int:
 def move_mount(mount: int, mountpoint: bytes) -> None:
     """Attach a detached mount to the tree."""
     _move_mount(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, mountpoint, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def clone_mount(directory: bytes) -> int:
+    """Return the descriptor of a detached mount of a directory, as ``mount --bind`` would make."""
+    return int(_open_tree(_SYS_OPEN_TREE, AT_FDCWD, directory, _OPEN_TREE_CLONE | os.O_CLOEXEC))
 
 
 def umount2(mountpoint: bytes, flags: int) -> None:

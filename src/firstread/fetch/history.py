@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happened to one image since it is served: reads that waited, requests, sectors that came.
 
-Owns the record, its bounds and its document. The first `MOST` reads and requests stay, because a
-report is about a start; the record counts what comes later. Safe to use from several threads.
+Owns the requests, why and when sectors came, and the document of all; `TraceLog` owns the reads.
+The first `MOST` requests stay, because a report is about a start; later ones are counted. Safe to
+use from several threads.
 
 A read of a present sector raises no event, and the supervisor answers a read that its sector covers
 by then: neither is in the record. A sector that several images share is in the history of each,
@@ -14,18 +15,18 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
 from firstread.cache.nodeimage import SectorMap
-from firstread.cache.pending import PendingRead
 from firstread.documents import Bytes, Document, Moment, Seconds
 from firstread.fetch.queue import Cause, Filling
+from firstread.fetch.tracelog import TraceLog
 
-MOST: Final = 16_384  # rows of each kind; 0.7 MB for an image that fills both
-LAST: Final = 8  # waits that a status shows
+MOST: Final = 16_384  # requests; 0.8 MB
+ROW: Final = 6  # numbers of a request
 
 
 class ReadWaited(Document):
@@ -113,49 +114,20 @@ class ImageHistory(Document):
     lost: int
 
 
-class _Rows:
-    """Rows of `width` numbers each, the first `MOST`."""
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._numbers = array("d")
-
-    def __len__(self) -> int:
-        return len(self._numbers) // self._width
-
-    def add(self, *row: float) -> int | None:
-        """Add a row; return its number, or None if there is no room."""
-        number = len(self)
-        if number >= MOST:
-            return None
-        self._numbers.extend(row)
-        return number
-
-    def change(self, number: int, column: int, value: float) -> None:
-        self._numbers[number * self._width + column] = value
-
-    def __getitem__(self, number: int) -> array[float]:
-        return self._numbers[number * self._width : (number + 1) * self._width]
-
-    def __iter__(self) -> Iterator[array[float]]:
-        return map(self.__getitem__, range(len(self)))
-
-
 class History:
     """The record of one image.
 
     Args:
         sectors: of the image.
+        log: of its reads.
     """
 
-    def __init__(self, sectors: SectorMap) -> None:
-        self._sectors = sectors
+    def __init__(self, sectors: SectorMap, log: TraceLog) -> None:
+        self._sectors, self._log = sectors, log
         count = len(sectors.image.block_image.index.sectors)
         self._began = time.monotonic()
         self._steps: dict[str, float] = {}  # seconds that each took
-        self._reads = _Rows(5)
-        self._requests = _Rows(6)
-        self._last: deque[float] = deque(maxlen=LAST)
+        self._requests = array("d")  # rows of six: sent, seconds, slot, cause, bytes, received
         self._came_at = array("d", bytes(8 * count))  # by slot
         self._came_by = bytearray(count)  # by slot: 1 + the cause; 0 for a sector that did not come
         self._lost = 0
@@ -169,31 +141,26 @@ class History:
             if not self._steps and began <= self._began:
                 self._began, self._steps = began, dict(steps)
 
-    def waited(self, read: PendingRead, seconds: float) -> None:
-        """Note a read that goes on after so many seconds."""
-        slot = self._sectors.slot(read.sector_id)
-        if slot is None:
-            return
-        with self._lock:
-            self._last.append(seconds)
-            self._keep(self._reads.add(read.came, seconds, slot, read.offset, read.length))
-
     def requested(self, filling: Filling, size: int) -> int | None:
         """Note a request of `size` bytes that begins with this sector; return its number."""
         now, slot = time.monotonic(), self._sectors.slot(filling.sector.entry.id)
         if slot is None:
             return None
         with self._lock:
-            return self._keep(self._requests.add(now, 0, slot, filling.cause, size, 0))
+            number = len(self._requests)
+            if number >= ROW * MOST:
+                self._lost += 1
+                return None
+            self._requests.extend((now, 0, slot, filling.cause, size, 0))
+        return number
 
     def received(self, number: int | None, count: int) -> None:
         """Note that so many more bytes came for a request."""
         if number is None:
             return
         with self._lock:
-            row = self._requests[number]
-            self._requests.change(number, 1, time.monotonic() - row[0])
-            self._requests.change(number, 5, row[5] + count)
+            self._requests[number + 1] = time.monotonic() - self._requests[number]
+            self._requests[number + 5] += count
 
     def present(self, filling: Filling) -> None:
         """Note that a sector came whole."""
@@ -206,16 +173,7 @@ class History:
         with self._lock:
             self._came_at[slot], self._came_by[slot] = time.monotonic(), 1 + cause
 
-    def _keep(self, number: int | None) -> int | None:
-        self._lost += number is None
-        return number
-
     # -- what is told --------------------------------------------------------------------------
-
-    def last_waits(self) -> list[float]:
-        """Return how many seconds the last reads waited, the newest last."""
-        with self._lock:
-            return list(self._last)
 
     def came(self) -> dict[str, int]:
         """Return how many sectors came, by cause."""
@@ -235,17 +193,15 @@ class History:
                 elapsed=now - began,
                 steps=_in_a_row(self._steps),
                 reads=[
-                    ReadWaited(came - began, seconds, int(slot), int(offset), int(length))
-                    for came, seconds, slot, offset, length in self._reads
+                    ReadWaited(came - began, seconds, read.slot, read.offset, read.length)
+                    for came, seconds, read in self._log.reads()
                 ],
                 requests=[
-                    RequestMade(
-                        sent - began, seconds, int(slot), _name(int(cause)), int(size), int(came)
-                    )
-                    for sent, seconds, slot, cause, size, came in self._requests
+                    _request(self._requests[at : at + ROW], began)
+                    for at in range(0, len(self._requests), ROW)
                 ],
                 sectors=[self._sector(slot, bytes_) for slot, bytes_ in enumerate(filled)],
-                lost=self._lost,
+                lost=self._lost + self._log.lost,
             )
 
     def _sector(self, slot: int, filled: int) -> SectorCame:
@@ -257,6 +213,12 @@ class History:
             cause=_name(by - 1) if by else None,
             at=self._came_at[slot] - self._began if by else None,
         )
+
+
+def _request(row: array[float], began: float) -> RequestMade:
+    sent, seconds, *numbers = row
+    slot, cause, size, received = map(int, numbers)
+    return RequestMade(sent - began, seconds, slot, _name(cause), size, received)
 
 
 def _name(cause: int) -> str:

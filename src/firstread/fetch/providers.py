@@ -82,9 +82,11 @@ class Providers:
         return [offer.served for offer in self.having(sector_id)]
 
     def waited(self, read: PendingRead, seconds: float) -> None:
-        """Note a read that goes on after so many seconds, in the history of all who may read."""
-        for served in self.sharing(read.sector_id):
-            served.history.waited(read, seconds)
+        """Note a read that goes on after so many seconds, in the records of all who may read."""
+        for served in self.sharing(read.sector_id) if read.length else ():
+            slot = served.sectors.slot(read.sector_id)
+            if slot is not None:
+                served.log.note(read.came, slot, read.offset, read.length, seconds)
 
     def charged(self, sector_id: bytes) -> list[Served]:
         """Return who is charged with what is done for a sector; nobody once it is withdrawn."""

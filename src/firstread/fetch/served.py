@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import time
+
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.config import PolicyTable
 from firstread.fetch.history import History
 from firstread.fetch.lane import Lane
 from firstread.fetch.stats import ImageStats
+from firstread.fetch.tracelog import TraceLog
 
 
 class Served:
@@ -25,6 +28,7 @@ class Served:
         self.sectors = SectorMap(image)
         self.member = Member(image.block_image.index.sectors)
         self.stats = ImageStats()
-        self.history = History(self.sectors)
+        self.log = TraceLog(time.monotonic())
+        self.history = History(self.sectors, self.log)
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index

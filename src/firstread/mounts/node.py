@@ -7,6 +7,7 @@ does stands in its module; `firstread.mounts.live` has the rules of their lock.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -23,6 +24,7 @@ from firstread.config import PolicyTable
 from firstread.errors import NodeError, UsageError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
@@ -252,6 +254,20 @@ class Node:
             self._live.pin(mount)
             self._serving.complete(mount.served)
 
+    def seen(self, directory: str) -> SeenReads:
+        """Return what a mount has read of data that was not on the node.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+        """
+        with self._live.lock:
+            mount = self._live.at(directory)
+        kib = 0
+        if mount.record.file_system is not None:
+            with contextlib.suppress(NodeError):
+                kib = self._fetcher.presence.device.read_ahead(mount.record.file_system)
+        return mount.served.log.document(mount.record.digest, kib)
+
     # -- status --------------------------------------------------------------------------------
 
     def status(self) -> NodeStatus:
@@ -301,7 +317,7 @@ class Node:
             policies=Policies.of(self._serving.policy_of(record)),
             wanted=self._fetcher.wanted(served),
             came_by_cause=served.history.came(),
-            last_waits_s=served.history.last_waits(),
+            last_waits_s=list(served.log.last),
             **structs.asdict(served.stats.figures()),
         )
 

@@ -11,11 +11,12 @@ from typing import cast
 import pytest
 
 from firstread.cache.nodeimage import NodeImage, SectorMap
-from firstread.cache.pending import PendingRead
 from firstread.fetch import history as module
-from firstread.fetch.history import LAST, History, ReadWaited
+from firstread.fetch import tracelog
+from firstread.fetch.history import History
 from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.stats import Feed, ImageStats, LaneCounts
+from firstread.fetch.tracelog import LAST, TraceLog
 from firstread.oci.model import Descriptor
 from firstread.sectors.format import Geometry, SectorEntry
 from firstread.sectors.image import BlockImage
@@ -33,7 +34,8 @@ class Noted:
         index = SimpleNamespace(sectors=entries, geometry=Geometry(16 * KiB, 4 * KiB))
         block = cast(BlockImage, SimpleNamespace(index=index, blobs=[blob]))
         self.sectors = SectorMap(NodeImage("sha256:a", Path("/"), block, {}))
-        self.stats, self.history = ImageStats(), History(self.sectors)
+        self.log = TraceLog(time.monotonic())
+        self.stats, self.history = ImageStats(), History(self.sectors, self.log)
         self.counts = LaneCounts(Feed(), lambda _: [self])
 
     def filling(self, slot: int, cause: Cause, *, demanded: bool = False) -> Filling:
@@ -43,8 +45,7 @@ class Noted:
 
     def wait(self, slot: int, seconds: float, offset: int = 0) -> float:
         came = time.monotonic()
-        read = PendingRead(1, 1, offset, 4096, -1, came, IDS[slot])
-        self.history.waited(read, seconds)
+        self.log.note(came, slot, offset, 4096, seconds)
         return came
 
 
@@ -74,8 +75,10 @@ def test_times_count_from_the_order_to_mount(noted: Noted) -> None:
         ("metadata", 1.0, 2.5),
         ("mount", 3.5, 1.0),
     ]
-    assert document.reads == [ReadWaited(came - began, 0.25, 2, 8192, 4096)]
-    assert document.elapsed >= document.reads[0].at > 4
+    (read,) = document.reads
+    assert read.at == pytest.approx(came - began, abs=1e-5)
+    assert (read.seconds, read.sector, read.offset, read.bytes) == (0.25, 2, 8192, 4096)
+    assert document.elapsed >= read.at > 4
 
 
 def test_a_mount_of_an_image_that_is_served_already_does_not_change_its_begin(noted: Noted) -> None:
@@ -116,6 +119,7 @@ def test_a_full_record_keeps_the_first_and_counts_the_rest(
     noted: Noted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST", 3)
+    monkeypatch.setattr(tracelog, "MOST_READS", 3)
     for number in range(2 * LAST):
         noted.wait(0, number)
         noted.counts.requested(noted.filling(0, Cause.DEMAND), 1)
@@ -124,4 +128,4 @@ def test_a_full_record_keeps_the_first_and_counts_the_rest(
     assert [read.seconds for read in document.reads] == [0, 1, 2]
     assert [request.received for request in document.requests] == [1, 1, 1]
     assert document.lost == 2 * (2 * LAST - 3)
-    assert noted.history.last_waits() == list(range(LAST, 2 * LAST))
+    assert list(noted.log.last) == list(range(LAST, 2 * LAST))

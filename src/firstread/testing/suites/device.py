@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from firstread.device.base import Read
+from firstread.device.superblock import FileSystem
 from firstread.erofs.tree import Node, directory, walk
 from firstread.errors import NodeError
 from firstread.testing.devicebench import DeviceBench, output, summary
@@ -184,6 +185,18 @@ class DeviceSuite(ABC):
         if not bench.device.capabilities.asks_for_sectors:
             assert sum(length for _, _, length in asked) <= 128 * KiB
         assert {slot for slot, _, _ in asked} == {2}
+
+    @pytest.mark.parametrize("kib", [16, 128])
+    def test_read_ahead_bounds_what_a_page_fault_asks_for(self, make: Make, kib: int) -> None:
+        bench = make()
+        if not bench.device.capabilities.sets_read_ahead:
+            pytest.skip("this device has no say in read-ahead")
+        file_system = FileSystem.at(bench.mountpoint)
+        bench.device.set_read_ahead(file_system, kib)
+        assert bench.device.read_ahead(file_system) == kib
+        read, asked = bench.serve(bench.read(2, MiB // 2, 4096, "mmap"), bench.fill)
+        assert read == part(bench, 2, MiB // 2)
+        assert max(length for _, _, length in asked) == kib * KiB
 
     def test_present_sectors_do_not_ask(self, make: Make) -> None:
         bench = make()
