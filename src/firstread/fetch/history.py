@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final
@@ -177,8 +176,8 @@ class History:
 
     def came(self) -> dict[str, int]:
         """Return how many sectors came, by cause."""
-        counts = Counter(self._came_by)
-        return {cause.name.lower(): counts[1 + cause] for cause in Cause if counts[1 + cause]}
+        counts = {cause.name.lower(): self._came_by.count(1 + cause) for cause in Cause}
+        return {name: count for name, count in counts.items() if count}
 
     def document(self, filled: Sequence[int]) -> ImageHistory:
         """Return all of it.
