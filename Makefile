@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-APT := attr acl busybox-static ca-certificates containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
+APT := attr acl busybox-static ca-certificates chromium containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
        iproute2 libarchive-tools make mount procps python3-venv skopeo umoci util-linux zstd
 
 .DEFAULT_GOAL := help

@@ -23,16 +23,17 @@ from benchmarks.images.recipes import IMAGES
 from benchmarks.measure import median, timed
 from benchmarks.places import LAZY, publish, reference, warm
 from benchmarks.report import Section
-from benchmarks.run import MB, SERVER
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe, drop_caches
 from benchmarks.start import start_lazy
+from benchmarks.suite.workloads import SERVER
 from benchmarks.trees import read_tree
 from firstread.device.readahead import set_read_ahead
 from firstread.testing.registry import DockerRegistry
 from firstread.units import MiB
 
 NAME = "readahead"
+MB = 1_000_000
 START_KIB = (0, 4, 8, 16, 32, 64, 128)
 STEADY_KIB = (16, 128, 512, 1024, 4096)
 LARGE_MIB = 256
@@ -147,7 +148,7 @@ def main() -> None:
             what: What = (name, options.tag, IMAGES[name].ready, ())
             starts(section, registry, scratch, what, sizes, options.runs)
             if name == "python":
-                what = name, options.tag, Prints("ready"), SERVER
+                what = name, options.tag, Prints("ready"), ("python3", "-c", SERVER)
                 starts(section, registry, scratch, what, sizes, options.runs)
         if not options.no_present:
             present(section, registry, scratch, options.images[0], STEADY_KIB)

@@ -33,6 +33,7 @@ from firstread.convert.outcome import Attachments, Conversion, Optimization
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
 from firstread.mounts.nodestatus import Mounted
+from firstread.report.startrecord import StartRecord
 from firstread.tune.tuned import Tuned
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "json.md"
@@ -59,6 +60,7 @@ _VERIFIED: Final = (
     "The exit code is 0 if nothing is left that is damaged or could not be read, else 5.\n"
 )
 _CHECKED: Final = "The exit code is 0 if nothing fails, else 5.\n"
+_REPORT: Final = "What a mount's start has done and read; also the file of `run --record`.\n"
 _EVENTS: Final = "An object a line, as it happens; `event` says which.\n"
 
 SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
@@ -75,6 +77,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "cache prune": ("", Pruned, ""),
     "cache verify": ("", Verified, _VERIFIED),
     "fetch": (_FETCH, None, ""),
+    "report": (_REPORT, StartRecord, ""),
     "events": (_EVENTS, None, ""),
     "tune": ("", Tuned, ""),
     "doctor": ("", NodeChecked, _CHECKED),
@@ -182,7 +185,7 @@ def _kind(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is list:
         item = _kind(typing.get_args(hint)[0])
-        text = "array of " + re.sub(r"^(\w+)", r"\1s", item)
+        text = "array of " + re.sub(r"^(\w+?)s?\b", r"\1s", item)
     elif origin is dict or _is_struct(hint):
         text = "object"
     else:

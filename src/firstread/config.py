@@ -32,6 +32,8 @@ A file, with the defaults::
     mode = "hot"                    # "none", "hot": what a start reads, or "all" of the image
     rate = 0                        # bytes/s of what "all" fetches in the background; 0: no limit
     quiet_s = 10.0                  # without a read of an absent sector, before "all" begins
+    [trace]
+    collect = ""                    # directory for a trace of every cold start, see docs/traces.md
 
     [registry]
     hosts_dirs = ["/etc/containerd/certs.d"]  # HOST/hosts.toml below, as containerd has them
@@ -158,6 +160,16 @@ class RegistryTable(_Table, frozen=True):
             raise ValueError("hedge_share must be from 0 to 1")
 
 
+class TraceTable(_Table, frozen=True):
+    """Traces that the daemon keeps."""
+
+    collect: str = ""
+
+    def __post_init__(self) -> None:
+        if self.collect and not Path(self.collect).is_absolute():
+            raise ValueError("collect must be an absolute path")
+
+
 class Config(_Table, frozen=True):
     """All tables."""
 
@@ -165,6 +177,7 @@ class Config(_Table, frozen=True):
     policy: PolicyTable = PolicyTable()
     cache: CacheTable = CacheTable()
     prefetch: PrefetchTable = PrefetchTable()
+    trace: TraceTable = TraceTable()
     registry: RegistryTable = RegistryTable()
 
     @classmethod

@@ -64,6 +64,7 @@ def test_missing_things_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("[node]\nhealth_s = 1", "health_s must be 2 at least"),
         ("[node]\nhealth_s = inf", "health_s must be 2 at least, and below 1,000,000,000"),
         ("[policy]\nstall_s = nan", "stall_s must be 0 at least, and below 1,000,000,000"),
+        ('[trace]\ncollect = "traces"', "collect must be an absolute path"),
         ("[policy]\nstall_s = 1e9", "stall_s must be 0 at least, and below 1,000,000,000"),
         ("[registry]\nconnect_timeout_s = nan", "connect_timeout_s must be 0.001 at least"),
         ("[registry]\nhedge_share = nan", "hedge_share must be from 0 to 1"),

@@ -16,31 +16,34 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "tune doctor snapshotter run daemon control mounts cache convert traces sectors erofs "
-        "registry oci config documents memory printable private redact signals units errors "
-        "__init__"
+        "tune doctor report snapshotter run daemon control mounts fetch cache convert traces "
+        "sectors erofs registry oci config documents memory printable private redact signals units "
+        "errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units errors"
     ),
+    "report": "mounts fetch device traces sectors erofs documents printable units errors",
     "snapshotter": "daemon control mounts cache sectors registry oci private trees errors",
-    "run": "device oci mountinfo printable private signals trees units errors",
+    "run": (
+        "device traces sectors oci mountinfo printable private readable signals trees units errors"
+    ),
     "daemon": (
-        "control mounts fetch cache device sectors config memory mountinfo opener private "
-        "readable redact units errors __init__"
+        "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
+        "private readable redact units errors __init__"
     ),
     "control": "mounts fetch registry oci documents private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
-    "fetch": "cache device sectors registry oci config documents opener units errors",
+    "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo errors",
     "convert": (
         "starts traces sectors erofs registry layouts oci documents memory printable units errors"
     ),
     "starts": "traces sectors erofs units",
-    "traces": "sectors erofs units errors",
+    "traces": "sectors erofs oci units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
     "registry": "layouts oci redact units errors __init__",

@@ -163,6 +163,7 @@ OWN = {
     "device.scanners._MARK": "what the kernel says of a descriptor",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
     "run.parse.parse_cpus": "the command line",
+    "run.readiness.parse_pattern": "the command line; lines of output are cut first",
     "run.parse.parse_moment": "the command line",
     "run.parse.parse_device": "the command line",
     "run.parse.parse_extra_host": "the command line",

@@ -67,6 +67,10 @@ class SectorMap:
         slot = self._by_id.get(sector_id)
         return None if slot is None else self.image.wanted(slot)
 
+    def slot(self, sector_id: bytes) -> int | None:
+        """Return the device slot of the sector with this id."""
+        return self._by_id.get(sector_id)
+
     def behind(self, sector: Wanted) -> Wanted | None:
         """Return the sector that begins where `sector` ends in its blob."""
         entry = sector.entry

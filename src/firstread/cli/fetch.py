@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -15,6 +15,9 @@ from firstread.cli.options import json_option, node_options
 from firstread.cli.output import complain, report, show
 from firstread.cli.progressdisplay import INTERVAL_S
 from firstread.errors import TransportError, UsageError
+
+if TYPE_CHECKING:
+    from firstread.control.client import Client
 
 STUCK_S = 60.0  # without progress and with errors, until the command gives up
 
@@ -38,21 +41,37 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
             f"{name} is not mounted", hint=f"nothing is, and no daemon runs in {run_dir}"
         )
     client = connected(root, run_dir)
-    mount = _find(client.get("/status"), name)
-    client.post("/pin", directory=mount["mountpoint"])
-    with _Counter(quiet=as_json) as counter:
-        watch = _Watch()
-        while not mount["self_sufficient"]:
-            asked = time.monotonic()
-            mount = _find(client.get("/status"), mount["mountpoint"])
-            watch.check(mount, asked)
-            counter.show(f"{mount['present']} of {mount['sectors']} sectors", asked)
-            # A status costs more with more sectors.
-            time.sleep(max(0.1, 5 * (time.monotonic() - asked)))
+    mount = fetch_whole(client, name, quiet=as_json)
     if as_json:
         show(mount)
     else:
         report([f"{mount['mountpoint']}: all {mount['sectors']} sectors are on this node"])
+
+
+def fetch_whole(client: Client, name: str, *, quiet: bool) -> dict[str, Any]:
+    """Pin a mount, and wait until all of its image is on this node; return its status.
+
+    Args:
+        client: of the daemon.
+        name: directory or image of the mount.
+        quiet: show no progress.
+
+    Raises:
+        UsageError: nothing of ours is mounted there.
+        TransportError: it cannot be fetched.
+    """
+    mount = find_mount(client.get("/status"), name)
+    client.post("/pin", directory=mount["mountpoint"])
+    with _Counter(quiet=quiet) as counter:
+        watch = _Watch()
+        while not mount["self_sufficient"]:
+            asked = time.monotonic()
+            mount = find_mount(client.get("/status"), mount["mountpoint"])
+            watch.check(mount, asked)
+            counter.show(f"{mount['present']} of {mount['sectors']} sectors", asked)
+            # A status costs more with more sectors.
+            time.sleep(max(0.1, 5 * (time.monotonic() - asked)))
+    return mount
 
 
 class _Watch:
@@ -108,8 +127,12 @@ class _Counter:
             complain([f"{text} are on this node"])
 
 
-def _find(status: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the mount whose directory or image is `name`."""
+def find_mount(status: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the mount whose directory or image is `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
     place = str(Path(name).absolute())
     for mount in status["mounts"]:
         found: dict[str, Any] = mount

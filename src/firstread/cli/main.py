@@ -39,9 +39,11 @@ VERBS = {
     "mount": "Mount a converted image; reads fetch its data.",
     "login": "Give the daemon a password for a registry, or replace it.",
     "umount": "Unmount an image.",
+    "trace": "Note what a start reads of its image, for hot sectors.",
     "fetch": "Fetch all of a mounted image, so that it no longer needs its registry.",
     "cache": "List, prune and verify the images and sectors on this node.",
     "status": "Show mounts, what they have fetched, and the daemon's health.",
+    "report": "Make a page about starts: what they waited for, fetched and read.",
     "events": "Show reads and fetches as they happen.",
     "daemon": "Serve mounts, in the foreground.",
     "snapshotter": "Serve images to containerd, in the foreground.",
@@ -54,8 +56,14 @@ VERBS = {
 }
 
 
-_CONTAINERS = {"run", "exec"}
-"""Verbs whose last arguments and whose exit code are those of a process in a container."""
+_CONTAINERS = {"run", "exec", "trace"}
+_OTHER_FORMS = {"merge", "--from"}  # of `trace`
+
+
+def _is_containers(arguments: list[str]) -> bool:
+    """Return whether the last arguments and the exit code are those of a process in a container."""
+    form = {word.partition("=")[0] for word in arguments[1:2]}
+    return bool({*arguments[:1]} & _CONTAINERS) and not form & _OTHER_FORMS
 
 
 class InterruptError(FirstreadError):
@@ -169,7 +177,7 @@ def _defect(exc: Exception) -> FirstreadError:
 
 
 def _fail(exc: FirstreadError, arguments: list[str]) -> int:
-    if "--json" in arguments and arguments[0] not in _CONTAINERS:  # there --json is the container's
+    if "--json" in arguments and not _is_containers(arguments):  # else it may be the container's
         with contextlib.suppress(FirstreadError):  # stdout itself has failed; the exit code says so
             show(exc.to_dict())
     else:
@@ -179,7 +187,7 @@ def _fail(exc: FirstreadError, arguments: list[str]) -> int:
 
 
 def _exit_code(exc: FirstreadError, arguments: list[str]) -> int:
-    if not {*arguments[:1]} & _CONTAINERS or isinstance(exc, InterruptError):
+    if not _is_containers(arguments) or isinstance(exc, InterruptError):
         return exc.exit_code
     from firstread.run.runtime import run_exit_code
 

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``firstread run``: a container on a lazy mount.
 
-Owns the tie between the two: the container holds its mount under its id, from before the mount
-exists until the container no longer needs it. So ``firstread rm`` can release the mount, whatever
-died in between.
+Owns the order of a run, and what its user sees of it.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,27 +15,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firstread.cli.explain import explain_option, explained
+from firstread.cli.holding import hold, reserve
 from firstread.cli.nodestate import container_store, release_mount
 from firstread.cli.options import (
     access_options,
     access_request,
-    check_lazy,
     login_options,
     login_request,
     node_options,
     policy_options,
 )
 from firstread.cli.output import complain, report
+from firstread.cli.recording import recording_into
 from firstread.cli.timeline import Timeline
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 
 if TYPE_CHECKING:
-    from firstread.control.client import Client
     from firstread.registry.options import AccessOptions
-    from firstread.run.containers import ContainerStore, Record
+    from firstread.run.containers import Record
 
-_LATE = "firstread.run.lifecycle"
+DETACHED_HINT = "while a detached one runs: firstread report REF"
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -52,6 +48,12 @@ _LATE = "firstread.run.lifecycle"
 )
 @click.option("--stats", is_flag=True, help="Print the time of each step, and the bytes fetched.")
 @explain_option
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write to FILE what the start has done and read, for firstread report.",
+)
 @policy_options
 @node_options
 @access_options
@@ -62,6 +64,7 @@ def command(
     pull: str,
     stats: bool,
     explain: bool,
+    record: Path | None,
     root: Path,
     run_dir: Path,
     access: AccessOptions,
@@ -76,7 +79,10 @@ def command(
     from firstread.signals import unwinding_on_signals
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
-    timeline = Timeline() if stats else None
+    if record and options.detach:
+        raise UsageError("--record goes with a container in the foreground", hint=DETACHED_HINT)
+    keep = recording_into(record, root) if record else None
+    timeline = Timeline(keep) if stats or keep else None
     os.umask(0o022)  # new directories for volumes and binds get docker's 0755
     with unwinding_on_signals():
         how = {
@@ -86,7 +92,7 @@ def command(
             "login": login_request(login),
         }
         code = _run(options, root, run_dir, how, timeline, explain=explain)
-    if timeline is not None:
+    if timeline is not None and stats:
         complain(timeline.report())
     return code
 
@@ -104,9 +110,9 @@ def _run(
 
     image = str(parse_reference(options.image).absolute())
     store = container_store(root)
-    record, client = _reserve(options, store, root, run_dir)
+    record, client = reserve(options, store, root, run_dir)
     try:
-        mount = _mount(client, record, image, how)
+        mount = hold(client, record, image, how)
         if explain:
             complain(explained(mount))
         if timeline is not None:
@@ -133,40 +139,6 @@ def _run(
     except FirstreadError as exc:
         exc.about(image=image)
         raise
-
-
-def _reserve(
-    options: RunOptions, store: ContainerStore, root: Path, run_dir: Path
-) -> tuple[Record, Client]:
-    """Write the container's record, and connect to the daemon."""
-    from firstread.control.client import Client, connected
-    from firstread.run.containers import reserve_container
-
-    if not Client(run_dir).alive():
-        # Before a daemon is started. With one, the same checks follow while it mounts.
-        from firstread.run.early import check_early
-
-        check_early(options, store.state_dir)
-    record = reserve_container(options, store)
-    try:
-        return record, connected(root, run_dir)
-    except BaseException:
-        store.delete(record)
-        raise
-
-
-def _mount(client: Client, record: Record, image: str, how: dict[str, Any]) -> dict[str, Any]:
-    """Mount the image, under the container's id, while `_LATE` is imported.
-
-    The import takes as long as a mount. Its thread ends here, since a detached container's monitor
-    is forked from a process without threads.
-    """
-    loading = threading.Thread(target=importlib.import_module, args=(_LATE,))
-    loading.start()
-    mount: dict[str, Any] = client.mount(image=image, holder=record.id, **how)
-    loading.join()
-    check_lazy(mount, how["policies"])
-    return mount
 
 
 class _Stages:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli import statuswatch
 from firstread.cli.options import json_option, node_options
 from firstread.cli.output import writing
 from firstread.errors import UsageError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Refresh every second.")
+@click.option("--watch", is_flag=True, help="Show mounts and what they fetch, live.")
 @click.option("--metrics", is_flag=True, help="Print Prometheus metrics instead.")
 @node_options
 @json_option
@@ -39,15 +40,16 @@ def command(watch: bool, metrics: bool, root: Path, run_dir: Path, as_json: bool
         if metrics:
             click.echo(client.text("/metrics"), nl=False)
             return
+        if watch and not as_json:
+            statuswatch.watch(client)
+            return
         while True:
             status = client.get("/status")
-            if watch and not as_json:
-                click.clear()
             lines = [encode(status)] if as_json else map(printable, _report(decode(status, Status)))
             click.echo("\n".join(lines))
             if not watch:
                 return
-            time.sleep(1)
+            time.sleep(statuswatch.INTERVAL_S)
 
 
 def _report(status: Status) -> list[str]:

@@ -8,6 +8,7 @@ steps are those that a start waits for, in the order of their ends.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from firstread.errors import FirstreadError, NodeError
@@ -15,12 +16,20 @@ from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.control.client import Client
+    from firstread.fetch.history import Step
+
+    Keep = Callable[[Client, str, "Timeline"], None]
 
 
 class Timeline:
-    """Steps in seconds since the process began, and counters of the mount before and after."""
+    """Steps in seconds since the process began, and counters of the mount before and after.
 
-    def __init__(self) -> None:
+    Args:
+        keep: is told of the daemon and the mount point while the mount still exists.
+    """
+
+    def __init__(self, keep: Keep | None = None) -> None:
+        self._keep = keep
         self._steps = {"command": _age()}
         self._lines: list[str] = []
 
@@ -61,11 +70,28 @@ class Timeline:
             f"  {'fetched':<13}{format_size(size)} in {counted(requests, 'request')};"
             f" {after['present']} of {after['sectors']} sectors are on this node"
         ]
+        if self._keep is not None:
+            self._keep(self._client, self._place, self)
 
     def report(self) -> list[str]:
         """Return the lines."""
         steps = sorted(self._steps.items(), key=lambda step: step[1])
         return [f"  {step:<13}{seconds * 1000:9.0f} ms" for step, seconds in steps] + self._lines
+
+    def began(self) -> float:
+        """Return when this process began, in seconds since 1970."""
+        return time.time() - _age()
+
+    def in_a_row(self) -> list[Step]:
+        """Return the steps, each of which begins where the one before ends."""
+        from firstread.fetch.history import Step
+
+        ordered = sorted(self._steps.items(), key=lambda step: step[1])
+        begins = [0.0, *(end for _, end in ordered)]
+        return [
+            Step(name, begin, end - begin)
+            for (name, end), begin in zip(ordered, begins, strict=False)
+        ]
 
     def _status(self) -> dict[str, Any]:
         mounts: list[dict[str, Any]] = self._client.get("/status")["mounts"]

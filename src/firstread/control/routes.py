@@ -15,8 +15,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from firstread.fetch.policy import AS_CONFIGURED, Asked
+from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.node import Node
-from firstread.mounts.nodestatus import Mounted, Pulled
+from firstread.mounts.nodestatus import Mounted, MountHistory, Pulled
 from firstread.mounts.pulls import Waiting
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
@@ -71,6 +72,18 @@ class UmountRequest(msgspec.Struct):
 
 class PinRequest(msgspec.Struct):
     """``POST /pin``: see `Node.pin`."""
+
+    directory: str
+
+
+class HistoryRequest(msgspec.Struct):
+    """``POST /history``: see `Node.history`."""
+
+    directory: str
+
+
+class SeenRequest(msgspec.Struct):
+    """``POST /seen``: see `Node.seen`."""
 
     directory: str
 
@@ -171,6 +184,14 @@ def _pin(call: Call) -> None:
     call.node.pin(call.read(PinRequest).directory)
 
 
+def _history(call: Call) -> MountHistory:
+    return call.node.history(call.read(HistoryRequest).directory)
+
+
+def _seen(call: Call) -> SeenReads:
+    return call.node.seen(call.read(SeenRequest).directory)
+
+
 def _list_cache(call: Call) -> object:
     return call.node.maintenance.listing()
 
@@ -193,6 +214,8 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/umount"): _umount,
     ("POST", "/release"): _release,
     ("POST", "/pin"): _pin,
+    ("POST", "/history"): _history,
+    ("POST", "/seen"): _seen,
     ("POST", "/login"): _login,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,

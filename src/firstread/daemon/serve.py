@@ -59,6 +59,7 @@ from firstread.daemon.protocol import (
     send_answered,
     set_patience,
 )
+from firstread.daemon.tracecollector import Collector
 from firstread.device.base import Read
 from firstread.device.fanotify import Group
 from firstread.device.fanotifydevice import FanotifyDevice
@@ -163,6 +164,8 @@ class FetcherServer:
         )
         node.recover()
         fetcher.cache.evictor.start()
+        if config.trace.collect:
+            Collector(fetcher, root, Path(config.trace.collect)).start()
         return fetcher, node
 
     def _listen(self, node: Node) -> ControlServer:

@@ -217,6 +217,21 @@ class Group:
         for name in names:
             self._add(dirfd, name)
 
+    def mark_mount(self, fd: int) -> None:
+        """Ask for events of all files that are opened through the mount of the directory `fd`.
+
+        A file that is open through another mount raises none.
+
+        Raises:
+            NodeError: as `mark`.
+        """
+        flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT
+        try:
+            # By name: a descriptor of a detached mount is O_PATH, which the call does not take.
+            syscalls.fanotify_mark(self._fd, flags, FAN_PRE_ACCESS, fd, b".")
+        except OSError as exc:
+            raise _explained(exc, "cannot watch the sector files") from exc
+
     def unmark(self, fd: int) -> None:
         """Ask for no more events of the open file `fd`. A mark that is not there is no error.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether somebody is still at the pages of a file, as far as the kernel tells.
+"""The pages of a file in memory, and whether somebody is still at them.
 
 Facts about pages: the page cache drops those that nobody reads or has locked when it is asked to;
 what stays is in use. Pages that are not on the disk stay anyway, but a read of them needs no disk.
@@ -7,6 +7,7 @@ what stays is in use. Pages that are not on the disk stay anyway, but a read of 
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from firstread.device import syscalls
@@ -26,3 +27,17 @@ def is_quiet(fd: int) -> bool:
         return syscalls.cachestat(fd)[0] == 0
     except OSError:
         return True
+
+
+def cached_bytes(fd: int, offset: int = 0, length: int = 0) -> int:
+    """Return how many bytes of a range of an open file are in memory, in whole pages.
+
+    Args:
+        fd: the file.
+        offset: of the range.
+        length: of the range; 0 means all behind the offset.
+
+    Raises:
+        OSError: the kernel does not say it (Linux before 6.5), or not to this user.
+    """
+    return syscalls.cachestat(fd, offset, length)[0] * mmap.PAGESIZE

@@ -26,6 +26,7 @@ AT_FDCWD = -100
 
 FAN_MARK_ADD = 0x01
 FAN_MARK_REMOVE = 0x02
+FAN_MARK_MOUNT = 0x10
 
 MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
@@ -45,6 +46,7 @@ _IOPRIO_IDLE = 3 << 13  # class, in include/uapi/linux/ioprio.h
 _CLONE_FILES = 0x400
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_OPEN_TREE_CLONE = 1
 _MESSAGE_BYTES = 1024
 _BPF_INSTRUCTION_BYTES = 8
 
@@ -75,6 +77,7 @@ _fanotify_init = _function("fanotify_init", _INT, _UINT, _UINT)
 _fanotify_mark = _function("fanotify_mark", _INT, _INT, _UINT, ctypes.c_uint64, _INT, _STR)
 _umount2 = _function("umount2", _INT, _STR, _INT)
 _move_mount = _function("syscall", _LONG, _LONG, _INT, _STR, _INT, _STR, _UINT)
+_open_tree = _function("syscall", _LONG, _LONG, _INT, _STR, _UINT)
 _fsopen = _function("syscall", _LONG, _LONG, _STR, _UINT)
 _fsconfig = _function("syscall", _LONG, _LONG, _INT, _UINT, _STR, _STR, _INT)
 _fsmount = _function("syscall", _LONG, _LONG, _INT, _UINT, _UINT)
@@ -88,6 +91,7 @@ _ioprio_set = _function("syscall", _LONG, _LONG, _INT, _INT, _INT)
 
 _SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
 _SYS_IOPRIO_SET = {"aarch64": 30}.get(os.uname().machine, 251)
+_SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -151,6 +155,11 @@ def move_mount(mount: int, mountpoint: bytes) -> None:
     _move_mount(_SYS_MOVE_MOUNT, mount, b"", AT_FDCWD, mountpoint, _MOVE_MOUNT_F_EMPTY_PATH)
 
 
+def clone_mount(directory: bytes) -> int:
+    """Return the descriptor of a detached mount of a directory, as ``mount --bind`` would make."""
+    return int(_open_tree(_SYS_OPEN_TREE, AT_FDCWD, directory, _OPEN_TREE_CLONE | os.O_CLOEXEC))
+
+
 def umount2(mountpoint: bytes, flags: int) -> None:
     """Detach the topmost mount at `mountpoint`."""
     _umount2(mountpoint, flags)
@@ -183,14 +192,14 @@ def seccomp(operation: int, flags: int, program: bytes) -> None:
     _seccomp(_SYS_SECCOMP, operation, flags, struct.pack("@HP", count, ctypes.addressof(code)))
 
 
-def cachestat(fd: int) -> tuple[int, int]:
-    """Return (pages, dirty pages) that the page cache holds of an open file.
+def cachestat(fd: int, offset: int = 0, length: int = 0) -> tuple[int, int]:
+    """Return (pages, dirty pages) that the page cache holds of a range of an open file.
 
-    Those on their way to the disk count as dirty.
+    Those on their way to the disk count as dirty. A length of 0 means all behind the offset.
     """
-    everything = (ctypes.c_uint64 * 2)()  # struct cachestat_range: offset, length; 0, 0: all
+    part = (ctypes.c_uint64 * 2)(offset, length)  # struct cachestat_range
     found = (ctypes.c_uint64 * 5)()  # struct cachestat
-    _cachestat(_SYS_CACHESTAT, fd, ctypes.byref(everything), ctypes.byref(found), 0)
+    _cachestat(_SYS_CACHESTAT, fd, ctypes.byref(part), ctypes.byref(found), 0)
     cached, dirty, writeback, *_ = found
     return cached, dirty + writeback
 

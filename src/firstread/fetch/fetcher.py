@@ -10,6 +10,7 @@ not mount (`firstread.mounts.node` does), and knows no policy beside the lanes'.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -34,6 +35,7 @@ from firstread.fetch.reads import Reads
 from firstread.fetch.sectorfiles import SectorFiles
 from firstread.fetch.served import Served
 from firstread.fetch.stats import Feed, LaneCounts
+from firstread.fetch.tracelog import TraceLog
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 from firstread.sectors.sectorstore import SectorStore
@@ -55,6 +57,9 @@ class Fetcher:
         limits: of the store.
         prefetch: limits of what nobody waits for.
         most_waiting: events that there is room for.
+
+    Attributes:
+        ended_logs: gets the records of images that are withdrawn, with their digests.
     """
 
     def __init__(
@@ -98,8 +103,9 @@ class Fetcher:
         )
         self.flusher = Flusher(store, self.presence.holding)
         self._files = SectorFiles(store, self.presence, self.cache.admission, self.flusher)
-        self._counts = LaneCounts(self.feed, self.providers.charged)
+        self._counts = LaneCounts(self.feed, self.providers.sharing)
         self._workers, self._prefetch = workers, prefetch
+        self.ended_logs: deque[tuple[str, TraceLog]] = deque(maxlen=0)
         self._lock = threading.Lock()  # of both maps, which are replaced, never changed
         self._lanes: dict[Origin, Lane] = {}
         self._served: dict[tuple[str, Origin], Served] = {}
@@ -137,6 +143,7 @@ class Fetcher:
             is_last = all(other.lane is not lane for other in self._served.values())
             if is_last:
                 self._lanes = {k: other for k, other in self._lanes.items() if other is not lane}
+        self.ended_logs.append((served.image.digest, served.log))
         self.cache.mounts_changed()
         lane.cancel(set(served.sectors) - self._ids(lane))
         if is_last:

@@ -71,6 +71,9 @@ class Outcomes:
             for sector_id in {read.sector.entry.id for read in reads if read.sector}:
                 self._denials.clear(sector_id)
         if covered := [read for read in reads if self._touch(read)]:
+            now = time.monotonic()
+            for read in covered:  # first: a reader that goes on finds its read in the record
+                self._providers.waited(read, now - read.came)
             self._answers.give(covered, allow=True)
 
     def _touch(self, read: PendingRead) -> bool:
@@ -136,6 +139,8 @@ class Outcomes:
         entry = filling.sector.entry
         self._providers.forget_useless(entry.id)
         self._providers.prove(entry.id, entry.size)
+        for served in self._providers.sharing(entry.id):
+            served.history.present(filling)
         cause = filling.cause.name.lower()
         self._feed.tell("present", sector=entry.id.hex(), cause=cause, source=filling.source)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from firstread.cache.membership import Member
+from firstread.cache.pending import PendingRead
 from firstread.cache.presence import Presence
 from firstread.config import PolicyTable
 from firstread.fetch.lane import Lane
@@ -75,6 +76,17 @@ class Providers:
             sector = served.sectors.find(sector_id)
             if sector is not None:
                 yield Offer(served, sector)
+
+    def sharing(self, sector_id: bytes) -> list[Served]:
+        """Return all who have a sector; the first is charged with what is done for it."""
+        return [offer.served for offer in self.having(sector_id)]
+
+    def waited(self, read: PendingRead, seconds: float) -> None:
+        """Note a read that goes on after so many seconds, in the records of all who may read."""
+        for served in self.sharing(read.sector_id) if read.length else ():
+            slot = served.sectors.slot(read.sector_id)
+            if slot is not None:
+                served.log.note(read.came, slot, read.offset, read.length, seconds)
 
     def charged(self, sector_id: bytes) -> list[Served]:
         """Return who is charged with what is done for a sector; nobody once it is withdrawn."""

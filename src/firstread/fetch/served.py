@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that the fetcher serves from one source: its sectors, its lane, its counters."""
+"""An image that the fetcher serves from one source: its sectors, lane, counters and history."""
 
 from __future__ import annotations
+
+import time
 
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.config import PolicyTable
+from firstread.fetch.history import History
 from firstread.fetch.lane import Lane
 from firstread.fetch.startplan import StartPlan
 from firstread.fetch.stats import ImageStats
+from firstread.fetch.tracelog import TraceLog
 
 
 class Served:
@@ -27,5 +31,7 @@ class Served:
         self.member = Member(rows, (rows[slot].id for slot in hot))
         self.stats = ImageStats()
         self.plan: StartPlan | None = None  # what is fetched of it though nobody reads it
+        self.log = TraceLog(time.monotonic())
+        self.history = History(self.sectors, self.log)
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only
         self.lies = 0  # answers of its source that contradict its index

@@ -11,11 +11,12 @@ import contextlib
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from firstread.documents import Bytes, Document, Seconds
 from firstread.fetch.happening import KINDS, Happening
+from firstread.fetch.history import History
 from firstread.fetch.queue import Filling
 from firstread.sectors.source import Wanted
 
@@ -144,10 +145,19 @@ class Feed:
 
 
 class Charged(Protocol):
-    """An image that counts what is done for it."""
+    """An image that counts and remembers what is done for it."""
 
     @property
     def stats(self) -> ImageStats: ...
+
+    @property
+    def history(self) -> History: ...
+
+
+class _Request(threading.local):
+    """The request that a worker is at: where it is noted, and its number there."""
+
+    noted: tuple[tuple[History, int | None], ...] = ()
 
 
 class LaneCounts:
@@ -155,25 +165,36 @@ class LaneCounts:
 
     Args:
         feed: is told of requests.
-        charged: returns the image; none once it is withdrawn.
+        sharing: returns the images that have a sector, the charged one first; none once all are
+            withdrawn.
     """
 
-    def __init__(self, feed: Feed, charged: Callable[[bytes], Iterable[Charged]]) -> None:
-        self._feed, self._charged = feed, charged
+    def __init__(self, feed: Feed, sharing: Callable[[bytes], Sequence[Charged]]) -> None:
+        self._feed, self._sharing = feed, sharing
+        self._request = _Request()
 
     def demanded(self, sector: Wanted) -> None:
         """Count the first read that asks for a sector."""
-        for image in self._charged(sector.entry.id):
+        for image in self._sharing(sector.entry.id)[:1]:
             image.stats.add(events=1)
 
     def requested(self, filling: Filling, size: int) -> None:
-        """Count a request of `size` bytes that begins with this sector."""
+        """Count a request of `size` bytes that begins with this sector.
+
+        Until the next one, `received` is about this request in the same thread.
+        """
         sector_id, cause = filling.sector.entry.id, filling.cause.name.lower()
         self._feed.tell("request", sector=sector_id.hex(), cause=cause, bytes=size)
-        for image in self._charged(sector_id):
+        sharing = self._sharing(sector_id)
+        for image in sharing[:1]:
             image.stats.add(request=cause)
+        self._request.noted = tuple(
+            (image.history, image.history.requested(filling, size)) for image in sharing
+        )
 
     def received(self, filling: Filling, count: int) -> None:
         """Count compressed bytes that came for a sector."""
-        for image in self._charged(filling.sector.entry.id):
+        for image in self._sharing(filling.sector.entry.id)[:1]:
             image.stats.add_bytes(count, filling.cause.name.lower())
+        for history, number in self._request.noted:
+            history.received(number, count)

@@ -8,6 +8,7 @@ Invariant: a mount is made whole, with its record on disk before it, or nothing 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from firstread.cache.nodeimage import NodeImage
@@ -99,6 +100,7 @@ class Mounter:
             if isinstance(exc, FirstreadError):
                 exc.about(image=record.image)
             raise
+        served.log.begin(time.monotonic(), cold=bool(served.member.absent))
         self._live.add(record, served)
 
     def _attach(self, served: Served, record: Mount, doubted: list[bytes]) -> None:

@@ -7,6 +7,7 @@ does stands in its module; `firstread.mounts.live` has the rules of their lock.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -25,12 +26,21 @@ from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import AS_CONFIGURED, Asked
 from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode
+from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
 from firstread.mounts.network import Network
-from firstread.mounts.nodestatus import Mounted, MountStatus, NodeStatus, Planned, Policies, Steps
+from firstread.mounts.nodestatus import (
+    Mounted,
+    MountHistory,
+    MountStatus,
+    NodeStatus,
+    Planned,
+    Policies,
+    Steps,
+)
 from firstread.mounts.online import OnlineMaintenance
 from firstread.mounts.puller import Puller
 from firstread.mounts.pulls import PATIENT, Waiting
@@ -180,13 +190,17 @@ class Node:
             raise NodeError("the image is pruned whenever it has come", image=name)
         times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
+        steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
+        live = self._live.find(record.mountpoint)
+        if live is not None:
+            live.served.history.mounted(begun, structs.asdict(steps))
         return Mounted(
             mountpoint=record.mountpoint,
             digest=image.digest,
             config=image.config,
             device=self._fetcher.presence.device.name,
             device_number=record.file_system.device if record.file_system else None,
-            timeline=Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2]),
+            timeline=steps,
             prefetch=self._planned(record),
         )
 
@@ -260,6 +274,20 @@ class Node:
             self._live.pin(mount)
             self._serving.complete(mount.served)
 
+    def seen(self, directory: str) -> SeenReads:
+        """Return what a mount has read of data that was not on the node.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+        """
+        with self._live.lock:
+            mount = self._live.at(directory)
+        kib = 0
+        if mount.record.file_system is not None:
+            with contextlib.suppress(NodeError):
+                kib = self._fetcher.presence.device.read_ahead(mount.record.file_system)
+        return mount.served.log.document(mount.record.digest, kib)
+
     # -- status --------------------------------------------------------------------------------
 
     def status(self) -> NodeStatus:
@@ -269,6 +297,25 @@ class Node:
             mounts=[self._mount_status(mount) for mount in self._live],
             endpoints=self.network.endpoints(),
             store=self.maintenance.figures(),
+        )
+
+    def history(self, directory: str) -> MountHistory:
+        """Return what happened to the image that is mounted at a path.
+
+        Raises:
+            UsageError: nothing of ours is mounted there.
+        """
+        mount = self._live.at(directory)
+        record, served = mount.record, mount.served
+        size = self._fetcher.presence.size
+        sectors = served.image.block_image.index.sectors
+        history = served.history.document([size(sector.id) for sector in sectors])
+        return MountHistory(
+            mountpoint=record.mountpoint,
+            image=record.image,
+            digest=record.digest,
+            repository=served.lane.name,
+            **structs.asdict(history),
         )
 
     def _mount_status(self, mount: LiveMount) -> MountStatus:
@@ -293,6 +340,8 @@ class Node:
             hot_present=len(served.member.hot - served.member.absent),
             wanted=self._fetcher.wanted(served),
             read_ahead_kib=self._starts.read_ahead_kib(record),
+            came_by_cause=served.history.came(),
+            last_waits_s=list(served.log.last),
             **structs.asdict(served.stats.figures()),
         )
 

@@ -10,6 +10,7 @@ import msgspec
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
 from firstread.documents import Bytes, Digest, Document, Seconds
+from firstread.fetch.history import ImageHistory
 from firstread.fetch.startplan import StartPlan
 from firstread.fetch.stats import ReadFigures
 
@@ -28,7 +29,7 @@ class Steps(Document):
 
 
 class Planned(Document):
-    """The plan for the sectors of a mounted image that nobody reads yet ([node.md](node.md#prefetch)).
+    """The plan for sectors that nobody reads yet ([node.md](node.md#prefetch)).
 
     mode: `none`, `hot` or `all`
     hot_bytes: compressed, of its hot sectors that were absent
@@ -130,6 +131,8 @@ class MountStatus(ReadFigures):
     hot, hot_present: hot sectors of the image; of them on this node
     wanted: sectors of it that are being fetched or queued
     read_ahead_kib: how far the kernel reads ahead in its files; null if that is not known
+    came_by_cause: sectors that came, by `demand`, `prefetch` or `completion`
+    last_waits_s: how long the last 8 reads waited, the newest last
     """
 
     mountpoint: str
@@ -149,6 +152,23 @@ class MountStatus(ReadFigures):
     hot_present: int
     wanted: int
     read_ahead_kib: int | None
+    came_by_cause: dict[str, int]
+    last_waits_s: list[Seconds]
+
+
+class MountHistory(ImageHistory):
+    """What happened to the image of a mount, as far as the node knows.
+
+    mountpoint: absolute path
+    image: reference
+    digest: of its manifest
+    repository: that is asked
+    """
+
+    mountpoint: str
+    image: str
+    digest: Digest
+    repository: str
 
 
 class EndpointStatus(Document):

@@ -60,17 +60,22 @@ def _set_subreaper(value: int) -> None:
 
 @contextlib.contextmanager
 def forwarding_signals(
-    pidfd: int, resize: Callable[[], None], on_ended: Callable[[], None]
+    pidfd: int,
+    resize: Callable[[], None],
+    on_ended: Callable[[], None],
+    on_signal: Callable[[int], None] = lambda _: None,
 ) -> Iterator[None]:
     """Forward signals to the process behind `pidfd`; call `resize` for SIGWINCH.
 
-    If the process has ended, a signal that ends programs calls `on_ended`. Python has handlers in
+    `on_signal` gets the number of each signal that is forwarded. If the process has ended, a signal
+    that ends programs calls `on_ended`. Python has handlers in
     the main thread only; elsewhere nothing is forwarded.
     """
     asked = 0
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
+        on_signal(number)
         asked += number in {signal.SIGINT, signal.SIGTERM}
         if asked >= _PATIENCE:
             _log.warning("got %d SIGTERM/SIGINTs, killing the container", asked)

@@ -38,6 +38,7 @@ from firstread.run.processes import identify
 from firstread.run.rundefaults import ImageConfig, parse_image_config
 from firstread.run.runtime import Runtime, find_runtime
 from firstread.run.streams import (
+    Look,
     PipeStreams,
     Sink,
     Streams,
@@ -85,6 +86,8 @@ def run_container(
     record: Record | None = None,
     on_start: Callable[[Record], None] = _nothing,
     on_first_output: Callable[[], None] = _nothing,
+    on_output: Look = _nothing,
+    on_signal: Callable[[int], None] = _nothing,
     on_unused: Callable[[], None] = _nothing,
 ) -> int:
     """Run a container; return its exit code, or 0 after the start of a detached one.
@@ -98,6 +101,8 @@ def run_container(
         on_start: called after the start of the container's process.
         on_first_output: called before the first byte of output, in another thread; never for a
             detached container.
+        on_output: sees all output of a container that is not detached, in other threads.
+        on_signal: called with each signal that a container that is not detached gets from us.
         on_unused: called when a container that ended or did not start no longer uses `lower`,
             perhaps twice. The monitor of a detached container calls it, without any of the
             caller's descriptors. If it raises, the record stays for ``rm``.
@@ -125,9 +130,10 @@ def run_container(
             interactive=options.interactive,
             tty=options.tty,
             on_first_output=on_first_output,
+            on_output=on_output,
         )
 
-    return _run(job, connect, on_start)
+    return _run(job, connect, on_start, on_signal)
 
 
 def _run_in_monitor(job: _Job) -> Record:
@@ -194,12 +200,17 @@ def _log_streams(job: _Job) -> Streams:
     return PipeStreams(None, sink("stdout"), sink("stderr"), keep_open=job.options.interactive)
 
 
-def _run(job: _Job, connect: Callable[[_Job], Streams], on_start: Callable[[Record], None]) -> int:
+def _run(
+    job: _Job,
+    connect: Callable[[_Job], Streams],
+    on_start: Callable[[Record], None],
+    on_signal: Callable[[int], None] = _nothing,
+) -> int:
     """Start the container, attend it, and clean up after it."""
     # Signals belong to the container until the cleanup is done: none interrupts it.
     with adopting_orphans(), contextlib.ExitStack() as attending:
         try:
-            record, code, lost = _attend(job, connect, on_start, attending)
+            record, code, lost = _attend(job, connect, on_start, on_signal, attending)
         except BaseException:
             _discard(job)
             raise
@@ -213,6 +224,7 @@ def _attend(
     job: _Job,
     connect: Callable[[_Job], Streams],
     on_start: Callable[[Record], None],
+    on_signal: Callable[[int], None],
     attending: contextlib.ExitStack,
 ) -> tuple[Record, int, OSError | None]:
     record = msgspec.structs.replace(job.record, attendant=identify(os.getpid()))
@@ -228,7 +240,9 @@ def _attend(
         # Before the start: a process that ends at once has no identity any more.
         record = msgspec.structs.replace(record, process=identify(pid), started=now())
         job.store.save(record)
-        attending.enter_context(forwarding_signals(pidfd, streams.resize, streams.give_up))
+        attending.enter_context(
+            forwarding_signals(pidfd, streams.resize, streams.give_up, on_signal)
+        )
         job.runtime.start(record.id, job.directory)
         on_start(record)
         code = wait_exit_code(pidfd)

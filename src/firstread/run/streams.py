@@ -29,6 +29,9 @@ Sink = Callable[[bytes], None]
 """Takes a piece of output. Raises ConnectionError (a broken pipe is one) when nobody wants more,
 and another OSError when writing fails."""
 
+Look = Callable[[int, bytes], None]
+"""Sees a piece of output before anybody else, with the descriptor: 1 or 2. Raises nothing."""
+
 _CHUNK_BYTES = 64 * 1024
 _DRAIN_SECONDS = 2.0
 """Time without output after the container's end. Its processes are dead by then; only an outside
@@ -92,6 +95,17 @@ def first_of(sinks: Sequence[Sink], announce: Callable[[], None]) -> list[Sink]:
         return write
 
     return [wrap(sink) for sink in sinks]
+
+
+def watched(number: int, look: Look) -> Sink:
+    """Return a sink that writes to descriptor `number`, and shows each piece to `look` first."""
+    sink = to_descriptor(number)
+
+    def write(content: bytes) -> None:
+        look(number, content)
+        sink(content)
+
+    return write
 
 
 class PipeStreams:
@@ -235,6 +249,7 @@ def caller_streams(
     interactive: bool,
     tty: bool,
     on_first_output: Callable[[], None] = lambda: None,
+    on_output: Look = lambda *_: None,
 ) -> Streams:
     """Connect a process of a container to the streams of this process.
 
@@ -243,9 +258,10 @@ def caller_streams(
         interactive: the process gets our input.
         tty: the process has a terminal.
         on_first_output: called before the first byte of output, in another thread.
+        on_output: sees all output, in other threads.
     """
     stdin = 0 if interactive else None
-    output, error = first_of([to_descriptor(1), to_descriptor(2)], on_first_output)
+    output, error = first_of([watched(1, on_output), watched(2, on_output)], on_first_output)
     if not tty:
         return PipeStreams(stdin, output, error)
     size_of = next((number for number in (0, 1, 2) if os.isatty(number)), None)

@@ -29,6 +29,8 @@ MAX_LINE = 64 * 1024  # bytes; a path of 4,095 bytes has at most 16,380 as escap
 MAX_READ_SIZE = 4 * MiB  # of one line; no kernel reads more at once
 MAX_FILE_SIZE = 1 << 62
 MAX_MICROSECONDS = 1 << 53
+MAX_WORDS = 256  # of a command
+MAX_WORD = 4096  # characters of one of them
 
 
 class TracedRead(NamedTuple):
@@ -47,7 +49,7 @@ class TracedRead(NamedTuple):
     path: bytes
 
 
-_Word = Annotated[str, msgspec.Meta(max_length=4096)]
+_Word = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
 
 
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,7 +66,7 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     version: int = msgspec.field(name="firstread_trace")
     image: Annotated[str, msgspec.Meta(max_length=256)] = ""
-    command: Annotated[list[_Word], msgspec.Meta(max_length=256)] = []
+    command: Annotated[list[_Word], msgspec.Meta(max_length=MAX_WORDS)] = []
     read_ahead_kib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     ready_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_MICROSECONDS)] | None = None
     starts: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 1
@@ -153,7 +155,7 @@ def _reads(lines: Iterable[bytes]) -> Iterable[TracedRead]:
             raise ImageError(f"line {number} of the trace is damaged: {exc}") from exc
         if time_us < last or not path.startswith("/"):
             raise ImageError(f"line {number} of the trace is out of order or names no file")
-        if number > MAX_READS:
+        if number > MAX_READS + 1:
             raise LimitError(f"the trace has more than {MAX_READS} reads")
         last = time_us
         yield TracedRead(time_us, offset, length, unescape(path[1:]))

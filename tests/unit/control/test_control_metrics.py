@@ -126,6 +126,8 @@ def status(**mount: Any) -> Status:
         hot_present=1,
         wanted=0,
         read_ahead_kib=16,
+        came_by_cause={},
+        last_waits_s=[],
         **(structs.asdict(ImageStats().figures()) | mount),
     )
     return Status(

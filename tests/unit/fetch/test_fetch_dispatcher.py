@@ -91,6 +91,7 @@ def test_a_read_of_what_is_here_goes_on_at_once(bench: Bench) -> None:
     assert bench.told == [7]
     assert bench.fetcher.waiting() == 0
     assert served.stats.percentile(1.0) is not None
+    assert len(served.history.document([0] * len(bench.ids)).reads) == 1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 

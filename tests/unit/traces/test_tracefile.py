@@ -92,5 +92,6 @@ def test_a_trace_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_trace_has_a_limit_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firstread.traces.tracefile.MAX_READS", 3)
+    assert len(read(HEADER + b'[1,0,1,"/a"]\n' * 3).reads) == 3
     with pytest.raises(LimitError, match="more than 3 reads"):
         read(HEADER + b'[1,0,1,"/a"]\n' * 4)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``firstread trace``: what a start reads of its image, as a file.
+
+Owns the three forms of the command, and what becomes of a start that did not end as it was to. The
+file names what the container read; `firstread.cli.tracefiles` has its way to the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firstread.cli.holding import hold, reserve
+from firstread.cli.nodestate import container_store, release_mount
+from firstread.cli.options import (
+    SecondsType,
+    access_options,
+    access_request,
+    login_options,
+    login_request,
+    node_options,
+    policy_options,
+)
+from firstread.cli.output import complain
+from firstread.errors import FirstreadError, NodeError, UsageError
+from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
+from firstread.units import counted, format_size
+
+if TYPE_CHECKING:
+    from firstread.cache.nodeimage import NodeImage
+    from firstread.control.client import Client
+    from firstread.registry.options import AccessOptions
+    from firstread.run.containers import ContainerStore, Record
+    from firstread.run.readiness import Conditions
+    from firstread.run.traced import TracedStart
+    from firstread.traces.tracefile import Trace
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_output_option = click.option(
+    "-o", "--output", type=_FILE, required=True, metavar="FILE", help="The trace."
+)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_FILE)
+@_output_option
+def _merge(files: tuple[Path, ...], output: Path) -> None:
+    """Merge the traces of several starts of an image into one."""
+    from firstread.traces.firstreads import merge
+    from firstread.traces.savedtrace import check_output, load_trace, save_trace
+
+    check_output(output)
+    trace = merge([load_trace(path) for path in files])
+    save_trace(output, trace)
+    complain([f"{output}: {_describe(trace)}"])
+
+
+@click.command()
+@click.option("--from", "place", metavar="DIR", required=True, help="Mount point.")
+@_output_option
+@node_options
+def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
+    """Write what the mount at DIR has read of data that was not on this node.
+
+    The daemon's record has the first 65,536 such reads of the first ten minutes. It is coarser than
+    a trace of its own: it lacks reads of present data.
+    """
+    from firstread.cache.imagestore import ImageStore
+    from firstread.control.client import Client
+    from firstread.documents import decode
+    from firstread.fetch.tracelog import SeenReads
+    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.sectorreads import trace_of, unpack_reads
+
+    check_output(output)
+    seen = decode(Client(run_dir).post("/seen", directory=os.path.abspath(place)), SeenReads)
+    image = ImageStore(root, tidy=False).load(seen.digest).block_image
+    trace = trace_of(image, unpack_reads(seen.reads), read_ahead_kib=seen.read_ahead_kib)
+    save_trace(output, trace)
+    complain([f"{output}: {_describe(trace)}"])
+    if not seen.since_mount:
+        complain(["  the record began with the daemon's last restart, not with the mount"])
+
+
+class _Forms(click.Command):
+    """Leaves the command to another form if its first word is that one's."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args[:1] == ["merge"]:
+            return _merge.make_context(f"{info_name} merge", args[1:], parent, **extra)
+        if args and args[0].partition("=")[0] == "--from":
+            return _from.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(
+    cls=_Forms,
+    context_settings=CONTEXT_SETTINGS,
+    epilog="'firstread trace merge FILE... -o FILE' merges traces; 'firstread trace --from DIR -o"
+    " FILE' writes what the mount at DIR has read.",
+)
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the trace to FILE.")
+@click.option("--attach", is_flag=True, help="Attach the trace to the image, in its repository.")
+@click.option("--until", metavar="URL", help="The workload is ready when this answers with 2xx.")
+@click.option(
+    "--until-line", metavar="REGEX", help="It is ready when a line of its output matches."
+)
+@click.option(
+    "--seconds",
+    type=SecondsType(),
+    metavar="N",
+    help="End after N seconds; with --until or --until-line a failure.",
+)
+@click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    show_default=True,
+    help="When to ask the registry for the image of REF.",
+)
+@policy_options
+@node_options
+@access_options
+@login_options
+@run_options
+def command(
+    options: RunOptions,
+    output: Path | None,
+    attach: bool,
+    until: str | None,
+    until_line: str | None,
+    seconds: float | None,
+    pull: str,
+    root: Path,
+    run_dir: Path,
+    access: AccessOptions,
+    policies: dict[str, Any],
+    login: tuple[str, str] | None,
+) -> int:
+    """Run a container of the converted image REF, and write what it reads until it is ready.
+
+    Fetches the whole image first. Without --until, --until-line and --seconds the start ends with
+    the container. The container is removed.
+    """
+    from firstread.signals import unwinding_on_signals
+    from firstread.traces.savedtrace import check_output, save_trace
+
+    logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
+    conditions = _conditions(until, until_line, seconds)
+    if output is not None:
+        check_output(output)
+    elif not attach:
+        raise UsageError("say where the trace is to go", hint="-o FILE, --attach, or both")
+    how = {
+        "policy": pull,
+        "access": access_request(access),
+        "policies": policies,
+        "login": login_request(login),
+    }
+    os.umask(0o022)  # as for `run`
+    with unwinding_on_signals():
+        tracing = _Tracing(_prepared(options), conditions, root, run_dir)
+        trace, start = tracing.run(how)
+        if output is not None:
+            save_trace(output, trace)
+        complain([f"{output or options.image}: {_describe(trace)}"])
+        if start.signal is not None and not start.stopped:
+            raise SystemExit(128 + start.signal)  # not attached: nobody knows what is missing
+        if attach:
+            _attach(options.image, access, tracing.digest, trace)
+    return 0 if start.stopped else start.code
+
+
+def _conditions(until: str | None, line: str | None, seconds: float | None) -> Conditions:
+    from firstread.run.readiness import Conditions, answers, parse_pattern, parse_url
+
+    url = None if until is None else parse_url(until)
+    if url is not None and answers(url, most_s=1.0):
+        raise UsageError(
+            f"{url} answers before the container runs", hint="stop the other server, or change URL"
+        )
+    return Conditions(url, None if line is None else parse_pattern(line), seconds)
+
+
+def _prepared(options: RunOptions) -> RunOptions:
+    if options.detach:
+        raise UsageError("a container that is traced cannot be detached", hint="leave -d out")
+    rest = options.command[options.command[:1] == ("--",) :]
+    return dataclasses.replace(options, command=rest, remove=True)
+
+
+def _attach(name: str, access: AccessOptions, digest: str, trace: Trace) -> None:
+    """Attach a trace to the original of a converted image, or else to the converted one."""
+    from firstread.oci.reference import parse_reference
+    from firstread.oci.repository import naming
+    from firstread.registry.open import open_destination
+    from firstread.traces.attachedtraces import attach_trace
+
+    reference = parse_reference(name).absolute()
+    here = dataclasses.replace(reference, tag=None, digest=None)
+    subjects = filter(None, (trace.header.image, digest))
+    with naming(reference), open_destination(here, access) as repository:
+        subject, artifact = attach_trace(repository, subjects, trace)
+    complain([f"{artifact.digest} is attached to {subject.digest}"])
+
+
+class _Tracing:
+    """One start on this node.
+
+    Args:
+        options: of the container.
+        conditions: for the end of the start.
+        root: of the node.
+        run_dir: of the daemon.
+
+    Attributes:
+        digest: of the converted image, once it is on the node.
+    """
+
+    digest = ""
+
+    def __init__(
+        self, options: RunOptions, conditions: Conditions, root: Path, run_dir: Path
+    ) -> None:
+        self._options, self._conditions = options, conditions
+        self._root, self._run_dir = root, run_dir
+
+    def run(self, how: dict[str, Any]) -> tuple[Trace, TracedStart]:
+        """Trace a start; nothing of it is left on the node, but the image.
+
+        Raises:
+            FirstreadError: there is no trace; names the image.
+        """
+        from firstread.oci.reference import parse_reference
+
+        image = str(parse_reference(self._options.image).absolute())
+        store = container_store(self._root)
+        record, client = reserve(self._options, store, self._root, self._run_dir)
+        try:
+            try:
+                return self._trace(store, record, client, image, how)
+            finally:
+                self._clear(store, record)
+        except FirstreadError as exc:
+            exc.about(image=image)
+            raise
+
+    def _clear(self, store: ContainerStore, record: Record) -> None:
+        """Remove what a failure has left of a container that did not start."""
+        from firstread.run.overlay import unmount_below
+
+        current = store.reload(record)
+        if current is not None and current.process is None:
+            unmount_below(store.directory(record))
+            release_mount(self._root, self._run_dir, record)
+            store.delete(record)
+
+    def _trace(
+        self, store: ContainerStore, record: Record, client: Client, image: str, how: dict[str, Any]
+    ) -> tuple[Trace, TracedStart]:
+        from firstread.cache.imagestore import ImageStore
+        from firstread.cli.fetch import fetch_whole
+
+        mount = hold(client, record, image, how)
+        self.digest = mount["digest"]
+        fetch_whole(client, mount["mountpoint"], quiet=False)
+        node_image = ImageStore(self._root, tidy=False).load(self.digest)
+        start = self._start(node_image, store, record)
+        self._check(start)
+        return _to_trace(node_image, start, self._options), start
+
+    def _start(self, image: NodeImage, store: ContainerStore, record: Record) -> TracedStart:
+        from firstread.run.traced import trace_container
+        from firstread.run.tracer import Tracer
+
+        mountpoint = store.directory(record) / "traced"
+        mountpoint.mkdir()
+        with Tracer(image.metadata, self._root / "sectors", image.ids(), mountpoint) as tracer:
+            start = trace_container(
+                tracer,
+                image.config,
+                self._options,
+                store,
+                record,
+                self._conditions,
+                lambda: release_mount(self._root, self._run_dir, record),
+            )
+            if tracer.missed:
+                complain([f"firstread: {tracer.missed} later reads are left out"])
+        return start
+
+    def _check(self, start: TracedStart) -> None:
+        if start.signal is not None or not self._conditions.show_ready:
+            return
+        if start.stopped and start.ready_us is None:
+            raise NodeError(f"the workload was not ready within {self._conditions.seconds:g} s")
+        if not start.stopped:
+            raise NodeError(
+                f"the workload ended with exit code {start.code} before it was ready",
+                hint="run it first: firstread run",
+            )
+
+
+def _to_trace(image: NodeImage, start: TracedStart, options: RunOptions) -> Trace:
+    from firstread.run.bundle import process_args
+    from firstread.run.rundefaults import parse_image_config
+    from firstread.traces.sectorreads import trace_of
+
+    command = process_args(parse_image_config(image.config), options)
+    return trace_of(image.block_image, start.reads, command, start.read_ahead_kib, start.ready_us)
+
+
+def _describe(trace: Trace) -> str:
+    """Return what people want to know of a trace, in one line."""
+    size = sum(read.length for read in trace.reads)
+    files = len({read.path for read in trace.reads})
+    ready = trace.header.ready_us
+    when = "" if ready is None else f", ready after {ready / 1e6:.2f} s"
+    reads = counted(len(trace.reads), "read")
+    return f"{reads} of {counted(files, 'file')}, {format_size(size)}{when}"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container on a traced mount, from its start until it is ready.
+
+Owns what ends the start, and what the trace says of it. Invariant: the container and the traced
+mount are gone when `trace_container` returns or raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from firstread.errors import FirstreadError
+from firstread.readable import is_readable
+from firstread.run.containers import ContainerStore, Record
+from firstread.run.control import stop_container
+from firstread.run.lifecycle import run_container
+from firstread.run.options import RunOptions
+from firstread.run.processes import open_process
+from firstread.run.readiness import Conditions, Readiness
+from firstread.run.tracer import Tracer
+from firstread.traces.sectorreads import SectorRead
+
+_log = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.0  # between the stop signal and SIGKILL: the container is thrown away
+INTERRUPTIONS = {1, 2, 3, 15}  # SIGHUP, SIGINT, SIGQUIT, SIGTERM
+
+
+class TracedStart(NamedTuple):
+    """A start that was traced.
+
+    Args:
+        reads: until it was over.
+        read_ahead_kib: of the mount.
+        ready_us: when the workload was ready; None if it was not, or nobody can say.
+        code: exit code of the container.
+        stopped: its conditions have ended it, rather than its own end.
+        signal: that interrupted it, or None.
+    """
+
+    reads: list[SectorRead]
+    read_ahead_kib: int
+    ready_us: int | None
+    code: int
+    stopped: bool
+    signal: int | None
+
+
+def trace_container(
+    tracer: Tracer,
+    config: Mapping[str, object],
+    options: RunOptions,
+    store: ContainerStore,
+    record: Record,
+    conditions: Conditions,
+    on_unused: Callable[[], None],
+) -> TracedStart:
+    """Run a container on a traced mount until its conditions hold, or it ends.
+
+    Args:
+        tracer: of a mount below the container's directory, so that ``rm`` would unmount it; closed
+            afterwards.
+        config: the image's OCI configuration, decoded.
+        options: of the user; the container is not detached, and removed.
+        store: of the container.
+        record: of the container.
+        conditions: perhaps none.
+        on_unused: as for `run_container`.
+
+    Raises:
+        FirstreadError: as `run_container`; or the reads could not be traced.
+    """
+    current, signals, ends = [record], list[int](), list[int]()
+    readiness = Readiness(conditions, lambda: _stop(store, current[-1]))
+    watch = threading.Thread(target=lambda: _note_end(current[-1], ends), daemon=True)
+
+    def started(record: Record) -> None:
+        current.append(record)
+        watch.start()
+        if conditions:
+            readiness.start()
+
+    def unused() -> None:
+        tracer.close()
+        on_unused()
+
+    tracer.begin()
+    try:
+        code = run_container(
+            tracer.mountpoint,
+            config,
+            options,
+            store.state_dir,
+            record=record,
+            on_start=started,
+            on_output=readiness.look,
+            on_signal=signals.append,
+            on_unused=unused,
+        )
+    finally:
+        readiness.close()
+    watch.join()
+    signal = next((number for number in signals if number in INTERRUPTIONS), None)
+    if readiness.over_ns is not None:
+        end_us, ready = tracer.since_us(readiness.over_ns), readiness.ready
+    else:
+        end_us = tracer.since_us(ends[0] if ends else time.monotonic_ns())
+        ready = not code and signal is None and not conditions.show_ready
+    return TracedStart(
+        reads=tracer.reads(end_us),
+        read_ahead_kib=tracer.read_ahead_kib,
+        ready_us=end_us if ready else None,
+        code=code,
+        stopped=readiness.over_ns is not None,
+        signal=signal,
+    )
+
+
+def _stop(store: ContainerStore, record: Record) -> None:
+    try:
+        stop_container(store, record, STOP_SECONDS)
+    except FirstreadError as exc:
+        _log.warning("%s", exc)
+
+
+def _note_end(record: Record, moments: list[int]) -> None:
+    """Note when the container's first process ends: the cleanup takes longer."""
+    pidfd = open_process(record.process) if record.process else None
+    if pidfd is not None:
+        is_readable(pidfd, None)
+        moments.append(time.monotonic_ns())
+        os.close(pidfd)

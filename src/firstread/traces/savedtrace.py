@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trace files on this machine.
+
+Invariant: a file gets its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
+from firstread.traces.tracefile import MAX_TRACE_SIZE, Trace, read_trace, write_trace
+from firstread.units import format_size
+
+
+def load_trace(path: Path) -> Trace:
+    """Return the trace in a file.
+
+    Raises:
+        ImageError: it is no trace that this version reads; names the file.
+        NodeError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return read_trace(file)
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the trace") from exc
+    except FirstreadError as exc:
+        exc.hint = "trace the image again: firstread trace"
+        exc.about(image=str(path))
+        raise
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be made, before anything is done for it.
+
+    Raises:
+        UsageError: there is no such directory, or it cannot be written.
+    """
+    parent = path.absolute().parent
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written", hint="choose a file in a writable directory")
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Write a trace to a file, which appears whole.
+
+    Raises:
+        NodeError: it cannot be written.
+        LimitError: no version would read so large a file.
+    """
+    in_place = path.exists() and not path.is_file()  # a pipe, or a terminal
+    scratch: Path | None = None
+    try:
+        if in_place:
+            with path.open("wb") as out:
+                write_trace(trace, out)
+            return
+        fd, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
+        scratch = Path(name)
+        with os.fdopen(fd, "wb") as out:
+            write_trace(trace, out)
+            if out.tell() > MAX_TRACE_SIZE:
+                raise LimitError(
+                    f"the trace is larger than {format_size(MAX_TRACE_SIZE)}",
+                    hint="end it earlier: --until, or --seconds",
+                )
+        scratch.chmod(0o644)
+        scratch.replace(path)
+        scratch = None
+    except OSError as exc:
+        raise from_os_error(exc, "cannot write the trace") from exc
+    finally:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
