@@ -130,7 +130,7 @@ def unpack_trace(blob: bytes) -> Trace:
     """
     stream = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(blob)
     try:
-        with io.BufferedReader(stream) as lines:  # type: ignore[arg-type]
+        with io.BufferedReader(stream) as lines:
             return read_trace(lines)
     except zstandard.ZstdError as exc:
         raise ImageError(f"the trace cannot be decompressed: {exc}") from exc
