@@ -2,8 +2,8 @@
 """What the fetcher has seen of a start: the reads of an image that had to ask for their data.
 
 Owns the record of one image and its bounds. Maps nothing to files, and writes nothing:
-`firstread.cli.trace` does. Invariant: a record takes `MOST_READS` rows of `ROW_BYTES`, and a read
-costs it no lock.
+`firstread.cli.trace` does. Invariant: a record takes `MOST_READS` rows of `ROW_BYTES`, and noting a
+read takes no lock.
 
 A record is coarser than what `firstread.run.tracer` sees. It lacks reads of present sectors, and
 those that the supervisor answers itself since the file covers them by now (ADR 83).
