@@ -208,6 +208,21 @@ def test_a_trace_travels_with_its_image(machine: Machine, app: str, tmp_path: Pa
         subject, _ = repository.get_manifest()
         assert f"is attached to {subject.digest}\n" in done.stderr
         assert traces_attached(repository, subject) == [trace_in(out)]
-    done = machine.call("trace", app, DD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("app",), "say where the trace is to go"),
+        (
+            ("--attach", "oci-archive:/nosuch.tar"),
+            "nothing can be attached to an image in",
+        ),
+        (("-o", "/nosuch/trace", "app"), "/nosuch/trace cannot be written"),
+    ],
+)
+def test_a_trace_needs_a_place(machine: Machine, arguments: tuple[str, ...], words: str) -> None:
+    """It shows before anything is fetched."""
+    done = machine.call("trace", *arguments)
     assert (done.returncode, done.stdout) == (125, "")
-    assert "say where the trace is to go" in done.stderr
+    assert words in done.stderr

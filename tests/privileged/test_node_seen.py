@@ -99,7 +99,7 @@ def collecting(tmp_path: Path) -> Iterator[Daemon]:
 def test_a_node_keeps_a_trace_of_a_cold_start(
     collecting: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
-    """The start ends with its mount; the next one is not cold."""
+    """The start ends with its mount, which is sooner than it is quiet."""
     place, traces = collecting.mount(plain[0]), tmp_path / "traces"
     for number in range(100):
         if (place / f"f{number}").exists():

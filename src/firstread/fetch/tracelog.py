@@ -3,7 +3,7 @@
 
 Owns the record of one image and its bounds. Maps nothing to files, and writes nothing:
 `firstread.cli.trace` does, and `firstread.fetch.history` reports how long they waited. Invariant: a
-record takes `MOST_READS` rows of `ROW_BYTES`, and a read costs it no lock.
+record takes `MOST_READS` rows of `ROW_BYTES`, and noting a read takes no lock.
 
 A record is coarser than what `firstread.run.tracer` sees. It lacks reads of present sectors, and
 those that the supervisor answers itself since the file covers them by now (ADR 83).
