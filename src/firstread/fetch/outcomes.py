@@ -72,9 +72,9 @@ class Outcomes:
                 self._denials.clear(sector_id)
         if covered := [read for read in reads if self._touch(read)]:
             now = time.monotonic()
-            for read in covered:  # first: a reader that goes on finds its read in the record
-                self._providers.waited(read, now - read.came)
             self._answers.give(covered, allow=True)
+            for read in covered:  # now: nobody waits for it
+                self._providers.waited(read, now - read.came)
 
     def _touch(self, read: PendingRead) -> bool:
         """Tell presence that a read goes on; False if it waits there, for an emptying."""
