@@ -29,7 +29,7 @@ class Steps(Document):
 
 
 class Planned(Document):
-    """The plan for sectors that nobody reads yet ([node.md](node.md#prefetch)).
+    """The plan for sectors of an image that nobody reads yet ([node.md](node.md#prefetch)).
 
     mode: `none`, `hot` or `all`
     hot_bytes: compressed, of its hot sectors that were absent
