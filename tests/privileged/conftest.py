@@ -86,7 +86,7 @@ def lazy_features(features: Path, tmp_path_factory: pytest.TempPathFactory) -> s
 
 def _converted(layout: Path, folder: Path) -> str:
     reference = f"oci:{folder}/layout:latest"
-    ran = firstread("convert", f"oci:{layout}:latest", reference)
+    ran = firstread("convert", "--no-hot", f"oci:{layout}:latest", reference)
     assert ran.code == 0, ran
     return reference
 

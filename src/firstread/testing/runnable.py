@@ -102,7 +102,9 @@ def runnable_registry(
     write_layout(runnable_image(scratch / "rootfs", busybox), layout)
     with DockerRegistry() as registry:
         for name, source in {"app": layout, **layouts}.items():
-            ran = firstread("convert", f"oci:{source}:latest", f"{registry.host}/{name}")
+            ran = firstread(
+                "convert", "--no-hot", f"oci:{source}:latest", f"{registry.host}/{name}"
+            )
             assert ran.code == 0, ran
         to = f"docker://{registry.host}/ordinary:latest"
         copy = ("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", to)
