@@ -176,11 +176,11 @@ def command(
         question = Question(compared, links, costs, limits or (), repeat)
         tuned = tune(repository, resolved, image, recorded, question)
     if plot is not None:
-        draw(tuned, [link.name for link in links], plot)
+        draw(tuned, plot)
     if as_json:
         show(tuned)
     else:
-        report(lines(tuned, compared, links))
+        report(lines(tuned))
 
 
 def _read_traces(paths: Sequence[Path]) -> list[Trace]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from math import ceil, exp, log
 from typing import NamedTuple
 
+from firstread.errors import LimitError, UsageError
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.image import BlockImage
@@ -27,6 +28,7 @@ from firstread.tune.workload import Workload, fit, steps
 from firstread.units import counted
 
 CLOSE = 1.02
+MAX_REPLAYED = 20_000_000  # reads of all settings and links: some minutes
 OURS = ("plain", "hot")
 
 
@@ -73,46 +75,64 @@ def tune(
     keys = frozenset(read.key for workload in workloads for read in workload.reads)
     read_frames(repository, content, keys)
     layouts = Layouts(content, traces, keys)
-    rows = compare(layouts, workloads, question)
-    number, why = choose(question, rows)
-    chosen = question.settings[number]
+    _check_work(question, workloads)
+    rows, impossible = compare(layouts, workloads, question)
+    chosen, why = choose(rows, len(question.links))
     return Tuned(
         reference=str(repository.reference),
         digest=resolved.descriptor.digest,
         traces=len(workloads),
         reads=sum(len(workload.reads) for workload in workloads),
+        impossible=impossible,
         left_out=sum(workload.left_out for workload in workloads),
         later=sum(workload.later for workload in workloads),
         local=sum(workload.local_s for workload in workloads) / len(workloads),
         settings=rows,
-        chosen=number * len(question.links),
+        chosen=chosen,
         why=why,
-        stores=caches(layouts, workloads, chosen, question),
+        stores=caches(layouts, workloads, rows[chosen].setting, question),
     )
+
+
+def _check_work(question: Question, workloads: Sequence[Workload]) -> None:
+    reads = sum(len(workload.reads) for workload in workloads)
+    reads *= len(question.settings) * len(question.links)
+    if reads > MAX_REPLAYED:
+        raise UsageError(
+            f"this would replay {reads} reads, {MAX_REPLAYED} at most are replayed",
+            hint="give fewer settings or links; firstread trace merge makes one trace of several",
+        )
 
 
 def compare(
     layouts: Layouts, workloads: Sequence[Workload], question: Question
-) -> list[SettingTuned]:
-    """Replay every workload for every setting and link; return a row for each of these pairs."""
-    rows = []
+) -> tuple[list[SettingTuned], list[str]]:
+    """Replay every workload for every setting and link.
+
+    Returns:
+        a row for each pair of setting and link, and what is wrong with the settings left out.
+
+    Raises:
+        LimitError: the image can have none of the settings.
+    """
+    rows: list[SettingTuned] = []
+    wrong: list[str] = []
     for setting in question.settings:
-        layout = layouts.get(setting)
+        try:
+            layout = layouts.get(setting)
+        except LimitError as exc:
+            wrong.append(f"{setting}: {exc.message}")
+            continue
         work = [(steps(workload, layout), workload.end_s) for workload in workloads]
         for link in question.links:
             starts = [
-                replay(
-                    layout,
-                    link,
-                    question.costs,
-                    reads,
-                    end_s,
-                    prefetch=setting.prefetch,
-                )
+                replay(layout, link, question.costs, reads, end_s, prefetch=setting.prefetch)
                 for reads, end_s in work
             ]
             rows.append(_row(setting, link, starts, layout.size))
-    return rows
+    if not rows:
+        raise LimitError(f"the image cannot have {wrong[0]}", hint="give larger sizes")
+    return rows, wrong
 
 
 def _row(
@@ -141,27 +161,25 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, ceil(share * len(ordered)) - 1)]
 
 
-def choose(question: Question, rows: Sequence[SettingTuned]) -> tuple[int, str]:
-    """Return the number of the setting to use, and why.
+def choose(rows: Sequence[SettingTuned], count: int) -> tuple[int, str]:
+    """Return the first row of the setting to use, and why.
 
     Args:
-        question: what was compared.
         rows: as from `compare`.
+        count: links.
     """
-    settings, count = question.settings, len(question.links)
     links = counted(count, "link")
     best = [min(row.ready for row in rows[at::count]) for at in range(count)]
-    scores, fetched = [], []
-    for number in range(len(settings)):
-        own = rows[number * count : (number + 1) * count]
+    scores, fetched = {}, {}
+    for first in range(0, len(rows), count):
+        own = rows[first : first + count]
         lags = [log(row.ready / least) for row, least in zip(own, best, strict=True)]
-        scores.append(exp(sum(lags) / count))
-        fetched.append(sum(row.bytes for row in own))
-    ours = [number for number, setting in enumerate(settings) if setting.kind in OURS]
-    ours = ours or list(range(len(settings)))
-    least = min(scores[number] for number in ours)
-    close = [number for number in ours if scores[number] <= least * CLOSE]
-    chosen = min(close, key=lambda number: (fetched[number], scores[number]))
+        scores[first] = exp(sum(lags) / count)
+        fetched[first] = sum(row.bytes for row in own)
+    ours = [first for first in scores if rows[first].layout in OURS] or list(scores)
+    least = min(scores[first] for first in ours)
+    close = [first for first in ours if scores[first] <= least * CLOSE]
+    chosen = min(close, key=lambda first: (fetched[first], scores[first]))
     if len(close) == 1:
         return chosen, f"of {counted(len(ours), 'setting')} it is soonest ready over {links}"
     return chosen, (

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from firstread.convert.hotplan import find_file
 from firstread.convert.metadata import merge
-from firstread.convert.record import LayerRecord, PackedSector, Parameters
+from firstread.convert.record import Entry, LayerRecord, PackedSector, Parameters
 from firstread.convert.recorded import RecordedLayers
 from firstread.erofs.tree import HOLE, Node, split_address
 from firstread.errors import ImageError, UnsupportedError
@@ -175,12 +175,13 @@ def read_content(repository: Repository, resolved: ResolvedImage, image: BlockIm
             annotations = blob.annotations or {}
             if HOT in annotations:
                 continue
-            if SOURCE_DIFF_ID not in annotations:
+            try:
+                packed = recorded.read(annotations[SOURCE_DIFF_ID])
+            except KeyError as exc:
                 raise UnsupportedError(
                     "its layers have lost their annotations, so nobody can pack them anew",
                     hint="convert the original again",
-                )
-            packed = recorded.read(annotations[SOURCE_DIFF_ID])
+                ) from exc
             record = LayerRecord.decode(packed.record)
             rest = blob.size - packed.record_offset
             layers.append(LayerContent(blob, list(_files(record)), record.sectors, rest))
@@ -191,13 +192,30 @@ def read_content(repository: Repository, resolved: ResolvedImage, image: BlockIm
 
 
 def _files(record: LayerRecord) -> Iterator[LayerFile]:
+    sizes = [sector.size for sector in record.sectors]
     for entry in record.entries():
         if entry.chunks:
             chunks = array("Q")
-            chunks.frombytes(entry.chunks)
-            if entry.chunk_size < BLOCK_SIZE or len(chunks) != -(-entry.size // entry.chunk_size):
-                raise ImageError("a layer record states a file that cannot be")
+            chunks.frombytes(entry.chunks[: len(entry.chunks) // 8 * 8])
+            if not _is_possible(entry, chunks, sizes):
+                raise ImageError(f"a layer record states a file that cannot be: {entry.path!r}")
             yield LayerFile(entry.size, entry.chunk_size, chunks)
+
+
+def _is_possible(entry: Entry, chunks: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Return whether each chunk of a file lies within a sector: a record is text from outside."""
+    chunk_size = entry.chunk_size
+    if chunk_size < BLOCK_SIZE or chunk_size % BLOCK_SIZE:
+        return False
+    if len(chunks) != -(-entry.size // chunk_size):
+        return False
+    for number, chunk in enumerate(chunks):
+        if chunk != HOLE:
+            sector, block = split_address(chunk)
+            length = round_up(min(chunk_size, entry.size - number * chunk_size), BLOCK_SIZE)
+            if sector >= len(sizes) or block * BLOCK_SIZE + length > sizes[sector]:
+                return False
+    return True
 
 
 def read_frames(repository: Repository, content: Content, keys: Iterable[FileKey]) -> None:

@@ -20,10 +20,12 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from firstread.convert.plan import Placement, Planner
 from firstread.erofs.tree import HOLE, split_address
+from firstread.errors import LimitError
 from firstread.oci.model import Descriptor
 from firstread.sectors.format import (
     BLOCK_SIZE,
     DEFAULT_FRAME_SIZE,
+    MAX_SECTORS,
     SECTORS_MEDIA_TYPE,
     Geometry,
     SectorEntry,
@@ -34,6 +36,7 @@ from firstread.units import KiB, MiB, round_up
 
 Kind: TypeAlias = Literal["plain", "hot", "files", "chunks"]
 
+MAX_UNITS = 1 << 19  # of an image, each some hundred bytes of memory
 SLOT_SIZE = 64  # bytes of compressed metadata for one more sector: its id is random
 
 _FRAME_COST = (1.21, 1.158, 1.124, 1.107, 1.079, 1.049, 1.0, 0.964, 0.932, 0.886, 0.865)
@@ -211,6 +214,8 @@ class PlainLayout(Layout):
             blob, offset = _blob(f"layer {number}"), 0
             for parts in sectors:
                 offset = self._add(blob, offset, parts)
+        if self.devices > MAX_SECTORS:
+            raise LimitError(f"{self.devices} sectors, {MAX_SECTORS} are the limit")
 
     def _pack(
         self, layer: int, planner: Planner, first: int, keys: Container[FileKey]
@@ -312,12 +317,19 @@ class FileLayout(Layout):
     Args:
         content: of the image.
         chunk_size: bytes of a chunk; 0 for whole files.
+
+    Raises:
+        LimitError: there are more than `MAX_UNITS` of them.
     """
 
     def __init__(self, content: Content, chunk_size: int) -> None:
         super().__init__(content, 0)
         self._chunk_size = chunk_size
         self._first: dict[FileKey, int] = {}
+        files = [file for layer in content.layers for file in layer.files]
+        count = sum(-(-file.size // chunk_size) if chunk_size else 1 for file in files)
+        if count > MAX_UNITS:
+            raise LimitError(f"{count} chunks, {MAX_UNITS} are the limit")
         for layer, its in enumerate(content.layers):
             for number, file in enumerate(its.files):
                 key = FileKey(layer, number)
@@ -336,4 +348,6 @@ class FileLayout(Layout):
         end = min(offset + length, round_up(self.content.file(key).size, BLOCK_SIZE))
         first, chunk_size = self._first[key], self._chunk_size or 1 << 62
         for number in range(offset // chunk_size, -(-end // chunk_size)):
-            yield Need(first + number, 0, self.units[first + number].entry.size)
+            entry = self.units[first + number].entry
+            if entry.length:  # it is no hole
+                yield Need(first + number, 0, entry.size)

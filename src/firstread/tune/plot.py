@@ -42,7 +42,7 @@ def check_plot(path: Path) -> None:
         ) from exc
 
 
-def draw(tuned: Tuned, links: Sequence[str], path: Path) -> None:
+def draw(tuned: Tuned, path: Path) -> None:
     """Write the picture of a table to `path`.
 
     Raises:
@@ -50,11 +50,12 @@ def draw(tuned: Tuned, links: Sequence[str], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
+    links = list(dict.fromkeys(row.link for row in tuned.settings))
     figure = Figure(figsize=(5.5 * len(links), 5), layout="constrained")
     figure.suptitle(f"{tuned.reference}: ready time by layout, simulated")
     for number, link in enumerate(links):
         axes = figure.add_subplot(1, len(links), number + 1)
-        rows = tuned.settings[number :: len(links)]
+        rows = [row for row in tuned.settings if row.link == link]
         for kind in dict.fromkeys(row.layout for row in rows):
             own = [row for row in rows if row.layout == kind]
             ends = [row.bytes / MiB for row in own], [row.ready for row in own]

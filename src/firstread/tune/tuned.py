@@ -6,10 +6,8 @@ Owns its fields and its look; `firstread.tune.comparison` fills it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from firstread.documents import Bytes, Digest, Document, Seconds
-from firstread.tune.link import LinkSpeed
+from firstread.fetch.startplan import Mode
 from firstread.tune.settings import Setting
 from firstread.units import counted, format_size
 
@@ -35,7 +33,7 @@ class SettingTuned(Document):
     unit_size: Bytes
     frame_size: Bytes
     granule: Bytes
-    prefetch: str
+    prefetch: Mode
     ready: Seconds
     wait_p50: Seconds
     wait_p99: Seconds
@@ -43,6 +41,10 @@ class SettingTuned(Document):
     bytes: Bytes
     requests: float
     image_size: Bytes
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.layout, self.unit_size, self.frame_size, self.granule, self.prefetch)
 
 
 class CacheTuned(Document):
@@ -71,6 +73,7 @@ class Tuned(Document):
     digest: of its manifest
     traces: that were replayed
     reads: of them, until ready
+    impossible: settings that the image cannot have, and why
     left_out: reads of files that this image does not have
     later: reads after ready
     local: the time that a start takes when nothing is fetched, on average
@@ -84,6 +87,7 @@ class Tuned(Document):
     digest: Digest
     traces: int
     reads: int
+    impossible: list[str]
     left_out: int
     later: int
     local: Seconds
@@ -93,24 +97,25 @@ class Tuned(Document):
     stores: list[CacheTuned]
 
 
-def lines(tuned: Tuned, settings: Sequence[Setting], links: Sequence[LinkSpeed]) -> list[str]:
+def lines(tuned: Tuned) -> list[str]:
     """Return the table for people, a block for each link."""
     shown = [
         f"{tuned.reference}: {counted(tuned.traces, 'trace')}, {counted(tuned.reads, 'read')};"
         f" {tuned.local:.2f} s with all data local"
     ]
+    shown += [f"  left out  {wrong}" for wrong in tuned.impossible]
     if tuned.left_out:
         shown.append(f"  left out  {counted(tuned.left_out, 'read')} of files not in this image")
     if tuned.later:
         shown.append(f"  left out  {counted(tuned.later, 'read')} after ready")
-    width = max(map(len, map(str, settings)))
-    count = len(links)
-    for number, link in enumerate(links):
+    width = max(len(str(row.setting)) for row in tuned.settings)
+    for link in dict.fromkeys(row.link for row in tuned.settings):
         head = ("ready", "p50", "p99", "p99.9", "fetched", "requests", "image")
-        shown += ["", f"{link.name:<{width + 2}}" + "".join(f"{word:>11}" for word in head)]
-        for setting, row in zip(settings, tuned.settings[number::count], strict=True):
-            shown.append(f"  {setting!s:<{width}}{_cells(row)}")
-    shown += ["", f"choose {settings[tuned.chosen // count]}: {tuned.why}"]
+        shown += ["", f"{link:<{width + 2}}" + "".join(f"{word:>11}" for word in head)]
+        shown += [
+            f"  {row.setting!s:<{width}}{_cells(row)}" for row in tuned.settings if row.link == link
+        ]
+    shown += ["", f"choose {tuned.settings[tuned.chosen].setting}: {tuned.why}"]
     if tuned.stores:
         shown += ["", f"{'store':<12}{'hit ratio':>11}{'missed':>11}{'fetched':>12}"]
         shown += [

@@ -106,7 +106,7 @@ def _joined(needs: Iterable[Need]) -> list[Need]:
 
 
 class HotContent(NamedTuple):
-    """The hot part of an image, in the order of the starts.
+    """The hot parts of an image, in the order of the starts.
 
     Args:
         chunks: that the converter would copy into hot sectors.

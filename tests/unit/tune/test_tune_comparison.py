@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from firstread.errors import UsageError
+from firstread.errors import LimitError, UsageError
 from firstread.oci.resolve import resolve
 from firstread.testing.tuning import LARGE, convert, trace
 from firstread.tune.comparison import Question, choose, tune
 from firstread.tune.link import parse_link
-from firstread.tune.settings import MAX_SETTINGS, Setting, settings
-from firstread.tune.tuned import SettingTuned, lines
+from firstread.tune.settings import MAX_SETTINGS, settings
+from firstread.tune.tuned import SettingTuned, Tuned, lines
 from firstread.units import KiB, MiB
 
 LINKS = [parse_link("10Mbit/50ms"), parse_link("1Gbit/1ms")]
@@ -19,12 +19,8 @@ KINDS = ("plain", "hot", "files", "chunks")
 READS = [("bin/3", 0, 4096), ("large", 0, LARGE), ("bin/9", 0, 4096)]
 
 
-def row(ready: float, size: int = 1) -> SettingTuned:
-    return SettingTuned("", "", 0, 0, 0, "", ready, 0, 0, 0, size, 0, 0)
-
-
-def question(*kinds: str, links: int = 1) -> Question:
-    return Question([Setting(kind, number) for number, kind in enumerate(kinds)], LINKS[:links])
+def row(ready: float, size: int = 1, kind: str = "plain") -> SettingTuned:
+    return SettingTuned("", kind, 0, 0, 0, "none", ready, 0, 0, 0, size, 0, 0)
 
 
 def test_each_combination_comes_once() -> None:
@@ -55,24 +51,56 @@ def test_too_many_settings() -> None:
 
 
 def test_the_soonest_is_chosen() -> None:
-    number, why = choose(question("plain", "hot"), [row(2), row(1)])
-    assert (number, why) == (1, "of 2 settings it is soonest ready over 1 link")
+    chosen = choose([row(2), row(1)], 1)
+    assert chosen == (1, "of 2 settings it is soonest ready over 1 link")
 
 
 def test_all_links_count() -> None:
-    asked = question("plain", "hot", links=2)
-    assert choose(asked, [row(1), row(4), row(1.5), row(1)])[0] == 1
+    assert choose([row(1), row(4), row(1.5), row(1)], 2)[0] == 2
 
 
 def test_among_close_ones_the_fewest_bytes_are_chosen() -> None:
-    number, why = choose(question("plain", "hot"), [row(1.0, 100), row(1.01, 50)])
+    number, why = choose([row(1.0, 100), row(1.01, 50)], 1)
     assert number == 1
     assert why.startswith("2 settings are within 2% of the soonest ready")
 
 
 def test_layouts_of_others_are_chosen_only_among_themselves() -> None:
-    assert choose(question("files", "plain"), [row(1), row(2)])[0] == 1
-    assert choose(question("files", "chunks"), [row(2), row(1)])[0] == 1
+    assert choose([row(1, kind="files"), row(2)], 1)[0] == 1
+    assert choose([row(2, kind="files"), row(1, kind="chunks")], 1)[0] == 1
+
+
+def test_settings_that_the_image_cannot_have_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("firstread.tune.layout.MAX_SECTORS", 10)
+    monkeypatch.setattr("firstread.tune.layout.MAX_UNITS", 50)
+    found = convert()
+
+    def ask(*sizes: int) -> Tuned:
+        compared = settings(KINDS, sizes, [4 * KiB], [4096], ["none"])
+        asked = Question(compared, LINKS[:1])
+        return tune(found.place, resolve(found.place), found.image, [trace(READS)], asked)
+
+    tuned = ask(4 * KiB, 1 * MiB)
+    assert [each.setting.kind for each in tuned.settings] == ["plain", "hot", "files", "chunks"]
+    assert [wrong.partition(":")[0] for wrong in tuned.impossible] == [
+        "4 KiB sectors, 4 KiB frames",
+        "4 KiB sectors, 4 KiB frames, hot by 4 KiB on demand",
+        "4 KiB of files",
+    ]
+    assert lines(tuned)[1].startswith("  left out  4 KiB sectors, 4 KiB frames: ")
+    monkeypatch.setattr("firstread.tune.layout.MAX_UNITS", 1)
+    with pytest.raises(LimitError, match="10 are the limit"):
+        ask(4 * KiB)
+
+
+def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.tune.comparison.MAX_REPLAYED", 5)
+    found = convert()
+    asked = Question(settings(["files"], [], [], [], []), LINKS)
+    with pytest.raises(UsageError, match="would replay 6 reads"):
+        tune(found.place, resolve(found.place), found.image, [trace(READS)], asked)
 
 
 def test_a_table_of_everything() -> None:
@@ -90,8 +118,8 @@ def test_a_table_of_everything() -> None:
         assert 0 < each.bytes <= each.image_size * 1.01
     assert tuned.settings[tuned.chosen].layout == "hot"
     assert [store.hit_ratio for store in tuned.stores] == [pytest.approx(7 / 8)]
-    shown = lines(tuned, compared, LINKS)
+    shown = lines(tuned)
     assert len(shown) == 2 + len(LINKS) * (2 + len(compared)) + 2 + 3
     assert shown[1] == "  left out  1 read of files not in this image"
-    chosen = compared[tuned.chosen // len(LINKS)]
-    assert shown[-4] == f"choose {chosen}: {tuned.why}"
+    assert tuned.settings[tuned.chosen].setting in compared
+    assert shown[-4] == f"choose {tuned.settings[tuned.chosen].setting}: {tuned.why}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from firstread.convert.hotblob import recorded_start
-from firstread.convert.record import Parameters
-from firstread.errors import ImageError
+from firstread.convert.record import Entry, LayerRecord, Parameters
+from firstread.errors import ImageError, UnsupportedError
+from firstread.oci.model import OCI_MANIFEST
 from firstread.oci.resolve import resolve
 from firstread.sectors.decode import SectorDecoder
 from firstread.testing.packed import SMALL, converted, opened
@@ -222,3 +224,37 @@ def test_weights_are_streamed_from_where_they_are(
     assert layout.stream[0] >= len(plain(packed.content).units)
     copied = sum(layout.units[number].entry.size for number in set(layout.stream) - set(kept))
     assert copied < LARGE % S + 3 * B
+
+
+def test_a_record_with_impossible_files_is_an_error(
+    packed: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of a record size and index what is read, so all of them have bounds."""
+    real = LayerRecord.entries
+    far = (9999 << 32).to_bytes(8, "little")
+    behind = (0xFFFF).to_bytes(8, "little")
+    for wrong in (
+        {"chunks": far},
+        {"chunks": behind},
+        {"chunks": b"\0" * 16},
+        {"chunks": b"\0" * 9, "size": 2 * B},
+        {"chunk_size": 0},
+        {"chunk_size": 1},
+        {"size": 1 << 62},
+    ):
+        entry = Entry(b"f", 0o100644, size=B, chunk_size=B, chunks=bytes(8))
+        for name, value in wrong.items():
+            setattr(entry, name, value)
+        found = lambda record, entry=entry: iter([*real(record), entry])  # noqa: E731
+        monkeypatch.setattr(LayerRecord, "entries", found)
+        with pytest.raises(ImageError):
+            read_content(packed.place, resolve(packed.place), packed.image)
+
+
+def test_an_image_without_annotations_cannot_be_packed_anew() -> None:
+    place, manifest = converted(IMAGE)
+    layers = [msgspec.structs.replace(layer, annotations=None) for layer in manifest.layers]
+    stripped = msgspec.structs.replace(manifest, layers=layers)
+    place.put_manifest(msgspec.json.encode(stripped), OCI_MANIFEST, "latest")
+    with pytest.raises(UnsupportedError, match="lost their annotations"):
+        read_content(place, resolve(place), opened(place, stripped))
