@@ -108,11 +108,11 @@ def _convert(mode: Mode, names: Mapping[str, str], words: Mapping[str, Sequence[
             said = (done.stderr.strip() or done.stdout.strip())[-1000:]
             raise RuntimeError(f"{shlex.join(command)[:300]}: {said}")
         if listed.exists():
-            _rewrite(listed)
+            write_lists(listed)
 
 
-def _rewrite(listed: Path) -> None:
-    """Turn stargz's record of a workload into the lists that other peers take."""
+def write_lists(listed: Path) -> None:
+    """Write the lists that other peers take, beside stargz's record of a workload."""
     entries = [json.loads(line)["path"] for line in listed.read_text().splitlines()]
     paths = list(dict.fromkeys("/" + path.lstrip("/") for path in entries))
     listed.with_suffix(".json").write_text(json.dumps(paths))

@@ -78,9 +78,8 @@ class Cell:
         return sorted(self.runs, key=lambda run: run.ready_s)[len(self.runs) // 2]
 
     def __str__(self) -> str:
-        low, high = self.spread
-        run = self.middle
-        parts = [f"{self.ready_s:.2f} s ({low:.2f} to {high:.2f})"]
+        (low, high), run = self.spread, self.middle
+        parts = [f"{self.ready_s:.2f} s" + (f" ({low:.2f} to {high:.2f})" if low < high else "")]
         if run.pulled_s:
             parts.append(f"pull {run.pulled_s:.2f}")
         parts.append(f"{run.bytes_to_ready / MB:.1f} MB, {run.requests} requests")

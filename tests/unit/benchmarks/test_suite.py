@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -19,7 +20,7 @@ from benchmarks.suite.judge import judge
 from benchmarks.suite.links import LINKS, Speed, parse_link
 from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import said
-from benchmarks.suite.publish import fill
+from benchmarks.suite.publish import fill, write_lists
 from benchmarks.suite.runs import Run, cells, table, write_csv
 from benchmarks.suite.starts import prove_lazy
 from benchmarks.suite.workloads import WORKLOADS
@@ -103,6 +104,14 @@ def test_words_of_templates_are_replaced_by_none_one_or_several() -> None:
     words = {"$PROGRAM": ["python", "-m", "it"], "$UNTIL": [], "$COMMAND": ["echo", "$HOME"]}
     filled = fill(template, {"LIST": "/tmp/list"}, words)
     assert filled == ["python", "-m", "it", "-o", "/tmp/list.json", "echo", "$HOME"]
+
+
+def test_a_record_of_a_workload_becomes_the_lists_of_peers(tmp_path: Path) -> None:
+    record = tmp_path / "list"
+    record.write_text('{"path": "bin/sh", "layer": 1}\n{"path": "/lib/x"}\n{"path": "bin/sh"}\n')
+    write_lists(record)
+    assert json.loads((tmp_path / "list.json").read_text()) == ["/bin/sh", "/lib/x"]
+    assert (tmp_path / "list.txt").read_text() == "/bin/sh\n/lib/x\n"
 
 
 def test_a_mode_says_what_it_misses() -> None:
