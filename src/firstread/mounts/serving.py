@@ -53,7 +53,7 @@ class Serving:
         served = self._fetcher.serve(
             image,
             (str(reference), record.access),
-            lambda: self._network.open(reference, record.access),
+            lambda: self._network.open_warm(reference, record.access),
         )
         if not record.detached:
             self.apply_policies(record, served)
