@@ -85,7 +85,7 @@ class Serving:
         image, absent = served.image.block_image, served.member.absent
         asked = [each.prefetch for each in record.policies.values()]
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
-        rows, slots = image.index.sectors, image.hot_sectors()
+        rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
         rest: list[Wanted] = []
         if mode == "all" or (mode == "hot" and slots):  # it takes a while
