@@ -314,6 +314,19 @@ def test_reads_come_before_what_nobody_waits_for(make: Make) -> None:
     assert bench.files.causes == [Cause.DEMAND, Cause.DEMAND, Cause.COMPLETION]
 
 
+def test_a_read_finds_a_worker_whatever_else_is_wanted(make: Make) -> None:
+    bench = make("h", count=8, workers=2)
+    bench.lane.complete(bench.sectors.wanted[0])
+    bench.files.wait(lambda: bench.source.requests)
+    bench.lane.complete(bench.sectors.wanted[5])
+    bench.files.wait(lambda: bench.lane._idle)  # the other worker has looked
+    bench.answered(bench.read(3))
+    begins = [sector.entry.offset for sector in bench.sectors.wanted]
+    assert [offset for offset, _ in bench.source.requests] == [begins[0], begins[3]]
+    bench.source.wake()
+    bench.whole(0, 3, 5)
+
+
 def test_a_sequential_reader_is_read_ahead_for(make: Make) -> None:
     bench = make(count=8)
     bench.answered(bench.read(0))
