@@ -67,6 +67,7 @@ from firstread.run.rundefaults import parse_image_config
 from firstread.sectors.decode import SectorDecoder
 from firstread.sectors.format import FrameTable, SectorEntry
 from firstread.sectors.image import open_image, write_metadata
+from firstread.starts.startset import start_set
 from firstread.testing.entries import (
     Char,
     Dir,
@@ -81,6 +82,7 @@ from firstread.testing.entries import (
 from firstread.testing.erofsdump import dump
 from firstread.testing.images import feature_image
 from firstread.testing.packed import SMALL, converted, pack
+from firstread.testing.programs import Program, tree_of
 from firstread.units import MiB
 
 SECONDS = 10.0  # of CPU
@@ -530,6 +532,22 @@ def events() -> list[bytes]:
     return [(body + struct.pack("=BBHIQQ", 6, 0, 24, 0, 4096, 8192)) * 2]
 
 
+def run_start_set(data: bytes) -> None:
+    """Take the bytes for every kind of file that a search for a start set reads."""
+    python: dict[str, bytes | str] = {"bin/python3.11": Program().image(), "bin/node": "python3.11"}
+    files: dict[str, bytes | str] = dict.fromkeys(
+        ("app", "lib/a.so", "etc/ld.so.cache", "a.py", "a.js", "package.json", "lib/modules"), data
+    )
+    root, read = tree_of({**python, **files})
+    for command in (["/app"], ["python3.11", "a.py"], ["node", "a.js"], [data.decode("latin1")]):
+        start_set(root, read, {"config": {"Cmd": command, "Env": ["PATH=/bin"]}})
+
+
+def start_files() -> list[bytes]:
+    program = Program(needed=(b"a.so",), code=1, constants=1, unwinding=1).image()
+    return [program[: 20 * 4096], b"#!/app\n", b"from a.b import (c,\nd)\n", b"require('./a')"]
+
+
 TARGETS: dict[str, Target] = {
     "archive": Target(run_archive, tars, tokens=TAR_TOKENS),
     "config": Target(run_config, documents, tokens=JSON_TOKENS),
@@ -587,6 +605,7 @@ TARGETS: dict[str, Target] = {
     ),
     "registry": Target(run_registry, answers, (), [b"\r\n", b"Content-Length: 99999999999\r\n"]),
     "sector": Target(run_sector, lambda: [packed()[2]]),
+    "start-set": Target(run_start_set, start_files, (), [b"import ", b"require('", b"\x7fELF"]),
     "tar": Target(run_tar, tars, tokens=TAR_TOKENS),
     "tar-entries": Target(run_tar_entries, tars, tokens=TAR_TOKENS),
     "token": Target(

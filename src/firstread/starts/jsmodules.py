@@ -2,7 +2,8 @@
 """The modules that a Node program requires, found in its sources. Pure.
 
 Owns a reader of ``require`` and ``import``, and the search in ``node_modules``. Names that a
-program computes stay unknown. Invariant: at most `MAX_MODULES` files.
+program computes stay unknown. Invariant: at most `MAX_MODULES` files, `MAX_LOOKUPS` names
+and `MAX_SOURCES` bytes of source.
 
 Source: the documentation of Node, Modules: CommonJS modules, "All together".
 """
@@ -16,10 +17,12 @@ import msgspec
 
 from firstread.starts.libraries import ReadFile
 from firstread.starts.treepaths import Found, TreePaths
-from firstread.units import KiB
+from firstread.units import KiB, MiB
 
 MAX_MODULES = 4000
-MAX_SOURCE = 512 * KiB
+MAX_LOOKUPS = 10_000  # names, each looked up once from a directory; express has 300
+MAX_SOURCE = 512 * KiB  # of one module
+MAX_SOURCES = 32 * MiB
 MAX_PACKAGE = 64 * KiB  # of a package.json
 MAX_DEPTH = 16  # directories with node_modules above a file
 
@@ -72,14 +75,21 @@ def node_files(
 class _Modules:
     def __init__(self, paths: TreePaths, read: ReadFile) -> None:
         self.paths, self.read = paths, read
+        self._looked_up: set[tuple[bytes, bytes]] = set()
+        self._left = MAX_SOURCES
 
     def required(self, file: Found) -> Iterator[Found]:
         """Yield what the module in `file` requires, in order."""
         if not file.name.endswith((b".js", b".cjs", b".mjs")):
             return
-        source = self.read(file.path, 0, min(file.node.size, MAX_SOURCE))
-        for match in _REQUIRED.finditer(source):
-            yield from self._resolve(match[1], b"/" + file.directory)
+        size = min(file.node.size, MAX_SOURCE, self._left)
+        self._left -= size
+        source = self.read(file.path, 0, size)
+        here = b"/" + file.directory
+        for name in dict.fromkeys(_REQUIRED.findall(source)):
+            if len(self._looked_up) < MAX_LOOKUPS and (name, here) not in self._looked_up:
+                self._looked_up.add((name, here))
+                yield from self._resolve(name, here)
 
     def _resolve(self, name: bytes, directory: bytes) -> list[Found]:
         if name.startswith((b"/", b"./", b"../")) or name in (b".", b".."):

@@ -61,6 +61,22 @@ def test_node_files_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files(tree, "m0.js") == [f"app/m{number}.js" for number in range(9)]
 
 
+def test_node_names_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsmodules, "MAX_LOOKUPS", 9)
+    script = "".join(f"require('./m{number}');" * 2 for number in range(20)).encode()
+    tree: dict[str, bytes | str] = {f"app/m{number}.js": b"" for number in range(20)}
+    found = files({"app/server.js": script, **tree}, "server.js")
+    assert found == ["app/server.js", *list(tree)[:9]]
+
+
+def test_the_bytes_of_sources_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsmodules, "MAX_SOURCES", 50)
+    tree: dict[str, bytes | str] = {
+        f"app/m{n}.js": f"require('./m{n + 1}')".encode() for n in range(9)
+    }
+    assert files(tree, "m0.js") == ["app/m0.js", "app/m1.js", "app/m2.js", "app/m3.js"]
+
+
 @pytest.mark.parametrize(
     "package", [b"[" * 60000, b'{"main": 1}', b'{"main": "../../.."}', b"\xff"]
 )
