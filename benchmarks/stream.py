@@ -92,7 +92,7 @@ def main() -> int:
     with scratch_directory() as scratch:
         print(*(f"{name}: {text}" for name, text in describe(scratch).items()), sep="\n")
         hot = max(2, options.mib * MiB // SECTOR_BYTES)
-        _publish(scratch / "registry", hot)
+        publish(scratch / "registry", hot)
         for link in options.links:
             mbit_s, milliseconds = map(float, link.split("/"))
             for row in measure(scratch, mbit_s, milliseconds / 1000, hot):
@@ -100,7 +100,7 @@ def main() -> int:
     return 0
 
 
-def _publish(storage: Path, hot: int) -> None:
+def publish(storage: Path, hot: int) -> None:
     """Put an image with so many hot files into a registry's storage."""
     with DockerRegistry(storage=storage) as registry:
         put_hot_image(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.plainimage import PlainImage, put_hot_image
 from firstread.testing.scripted import ScriptedRegistry
+from firstread.testing.shortage import small_filesystem
 from firstread.units import KiB, MiB
 
 pytestmark = pytest.mark.privileged
@@ -39,10 +41,6 @@ def put(
     image = put_hot_image(f"docker://{reference}", cold=COLD, hot=HOT, annotations=annotations)
     registry.seen.clear()
     return reference, image
-
-
-def sector_requests(registry: ScriptedRegistry, status: dict[str, Any]) -> int:
-    return sum(status["requests_by_cause"].values())
 
 
 def wait_hot(daemon: Daemon, place: Path) -> dict[str, Any]:
@@ -118,11 +116,17 @@ def test_an_unmount_ends_the_stream(daemon: Daemon, registry: ScriptedRegistry) 
     assert output(daemon.reading(place / f"f{COLD}")) == image.summary(COLD)
 
 
+@pytest.mark.parametrize("lacks", ["a limit", "the disk"])
 def test_nothing_is_prefetched_where_there_is_no_room(
-    tmp_path: Path, registry: ScriptedRegistry
+    tmp_path: Path, registry: ScriptedRegistry, lacks: str
 ) -> None:
     reference, image = put(registry)
-    with Daemon(tmp_path, "--cache-max", str(MiB)) as daemon:
+    with contextlib.ExitStack() as stack:
+        root = None
+        options = ("--cache-max", str(MiB)) if lacks == "a limit" else ()
+        if lacks == "the disk":
+            root = stack.enter_context(small_filesystem(tmp_path, size=16 * MiB)) / "store"
+        daemon = stack.enter_context(Daemon(tmp_path, *options, root=root))
         place = daemon.mount(reference)
         daemon.wait(lambda: daemon.log("no room in the sector store"))
         status = daemon.mounted(place)

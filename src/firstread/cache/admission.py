@@ -157,7 +157,8 @@ class Admission:
 
     def has_spare(self, count: int) -> bool:
         """Return whether `count` bytes fit without anything being emptied. Takes no lock."""
-        return self._over(self.waiting + count) <= 0
+        is_free = self._store.free_bytes() >= count + OTHER_ROOM.bytes
+        return is_free and self._over(self.waiting + count) <= 0
 
     def write(self, sector_id: bytes, fd: int, start: int, frame: memoryview) -> None:
         """Write a verified frame into the file of a sector that was admitted.

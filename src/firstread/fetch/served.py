@@ -23,8 +23,9 @@ class Served:
         self.image = image
         self.lane = lane
         self.sectors = SectorMap(image)
-        rows, hot = image.block_image.index.sectors, image.block_image.hot_sectors()
-        self.member = Member(rows, (rows[slot].id for slot in hot))
+        self.hot = image.block_image.hot_sectors()  # places, in the order of a start
+        rows = image.block_image.index.sectors
+        self.member = Member(rows, (rows[slot].id for slot in self.hot))
         self.stats = ImageStats()
         self.plan: StartPlan | None = None  # what is fetched of it though nobody reads it
         self.policies: dict[str, PolicyTable] = {}  # of its mounts, by mount point; replaced only

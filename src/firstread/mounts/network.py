@@ -23,6 +23,7 @@ from firstread.fetch.stats import Feed
 from firstread.mounts.nodestatus import EndpointStatus
 from firstread.mounts.pulls import PATIENT, Pulls, Seats, Waiting
 from firstread.mounts.secrets import SecretMemory
+from firstread.mounts.warm import WarmRepositories
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import NODE_ACCESS, Access
@@ -31,6 +32,7 @@ from firstread.registry.hosts import Endpoint
 from firstread.registry.login import try_login
 from firstread.registry.logins import Credentials, Logins
 from firstread.registry.open import open_source
+from firstread.registry.remote import RemoteRepository
 
 log = logging.getLogger("network")
 
@@ -60,6 +62,7 @@ class Network:
         self._lock = threading.RLock()
         # Of each scope: what it had before, then what is being tried, the latest last.
         self._tried: dict[str, list[Credentials | None]] = {}
+        self._warm = WarmRepositories()
         self._calls: Pulls[Any] = Pulls(Seats(*WAITING), Seats(*PULLS, "pulls wait"))
         directory = settings.credentials_dir
         self._options = replace(
@@ -83,6 +86,27 @@ class Network:
     def open(self, reference: Reference, access: Access) -> Repository:
         """Open the repository of an image for reading. As `open_source`."""
         return open_source(reference, access.options(self._options), self._known)
+
+    def open_warm(self, reference: Reference, access: Access) -> Repository:
+        """`open`, with the connections of the last pull from there.
+
+        Args:
+            reference: of a repository, without tag and digest.
+            access: to it.
+        """
+        return self._warm.take(self._key(reference, access)) or self.open(reference, access)
+
+    def _keep(self, repository: Repository, access: Access) -> None:
+        """Keep the connections of a pull that went well for the lane that may follow."""
+        if isinstance(repository, RemoteRepository):
+            shared = repository.shared()
+            self._warm.keep(self._key(shared.reference, access), shared)
+        else:
+            repository.close()
+
+    def _key(self, reference: Reference, access: Access) -> Hashable:
+        """Return what has to be the same for one to use the connections of another."""
+        return reference, access, self.given(reference)
 
     def ask(
         self,
@@ -110,8 +134,14 @@ class Network:
         """
 
         def run(on_resolved: Callable[[], None]) -> T:
-            with self.open(reference, access) as repository:
-                return work(repository, on_resolved)
+            repository = self.open(reference, access)
+            try:
+                done = work(repository, on_resolved)
+            except BaseException:
+                repository.close()
+                raise
+            self._keep(repository, access)
+            return done
 
         key = (what, reference, access, self.given(reference))
         try:

@@ -28,7 +28,7 @@ class Steps(Document):
 
 
 class Planned(Document):
-    """The plan for the sectors of a mounted image that nobody reads yet ([node.md](node.md#prefetch)).
+    """The plan for sectors of an image that nobody reads yet ([node.md](node.md#prefetch)).
 
     mode: `none`, `hot` or `all`
     hot_bytes: compressed, of its hot sectors that were absent

@@ -53,7 +53,7 @@ class Serving:
         served = self._fetcher.serve(
             image,
             (str(reference), record.access),
-            lambda: self._network.open(reference, record.access),
+            lambda: self._network.open_warm(reference, record.access),
         )
         if not record.detached:
             self.apply_policies(record, served)
@@ -85,7 +85,7 @@ class Serving:
         image, absent = served.image.block_image, served.member.absent
         asked = [each.prefetch for each in record.policies.values()]
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
-        rows, slots = image.index.sectors, image.hot_sectors()
+        rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
         rest: list[Wanted] = []
         if mode == "all" or (mode == "hot" and slots):  # it takes a while

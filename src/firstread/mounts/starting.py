@@ -52,11 +52,10 @@ class Start:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Starting:
-    """A mount that starts: its record, its image, the hot sectors of that."""
+    """A mount that starts: its record, its image, the rule."""
 
     record: Mount
     served: Served
-    hot: frozenset[bytes]
     start: Start
 
 
@@ -90,12 +89,9 @@ class Starts:
         if not self._set(record, START_KIB if record.starting else STEADY_KIB):
             return
         if record.starting:
-            image = served.image.block_image
-            rows = image.index.sectors
-            hot = frozenset(rows[slot].id for slot in image.hot_sectors())
-            start = Start(self._clock(), self._reads(served), len(hot & served.member.absent))
+            start = Start(self._clock(), self._reads(served), _hot(served))
             with self._lock:
-                self._starts.append(_Starting(record, served, hot, start))
+                self._starts.append(_Starting(record, served, start))
                 if len(self._starts) == 1:
                     threading.Thread(target=self._run, name="starts", daemon=True).start()
 
@@ -133,7 +129,12 @@ class Starts:
                     return
 
     def _is_over(self, each: _Starting) -> bool:
-        absent = each.served.member.absent
-        if not absent or not each.record.is_used():
+        served = each.served
+        if not served.member.absent or not each.record.is_used():
             return True
-        return each.start.is_over(self._clock(), self._reads(each.served), len(each.hot & absent))
+        return each.start.is_over(self._clock(), self._reads(served), _hot(served))
+
+
+def _hot(served: Served) -> int:
+    """Return how many hot sectors of an image are absent."""
+    return len(served.member.hot & served.member.absent)

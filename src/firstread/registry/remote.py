@@ -7,6 +7,7 @@ written to, never a mirror.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from operator import methodcaller
 from typing import BinaryIO, Final
@@ -107,6 +108,11 @@ class RemoteRepository(Repository):
     def endpoints(self) -> list[tuple[Endpoint, RepositoryApi]]:
         """Return each endpoint that may be asked, in order, and this repository there."""
         return [(candidate.endpoint, candidate.api) for candidate in self._attempts.candidates]
+
+    def shared(self) -> RemoteRepository:
+        """Return it for all of its images, with the same connections: close one of both."""
+        reference = dataclasses.replace(self.reference, tag=None, digest=None)
+        return RemoteRepository(reference, self._attempts)
 
     def close(self) -> None:
         self._attempts.close()

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of streams: what it compares happens."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks import stream
+from benchmarks.scratch import scratch_directory
+
+pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
+
+
+def test_hot_files_come_by_few_requests_and_without_prefetch_by_many() -> None:
+    with scratch_directory() as scratch:
+        stream.publish(scratch / "registry", hot=8)
+        without, hot = stream.measure(scratch, 100, 0.020, hot=8)
+    assert (without.mode, hot.mode) == ("none", "hot")
+    assert hot.requests.keys() == {"hot"}
+    assert hot.requests["hot"] < without.requests["demand"]
+    assert hot.share > 0.5
