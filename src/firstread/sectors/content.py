@@ -96,8 +96,8 @@ class ContentReader:
     def chunk(self, address: int, length: int) -> memoryview:
         """Return the first `length` bytes of the chunk at `address`."""
         slot, block = split_address(address)
-        start = block * BLOCK_SIZE
-        return self.sector(slot)[start : start + length]
+        self.sector(slot)  # the rest of it is likely to be next
+        return self._range(slot, block * BLOCK_SIZE, block * BLOCK_SIZE + length)
 
     def read(self, node: Node, offset: int, length: int) -> bytes:
         """Return a range of a regular file, cut at its end; fetch only the frames that have it."""

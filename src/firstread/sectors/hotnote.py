@@ -26,7 +26,7 @@ _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 @dataclass(frozen=True)
 class HotNote:
-    """What is hot in an image.
+    """The hot data of an image.
 
     Args:
         granule: bytes of the smallest chunk.

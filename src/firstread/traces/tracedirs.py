@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
-from firstread.errors import FirstreadError, LimitError, from_os_error
+from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
 from firstread.traces.tracefile import Trace, read_trace
 
 SUFFIX = ".jsonl"
@@ -43,6 +43,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(path.glob(f"*{SUFFIX}"))
+    if not found:
+        raise UsageError(f"there is no trace in {path}", hint=f"their names end in {SUFFIX}")
     if len(found) > MAX_FILES:
         raise LimitError(
             f"{path} has {len(found)} traces, {MAX_FILES} is the limit",

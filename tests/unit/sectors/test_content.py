@@ -8,11 +8,14 @@ import random
 import pytest
 
 from firstread.erofs.reader import read_tree
-from firstread.erofs.tree import HOLE, Node
+from firstread.erofs.tree import HOLE, Node, chunk_address
 from firstread.errors import ImageError, NotFoundError
 from firstread.oci.model import Manifest
-from firstread.sectors.content import KEEP, ContentReader
+from firstread.sectors.content import KEEP, ContentReader, read_frames
+from firstread.sectors.format import Geometry
+from firstread.sectors.native import NativeSource
 from firstread.testing.images import File, Image, Layer, Sparse
+from firstread.testing.memorysource import MemorySource, make_sectors
 from firstread.testing.packed import MemoryRepository, converted, opened
 from firstread.units import KiB
 
@@ -103,3 +106,57 @@ def test_damage() -> None:
         whole(content, children[b"large"])
     assert missing.value.layer == blob
     assert whole(content, children[b"b"]) == b"b" * 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "length"),
+    [
+        (b"large", 0, 300_000),
+        (b"large", 65_000, 2_000),
+        (b"large", 299_000, 9_999),
+        (b"large", 400_000, 1),
+        (b"sparse", (5 << 20) - 10, 20),
+        (b"sparse", 0, 100),
+        (b"zeros", 5, 10),
+        (b"empty", 0, 10),
+    ],
+)
+def test_a_range_of_a_file(name: bytes, offset: int, length: int) -> None:
+    _, _, content, children = reader()
+    expected = whole(content, children[name])[offset : offset + length]
+    assert reader()[2].read(children[name], offset, length) == expected
+
+
+def test_a_range_costs_its_frames_alone() -> None:
+    """Frames have 16 KiB here, and what they hold cannot be compressed."""
+    place, manifest, content, children = reader()
+    blob = manifest.layers[1].digest
+    content.read(children[b"large"], 50_000, 10)
+    assert place.reads[blob] == 2  # the frame table, and the fourth frame
+    assert content.read(children[b"large"], 50_100, 99) == LARGE[50_100:50_199]
+    assert place.reads[blob] == 2
+    assert whole(content, children[b"large"]) == LARGE
+
+
+def test_frames_of_small_gaps_come_along() -> None:
+    sectors = make_sectors(1, size=256 * KiB, geometry=Geometry(256 * KiB, 4 * KiB))
+    (sector,) = sectors.wanted
+    source = NativeSource(MemorySource(sectors))
+    asked = [40, 43, 50]
+    got = {f.number: bytes(f.data) for f in read_frames(source, sector, asked)}
+    assert {40, 41, 42, 43, 50} <= set(got)
+    assert not {44, 49} & set(got)
+    for number, data in got.items():
+        assert data == sectors.contents[0][number * 4 * KiB :][: 4 * KiB]
+
+
+@pytest.mark.parametrize("block", [15, 1000])
+def test_a_chunk_outside_its_sector_is_refused(block: int) -> None:
+    _, _, content, children = reader()
+    children[b"b"].chunks = [chunk_address(0, block)]
+    children[b"b"].size = 8192
+    children[b"b"].chunk_size = 8192
+    with pytest.raises(ImageError, match="outside"):
+        list(content.data(children[b"b"]))
+    with pytest.raises(ImageError, match="outside"):
+        content.read(children[b"b"], 0, 8192)

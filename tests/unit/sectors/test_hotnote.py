@@ -36,7 +36,7 @@ def test_both_directions(whole: tuple[int, ...], text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 65534), unique=True, max_size=600))
-def test_what_is_listed_is_bounded_and_can_be_read(whole: list[int]) -> None:
+def test_a_long_list_is_bounded_and_readable(whole: list[int]) -> None:
     text = str(HotNote(4096, 1, TRACE, tuple(whole)))
     assert len(text) <= MAX_SIZE
     found = HotNote.parse(text, 65535).whole
