@@ -75,6 +75,8 @@ class Suite:
     def run(self, scratch: Path) -> None:
         """Make the images, then start them."""
         self.left_out = {mode.name: why for mode in self.modes if (why := mode.missing())}
+        for name, why in self.left_out.items():
+            print(f"  {name}: left out: {why}", flush=True)
         present = [mode for mode in self.modes if mode.name not in self.left_out]
         publish_originals(self.workloads)
         made = dict(self._make(present, scratch))
@@ -235,6 +237,8 @@ def main() -> int:
     except FirstreadError as exc:
         print(f"error: {exc}" + (f" ({exc.hint})" if exc.hint else ""), file=sys.stderr)
         return exc.exit_code
+    if not suite.found:
+        return 1 if suite.failed else 0
     section = suite.section(options.name, setting)
     if options.csv:
         write_csv(suite.found, options.csv)
