@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import grpc
 
 from benchmarks.images.build import default_cache
 from benchmarks.link import Measured
@@ -39,6 +40,11 @@ from firstread.testing.containerdconfig import containerd_version
 MODES = {mode.name: mode for mode in (*WHOLE, *OWN, *PEERS)}
 IMAGES = "python,python-server,redis,nginx"
 RUNS = 5
+FAILURES = (
+    *(RuntimeError, AssertionError, OSError, subprocess.SubprocessError),
+    *(FirstreadError, grpc.RpcError),
+)
+"""What a mode may do to its own cells only."""
 
 
 @dataclass
@@ -69,6 +75,8 @@ class Suite:
     def run(self, scratch: Path) -> None:
         """Make the images, then start them."""
         self.left_out = {mode.name: why for mode in self.modes if (why := mode.missing())}
+        for name, why in self.left_out.items():
+            print(f"  {name}: left out: {why}", flush=True)
         present = [mode for mode in self.modes if mode.name not in self.left_out]
         publish_originals(self.workloads)
         made = dict(self._make(present, scratch))
@@ -87,7 +95,7 @@ class Suite:
                     if mode.tag not in known:
                         known[mode.tag] = make(mode, workload, scratch)
                     yield (workload.name, mode.name), known[mode.tag]
-                except (RuntimeError, AssertionError) as exc:
+                except FAILURES as exc:
                     self._fail(f"image of {workload.name} for {mode.name}", exc)
 
     def _take_turns(
@@ -109,7 +117,7 @@ class Suite:
                 case = Case(link, site, workload, mode, made[workload.name, mode.name])
                 try:
                     run = cold_start(case, number, scratch)
-                except (RuntimeError, AssertionError, subprocess.SubprocessError) as exc:
+                except FAILURES as exc:
                     self._fail(f"{workload.name} at {link} by {mode.name}", exc)
                     going.remove(mode)
                     continue
@@ -118,7 +126,8 @@ class Suite:
                 print(f"  {workload.name}, run {number + 1}, {mode.name}: {cell}", flush=True)
 
     def _fail(self, what: str, exc: BaseException) -> None:
-        self.failed[what] = " ".join(str(exc).split())[-400:]
+        text = exc.details() if isinstance(exc, grpc.Call) else str(exc)
+        self.failed[what] = " ".join(text.split())[-400:]
         print(f"  FAILED {what}: {self.failed[what]}", flush=True)
 
     def section(self, name: str, setting: dict[str, str]) -> Section:
@@ -159,11 +168,12 @@ def _about(mode: Mode) -> str:
 
 def _versions(modes: Sequence[Mode]) -> Iterator[str]:
     yield f"containerd {'.'.join(map(str, containerd_version()))}"
-    for program in dict.fromkeys(mode.daemon[0] for mode in modes if mode.daemon):
+    programs = [name for mode in modes if mode.daemon for name in (mode.daemon[0], *mode.programs)]
+    for program in dict.fromkeys(programs):
         option = "-version" if "stargz" in program else "--version"
         done = subprocess.run([program, option], capture_output=True, text=True, check=False)
-        said = re.search(r"\b(v?\d+\.\d+[\w.+-]*|[0-9a-f]{7,40})\b", done.stdout or done.stderr)
-        yield f"{program} {said[1] if said else '(unknown)'}"
+        said = (done.stdout or done.stderr).strip().partition("\n")[0].removeprefix(program)
+        yield f"{program} {' '.join(said.split())}"
 
 
 def _options() -> argparse.ArgumentParser:
@@ -227,6 +237,8 @@ def main() -> int:
     except FirstreadError as exc:
         print(f"error: {exc}" + (f" ({exc.hint})" if exc.hint else ""), file=sys.stderr)
         return exc.exit_code
+    if not suite.found:
+        return 1 if suite.failed else 0
     section = suite.section(options.name, setting)
     if options.csv:
         write_csv(suite.found, options.csv)

@@ -95,6 +95,7 @@ def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Container
         if mode.daemon:
             for file, text in mode.files:
                 (scratch / file).write_text(Template(text).safe_substitute(names))
+                (scratch / file).chmod(0o755)  # one may be a script
             command = [Template(word).safe_substitute(names) for word in mode.daemon]
             stack.callback(unmount_below, root)  # its daemon leaves them
             stack.callback(_kill_below, scratch)

@@ -128,6 +128,7 @@ cleanup_on_close = true
 [system]
 enable = false
 [daemon]
+nydusd_path = "$FILES/nydusd"
 nydusd_config = "$FILES/nydusd.json"
 fs_driver = "fusedev"
 recover_policy = "none"
@@ -140,6 +141,11 @@ address = ""
 """
 """misc/snapshotter/config.toml of nydus-snapshotter with our paths, and without restart, cgroup and
 metrics."""
+_NYDUSD = """\
+#!/bin/sh
+exec nydusd "$@" --rlimit-nofile 0
+"""
+"""nydusd wants a million open files, and ends where it may not raise its limit."""
 
 
 def _nydusd(*, prefetch: bool, everything: bool = True) -> tuple[tuple[str, str], ...]:
@@ -158,7 +164,7 @@ def _nydusd(*, prefetch: bool, everything: bool = True) -> tuple[tuple[str, str]
         "amplify_io": 1 << 20,
         "fs_prefetch": {"enable": prefetch, **(fetch if prefetch else {})},
     }
-    return ("nydus.toml", _NYDUS), ("nydusd.json", json.dumps(config))
+    return ("nydus.toml", _NYDUS), ("nydusd.json", json.dumps(config)), ("nydusd", _NYDUSD)
 
 
 def _nydus() -> list[Mode]:

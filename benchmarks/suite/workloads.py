@@ -13,7 +13,7 @@ from benchmarks.images.ready import Prints, Ready
 from benchmarks.images.recipes import RECIPES
 
 LARGE = "python"
-SERVER = """
+_SERVER = """
 import http.server
 
 handler = http.server.SimpleHTTPRequestHandler
@@ -21,8 +21,7 @@ with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as it:
     print("ready", flush=True)
     it.serve_forever()
 """
-"""A service of the standard library: it reads a twentieth of the large image."""
-FASTAPI = """
+_FASTAPI = """
 import contextlib, fastapi, uvicorn
 
 @contextlib.asynccontextmanager
@@ -33,6 +32,8 @@ async def up(app):
 app = fastapi.FastAPI(lifespan=up)
 uvicorn.run(app, host="127.0.0.1", port=8097, log_level="error")
 """
+SERVER, FASTAPI = (("python3", "-c", program) for program in (_SERVER, _FASTAPI))
+"""Services on the standard library and on fastapi; the first reads little of the large image."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ def _all() -> list[Workload]:
     more = {"python-server": SERVER, "python-fastapi": FASTAPI}
     return [
         *(Workload(name, name, recipe.ready) for name, recipe in RECIPES.items()),
-        *(
-            Workload(name, LARGE, Prints("ready"), ("python3", "-c", program))
-            for name, program in more.items()
-        ),
+        *(Workload(name, LARGE, Prints("ready"), command) for name, command in more.items()),
     ]
 
 
