@@ -148,7 +148,7 @@ def main() -> None:
             what: What = (name, options.tag, IMAGES[name].ready, ())
             starts(section, registry, scratch, what, sizes, options.runs)
             if name == "python":
-                what = name, options.tag, Prints("ready"), ("python3", "-c", SERVER)
+                what = name, options.tag, Prints("ready"), SERVER
                 starts(section, registry, scratch, what, sizes, options.runs)
         if not options.no_present:
             present(section, registry, scratch, options.images[0], STEADY_KIB)
