@@ -13,9 +13,9 @@ from typing import Any
 
 from firstread.erofs.tree import Node, walk
 from firstread.sectors.format import BLOCK_SIZE
-from firstread.starts.imagecommand import Command, after_env, command_of
+from firstread.starts.imagecommand import Command, Started, after_env, command_of
 from firstread.starts.libraries import CACHE, Libraries, Object, ReadFile
-from firstread.starts.runtimes import Runtime, Started, runtime_of
+from firstread.starts.runtimes import Runtime, runtime_of
 from firstread.starts.treepaths import Found, Part, TreePaths, head
 from firstread.traces.firstreads import only_first
 from firstread.traces.tracefile import MAX_READ_SIZE, VERSION, Trace, TracedRead, TraceHeader
@@ -95,16 +95,15 @@ class _StartSet:
 
     def _follow(self, words: list[bytes]) -> None:
         """Find the program that `words` start, through scripts and env(1)."""
+        directory, variables = self.command.directory, self.command.variables
         for _ in range(MAX_CHAIN + 2):
-            file = self._program(words[0]) if words else None
+            called, file = self._program(words[0]) if words else (b"", None)
             if file is None:
                 return
             if program := self.libraries.open(file):
                 self.programs.append(program)
                 if file.name != b"env":
-                    started = Started(
-                        file, words[1:], self.command.directory, self.command.variables
-                    )
+                    started = Started(file, called, words[1:], directory, variables)
                     self.runtimes.append(runtime_of(started, self.paths, self.read))
                     return
                 words = after_env(words)
@@ -115,10 +114,14 @@ class _StartSet:
                     return
                 words = [*line[2:].split(None, 1), b"/" + file.path, *words[1:]]
 
-    def _program(self, word: bytes) -> Found | None:
-        if b"/" in word:
-            return self.paths.file(word, self.command.directory)
-        return self.paths.first(word, self.command.path) if word else None
+    def _program(self, word: bytes) -> tuple[bytes, Found | None]:
+        """Return the path by which a program is called, and its file."""
+        places = [directory + b"/" + word for directory in self.command.path if word]
+        for place in [word] if b"/" in word else places:
+            path = place if place.startswith(b"/") else self.command.directory + b"/" + place
+            if file := self.paths.file(path):
+                return path, file
+        return b"", None
 
     def _files(self) -> Iterator[Part]:
         """Yield scripts, configuration, and the files that the command names."""
