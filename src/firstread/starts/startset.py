@@ -77,15 +77,18 @@ class _StartSet:
         if not self.programs:
             return
         mapped = list(self.libraries.objects(self.programs))
-        yield from (Part(one.file, *part) for one in mapped for part in one.elf.sure)
+        found = (self.paths.file(one.elf.interpreter) for one in self.programs)
+        loaders = {loader.path for loader in found if loader}
+        for one in mapped:
+            yield from _sure(one)
+            if one.file.path in loaders:  # a start runs nearly all of its code
+                yield from _likely(one)
         yield from self._files()
         for runtime in self.runtimes:
             yield from runtime.parts
         loaded = self._loaded({one.file.path for one in mapped})
-        yield from (Part(one.file, *part) for one in loaded for part in one.elf.sure)
-        for one in (*mapped, *loaded):
-            likely = [part for part in one.elf.likely if part.end - part.start <= MAX_CODE]
-            yield from (Part(one.file, *part) for part in likely)
+        yield from (part for one in loaded for part in _sure(one))
+        yield from (part for one in (*mapped, *loaded) for part in _likely(one))
 
     def _loaded(self, mapped: set[bytes]) -> list[Object]:
         """Return the libraries that runtimes open, and what these need, except those `mapped`."""
@@ -147,6 +150,15 @@ class _StartSet:
         elif b"/" in path:
             for file in self.paths.small_files(path, self.command.directory, MAX_FILES):
                 yield head(file, MAX_SMALL)
+
+
+def _sure(one: Object) -> Iterator[Part]:
+    return (Part(one.file, *part) for part in one.elf.sure)
+
+
+def _likely(one: Object) -> Iterator[Part]:
+    fit = [part for part in one.elf.likely if part.end - part.start <= MAX_CODE]
+    return (Part(one.file, *part) for part in fit)
 
 
 def _reads(part: Part) -> Iterator[TracedRead]:
