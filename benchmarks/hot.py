@@ -140,7 +140,7 @@ def tables(section: Section, repository: Repository, trace: Trace) -> None:
 def converted(layout: Path, scratch: Path) -> Iterator[Repository]:
     """Convert an image; give its repository."""
     here = parse_reference(f"oci:{scratch}/converted:latest")
-    convert(parse_reference(f"oci:{layout}:latest"), here, ConvertOptions())
+    convert(parse_reference(f"oci:{layout}:latest"), here, ConvertOptions(static=False))
     with open_source(here) as repository:
         yield repository
 
@@ -149,7 +149,7 @@ def in_a_registry(section: Section, source: Reference, trace: Trace) -> bool:
     """Optimize an image in a registry; return whether all goals were met."""
     with DockerRegistry() as registry:
         name = parse_reference(f"{registry.host}/image:1")
-        size = convert(source, name, ConvertOptions()).size
+        size = convert(source, name, ConvertOptions(static=False)).size
         with open_source(name) as repository:
             before = resolve(repository).manifest.layers[1:]
         registry.forget()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command of an image, as its config states it. Pure.
+"""The command of an image, as its config states it, and the programs that it starts. Pure.
 
 Owns the bounds on a text that others wrote: `MAX_WORDS` words, of `MAX_WORD` bytes each.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from firstread.starts.treepaths import Found
 
 MAX_WORDS, MAX_WORD = 256, 4096
 MAX_STARTS = 4
@@ -33,6 +35,24 @@ class Command(NamedTuple):
     def path(self) -> list[bytes]:
         """The directories of PATH."""
         return self.variables.get(b"PATH", DEFAULT_PATH).split(b":")[:MAX_WORDS]
+
+
+class Started(NamedTuple):
+    """A program that the command starts.
+
+    Args:
+        program: its file.
+        called: the path by which it is called, which may be a symbolic link.
+        words: its arguments; of the interpreter of a script, the script and those behind it.
+        directory: the working directory.
+        variables: the environment.
+    """
+
+    program: Found
+    called: bytes
+    words: list[bytes]
+    directory: bytes
+    variables: dict[bytes, bytes]
 
 
 def command_of(config: Mapping[str, Any]) -> Command:

@@ -11,10 +11,11 @@ Source: the documentation of Node, Modules: CommonJS modules, "All together".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 
+from firstread.starts.imagecommand import Started
 from firstread.starts.libraries import ReadFile
 from firstread.starts.treepaths import Found, TreePaths
 from firstread.units import KiB, MiB
@@ -42,14 +43,11 @@ class _Package(msgspec.Struct):
 _package = msgspec.json.Decoder(_Package)
 
 
-def node_files(
-    words: Sequence[bytes], directory: bytes, paths: TreePaths, read: ReadFile
-) -> list[Found]:
+def node_files(started: Started, paths: TreePaths, read: ReadFile) -> list[Found]:
     """Return the files that a start of Node loads: the script, and what it requires.
 
     Args:
-        words: arguments of node.
-        directory: the working directory.
+        started: node.
         paths: of the image.
         read: returns bytes of its files.
 
@@ -58,9 +56,9 @@ def node_files(
     """
     modules = _Modules(paths, read)
     found: dict[bytes, Found] = {}
-    script = next((word for word in words if not word.startswith(b"-")), b"")
-    start = [file for name in _EXTERNAL for file in modules.package(b"/usr/share/nodejs", name)]
-    start += modules.as_file(script, directory) or modules.as_directory(script, directory)
+    script = next((word for word in started.words if not word.startswith(b"-")), b"")
+    start = [file for name in _EXTERNAL for file in modules.at(name, b"/usr/share/nodejs")]
+    start += modules.at(script, started.directory)
     loading = [iter(start)]
     while loading and len(found) < MAX_MODULES:
         file = next(loading[-1], None)
@@ -93,27 +91,27 @@ class _Modules:
 
     def _resolve(self, name: bytes, directory: bytes) -> list[Found]:
         if name.startswith((b"/", b"./", b"../")) or name in (b".", b".."):
-            return self.as_file(name, directory) or self.as_directory(name, directory)
+            return self.at(name, directory)
         for _ in range(MAX_DEPTH):
-            if found := self.package(directory + b"/node_modules", name):
+            if found := self.at(name, directory + b"/node_modules"):
                 return found
             directory, slash, _ = directory.rpartition(b"/")
             if not slash:
                 break
-        return next((found for place in _GLOBAL if (found := self.package(place, name))), [])
+        return next((found for place in _GLOBAL if (found := self.at(name, place))), [])
 
-    def package(self, place: bytes, name: bytes) -> list[Found]:
-        """Return the files of a package, or of a module in it, below the directory `place`."""
-        return self.as_file(name, place) or self.as_directory(name, place)
+    def at(self, name: bytes, directory: bytes) -> list[Found]:
+        """Return the files of the module or package that `name` means in a directory."""
+        return self._as_file(name, directory) or self._as_directory(name, directory)
 
-    def as_file(self, name: bytes, directory: bytes) -> list[Found]:
+    def _as_file(self, name: bytes, directory: bytes) -> list[Found]:
         """Return the file that `name` means, if it is one."""
         for suffix in (b"", b".js", b".json", b".node", b".cjs", b".mjs"):
             if name and (file := self.paths.file(name + suffix, directory)):
                 return [file]
         return []
 
-    def as_directory(self, name: bytes, directory: bytes) -> list[Found]:
+    def _as_directory(self, name: bytes, directory: bytes) -> list[Found]:
         """Return package.json and the main module of the directory that `name` means."""
         place = self.paths.find(name, directory)
         if not place or not place.node.is_dir:
@@ -123,8 +121,8 @@ class _Modules:
         main = self._main(package) if package else b""
         found = [package] if package else []
         return found + (
-            (self.as_file(main, here) or self.as_file(main + b"/index", here) if main else [])
-            or self.as_file(b"index", here)
+            (self._as_file(main, here) or self._as_file(main + b"/index", here) if main else [])
+            or self._as_file(b"index", here)
         )
 
     def _main(self, package: Found) -> bytes:

@@ -9,10 +9,11 @@ unknown. Invariant: at most `MAX_MODULES` modules, and `MAX_SOURCES` bytes of so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice, product, zip_longest
 from typing import NamedTuple
 
+from firstread.starts.imagecommand import Started
 from firstread.starts.libraries import ReadFile
 from firstread.starts.treepaths import Found, TreePaths
 from firstread.units import KiB, MiB
@@ -77,39 +78,37 @@ def _statement(line: bytes) -> Iterator[Imported]:
                 yield Imported(0, words[0], [])
 
 
-def python_files(
-    program: Found,
-    words: Sequence[bytes],
-    directory: bytes,
-    variables: Mapping[bytes, bytes],
-    paths: TreePaths,
-    read: ReadFile,
-) -> list[Found]:
+def python_files(started: Started, paths: TreePaths, read: ReadFile) -> list[Found]:
     """Return the files that a start of Python loads: bytecode, sources without any, extensions.
 
     Args:
-        program: the interpreter, such as ``usr/bin/python3.11``.
-        words: its arguments.
-        directory: the working directory.
-        variables: the environment.
+        started: the interpreter, such as ``usr/bin/python3.11``.
         paths: of the image.
         read: returns bytes of its files.
 
     Raises:
         FirstreadError: `read` does.
     """
-    found = _VERSION.fullmatch(program.name)
+    found = _VERSION.fullmatch(started.program.name)
     if not found:
         return []
-    library = program.directory.rpartition(b"/")[0] + b"/lib/python" + found[1]
+    version = b"/lib/python" + found[1]
+    library = _above(started.program.directory) + version
+    environment = _above(_above(started.called))
     places = [
-        *variables.get(b"PYTHONPATH", b"").split(b":")[:16],
-        *(library, library + b"/lib-dynload", library + b"/site-packages"),
-        *(b"usr/local/lib/python" + found[1] + b"/dist-packages", b"usr/lib/python3/dist-packages"),
+        *started.variables.get(b"PYTHONPATH", b"").split(b":")[:16],
+        *(library, library + b"/lib-dynload"),
+        *([environment + version] if paths.file(environment + b"/pyvenv.cfg") else [library]),
     ]
+    places[-1] += b"/site-packages"
+    places += [b"usr/local" + version + b"/dist-packages", b"usr/lib/python3/dist-packages"]
     modules = _Modules(paths, read, found[1].replace(b".", b""))
     modules.path = [place for path in places if path and (place := paths.find(path))]
-    return list(modules.files(words, directory))
+    return list(modules.files(started.words, started.directory))
+
+
+def _above(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0]
 
 
 class _Loaded(NamedTuple):

@@ -10,27 +10,12 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from firstread.starts.imagecommand import Started
 from firstread.starts.jsmodules import node_files
 from firstread.starts.libraries import ReadFile
 from firstread.starts.pymodules import python_files
 from firstread.starts.treepaths import Found, Part, TreePaths, head
 from firstread.units import KiB, MiB
-
-
-class Started(NamedTuple):
-    """A program that starts.
-
-    Args:
-        program: its file.
-        words: its arguments; for the interpreter of a script, those behind the script too.
-        directory: the working directory.
-        variables: the environment.
-    """
-
-    program: Found
-    words: list[bytes]
-    directory: bytes
-    variables: dict[bytes, bytes]
 
 
 class Runtime(NamedTuple):
@@ -93,9 +78,7 @@ def _jimage_index(data: bytes) -> int:
 
 
 def _python(started: Started, paths: TreePaths, read: ReadFile) -> Runtime:
-    files = python_files(
-        started.program, started.words, started.directory, started.variables, paths, read
-    )
+    files = python_files(started, paths, read)
     return Runtime(
         [file for file in files if b".so" in file.name],
         [head(file, 512 * KiB) for file in files if b".so" not in file.name],
@@ -103,5 +86,5 @@ def _python(started: Started, paths: TreePaths, read: ReadFile) -> Runtime:
 
 
 def _node(started: Started, paths: TreePaths, read: ReadFile) -> Runtime:
-    files = node_files(started.words, started.directory, paths, read)
+    files = node_files(started, paths, read)
     return Runtime([], [head(file, 512 * KiB) for file in files])

@@ -13,9 +13,9 @@ from typing import Any
 
 from firstread.erofs.tree import Node, walk
 from firstread.sectors.format import BLOCK_SIZE
-from firstread.starts.imagecommand import Command, after_env, command_of
+from firstread.starts.imagecommand import Command, Started, after_env, command_of
 from firstread.starts.libraries import CACHE, Libraries, Object, ReadFile
-from firstread.starts.runtimes import Runtime, Started, runtime_of
+from firstread.starts.runtimes import Runtime, runtime_of
 from firstread.starts.treepaths import Found, Part, TreePaths, head
 from firstread.traces.firstreads import only_first
 from firstread.traces.tracefile import MAX_READ_SIZE, VERSION, Trace, TracedRead, TraceHeader
@@ -77,15 +77,18 @@ class _StartSet:
         if not self.programs:
             return
         mapped = list(self.libraries.objects(self.programs))
-        yield from (Part(one.file, *part) for one in mapped for part in one.elf.sure)
+        found = (self.paths.file(one.elf.interpreter) for one in self.programs)
+        loaders = {loader.path for loader in found if loader}
+        for one in mapped:
+            yield from _sure(one)
+            if one.file.path in loaders:  # a start runs nearly all of its code
+                yield from _likely(one)
         yield from self._files()
         for runtime in self.runtimes:
             yield from runtime.parts
         loaded = self._loaded({one.file.path for one in mapped})
-        yield from (Part(one.file, *part) for one in loaded for part in one.elf.sure)
-        for one in (*mapped, *loaded):
-            likely = [part for part in one.elf.likely if part.end - part.start <= MAX_CODE]
-            yield from (Part(one.file, *part) for part in likely)
+        yield from (part for one in loaded for part in _sure(one))
+        yield from (part for one in (*mapped, *loaded) for part in _likely(one))
 
     def _loaded(self, mapped: set[bytes]) -> list[Object]:
         """Return the libraries that runtimes open, and what these need, except those `mapped`."""
@@ -95,16 +98,15 @@ class _StartSet:
 
     def _follow(self, words: list[bytes]) -> None:
         """Find the program that `words` start, through scripts and env(1)."""
+        directory, variables = self.command.directory, self.command.variables
         for _ in range(MAX_CHAIN + 2):
-            file = self._program(words[0]) if words else None
+            called, file = self._program(words[0]) if words else (b"", None)
             if file is None:
                 return
             if program := self.libraries.open(file):
                 self.programs.append(program)
                 if file.name != b"env":
-                    started = Started(
-                        file, words[1:], self.command.directory, self.command.variables
-                    )
+                    started = Started(file, called, words[1:], directory, variables)
                     self.runtimes.append(runtime_of(started, self.paths, self.read))
                     return
                 words = after_env(words)
@@ -115,10 +117,14 @@ class _StartSet:
                     return
                 words = [*line[2:].split(None, 1), b"/" + file.path, *words[1:]]
 
-    def _program(self, word: bytes) -> Found | None:
-        if b"/" in word:
-            return self.paths.file(word, self.command.directory)
-        return self.paths.first(word, self.command.path) if word else None
+    def _program(self, word: bytes) -> tuple[bytes, Found | None]:
+        """Return the path by which a program is called, and its file."""
+        places = [directory + b"/" + word for directory in self.command.path if word]
+        for place in [word] if b"/" in word else places:
+            path = place if place.startswith(b"/") else self.command.directory + b"/" + place
+            if file := self.paths.file(path):
+                return path, file
+        return b"", None
 
     def _files(self) -> Iterator[Part]:
         """Yield scripts, configuration, and the files that the command names."""
@@ -144,6 +150,15 @@ class _StartSet:
         elif b"/" in path:
             for file in self.paths.small_files(path, self.command.directory, MAX_FILES):
                 yield head(file, MAX_SMALL)
+
+
+def _sure(one: Object) -> Iterator[Part]:
+    return (Part(one.file, *part) for part in one.elf.sure)
+
+
+def _likely(one: Object) -> Iterator[Part]:
+    fit = [part for part in one.elf.likely if part.end - part.start <= MAX_CODE]
+    return (Part(one.file, *part) for part in fit)
 
 
 def _reads(part: Part) -> Iterator[TracedRead]:

@@ -7,7 +7,7 @@ container. Invariant: any path and any links end within `MAX_LINKS` steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from firstread.erofs.tree import MAX_PATH, Node
@@ -102,13 +102,6 @@ class TreePaths:
                 yield found
             names = sorted(found.node.children or ()) if found else []
             pending += [(name, found.path) for name in names[: most - len(pending)] if found]
-
-    def first(self, name: bytes, directories: Iterable[bytes]) -> Found | None:
-        """Return the regular file `name` in the first of `directories` that has it."""
-        for directory in directories:
-            if found := self.file(directory + b"/" + name):
-                return found
-        return None
 
 
 def _parts(path: bytes) -> list[bytes]:

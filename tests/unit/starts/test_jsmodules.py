@@ -6,16 +6,20 @@ from __future__ import annotations
 import pytest
 
 from firstread.starts import jsmodules
+from firstread.starts.imagecommand import Started
 from firstread.starts.jsmodules import node_files
 from firstread.starts.treepaths import TreePaths
 from firstread.testing.programs import tree_of
 
 
 def files(tree: dict[str, bytes | str], *words: str, directory: str = "/app") -> list[str]:
-    root, read = tree_of(tree)
+    root, read = tree_of({"bin/node": b"", **tree})
+    paths = TreePaths(root)
+    program = paths.file(b"/bin/node")
+    assert program
     arguments = [word.encode() for word in words]
-    found = node_files(arguments, directory.encode(), TreePaths(root), read)
-    return [file.path.decode() for file in found]
+    started = Started(program, b"/bin/node", arguments, directory.encode(), {})
+    return [file.path.decode() for file in node_files(started, paths, read)]
 
 
 MODULES: dict[str, bytes | str] = {

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.starts import pymodules
+from firstread.starts.imagecommand import Started
 from firstread.starts.pymodules import imports, python_files
 from firstread.starts.treepaths import TreePaths
 from firstread.testing.programs import tree_of
@@ -56,16 +57,34 @@ def test_any_text_is_read(pieces: list[str]) -> None:
 
 
 def files(
-    tree: dict[str, bytes | str], *words: str, directory: str = "/app", **variables: str
+    tree: dict[str, bytes | str],
+    *words: str,
+    directory: str = "/app",
+    called: str = "/usr/bin/python3.11",
+    **variables: str,
 ) -> list[str]:
     root, read = tree_of({"usr/bin/python3.11": b"", f"{LIB}/os.py": b"", **tree})
     paths = TreePaths(root)
-    program = paths.file(b"/usr/bin/python3.11")
+    program = paths.file(called.encode())
     assert program
     environment = {key.encode(): value.encode() for key, value in variables.items()}
     arguments = [word.encode() for word in words]
-    found = python_files(program, arguments, directory.encode(), environment, paths, read)
-    return [file.path.decode() for file in found]
+    started = Started(program, called.encode(), arguments, directory.encode(), environment)
+    return [file.path.decode() for file in python_files(started, paths, read)]
+
+
+def test_a_virtual_environment_has_packages_of_its_own() -> None:
+    tree: dict[str, bytes | str] = {
+        "app/.venv/bin/python": "python3",
+        "app/.venv/bin/python3": "/usr/bin/python3.11",
+        "app/.venv/pyvenv.cfg": b"home = /usr/bin",
+        "app/.venv/lib/python3.11/site-packages/own.py": b"",
+        f"{LIB}/site-packages/own.py": b"",
+    }
+    called = "/app/.venv/bin/python"
+    own = ["app/.venv/lib/python3.11/site-packages/own.py"]
+    assert files(tree, "-c", "import own", called=called) == own
+    assert files(tree, "-c", "import own") == [f"{LIB}/site-packages/own.py"]
 
 
 def test_bytecode_stands_for_a_source_that_names_the_imports() -> None:

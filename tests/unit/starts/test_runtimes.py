@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from firstread.starts.runtimes import Runtime, Started, runtime_of
+from firstread.starts.imagecommand import Started
+from firstread.starts.runtimes import Runtime, runtime_of
 from firstread.starts.treepaths import TreePaths
 from firstread.testing.programs import tree_of
 
@@ -30,7 +31,7 @@ def java(modules: bytes) -> Runtime:
     paths = TreePaths(root)
     program = paths.file(b"/opt/java/bin/java")
     assert program
-    return runtime_of(Started(program, [], b"", {}), paths, read)
+    return runtime_of(Started(program, b"/opt/java/bin/java", [], b"", {}), paths, read)
 
 
 def test_java_reads_its_virtual_machine_its_archive_and_the_index_of_its_modules() -> None:

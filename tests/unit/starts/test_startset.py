@@ -136,6 +136,13 @@ def test_the_set_is_a_trace_of_whole_blocks_the_surest_first() -> None:
     assert code[-1] is True, "its code comes after them"
 
 
+def test_the_loader_is_read_whole_before_other_code() -> None:
+    trace = traced(SYSTEM, {"Cmd": ["server"]})
+    assert trace
+    paths = [read.path for read in trace.reads]
+    assert len(paths) - paths[::-1].index(b"lib64/ld.so") < paths.index(b"etc/passwd")
+
+
 def test_large_code_and_the_rest_of_large_files_are_left_out() -> None:
     pages = MAX_CODE // PAGE + 1
     large = Program(needed=(b"libc.so.6",), interpreter=LOADER, code=pages)
