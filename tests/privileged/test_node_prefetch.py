@@ -168,6 +168,18 @@ def test_mount_goes_before_image_before_node(
             assert status["self_sufficient"]
 
 
+def test_a_mount_explains_an_image_without_hot_sectors(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.scratch / "mnt"
+    place.mkdir()
+    ran = daemon.run("mount", plain[0], place, "--json", "--explain")
+    plan = json.loads(ran.stdout)["prefetch"]
+    assert (plan["hot_bytes"], plan["rest"]) == (0, "never")
+    assert plan["all_bytes"] > 8 * SECTOR
+    assert "the others when they are read" in ran.stderr
+
+
 def test_a_mount_explains_what_it_fetches(daemon: Daemon, registry: ScriptedRegistry) -> None:
     reference, _ = put(registry)
     place = daemon.scratch / "mnt"

@@ -25,7 +25,7 @@ from firstread.fetch.filler import Filler
 from firstread.fetch.queue import Filling
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome, Space
-from firstread.fetch.startplan import Mode, StartPlan, decide
+from firstread.fetch.startplan import StartPlan
 from firstread.fetch.streamer import Streamer
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
@@ -141,24 +141,18 @@ class Lane:
             self._backlog.complete(sector)
             self._staff()
 
-    def prefetch(
-        self, mode: Mode, hot: Sequence[Wanted], rest: Sequence[Wanted], *, knows_start: bool
-    ) -> StartPlan:
-        """Fetch of an image that is served what nobody reads yet; return the plan as of now.
+    def prefetch(self, plan: StartPlan, hot: Sequence[Wanted], rest: Sequence[Wanted]) -> None:
+        """Fetch of an image that is served what nobody reads yet.
 
         Args:
-            mode: how much of it.
+            plan: how much of it.
             hot: its absent hot sectors, in the order in which a start reads them.
-            rest: the other absent ones, in the order of their blobs.
-            knows_start: the image says what is hot.
+            rest: the other absent ones, in the order of their blobs; [] if they stay lazy.
         """
         with self._changed:
-            sizes = [sum(s.entry.length for s in sectors) for sectors in (hot, rest)]
-            plan = decide(mode, sizes[0], sum(sizes), self.link, knows_start=knows_start)
             if not self._closed:
                 self._backlog.prefetch(plan, hot, rest, time.monotonic())
                 self._staff()
-            return plan
 
     def cancel(self, ids: Container[bytes]) -> None:
         """Do not fetch these sectors any more, unless a read waits or a worker is at it."""

@@ -14,7 +14,7 @@ from firstread.config import PolicyTable
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import most_patient
 from firstread.fetch.served import Served
-from firstread.fetch.startplan import Mode, mode_of
+from firstread.fetch.startplan import Mode, decide, mode_of
 from firstread.mounts.network import Network
 from firstread.mounts.table import Mount
 from firstread.oci.reference import parse_reference
@@ -91,7 +91,10 @@ class Serving:
         if mode == "all" or (mode == "hot" and slots):  # it takes a while
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
             rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
-        served.plan = served.lane.prefetch(mode, hot, rest, knows_start=bool(slots))
+        sizes = [sum(s.entry.length for s in hot), sum(r.length for r in rows if r.id in absent)]
+        plan = decide(mode, sizes[0], sizes[1], served.lane.link, knows_start=bool(slots))
+        served.plan = plan
+        served.lane.prefetch(plan, hot, rest)
 
     # -- policies ------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from firstread.errors import (
 from firstread.fetch import retry
 from firstread.fetch.lane import Lane
 from firstread.fetch.queue import Cause, Filling
-from firstread.fetch.startplan import Mode
+from firstread.fetch.startplan import Mode, Rest, StartPlan
 from firstread.fetch.streaming import FIRST_BYTES
 from firstread.oci.repository import Repository
 from firstread.opener import HeldUpError
@@ -733,7 +733,8 @@ def large_sectors(count: int) -> Sectors:
 def prefetch(bench: Bench, mode: Mode, hot: Sequence[int], rest: Sequence[int] = ()) -> None:
     wanted = bench.sectors.wanted
     hot_sectors, others = [wanted[n] for n in hot], [wanted[n] for n in rest]
-    bench.lane.prefetch(mode, hot_sectors, others, knows_start=bool(hot))
+    plan = StartPlan(mode, 0, 0, None, None, Rest.NEVER, knows_start=bool(hot))
+    bench.lane.prefetch(plan, hot_sectors, others)
 
 
 def test_hot_sectors_come_in_order_with_few_requests_while_nobody_reads(make: Make) -> None:
