@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
+from firstread.cli.hotlines import TRACES
 from firstread.cli.options import REFERENCE, SIZE, access_options, json_option
 from firstread.cli.output import report, show
-from firstread.errors import FirstreadError, UsageError
+from firstread.errors import UsageError
 
 if TYPE_CHECKING:
     from firstread.oci.reference import Reference
     from firstread.registry.options import AccessOptions
-    from firstread.traces.tracefile import Trace
     from firstread.tune.link import LinkSpeed
 
 T = TypeVar("T")
@@ -72,10 +72,10 @@ _SIZES = ListType(lambda text: SIZE.convert(text, None, None))
 @click.option(
     "--trace",
     "traces",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TRACES,
     multiple=True,
     required=True,
-    help="A trace of a start whose data was local; repeatable.",
+    help="A trace of a start whose data was local, or a directory of them; repeatable.",
 )
 @click.option(
     "--link",
@@ -160,6 +160,7 @@ def command(
     some frame tables are read. docs/tune.md says what is modelled.
     """
     from firstread.cli.opening import opened_image
+    from firstread.traces.tracedirs import read_traces
     from firstread.tune.comparison import Question, tune
     from firstread.tune.plot import check_plot, draw
     from firstread.tune.settings import settings
@@ -168,7 +169,9 @@ def command(
 
     if plot is not None:
         check_plot(plot)
-    recorded = _read_traces(traces)
+    recorded = read_traces(traces)
+    if len(recorded) > MAX_TRACES:
+        raise UsageError(f"these are {len(recorded)} traces, {MAX_TRACES} at most can be compared")
     costs = Costs(workers=workers, trips=1 if access.plain_http else 2)
     with opened_image(reference, access) as (repository, resolved, image):
         frame_sizes = frame_sizes or (image.index.geometry.frame_size,)
@@ -181,22 +184,3 @@ def command(
         show(tuned)
     else:
         report(lines(tuned))
-
-
-def _read_traces(paths: Sequence[Path]) -> list[Trace]:
-    from firstread.errors import from_os_error
-    from firstread.traces.tracefile import read_trace
-
-    if len(paths) > MAX_TRACES:
-        raise UsageError(f"these are {len(paths)} traces, {MAX_TRACES} at most can be compared")
-    found = []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                found.append(read_trace(file))
-        except FirstreadError as exc:
-            exc.message = f"{path}: {exc.message}"
-            raise
-        except OSError as exc:
-            raise from_os_error(exc, "cannot read the trace") from exc
-    return found
