@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.host import Host
 from benchmarks.start import start_classic, start_lazy
@@ -91,7 +90,8 @@ def _by_containerd(case: Case, run: Run, place: Path) -> Run:
         pod = start(node, case.image, workload.ready, workload.command)
         run = counted(run)
         if case.mode.snapshotter == "firstread":
-            run = _with_sectors(run, node.daemon.status()["mounts"])
+            (mount,) = node.daemon.status()["mounts"]
+            run = replace(run, present=mount["present"], sectors=mount["sectors"])
     return replace(run, pulled_s=pod.pulled_s, ready_s=pod.ready_s)
 
 
@@ -119,12 +119,13 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
                 case.image,
                 workload.ready,
                 workload.command,
-                lambda: after.append(_with_sectors(counted(run), host.status()["mounts"])),
+                lambda: after.append(counted(run)),
                 case.mode.options,
             )
     finally:
         remove_tree(place)
-    return replace(after[-1], ready_s=started.ready_s)
+    present, sectors = started.sectors
+    return replace(after[-1], ready_s=started.ready_s, present=present, sectors=sectors)
 
 
 def _by_classic(case: Case, run: Run, place: Path) -> Run:
@@ -160,8 +161,3 @@ def _counting(case: Case) -> Callable[[Run], Run]:
         )
 
     return counted
-
-
-def _with_sectors(run: Run, mounts: list[dict[str, Any]]) -> Run:
-    (mount,) = mounts
-    return replace(run, present=mount["present"], sectors=mount["sectors"])
