@@ -86,8 +86,9 @@ def _by_containerd(case: Case, run: Run, place: Path) -> Run:
     with containerd_node(case.site, case.mode, place) as node:
         if case.mode.present:
             _fetch_all(node, case)
+        sandbox = node.start_pod()  # which pulls an image, too
         counted = _counting(case)
-        pod = start(node, case.image, workload.ready, workload.command)
+        pod = start(node, sandbox, case.image, workload.ready, workload.command)
         run = counted(run)
         if case.mode.snapshotter == "firstread":
             (mount,) = node.daemon.status()["mounts"]
@@ -97,12 +98,13 @@ def _by_containerd(case: Case, run: Run, place: Path) -> Run:
 
 def _fetch_all(node: Containerd, case: Case) -> None:
     """Start the pod once and fetch all of its image."""
-    pod = start(node, case.image, case.workload.ready, case.workload.command)
+    sandbox = node.start_pod()
+    start(node, sandbox, case.image, case.workload.ready, case.workload.command)
     (mount,) = node.daemon.status()["mounts"]
     fetched = node.daemon.run("fetch", "--all", mount["mountpoint"])
     if fetched.code:
         raise RuntimeError(fetched.stderr)
-    node.remove_pod(pod.sandbox)
+    node.remove_pod(sandbox[0])
 
 
 def _by_run(case: Case, run: Run, place: Path) -> Run:
