@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,10 @@ def _burst(site: Site, workload: Workload, mode: Mode, count: int, scratch: Path
     """Start the pods of one side, on a separate node."""
     image = site.image(workload.image, mode.tag)
     with containerd_node(site, mode, scratch / "burst") as node:
+        node.remove_pod(node.start_pod()[0])  # have the image of sandboxes
         site.forget(workload.image)
         if not mode.lazy:  # have it pulled, and its files in the page cache
-            start(node, image, workload.ready, workload.command)
+            start(node, node.start_pod(), image, workload.ready, workload.command)
         pods, cpu = _at_once(node, image, workload, count)
         if not mode.lazy:
             return Burst(pods, cpu)
@@ -144,7 +146,9 @@ def _at_once(node: Containerd, image: str, workload: Workload, count: int) -> tu
 
     def one() -> Pod:
         gate.wait(PULL_S)
-        return start(node, image, workload.ready, workload.command, from_sandbox=True)
+        began = time.time()
+        sandbox = node.start_pod()
+        return start(node, sandbox, image, workload.ready, workload.command, began=began)
 
     before = node.cpu_s() | {"all": _all_cpu_s()}
     with ThreadPoolExecutor(count) as pool:

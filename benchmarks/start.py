@@ -111,10 +111,12 @@ def _until_ready(command: Sequence[str], ready: Ready, *, ends: bool) -> Iterato
             try:
                 wait_ready(process, ready, READY_S)
                 started.ready_s = time.perf_counter() - began
+                process.send_signal(signal.SIGSTOP)  # a short workload keeps its mount
                 yield started
             except RuntimeError as exc:
                 raise RuntimeError(f"{exc}: {_text(errors)[-1000:]}") from exc
             finally:
+                process.send_signal(signal.SIGCONT)
                 _end(process, kill=isinstance(ready, Answers) or not ends)
         started.errors = _text(errors)
 

@@ -26,11 +26,14 @@ from benchmarks.places import warm
 from benchmarks.suite.modes import Mode
 from firstread.run.overlay import unmount_below
 from firstread.testing.containerd import EXITED, Containerd
+from firstread.testing.cri_pb2 import PodConfig
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 
 PAUSE = "bench/pause:1"
 PULL_S, READY_S = 3600.0, 900.0
+Sandbox = tuple[str, PodConfig]
+"""Its id, and its config, as `Containerd.start_pod` returns them."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,11 @@ class Pod:
     """A pod that became ready; seconds from the request to pull its image.
 
     Args:
-        sandbox: its id.
         pulled_s: the image is pulled.
         started_s: the container runs.
         ready_s: the workload answers.
     """
 
-    sandbox: str
     pulled_s: float
     started_s: float
     ready_s: float
@@ -108,35 +109,35 @@ def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Container
 
 def start(
     node: Containerd,
+    sandbox: Sandbox,
     image: str,
     ready: Ready,
     command: Sequence[str] = (),
     *,
-    from_sandbox: bool = False,
+    began: float | None = None,
 ) -> Pod:
-    """Start a pod, and return when it is ready.
+    """Pull an image and start a container of it, and return when it is ready.
 
     Args:
         node: where.
+        sandbox: for the container.
         image: its name there.
         ready: the sign to wait for.
         command: instead of the image's own; empty for that.
-        from_sandbox: the clock starts before the sandbox, not when that runs.
+        began: the start of the clock, in seconds since 1970; None for now.
 
     Raises:
         RuntimeError: it ends, or does not become ready in time; with what it has said.
     """
     if not isinstance(ready, Prints) and answers(ready):
         raise RuntimeError(f"something else answers on port {ready.port}")
-    before = time.time()
-    sandbox = node.start_pod()
-    began = before if from_sandbox else time.time()
+    began = began or time.time()
     node.pull(image, PULL_S)
     pulled = time.time()
     container, log = node.start_container(sandbox, image, *command)
     started = time.time()
     at = _wait_ready(ready, log, lambda: node.state(container) == EXITED)
-    return Pod(sandbox[0], pulled - began, started - began, at - began)
+    return Pod(pulled - began, started - began, at - began)
 
 
 def _wait_ready(ready: Ready, log: Path, ended: Callable[[], bool]) -> float:

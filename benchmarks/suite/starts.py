@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.host import Host
 from benchmarks.start import start_classic, start_lazy
@@ -87,22 +86,25 @@ def _by_containerd(case: Case, run: Run, place: Path) -> Run:
     with containerd_node(case.site, case.mode, place) as node:
         if case.mode.present:
             _fetch_all(node, case)
+        sandbox = node.start_pod()  # which pulls an image, too
         counted = _counting(case)
-        pod = start(node, case.image, workload.ready, workload.command)
+        pod = start(node, sandbox, case.image, workload.ready, workload.command)
         run = counted(run)
         if case.mode.snapshotter == "firstread":
-            run = _with_sectors(run, node.daemon.status()["mounts"])
+            (mount,) = node.daemon.status()["mounts"]
+            run = replace(run, present=mount["present"], sectors=mount["sectors"])
     return replace(run, pulled_s=pod.pulled_s, ready_s=pod.ready_s)
 
 
 def _fetch_all(node: Containerd, case: Case) -> None:
     """Start the pod once and fetch all of its image."""
-    pod = start(node, case.image, case.workload.ready, case.workload.command)
+    sandbox = node.start_pod()
+    start(node, sandbox, case.image, case.workload.ready, case.workload.command)
     (mount,) = node.daemon.status()["mounts"]
     fetched = node.daemon.run("fetch", "--all", mount["mountpoint"])
     if fetched.code:
         raise RuntimeError(fetched.stderr)
-    node.remove_pod(pod.sandbox)
+    node.remove_pod(sandbox[0])
 
 
 def _by_run(case: Case, run: Run, place: Path) -> Run:
@@ -119,12 +121,13 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
                 case.image,
                 workload.ready,
                 workload.command,
-                lambda: after.append(_with_sectors(counted(run), host.status()["mounts"])),
+                lambda: after.append(counted(run)),
                 case.mode.options,
             )
     finally:
         remove_tree(place)
-    return replace(after[-1], ready_s=started.ready_s)
+    present, sectors = started.sectors
+    return replace(after[-1], ready_s=started.ready_s, present=present, sectors=sectors)
 
 
 def _by_classic(case: Case, run: Run, place: Path) -> Run:
@@ -160,8 +163,3 @@ def _counting(case: Case) -> Callable[[Run], Run]:
         )
 
     return counted
-
-
-def _with_sectors(run: Run, mounts: list[dict[str, Any]]) -> Run:
-    (mount,) = mounts
-    return replace(run, present=mount["present"], sectors=mount["sectors"])
