@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from firstread.errors import from_os_error
@@ -17,6 +16,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         NodeError: it cannot be written; nothing is left then.
     """
+    import tempfile  # few verbs write a file, and a start must load little
+
     data, scratch = text.encode(errors="backslashreplace"), None
     try:
         if path.exists() and not path.is_file():

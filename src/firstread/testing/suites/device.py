@@ -196,7 +196,9 @@ class DeviceSuite(ABC):
         assert bench.device.read_ahead(file_system) == kib
         read, asked = bench.serve(bench.read(2, MiB // 2, 4096, "mmap"), bench.fill)
         assert read == part(bench, 2, MiB // 2)
-        assert max(length for _, _, length in asked) == kib * KiB
+        # One event covers 16 folios, whose sizes depend on free memory (fs/erofs/fileio.c).
+        first, *_ = (offset for _, offset, _ in sorted(asked))
+        assert max(offset + length for _, offset, length in asked) - first == kib * KiB
 
     def test_present_sectors_do_not_ask(self, make: Make) -> None:
         bench = make()
