@@ -124,17 +124,23 @@ class Daemon:
     def replace(self) -> None:
         """Start a daemon that takes the place of this one; return when the old one has ended."""
         before, old = self._process, self.supervisor
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._program("--replace"),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
         assert before is not None
-        self.wait(lambda: before.poll() is not None)
+        self.wait(lambda: self._is_replaced(before))
         assert before.returncode == 0, self.output()
         self.wait(lambda: self.supervisor != old)
+
+    def _is_replaced(self, before: subprocess.Popen[bytes]) -> bool:
+        """Return whether a daemon has ended; start a successor if none is at it."""
+        successor = self._process
+        assert successor is not None
+        if before.poll() is None and (successor is before or successor.poll() is not None):
+            # The standby of a reload may still load, then the answer is to wait a moment.
+            assert successor is before or "an upgrade is under way already" in self.output()
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._program("--replace"), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+        return before.poll() is not None
 
     def wait_version(self, upgrades: int) -> None:
         """Wait until both processes are of the version that came with this upgrade."""

@@ -22,7 +22,7 @@ logs.LogFile.__init__.__defaults__ = ({LIMIT_BYTES},)
 logs.configure_logging("INFO", Path(sys.argv[1]))
 for number in range(1000):
     logging.info("%s writes %d", sys.argv[2], number)
-print("to stdout", sys.argv[2], flush=True)
+sys.stdout.write(f"to stdout {{sys.argv[2]}}\\n")  # as one, whatever the environment says
 """
 
 
