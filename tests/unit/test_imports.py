@@ -18,7 +18,7 @@ ROOMS: dict[str, str] = {
     "cli": (
         "tune doctor report snapshotter run daemon control mounts fetch cache convert traces "
         "sectors erofs registry oci config documents memory printable private redact signals units "
-        "errors __init__"
+        "wholefile errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
@@ -43,7 +43,7 @@ ROOMS: dict[str, str] = {
         "starts traces sectors erofs registry layouts oci documents memory printable units errors"
     ),
     "starts": "traces sectors erofs units",
-    "traces": "sectors erofs oci units errors",
+    "traces": "sectors erofs oci units wholefile errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
     "registry": "layouts oci redact units errors __init__",
@@ -61,6 +61,7 @@ ROOMS: dict[str, str] = {
     "signals": "",
     "trees": "errors",
     "units": "errors",
+    "wholefile": "",
     "errors": "",
     "__init__": "",
 }

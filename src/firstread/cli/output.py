@@ -11,11 +11,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 
 from firstread.errors import from_os_error
 from firstread.printable import printable
+from firstread.wholefile import whole_file
 
 
 def show(document: object) -> None:
@@ -48,6 +50,21 @@ def complain(lines: Iterable[str]) -> None:
 def _write(text: str) -> None:
     with writing():
         click.echo(text, nl=False)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to a file, or to the pipe or terminal that is there.
+
+    Raises:
+        NodeError: it cannot be written; nothing is left then.
+    """
+    is_file = path.is_file() or not path.exists()
+    try:
+        with whole_file(Path(os.path.realpath(path)) if is_file else path) as out:  # a link stays
+            out.write(text.encode(errors="backslashreplace"))
+    except OSError as exc:
+        exc.filename = str(path)  # not the one that nobody asked for
+        raise from_os_error(exc, "cannot write") from exc
 
 
 @contextlib.contextmanager

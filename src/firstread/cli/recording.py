@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstread.cli.output import complain
-from firstread.cli.wholefile import write_whole
+from firstread.cli.output import complain, write_whole
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:

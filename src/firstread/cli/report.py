@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from firstread.cli.options import json_option, node_options
-from firstread.cli.output import report, show
-from firstread.cli.wholefile import write_whole
+from firstread.cli.output import report, show, write_whole
 from firstread.errors import FirstreadError, UsageError, from_os_error
 
 if TYPE_CHECKING:

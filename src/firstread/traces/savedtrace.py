@@ -6,14 +6,13 @@ Invariant: a file gets its name when it is complete.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
 from firstread.traces.tracefile import MAX_TRACE_SIZE, Trace, read_trace, write_trace
 from firstread.units import format_size
+from firstread.wholefile import whole_file
 
 
 def load_trace(path: Path) -> Trace:
@@ -52,28 +51,14 @@ def save_trace(path: Path, trace: Trace) -> None:
         NodeError: it cannot be written.
         LimitError: no version would read so large a file.
     """
-    in_place = path.exists() and not path.is_file()  # a pipe, or a terminal
-    scratch: Path | None = None
+    is_file = path.is_file() or not path.exists()  # rather than a pipe, or a terminal
     try:
-        if in_place:
-            with path.open("wb") as out:
-                write_trace(trace, out)
-            return
-        fd, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent)
-        scratch = Path(name)
-        with os.fdopen(fd, "wb") as out:
+        with whole_file(path) as out:
             write_trace(trace, out)
-            if out.tell() > MAX_TRACE_SIZE:
+            if is_file and out.tell() > MAX_TRACE_SIZE:
                 raise LimitError(
                     f"the trace is larger than {format_size(MAX_TRACE_SIZE)}",
                     hint="end it earlier: --until, or --seconds",
                 )
-        scratch.chmod(0o644)
-        scratch.replace(path)
-        scratch = None
     except OSError as exc:
         raise from_os_error(exc, "cannot write the trace") from exc
-    finally:
-        if scratch is not None:
-            with contextlib.suppress(OSError):
-                scratch.unlink()

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
-from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
-from firstread.traces.tracefile import Trace, read_trace
+from firstread.errors import LimitError, UsageError
+from firstread.traces.savedtrace import load_trace
+from firstread.traces.tracefile import Trace
 
 SUFFIX = ".jsonl"
 MAX_FILES = 4096  # of one directory: a node collects far fewer
@@ -26,17 +27,7 @@ def read_traces(paths: Iterable[Path]) -> list[Trace]:
     Raises:
         FirstreadError: names the file that cannot be read, or is no valid trace.
     """
-    traces = []
-    for path in chain.from_iterable(map(_files, paths)):
-        try:
-            with path.open("rb") as source:
-                traces.append(read_trace(source))
-        except OSError as exc:
-            raise from_os_error(exc, "cannot read the trace") from exc
-        except FirstreadError as exc:
-            exc.message = f"{path}: {exc.message}"
-            raise
-    return traces
+    return [load_trace(path) for path in chain.from_iterable(map(_files, paths))]
 
 
 def _files(path: Path) -> list[Path]:
