@@ -16,11 +16,11 @@ from dataclasses import replace
 
 from firstread.convert.conversion import ConvertOptions, ImageConversion
 from firstread.convert.destination import check_destination, check_name, repository_of
-from firstread.convert.job import temporary_file_error
+from firstread.convert.job import naming_image
 from firstread.convert.original import source_layers
 from firstread.convert.outcome import Attachments, Skipped
 from firstread.convert.progress import Progress
-from firstread.errors import FirstreadError, SourceError, UnsupportedError, UsageError
+from firstread.errors import SourceError, UnsupportedError, UsageError
 from firstread.oci.model import OCI_MANIFEST, Descriptor
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
@@ -56,37 +56,31 @@ def attach(
     """
     started = time.monotonic()
     _check(source, destination)
-    try:
-        with open_source(source, options.source_options) as originals:
-            chosen, skipped = _chosen(originals, options.platform)
+    with naming_image(source), open_source(source, options.source_options) as originals:
+        chosen, skipped = _chosen(originals, options.platform)
+        if destination is not None:
+            _check_name(originals, chosen, destination)
+        here = replace(originals.reference, tag=None, digest=None)
+        with open_destination(here, options.destination_options) as repository:
+            images = []
+            for image in chosen:
+                work = ImageConversion(
+                    source,
+                    here,
+                    options,
+                    originals,
+                    repository,
+                    progress,
+                    executor,
+                    attach=True,
+                )
+                images.append(work.run(image, source_layers(image), time.monotonic()))
             if destination is not None:
-                _check_name(originals, chosen, destination)
-            here = replace(originals.reference, tag=None, digest=None)
-            with open_destination(here, options.destination_options) as repository:
-                images = []
-                for image in chosen:
-                    work = ImageConversion(
-                        source,
-                        here,
-                        options,
-                        originals,
-                        repository,
-                        progress,
-                        executor,
-                        attach=True,
-                    )
-                    images.append(work.run(image, source_layers(image), time.monotonic()))
-                if destination is not None:
-                    _name(repository, images[0].digest, destination)
-                digests = [
-                    chosen_by_nodes(repository, image.descriptor, made.digest)
-                    for image, made in zip(chosen, images, strict=True)
-                ]
-    except FirstreadError as exc:
-        exc.about(image=str(source))
-        raise
-    except OSError as exc:
-        raise temporary_file_error(exc).about(image=str(source)) from exc
+                _name(repository, images[0].digest, destination)
+            digests = [
+                chosen_by_nodes(repository, image.descriptor, made.digest)
+                for image, made in zip(chosen, images, strict=True)
+            ]
     return Attachments(str(source), images, digests, skipped, time.monotonic() - started)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.destination import check_destination, check_name
 from firstread.convert.hotblob import Start, recorded_start
-from firstread.convert.job import LayerJob, temporary_file_error
+from firstread.convert.job import LayerJob, naming_image
 from firstread.convert.layercache import LayerCache
 from firstread.convert.layerpool import LayerPool, concurrency
 from firstread.convert.metadata import LayerFacts
@@ -26,7 +26,7 @@ from firstread.convert.progress import NoProgress, Progress
 from firstread.convert.publish import Published, ReadyLayer, publish
 from firstread.convert.record import Parameters
 from firstread.convert.reuse import KnownLayers, previous_at, previous_attached
-from firstread.errors import FirstreadError, ImageError
+from firstread.errors import ImageError
 from firstread.memory import give_back
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
@@ -93,21 +93,15 @@ def convert(
     """
     started = time.monotonic()
     check_destination(source, destination)
-    try:
-        with open_source(source, options.source_options) as opened_source:
-            image = resolve(opened_source, options.platform)
-            layers = source_layers(image)
-            with open_destination(destination, options.destination_options) as opened:
-                check_name(opened_source, image, opened.reference)
-                work = ImageConversion(
-                    source, destination, options, opened_source, opened, progress, executor
-                )
-                return work.run(image, layers, started)
-    except FirstreadError as exc:
-        exc.about(image=str(source))
-        raise
-    except OSError as exc:
-        raise temporary_file_error(exc).about(image=str(source)) from exc
+    with naming_image(source), open_source(source, options.source_options) as opened_source:
+        image = resolve(opened_source, options.platform)
+        layers = source_layers(image)
+        with open_destination(destination, options.destination_options) as opened:
+            check_name(opened_source, image, opened.reference)
+            work = ImageConversion(
+                source, destination, options, opened_source, opened, progress, executor
+            )
+            return work.run(image, layers, started)
 
 
 class ImageConversion:

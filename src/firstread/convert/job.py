@@ -7,6 +7,7 @@ touches only the job's source and destination, and a temporary file without a na
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.layouts.ingest import open_scratch
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference
-from firstread.oci.repository import Destination, Repository
+from firstread.oci.repository import Destination, Repository, naming
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
 from firstread.sectors.format import SECTORS_MEDIA_TYPE
@@ -121,6 +122,16 @@ def temporary_file_error(exc: OSError) -> NodeError:
     error = from_os_error(exc, f"cannot write a temporary file{where}")
     error.hint = "free some space, or name another directory in TMPDIR"
     return error
+
+
+@contextlib.contextmanager
+def naming_image(reference: Reference) -> Iterator[None]:
+    """Make every error of the block name the image; an OSError is one of a temporary file."""
+    with naming(reference):
+        try:
+            yield
+        except OSError as exc:
+            raise temporary_file_error(exc) from exc
 
 
 def _counted(

@@ -20,7 +20,7 @@ from firstread.convert.attach import chosen_by_nodes
 from firstread.convert.destination import check_destination, repository_of, same_image
 from firstread.convert.hotblob import recorded_start
 from firstread.convert.hotplan import plan_hot
-from firstread.convert.job import blob_descriptor, temporary_file_error
+from firstread.convert.job import blob_descriptor, naming_image
 from firstread.convert.manifest import original_config
 from firstread.convert.metadata import MergedLayers
 from firstread.convert.outcome import Optimization, hot_sectors
@@ -98,17 +98,11 @@ def optimize(
         destination = None
     if destination is not None:
         check_destination(reference, destination)
-    try:
-        with open_source(reference, options.access) as source:
-            work = _Work(source, resolve_converted(source, options.platform), options)
-            target = work.target(destination)
-            with open_destination(target, options.access) as opened:
-                return work.run(opened, destination, merge(traces), started)
-    except FirstreadError as exc:
-        exc.about(image=str(reference))
-        raise
-    except OSError as exc:
-        raise temporary_file_error(exc).about(image=str(reference)) from exc
+    with naming_image(reference), open_source(reference, options.access) as source:
+        work = _Work(source, resolve_converted(source, options.platform), options)
+        target = work.target(destination)
+        with open_destination(target, options.access) as opened:
+            return work.run(opened, destination, merge(traces), started)
 
 
 class _Work:
