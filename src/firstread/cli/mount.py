@@ -19,6 +19,7 @@ from firstread.cli.options import (
     login_request,
     node_options,
     policy_options,
+    pull_option,
 )
 from firstread.cli.output import complain, report, show
 from firstread.errors import FirstreadError
@@ -31,13 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--pull",
-    type=click.Choice(["missing", "always", "never"]),
-    default="missing",
-    show_default=True,
-    help="When to ask the registry for the image of REF.",
-)
+@pull_option
 @explain_option
 @policy_options
 @node_options

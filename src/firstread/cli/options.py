@@ -191,6 +191,15 @@ def access_options(command: F) -> F:
     return result  # type: ignore[no-any-return]
 
 
+pull_option = click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    show_default=True,
+    help="When to ask the registry for the image of REF.",
+)
+
+
 def policy_options(command: F) -> F:
     """Add the policies for reads through a mount.
 

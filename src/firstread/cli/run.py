@@ -24,6 +24,7 @@ from firstread.cli.options import (
     login_request,
     node_options,
     policy_options,
+    pull_option,
 )
 from firstread.cli.output import complain, report
 from firstread.cli.recording import recording_into
@@ -39,13 +40,7 @@ DETACHED_HINT = "while a detached one runs: firstread report REF"
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.option(
-    "--pull",
-    type=click.Choice(["missing", "always", "never"]),
-    default="missing",
-    show_default=True,
-    help="When to ask the registry for the image of REF.",
-)
+@pull_option
 @click.option("--stats", is_flag=True, help="Print the time of each step, and the bytes fetched.")
 @explain_option
 @click.option(

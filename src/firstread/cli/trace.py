@@ -22,6 +22,7 @@ from firstread.cli.options import (
     login_request,
     node_options,
     policy_options,
+    pull_option,
 )
 from firstread.cli.output import complain
 from firstread.cli.tracing import Tracing
@@ -116,13 +117,7 @@ class _Forms(click.Command):
     metavar="N",
     help="End after N seconds; with --until or --until-line a failure.",
 )
-@click.option(
-    "--pull",
-    type=click.Choice(["missing", "always", "never"]),
-    default="missing",
-    show_default=True,
-    help="When to ask the registry for the image of REF.",
-)
+@pull_option
 @policy_options
 @node_options
 @access_options

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
@@ -90,7 +91,7 @@ class _Part(NamedTuple):
     offset: int
 
 
-class Layout:
+class Layout(ABC):
     """The units of an image; each kind fills it in its own way.
 
     Args:
@@ -115,9 +116,9 @@ class Layout:
         self._frames: dict[int, Sequence[tuple[int, int]]] = {}
         self._at: dict[tuple[str, int], Wanted] = {}  # units by blob and offset
 
+    @abstractmethod
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         """Yield what a read of a file waits for."""
-        raise NotImplementedError
 
     @property
     def devices(self) -> int:
