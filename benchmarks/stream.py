@@ -56,7 +56,7 @@ print(json.dumps([time.monotonic(), times]))
 
 @dataclass(frozen=True)
 class Row:
-    """What one link and one mode gave.
+    """The figures of one link and one mode.
 
     Args:
         link: as asked for.

@@ -49,7 +49,7 @@ FAILURES = (
 
 @dataclass
 class Suite:
-    """What to run, and what came of it.
+    """The plan of a suite, and its results.
 
     Args:
         workloads: to start.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures of the suite have to show, and who wins where.
+"""Judges the figures of the suite by its goals, and names the winner of each cell.
 
 Owns the goals. Pure: cells in, figures out; a goal whose cells are missing yields none.
 """

@@ -26,7 +26,7 @@ from firstread.trees import remove_tree
 
 @dataclass(frozen=True)
 class Case:
-    """What to start, how, and from where.
+    """One start of a workload in one mode over one link.
 
     Args:
         link: its name.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the suite starts: an image, a command, and the sign that it is ready.
+"""The workloads of the suite: an image, a command, and the sign that it is ready.
 
 Owns the table `WORKLOADS`: the command of every benchmark image, and more commands for the large
 one. Readiness is that of published suites: a line on stdout, or an answer such as HTTP 200.
