@@ -12,6 +12,7 @@ import pytest
 from firstread.mountinfo import filesystem_of
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
 from firstread.testing.devicebench import DeviceBench
+from firstread.testing.fusemount import FuseMount
 from firstread.testing.lazymount import LazyMount
 from firstread.testing.suites.device import DeviceSuite
 
@@ -32,3 +33,10 @@ class TestFanotify(DeviceSuite):
 
     def bench(self, scratch: Path, **image: Any) -> DeviceBench:
         return LazyMount(scratch, **image)
+
+
+class TestFuse(DeviceSuite):
+    """The file system itself, over FUSE."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        return FuseMount(scratch, **image)

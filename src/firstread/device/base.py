@@ -60,6 +60,9 @@ class Capabilities:
         asks_for_sectors: a read that asks says which sector it wants, but not which part of it.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
             allows it.
+        merges_reads: readers of the same bytes wait for one read, which outlives each of them.
+        outlives_servers: a mount that nobody serves or holds any more serves what is present, and
+            can be served again; else it is dead.
     """
 
     asks_when_present: bool
@@ -67,6 +70,8 @@ class Capabilities:
     fills_at_random: bool
     asks_for_sectors: bool
     sets_read_ahead: bool
+    merges_reads: bool
+    outlives_servers: bool
 
 
 class Device(Protocol):

@@ -43,6 +43,8 @@ class FanotifyDevice:
         fills_at_random=False,
         asks_for_sectors=False,
         sets_read_ahead=True,
+        merges_reads=False,
+        outlives_servers=True,
     )
 
     def __init__(self, store: SectorStore, group: Group) -> None:

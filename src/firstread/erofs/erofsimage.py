@@ -263,6 +263,10 @@ class ErofsImage:
             raise ImageError(f"symbolic link {inode.nid} contains a NUL")
         return target
 
+    def tail(self, inode: Inode, offset: int) -> memoryview:
+        """Return the image from an offset behind an inode on: its bounds were checked."""
+        return self._data[max(offset, inode.tail_offset) :]
+
     def chunks(self, inode: Inode) -> list[int]:
         """Return the chunks of a regular file, as in `Node.chunks`.
 
@@ -271,7 +275,7 @@ class ErofsImage:
         """
         if inode.layout != CHUNK_BASED:
             return []
-        data = self._data[align(inode.tail_offset, CHUNK_INDEX_SIZE) :]
+        data = self.tail(inode, align(inode.tail_offset, CHUNK_INDEX_SIZE))
         return decode_chunks(data, inode.size, chunk_size_of(inode.i_u), self._device_blocks)
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads of file data from sector files, for FUSE.
+
+Owns the open sector files of a thread, and which sectors of a mount are watched. Does not ask for
+what is absent. Invariant: bytes of a watched sector are read only after somebody has allowed it,
+and a part counts as read only if all of it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Collection, Iterable, Sequence
+
+from firstread.erofs.extents import NO_SLOT, Extent
+from firstread.sectors.sectorstore import SectorStore
+
+MOST_OPEN = 128  # sector files of a thread
+_ZEROS = bytes(1 << 20)
+
+
+class Watches:
+    """Which sectors of one mount are watched: a byte of each slot, in memory that others hold, too.
+
+    Args:
+        fd: as `make_watches` gave it; stays the caller's.
+        ids: of the sectors, by slot.
+    """
+
+    def __init__(self, fd: int, ids: Sequence[bytes]) -> None:
+        self._memory = mmap.mmap(fd, max(1, len(ids)))
+        self._slots: dict[bytes, list[int]] = {}
+        for slot, sector_id in enumerate(ids):
+            self._slots.setdefault(sector_id, []).append(slot)
+
+    def __getitem__(self, slot: int) -> bool:
+        return self._memory[slot] != 0
+
+    def set(self, ids: Iterable[bytes], *, on: bool) -> None:
+        """Watch some sectors, or no longer; other mounts' sectors are passed over."""
+        for sector_id in ids:
+            for slot in self._slots.get(sector_id, ()):
+                self._memory[slot] = on
+
+    def exist(self) -> bool:
+        """Return whether any sector is watched."""
+        return any(self._memory[:])
+
+
+def make_watches(count: int) -> int:
+    """Return the descriptor of a file without a name for so many sectors; none is watched."""
+    fd = os.memfd_create("watches", os.MFD_CLOEXEC)
+    os.ftruncate(fd, max(1, count))
+    return fd
+
+
+class SectorReader:
+    """Reads parts of sectors. For one thread.
+
+    Args:
+        store: of the sector files.
+        ids: of the sectors, by slot.
+        watches: of the mount.
+    """
+
+    def __init__(self, store: SectorStore, ids: Sequence[bytes], watches: Watches) -> None:
+        self._store, self._ids, self._watches = store, ids, watches
+        self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
+
+    def close(self) -> None:
+        """Close the sector files."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def read(
+        self, parts: Iterable[Extent], buffer: memoryview, allowed: Collection[int] = ()
+    ) -> list[Extent]:
+        """Read parts into a buffer, one behind the other.
+
+        Args:
+            parts: what.
+            buffer: has room for all of them.
+            allowed: slots that may be read though they are watched.
+
+        Returns:
+            the parts to ask for: they are absent, or watched.
+
+        Raises:
+            OSError: EIO: a part is absent, and its sector is not watched; or a file cannot be read.
+        """
+        missing, at = [], 0
+        for part in parts:
+            slot, start, length = part
+            piece = buffer[at : at + length]
+            at += length
+            if slot == NO_SLOT:
+                piece[:] = _ZEROS[:length]
+            elif self._watches[slot] and slot not in allowed:
+                missing.append(part)
+            elif os.preadv(self._file(slot), [piece], start) < length:
+                # Somebody may be emptying it: it was watched before it became shorter.
+                if not self._watches[slot]:
+                    raise OSError(errno.EIO, "an absent sector is not watched")
+                missing.append(part)
+        return missing
+
+    def _file(self, slot: int) -> int:
+        fd = self._files.pop(slot, None)
+        if fd is None:
+            if len(self._files) >= MOST_OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            fd = self._store.open(self._ids[slot])
+        self._files[slot] = fd
+        return fd

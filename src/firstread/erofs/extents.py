@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a range of a file lies: the extents of sectors that hold it.
+
+Owns the walk over the chunk indexes of that range alone, so the cost follows the range and not
+the file. Invariant: the extents of a range cover it in order, without gaps.
+"""
+
+from __future__ import annotations
+
+from struct import unpack_from
+from typing import NamedTuple
+
+from firstread.erofs.chunks import chunk_size_of
+from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED, CHUNK_INDEX_SIZE, HOLE_INDEX, align
+from firstread.errors import ImageError
+
+NO_SLOT = -1
+
+
+class Extent(NamedTuple):
+    """Consecutive bytes of a file in one sector.
+
+    Args:
+        slot: device slot; `NO_SLOT` for zeros.
+        start: first byte in the sector.
+        length: bytes.
+    """
+
+    slot: int
+    start: int
+    length: int
+
+
+def extents(image: ErofsImage, inode: Inode, offset: int, length: int) -> list[Extent]:
+    """Return the extents of a range of a regular file, clipped to the file.
+
+    Args:
+        image: of the file.
+        inode: the file.
+        offset: first byte.
+        length: bytes.
+
+    Raises:
+        ImageError: the range lies outside its device.
+    """
+    end = min(offset + length, inode.size)
+    if inode.layout != CHUNK_BASED or offset >= end:
+        return []
+    chunk = chunk_size_of(inode.i_u)
+    found: list[Extent] = []
+    position = offset
+    for index in _indexes(image, inode, offset // chunk, (end - 1) // chunk + 1):
+        skipped = position % chunk
+        size = min(chunk - skipped, end - position)
+        position += size
+        slot, start = _place(image, index)
+        piece = Extent(slot, start + skipped if slot != NO_SLOT else 0, size)
+        if slot != NO_SLOT and piece.start + size > image.devices[slot].blocks << BLOCK_BITS:
+            raise ImageError(f"a chunk of inode {inode.nid} lies outside its device")
+        last = found[-1] if found else None
+        if last and last.slot == slot and (slot == NO_SLOT or last.start + last.length == piece[1]):
+            found[-1] = last._replace(length=last.length + size)
+        else:
+            found.append(piece)
+    return found
+
+
+def next_data(image: ErofsImage, inode: Inode, offset: int, *, hole: bool) -> int | None:
+    """Return where data, or a hole, begins from an offset on; None if there is none.
+
+    The end of a file counts as a hole.
+
+    Raises:
+        ImageError: as `extents`.
+    """
+    if offset >= inode.size:
+        return None
+    if inode.layout == CHUNK_BASED:
+        chunk = chunk_size_of(inode.i_u)
+        first, count = offset // chunk, (inode.size - 1) // chunk + 1
+        for number, index in enumerate(_indexes(image, inode, first, count), first):
+            if (index == HOLE_INDEX) is hole:
+                return max(offset, number * chunk)
+    return inode.size if hole else None
+
+
+def _indexes(image: ErofsImage, inode: Inode, first: int, end: int) -> tuple[int, ...]:
+    data = image.tail(inode, align(inode.tail_offset, CHUNK_INDEX_SIZE))
+    return unpack_from(f"<{end - first}Q", data, CHUNK_INDEX_SIZE * first)
+
+
+def _place(image: ErofsImage, index: int) -> tuple[int, int]:
+    if index == HOLE_INDEX:
+        return NO_SLOT, 0
+    slot = (index >> 16 & 0xFFFF) - 1
+    if index & 0xFFFF or not 0 <= slot < len(image.devices):
+        raise ImageError(f"chunk index {index:#x} names no device")
+    return slot, (index >> 32) << BLOCK_BITS

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small mount for tests by FUSE: every sector absent and watched.
+
+Owns a sector store and the device below a scratch directory. The device answers what is about
+names and present bytes by itself; a test answers the reads that ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import random
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from firstread.device.base import Read
+from firstread.device.fusedevice import FuseDevice
+from firstread.erofs.tree import Node
+from firstread.errors import NodeError
+from firstread.sectors.sectorstore import SectorStore
+from firstread.testing.devicebench import DeviceBench
+from firstread.testing.lazymount import SECTOR_BYTES, write_metadata
+from firstread.testing.patience import PATIENCE_S
+
+
+class FuseMount(DeviceBench):
+    """As `firstread.testing.lazymount.LazyMount`, but by FUSE, and on any file system."""
+
+    device: FuseDevice
+
+    def __init__(
+        self,
+        scratch: Path,
+        *,
+        sectors: int = 4,
+        sector_bytes: int = SECTOR_BYTES,
+        root: Node | None = None,
+        data: Sequence[bytes] | None = None,
+    ) -> None:
+        super().__init__()
+        random_bytes = random.Random(1).randbytes
+        self.data = list(data or (random_bytes(sector_bytes) for _ in range(sectors)))
+        self.ids = [hashlib.sha256(data).digest() for data in self.data]
+        self.mountpoint = scratch / "mnt"
+        self.mountpoint.mkdir()
+        self.metadata = scratch / "metadata"
+        write_metadata(self.metadata, self.ids, sector_bytes, root)
+        self.store = SectorStore(scratch / "store", filesystems=None)
+        self.store.ensure(self.ids)
+        self._asked: queue.SimpleQueue[Read] = queue.SimpleQueue()
+        self.kept: dict[str, list[int]] = {}
+        self._control = scratch / "fusectl"
+        self._control.mkdir()
+        subprocess.run(["mount", "-t", "fusectl", "none", self._control], check=True)
+        self._attach()
+
+    def _attach(self) -> None:
+        self.device = FuseDevice(self.store, self._keep)
+        self.device.ask = self._asked.put
+        self.device.attach(self.metadata, self.ids, self.mountpoint)
+
+    def _keep(self, name: str, fds: Sequence[int]) -> None:
+        self.kept[name] = [os.dup(fd) for fd in fds]
+
+    def close(self) -> None:
+        with contextlib.suppress(NodeError):  # a test has done it
+            self.device.detach(self.mountpoint, lazy=True)
+        for fd in self._abort():
+            os.close(fd)
+        subprocess.run(["umount", self._control], check=True)
+        self.end_readers()
+        self.store.close()
+
+    def _abort(self) -> list[int]:
+        """End all connections; return the descriptors that were kept."""
+        kept = [fd for fds in self.kept.values() for fd in fds]
+        for name in self.kept:
+            with contextlib.suppress(OSError):
+                minor = os.minor(int(name.rpartition("-")[2]))
+                (self._control / str(minor) / "abort").write_text("1")
+        self.kept.clear()
+        return kept
+
+    # -- what the kernel asks ------------------------------------------------------------------
+
+    def reads(self, timeout: float = PATIENCE_S) -> list[Read]:
+        found = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._asked.get(timeout=timeout))
+            while True:
+                found.append(self._asked.get_nowait())
+        return found
+
+    def slot_of(self, read: Read) -> int:
+        return self.ids.index(read.sector_id)
+
+    def fill(self, read: Read, *, short: int = 0) -> None:
+        self._write(read, read.offset + read.length - short)
+        self._answer(read)
+
+    def complete(self, read: Read) -> None:
+        self._write(read, len(self.data[self.slot_of(read)]))
+        self.device.unwatch_file(read.sector_id, read.fd)
+        self._answer(read)
+
+    def deny(self, read: Read) -> None:
+        self._answer(read, allow=False)
+
+    def _write(self, read: Read, until: int) -> None:
+        have = os.fstat(read.fd).st_size
+        os.pwrite(read.fd, self.data[self.slot_of(read)][have:until], have)
+
+    def _answer(self, read: Read, *, allow: bool = True) -> None:
+        self.device.answer(read.number, allow=allow)
+        os.close(read.fd)
+
+    # -- what becomes of sectors, and of those who serve ---------------------------------------
+
+    def empty(self, slot: int) -> None:
+        self.store.empty(self.ids[slot])
+
+    def hand_over(self, read: Read) -> None:
+        self._in_child(lambda: self.fill(read))
+        os.close(read.fd)
+
+    def _in_child(self, act: Callable[[], None]) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                act()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+    def lose(self) -> None:
+        for fd in self._abort():
+            os.close(fd)
+
+    def heal(self) -> None:
+        self.device.detach(self.mountpoint, lazy=True)
+        self._attach()
