@@ -87,6 +87,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeTable(_Table, frozen=True):
     """Settings of the daemon's processes."""
 
+    device: Literal["auto", "fanotify", "fuse"] = "auto"
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0

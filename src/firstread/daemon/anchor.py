@@ -36,6 +36,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from firstread.daemon.kept import is_connection
 from firstread.daemon.protocol import BUFFER_FD, GROUP_FD, LOCK_FD, SECRETS_FD
 from firstread.device import syscalls
 from firstread.device.descriptors import copies
@@ -121,7 +122,7 @@ def _is_kept(number: int) -> bool:
         regular = stat.S_ISREG(os.fstat(number).st_mode)
     except OSError:
         return True  # it was of the listing itself
-    return regular and number > 2 and number != LOCK_FD
+    return (regular or is_connection(number)) and number > 2 and number != LOCK_FD
 
 
 def _deny_all() -> None:

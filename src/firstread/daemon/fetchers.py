@@ -23,10 +23,18 @@ from typing import Protocol
 from firstread import __version__
 from firstread.daemon.events import Events
 from firstread.daemon.handover import FIXED, Handover, Settings
+from firstread.daemon.kept import Kept
 from firstread.daemon.life import RETIRE_S, Life, Stage, Starts, Step, next_step
 from firstread.daemon.loop import Loop
 from firstread.daemon.process import Process
-from firstread.daemon.protocol import WIRE_VERSION, receive_answered, send_order, send_requests
+from firstread.daemon.protocol import (
+    WIRE_VERSION,
+    Keep,
+    receive_answered,
+    send_keep,
+    send_order,
+    send_requests,
+)
 from firstread.device.base import Read
 from firstread.device.sizes import Looks, make_table
 
@@ -106,6 +114,7 @@ class Fetchers:
         self.heard = time.monotonic()  # from any of them
         self._settings, self._loop, self._events, self._witness = settings, loop, events, witness
         self.upgrades = handover.upgrades
+        self.kept = Kept(handover.kept)
 
     def identity(self) -> dict[str, str | int]:
         """Return what ``firstread status --json`` tells of the supervisor."""
@@ -230,11 +239,13 @@ class Fetchers:
             "supervisor": self.identity(),
             "restarts": self.starts.restarts,
             "standby": stage is Stage.LOADS,
+            "kept": self.kept.pairs,
         }
         command = [sys.executable, "-m", "firstread.daemon.serve", json.dumps(arguments)]
         try:
             with theirs:
-                process = Process.start(command, fds=(*FIXED.values(), theirs.fileno(), table))
+                fds = (*FIXED.values(), theirs.fileno(), table, *self.kept.numbers())
+                process = Process.start(command, fds=fds)
             looks = Looks(table)
         finally:
             os.close(table)
@@ -318,9 +329,21 @@ class Fetchers:
             if fetcher.life.stage is Stage.SERVES:
                 self.starts.note_ready()
                 self._witness.fetcher_serves()
+        if isinstance(numbers, Keep):
+            self._keep(numbers)
+            return
         self._events.answered(numbers)
         if self._events.has_unsent():
             self.watch(fetcher)
+
+    def _keep(self, keep: Keep) -> None:
+        """Hold descriptors of a mount or close them, and tell a fetcher that stands by."""
+        if self.standby is not None and self.standby.channel is not None:
+            send_keep(self.standby.channel, keep)
+        if keep.pair is None:
+            self.kept.drop(keep.device)
+        else:
+            self.kept.add(keep.device, keep.pair)
 
     def _hang_up(self, fetcher: FetcherProcess) -> None:
         if fetcher.channel is not None:

@@ -44,6 +44,8 @@ from firstread.errors import NodeError
 
 log = logging.getLogger("supervisor")
 
+Pair = tuple[int, int]
+
 FORMAT = 1
 
 FIXED = {
@@ -128,6 +130,7 @@ class Handover:
         supervisor: process number of the one before.
         version: of firstread that it was.
         unsent: numbers of those `held` that the fetcher was not sent, its channel being full.
+        kept: descriptors of FUSE mounts, by device number, see `firstread.daemon.kept`.
     """
 
     held: list[Read] = field(default_factory=list)
@@ -141,10 +144,13 @@ class Handover:
     supervisor: int = field(default_factory=os.getpid)
     version: str = __version__
     unsent: list[int] = field(default_factory=list)
+    kept: dict[int, Pair] = field(default_factory=dict)
 
     def descriptors(self) -> list[int]:
         """Return all descriptors that are named here."""
-        return [fd for fd in (self.channel, self.asker, *(r.fd for r in self.held)) if fd >= 0]
+        kept = (fd for pair in self.kept.values() for fd in pair)
+        events = (request.fd for request in self.held)
+        return [fd for fd in (self.channel, self.asker, *events, *kept) if fd >= 0]
 
     def write(self, settings: Settings) -> int:
         """Write this and `settings` to a file without a name; return its descriptor."""
@@ -177,6 +183,7 @@ def read_handover(fd: int) -> tuple[Handover, Settings]:
         )
     handover = Handover(**_known(Handover, document))
     handover.held = [Read(*fields[:5]) for fields in handover.held]
+    handover.kept = {int(device): (pair[0], pair[1]) for device, pair in handover.kept.items()}
     return handover, Settings(**_known(Settings, document["settings"]))
 
 
@@ -248,7 +255,8 @@ def numbered(handover: Handover) -> Handover:
         for request in handover.held
     ]
     channel, asker = (now.get(fd, -1) for fd in (handover.channel, handover.asker))
-    return dataclasses.replace(handover, held=held, channel=channel, asker=asker)
+    kept = {device: (now[pair[0]], now[pair[1]]) for device, pair in handover.kept.items()}
+    return dataclasses.replace(handover, held=held, channel=channel, asker=asker, kept=kept)
 
 
 def all_events(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ _NOT_KNOWN = bytes(SECTOR_ID_BYTES)
 _CLOEXEC = socket.MSG_CMSG_CLOEXEC
 _ORDER = struct.pack("=i", -1)  # where a request has its number; JSON follows
 _MESSAGE_BYTES = 4096  # longest; MOST_REQUESTS fit
+_KEEP = struct.pack("=i", -(1 << 31))  # where an answer has its number; JSON follows
 _NUMBER = "i"
 _NUMBER_BYTES = array.array(_NUMBER).itemsize
 MOST_REQUESTS = 16  # in a message
@@ -56,6 +58,18 @@ class Order(NamedTuple):
 
     what: str
     details: dict[str, Any]
+
+
+class Keep(NamedTuple):
+    """Descriptors that the supervisor is to hold from now on, or no longer.
+
+    Args:
+        device: number of the mount.
+        pair: descriptors of `firstread.daemon.kept`; None to close them.
+    """
+
+    device: int
+    pair: tuple[int, int] | None
 
 
 def set_patience(channel: socket.socket, seconds: float) -> None:
@@ -81,7 +95,9 @@ def send_requests(channel: socket.socket, requests: Sequence[Read]) -> None:
     channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
 
 
-def receive_requests(channel: socket.socket, *, waits: bool = True) -> list[Read] | Order | None:
+def receive_requests(
+    channel: socket.socket, *, waits: bool = True
+) -> list[Read] | Order | Keep | None:
     """Return what comes next; None when the supervisor is gone and all it sent was received.
 
     A request whose descriptor found no room has a negative one.
@@ -112,6 +128,8 @@ def receive_requests(channel: socket.socket, *, waits: bool = True) -> list[Read
     fds = array.array(_NUMBER)
     for _, _, more in rights:
         fds.frombytes(more[: len(more) // _NUMBER_BYTES * _NUMBER_BYTES])
+    if data.startswith(_KEEP):
+        return Keep(json.loads(data[len(_KEEP) :]), _pair(fds))
     requests = []
     for place, fields in enumerate(_REQUEST.iter_unpack(data)):
         number, pid, offset, length, sector_id = fields
@@ -121,17 +139,30 @@ def receive_requests(channel: socket.socket, *, waits: bool = True) -> list[Read
     return requests
 
 
+def send_keep(channel: socket.socket, keep: Keep) -> None:
+    """Have the other end hold descriptors of a mount, or no longer; the sender keeps its own."""
+    socket.send_fds(channel, [_KEEP + json.dumps(keep.device).encode()], list(keep.pair or ()))
+
+
+def _pair(fds: Sequence[int]) -> tuple[int, int] | None:
+    return (fds[0], fds[1]) if len(fds) == 2 else None
+
+
 def send_answered(channel: socket.socket, numbers: Sequence[int] = ()) -> None:
     """Tell that events are answered; without numbers it is a heartbeat."""
     channel.send(array.array(_NUMBER, numbers).tobytes() or b"\0")
 
 
-def receive_answered(channel: socket.socket) -> list[int] | None:
+def receive_answered(channel: socket.socket) -> list[int] | Keep | None:
     """Return the numbers of answered events, [] for a heartbeat, None when the fetcher is gone.
 
     A fetcher that sends what is neither is as good as gone.
     """
-    data = channel.recv(65536)
+    data, fds, _, _ = socket.recv_fds(channel, 65536, 2)
+    if data.startswith(_KEEP):
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return Keep(json.loads(data[len(_KEEP) :]), _pair(fds))
     if not data or (len(data) > 1 and len(data) % _NUMBER_BYTES):
         return None
     return [] if len(data) == 1 else array.array(_NUMBER, data).tolist()

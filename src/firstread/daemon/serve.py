@@ -10,6 +10,7 @@ reads that wait, and gives them to the next fetcher.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -40,6 +41,7 @@ from firstread.control.metricserver import serve_metrics
 from firstread.control.namespace import mount_namespace
 from firstread.control.server import ControlServer
 from firstread.daemon import anchor
+from firstread.daemon.choice import chosen, filesystems, proof_of
 from firstread.daemon.handover import (
     Handover,
     Settings,
@@ -54,15 +56,18 @@ from firstread.daemon.protocol import (
     GROUP_FD,
     LISTENER_FD,
     SECRETS_FD,
+    Keep,
     Order,
     receive_requests,
     send_answered,
+    send_keep,
     set_patience,
 )
 from firstread.daemon.tracecollector import Collector
-from firstread.device.base import Read
+from firstread.device.base import Device, Read
 from firstread.device.fanotify import Group
 from firstread.device.fanotifydevice import FanotifyDevice
+from firstread.device.fusedevice import FIRST_NUMBER, FuseDevice
 from firstread.device.sizes import Sizes
 from firstread.errors import FirstreadError
 from firstread.fetch.fetcher import Fetcher
@@ -98,18 +103,23 @@ def main(arguments: dict[str, Any]) -> None:
     threading.excepthook = end_with_thread
     channel = socket.socket(fileno=arguments["channel"])
     if arguments.get("standby"):
-        arguments |= _await_start(channel)
+        arguments |= _await_start(channel, arguments)
     process = FetcherServer(settings, channel, arguments)
     process.serve()
     process.succeed()
 
 
-def _await_start(channel: socket.socket) -> dict[str, Any]:
+def _await_start(channel: socket.socket, arguments: dict[str, Any]) -> dict[str, Any]:
     """Say that all is loaded; return what the order to start says."""
     send_answered(channel)
+    kept = dict(arguments["kept"])
     while (order := receive_requests(channel)) is not None:
+        if isinstance(order, Keep):
+            kept.pop(str(order.device), None)
+            if order.pair is not None:
+                kept[str(order.device)] = order.pair
         if isinstance(order, Order) and order.what == "start":
-            return order.details
+            return {**order.details, "kept": kept}
     os._exit(0)  # the supervisor is gone, and the fetcher that serves takes its place
 
 
@@ -128,6 +138,7 @@ class FetcherServer:
         self._settings, self._channel, self._arguments = settings, channel, arguments
         self._thread = threading.get_ident()
         self._answered: list[int] = []  # by this thread, and the supervisor does not know
+        self._fuse: FuseDevice | None = None
         self._sizes = Sizes(arguments["sizes"])
         os.close(arguments["sizes"])
         self._fetcher, node = self._compose()
@@ -138,10 +149,12 @@ class FetcherServer:
         """Make what answers reads and commands, and serve the mounts that stand."""
         root, run_dir = Path(self._settings.root), Path(self._settings.run_dir)
         config = Config.from_builtins(self._settings.config)
-        store = SectorStore(root)
+        name = chosen()
+        store = SectorStore(root, filesystems=filesystems(name))
+        device = self._make_device(name, store)
         fetcher = Fetcher(
             store,
-            FanotifyDevice(store, Group(GROUP_FD)),
+            device,
             self._tell,
             workers=config.node.workers,
             policy=config.policy,
@@ -150,6 +163,8 @@ class FetcherServer:
             most_waiting=most_waiting(raise_fd_limit()),
         )
         fetcher.presence.sizes = self._sizes
+        if isinstance(device, FuseDevice):
+            device.ask = fetcher.handle
         network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
         verify = config.cache.verify
         node = Node(
@@ -161,12 +176,34 @@ class FetcherServer:
             network,
             verify=verify,
             prefetch=config.prefetch.mode,
+            proof=proof_of(name, root),
         )
         node.recover()
         fetcher.cache.evictor.start()
         if config.trace.collect:
             Collector(fetcher, root, Path(config.trace.collect)).start()
         return fetcher, node
+
+    def _make_device(self, name: str, store: SectorStore) -> Device:
+        if name == "fanotify":
+            return FanotifyDevice(store, Group(GROUP_FD))
+        given = {int(device): (a, b) for device, (a, b) in self._arguments["kept"].items()}
+        self._fuse = FuseDevice(store, given, self._keep, self._keep)
+        return self._fuse
+
+    def _keep(self, device: int, pair: tuple[int, int] | None = None) -> None:
+        """Have the supervisor hold descriptors of a mount, or no longer.
+
+        One that is gone need not know: `succeed` passes on what there is.
+
+        Raises:
+            OSError: it is too busy to take a descriptor.
+        """
+        try:
+            send_keep(self._channel, Keep(device, pair))
+        except OSError as exc:
+            if pair is not None and exc.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise
 
     def _listen(self, node: Node) -> ControlServer:
         """Answer commands from now on."""
@@ -223,6 +260,7 @@ class FetcherServer:
                 return
             if isinstance(came, Order):
                 self._obey(came)
+            if isinstance(came, Order | Keep):
                 continue
             for read in came:
                 if read.fd >= 0:
@@ -274,7 +312,7 @@ class FetcherServer:
 
     def succeed(self) -> NoReturn:
         """Become the supervisor, because it has died."""
-        held = self._fetcher.freeze()
+        held = [read for read in self._fetcher.freeze() if read.number < FIRST_NUMBER]
         # If the installation is being changed just now, or broken, the reads wait until it is
         # whole: with this process the group would be lost.
         check = [sys.executable, "-c", "import firstread.daemon.supervisor"]
@@ -288,7 +326,8 @@ class FetcherServer:
         files = anchor.files(root, anchor.anchors(root), known)
         held = all_events(held, Group(GROUP_FD), journal, files)
         upgrades = self._arguments["supervisor"].get("upgrades", 0)
-        handover = Handover(held, "fetcher", self._arguments["restarts"], upgrades)
+        kept = self._fuse.pairs() if self._fuse is not None else {}
+        handover = Handover(held, "fetcher", self._arguments["restarts"], upgrades, kept=kept)
         become_supervisor(self._settings, handover)
 
 

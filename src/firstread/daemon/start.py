@@ -19,6 +19,7 @@ from firstread.control.client import Client, socket_path
 from firstread.control.daemonlog import daemon_log
 from firstread.control.metricserver import check_address
 from firstread.daemon import anchor, systemd
+from firstread.daemon.choice import choose
 from firstread.daemon.confinement import confine
 from firstread.daemon.handover import (
     FIXED,
@@ -31,12 +32,12 @@ from firstread.daemon.handover import (
     read_handover,
 )
 from firstread.daemon.journal import SPARE_FDS, Journal, is_journal, make_journal
+from firstread.daemon.kept import of_anchors, of_systemd
 from firstread.daemon.logs import configure_logging
 from firstread.daemon.protocol import BUFFER_FD, GROUP_FD
 from firstread.daemon.succession import take_over
 from firstread.device.fanotify import Group
 from firstread.errors import NodeError, from_os_error
-from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.secrets import no_core_dumps, secret_memory
 from firstread.private import bind_private, private_directory
 from firstread.sectors.sectorstore import SectorStore
@@ -93,23 +94,22 @@ def serve(
 def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     """Have all descriptors in `FIXED`: what systemd or an anchor has kept, the rest made anew."""
     kept = systemd.kept()
+    pairs = of_systemd(kept)
     made = [root / name for name in DIRECTORIES if os.path.lexists(root / name)]
     for directory in (run_dir, root, *made):
         private_directory(directory)
-    store = SectorStore(root)
+    store = SectorStore(root, filesystems=None)
     if "lock" not in kept:
         store.claim()
         kept["lock"] = store.detach_lock()
     anchors = list(anchor.anchors(str(root)))
     _take_kept(anchors, kept)
-    if "group" not in kept:
-        KernelProof(root).require_unless_full()
     if "listener" not in kept:
         _require_no_other(run_dir)
     if config.node.metrics:
         check_address(config.node.metrics)
     makers: dict[str, Callable[[], int]] = {
-        "group": lambda: Group.open().fileno(),
+        "group": lambda: choose(root, config),
         "listener": lambda: _listen(socket_path(run_dir)),
         "events": make_journal,
         "secrets": secret_memory,
@@ -125,12 +125,13 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
         move_descriptor(kept[name], number)
     if not restored:
         return Handover()
+    pairs |= of_anchors(anchors)
     configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
     # Only now that each descriptor has its number can files come to lie anywhere.
     held = all_events([], Group(GROUP_FD), journal, anchor.files(str(root), anchors))
     journal.close()
-    return Handover(held=held, cause="restored")
+    return Handover(held=held, cause="restored", kept=pairs)
 
 
 def _take_kept(anchors: list[int], kept: dict[str, int]) -> None:

@@ -110,6 +110,7 @@ def give(connection: socket.socket, settings: Settings, handover: Handover) -> N
         channel = [handover.channel] if handover.channel >= 0 else []
         socket.send_fds(connection, [HANDOVER], [document, *FIXED.values(), *channel])
         files = [request.fd for request in handover.held]
+        files += [fd for pair in handover.kept.values() for fd in pair]
         for start in range(0, len(files), _BATCH):
             socket.send_fds(connection, [FILES], files[start : start + _BATCH])
     finally:
@@ -219,12 +220,17 @@ def _taken(connection: socket.socket, root: str) -> Handover:
     for fd, number in zip(fds[1:], FIXED.values(), strict=False):
         move_descriptor(fd, number)  # before files can come to lie there
     files: list[int] = []
-    while len(files) < len(handover.held):
+    held, pairs = len(handover.held), len(handover.kept)
+    while len(files) < held + 2 * pairs:
         word, more = _received(connection)
         if word != FILES or not more:
             raise NodeError("the daemon has stopped giving", hint="its log says why")
         files += more
-    handover.held = [r._replace(fd=fd) for r, fd in zip(handover.held, files, strict=True)]
+    handover.held = [r._replace(fd=fd) for r, fd in zip(handover.held, files, strict=False)]
+    handover.kept = {
+        device: (files[held + 2 * n], files[held + 2 * n + 1])
+        for n, device in enumerate(handover.kept)
+    }
     handover.channel = fds[1 + len(FIXED)] if len(fds) > 1 + len(FIXED) else -1
     return handover
 

@@ -162,6 +162,7 @@ class Upgrades:
             fetcher=fetcher.process.pid if fetcher is not None and channel is not None else 0,
             channel=channel.fileno() if channel is not None else -1,
             asker=asker.fileno() if asker is not None else -1,
+            kept=dict(self._fetchers.kept.pairs),
         )
 
     # -- the installed version in this process -------------------------------------------------

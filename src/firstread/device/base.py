@@ -98,6 +98,21 @@ class Device(Protocol):
             NodeError: nothing is mounted then.
         """
 
+    def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
+        """Go on with a mount that a process before has made.
+
+        Args:
+            metadata: of its image.
+            ids: of its sectors, by device slot.
+            number: of the device that it is.
+
+        Returns:
+            False if nobody has held it meanwhile: all its reads fail, and will.
+
+        Raises:
+            NodeError: that is not possible now.
+        """
+
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """Unmount an image.
 

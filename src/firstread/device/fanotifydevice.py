@@ -70,6 +70,10 @@ class FanotifyDevice:
             with self._lock:
                 self._opening = frozenset()
 
+    def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
+        """See `Device`: nothing of a mount is in a process."""
+        return True
+
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
         unmount(mountpoint, lazy=lazy)

@@ -22,24 +22,28 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from firstread.device import syscalls
 from firstread.device.base import Capabilities, Read
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import Connection, Waiting
 from firstread.device.fuseprotocol import MOST_BYTES
-from firstread.device.fusereads import SectorReader, Watches, make_watches
+from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
 from firstread.device.readahead import BDI
 from firstread.device.superblock import FileSystem
+from firstread.device.watches import Watches, make_watches, note_device
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
 from firstread.errors import from_os_error
 from firstread.sectors.sectorstore import SectorStore
 
 FIRST_NUMBER = 1 << 24  # of a read: above all descriptors, which number the events of fanotify
+Pair = tuple[int, int]
+"""Descriptors of a mount: its connection, and its watches."""
 _DEVICE = "/dev/fuse"
 _HINT = "load the module fuse, or let this process use /dev/fuse"
 
@@ -49,8 +53,9 @@ class FuseDevice:
 
     Args:
         store: of the sector files.
-        keep: has somebody else hold the descriptors of a mount: of the connection, and of its
-            watches. Without any, as in a test, the mount ends with this process.
+        given: descriptors of mounts that a process before has made, by device number; owned.
+        keep: has somebody else hold the descriptors of a mount, too. Without it a mount ends with
+            this process.
         drop: has that end.
 
     Attributes:
@@ -71,15 +76,17 @@ class FuseDevice:
     def __init__(
         self,
         store: SectorStore,
-        keep: Callable[[str, Sequence[int]], None] = lambda _, __: None,
-        drop: Callable[[str], None] = lambda _: None,
+        given: Mapping[int, Pair] = MappingProxyType({}),
+        keep: Callable[[int, Pair], None] = lambda _, __: None,
+        drop: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._store, self._keep, self._drop = store, keep, drop
         self.ask: Callable[[Read], None] = lambda _: None
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number
+        self._given = dict(given)  # and not adopted
         self._watches: dict[Connection, Watches] = {}  # replaced, never changed
-        self._names: dict[Connection, str] = {}
+        self._pairs: dict[Connection, tuple[int, Pair]] = {}
         self._lock = threading.Lock()  # of these
 
     # -- mounts --------------------------------------------------------------------------------
@@ -93,47 +100,48 @@ class FuseDevice:
             error = from_os_error(exc, doing)
             error.hint = _HINT
             raise error from exc
-        watches_fd = make_watches(len(ids))
         try:
-            connection = self._connect(metadata, ids, fd, watches_fd)
+            pair = fd, make_watches(len(ids))
+            connection = self._connect(metadata, ids, pair)
             self.watch(ids)
             with _file_system(fd, metadata, connection) as mount:
                 number = os.fstat(mount).st_dev
-                self._names[connection] = name = name_of(number)
-                self._keep(name, [fd, watches_fd])
+                note_device(pair[1], number)
+                self._note(connection, number, pair)
+                self._keep(number, pair)
                 syscalls.move_mount(mount, os.fsencode(mountpoint))
         except OSError as exc:
             raise from_os_error(exc, doing) from exc
-        finally:
-            os.close(watches_fd)
 
-    def adopt(self, name: str, metadata: Path, ids: Sequence[bytes], fds: Sequence[int]) -> None:
-        """Serve a mount that another process has made, and answer what waits for it.
-
-        Args:
-            name: that its descriptors were kept under.
-            metadata: of its image.
-            ids: of its sectors, by slot.
-            fds: that were kept; owned from now on.
-
-        Raises:
-            NodeError: the metadata cannot be read.
-        """
-        fd, watches_fd = fds
+    def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
+        """See `Device`."""
+        with self._lock:
+            pair = self._given.get(number)
+            if pair is None:
+                return number in (device for device, _ in self._pairs.values())
         try:
-            connection = self._connect(metadata, ids, fd, watches_fd)
+            connection = self._connect(metadata, ids, pair)
         except OSError as exc:
             raise from_os_error(exc, "cannot read the metadata of a mount") from exc
-        os.close(watches_fd)
-        self._names[connection] = name
+        self._note(connection, number, pair)
         connection.start()
         connection.ask_again()
+        return True
 
-    def _connect(
-        self, metadata: Path, ids: Sequence[bytes], fd: int, watches_fd: int
-    ) -> Connection:
+    def pairs(self) -> dict[int, Pair]:
+        """Return the descriptors of all mounts, by device number; for another process."""
+        with self._lock:
+            return {**self._given, **dict(self._pairs.values())}
+
+    def _note(self, connection: Connection, number: int, pair: Pair) -> None:
+        with self._lock:
+            self._given.pop(number, None)
+            self._pairs[connection] = number, pair
+
+    def _connect(self, metadata: Path, ids: Sequence[bytes], pair: Pair) -> Connection:
         with metadata.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        fd, watches_fd = pair
         watches = Watches(watches_fd, ids)
 
         def reader() -> SectorReader:
@@ -152,9 +160,10 @@ class FuseDevice:
         """Forget a connection that has ended, or never began."""
         with self._lock:
             self._watches = {c: w for c, w in self._watches.items() if c is not connection}
-            name = self._names.pop(connection, None)
-        if name is not None:
-            self._drop(name)
+            number, pair = self._pairs.pop(connection, (0, None))
+        if pair is not None:
+            os.close(pair[1])
+            self._drop(number)
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
@@ -228,15 +237,6 @@ class FuseDevice:
 def _read_ahead_file(file_system: FileSystem) -> Path:
     device = file_system.device
     return BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
-
-
-def name_of(device: int) -> str:
-    """Return the name that the descriptors of a mount are kept under.
-
-    Args:
-        device: number of the file system.
-    """
-    return f"fuse-{device}"
 
 
 @contextlib.contextmanager

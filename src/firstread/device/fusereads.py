@@ -1,58 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads of file data from sector files, for FUSE.
 
-Owns the open sector files of a thread, and which sectors of a mount are watched. Does not ask for
-what is absent. Invariant: bytes of a watched sector are read only after somebody has allowed it,
-and a part counts as read only if all of it was.
+Owns the open sector files of a thread. Does not ask for what is absent. Invariant: bytes of a
+watched sector are read only after somebody has allowed it, and a part counts as read only if all of
+it was.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Collection, Iterable, Sequence
 
+from firstread.device.watches import Watches
 from firstread.erofs.extents import NO_SLOT, Extent
 from firstread.sectors.sectorstore import SectorStore
 
 MOST_OPEN = 128  # sector files of a thread
 _ZEROS = bytes(1 << 20)
-
-
-class Watches:
-    """Which sectors of one mount are watched: a byte of each slot, in memory that others hold, too.
-
-    Args:
-        fd: as `make_watches` gave it; stays the caller's.
-        ids: of the sectors, by slot.
-    """
-
-    def __init__(self, fd: int, ids: Sequence[bytes]) -> None:
-        self._memory = mmap.mmap(fd, max(1, len(ids)))
-        self._slots: dict[bytes, list[int]] = {}
-        for slot, sector_id in enumerate(ids):
-            self._slots.setdefault(sector_id, []).append(slot)
-
-    def __getitem__(self, slot: int) -> bool:
-        return self._memory[slot] != 0
-
-    def set(self, ids: Iterable[bytes], *, on: bool) -> None:
-        """Watch some sectors, or no longer; other mounts' sectors are passed over."""
-        for sector_id in ids:
-            for slot in self._slots.get(sector_id, ()):
-                self._memory[slot] = on
-
-    def exist(self) -> bool:
-        """Return whether any sector is watched."""
-        return any(self._memory[:])
-
-
-def make_watches(count: int) -> int:
-    """Return the descriptor of a file without a name for so many sectors; none is watched."""
-    fd = os.memfd_create("watches", os.MFD_CLOEXEC)
-    os.ftruncate(fd, max(1, count))
-    return fd
 
 
 class SectorReader:

@@ -33,10 +33,13 @@ class KernelProof:
     Args:
         root: of the store; its lock is held.
         attempt: tries the device in an empty directory, and raises NodeError if it fails.
+        device: its name; a proof of one holds for no other.
     """
 
-    def __init__(self, root: Path, attempt: Callable[[Path], None] = prove) -> None:
-        self._root, self._attempt = root, attempt
+    def __init__(
+        self, root: Path, attempt: Callable[[Path], None] = prove, device: str = "fanotify"
+    ) -> None:
+        self._root, self._attempt, self._device = root, attempt, device
         self._given = False
 
     def require(self) -> None:
@@ -93,6 +96,7 @@ class KernelProof:
             "release": system.release,
             "version": system.version,
             "filesystem": filesystem,
+            "device": self._device,
         }
 
     def _recorded(self) -> object:

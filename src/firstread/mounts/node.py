@@ -83,6 +83,7 @@ class Node:
         network: how registries are reached.
         verify: when sectors that are present are checked, see `firstread.config`.
         prefetch: what is fetched though nobody reads it, of a mount and an image that say nothing.
+        proof: that the device works; by default of fanotify.
 
     Attributes:
         network: as given.
@@ -100,6 +101,7 @@ class Node:
         *,
         verify: str,
         prefetch: Mode = "hot",
+        proof: KernelProof | None = None,
     ) -> None:
         self.network = network
         self._fetcher = fetcher
@@ -112,8 +114,9 @@ class Node:
         self._starts = starts = Starts(device, self._waited, live.note_started)
         self._recovery = Recovery(table, live, serving, images, fetcher, starts, verify=verify)
         orphans = self._recovery.orphans
+        proof = proof or KernelProof(root)
         self._mounter = Mounter(
-            live, orphans, serving, store, fetcher, KernelProof(root), starts, verify=verify
+            live, orphans, serving, store, fetcher, proof, starts, verify=verify
         )
         self._sharing = Sharing(live, orphans, self._mounter, shared)
         self._puller = Puller(images, network, serving, cache, verify=verify)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from firstread.cache.imagestore import ImageStore
 from firstread.fetch.fetcher import Fetcher
@@ -17,7 +18,7 @@ from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import Orphans
 from firstread.mounts.serving import Serving
 from firstread.mounts.starting import Starts
-from firstread.mounts.table import Mount, MountTable
+from firstread.mounts.table import Mount, MountTable, device_at
 
 log = logging.getLogger("node")
 
@@ -81,6 +82,11 @@ class Recovery:
 
     def _take_over(self, record: Mount) -> None:
         image = self._serving.find(record.digest) or self._images.load(record.digest)
+        device = self._fetcher.presence.device
+        number = record.file_system.device if record.file_system else device_at(record.mountpoint)
+        if not device.adopt(image.metadata, image.ids(), number):
+            self._give_up(record)
+            return
         served = self._serving.serve(image, record)
         doubt = self._verify != "never"
         self._fetcher.cache.mounting.adopt(served.member, anew=self._anew, doubt=doubt)
@@ -96,6 +102,13 @@ class Recovery:
         if not record.detached:
             self._serving.prefetch(served, record)
         log.info("took over mount %s of %s", record.mountpoint, record.image)
+
+    def _give_up(self, record: Mount) -> None:
+        """End a mount that nobody can serve any more, so that it can be made again."""
+        log.error("mount %s of %s is lost: mount it again", record.mountpoint, record.image)
+        if not record.detached:
+            self._fetcher.presence.device.detach(Path(record.mountpoint), lazy=True)
+        self._table.remove(record)
 
     def _flush(self, served: Served) -> None:
         """Have what is whole written to the disk: nobody else knows whether it was."""

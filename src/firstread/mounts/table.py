@@ -24,6 +24,8 @@ from firstread.registry.access import Access
 
 log = logging.getLogger("mounts")
 
+_KINDS = (b"erofs", b"fuse")  # of what devices mount
+
 
 class Mount(msgspec.Struct):
     """One mount.
@@ -149,7 +151,7 @@ def _is_whole(data: bytes) -> bool:
 
 
 def mounted_erofs() -> dict[str, str]:
-    """Return mount point to source of every EROFS mount that this process sees.
+    """Return mount point to source of every EROFS or FUSE mount that this process sees.
 
     Raises:
         NodeError: that cannot be read now.
@@ -160,9 +162,22 @@ def mounted_erofs() -> dict[str, str]:
         raise from_os_error(exc, "cannot read the list of mounts") from exc
 
 
+def device_at(mountpoint: str) -> int:
+    """Return the number of the device at a mount point; 0 if nothing is mounted there.
+
+    Raises:
+        NodeError: that cannot be read now.
+    """
+    try:
+        mounts = read_mountinfo()
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the list of mounts") from exc
+    return {os.fsdecode(mount.place): mount.device for mount in mounts}.get(mountpoint, 0)
+
+
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:
-    """Return mount point to source of every EROFS mount that is not hidden by another mount."""
+    """Return mount point to source of each such mount that is not hidden by another mount."""
     found = {os.fsdecode(mount.place): mount for mount in mounts}
     return {
-        place: os.fsdecode(mount.source) for place, mount in found.items() if mount.kind == b"erofs"
+        place: os.fsdecode(mount.source) for place, mount in found.items() if mount.kind in _KINDS
     }

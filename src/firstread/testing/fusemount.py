@@ -51,19 +51,19 @@ class FuseMount(DeviceBench):
         self.store = SectorStore(scratch / "store", filesystems=None)
         self.store.ensure(self.ids)
         self._asked: queue.SimpleQueue[Read] = queue.SimpleQueue()
-        self.kept: dict[str, list[int]] = {}
+        self.kept: dict[int, tuple[int, int]] = {}
         self._control = scratch / "fusectl"
         self._control.mkdir()
         subprocess.run(["mount", "-t", "fusectl", "none", self._control], check=True)
         self._attach()
 
     def _attach(self) -> None:
-        self.device = FuseDevice(self.store, self._keep)
+        self.device = FuseDevice(self.store, keep=self._keep)
         self.device.ask = self._asked.put
         self.device.attach(self.metadata, self.ids, self.mountpoint)
 
-    def _keep(self, name: str, fds: Sequence[int]) -> None:
-        self.kept[name] = [os.dup(fd) for fd in fds]
+    def _keep(self, number: int, pair: tuple[int, int]) -> None:
+        self.kept[number] = os.dup(pair[0]), os.dup(pair[1])
 
     def close(self) -> None:
         with contextlib.suppress(NodeError):  # a test has done it
@@ -77,10 +77,9 @@ class FuseMount(DeviceBench):
     def _abort(self) -> list[int]:
         """End all connections; return the descriptors that were kept."""
         kept = [fd for fds in self.kept.values() for fd in fds]
-        for name in self.kept:
+        for number in self.kept:
             with contextlib.suppress(OSError):
-                minor = os.minor(int(name.rpartition("-")[2]))
-                (self._control / str(minor) / "abort").write_text("1")
+                (self._control / str(os.minor(number)) / "abort").write_text("1")
         self.kept.clear()
         return kept
 

@@ -39,6 +39,12 @@ DENY = 2
 COUNT = 500
 
 
+def _numbers(channel: socket.socket) -> list[int]:
+    numbers = receive_answered(channel)
+    assert isinstance(numbers, list)
+    return numbers
+
+
 def test_a_supervisor_that_does_not_read_for_a_while_is_told_later(tmp_path: Path) -> None:
     """What it is never told of it would keep open for ever."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -62,15 +68,15 @@ def test_a_supervisor_that_does_not_read_for_a_while_is_told_later(tmp_path: Pat
 
         for number in range(COUNT):
             read(number)
-        told = []
+        told: list[int] = []
         while True:
             try:
-                told += receive_answered(theirs) or []
+                told += _numbers(theirs)
             except BlockingIOError:
                 break
         assert 0 < len(told) < COUNT, "it could be told at once"
         read(COUNT)
-        told += receive_answered(theirs) or []
+        told += _numbers(theirs)
         assert told == list(range(COUNT + 1))
         assert fetcher.waiting() == 0
     said = [struct.unpack("=iI", os.read(answers, 8)) for _ in range(COUNT + 1)]
@@ -103,7 +109,7 @@ def test_however_much_is_told_later_arrives(tmp_path: Path) -> None:
         told: list[int] = []
         while len(told) < count:
             try:
-                told += receive_answered(theirs) or []
+                told += _numbers(theirs)
             except BlockingIOError:
                 fetcher.handle(Read(count, 1, 0, 4096, -1))
         assert told[:count] == list(range(count))

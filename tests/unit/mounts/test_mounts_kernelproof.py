@@ -63,7 +63,7 @@ def test_the_record_names_kernel_and_file_system(tmp_path: Path) -> None:
     KernelProof(tmp_path, Kernel()).require()
     record = json.loads((tmp_path / RECORD).read_bytes())
     assert record["release"] == os.uname().release
-    assert record.keys() == {"release", "version", "filesystem"}
+    assert record.keys() == {"release", "version", "filesystem", "device"}
 
 
 def test_a_kernel_that_reads_zeros_is_refused_each_time(tmp_path: Path) -> None:
