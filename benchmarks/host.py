@@ -22,11 +22,12 @@ class Host(Daemon):
 
     Args:
         directory: a path that does not exist, on ext4, xfs or btrfs.
+        options: more of the daemon's command line.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         directory.mkdir(parents=True)
-        super().__init__(directory, "--log-level", "WARNING")
+        super().__init__(directory, "--log-level", "WARNING", *options)
 
     def pss_bytes(self) -> int:
         """Return the resident memory of all processes, with shared memory counted once."""

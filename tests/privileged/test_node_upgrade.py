@@ -159,7 +159,7 @@ def test_a_new_version_takes_over_and_a_broken_one_does_not(
             assert (ran.code, ran.stdout) == (5, "")
             assert "no upgrade: the installed version does not start" in ran.stderr
             assert "the daemon goes on as it was" in ran.stderr
-        installation.install("0.3.0", daemon__serve="def _await_start(channel): sys.exit(3)")
+        installation.install("0.3.0", daemon__serve="def _await_start(*_): sys.exit(3)")
         ran = daemon.run("daemon", "--reload")
         assert ran.code == 5
         assert "the new fetcher ended with 3: the one before goes on" in ran.stderr
@@ -402,7 +402,7 @@ def test_unsent_events_outlive_a_failed_reload(
     with Daemon(tmp_path, "--health", "60", python=installation.python) as daemon:
         readers = more_than_the_channel_holds(daemon, many[0])
         (fetcher,) = daemon.children()
-        installation.install("0.3.0", daemon__serve="def _await_start(channel): sys.exit(3)")
+        installation.install("0.3.0", daemon__serve="def _await_start(*_): sys.exit(3)")
         ran = daemon.run("daemon", "--reload")
         assert "the new fetcher ended with 3: the one before goes on" in ran.stderr
         os.kill(fetcher, signal.SIGCONT)

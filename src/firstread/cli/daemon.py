@@ -30,6 +30,11 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     type=click.Path(path_type=Path, dir_okay=False),
     help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "fanotify", "fuse"]),
+    help="How the kernel asks for bytes; auto takes fanotify where it works, else FUSE. [auto]",
+)
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @click.option(
     "--stall",

@@ -112,7 +112,7 @@ def main(arguments: dict[str, Any]) -> None:
 def _await_start(channel: socket.socket, arguments: dict[str, Any]) -> dict[str, Any]:
     """Say that all is loaded; return what the order to start says."""
     send_answered(channel)
-    kept = dict(arguments["kept"])
+    kept = dict(arguments.get("kept", {}))
     while (order := receive_requests(channel)) is not None:
         if isinstance(order, Keep):
             kept.pop(str(order.device), None)
@@ -187,7 +187,7 @@ class FetcherServer:
     def _make_device(self, name: str, store: SectorStore) -> Device:
         if name == "fanotify":
             return FanotifyDevice(store, Group(GROUP_FD))
-        given = {int(device): (a, b) for device, (a, b) in self._arguments["kept"].items()}
+        given = {int(device): (a, b) for device, (a, b) in self._arguments.get("kept", {}).items()}
         self._fuse = FuseDevice(store, given, self._keep, self._keep)
         return self._fuse
 

@@ -82,6 +82,9 @@ class Connection:
         number: makes a numbered read of a part that is waited for.
         ask: takes the read. Does not block.
         ended: is told when the file system is gone.
+
+    Attributes:
+        requests: of the kernel so far.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Connection:
         self._name, self._fd, self._tree, self._reader = name, fd, tree, reader
         self._number, self._ask, self._ended = number, ask, ended
         self._waiting: dict[int, Waiting] = {}  # by unique
+        self.requests = 0
         self._users = 1  # of the descriptor: the loop, and threads that answer
         self._lock = threading.Lock()  # of these, and of what waits
 
@@ -124,6 +128,7 @@ class Connection:
                 if exc.errno not in _ENDED:
                     raise
                 break
+            self.requests += 1
             request = fuse.parse_request(message)
             self._handle(request, message[fuse.BODY : size], reader, buffer)
         reader.close()

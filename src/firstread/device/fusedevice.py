@@ -169,6 +169,10 @@ class FuseDevice:
         """See `Device`."""
         unmount(mountpoint, lazy=lazy)
 
+    def requests(self) -> int:
+        """Return how often the kernel has asked for anything, of the mounts that stand."""
+        return sum(connection.requests for connection in list(self._watches))
+
     # -- reads ---------------------------------------------------------------------------------
 
     def _number(

@@ -12,6 +12,8 @@ Facts about FUSE (Linux 5.4, protocol 7.31, to 6.18, protocol 7.45):
   open had said that pages and directories stay cached.
 * GETXATTR and LISTXATTR answered with ENOSYS are not sent again, either.
 * An entry with node id 0 is a missing name that the kernel remembers.
+* With FUSE_ASYNC_DIO a killed reader with O_DIRECT would wait, deaf, for the answers to all that it
+  has asked for, and no INTERRUPT would tell. So it is not asked for.
 * A short answer to READ makes the file shorter.
 * A node id is not remembered here, so FORGET needs no answer and has no effect.
 
@@ -39,13 +41,12 @@ BATCH_FORGET, READDIRPLUS, LSEEK = 42, 44, 46
 UNANSWERED = frozenset({FORGET, BATCH_FORGET, INTERRUPT, DESTROY})
 """Operations that get no answer."""
 
-_ASYNC_READ, _DO_READDIRPLUS, _ASYNC_DIO, _NO_OPEN_SUPPORT = 1 << 0, 1 << 13, 1 << 15, 1 << 17
+_ASYNC_READ, _DO_READDIRPLUS, _NO_OPEN_SUPPORT = 1 << 0, 1 << 13, 1 << 17
 _PARALLEL_DIROPS, _POSIX_ACL, _MAX_PAGES, _CACHE_SYMLINKS = 1 << 18, 1 << 20, 1 << 22, 1 << 23
 _NO_OPENDIR_SUPPORT, _INIT_EXT, _HAS_RESEND = 1 << 24, 1 << 30, 1 << 39
 _WANTED = (
     _ASYNC_READ
     | _DO_READDIRPLUS
-    | _ASYNC_DIO
     | _NO_OPEN_SUPPORT
     | _PARALLEL_DIROPS
     | _POSIX_ACL

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.daemon.handover import WANTED_FDS
+from firstread.device.fusetrial import prove_fuse
 from firstread.device.probe import Trial
 from firstread.device.readahead import BDI, START_KIB, STEADY_KIB
 from firstread.device.scanners import scanners
@@ -60,6 +61,27 @@ def check_device(root: Path) -> list[Finding]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return done
+
+
+def check_fuse(root: Path) -> Finding:
+    """Try whether this node could serve images by FUSE, as it does where fanotify does not work.
+
+    Args:
+        root: as in `check_device`.
+    """
+    place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
+    scratch = None
+    try:
+        scratch = tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place)
+        prove_fuse(Path(scratch))
+    except OSError as exc:
+        return warned("FUSE device", f"cannot be tried: {exc.strerror}", "run it as root")
+    except NodeError as exc:
+        return warned("FUSE device", exc.message, exc.hint or "load the module fuse")
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return passed("FUSE device", "works; the configuration or a kernel without fanotify selects it")
 
 
 def check_clock() -> Finding:

@@ -14,6 +14,7 @@ from firstread.doctor.finding import Finding
 from firstread.doctor.host import (
     check_clock,
     check_device,
+    check_fuse,
     check_limits,
     check_read_ahead,
     check_scanners,
@@ -88,6 +89,7 @@ def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
     yield check_private("run directory", run_dir)
     yield check_space(root)
     yield from check_limits()
+    yield check_fuse(root)
     yield check_scanners()
     yield check_read_ahead()
     yield from check_daemon(root, run_dir, status)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts about FUSE that the device relies on, and what a mount by it shows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.testing.devicebench import drop_caches, output
+from firstread.testing.fusemount import FuseMount
+from firstread.testing.patience import PATIENCE_S
+from firstread.testing.trees import feature_tree
+from firstread.units import KiB, MiB
+
+pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
+
+FACTS = """
+import errno, os, sys
+def holes(path, size):
+    fd, found, at = os.open(path, os.O_RDONLY), [], 0
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            assert exc.errno == errno.ENXIO
+            break
+        end = os.lseek(fd, at, os.SEEK_HOLE)
+        found.append((at, end))
+        at = end
+    os.close(fd)
+    return found
+os.chdir(sys.argv[1])
+if len(sys.argv) > 2:
+    os.setresuid(1000, 1000, 1000)
+for top, directories, names in os.walk(b"."):
+    print(top, os.listdir(top))
+    for name in [b".", *names, *directories]:
+        path = os.path.join(top, name)
+        try:
+            s = os.lstat(path)
+        except OSError as exc:
+            print(path, exc.errno)
+            continue
+        print(path, s.st_ino, s.st_mode, s.st_nlink, s.st_uid, s.st_gid, s.st_size, s.st_blocks,
+              s.st_rdev, s.st_mtime_ns, s.st_ctime_ns, s.st_blksize, os.access(path, os.R_OK))
+        try:
+            keys = sorted(os.listxattr(path, follow_symlinks=False))
+        except OSError as exc:
+            keys = print(path, exc.errno) or []
+        for key in keys:
+            try:
+                print(key, os.getxattr(path, key, follow_symlinks=False))
+            except OSError as exc:
+                print(key, exc.errno)
+        if os.path.islink(path):
+            print(os.readlink(path))
+        elif os.path.isfile(path) and s.st_size and len(sys.argv) == 2:
+            print(holes(path, s.st_size))
+v = os.statvfs(".")
+print(v.f_bsize, v.f_blocks, v.f_bfree, v.f_namemax)
+"""
+WARM = "find . -ls > /dev/null; find . -type f -size -2048k -print0 | xargs -0 cat > /dev/null"
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Iterator[FuseMount]:
+    """An image with all that there is, all of it present."""
+    root, data = feature_tree()
+    with FuseMount(tmp_path, root=root, data=[bytes(s) for s in data.sectors]) as bench:
+        for slot, content in enumerate(bench.data):
+            bench.store.path(bench.ids[slot]).write_bytes(content)
+        bench.device.unwatch(bench.ids)
+        yield bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[FuseMount]:
+    with FuseMount(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize("user", ["root", "another"])
+def test_it_shows_what_erofs_shows(features: FuseMount, tmp_path: Path, user: str) -> None:
+    place = tmp_path / "erofs"
+    place.mkdir()
+    mount_erofs(features.metadata, [features.store.path(i) for i in features.ids], place)
+    more = [user] if user == "another" else []
+    tmp_path.chmod(0o755)
+    try:
+        ours, theirs = (
+            subprocess.run(
+                [sys.executable, "-c", FACTS, str(at), *more], stdout=subprocess.PIPE, check=True
+            ).stdout.splitlines()
+            for at in (features.mountpoint, place)
+        )
+    finally:
+        unmount(place, lazy=True)
+    assert ours == theirs
+    assert len(ours) > 100
+
+
+def test_what_was_asked_once_is_never_asked_again(features: FuseMount) -> None:
+    subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
+    more = []
+    for _ in range(5):  # another process may drop the caches of the machine meanwhile
+        asked = features.device.requests()
+        subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
+        more.append(features.device.requests() - asked)
+    assert min(more) <= 2  # find asks for the size of the file system
+    asked = features.device.requests()
+    drop_caches()
+    subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
+    assert features.device.requests() > asked
+
+
+def test_a_large_read_is_asked_for_at_once(bench: FuseMount) -> None:
+    reader = bench.read(1, 0, MiB, "direct")
+    (read,) = bench.reads()
+    assert read.length > MiB - 4 * KiB  # the reader's buffer is not aligned
+    bench.fill(read)
+    assert bench.serve(reader, bench.fill)[0].startswith(str(MiB))
+
+
+def test_a_killed_reader_ends_though_nobody_answers(bench: FuseMount) -> None:
+    reader = bench.read(0, 0, 64 * KiB, "direct")
+    (read,) = bench.reads()
+    reader.kill()
+    assert reader.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+    bench.deny(read)
+
+
+def test_a_signal_with_a_handler_fails_no_read(bench: FuseMount) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)\n"
+        "print(len(os.pread(fd, 4096, 0)))\n"
+    )
+    reader = bench.started(
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(bench.mountpoint / "0")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+    (read,) = bench.reads()
+    before = bench.device.requests()
+    os.kill(reader.pid, signal.SIGUSR1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        reader.wait(timeout=0.3)
+    assert bench.device.requests() <= before + 1  # an INTERRUPT, if any
+    bench.fill(read)
+    assert output(reader) == "4096"
+
+
+def test_another_thread_may_answer_after_the_mount_has_gone(bench: FuseMount) -> None:
+    """Its descriptor is another file's by then."""
+    reader = bench.read(0, how="random")
+    (read,) = bench.reads()
+    bench.lose()
+    reader.wait(timeout=PATIENCE_S)
+    while bench.device.is_watching():  # the connection has ended when its watches are gone
+        pass
+    others = [os.open(os.devnull, os.O_RDWR) for _ in range(8)]
+    bench.fill(read)
+    for fd in others:
+        os.close(fd)
