@@ -106,7 +106,7 @@ def test_it_shows_what_erofs_shows(features: FuseMount, tmp_path: Path, user: st
     assert len(ours) > 100
 
 
-def test_what_was_asked_once_is_never_asked_again(features: FuseMount) -> None:
+def test_a_warm_tree_asks_for_nothing(features: FuseMount) -> None:
     subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
     more = []
     for _ in range(5):  # another process may drop the caches of the machine meanwhile

@@ -161,7 +161,7 @@ def test_seeking_in_an_empty_file_finds_nothing(tree: FuseTree) -> None:
 
 
 @pytest.mark.parametrize("opcode", [fuse.OPEN, fuse.OPENDIR, fuse.FLUSH, 39, 4711])
-def test_what_is_not_offered_is_never_asked_again(tree: FuseTree, opcode: int) -> None:
+def test_an_operation_that_the_device_lacks_is_enosys(tree: FuseTree, opcode: int) -> None:
     with pytest.raises(OSError, match="not offered") as caught:
         ask(tree, opcode)
     assert caught.value.errno == errno.ENOSYS
