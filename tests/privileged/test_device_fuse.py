@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.errors import NodeError
 from firstread.testing.devicebench import drop_caches, output
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.patience import PATIENCE_S
@@ -173,3 +176,16 @@ def test_another_thread_may_answer_after_the_mount_has_gone(bench: FuseMount) ->
     bench.fill(read)
     for fd in others:
         os.close(fd)
+
+
+def test_a_mount_that_fails_leaves_nothing(bench: FuseMount) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(NodeError, match="cannot mount"):
+        bench.device.attach(bench.metadata, bench.ids, bench.mountpoint / "missing")
+    with pytest.raises(NodeError, match="cannot mount"):
+        bench.device.attach(bench.metadata.with_name("none"), bench.ids, bench.mountpoint)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(os.listdir("/proc/self/fd")) > before + 2:  # two are kept by the bench
+        assert time.monotonic() < deadline
+        gc.collect()  # a memory map has a descriptor of its own
+    assert len(bench.device.pairs()) == 1

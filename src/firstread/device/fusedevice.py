@@ -102,7 +102,13 @@ class FuseDevice:
             raise error from exc
         try:
             pair = fd, make_watches(len(ids))
-            connection = self._connect(metadata, ids, pair)
+            try:
+                connection = self._connect(metadata, ids, pair)
+            except BaseException:
+                for each in pair:
+                    os.close(each)
+                raise
+            self._note(connection, 0, pair)  # it ends with the connection from now on
             self.watch(ids)
             with _file_system(fd, metadata, connection) as mount:
                 number = os.fstat(mount).st_dev
@@ -131,7 +137,8 @@ class FuseDevice:
     def pairs(self) -> dict[int, Pair]:
         """Return the descriptors of all mounts, by device number; for another process."""
         with self._lock:
-            return {**self._given, **dict(self._pairs.values())}
+            mounted = {number: pair for number, pair in self._pairs.values() if number}
+            return {**self._given, **mounted}
 
     def _note(self, connection: Connection, number: int, pair: Pair) -> None:
         with self._lock:
@@ -163,6 +170,7 @@ class FuseDevice:
             number, pair = self._pairs.pop(connection, (0, None))
         if pair is not None:
             os.close(pair[1])
+        if number:
             self._drop(number)
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
@@ -250,9 +258,10 @@ def _file_system(fd: int, metadata: Path, connection: Connection) -> Iterator[in
     If the block fails before it has moved the mount, the file system ends, and the connection
     with it.
     """
-    context = syscalls.fsopen("fuse")
+    context = -1
     try:
         try:
+            context = syscalls.fsopen("fuse")
             for key, value in (
                 ("source", os.fsencode(metadata.absolute())),
                 ("fd", b"%d" % fd),
@@ -274,7 +283,8 @@ def _file_system(fd: int, metadata: Path, connection: Connection) -> Iterator[in
         )
         mount = syscalls.fsmount(context, attributes)
     finally:
-        os.close(context)
+        if context >= 0:
+            os.close(context)
     try:
         yield mount
     finally:
