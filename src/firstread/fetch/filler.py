@@ -156,7 +156,8 @@ class Filler:
     def _open(self, source: Source[Any], span: Span, window: Window, measure: Measure) -> Incoming:
         begun = time.monotonic()
         incoming = source.open(span, window, measure)
-        self._rate.note_latency(time.monotonic() - begun)
+        if not incoming.stream.at_hand:
+            self._rate.note_latency(time.monotonic() - begun)
         return incoming
 
     def _span(self, source: Source[Any], batch: list[Filling], known: Decoding) -> Span:

@@ -80,7 +80,7 @@ class BlockImage:
 
         First come those of the hot blob, then sectors of layers that a start reads as a whole.
         """
-        hot = {number for number, blob in enumerate(self.blobs) if HOT in (blob.annotations or {})}
+        hot = {number for number, blob in enumerate(self.blobs) if is_hot(blob)}
         rows = self.index.sectors
         slots = [slot for slot, row in enumerate(rows) if row.blob in hot]
         slots.sort(key=lambda slot: (rows[slot].blob, rows[slot].offset))
@@ -99,6 +99,11 @@ class BlockImage:
     def digest(self) -> str:
         """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""
         return hashlib.sha256(self.metadata).hexdigest()
+
+
+def is_hot(layer: Descriptor) -> bool:
+    """Return whether a layer is a blob of hot sectors."""
+    return HOT in (layer.annotations or {})
 
 
 def is_block_layer(layer: Descriptor) -> bool:

@@ -132,6 +132,7 @@ class Incoming:
         self.blob, self.position = span.blob, span.start
         self._stop = span.stop
         self._measure = measure
+        self._unmeasured = stream.at_hand
 
     @property
     def left(self) -> int:
@@ -147,7 +148,9 @@ class Incoming:
         """Note what a read of `stream` gave. Raises TransportError if it is less than `wanted`."""
         if count < wanted:
             raise TransportError("the answer ended before the sector did")
-        self._measure(count, seconds)
+        if self._unmeasured <= 0:
+            self._measure(count, seconds)
+        self._unmeasured -= count
         self.position += count
 
     def __enter__(self) -> Incoming:
