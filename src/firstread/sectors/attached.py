@@ -34,6 +34,7 @@ from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
+from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import (
     HOT,
     PARAMETERS,
@@ -68,7 +69,8 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several the first one with hot sectors; else the first one, in the order of their digests.
+    Of several the first one with hot sectors of a trace, else of a start set, else without any; in
+    the order of their digests.
 
     Args:
         repository: where the original is.
@@ -102,9 +104,10 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         )
 
 
-def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, str]:
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, str]:
     """Return where a manifest stands among those that are attached to one original."""
-    return HOT not in (annotations or {}), digest
+    note = (annotations or {}).get(HOT)
+    return note is None, NO_TRACE in (note or ""), digest
 
 
 def _acceptable(
