@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 from firstread.sectors.source import Wanted
 from firstread.units import MiB
 
-WINDOW_BYTES = 4 * MiB  # compressed; docs/adr/0117-a-start-set-is-streamed-as-reads-confirm-it.md
+WINDOW_BYTES = 2 * MiB  # compressed; docs/adr/0117-a-start-set-is-streamed-as-reads-confirm-it.md
 
 
 class StartWindows:
