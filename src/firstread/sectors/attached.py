@@ -15,6 +15,7 @@ same repository, exactly as we believe a tag. The digest of the original does no
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,26 +175,34 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
     """
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
-        looked_for: str | None = None
-        search = _Search(repository)
-        for _ in range(MAX_DEPTH):
-            document = parse_manifest(data, descriptor.media_type)
-            if isinstance(document, Manifest):
-                check_underived(document)
-                if not is_block_image(document) and descriptor.digest != looked_for:
-                    found = search.find(descriptor)
-                    if found is not None:
-                        return _load(repository, found)
-                search.check(document)
-                return load(repository, descriptor, document, data, platform)
-            chosen = choose_in(repository, document, platform or host_platform())
-            if chosen.media_type not in INDEXES:
-                looked_for = chosen.digest
-                found = search.find(chosen)
+        image = _converted(repository, platform, descriptor, data)
+        return dataclasses.replace(image, named=descriptor.digest)
+
+
+def _converted(
+    repository: Repository, platform: Platform | None, descriptor: Descriptor, data: bytes
+) -> ResolvedImage:
+    """Return the converted image that the manifest or index `data` leads to."""
+    looked_for: str | None = None
+    search = _Search(repository)
+    for _ in range(MAX_DEPTH):
+        document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Manifest):
+            check_underived(document)
+            if not is_block_image(document) and descriptor.digest != looked_for:
+                found = search.find(descriptor)
                 if found is not None:
                     return _load(repository, found)
-            descriptor, data = repository.get_manifest(chosen.digest)
-        raise too_deep()
+            search.check(document)
+            return load(repository, descriptor, document, data, platform)
+        chosen = choose_in(repository, document, platform or host_platform())
+        if chosen.media_type not in INDEXES:
+            looked_for = chosen.digest
+            found = search.find(chosen)
+            if found is not None:
+                return _load(repository, found)
+        descriptor, data = repository.get_manifest(chosen.digest)
+    raise too_deep()
 
 
 class _Search:
