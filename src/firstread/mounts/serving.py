@@ -21,7 +21,7 @@ from firstread.mounts.table import Mount
 from firstread.oci.model import Manifest
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
-from firstread.sectors.image import is_hot
+from firstread.sectors.image import is_hot, traced_blob
 from firstread.sectors.source import Wanted
 
 
@@ -92,7 +92,7 @@ class Serving:
             repository: where it is.
             asked: what is wanted of it though nobody reads it, by who waits for it.
         """
-        blob = next(filter(is_hot, manifest.layers), None)
+        blob = traced_blob(manifest)
         if blob is not None and mode_of((asked,), manifest.annotations, self._prefetch) != "none":
             self._network.heads.begin(blob, repository)
 
@@ -113,12 +113,14 @@ class Serving:
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
         rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
+        knows_start = bool(slots) and (image.hot_note is None or image.hot_note.is_traced)
         rest: list[Wanted] = []
-        if mode == "all" or (mode == "hot" and slots):  # it takes a while
+        if mode == "all" or (mode == "hot" and knows_start):  # it takes a while
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
             rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
         sizes = [sum(s.entry.length for s in hot), sum(r.length for r in rows if r.id in absent)]
-        plan = decide(mode, sizes[0], sizes[1], self._measured(served), knows_start=bool(slots))
+        link = self._measured(served)
+        plan = decide(mode, sizes[0], sizes[1], link, knows_start=knows_start)
         served.plan = plan
         served.lane.prefetch(plan, hot, rest)
 
