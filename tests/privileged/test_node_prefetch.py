@@ -134,7 +134,10 @@ def test_a_start_set_comes_as_far_as_a_read_confirms_it(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
     reference, image = put(registry, {HOT_NOTE: str(HotNote(4096, HOT, NO_TRACE))})
+    hot = hot_blob(reference)
+    registry.seen.clear()
     place = daemon.mount(reference)
+    assert registry.asked(hot) == []
     read = COLD + 3
     assert output(daemon.reading(place / f"f{read}", 0, FRAME, "random")) == image.summary(
         read, 0, FRAME
