@@ -25,6 +25,7 @@ from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import PAUSE, Site, containerd_node
 from benchmarks.suite.workloads import Workload
 from firstread.oci.reference import parse_reference
+from firstread.oci.repository import Repository
 from firstread.oci.resolve import resolve
 from firstread.registry.open import open_source
 from firstread.registry.options import AccessOptions
@@ -93,7 +94,10 @@ def make(mode: Mode, workload: Workload, scratch: Path) -> Made:
                 seconds = timed(lambda: _convert(mode, names, words))
             print(f"  {workload.name}: made {tag} in {seconds:.1f} s", flush=True)
         whole = sum(layer.size for layer in read_layers(default_cache(), name))
-        return Made(tag, whole, _hot_bytes(target) if ours else 0)
+        if not ours:
+            return Made(tag, whole)
+        with open_source(parse_reference(target), AccessOptions(plain_http=True)) as repository:
+            return Made(tag, whole, hot_bytes(repository))
 
 
 def _convert(mode: Mode, names: Mapping[str, str], words: Mapping[str, Sequence[str]]) -> None:
@@ -173,10 +177,8 @@ def _has(name: str, tag: str) -> bool:
     return (tags / tag).exists()
 
 
-def _hot_bytes(image: str) -> int:
-    with (
-        open_source(parse_reference(image), AccessOptions(plain_http=True)) as repository,
-        tempfile.TemporaryFile() as file,
-    ):
-        found = fetch_image(repository, resolve(repository).manifest, file)
-    return sum(found.index.sectors[slot].length for slot in found.hot_sectors())
+def hot_bytes(repository: Repository) -> int:
+    """Return the compressed bytes of the sectors that a converted image calls hot."""
+    with tempfile.TemporaryFile() as file:
+        image = fetch_image(repository, resolve(repository).manifest, file)
+    return sum(image.index.sectors[slot].length for slot in image.hot_sectors())

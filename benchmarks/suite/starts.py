@@ -9,6 +9,7 @@ that still runs when the workload is ready is only in the second.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def cold_start(case: Case, number: int, scratch: Path) -> Run:
     Raises:
         RuntimeError: it did not become ready, or was not lazy.
     """
-    place = scratch / "node"
+    place = scratch / f"node-{time.monotonic_ns()}"
     way = {"containerd": _by_containerd, "run": _by_run, "classic": _by_classic}
     blank = Run(case.link, case.workload.name, case.mode.name, number)
     run = way[case.mode.client](case, replace(blank, hot_bytes=case.made.hot_bytes), place)
