@@ -141,12 +141,12 @@ def measure(name: str, link: str, runs: int) -> Section:
 
 
 def main() -> None:
-    kept = default_cache().parent / "benchmarks.json"
+    place = default_cache().parent / "benchmarks.json"
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__)
     parser.add_argument("--image", choices=LARGE_IMAGES, default="model")
     parser.add_argument("--link", default=LINK, help=f"of the suite; [{LINK}]")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each reading [{RUNS}]")
-    parser.add_argument("--json", type=Path, default=kept, help=f"keep figures in [{kept}]")
+    parser.add_argument("--json", type=Path, default=place, help=f"keep figures in [{place}]")
     parser.add_argument("--docs", action="store_true", help=f"write them to docs/{DOCS.name}")
     options = parser.parse_args()
     kept = save(measure(options.image, options.link, options.runs), options.json)
