@@ -59,13 +59,13 @@ fuzz: setup
 bench: packages setup
 	$(BIN)/python -m benchmarks
 
-MODEL_MODES := overlayfs,classic,run-lazy,lazy,run-hot,hot,run-local,local
-
 bench-model: packages setup
 	$(BIN)/python -m benchmarks.images model
 	$(BIN)/python -m benchmarks.model --docs
-	$(BIN)/python -m benchmarks.suite --images model --modes $(MODEL_MODES) --links 1Gbit/1ms,none \
-	    --runs 3 --whole-runs 1 --name suite-model --docs
+	$(BIN)/python -m benchmarks.suite --images model --links 1Gbit/1ms --runs 3 --whole-runs 1 --docs \
+	    --modes overlayfs,classic,run-lazy,lazy,run-hot,hot,run-local,local --name suite-model
+	$(BIN)/python -m benchmarks.suite --images model --links none --runs 3 --whole-runs 1 --docs \
+	    --modes classic,run-lazy,run-hot --name suite-model-loopback
 
 soak: packages setup
 	$(BIN)/python -m benchmarks.soak --docs

@@ -37,7 +37,7 @@ from firstread.testing.registry import DockerRegistry
 NAME = "convert-model"
 WEIGHTS = "model/model.safetensors"
 HOT = "weights-hot"  # tag of the optimised image
-LINK, RUNS = "1Gbit/1ms", 3
+LINK, RUNS = "1Gbit/1ms", 2
 MEMORY_MB, METADATA_PERCENT, OPTIMIZE_S, SHARE = 300, 0.3, 10, 0.9
 MB = 1_000_000
 
