@@ -9,7 +9,7 @@ proportion to the sectors of the image.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from firstread.errors import ImageError
@@ -34,7 +34,7 @@ class HotNote:
         reads: of the trace that hot sectors serve.
         trace: digest of the trace file; `NO_TRACE` for a start set.
         whole: device slots of sectors that a start reads as a whole, so that they stay in the blobs
-            of their layers, in the order of the start.
+            of their layers, in the order of the start; its text may order many more coarsely.
     """
 
     granule: int
@@ -79,12 +79,25 @@ class HotNote:
         return cls(int(match[1]), int(match[2]), match[3], tuple(whole))
 
 
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Return (first, last) of each run of ascending numbers, as many as are listed."""
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of ascending numbers, as many as are listed.
+
+    Too many runs are joined: the numbers are sorted within windows, which are as small as it takes.
+    """
+    window, runs = 1, _ascending(numbers)
+    while len(runs) > MAX_RANGES and window < len(numbers):
+        window *= 2
+        windows = (numbers[at : at + window] for at in range(0, len(numbers), window))
+        runs = _ascending(number for part in windows for number in sorted(part))
+    return runs[:MAX_RANGES]
+
+
+def _ascending(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of ascending numbers."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1] = runs[-1][0], number
         else:
             runs.append((number, number))
-    return runs[:MAX_RANGES]
+    return runs
