@@ -69,7 +69,7 @@ TAILS = [
 
 DAYS, STARTS_A_DAY, DEPLOYED_DAYS = 7, 48, 2
 """The week of a node: its starts, and after how many days the upper layers of an image are new."""
-STORES = [size * MiB for size in (128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)]
+STORES = [size * MiB for size in (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)]
 HELD = [Setting("plain", 4 * MiB, FRAME), Setting("plain", 1 * MiB, FRAME), UNITS[-1]]
 
 
@@ -256,10 +256,21 @@ def weeks(found: Sequence[Subject]) -> Weeks:
     return {s: [count_hits(week(found, s), limit) for limit in STORES] for s in HELD}
 
 
-def week_table(held_in: Weeks) -> Iterator[str]:
+def _distinct(found: Sequence[Subject], setting: Setting) -> Iterator[Held]:
+    for each in found:
+        yield from each.needs(setting)
+
+
+def week_table(found: Sequence[Subject], held_in: Weeks) -> Iterator[str]:
     """Yield hit ratios and fetched bytes."""
     yield "| store | " + " | ".join(map(str, held_in)) + " |"
     yield "|---|" + "--:|" * len(held_in)
+    touched = (sum(dict(_distinct(found, setting)).values()) / MiB for setting in held_in)
+    yield (
+        "| *one start of each needs* | "
+        + " | ".join(f"{count:.0f} MiB" for count in touched)
+        + " |"
+    )
     for row in zip(*held_in.values(), strict=True):
         cells = [f"{hits.ratio:.1%}, {hits.fetched / GiB:.1f} GiB" for hits in row]
         yield f"| {size(row[0].limit)} | " + " | ".join(cells) + " |"
@@ -308,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         starts, held_in = units(found), weeks(found)
         show("units", unit_table(starts, options.workloads))
         show("tail", tail_table(found))
-        show("week", week_table(held_in))
+        show("week", week_table(found, held_in))
         if not options.no_packing:
             show("packed", packed_table({each.name: pack(each) for each in found}))
     if options.docs:

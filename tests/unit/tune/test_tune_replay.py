@@ -144,7 +144,7 @@ def test_a_stream_that_begins_beside_the_metadata_is_there_sooner() -> None:
 
 def test_workers_need_the_core_of_the_workload_if_there_is_no_other() -> None:
     link, layout = LinkSpeed(80e9, 0.0001, "fast"), hot(EVERYTHING)
-    stored = sum(layout.units[number].entry.length for number in layout.stream)
+    stored = sum(unit.entry.length for unit in layout.units)  # on such a link all of it comes
     busy = NOTHING._replace(worker_bytes_per_s=stored / 4.0)
     one, two = (
         replay(layout, link, busy._replace(cores=cores), [Step(10.0, [])], prefetch="hot").ready_s
