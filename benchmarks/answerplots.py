@@ -14,7 +14,7 @@ from typing import Any
 from firstread.tune.hits import Hits
 from firstread.tune.replay import Replayed
 from firstread.tune.settings import Setting
-from firstread.units import GiB, KiB
+from firstread.units import GiB
 
 MB = 1_000_000
 SEED = "firstread"
@@ -52,9 +52,8 @@ def draw_stores(held_in: Mapping[Setting, Sequence[Hits]], path: Path) -> None:
     """Draw hit ratio over the size of a store."""
     figure, (panel,) = _figure((7, 3.6), 1, 1)
     for setting, hits in held_in.items():
-        color = STYLES[setting.kind][2] if setting.unit_size >= 4096 * KiB else "tab:cyan"
         ends = [each.limit / GiB for each in hits], [each.ratio * 100 for each in hits]
-        panel.plot(*ends, "o-", color=color, label=str(setting), markersize=3.5)
+        panel.plot(*ends, "o-", label=str(setting), markersize=3.5)
     panel.set_xlabel("GiB of the store", fontsize="small")
     panel.set_ylabel("% of needed sectors present", fontsize="small")
     panel.set_xlim(0, None)

@@ -50,18 +50,16 @@ ACCESS = AccessOptions(plain_http=True)
 FRAME = DEFAULT_FRAME_SIZE
 LEVELS = (3, 9, 15, 19)
 
+SIZES = (4 * MiB, 2 * MiB, 1 * MiB, 512 * KiB, 256 * KiB)  # of sectors
+SIZE = 2 * MiB  # of those with hot ones beside them, or with other frames
+
 UNITS = [
     Setting("files", 0),
     *(Setting("chunks", size) for size in (4 * MiB, 1 * MiB, 256 * KiB, 64 * KiB)),
-    *(Setting("plain", size, min(size, FRAME)) for size in (4 * MiB, 1 * MiB, 256 * KiB)),
-    *(Setting("hot", 4 * MiB, FRAME, granule, "hot") for granule in GRANULES[::-1]),
+    *(Setting("plain", size, FRAME) for size in SIZES),
+    *(Setting("hot", SIZE, FRAME, granule, "hot") for granule in GRANULES[::-1]),
 ]
-CUTS = [
-    (size, frame)
-    for size in (4 * MiB, 1 * MiB, 256 * KiB)
-    for frame in (64 * KiB, 256 * KiB, 1 * MiB)
-    if frame <= size
-]
+CUTS = [*((size, FRAME) for size in SIZES), (SIZE, 64 * KiB), (SIZE, 1 * MiB)]
 TAILS = [
     *(Setting("plain", size, frame) for size, frame in CUTS),
     *(Setting("hot", size, frame, DEFAULT_GRANULE, "hot") for size, frame in CUTS),
@@ -70,7 +68,7 @@ TAILS = [
 DAYS, STARTS_A_DAY, DEPLOYED_DAYS = 7, 48, 2
 """The week of a node: its starts, and after how many days the upper layers of an image are new."""
 STORES = [size * MiB for size in (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)]
-HELD = [Setting("plain", 4 * MiB, FRAME), Setting("plain", 1 * MiB, FRAME), UNITS[-1]]
+HELD = [*(Setting("plain", size, FRAME) for size in SIZES[:3]), UNITS[-1]]
 
 
 class Subject:

@@ -33,7 +33,7 @@ from firstread.testing.registry import DockerRegistry
 from firstread.traces.tracefile import read_trace
 from firstread.tune.simulatedlane import Costs
 
-STARTED = ("debian", "nginx", "python-server", "python")  # by turns
+STARTED = ("debian", "python-server", "python")  # by turns
 LARGE, SMALL = "python", "debian"  # images
 RUNS, PROBES, SECTORS, MANY = 5, 40, 64, 2000
 
