@@ -164,7 +164,7 @@ def _starts(
         ready_us = trace.header.ready_us or trace.reads[-1].time_us
         excess.append((ready_us / 1e6 - local, len(trace.reads)))
         texts.append(f"{name} {ready_us / 1e6:.2f} and {local:.2f}")
-    yield "command_s", median(commands), "of Local: `firstread run`, until it asks the daemon"
+    yield "command_s", median(commands), "`firstread run`, until it asks the daemon: COMMAND_S"
     seconds, reads = map(sum, zip(*excess, strict=True))
     yield "traced_s", seconds / reads, f"s traced and s local: {', '.join(texts)}"
 
