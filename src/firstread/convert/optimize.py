@@ -27,6 +27,7 @@ from firstread.convert.outcome import Optimization, hot_sectors
 from firstread.convert.publish import Published, ReadyLayer, merge_layers, publish
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import RecordedLayers
+from firstread.convert.reuse import preferred
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, walk
 from firstread.errors import (
@@ -162,6 +163,7 @@ class _Work:
             parameters,
             previous,
             attach=subject is not None,
+            above=preferred(opened, subject) if subject else None,
             start=recorded_start(trace),
             jobs=self._options.jobs,
             merged=merged,

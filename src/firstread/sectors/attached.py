@@ -16,6 +16,7 @@ same repository, exactly as we believe a tag. The digest of the original does no
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
 from firstread.sectors.image import (
+    GENERATION,
     HOT,
     PARAMETERS,
     SOURCE_DIGEST,
@@ -48,6 +50,8 @@ log = logging.getLogger("attached")
 SEARCH_S = 10.0  # that a search may take
 MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
 VERSION = "v1 "  # what the parameters of a converted image begin with
+
+_GENERATION = re.compile("[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several the first one with hot sectors; else the first one, in the order of their digests.
+    Of several one with hot sectors, and of these one of the highest generation; else, and of equal
+    ones, the first in the order of their digests.
 
     Args:
         repository: where the original is.
@@ -102,9 +107,15 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         )
 
 
-def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, str]:
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, int, str]:
     """Return where a manifest stands among those that are attached to one original."""
-    return HOT not in (annotations or {}), digest
+    return HOT not in (annotations or {}), -generation(annotations), digest
+
+
+def generation(annotations: Mapping[str, str] | None) -> int:
+    """Return the generation of an image by the annotations of its manifest; 0 if they name none."""
+    text = (annotations or {}).get(GENERATION, "")
+    return int(text) if _GENERATION.fullmatch(text) else 0
 
 
 def _acceptable(

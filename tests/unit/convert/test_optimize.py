@@ -129,6 +129,23 @@ def test_an_attached_image_gets_a_neighbour_that_nodes_prefer(shop: Shop) -> Non
     assert attach(here, replace(OPTIONS, traces=[FIRST])).images[0].digest == done.digest
 
 
+def test_nodes_take_the_trace_that_came_last(shop: Shop) -> None:
+    here = shop.reference("in")
+    attach(here, OPTIONS)
+    traces = [trace_of(("large", block, 2)) for block in range(6)]
+    for trace in traces:  # the order of digests alone would be right once in 720 times
+        done = shop.optimize("in", None, trace)
+        assert done.chosen == done.digest
+    again = shop.optimize("in", None, traces[-1])
+    assert (again.digest, again.unchanged) == (done.digest, True)
+    older = shop.optimize("in", None, traces[0])
+    assert older.chosen == older.digest
+    named = attach(here, replace(OPTIONS, traces=[traces[1]])).images[0]
+    assert attach(here, OPTIONS).chosen == [named.digest]  # no trace, no say
+    copied = shop.optimize("in", "copy", traces[2])
+    assert copied.digest == shop.convert("expected", traces[2])  # a name of its own needs no number
+
+
 def test_a_name_of_an_attached_image_moves(shop: Shop) -> None:
     named = parse_reference(f"oci:{shop.directory}/in:named")
     attach(shop.reference("in"), OPTIONS, destination=named)
