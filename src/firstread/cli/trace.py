@@ -24,7 +24,7 @@ from firstread.cli.options import (
     policy_options,
     pull_option,
 )
-from firstread.cli.output import complain
+from firstread.cli.output import check_output, complain
 from firstread.cli.tracing import Tracing
 from firstread.errors import UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
@@ -47,7 +47,7 @@ _output_option = click.option(
 def _merge(files: tuple[Path, ...], output: Path) -> None:
     """Merge the traces of several starts of an image into one."""
     from firstread.traces.firstreads import merge
-    from firstread.traces.savedtrace import check_output, load_trace, save_trace
+    from firstread.traces.savedtrace import load_trace, save_trace
 
     check_output(output)
     trace = merge([load_trace(path) for path in files])
@@ -69,7 +69,7 @@ def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
     from firstread.control.client import Client
     from firstread.documents import decode
     from firstread.fetch.tracelog import SeenReads
-    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.savedtrace import save_trace
     from firstread.traces.sectorreads import trace_of, unpack_reads
 
     check_output(output)
@@ -143,7 +143,7 @@ def command(
     the container. The container is removed.
     """
     from firstread.signals import unwinding_on_signals
-    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.savedtrace import save_trace
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     conditions = _conditions(until, until_line, seconds)
