@@ -17,9 +17,8 @@ import click
 from firstread.cli.options import (
     SecondsType,
     access_options,
-    access_request,
     login_options,
-    login_request,
+    mount_request,
     node_options,
     policy_options,
     pull_option,
@@ -153,12 +152,7 @@ def command(
         raise UsageError("say where the trace is to go", hint="-o FILE, --attach, or both")
     if attach:
         _check_attachable(options.image)
-    how = {
-        "policy": pull,
-        "access": access_request(access),
-        "policies": policies,
-        "login": login_request(login),
-    }
+    how = mount_request(pull, access, policies, login)
     os.umask(0o022)  # as for `run`
     with unwinding_on_signals():
         tracing = Tracing(_prepared(options), conditions, root, run_dir)
