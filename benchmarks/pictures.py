@@ -15,40 +15,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.host import Host
+from benchmarks.images.ready import Prints
 from benchmarks.scratch import scratch_directory
 from benchmarks.suite.links import open_link
 from benchmarks.suite.modes import OWN
 from benchmarks.suite.publish import make, publish_originals
-from benchmarks.suite.workloads import WORKLOADS
+from benchmarks.suite.workloads import LARGE, Workload
 from firstread.testing.command import program
 
-MODES = {"lazy": "run-lazy", "hot": "run-hot", "all data local": "run-local"}
+_PROGRAM = "import os, numpy, scipy.linalg, pandas; print('ready', flush=True); os._exit(0)"
+START = Workload("pictures", LARGE, Prints("ready"), ("python3", "-c", _PROGRAM))
+MODES = {"lazy": "run-lazy", "with hot sectors": "run-hot", "all data local": "run-local"}
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 PICTURES = {  # name -> records, height, scheme of colours
-    "report-one": (("hot",), 1500, "light"),
+    "report-one": (("with hot sectors",), 1500, "light"),
     "report-compared": (tuple(MODES), 1240, "dark"),
 }
 WIDTH = 860
 
 
-def record(workload: str, link: str, records: Path, scratch: Path) -> None:
-    """Start a workload in each mode, and keep the records of the starts."""
+def record(link: str, records: Path, scratch: Path) -> None:
+    """Start the workload in each mode, and keep the records of the starts."""
     modes = {mode.name: mode for mode in OWN}
-    start = WORKLOADS[workload]
-    publish_originals([start])
-    made = {title: make(modes[name], start, scratch) for title, name in MODES.items()}
+    publish_originals([START])
+    made = {title: make(modes[name], START, scratch) for title, name in MODES.items()}
     with open_link(link) as (site, measured):
         print(f"{link}: {measured}", flush=True)
         for number, title in enumerate(MODES):
-            site.forget(start.image)
-            image = site.image(start.image, made[title].tag)
+            site.forget(START.image)
+            image = site.image(START.image, made[title].tag)
             with Host(scratch / f"node{number}") as host:
                 if modes[MODES[title]].present:
                     mounted = host.attach(image)
                     host.complete(mounted)
                     host.detach(mounted)
                 kept = ("--record", str(records / f"{title}.json"))
-                command = host.command("run", "--plain-http", "--rm", *kept, image, *start.command)
+                command = host.command("run", "--plain-http", "--rm", *kept, image, *START.command)
                 subprocess.run(command, check=True)
 
 
@@ -72,7 +74,6 @@ def draw(name: str, records: Path, scratch: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the pictures; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", choices=WORKLOADS, default="python")
     parser.add_argument("--link", default="100Mbit/20ms")
     parser.add_argument(
         "--records", type=Path, metavar="DIR", help="keep them here, or draw those that are there"
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with scratch_directory() as scratch:
         records = options.records or scratch
         if not all((records / f"{title}.json").exists() for title in MODES):
-            record(options.workload, options.link, records, scratch)
+            record(options.link, records, scratch)
         for name in PICTURES:
             print(draw(name, records, scratch))
     return 0
