@@ -122,7 +122,7 @@ def test_a_directory_stands_for_its_traces() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("oci:out:1",), "Missing option '--trace'"),
+        (("oci:out:1",), "no trace is attached to the image"),
         (("oci:out:1", "--trace=missing"), "does not exist"),
         (("oci:in:1", "oci:out:1", "--trace=start.jsonl"), "ordinary image"),
         (("oci:missing:1", "--trace=start.jsonl"), "missing"),

@@ -26,6 +26,7 @@ from firstread.testing.images import File, Image, Layer, Symlink, Whiteout, writ
 from firstread.testing.packed import SMALL
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.starts import trace_of
+from firstread.traces.attachedtraces import attach_trace
 from firstread.traces.tracefile import Trace
 
 LARGE = random.Random(1).randbytes(300_000)
@@ -168,6 +169,29 @@ def test_a_trace_of_another_image_is_an_error(shop: Shop) -> None:
     with pytest.raises(UsageError, match="nothing in the trace fits"):
         shop.optimize("out", None, trace_of(("gone", 0, 1), ("top", 900, 1)))
     assert shop.image("out") == before
+
+
+def test_the_attached_traces_are_taken_if_none_is_named(shop: Shop) -> None:
+    here = shop.reference("in")
+    attach(here, OPTIONS)
+    with pytest.raises(UsageError, match="no trace is attached to the image"):
+        shop.optimize("in", None)
+    with open_destination(replace(here, tag=None)) as repository:
+        original = shop.image("in").descriptor
+        made = {
+            attach_trace(repository, [original.digest], trace)[1].digest: trace
+            for trace in (FIRST, SECOND)
+        }
+    done = shop.optimize("in", None)
+    again = shop.optimize("in", None, *(made[digest] for digest in sorted(made)))
+    assert (again.digest, again.unchanged) == (done.digest, True)
+
+
+def test_a_trace_of_the_converted_image_alone_is_found(shop: Shop) -> None:
+    shop.convert()
+    with open_destination(shop.reference("out")) as repository:
+        attach_trace(repository, [shop.image("out").descriptor.digest], FIRST)
+    assert shop.optimize("out", None).digest == shop.convert("expected", FIRST)
 
 
 def test_an_ordinary_image_is_refused(shop: Shop) -> None:
