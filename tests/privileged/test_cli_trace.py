@@ -14,11 +14,9 @@ import pytest
 from firstread.oci.reference import parse_reference
 from firstread.registry.open import open_source
 from firstread.run.containers import ContainerStore, Status, status_of
-from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine, until
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import runnable_registry
 from firstread.traces.attachedtraces import traces_attached
 from firstread.traces.tracefile import Trace, read_trace
 
@@ -31,31 +29,17 @@ DD = "; ".join(
 FOREVER = "while :; do sleep 1; done"
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    busybox = find_busybox()
-    if os.geteuid() or not busybox:
-        pytest.skip("needs root and busybox-static")
-    with runnable_registry(tmp_path_factory.mktemp("images"), busybox, {}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def app(registry: DockerRegistry) -> str:
-    return f"{registry.host}/app"
-
-
-@pytest.fixture(scope="module")
-def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with Machine(tmp_path_factory.mktemp("machine")) as machine:
-        yield machine
+@pytest.fixture
+def app(app_registry: DockerRegistry) -> str:
+    return f"{app_registry.host}/app"
 
 
 @pytest.fixture
-def machine(one_machine: Machine) -> Iterator[Machine]:
-    yield one_machine
-    one_machine.remove_all()
-    assert one_machine.left_over() == {}
+def machine(machine: Machine) -> Iterator[Machine]:
+    """The machine of these tests; nothing of a test is left on it."""
+    yield machine
+    machine.remove_all()
+    assert machine.left_over() == {}
 
 
 def trace_in(path: Path) -> Trace:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.argument("destination", metavar="[DEST]", type=REFERENCE, required=False)
-@click.option("--trace", "traces", type=TRACES, multiple=True, required=True, help=TRACE_HELP)
+@click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @click.option(
     "--platform",
     type=PLATFORM,
@@ -59,10 +59,11 @@ def command(
     """Copy what a start reads into hot sectors of the converted image REF.
 
     Nodes fetch hot sectors first, in order. The blobs of layers stay as they are: only hot sectors,
-    metadata, config and manifest are uploaded. Hot sectors of an earlier optimization go. The
-    result replaces REF, or gets the name DEST. If REF is an original with a converted image
-    attached, the result is attached to it as well. A password on stdin is for the registry of DEST,
-    or for that of REF if DEST is left out.
+    metadata, config and manifest are uploaded. Hot sectors of an earlier optimization go. Without
+    --trace, the traces that are attached to the image say what a start reads. The result replaces
+    REF, or gets the name DEST. If REF is an original with a converted image attached, the result is
+    attached to it as well. A password on stdin is for the registry of DEST, or for that of REF if
+    DEST is left out.
     """
     from firstread.convert.optimize import OptimizeOptions, optimize
     from firstread.memory import keep_large_buffers

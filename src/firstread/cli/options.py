@@ -342,6 +342,21 @@ def login_request(login: tuple[str, str] | None) -> dict[str, str] | None:
     return {"username": login[0], "password": login[1]} if login else None
 
 
+def mount_request(
+    pull: str,
+    access: AccessOptions,
+    policies: dict[str, Any],
+    login: tuple[str, str] | None,
+) -> dict[str, Any]:
+    """Return what a command line says of a mount, in the daemon's form."""
+    return {
+        "policy": pull,
+        "access": access_request(access),
+        "policies": policies,
+        "login": login_request(login),
+    }
+
+
 def read_secret() -> str:
     """Return the first line of stdin; leave the rest to others, such as a container.
 

@@ -25,7 +25,7 @@ from firstread.convert.outcome import Conversion, ConvertedLayer, hot_sectors
 from firstread.convert.progress import NoProgress, Progress
 from firstread.convert.publish import Published, ReadyLayer, publish
 from firstread.convert.record import Parameters
-from firstread.convert.reuse import KnownLayers, previous_at, previous_attached
+from firstread.convert.reuse import KnownLayers, preferred, previous_at, previous_attached
 from firstread.errors import ImageError
 from firstread.memory import give_back
 from firstread.oci.platform import Platform
@@ -167,6 +167,7 @@ class ImageConversion:
         give_back()  # the buffers of sectors; the rest is many small objects
         made = [ReadyLayer(*layer, packed[layer.diff_id]) for layer in layers]
         digest = previous.digest if previous else None
+        by_trace = self.attach and self.options.traces
         try:
             done = publish(
                 repository,
@@ -175,6 +176,7 @@ class ImageConversion:
                 self.parameters,
                 digest,
                 attach=self.attach,
+                above=preferred(repository, image.descriptor) if by_trace else None,
                 start=self._start(),
                 static=not self.options.traces,
                 jobs=self.options.jobs,

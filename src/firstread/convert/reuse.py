@@ -24,8 +24,8 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import load
 from firstread.registry.open import open_destination
 from firstread.registry.options import AccessOptions
-from firstread.sectors.attached import all_attached
-from firstread.sectors.image import PARAMETERS, is_block_image
+from firstread.sectors.attached import Attached, all_attached, find_attached
+from firstread.sectors.image import HOT, PARAMETERS, is_block_image
 
 
 class Previous(NamedTuple):
@@ -54,6 +54,15 @@ def previous_attached(
             if (found.manifest.annotations or {}).get(PARAMETERS) == parameters.key:
                 with suppress(ImageError, NotFoundError):
                     return _previous(destination, found.descriptor, found.manifest, found.data)
+    return None
+
+
+def preferred(destination: Repository, original: Descriptor) -> Attached | None:
+    """Return the image with hot sectors that nodes now take for `original`; None if unknown."""
+    with suppress(SourceError):
+        found = find_attached(destination, original)
+        if found is not None and HOT in (found.manifest.annotations or {}):
+            return found
     return None
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
 from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import (
+    GENERATION,
     HOT,
     PARAMETERS,
     SOURCE_DIGEST,
@@ -50,6 +52,8 @@ log = logging.getLogger("attached")
 SEARCH_S = 10.0  # that a search may take
 MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
 VERSION = "v1 "  # what the parameters of a converted image begin with
+
+_GENERATION = re.compile("[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several the first one with hot sectors of a trace, else of a start set, else without any; in
-    the order of their digests.
+    Of several one with hot sectors of a trace, else of a start set, else without any; of these one
+    of the highest generation, and of equal ones the first in the order of their digests.
 
     Args:
         repository: where the original is.
@@ -105,10 +109,16 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         )
 
 
-def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, str]:
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, int, str]:
     """Return where a manifest stands among those that are attached to one original."""
     note = (annotations or {}).get(HOT)
-    return note is None, NO_TRACE in (note or ""), digest
+    return note is None, NO_TRACE in (note or ""), -generation(annotations), digest
+
+
+def generation(annotations: Mapping[str, str] | None) -> int:
+    """Return the generation of an image by the annotations of its manifest; 0 if they name none."""
+    text = (annotations or {}).get(GENERATION, "")
+    return int(text) if _GENERATION.fullmatch(text) else 0
 
 
 def _acceptable(

@@ -67,14 +67,14 @@ class HotNote:
         """
         match = _NOTE.fullmatch(text) if len(text) <= MAX_SIZE else None
         if match is None:
-            raise ImageError("what the image says of its hot sectors is malformed")
+            raise ImageError("the annotation of its hot sectors is malformed")
         whole: dict[int, None] = {}
         for part in (match[4] or "").split(",") if match[4] else ():
             found = _RANGE.fullmatch(part)
             first = int(found[1]) if found else sectors
             last = int(found[2] or first) if found else 0
             if not first <= last < sectors or len(whole) + last - first >= sectors:
-                raise ImageError("what the image says of its hot sectors names others")
+                raise ImageError("the annotation of its hot sectors names sectors that it lacks")
             whole.update(dict.fromkeys(range(first, last + 1)))
         return cls(int(match[1]), int(match[2]), match[3], tuple(whole))
 

@@ -55,6 +55,7 @@ PARAMETERS = ANNOTATION + "parameters"  # manifest: what it was converted with
 SOURCE_DIFF_ID = ANNOTATION + "source.diff-id"  # sector blob: the layer that it holds
 RECORD = ANNOTATION + "record"  # sector blob: "offset size digest" of its layer record
 HOT = ANNOTATION + "hot"  # sector blob: holds the hot sectors, in order; manifest: has such a blob
+GENERATION = ANNOTATION + "generation"  # of attached images with hot sectors: the highest counts
 PREFETCH = ANNOTATION + "prefetch"  # manifest: what a node fetches though nobody reads it
 
 _LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with

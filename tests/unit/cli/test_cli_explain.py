@@ -50,7 +50,7 @@ def test_the_order(mode: Mode, rest: int, expected: str) -> None:
 def test_a_link_that_was_not_measured_gives_no_times() -> None:
     lines = explained(mount("hot", rest=MiB, is_measured=False))
     assert lines[1] == "hot sectors  20.0 MiB to come"
-    assert lines[3] == "link         the link is not measured yet"
+    assert lines[3] == "link         not measured yet"
 
 
 def test_a_start_set_is_a_guess() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import operator
 import os
 import pickle
 import random
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
@@ -71,6 +73,7 @@ from firstread.testing.images import (
     write_layout,
 )
 from firstread.testing.packed import SMALL, converted, pack
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 from firstread.units import MiB
 
@@ -127,6 +130,11 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
+def _opened() -> tuple[int, int]:
+    """Return how many threads and descriptors this process has."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread, no descriptor and no file of a conversion is left."""
@@ -134,12 +142,12 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     resource_tracker.ensure_running()  # of multiprocessing; it has a descriptor
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = _opened()
     yield
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.name.startswith("layer"):
-            thread.join(5)
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) <= before
+    until = time.monotonic() + PATIENCE_S
+    while any(map(operator.gt, _opened(), before)) and time.monotonic() < until:
+        time.sleep(0.01)  # threads of a server end behind their clients
+    assert not any(map(operator.gt, _opened(), before))
     assert list(scratch.iterdir()) == []
     assert not list(tmp_path.glob("*/.firstread-*"))
 

@@ -40,7 +40,7 @@ from firstread.sectors.attached import (
 )
 from firstread.sectors.format import ARTIFACT_TYPE, METADATA_MEDIA_TYPE, SECTORS_MEDIA_TYPE
 from firstread.sectors.hotnote import NO_TRACE
-from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST
+from firstread.sectors.image import GENERATION, HOT, PARAMETERS, SOURCE_DIGEST
 from firstread.testing.registry import ScriptedRegistry
 
 CONFIG = b'{"os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
@@ -178,6 +178,29 @@ def test_one_with_hot_sectors_of_a_trace_is_preferred(
 
 def _noted(image: Manifest, text: str) -> Manifest:
     return msgspec.structs.replace(image, annotations={**(image.annotations or {}), HOT: text})
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "9999999", "9" * 9000, "\u0663"])
+def test_of_several_with_hot_sectors_the_highest_generation_is_taken(
+    registry: ScriptedRegistry, text: str
+) -> None:
+    """Numbers are compared, not texts; what is no number is as good as none."""
+    plain = {**(manifest().annotations or {}), HOT: HOT_TEXT}
+    many = [
+        encode(manifest(annotations=annotations))
+        for annotations in (
+            *({**plain, GENERATION: number} for number in ("7", "12", "9", text)),
+            plain,
+            {SOURCE_DIGEST: SUBJECT.digest, PARAMETERS: "v1 x", GENERATION: "99"},
+        )
+    ]
+    for data in many:
+        store(registry, data)
+    say(registry, *map(listed, many))
+    with place_of(registry) as place:
+        found = [found.data for found in all_attached(place, SUBJECT)]
+    assert found[:3] == [many[1], many[2], many[0]]
+    assert found[5] == many[5]
 
 
 def _lies(entry: Descriptor) -> dict[str, Descriptor]:
