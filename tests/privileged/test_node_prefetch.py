@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from firstread.sectors.hotnote import NO_TRACE, HotNote
+from firstread.sectors.image import HOT as HOT_NOTE
 from firstread.sectors.image import PREFETCH
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -84,6 +86,21 @@ def test_a_cold_read_goes_before_the_stream_and_a_hot_one_waits_for_its_frame(
     assert output(daemon.reading(place / f"f{last}")) == image.summary(last)
     registry.script("")
     assert wait_hot(daemon, place)["failed_reads"] == 0
+
+
+def test_a_start_set_comes_as_far_as_a_read_confirms_it(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry, {HOT_NOTE: str(HotNote(4096, HOT, NO_TRACE))})
+    place = daemon.mount(reference)
+    read = COLD + 3
+    assert output(daemon.reading(place / f"f{read}", 0, FRAME, "random")) == image.summary(
+        read, 0, FRAME
+    )
+    daemon.wait(lambda: daemon.mounted(place)["hot_present"] == HOT - 3)
+    daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
+    status = daemon.mounted(place)
+    assert (status["hot"], status["hot_present"], status["present"]) == (HOT, HOT - 3, HOT - 3)
 
 
 def test_a_fetcher_that_dies_in_a_stream_is_followed_by_one_that_goes_on(

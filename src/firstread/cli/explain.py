@@ -35,7 +35,8 @@ def explained(mount: dict[str, Any]) -> list[str]:
     if plan["mode"] == "none":
         order = "nothing; all sectors when they are read"
     else:
-        order = f"hot sectors first, {_REST.get(plan['rest'], plan['rest'])}"
+        first = "around a read of them" if plan.get("is_guess") else "first"
+        order = f"hot sectors {first}, {_REST.get(plan['rest'], plan['rest'])}"
     return [
         f"prefetch     {plan['mode']}: {order}",
         f"hot sectors  {_amount(plan['hot_bytes'], plan['hot_s'])}",

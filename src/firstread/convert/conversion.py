@@ -40,7 +40,6 @@ from firstread.traces.tracefile import Trace
 
 DEFAULT_PARAMETERS = Parameters()
 DEFAULT_ACCESS = AccessOptions()
-STATIC_LEVEL = 9  # of hot sectors that nobody asked for: 15 would double the time of a conversion
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class ImageConversion:
                 attach=self.attach,
                 above=preferred(repository, image.descriptor) if by_trace else None,
                 start=self._start(),
-                level=None if self.options.traces else STATIC_LEVEL,
+                static=not self.options.traces,
                 jobs=self.options.jobs,
             )
         except ImageError as exc:

@@ -120,7 +120,6 @@ class _Work:
         self._source = source
         self._image = image
         self._options = options
-        self._named = source.get_manifest()[0].digest  # what the reference names
 
     def attached(self) -> list[Trace]:
         """Return the traces that travel with the image: of its original, or else its own.
@@ -145,7 +144,7 @@ class _Work:
         if destination is not None:
             return destination
         reference = self._source.reference
-        if self._named != self._image.descriptor.digest:
+        if self._image.named != self._image.descriptor.digest:
             return replace(reference, tag=None, digest=None)  # an original, which keeps its name
         if reference.tag is None or reference.transport == "oci-archive":
             raise UsageError("the result needs a name", hint="name a DEST with a tag")
@@ -196,7 +195,7 @@ class _Work:
         except (ImageError, NotFoundError):
             return None
         subject = self._image.manifest.subject
-        originals = {self._named, subject.digest if subject else ""}
+        originals = {self._image.named, subject.digest if subject else ""}
         if named in originals - {self._image.descriptor.digest}:
             raise same_image(self._source.reference)
         return named

@@ -85,7 +85,7 @@ def publish(
     attach: bool = False,
     above: Attached | None = None,
     start: Start | None = None,
-    level: int | None = None,
+    static: bool = False,
     jobs: int = 1,
     merged: MergedLayers | None = None,
 ) -> Published:
@@ -100,7 +100,7 @@ def publish(
         attach: make the image a referrer of the source's manifest; it needs no tag then.
         above: the attached image that nodes take now, and shall leave for this one.
         start: says what hot sectors will hold; None for none.
-        level: zstd compression level of hot sectors; None for that of a recorded start.
+        static: no run has shown that.
         jobs: hot sectors compressed at a time.
         merged: what `merge_layers` gives for `layers`, if the caller has it; consumed.
 
@@ -112,7 +112,7 @@ def publish(
     hot = NOT_HOT
     if start is not None:
         arguments = (repository, merged, packed, parameters, image.config, start)
-        hot = make_hot(*arguments, level=level, jobs=jobs)
+        hot = make_hot(*arguments, static=static, jobs=jobs)
     packed += [hot.blob.packed] if hot.blob else []
     with tempfile.TemporaryFile(prefix="firstread-") as file:
         blobs = [index_blob(blob) for blob in packed]

@@ -21,6 +21,7 @@ from firstread.fetch.queue import STREAMED, Cause, Filling, Queue
 from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
 from firstread.fetch.startplan import StartPlan, Undecided
+from firstread.fetch.startwindow import StartWindows
 from firstread.fetch.streaks import Streak, Streaks
 from firstread.fetch.streaming import Stream, Streaming
 from firstread.sectors.source import Wanted
@@ -54,6 +55,7 @@ class Backlog:
         self.outage = Outage(first_retry_s)
         self._link, self._quiet_s = link or Rate(), quiet_s
         self._undecided = Undecided()
+        self._windows = StartWindows()
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
@@ -99,6 +101,7 @@ class Backlog:
         if filling is None:
             return False, list(reads)
         first, filling.demanded = not filling.demanded, True
+        self._want_streamed(self._windows.confirm(sector.entry.id), Cause.HOT, now)
         if filling.rests is Cause.BACKGROUND:
             filling.rests = Cause.COMPLETION
         done = self.satisfied(filling)
@@ -164,7 +167,10 @@ class Backlog:
         """Queue what is fetched of an image though nobody reads it; see `Lane.prefetch`."""
         if plan.mode == "none":
             return
-        self._want_streamed(hot, Cause.HOT, now)
+        if plan.is_guess:
+            self._windows.add(hot)
+        else:
+            self._want_streamed(hot, Cause.HOT, now)
         if plan.mode == "all":
             self._want_streamed(rest, Cause.BACKGROUND, now)
         self._undecided.add(plan, rest)
@@ -239,6 +245,7 @@ class Backlog:
             if sector_id in ids:
                 self.drop_unused(sector_id)
         self._undecided.cancel(ids)
+        self._windows.cancel(ids)
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""

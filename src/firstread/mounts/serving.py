@@ -87,12 +87,13 @@ class Serving:
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
         rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
+        knows_start = bool(slots) and (image.hot_note is None or image.hot_note.is_traced)
         rest: list[Wanted] = []
-        if mode == "all" or (mode == "hot" and slots):  # it takes a while
+        if mode == "all" or (mode == "hot" and knows_start):  # it takes a while
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
             rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
         sizes = [sum(s.entry.length for s in hot), sum(r.length for r in rows if r.id in absent)]
-        plan = decide(mode, sizes[0], sizes[1], served.lane.link, knows_start=bool(slots))
+        plan = decide(mode, sizes[0], sizes[1], served.lane.link, knows_start=knows_start)
         served.plan = plan
         served.lane.prefetch(plan, hot, rest)
 

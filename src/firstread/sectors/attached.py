@@ -15,6 +15,7 @@ same repository, exactly as we believe a tag. The digest of the original does no
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,7 @@ from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
+from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import (
     GENERATION,
     HOT,
@@ -72,8 +74,8 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several one with hot sectors, and of these one of the highest generation; else, and of equal
-    ones, the first in the order of their digests.
+    Of several one with hot sectors of a trace, else of a start set, else without any; of equal
+    ones that of the highest generation, then the first in the order of their digests.
 
     Args:
         repository: where the original is.
@@ -107,9 +109,10 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         )
 
 
-def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, int, str]:
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, int, str]:
     """Return where a manifest stands among those that are attached to one original."""
-    return HOT not in (annotations or {}), -generation(annotations), digest
+    note = (annotations or {}).get(HOT)
+    return note is None, NO_TRACE in (note or ""), -generation(annotations), digest
 
 
 def generation(annotations: Mapping[str, str] | None) -> int:
@@ -182,26 +185,34 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
     """
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
-        looked_for: str | None = None
-        search = _Search(repository)
-        for _ in range(MAX_DEPTH):
-            document = parse_manifest(data, descriptor.media_type)
-            if isinstance(document, Manifest):
-                check_underived(document)
-                if not is_block_image(document) and descriptor.digest != looked_for:
-                    found = search.find(descriptor)
-                    if found is not None:
-                        return _load(repository, found)
-                search.check(document)
-                return load(repository, descriptor, document, data, platform)
-            chosen = choose_in(repository, document, platform or host_platform())
-            if chosen.media_type not in INDEXES:
-                looked_for = chosen.digest
-                found = search.find(chosen)
+        image = _converted(repository, platform, descriptor, data)
+        return dataclasses.replace(image, named=descriptor.digest)
+
+
+def _converted(
+    repository: Repository, platform: Platform | None, descriptor: Descriptor, data: bytes
+) -> ResolvedImage:
+    """Return the converted image that the manifest or index `data` leads to."""
+    looked_for: str | None = None
+    search = _Search(repository)
+    for _ in range(MAX_DEPTH):
+        document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Manifest):
+            check_underived(document)
+            if not is_block_image(document) and descriptor.digest != looked_for:
+                found = search.find(descriptor)
                 if found is not None:
                     return _load(repository, found)
-            descriptor, data = repository.get_manifest(chosen.digest)
-        raise too_deep()
+            search.check(document)
+            return load(repository, descriptor, document, data, platform)
+        chosen = choose_in(repository, document, platform or host_platform())
+        if chosen.media_type not in INDEXES:
+            looked_for = chosen.digest
+            found = search.find(chosen)
+            if found is not None:
+                return _load(repository, found)
+        descriptor, data = repository.get_manifest(chosen.digest)
+    raise too_deep()
 
 
 class _Search:

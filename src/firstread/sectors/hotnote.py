@@ -16,6 +16,7 @@ from firstread.errors import ImageError
 
 MAX_RANGES = 256  # of sectors that stay where they are; the rest is not listed
 MAX_SIZE = 4096  # characters
+NO_TRACE = "sha256:" + 64 * "0"  # in the place of a digest: of a start set, which no run has shown
 
 _NOTE = re.compile(
     r"v1 granule=([0-9]{1,10}) reads=([0-9]{1,10}) trace=(sha256:[0-9a-f]{64})"
@@ -31,7 +32,7 @@ class HotNote:
     Args:
         granule: bytes of the smallest chunk.
         reads: of the trace that hot sectors serve.
-        trace: digest of the trace file.
+        trace: digest of the trace file; `NO_TRACE` for a start set.
         whole: device slots of sectors that a start reads as a whole, so that they stay in the blobs
             of their layers, in the order of the start.
     """
@@ -40,6 +41,11 @@ class HotNote:
     reads: int
     trace: str
     whole: tuple[int, ...] = ()
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a start has read what is hot."""
+        return self.trace != NO_TRACE
 
     def __str__(self) -> str:
         ranges = [

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import zstandard
@@ -85,17 +86,18 @@ class BlockImage:
         rows = self.index.sectors
         slots = [slot for slot, row in enumerate(rows) if row.blob in hot]
         slots.sort(key=lambda slot: (rows[slot].blob, rows[slot].offset))
-        return list(dict.fromkeys([*slots, *self._whole()]))
+        whole = self.hot_note.whole if self.hot_note else ()
+        return list(dict.fromkeys([*slots, *whole]))
 
-    def _whole(self) -> Sequence[int]:
+    @cached_property
+    def hot_note(self) -> HotNote | None:
+        """What the image says of its hot sectors; None if it says nothing that can be read."""
         note = (self.manifest.annotations or {}).get(HOT)
-        if note is None:
-            return ()
         try:
-            return HotNote.parse(note, len(self.index.sectors)).whole
+            return HotNote.parse(note, len(self.index.sectors)) if note is not None else None
         except ImageError as exc:
             log.warning("%s", exc.message)
-            return ()
+            return None
 
     def digest(self) -> str:
         """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""

@@ -56,6 +56,7 @@ def replay(
     end_s: float = 0.0,
     *,
     prefetch: Mode = "none",
+    is_traced: bool = True,
 ) -> Replayed:
     """Return how a start goes.
 
@@ -66,12 +67,13 @@ def replay(
         steps: the reads of the workload, in order.
         end_s: from the last read to the moment at which the workload is ready.
         prefetch: what the node fetches though nobody reads it.
+        is_traced: what is hot comes from a trace, not from a start set.
     """
     lane = SimulatedLane(layout, link, costs)
     for size in (MANIFEST_BYTES, MANIFEST_BYTES, layout.metadata):
         lane.fetch(size)
     lane.pass_time(lane.now + layout.metadata / costs.metadata_bytes_per_s)
-    lane.prefetch(prefetch)
+    lane.prefetch(prefetch, is_traced=is_traced)
     lane.pass_time(lane.now + layout.devices * costs.device_s)
     waits = []
     for step in steps:

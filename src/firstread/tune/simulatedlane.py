@@ -127,15 +127,20 @@ class SimulatedLane:
         self._end(transfer, reuse=True)
         self.requests += 1
 
-    def prefetch(self, mode: Mode) -> None:
-        """Fetch of the image what nobody reads yet, as the node would."""
+    def prefetch(self, mode: Mode, *, is_traced: bool = True) -> None:
+        """Fetch of the image what nobody reads yet, as the node would.
+
+        Args:
+            mode: that holds for the image.
+            is_traced: what is hot comes from a trace, not from a start set.
+        """
         hot = [self._layout.units[number] for number in self._layout.stream]
         ids = {unit.entry.id for unit in hot}
         units = self._layout.units
         rest = [unit for unit in units if unit.entry.length and unit.entry.id not in ids]
         hot_bytes = sum(unit.entry.length for unit in hot)
         all_bytes = hot_bytes + sum(unit.entry.length for unit in rest)
-        plan = decide(mode, hot_bytes, all_bytes, self._rate, knows_start=bool(hot))
+        plan = decide(mode, hot_bytes, all_bytes, self._rate, knows_start=bool(hot) and is_traced)
         self._backlog.prefetch(plan, hot, rest, self.now)
 
     def is_whole(self, number: int) -> bool:

@@ -259,6 +259,7 @@ def test_a_registry_takes_hot_sectors_and_metadata_alone(
     assert done.digest == expected
     uploads = registry.counts.requests_of("POST /v2/app/blobs/uploads/")
     assert uploads == done.uploaded_blobs == 3
+    assert registry.counts.requests_of("GET /v2/app/manifests/") == 1
 
 
 def test_a_registry_mounts_the_blobs_for_another_repository(

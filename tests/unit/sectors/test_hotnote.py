@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.errors import ImageError
-from firstread.sectors.hotnote import MAX_RANGES, MAX_SIZE, HotNote
+from firstread.sectors.hotnote import MAX_RANGES, MAX_SIZE, NO_TRACE, HotNote
 from firstread.sectors.image import HOT
 from firstread.testing.images import File, Image, Layer
 from firstread.testing.packed import converted, opened
@@ -33,6 +33,11 @@ def test_both_directions(whole: tuple[int, ...], text: str) -> None:
     note = HotNote(4096, 812, TRACE, whole)
     assert str(note) == START + text
     assert HotNote.parse(str(note), 10) == note
+
+
+@pytest.mark.parametrize(("trace", "is_traced"), [(TRACE, True), (NO_TRACE, False)])
+def test_a_start_set_is_told_from_a_trace(trace: str, is_traced: bool) -> None:
+    assert HotNote.parse(str(HotNote(4096, 812, trace)), 10).is_traced is is_traced
 
 
 @given(st.lists(st.integers(0, 65534), unique=True, max_size=600))
