@@ -96,7 +96,8 @@ class BlockImage:
         try:
             return HotNote.parse(note, len(self.index.sectors)) if note is not None else None
         except ImageError as exc:
-            log.warning("%s", exc.message)
+            metadata = self.manifest.layers[0].digest
+            log.warning("the image of metadata %s: %s", metadata, exc.message)
             return None
 
     def digest(self) -> str:
