@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ def command(
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
 
+    logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     # Only the registry itself: a mirror's copy is no base for an image.
     logins = registry_logins(reference, destination, login)
     access = dataclasses.replace(access, mirrors=False, logins=logins)

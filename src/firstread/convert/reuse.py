@@ -25,6 +25,7 @@ from firstread.oci.resolve import load
 from firstread.registry.open import open_destination
 from firstread.registry.options import AccessOptions
 from firstread.sectors.attached import Attached, all_attached, find_attached
+from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import HOT, PARAMETERS, is_block_image
 
 
@@ -58,11 +59,11 @@ def previous_attached(
 
 
 def preferred(destination: Repository, original: Descriptor) -> Attached | None:
-    """Return the image with hot sectors that nodes now take for `original`; None if unknown."""
+    """Return the image that nodes take for `original` because of a trace; None if there is none."""
     with suppress(SourceError):
         found = find_attached(destination, original)
-        if found is not None and HOT in (found.manifest.annotations or {}):
-            return found
+        note = (found.manifest.annotations or {}).get(HOT) if found is not None else None
+        return found if note is not None and NO_TRACE not in note else None
     return None
 
 

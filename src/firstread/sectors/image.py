@@ -97,7 +97,8 @@ class BlockImage:
         try:
             return _hot_note(self.manifest, len(self.index.sectors))
         except ImageError as exc:
-            log.warning("%s", exc.message)
+            metadata = self.manifest.layers[0].digest
+            log.warning("the image of metadata %s: %s", metadata, exc.message)
             return None
 
     def digest(self) -> str:

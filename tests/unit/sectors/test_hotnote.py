@@ -89,6 +89,7 @@ def test_a_damaged_annotation_is_ignored_with_a_warning(
     image = opened(place, msgspec.structs.replace(manifest, annotations={HOT: text}))
     with caplog.at_level(logging.WARNING):
         assert image.hot_sectors() == []
+    assert f"the image of metadata {manifest.layers[0].digest}: " in caplog.text
     assert "hot sectors" in caplog.text
 
 
