@@ -16,7 +16,7 @@ from firstread.cache.pending import PendingRead
 from firstread.sectors.source import Decoding, Span, Wanted
 from firstread.units import MiB
 
-MAX_BATCH_BYTES = 32 * MiB  # compressed, in one ranged request
+MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
 AHEAD_SLICE_S = 1.0  # the same for what a sequential reader comes to: it is needed soon
