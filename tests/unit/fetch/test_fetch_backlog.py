@@ -198,7 +198,7 @@ def in_order(bench: Bench) -> tuple[Filling, PendingRead]:
     return third, read
 
 
-def test_who_reads_in_order_waits_for_all_of_a_sector() -> None:
+def test_a_reader_in_order_waits_for_all_of_a_sector() -> None:
     bench = Bench()
     third, read = in_order(bench)
     assert bench.backlog.progress(third, third.sector.entry.size, 100.0) == [read]

@@ -104,7 +104,7 @@ def test_a_reader_that_meets_what_was_fetched_ahead_is_still_the_same() -> None:
     ("offset", "bytes_per_s", "found"),
     [(0, FAST, [False, False, True, True]), (0, SLOW, [False] * 4), (MIDDLE, FAST, [False] * 4)],
 )
-def test_who_reads_in_order_on_a_fast_link_waits_for_whole_sectors(
+def test_a_reader_in_order_waits_for_whole_sectors_on_a_fast_link(
     offset: int, bytes_per_s: float, found: list[bool]
 ) -> None:
     ahead, said = Streaks(), []
