@@ -37,7 +37,7 @@ from firstread.units import MiB
 log = logging.getLogger("lane")
 
 STEP_BYTES = 1 * MiB  # of frames that are taken at once ahead of a sequential reader
-STEP_S = 0.010  # in which the link has to bring them: a read may wait for the first
+STEP_S = 0.005  # in which the link has to bring them: a read may wait for the first
 
 
 class Filler:

@@ -28,6 +28,7 @@ FIRST_SECTORS = 2
 AT_ONCE_S = 0.025  # a link that takes longer for a sector has no room for a mere guess
 MOST_STREAKS = 64
 IN_ORDER = 2  # sectors that a reader has gone on to, before it is taken to read the next one whole
+WHOLE_S = 0.010  # in which the link has to bring that one
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +62,7 @@ class Streak:
         The reader wants it all, and it comes at once. So a reader that is faster than the link
         waits once for each sector; the kernel alone serves its other reads.
         """
-        return self.went_on >= IN_ORDER and sector.span.length < AT_ONCE_S * bytes_per_s
+        return self.went_on >= IN_ORDER and sector.span.length < WHOLE_S * bytes_per_s
 
     def covers(self, sector: Wanted) -> bool:
         """Return whether enough is wanted, for a reader that is at `sector`."""
