@@ -104,11 +104,12 @@ class Backlog:
         self._want_streamed(self._windows.confirm(sector.entry.id), Cause.HOT, now)
         if filling.rests is Cause.BACKGROUND:
             filling.rests = Cause.COMPLETION
-        done = self.satisfied(filling)
+        done = self.covered(filling)
         offset = min((read.offset for read in reads), default=0)
         streak = self._streaks.demand(filling, offset, self._link.bytes_per_s)
         if streak is not None:
             filling.rests = min(filling.rests, Cause.PREFETCH)
+            filling.in_order = streak.is_in_order(sector, self._link.bytes_per_s)
             if streak.is_short(sector):
                 self._read_ahead(streak, sector, behind, has_spare)
         return first, done
@@ -203,6 +204,15 @@ class Backlog:
         if not filling.reads:
             self._waiting.discard(filling)
         return done
+
+    def covered(self, filling: Filling) -> list[PendingRead]:
+        """`satisfied`, also if they were to wait for all of the sector."""
+        filling.in_order = False
+        return self.satisfied(filling)
+
+    def all_covered(self) -> list[PendingRead]:
+        """`covered`, of all sectors."""
+        return [read for filling in list(self._waiting) for read in self.covered(filling)]
 
     def late(
         self, stall_s: Callable[[Wanted], float], now: float

@@ -330,6 +330,7 @@ class SimulatedLane:
             self._backlog.end_stream(request.stream, whole=whole, failed=False)
         for rest in request.batch:
             if rest.active:
+                self._answer(self._backlog.covered(rest))
                 self._backlog.requeue(rest)
 
     def _end(self, transfer: Transfer, *, reuse: bool) -> None:
