@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost of an image that no link changes: mounting, kernel memory, the daemon's, warm reads.
 
-Owns these readings. Invariant: kernel memory is read with caches of names and inodes emptied, so
-it is what the mount itself holds.
+Owns these readings. Invariant: kernel memory is read with caches of names and inodes emptied, and
+with the unused rest of slabs given back, so it is what the mount itself holds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def footprint(registry: DockerRegistry, name: str, sized: Sized, scratch: Path) 
     """Measure a benchmark image of one sector size."""
     warm(name)
     image = reference(registry, name, str(sized))
-    with Host(scratch / "footprint") as host:
+    with Host(scratch / f"{name}-{sized}") as host:
         found = _mounts(host, image, name, sized.size)
         mounted = host.attach(image, policy="never")
         fetch_s = timed(lambda: host.complete(mounted))
@@ -44,19 +44,21 @@ def synthetic(registry: DockerRegistry, count: int, scratch: Path) -> Footprint:
     """Measure an image of `count` sectors, of one block each."""
     image = f"{registry.host}/bench/sectors:{count}"
     publish_many_sectors(image, count)
-    with Host(scratch / "synthetic") as host:
+    with Host(scratch / f"sectors-{count}") as host:
         return _mounts(host, image, str(count), 0)
 
 
 def _mounts(host: Host, image: str, name: str, size: int) -> Footprint:
     host.detach(host.attach(image))
-    mounts, unmounts, slabs = [], [], []
+    place, mounts, unmounts = host.scratch / "mnt", [], []
     for _ in range(RUNS):
-        before = _slab_bytes()
         mounts.append(timed(lambda: host.attach(image, policy="never")))
-        slabs.append(_slab_bytes() - before)
-        sectors, pss = host.stats()["sectors"], host.pss_bytes()
-        unmounts.append(timed(lambda: host.detach(host.scratch / "mnt")))
+        unmounts.append(timed(lambda: host.detach(place)))
+    before = _slab_bytes()
+    host.attach(image, policy="never")
+    slab = _slab_bytes() - before
+    sectors, pss = host.stats()["sectors"], host.pss_bytes()
+    host.detach(place)
     with open_source(parse_reference(image), AccessOptions(plain_http=True)) as repository:
         layers = resolve(repository).manifest.layers
     return Footprint(
@@ -67,7 +69,7 @@ def _mounts(host: Host, image: str, name: str, size: int) -> Footprint:
         layers[0].size,
         median(mounts),
         median(unmounts),
-        int(median(slabs)),
+        slab,
         pss,
     )
 
@@ -75,6 +77,8 @@ def _mounts(host: Host, image: str, name: str, size: int) -> Footprint:
 def _slab_bytes() -> int:
     """Return the kernel memory of small objects that is in use."""
     Path("/proc/sys/vm/drop_caches").write_text(EMPTY_SLAB)
+    for cache in Path("/sys/kernel/slab").glob("*/shrink"):
+        cache.write_text("1\n")
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("Slab:"):
             return int(line.split()[1]) * KiB

@@ -20,7 +20,7 @@ from firstread.errors import SectorCountError
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.units import format_size, round_up
 
-MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB at the default sector size
+MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB in sectors of 4 MiB
 MAX_CHUNKS = 1 << 22  # in one layer: 32 MiB of metadata before compression
 MAX_CHUNK_SIZE = BLOCK_SIZE << 31  # erofs_fs.h: five bits for the shift of a block
 CHUNK_INDEX_SIZE = 8  # bytes of struct erofs_inode_chunk_index
