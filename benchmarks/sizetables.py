@@ -50,12 +50,14 @@ def sizes_section(kept: Kept, setting: dict[str, str], runs: int) -> Section:
     section.start()
     found = {key: cell for key, cell in cells(kept.runs).items() if key[0] != LOCAL}
     for (link, kind), rows in _grouped(found).items():
-        for size, ratio in _ratios(rows).items():
+        sizes = {size for row in rows.values() for size in row}
+        whole = [row for row in rows.values() if set(row) == sizes]
+        for size, ratio in _ratios(whole).items():
             section.add(
                 f"{kind}, {link}, {_size(size)}: ready, of the best size",
                 ratio,
                 "x",
-                detail=f"geometric mean of {len(rows)} workloads",
+                detail=f"geometric mean of {len(whole)} workloads",
             )
     section.table = [*_starts(found), *_footprints(kept.footprints)]
     print("\n".join(section.table))
@@ -77,17 +79,14 @@ def _grouped(found: Cells) -> dict[tuple[str, str], _Rows]:
     }
 
 
-def _ratios(rows: _Rows) -> dict[int, float]:
+def _ratios(rows: Sequence[dict[int, Cell]]) -> dict[int, float]:
     """Return for each size the geometric mean of ready times, of the best one of each workload."""
-    sizes = set.intersection(*(set(row) for row in rows.values()))
-    means = {}
-    for size in sorted(sizes):
-        logs = [
-            math.log(row[size].ready_s / min(cell.ready_s for cell in row.values()))
-            for row in rows.values()
-        ]
-        means[size] = math.exp(sum(logs) / len(logs))
-    return means
+    logs: dict[int, list[float]] = {}
+    for row in rows:
+        best = min(cell.ready_s for cell in row.values())
+        for size, cell in row.items():
+            logs.setdefault(size, []).append(math.log(cell.ready_s / best))
+    return {size: math.exp(sum(logs[size]) / len(logs[size])) for size in logs}
 
 
 def _starts(found: Cells) -> Iterator[str]:
