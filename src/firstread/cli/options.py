@@ -64,6 +64,13 @@ class SizeType(click.ParamType[int]):
             self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
 
 
+class SectorSizeType(SizeType):
+    """A number of bytes, or ``auto``, which is 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "auto" else super().convert(value, param, ctx)
+
+
 class SecondsType(click.ParamType[float]):
     """A time to wait, in seconds.
 

@@ -37,6 +37,7 @@ from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.job import LayerJob, convert_layer
 from firstread.convert.layercache import LayerCache
 from firstread.convert.outcome import Conversion
+from firstread.convert.plan import MAX_CHUNKS_PER_FILE
 from firstread.convert.record import ENCODER, Entry, LayerRecord, Parameters, encode_entries
 from firstread.errors import (
     DigestError,
@@ -45,6 +46,7 @@ from firstread.errors import (
     LimitError,
     NodeError,
     NotFoundError,
+    SectorCountError,
     UnsupportedError,
     UsageError,
 )
@@ -62,10 +64,12 @@ from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.resolve import ResolvedImage, resolve
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
+from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 from firstread.testing.images import (
     File,
     Image,
     Layer,
+    Sparse,
     Symlink,
     Whiteout,
     feature_image,
@@ -383,6 +387,27 @@ def test_the_largest_layer_comes_first(shop: Shop) -> None:
         shop.convert(executor=executor)
     sizes = [job.layer.size for job in executor.jobs]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_an_image_with_too_many_small_sectors_gets_larger_ones(shop: Shop) -> None:
+    size = DEFAULT_SECTOR_SIZE * MAX_CHUNKS_PER_FILE * 3 // 2
+    image = Image(
+        [BASE, Layer([Sparse("large", size=size, data={DEFAULT_SECTOR_SIZE: b"x" * 4096})])]
+    )
+    with pytest.raises(SectorCountError, match="chunks"):
+        shop.convert(image, parameters=Parameters())
+    result = shop.convert(None, parameters=Parameters(), auto_sector_size=True)
+    assert result.sector_size == 2 * DEFAULT_SECTOR_SIZE
+    chosen = Parameters(2 * DEFAULT_SECTOR_SIZE)
+    assert shop.convert(None, parameters=chosen).digest == result.digest
+
+
+def test_the_usual_sector_size_is_the_default(shop: Shop) -> None:
+    result = shop.convert(auto_sector_size=True)
+    assert result.sector_size == DEFAULT_SECTOR_SIZE
+    assert shop.convert(
+        parameters=Parameters(frame_size=SMALL.frame_size, level=SMALL.level)
+    ).unchanged
 
 
 # -- no work twice ----------------------------------------------------------------------------
