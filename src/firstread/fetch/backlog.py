@@ -386,12 +386,9 @@ class Backlog:
         filling.active = filling.paused = False
         if self._fillings.get(filling.sector.entry.id) is not filling:
             return
+        cause = filling.rests if filling.asks else filling.cause
         if filling.reads:
             cause = Cause.DEMAND
-        elif filling.asks:
-            cause = filling.rests
-        else:
-            cause = filling.cause
         put = self._queue.put_back if cause is Cause.PREFETCH else self._queue.put
         put(filling, cause)
 
