@@ -137,17 +137,22 @@ def test_an_exit_code_is_the_command_s(machine: Machine, app: str, tmp_path: Pat
     assert trace_in(out).header.ready_us is None
 
 
-def _running(machine: Machine, app: str, out: Path) -> subprocess.Popen[str]:
+def _running(
+    machine: Machine, app: str, out: Path, trap: str = "trap 'exit 0' INT"
+) -> subprocess.Popen[str]:
     flags = ("--until-line", "never", "-o", str(out))
-    process = machine.start("trace", *flags, app, f"trap 'exit 0' INT; {DD}; echo on; {FOREVER}")
+    process = machine.start("trace", *flags, app, f"{trap}; {DD}; echo on; {FOREVER}")
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     return process
 
 
-def test_an_interrupted_start_is_written(machine: Machine, app: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trap", ["trap 'exit 0' INT", "trap '' INT TERM"])
+def test_an_interrupted_start_is_written(
+    machine: Machine, app: str, tmp_path: Path, trap: str
+) -> None:
     out = tmp_path / "trace"
-    with _running(machine, app, out) as process:
+    with _running(machine, app, out, trap) as process:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
