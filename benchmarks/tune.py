@@ -15,7 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,27 +75,26 @@ class Plan:
         made = {(w.name, sized): self._make(w, sized) for w in missing for sized in self.sized}
         if not self.runs:
             return
-        with open_link("none") as (site, _):
-            for workload in missing:
-                for sized in self.sized:
-                    case = Case(
-                        LOCAL,
-                        site,
-                        workload,
-                        mode_of(sized, present=True),
-                        made[workload.name, sized],
-                    )
-                    self._start(case, 1)
+        if missing:
+            self._take_turns(LOCAL, "none", missing, made)
         for link in self.links if missing else ():
-            with open_link(link) as (site, speed):
-                print(f"\nlink {link}: {speed or 'loopback, no limit'}", flush=True)
-                for workload in missing:
-                    for number in range(self.runs):
-                        for sized in self.sized:
-                            case = Case(
-                                link, site, workload, mode_of(sized), made[workload.name, sized]
-                            )
-                            self._start(case, number + 1)
+            self._take_turns(link, link, missing, made)
+
+    def _take_turns(
+        self,
+        name: str,
+        link: str,
+        workloads: Sequence[Workload],
+        made: Mapping[tuple[str, Sized], Made],
+    ) -> None:
+        with open_link(link) as (site, speed):
+            print(f"\nlink {name}: {speed or 'loopback, no limit'}", flush=True)
+            for workload in workloads:
+                for number in range(self.runs):
+                    for sized in self.sized:
+                        mode = mode_of(sized, present=name == LOCAL)
+                        case = Case(name, site, workload, mode, made[workload.name, sized])
+                        self._start(case, number + 1)
 
     def _is_missing(self, workload: Workload) -> bool:
         return not self.runs or any(
