@@ -1,6 +1,7 @@
 # make demo   runs the main job on a real image
 # make test   runs every check: ruff, mypy and the tests, three at a time
 # make test-benchmarks  runs the tests of the benchmarks
+# make bench-model  measures the image that serves a model, which takes half an hour to build first
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
 # make death  kills supervisor and fetcher at once 50 times during reads, then leaves reads alone
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
@@ -13,7 +14,7 @@ APT := attr acl busybox-static ca-certificates chromium containerd crun curl run
        iproute2 libarchive-tools make mount procps python3-venv skopeo umoci util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak death lint format lock bench clean
+.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -57,6 +58,14 @@ fuzz: setup
 
 bench: packages setup
 	$(BIN)/python -m benchmarks
+
+bench-model: packages setup
+	$(BIN)/python -m benchmarks.images model
+	$(BIN)/python -m benchmarks.model --docs
+	$(BIN)/python -m benchmarks.suite --images model --links 1Gbit/1ms --runs 3 --whole-runs 1 --docs \
+	    --modes overlayfs,classic,run-lazy,lazy,run-hot,hot,run-local,local --name suite-model
+	$(BIN)/python -m benchmarks.suite --images model --links none --runs 3 --whole-runs 1 --docs \
+	    --modes classic,run-lazy,run-hot --name suite-model-loopback
 
 soak: packages setup
 	$(BIN)/python -m benchmarks.soak --docs

@@ -9,7 +9,6 @@ count: every file, with the right digest, and no failed read.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
@@ -25,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import reliability
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.errors import FirstreadError
 from firstread.testing.command import firstread
 from firstread.testing.containerd import Containerd
@@ -262,30 +259,28 @@ def _met(met: bool) -> str:
 
 def main() -> int:
     """Run it once; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.containers", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help="write docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    with scratch_directory() as scratch, reader_registry(FILES) as registry:
-        setting = describe(scratch)
-        with Readers(scratch, registry, CONTAINERS, FILES, READS) as readers:
+
+    def work(scratch: Path, setting: dict[str, str]) -> reliability.Judged:
+        with (
+            reader_registry(FILES) as registry,
+            Readers(scratch, registry, CONTAINERS, FILES, READS) as readers,
+        ):
             kills = readers.kill_in_turns(ROUNDS)
             fetched = readers.node.daemon.status()["mounts"][0]["present"]
             result = readers.result(kills)
-    setting["image"] = f"{FILES} files of 64 KiB, a sector each"
-    setting["kills"] = f"in turns, {CALM_S:g} s apart; {fetched} sectors were there at the last one"
-    table = cells(result, CONTAINERS)
-    summary = (
-        f"{sum(kills.values())} kills under {CONTAINERS} containers and {result.reads} reads:"
-        f" {len(result.failed)} failed, {result.wrong} wrong"
-    )
-    print(reliability.columns(table))
-    if options.docs:
-        command = "python -m benchmarks.containers --docs"
-        reliability.write(reliability.Chapter("containers", command, setting, table, summary))
-    print(summary)
-    return int(not result.right)
+        setting["image"] = f"{FILES} files of 64 KiB, a sector each"
+        setting["kills"] = (
+            f"in turns, {CALM_S:g} s apart; {fetched} sectors were there at the last one"
+        )
+        summary = (
+            f"{sum(kills.values())} kills under {CONTAINERS} containers and {result.reads} reads:"
+            f" {len(result.failed)} failed, {result.wrong} wrong"
+        )
+        command, table = "python -m benchmarks.containers --docs", cells(result, CONTAINERS)
+        chapter = reliability.Chapter("containers", command, setting, table, summary)
+        return chapter, result.right
+
+    return reliability.run("containers", __doc__, work)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ or got a wrong byte, or if a read did not wait for the next daemon.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -22,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import reliability
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -198,24 +194,13 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.death", description=__doc__)
-    parser.add_argument("--kills", type=int, default=KILLS, metavar="N", help="[50]")
-    parser.add_argument("--absent", type=float, default=ABSENT_S, metavar="S", help="[60]")
-    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    if options.kills < 1:
-        parser.error("--kills must be 1 at least")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
-        outcome = measure(scratch, options.kills, options.absent)
-    written = chapter(outcome, setting)
-    if options.docs:
-        reliability.write(written)
-    print(reliability.columns(written.cells))
-    print(written.summary)
-    return 0 if outcome.is_good else 1
+    def work(
+        scratch: Path, setting: dict[str, str], kills: int, absent: float
+    ) -> reliability.Judged:
+        outcome = measure(scratch, kills, absent)
+        return chapter(outcome, setting), outcome.is_good
+
+    return reliability.run("death", __doc__, work, kills=KILLS, absent=ABSENT_S)
 
 
 if __name__ == "__main__":

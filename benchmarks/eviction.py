@@ -9,7 +9,6 @@ for the result to mean anything.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -25,8 +24,6 @@ from typing import Any
 
 from benchmarks import reliability
 from benchmarks.measure import median
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -214,24 +211,11 @@ def chapter(outcome: Outcome, setting: dict[str, str], seconds: float) -> reliab
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.eviction", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="[60]")
-    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    if not options.seconds >= 1:
-        parser.error("--seconds must be 1 at least")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
-        outcome = measure(scratch, options.seconds)
-    found = chapter(outcome, setting, options.seconds)
-    print("".join(f"{label}: {text}\n" for label, text in setting.items()))
-    print(reliability.columns(found.cells))
-    print(found.summary)
-    if options.docs:
-        reliability.write(found)
-    return 0 if outcome.is_good(int(10 * options.seconds)) else 1
+    def work(scratch: Path, setting: dict[str, str], seconds: float) -> reliability.Judged:
+        outcome = measure(scratch, seconds)
+        return chapter(outcome, setting, seconds), outcome.is_good(int(10 * seconds))
+
+    return reliability.run("eviction", __doc__, work, seconds=SECONDS)
 
 
 if __name__ == "__main__":

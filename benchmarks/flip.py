@@ -8,7 +8,6 @@ afterwards.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,8 +21,6 @@ from typing import Any, NamedTuple
 
 from benchmarks import reliability
 from benchmarks.full import READER
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -155,21 +152,12 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flip", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
+    def work(scratch: Path, setting: dict[str, str]) -> reliability.Judged:
         outcome = measure(scratch)
-    setting["image"] = f"{FILES} sectors of {FILE_BYTES // KiB} KiB, from a real registry"
-    found = chapter(outcome, setting)
-    print(reliability.columns(found.cells))
-    print(found.summary)
-    if options.docs:
-        reliability.write(found)
-    return 0 if outcome.is_good else 1
+        setting["image"] = f"{FILES} sectors of {FILE_BYTES // KiB} KiB, from a real registry"
+        return chapter(outcome, setting), outcome.is_good
+
+    return reliability.run("flip", __doc__, work)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ Other processes compare files. Exits with 1 if a goal was missed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -19,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import reliability
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -125,26 +121,19 @@ class Full:
 
 def main() -> int:
     """Run it once; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help="write docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
+
+    def work(scratch: Path, setting: dict[str, str]) -> reliability.Judged:
         full = Full(scratch)
         full.run()
-    setting["store"] = f"ext4 of {DISK_BYTES // MiB} MiB, {BALLAST_BYTES // MiB} MiB of them taken"
-    setting["image"] = f"{FILES} sectors of {FILE_BYTES // KiB} KiB, from a real registry"
-    setting["the log says"] = full.reason
-    summary = "as it should be" if full.met and full.reason else "NOT as it should be"
-    print(reliability.columns(full.cells))
-    print(full.reason)
-    if options.docs:
+        store = f"ext4 of {DISK_BYTES // MiB} MiB, {BALLAST_BYTES // MiB} MiB of them taken"
+        image = f"{FILES} sectors of {FILE_BYTES // KiB} KiB, from a real registry"
+        setting |= {"store": store, "image": image, "the log says": full.reason}
+        is_good = full.met and bool(full.reason)
+        summary = "as it should be" if is_good else "NOT as it should be"
         command = "python -m benchmarks.full --docs"
-        reliability.write(reliability.Chapter("full", command, setting, full.cells, summary))
-    print(summary)
-    return int(not (full.met and full.reason))
+        return reliability.Chapter("full", command, setting, full.cells, summary), is_good
+
+    return reliability.run("full", __doc__, work)
 
 
 if __name__ == "__main__":

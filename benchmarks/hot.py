@@ -9,6 +9,7 @@ registry, and exits with 1 if that takes too long or sends more than hot sectors
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -153,7 +154,8 @@ def in_a_registry(section: Section, source: Reference, trace: Trace) -> bool:
         with open_source(name) as repository:
             before = resolve(repository).manifest.layers[1:]
         registry.forget()
-        done = optimize(name, None, [trace], OptimizeOptions())
+        options = OptimizeOptions(jobs=len(os.sched_getaffinity(0)))  # as the command
+        done = optimize(name, None, [trace], options)
         with open_source(name) as repository:
             after = resolve(repository).manifest.layers[1 : 1 + len(before)]
         section.add(

@@ -7,7 +7,6 @@ disk. Every read happens in another process. Exits with 1 if a goal was missed.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from pathlib import Path
 from benchmarks import reliability
 from benchmarks.host import Host
 from benchmarks.report import number
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.daemon.protocol import GROUP_FD
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -165,23 +162,16 @@ class Many:
 
 def main() -> int:
     """Run it once; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help="write docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
+
+    def work(scratch: Path, setting: dict[str, str]) -> reliability.Judged:
         many = Many(scratch)
         many.run()
-    setting["images"] = f"{IMAGES}, each with {FILES} sectors of 64 KiB, from a real registry"
-    summary = "all goals are met" if many.met else "a goal is MISSED"
-    print(reliability.columns(many.cells))
-    if options.docs:
+        setting["images"] = f"{IMAGES}, each with {FILES} sectors of 64 KiB, from a real registry"
+        summary = "all goals are met" if many.met else "a goal is MISSED"
         command = "python -m benchmarks.many --docs"
-        reliability.write(reliability.Chapter("many", command, setting, many.cells, summary))
-    print(summary)
-    return int(not many.met)
+        return reliability.Chapter("many", command, setting, many.cells, summary), many.met
+
+    return reliability.run("many", __doc__, work)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def publish(names: Iterable[str]) -> None:
             push(registry, name, layout)
             source, target = (reference(registry, name, tag) for tag in (ORIGINAL, LAZY))
             options = ("--no-hot",) if offers("convert", "--no-hot") else ()
-            _run(*FIRSTREAD, "convert", *options, source, target)
+            run_command(*FIRSTREAD, "convert", *options, source, target)
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def push(registry: DockerRegistry, name: str, layout: Path) -> None:
     """Put the original image into a registry."""
     target = f"docker://{reference(registry, name, ORIGINAL)}"
     options = ("--quiet", "--preserve-digests", "--dest-tls-verify=false")
-    _run("skopeo", "copy", *options, f"oci:{layout}:latest", target)
+    run_command("skopeo", "copy", *options, f"oci:{layout}:latest", target)
 
 
 def warm(name: str) -> None:
@@ -87,10 +87,16 @@ def publish_many_sectors(image: str, count: int) -> None:
     size = f"--sector-size={BLOCK_SIZE}", f"--frame-size={BLOCK_SIZE}"
     with tempfile.TemporaryDirectory() as layout:
         write_layout(Image([Layer([Dir("data"), *files])]), layout)
-        _run(*FIRSTREAD, "convert", *size, f"oci:{layout}:latest", image)
+        run_command(*FIRSTREAD, "convert", *size, f"oci:{layout}:latest", image)
 
 
-def _run(*command: str) -> None:
+def run_command(*command: str) -> str:
+    """Run a command to its end; return what it printed.
+
+    Raises:
+        RuntimeError: it failed; with its last words.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr[-1000:]}")
+    return done.stdout

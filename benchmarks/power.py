@@ -14,7 +14,6 @@ was ever lost.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -28,8 +27,6 @@ from pathlib import Path
 
 from benchmarks import reliability
 from benchmarks.flip import wrong_files
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.device.erofsmount import unmount
 from firstread.testing.daemon import Daemon, drop_caches
 from firstread.testing.plainimage import PlainImage, put_plain_image
@@ -183,23 +180,11 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.power", description=__doc__)
-    parser.add_argument("--cuts", type=int, default=CUTS, metavar="N", help="[20]")
-    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    if options.cuts < 1:
-        parser.error("--cuts must be 1 at least")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
-        outcome = measure(scratch, options.cuts)
-    found = chapter(outcome, setting)
-    print(reliability.columns(found.cells))
-    print(found.summary)
-    if options.docs:
-        reliability.write(found)
-    return 0 if outcome.is_good else 1
+    def work(scratch: Path, setting: dict[str, str], cuts: int) -> reliability.Judged:
+        outcome = measure(scratch, cuts)
+        return chapter(outcome, setting), outcome.is_good
+
+    return reliability.run("power", __doc__, work, cuts=CUTS)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """``docs/reliability.md``: results, each chapter written by the command that measures it.
 
-Owns the page and its order; measures nothing. Invariant: writing one chapter leaves the others
-unchanged, and no chapter lacks the setting of its measurement. A chapter that nobody has written
-says so.
+Owns the page and its order, and the command line of these commands; measures nothing. Invariant:
+writing one chapter leaves the others unchanged, and no chapter lacks the setting of its
+measurement. A chapter that nobody has written says so.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.scratch import scratch_directory
+from benchmarks.setting import describe
 
 PAGE = Path(__file__).parents[1] / "docs/reliability.md"
 HEAD = """\
@@ -62,6 +67,46 @@ class Chapter:
         rule = ["---", *("--:" for _ in head[1:-1]), "---"]
         parts += ["", *(f"| {' | '.join(row)} |" for row in (head, rule, *rows))]
         return "\n".join([*parts, "", f"**{self.summary}**"]) + "\n"
+
+
+Judged = tuple[Chapter, bool]
+"""A chapter, and whether all is as it should be."""
+
+
+def run(
+    name: str,
+    doc: str | None,
+    work: Callable[..., Judged],
+    **options: float,
+) -> int:
+    """Measure, print and keep what the command line asks for; return the exit code.
+
+    Args:
+        name: of `TITLES`, and of the command.
+        doc: what it does.
+        work: measures; takes an empty directory, the setting and the options.
+        options: numbers of 1 at least, by name, with the default of each.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
+    for option, number in options.items():
+        parser.add_argument(
+            f"--{option}", type=type(number), default=number, metavar="N", help="[%(default)s]"
+        )
+    parser.add_argument("--docs", action="store_true", help=f"write it to docs/{PAGE.name}")
+    chosen = vars(parser.parse_args())
+    in_docs = chosen.pop("docs")
+    if os.geteuid():
+        parser.error("it mounts: run it as root")
+    if not all(number >= 1 for number in chosen.values()):
+        parser.error("every number must be 1 at least")
+    with scratch_directory() as scratch:
+        chapter, is_good = work(scratch, describe(scratch), **chosen)
+    print("".join(f"{label}: {text}\n" for label, text in chapter.setting.items()))
+    print(columns(chapter.cells))
+    print(chapter.summary)
+    if in_docs:
+        write(chapter)
+    return 0 if is_good else 1
 
 
 def write(chapter: Chapter, path: Path = PAGE) -> None:

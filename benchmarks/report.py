@@ -130,7 +130,7 @@ def save(section: Section, path: Path) -> dict[str, Any]:
 
 
 DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
-ORDER = ("convert", "node", "suite", "burst")
+ORDER = ("convert", "node", "suite", "sectors", "tune", "burst")
 """Benchmarks on the page; ``NAME-SOMETHING`` follows ``NAME``, others are left out."""
 PAGE = """\
 # Benchmarks

@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Working directories of benchmarks: on a disk, removed afterwards with all mounts in them."""
+"""Working directories of benchmarks: on a disk, removed afterwards with all mounts in them.
+
+Facts about ext4 without a journal (Linux 6.18, fs/ext4/ialloc.c: recently_deleted):
+
+* It does not use an inode again for one to six minutes, and looks at each of them again for every
+  new file near by. Where a node was removed, a file of the next one took 0.5 ms of CPU, not 9 us.
+* Below a directory with the attribute T, each new directory lies far from the others.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +22,14 @@ from firstread.trees import remove_tree
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Yield an empty directory beside the images, which are on neither tmpfs nor overlayfs."""
+    """Yield an empty directory beside the images, which are on neither tmpfs nor overlayfs.
+
+    A directory in it that takes the place of one just removed should have another name.
+    """
     base = default_cache().parent
     base.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix="bench-", dir=base)
+    subprocess.run(("chattr", "+T", scratch), stderr=subprocess.DEVNULL, check=False)
     try:
         yield Path(scratch)
     finally:

@@ -86,7 +86,11 @@ def start_classic(
     command = (sys.executable, "-m", "benchmarks.classic", image, str(directory), *workload)
     with _until_ready(command, ready, ends=not workload) as started:
         on_ready()
-    said = json.loads(started.errors.splitlines()[-1])
+    *_, last = ["", *started.errors.splitlines()]
+    try:
+        said = json.loads(last)
+    except ValueError as exc:
+        raise RuntimeError(f"the classic start ended without figures: {last[-200:]}") from exc
     started.steps, started.downloaded = said["steps"], said["downloaded"]
     return started
 

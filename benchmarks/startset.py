@@ -23,7 +23,8 @@ import zstandard
 from benchmarks.images.build import build
 from benchmarks.images.recipes import IMAGES
 from firstread.cli.opening import opened_image
-from firstread.convert.conversion import STATIC_LEVEL, ConvertOptions, convert
+from firstread.convert.conversion import ConvertOptions, convert
+from firstread.convert.hotblob import STATIC_LEVEL
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, split_address, walk
 from firstread.oci.reference import parse_reference

@@ -1,246 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.tune``: what the simulator predicts, beside real starts.
+"""``python -m benchmarks.tune``: cold starts by sector size, and what the simulator says of them.
 
-Owns the comparison: for each image, link, layout and sector size a real cold start of an image that
-was really converted so, and the prediction, made from one trace and from the image with the usual
-sectors. A start whose data is local is measured beside it, so that the comparison is of the waits
-alone; both contain what the node does itself. Invariant: each real start was lazy.
+Owns the one place that starts images of several sector sizes. Two sections of the page come of it:
+which sector size is best, at what cost, and how far the predictions of ``firstread tune`` are off.
+
+A file keeps each figure as soon as it is there; a later run takes the figures that it lacks, so an
+evening of measurements can be cut into pieces: ``--runs 0`` makes the images, ``--links`` and the
+names of workloads choose what is started next. Invariant: each cold start was lazy.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.host import Host
-from benchmarks.images.ready import Answers, Prints
-from benchmarks.images.recipes import IMAGES
-from benchmarks.link import Link
-from benchmarks.measure import median
-from benchmarks.places import LAZY, ORIGINAL, publish, reference, storage, warm
-from benchmarks.report import Goal, Section, save
+from benchmarks import sizetables
+from benchmarks.footprint import footprint, synthetic
+from benchmarks.images.build import default_cache
+from benchmarks.places import storage
+from benchmarks.report import DOCS, page, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from benchmarks.start import Started, start_lazy
-from firstread.cli.opening import opened_image
-from firstread.oci.reference import parse_reference
-from firstread.registry.options import AccessOptions
+from benchmarks.sizes import LOCAL, Kept, Sized, convert_sized, made_before, mode_of, record
+from benchmarks.suite.links import LINKS, open_link, parse_link
+from benchmarks.suite.publish import Made, publish_originals
+from benchmarks.suite.starts import Case, cold_start
+from benchmarks.suite.workloads import WORKLOADS, Workload
+from firstread.errors import FirstreadError
+from firstread.signals import unwinding_on_signals
 from firstread.testing.registry import DockerRegistry
-from firstread.traces.tracefile import read_trace
-from firstread.tune.layercontent import read_content, read_frames
-from firstread.tune.link import LOOPBACK, LinkSpeed, parse_link
-from firstread.tune.replay import Replayed, replay
-from firstread.tune.settings import Layouts, Setting
-from firstread.tune.simulatedlane import Costs
-from firstread.tune.workload import Workload, fit, steps
-from firstread.units import KiB, MiB, parse_size
+from firstread.units import parse_size
 
-NAME = "tune"
+IMAGES = "python,python-server,redis,postgresql"
+SIZES = "256KiB,512KiB,1MiB,2MiB,4MiB"
+LAYOUTS = ("plain", "hot")
+SYNTHETIC = "10000,60000"  # sectors
 RUNS = 3
-GOAL = 0.15  # of the real ready time
-SIZES = (256 * KiB, 1 * MiB, 4 * MiB)
-FRAME_SIZE = 256 * KiB
-GRANULE = 4 * KiB
-LINKS = "25Mbit/80ms,100Mbit/20ms,1Gbit/1ms"
-COSTS = Costs(trips=1, device_s=0)  # plain HTTP; a start with local data mounts as well
-ACCESS = AccessOptions(plain_http=True)
+FAILURES = (RuntimeError, ValueError, OSError, subprocess.SubprocessError, FirstreadError)
+"""What may end a start, and costs its cell only."""
 
 
-class Measured(NamedTuple):
-    """Real starts: medians.
+@dataclass
+class Plan:
+    """Figures to take, and figures taken.
 
     Args:
-        ready_s: cold.
-        local_s: again, with all that it reads present.
-        requests: that the registry got for the cold one.
-        bytes: that it sent.
+        workloads: to start.
+        links: names of links.
+        sized: layouts and sector sizes.
+        runs: cold starts of each.
+        kept: figures.
+        scratch: an empty directory.
+        as_made: take images of an earlier run as they are.
     """
 
-    ready_s: float
-    local_s: float
-    requests: float
-    bytes: float
+    workloads: Sequence[Workload]
+    links: Sequence[str]
+    sized: Sequence[Sized]
+    runs: int
+    kept: Kept
+    scratch: Path
+    as_made: bool
 
+    def run(self) -> None:
+        """Make the images, then take every figure that is missing."""
+        missing = [workload for workload in self.workloads if self._is_missing(workload)]
+        if missing and not self.as_made:
+            publish_originals(missing)
+        made = {(w.name, sized): self._make(w, sized) for w in missing for sized in self.sized}
+        if not self.runs:
+            return
+        if missing:
+            self._take_turns(LOCAL, "none", missing, made)
+        for link in self.links if missing else ():
+            self._take_turns(link, link, missing, made)
 
-def measure(
-    images: Sequence[str],
-    links: Sequence[LinkSpeed],
-    sizes: Sequence[int],
-    runs: int,
-    traces: dict[str, Path],
-) -> Section:
-    """Compare predictions with real starts.
+    def _take_turns(
+        self,
+        name: str,
+        link: str,
+        workloads: Sequence[Workload],
+        made: Mapping[tuple[str, Sized], Made],
+    ) -> None:
+        with open_link(link) as (site, speed):
+            print(f"\nlink {name}: {speed or 'loopback, no limit'}", flush=True)
+            for workload in workloads:
+                for number in range(self.runs):
+                    for sized in self.sized:
+                        mode = mode_of(sized, present=name == LOCAL)
+                        case = Case(name, site, workload, mode, made[workload.name, sized])
+                        self._start(case, number + 1)
 
-    Args:
-        images: names of benchmark images.
-        links: to a registry.
-        sizes: of sectors.
-        runs: cold starts of each; their median counts.
-        traces: by image; where there is none, ``firstread trace`` records one.
-    """
-    publish(images)
-    compared = [Setting("plain", size, min(size, FRAME_SIZE)) for size in sizes]
-    compared += [Setting("hot", size, min(size, FRAME_SIZE), GRANULE, "hot") for size in sizes]
-    with scratch_directory() as scratch:
-        section = Section(NAME, "The simulator beside real starts", describe(scratch))
-        section.setting["runs"] = f"medians of {runs} cold starts; a start with local data beside"
-        section.start()
-        recorded = {name: _trace(name, scratch, traces.get(name)) for name in images}
-        for name in images:
-            for setting in compared:
-                _convert(name, setting, recorded[name])
-        for link in links:
-            with _registry(link) as registry:
-                for name in images:
-                    _compare(section, registry, name, recorded[name], link, compared, runs, scratch)
-    return section
-
-
-def _compare(
-    section: Section,
-    registry: DockerRegistry,
-    name: str,
-    trace: Path,
-    link: LinkSpeed,
-    settings: Sequence[Setting],
-    runs: int,
-    scratch: Path,
-) -> None:
-    simulated = list(_simulate(reference(registry, name, LAZY), trace, link, settings))
-    for setting, (workload, replayed) in zip(settings, simulated, strict=True):
-        real = _start(registry, name, setting, runs, scratch)
-        predicted = real.local_s + replayed.ready_s - workload.local_s
-        error = abs(predicted / real.ready_s - 1)
-        section.add(
-            f"{name}, {link.name}, {_tag(setting)}: prediction off by",
-            error * 100,
-            "%",
-            Goal("<=", GOAL * 100),
-            f"predicted {predicted:.2f} s, {replayed.requests} requests,"
-            f" {replayed.bytes / MiB:.1f} MiB; real {real.ready_s:.2f} s, {real.requests:.0f}"
-            f" requests, {real.bytes / MiB:.1f} MiB; local {real.local_s:.2f} s",
+    def _is_missing(self, workload: Workload) -> bool:
+        return not self.runs or any(
+            self.kept.count(link, workload.name, str(sized)) < self.runs
+            for link in self.links
+            for sized in self.sized
         )
 
+    def _make(self, workload: Workload, sized: Sized) -> Made:
+        if self.as_made:
+            return made_before(workload, sized)
+        return convert_sized(workload, sized, record(workload, self.scratch))
 
-def _simulate(
-    image: str, path: Path, link: LinkSpeed, settings: Sequence[Setting]
-) -> Iterator[tuple[Workload, Replayed]]:
-    with opened_image(parse_reference(image), ACCESS) as (repository, resolved, opened):
-        content = read_content(repository, resolved, opened)
-        with path.open("rb") as file:
-            trace = read_trace(file)
-        workload = fit(content, trace)
-        keys = frozenset(read.key for read in workload.reads)
-        read_frames(repository, content, keys)
-        layouts = Layouts(content, [trace], keys)
-        for setting in settings:
-            layout = layouts.get(setting)
-            reads, how = steps(workload, layout), setting.prefetch
-            yield workload, replay(layout, link, COSTS, reads, workload.end_s, prefetch=how)
-
-
-def _start(
-    registry: DockerRegistry, name: str, setting: Setting, runs: int, scratch: Path
-) -> Measured:
-    cold: list[Started] = []
-    local: list[float] = []
-    requests: list[float] = []
-    sent: list[float] = []
-    for _ in range(runs):
-        warm(name)
-        registry.forget()
-        node = Path(tempfile.mkdtemp(dir=scratch)) / "node"
-        with Host(node) as host:
-            image = reference(registry, name, _tag(setting))
-            cold.append(start_lazy(host, image, IMAGES[name].ready))
-            requests.append(registry.counts.requests_of("GET"))
-            sent.append(registry.counts.bytes_of("GET"))
-            local.append(start_lazy(host, image, IMAGES[name].ready).ready_s)
-        present, total = cold[-1].sectors
-        if total > 1 and present == total:
-            raise RuntimeError(f"{name}: the start was not lazy: all {total} sectors are there")
-    ready = [started.ready_s for started in cold]
-    return Measured(median(ready), median(local), median(requests), median(sent))
-
-
-def _tag(setting: Setting) -> str:
-    return f"{setting.kind}-{setting.unit_size // KiB}k"
-
-
-def _convert(name: str, setting: Setting, trace: Path) -> None:
-    with DockerRegistry(storage=storage()) as registry:
-        source, target = (reference(registry, name, tag) for tag in (ORIGINAL, _tag(setting)))
-        sizes = ["--sector-size", str(setting.unit_size), "--frame-size", str(setting.frame_size)]
-        if setting.kind == "hot":
-            sizes += ["--trace", str(trace)]
-        command = (sys.executable, "-m", "firstread", "convert", *sizes, source, target)
-        subprocess.run(command, check=True, capture_output=True)
-
-
-def _trace(name: str, scratch: Path, given: Path | None) -> Path:
-    """Return the file of a trace of an image; record it if none is given."""
-    path = given or scratch / f"{name}.trace"
-    if given is None:
-        with DockerRegistry(storage=storage()) as registry, Host(scratch / f"{name}-node") as host:
-            options = ("--plain-http", "--output", str(path), *_until(name))
-            subprocess.run(
-                host.command("trace", *options, reference(registry, name, LAZY)),
-                check=True,
-                capture_output=True,
-            )
-    return path
-
-
-def _until(name: str) -> tuple[str, ...]:
-    ready = IMAGES[name].ready
-    if isinstance(ready, Prints):
-        return ("--until-line", f"^{ready.line}$")
-    if isinstance(ready, Answers) and ready.begins.startswith(b"HTTP"):
-        return ("--until", f"http://127.0.0.1:{ready.port}/")
-    return ("--seconds", "3")
-
-
-@contextlib.contextmanager
-def _registry(link: LinkSpeed) -> Iterator[DockerRegistry]:
-    """Yield a registry with the benchmark images at the far end of a link."""
-    with contextlib.ExitStack() as stack:
-        if link.name == LOOPBACK:
-            yield stack.enter_context(DockerRegistry(storage=storage()))
+    def _start(self, case: Case, count: int) -> None:
+        """Start an image once, unless `count` starts of it are kept."""
+        if self.kept.count(case.link, case.workload.name, case.mode.name) >= count:
             return
-        far = stack.enter_context(Link(link.bits_per_s / 1e6, link.rtt_s))
-        with far.far():
-            registry = stack.enter_context(DockerRegistry(storage=storage(), address=far.address))
-        yield registry
+        try:
+            run = cold_start(case, count - 1, self.scratch)
+        except FAILURES as exc:
+            print(f"  FAILED {case.workload.name}, {case.mode.name}: {exc}", flush=True)
+            return
+        self.kept.add_run(run)
+        print(f"  {run.workload}, {run.mode}: {sizetables.shown(run)}", flush=True)
+
+    def footprints(self, counts: Iterable[int]) -> None:
+        """Measure what does not depend on a link, once for each image and size."""
+        images = dict.fromkeys(workload.image for workload in self.workloads)
+        with DockerRegistry(storage=storage()) as registry:
+            for count in counts:
+                if self.kept.footprint(str(count), 0) is None:
+                    self.kept.add_footprint(synthetic(registry, count, self.scratch))
+            for image in images:
+                for sized in self.sized:
+                    if sized.kind == "plain" and self.kept.footprint(image, sized.size) is None:
+                        print(f"  {image}, {sized}: all of it", flush=True)
+                        self.kept.add_footprint(footprint(registry, image, sized, self.scratch))
+
+
+def _sized(layouts: Iterable[str], sizes: Sequence[int]) -> Iterator[Sized]:
+    for kind in layouts:
+        for size in sizes:
+            yield Sized(kind, size)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    names = ", ".join(WORKLOADS)
+    parser.add_argument("--images", default=IMAGES, metavar="NAME,…", help=f"of {names} [{IMAGES}]")
+    links = ",".join(LINKS)
+    parser.add_argument("--links", default=links, metavar="LINK,…", help=f"[{links}]")
+    parser.add_argument("--sector-size", default=SIZES, metavar="SIZE,…", help=f"[{SIZES}]")
+    parser.add_argument("--layout", default=",".join(LAYOUTS), metavar="NAME,…", help="plain, hot")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"0: make images only [{RUNS}]")
+    parser.add_argument("--as-made", action="store_true", help="convert nothing")
+    parser.add_argument("--footprint", action="store_true", help="also what no link changes")
+    parser.add_argument("--predict", action="store_true", help="also what the simulator predicts")
+    parser.add_argument("--sectors", default=SYNTHETIC, metavar="N,…", help="of made-up images")
+    cache = default_cache().parent
+    kept, results = cache / "tune.jsonl", cache / "benchmarks.json"
+    parser.add_argument("--keep", type=Path, default=kept, metavar="FILE", help=f"figures [{kept}]")
+    parser.add_argument("--anew", action="store_true", help="forget the figures of earlier runs")
+    parser.add_argument("--json", type=Path, default=results, metavar="FILE", help=f"[{results}]")
+    parser.add_argument("--docs", action="store_true", help=f"write docs/{DOCS.name}")
+    return parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("images", nargs="*", default=["redis"], metavar="IMAGE")
-    parser.add_argument("--link", default=LINKS, help=f"links, with commas between [{LINKS}]")
-    parser.add_argument("--sector-size", default=",".join(map(str, SIZES)), metavar="SIZES")
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--trace", action="append", default=[], metavar="IMAGE=FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep figures in")
+    parser = _options()
     options = parser.parse_args()
+    names, links = options.images.split(","), options.links.split(",")
+    if unknown := [name for name in names if name not in WORKLOADS]:
+        parser.error(f"there is no image {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
+    for link in links:
+        parse_link(link)
     if os.geteuid():
         parser.error("it mounts: run it as root")
-    traces = {name: Path(path) for name, _, path in (t.partition("=") for t in options.trace)}
-    section = measure(
-        options.images,
-        [parse_link(text) for text in options.link.split(",")],
-        [parse_size(text) for text in options.sector_size.split(",")],
-        options.runs,
-        traces,
-    )
-    if options.json:
-        save(section, options.json)
+    if options.anew:
+        options.keep.unlink(missing_ok=True)
+    sizes = [parse_size(text) for text in options.sector_size.split(",")]
+    sized = list(_sized(options.layout.split(","), sizes))
+    workloads = [WORKLOADS[name] for name in names]
+    with unwinding_on_signals(), scratch_directory() as scratch:
+        setting = describe(scratch)
+        kept = Kept.read(options.keep)
+        plan = Plan(workloads, links, sized, options.runs, kept, scratch, options.as_made)
+        plan.run()
+        if options.footprint:
+            plan.footprints(map(int, filter(None, options.sectors.split(","))))
+        if not options.runs:
+            return 0
+        chosen = kept.of(names, links, sized)
+        sections = [sizetables.sizes_section(chosen, setting, options.runs)]
+        if options.predict:
+            sections.append(sizetables.predictions_section(chosen, setting, workloads))
+    for section in sections:
+        document = save(section, options.json)
+    if options.docs:
+        DOCS.write_text(page(document))
     return 0
 
 

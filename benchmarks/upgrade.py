@@ -9,7 +9,6 @@ leaked.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -21,8 +20,6 @@ from pathlib import Path
 
 from benchmarks import reliability
 from benchmarks.measure import median
-from benchmarks.scratch import scratch_directory
-from benchmarks.setting import describe
 from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
@@ -161,24 +158,11 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.upgrade", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="[20]")
-    parser.add_argument("--docs", action="store_true", help="write it to docs/reliability.md")
-    options = parser.parse_args()
-    if os.geteuid():
-        parser.error("it mounts: run it as root")
-    if options.rounds < 2:
-        parser.error("--rounds must be 2 at least")
-    with scratch_directory() as scratch:
-        setting = describe(scratch)
-        outcome = measure(scratch, options.rounds)
-    found = chapter(outcome, setting)
-    print("".join(f"{label}: {text}\n" for label, text in setting.items()))
-    print(reliability.columns(found.cells))
-    print(found.summary)
-    if options.docs:
-        reliability.write(found)
-    return 0 if outcome.is_good else 1
+    def work(scratch: Path, setting: dict[str, str], rounds: int) -> reliability.Judged:
+        outcome = measure(scratch, rounds)
+        return chapter(outcome, setting), outcome.is_good
+
+    return reliability.run("upgrade", __doc__, work, rounds=ROUNDS)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from firstread.control.daemonstatus import Status
 from firstread.convert.outcome import Attachments, Conversion, Optimization
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
+from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.nodestatus import Mounted
 from firstread.report.startrecord import StartRecord
 from firstread.tune.tuned import Tuned
@@ -61,6 +62,7 @@ _VERIFIED: Final = (
 )
 _CHECKED: Final = "The exit code is 0 if nothing fails, else 5.\n"
 _REPORT: Final = "What a mount's start has done and read; also the file of `run --record`.\n"
+_SEEN: Final = "No command prints it: `trace --from` asks the daemon's control socket for it.\n"
 _EVENTS: Final = "An object a line, as it happens; `event` says which.\n"
 
 SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
@@ -78,6 +80,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "cache verify": ("", Verified, _VERIFIED),
     "fetch": (_FETCH, None, ""),
     "report": (_REPORT, StartRecord, ""),
+    "POST /seen": (_SEEN, SeenReads, ""),
     "events": (_EVENTS, None, ""),
     "tune": ("", Tuned, ""),
     "doctor": ("", NodeChecked, _CHECKED),
@@ -88,6 +91,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
 
 _PLAIN: Final[dict[Any, str]] = {
     str: "string",
+    bytes: "base64",
     bool: "boolean",
     int: "number",
     float: "number",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import subprocess
 
 POLL_S = 0.005
+ANSWER_S = 60.0  # a server that has accepted may load its model first
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def answers(ready: Answers) -> bool:
     A server that is still starting refuses, hangs up or says something else.
     """
     try:
-        with socket.create_connection(("127.0.0.1", ready.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", ready.port), timeout=ANSWER_S) as connection:
             connection.sendall(ready.send)
             answer = b""
             while len(answer) < len(ready.begins):

@@ -111,8 +111,7 @@ class Suite:
         going = [mode for mode in modes if (workload.name, mode.name) in made]
         for number in range(max(self.runs, self.whole_runs)):
             for mode in list(going):
-                whole = not (mode.lazy or mode.present)
-                if number >= (self.whole_runs if whole else self.runs):
+                if number >= (self.runs if mode.lazy else self.whole_runs):
                     continue
                 case = Case(link, site, workload, mode, made[workload.name, mode.name])
                 try:
@@ -137,7 +136,7 @@ class Suite:
         )
         setting["runs"] = (
             f"{self.runs} of each mode by turns, {self.whole_runs} of those that fetch the whole"
-            " image; each on a new node, the image in the registry's memory"
+            " image first; each on a new node, the image in the registry's memory"
         )
         setting["clock"] = "from the request to pull to the workload's answer; the sandbox runs"
         setting["bytes"] = (

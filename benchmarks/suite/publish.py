@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import PAUSE, Site, containerd_node
 from benchmarks.suite.workloads import Workload
 from firstread.oci.reference import parse_reference
+from firstread.oci.repository import Repository
 from firstread.oci.resolve import resolve
 from firstread.registry.open import open_source
 from firstread.registry.options import AccessOptions
-from firstread.sectors.image import HOT
+from firstread.sectors.image import fetch_image
 from firstread.testing.containers import find_busybox
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import push_pause
@@ -43,7 +45,7 @@ class Made:
     Args:
         tag: of it.
         whole_bytes: compressed layers of the original.
-        hot_bytes: its hot blob; 0 if it has none.
+        hot_bytes: compressed, of what it says that a start reads; 0 if it says nothing.
     """
 
     tag: str
@@ -88,11 +90,14 @@ def make(mode: Mode, workload: Workload, scratch: Path) -> Made:
                 }
                 daemon = node.daemon
                 where = ["--root", str(daemon.root), "--run-dir", str(daemon.run_dir)]
-                words = {**_words(workload), "$NODE": where}
+                words = {**words_of(workload), "$NODE": where}
                 seconds = timed(lambda: _convert(mode, names, words))
             print(f"  {workload.name}: made {tag} in {seconds:.1f} s", flush=True)
         whole = sum(layer.size for layer in read_layers(default_cache(), name))
-        return Made(tag, whole, _hot_bytes(target) if ours else 0)
+        if not ours:
+            return Made(tag, whole)
+        with open_source(parse_reference(target), AccessOptions(plain_http=True)) as repository:
+            return Made(tag, whole, hot_bytes(repository))
 
 
 def _convert(mode: Mode, names: Mapping[str, str], words: Mapping[str, Sequence[str]]) -> None:
@@ -135,7 +140,7 @@ def fill(
     return filled
 
 
-def _words(workload: Workload) -> dict[str, Sequence[str]]:
+def words_of(workload: Workload) -> dict[str, Sequence[str]]:
     """Return the words of templates that stand for several."""
     entry: list[str] = []
     if workload.command:
@@ -172,7 +177,8 @@ def _has(name: str, tag: str) -> bool:
     return (tags / tag).exists()
 
 
-def _hot_bytes(image: str) -> int:
-    with open_source(parse_reference(image), AccessOptions(plain_http=True)) as repository:
-        layers = resolve(repository).manifest.layers
-    return sum(layer.size for layer in layers if HOT in (layer.annotations or {}))
+def hot_bytes(repository: Repository) -> int:
+    """Return the compressed bytes of the sectors that a converted image calls hot."""
+    with tempfile.TemporaryFile() as file:
+        image = fetch_image(repository, resolve(repository).manifest, file)
+    return sum(image.index.sectors[slot].length for slot in image.hot_sectors())

@@ -34,7 +34,7 @@ class Run:
         wire_bytes: that had come over the link, with headers; 0 without a link.
         present: sectors on the node; 0 if it has none.
         sectors: of the image.
-        hot_bytes: of the image's hot blob.
+        hot_bytes: compressed, of the sectors that the image calls hot.
     """
 
     link: str

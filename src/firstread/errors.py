@@ -10,6 +10,7 @@
     │   ├── UnsupportedError the image is valid, but firstread does not handle its kind
     │   │   └── DerivedImageError it was built FROM a converted image
     │   └── LimitError       a declared limit would be exceeded
+    │       └── SectorCountError  larger sectors would keep within it
     ├── SourceError       4  the source or destination of bytes failed
     │   ├── NotFoundError    it has no such image or blob
     │   ├── AuthError        it demands other credentials
@@ -123,6 +124,21 @@ class LimitError(ImageError):
     """A declared limit would be exceeded."""
 
     usual_hint = "remove what the image does not need"
+
+
+class SectorCountError(LimitError):
+    """The limit would be exceeded with sectors of this size, and not with larger ones.
+
+    Args:
+        message: as for every error; so are the arguments that have no line of their own.
+        excess: by how many times.
+    """
+
+    usual_hint = "convert it with a larger --sector-size"
+
+    def __init__(self, message: str, *, excess: float = 1.0, **context: str | None) -> None:
+        super().__init__(message, **context)
+        self.excess = excess
 
 
 class SourceError(FirstreadError):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,22 @@ from firstread.testing.machine import Machine
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import push_pause, runnable_registry
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_mount_namespace() -> None:
+    """Hide the mounts of this process from other tests.
+
+    Each new mount namespace, such as a container's, has a copy of every mount of the namespace that
+    it comes from. A copy outlives umount, and a daemon serves an image for as long as one stands.
+    """
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.unshare(_CLONE_NEWNS) or libc.mount(None, b"/", None, _MS_REC_PRIVATE, None)
+        assert not failed, os.strerror(ctypes.get_errno())
 
 
 @pytest.fixture(scope="session")

@@ -37,17 +37,12 @@ def app(registry: DockerRegistry) -> str:
     return f"{registry.host}/app"
 
 
-@pytest.fixture(scope="module")
-def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with Machine(tmp_path_factory.mktemp("machine")) as machine:
-        yield machine
-
-
 @pytest.fixture
-def machine(one_machine: Machine) -> Iterator[Machine]:
-    yield one_machine
-    one_machine.remove_all()
-    assert one_machine.left_over() == {}
+def machine(machine: Machine) -> Iterator[Machine]:
+    """The machine of these tests; nothing of a test is left on it."""
+    yield machine
+    machine.remove_all()
+    assert machine.left_over() == {}
 
 
 def test_the_image_says_how_to_run_it(machine: Machine, app: str) -> None:

@@ -14,11 +14,9 @@ import pytest
 from firstread.oci.reference import parse_reference
 from firstread.registry.open import open_source
 from firstread.run.containers import ContainerStore, Status, status_of
-from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine, until
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import runnable_registry
 from firstread.traces.attachedtraces import traces_attached
 from firstread.traces.tracefile import Trace, read_trace
 
@@ -31,31 +29,17 @@ DD = "; ".join(
 FOREVER = "while :; do sleep 1; done"
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    busybox = find_busybox()
-    if os.geteuid() or not busybox:
-        pytest.skip("needs root and busybox-static")
-    with runnable_registry(tmp_path_factory.mktemp("images"), busybox, {}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def app(registry: DockerRegistry) -> str:
-    return f"{registry.host}/app"
-
-
-@pytest.fixture(scope="module")
-def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with Machine(tmp_path_factory.mktemp("machine")) as machine:
-        yield machine
+@pytest.fixture
+def app(app_registry: DockerRegistry) -> str:
+    return f"{app_registry.host}/app"
 
 
 @pytest.fixture
-def machine(one_machine: Machine) -> Iterator[Machine]:
-    yield one_machine
-    one_machine.remove_all()
-    assert one_machine.left_over() == {}
+def machine(machine: Machine) -> Iterator[Machine]:
+    """The machine of these tests; nothing of a test is left on it."""
+    yield machine
+    machine.remove_all()
+    assert machine.left_over() == {}
 
 
 def trace_in(path: Path) -> Trace:
@@ -153,17 +137,22 @@ def test_an_exit_code_is_the_command_s(machine: Machine, app: str, tmp_path: Pat
     assert trace_in(out).header.ready_us is None
 
 
-def _running(machine: Machine, app: str, out: Path) -> subprocess.Popen[str]:
+def _running(
+    machine: Machine, app: str, out: Path, trap: str = "trap 'exit 0' INT"
+) -> subprocess.Popen[str]:
     flags = ("--until-line", "never", "-o", str(out))
-    process = machine.start("trace", *flags, app, f"trap 'exit 0' INT; {DD}; echo on; {FOREVER}")
+    process = machine.start("trace", *flags, app, f"{trap}; {DD}; echo on; {FOREVER}")
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     return process
 
 
-def test_an_interrupted_start_is_written(machine: Machine, app: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trap", ["trap 'exit 0' INT", "trap '' INT TERM"])
+def test_an_interrupted_start_is_written(
+    machine: Machine, app: str, tmp_path: Path, trap: str
+) -> None:
     out = tmp_path / "trace"
-    with _running(machine, app, out) as process:
+    with _running(machine, app, out, trap) as process:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors

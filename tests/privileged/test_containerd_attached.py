@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 
+from firstread.oci.reference import parse_reference
+from firstread.registry.open import open_source
+from firstread.sectors.attached import resolve_converted
 from firstread.testing.command import firstread
 from firstread.testing.containers import find_busybox
 from firstread.testing.images import File, Layer, write_layout
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import data_file, push_pause, runnable_image
+from firstread.testing.starts import put_trace, trace_of
 from firstread.units import MiB
 
 containerd = pytest.importorskip(
@@ -38,7 +42,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """``attached`` and ``alone``, ordinary images: the first has a conversion attached."""
+    """Ordinary images; ``attached``, ``traced`` and ``upper`` have a conversion attached."""
     busybox = find_busybox()
     assert busybox
     scratch = tmp_path_factory.mktemp("registry")
@@ -47,7 +51,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
     upper = Layer([File("upper", b"of the upper\n")])
     other = Layer([File("other", b"of the other\n"), File("data/.wh.5", b"")])
     images = {
-        **dict.fromkeys(("attached", "alone", "base"), app),
+        **dict.fromkeys(("attached", "traced", "alone", "base"), app),
         "upper": replace(app, layers=[*app.layers, upper]),
         "shares": replace(app, layers=[*app.layers, other]),
     }
@@ -59,7 +63,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
             source = f"oci:{scratch}/layout:{name}"
             copy = ("skopeo", "copy", "-q", "--dest-tls-verify=false", source, to)
             subprocess.run(copy, check=True, timeout=PATIENCE_S)
-        for name in ("attached", "upper"):
+        for name in ("attached", "traced", "upper"):
             ran = firstread("convert", "--attach", f"{running.host}/{name}:1")
             assert ran.code == 0, ran
         yield running
@@ -86,6 +90,27 @@ def test_the_original_tag_starts_lazily(registry: DockerRegistry, node: Any) -> 
     ]
     assert registry.counts.bytes_of("GET /v2/attached/blobs/") < 10 * MiB
     assert f"{image} is lazy" in node.log()
+
+
+def test_the_original_tag_starts_with_the_hot_sectors_of_its_last_trace(
+    registry: DockerRegistry, node: Any, tmp_path: Path
+) -> None:
+    image, hot = f"{registry.host}/traced:1", []
+    for number in (5, 4, 3):
+        trace = put_trace(tmp_path / f"{number}.jsonl", trace_of((f"data/{number}", 0, 1024)))
+        ran = firstread("optimize", image, "--trace", str(trace), "--json")
+        assert ran.code == 0, ran
+        assert ran.json["chosen"] == ran.json["digest"]
+        with open_source(parse_reference(image)) as repository:
+            hot.append(resolve_converted(repository).manifest.layers[-1].digest)
+    registry.forget()
+    node.pull(image)
+    assert node.run(image, "sh", "-c", "sha256sum /data/3") == [
+        f"{hashlib.sha256(data_file(3)).hexdigest()}  /data/3"
+    ]
+    assert f"{image} is lazy" in node.log()
+    counts = registry.counts
+    assert [counts.bytes_of(blob) >= len(data_file(3)) for blob in hot] == [False, False, True]
 
 
 def test_an_original_alone_is_pulled_as_before(registry: DockerRegistry, node: Any) -> None:

@@ -196,7 +196,7 @@ def test_a_file_system_with_few_inodes_takes_one_image_after_another(tmp_path: P
                 assert daemon.run("fetch", "--all", place).code == 0
             assert daemon.run("umount", place).code == 0
             if number == 1:
-                assert os.statvfs(disk).f_ffree > free - 40
+                daemon.wait(lambda: os.statvfs(disk).f_ffree > free - 40)
         sectors = [path for path in (disk / "root/sectors").rglob("*") if path.is_file()]
         assert all(path.stat().st_size for path in sectors)
         place = daemon.mount(f"oci:{tmp_path}/layout0:latest")
@@ -205,7 +205,7 @@ def test_a_file_system_with_few_inodes_takes_one_image_after_another(tmp_path: P
         assert store["files"] == len(list(_files(disk / "root")))
         assert daemon.run("umount", place).code == 0
         until = time.monotonic() + PATIENCE_S
-        while os.statvfs(disk).f_ffree < free:  # other mount namespaces may have copies of mounts
+        while os.statvfs(disk).f_ffree < free:  # the kernel lets go a moment after umount
             assert daemon.run("cache", "prune").code == 0
             assert time.monotonic() < until
         assert os.statvfs(disk).f_ffree == free

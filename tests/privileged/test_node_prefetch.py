@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+from firstread.oci.reference import parse_reference
+from firstread.oci.resolve import resolve
+from firstread.registry.open import open_source
+from firstread.sectors.hotnote import NO_TRACE, HotNote
+from firstread.sectors.image import HOT as HOT_NOTE
 from firstread.sectors.image import PREFETCH
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -43,6 +48,12 @@ def put(
     return reference, image
 
 
+def hot_blob(reference: str) -> str:
+    """Return the digest of the blob of hot sectors."""
+    with open_source(parse_reference(f"docker://{reference}")) as source:
+        return resolve(source).manifest.layers[-1].digest
+
+
 def wait_hot(daemon: Daemon, place: Path) -> dict[str, Any]:
     daemon.wait(lambda: daemon.mounted(place)["hot_present"] == HOT)
     return daemon.mounted(place)
@@ -65,6 +76,39 @@ def test_hot_sectors_come_in_few_requests_while_nobody_reads(
     assert 'cause="hot"' in text
 
 
+def test_hot_sectors_that_come_beside_the_metadata_come_once(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry)
+    place = daemon.mount(reference)
+    wait_hot(daemon, place)
+    last = COLD + HOT - 1
+    assert output(daemon.reading(place / f"f{last}")) == image.summary(last)
+    assert len(registry.asked(hot_blob(reference))) == 1
+
+
+def test_nothing_is_asked_for_early_of_what_is_not_wanted(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry)
+    place = daemon.mount(reference, "mnt", "--prefetch", "none")
+    assert len(registry.asked("/blobs/")) == 2  # config, metadata
+    assert output(daemon.reading(place / "f0")) == image.summary(0)
+
+
+def test_hot_sectors_that_break_off_beside_the_metadata_are_asked_for_again(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry)
+    registry.script(f"GET {hot_blob(reference)} cut 500000")
+    place = daemon.mount(reference)
+    wait_hot(daemon, place)
+    for number in range(COLD, COLD + HOT):
+        assert output(daemon.reading(place / f"f{number}")) == image.summary(number)
+    assert registry.unused() == []
+    assert daemon.mounted(place)["failed_reads"] == 0
+
+
 def test_a_cold_read_goes_before_the_stream_and_a_hot_one_waits_for_its_frame(
     daemon: Daemon, registry: ScriptedRegistry
 ) -> None:
@@ -84,6 +128,24 @@ def test_a_cold_read_goes_before_the_stream_and_a_hot_one_waits_for_its_frame(
     assert output(daemon.reading(place / f"f{last}")) == image.summary(last)
     registry.script("")
     assert wait_hot(daemon, place)["failed_reads"] == 0
+
+
+def test_a_start_set_comes_as_far_as_a_read_confirms_it(
+    daemon: Daemon, registry: ScriptedRegistry
+) -> None:
+    reference, image = put(registry, {HOT_NOTE: str(HotNote(4096, HOT, NO_TRACE))})
+    hot = hot_blob(reference)
+    registry.seen.clear()
+    place = daemon.mount(reference)
+    assert registry.asked(hot) == []
+    read = COLD + 3
+    assert output(daemon.reading(place / f"f{read}", 0, FRAME, "random")) == image.summary(
+        read, 0, FRAME
+    )
+    daemon.wait(lambda: daemon.mounted(place)["hot_present"] == HOT - 3)
+    daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
+    status = daemon.mounted(place)
+    assert (status["hot"], status["hot_present"], status["present"]) == (HOT, HOT - 3, HOT - 3)
 
 
 def test_a_fetcher_that_dies_in_a_stream_is_followed_by_one_that_goes_on(
@@ -178,6 +240,7 @@ def test_a_mount_explains_an_image_without_hot_sectors(
     assert (plan["hot_bytes"], plan["rest"]) == (0, "never")
     assert plan["all_bytes"] > 8 * SECTOR
     assert "the others when they are read" in ran.stderr
+    assert "link         not measured yet" in ran.stderr
 
 
 def test_a_mount_explains_what_it_fetches(daemon: Daemon, registry: ScriptedRegistry) -> None:
@@ -187,7 +250,6 @@ def test_a_mount_explains_what_it_fetches(daemon: Daemon, registry: ScriptedRegi
     ran = daemon.run("mount", reference, place, "--explain")
     assert ran.code == 0, ran
     assert "hot sectors" in ran.stderr
-    assert "the link is not measured yet" in ran.stderr
     wait_hot(daemon, place)
     other = daemon.scratch / "other"
     other.mkdir()

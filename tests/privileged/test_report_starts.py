@@ -83,8 +83,15 @@ def test_a_container_leaves_the_record_of_its_start(tmp_path: Path, app: str) ->
         assert {sector["cause"] for sector in again["sectors"]} == {None}
 
 
-def test_a_record_that_cannot_be_written_is_a_warning(machine: Machine, app: str) -> None:
+def test_a_record_that_cannot_be_written(machine: Machine, app: str, tmp_path: Path) -> None:
+    """It is an error before the container runs, and a warning afterwards."""
     ran = machine.run("--rm", "--record", "/nonexistent/run.json", app, "exit 3")
+    assert ran.returncode == 125
+    assert ran.stderr.startswith("firstread: /nonexistent/run.json cannot be written")
+    place = tmp_path / "place"
+    place.mkdir()
+    options = ("--rm", "-u", "0", "-v", f"{tmp_path}:/host", "--record", str(place / "run.json"))
+    ran = machine.run(*options, app, "rmdir /host/place; exit 3")
     assert ran.returncode == 3
     assert ran.stderr.startswith("firstread: the start is not recorded: cannot write")
     ran = machine.run("-d", "--rm", "--record", "run.json", app, "true")

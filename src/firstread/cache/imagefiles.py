@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from firstread.cache.room import Room
@@ -22,13 +23,13 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.image import fetch_image
 
-MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata"  # names of the files
+NAMES = MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata"  # of the files
 
 
 def room_of(directory: Path) -> Room:
     """Return what the directory of an image and the files in it take."""
     room = Room(0, 1)
-    for name in (MANIFEST, CONFIG, METADATA):
+    for name in NAMES:
         with contextlib.suppress(OSError):
             room += Room((directory / name).stat().st_size, 1)
     return room
@@ -37,14 +38,18 @@ def room_of(directory: Path) -> Room:
 def write(directory: Path, resolved: ResolvedImage, repository: Repository) -> None:
     """Write the files of an image, its metadata fetched and checked, and have them on the disk."""
     documents = {MANIFEST: resolved.manifest_bytes, CONFIG: resolved.config_bytes}
-    for name, data in documents.items():
-        with open(directory / name, "wb") as file:
-            file.write(data)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(directory / name, "w+b")) for name in NAMES]
+        for file, name in zip(files, documents, strict=False):
+            file.write(documents[name])
             file.flush()
-            os.fsync(file.fileno())
-    with open(directory / METADATA, "w+b") as file:
-        validate(fetch_image(repository, resolved.manifest, file).erofs)
-        os.fsync(file.fileno())
+        image = fetch_image(repository, resolved.manifest, files[-1])
+        syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
+        stack.callback(syncing.shutdown)
+        synced = [syncing.submit(os.fsync, file.fileno()) for file in files]
+        validate(image.erofs)
+        for each in synced:
+            each.result()
 
 
 def publish(scratch: Path, target: Path) -> bool:

@@ -221,6 +221,7 @@ class ImageStore:
         reference: Reference,
         repository: Repository,
         on_resolved: Callable[[], None] = lambda: None,
+        on_absent: Callable[[Manifest], None] = lambda _: None,
     ) -> NodeImage:
         """Fetch manifest, config and metadata of an image, unless it is here.
 
@@ -231,6 +232,7 @@ class ImageStore:
             reference: its name.
             repository: where it is.
             on_resolved: called when manifest and config are here.
+            on_absent: called before its metadata is fetched.
 
         Raises:
             FirstreadError: it cannot be had, or is not a firstread image; names the image.
@@ -239,6 +241,8 @@ class ImageStore:
             resolved = resolve_converted(repository)
             on_resolved()
             digest = resolved.descriptor.digest
+            if not self._is_here(digest):
+                on_absent(resolved.manifest)
             for _ in range(ATTEMPTS):
                 self._store(reference, repository, resolved)
                 try:

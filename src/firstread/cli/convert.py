@@ -15,6 +15,7 @@ from firstread.cli.options import (
     PLATFORM,
     REFERENCE,
     SIZE,
+    SectorSizeType,
     access_options,
     json_option,
     login_options,
@@ -50,7 +51,11 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
     " --attach every one for Linux]",
 )
 @click.option(
-    "--sector-size", type=SIZE, default="4MiB", show_default=True, help="Unit of fetching."
+    "--sector-size",
+    type=SectorSizeType(),
+    default="auto",
+    show_default=True,
+    help="Unit of fetching, such as 4MiB; auto takes a larger one for very large images.",
 )
 @click.option(
     "--frame-size", type=SIZE, default="256KiB", show_default=True, help="Unit of compression."
@@ -106,7 +111,7 @@ def command(
     then an optional further name.
     """
     from firstread.memory import keep_large_buffers
-    from firstread.sectors.format import Geometry
+    from firstread.sectors.format import DEFAULT_SECTOR_SIZE, Geometry
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
 
@@ -120,13 +125,13 @@ def command(
             "--no-hot makes no hot sectors, which a trace is for",
             hint="leave out one of --no-hot and --trace",
         )
-    Geometry(sector_size, frame_size)
+    Geometry(sector_size or max(DEFAULT_SECTOR_SIZE, frame_size), frame_size)
     # Only the registry itself: a mirror's copy is no base for a conversion.
     access = dataclasses.replace(
         access, mirrors=False, logins=registry_logins(source, destination, login)
     )
     keep_large_buffers()
-    options = _options(platform, (sector_size, frame_size, level), jobs, access, not no_cache)
+    options = _options(platform, (sector_size, frame_size), level, jobs, access, not no_cache)
     options = dataclasses.replace(options, traces=read_traces(traces), static=not no_hot)
     with unwinding_on_signals():
         document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
@@ -138,7 +143,8 @@ def command(
 
 def _options(
     platform: Platform | None,
-    parameters: tuple[int, int, int],
+    sizes: tuple[int, int],
+    level: int,
     jobs: int | None,
     access: AccessOptions,
     reuse: bool,
@@ -146,10 +152,13 @@ def _options(
     from firstread.convert.conversion import ConvertOptions
     from firstread.convert.layercache import LayerCache, default_cache_dir
     from firstread.convert.record import Parameters
+    from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 
+    sector_size, frame_size = sizes
     return ConvertOptions(
         platform=platform,
-        parameters=Parameters(*parameters),
+        parameters=Parameters(sector_size or DEFAULT_SECTOR_SIZE, frame_size, level),
+        auto_sector_size=not sector_size,
         jobs=jobs or len(os.sched_getaffinity(0)),
         source_options=access,
         destination_options=access,
@@ -216,7 +225,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
         f"  digest    {result.digest}{'  (as before)' if result.unchanged else ''}",
         f"  layers    {len(result.layers)}, {known} of them packed before",
         f"  content   {format_size(result.content_size)}, {counted(result.inodes, 'inode')},"
-        f" {counted(result.sectors, 'sector')}",
+        f" {counted(result.sectors, 'sector')} of {format_size(result.sector_size)}",
         f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
         f" {format_size(result.source_size)}",
         f"  metadata  {format_size(result.metadata_size)}, fetched before a mount",

@@ -35,11 +35,13 @@ def explained(mount: dict[str, Any]) -> list[str]:
     if plan["mode"] == "none":
         order = "nothing; all sectors when they are read"
     else:
-        order = f"hot sectors first, {_REST.get(plan['rest'], plan['rest'])}"
+        first = "around a read of them" if plan.get("is_guess") else "first"
+        order = f"hot sectors {first}, {_REST.get(plan['rest'], plan['rest'])}"
     return [
         f"prefetch     {plan['mode']}: {order}",
         f"hot sectors  {_amount(plan['hot_bytes'], plan['hot_s'])}",
-        f"all sectors  {_amount(plan['all_bytes'], plan['all_s'])}; no pull is ready before",
+        f"all sectors  {_amount(plan['all_bytes'], plan['all_s'])}"
+        + ("; no pull is ready before" if plan["all_s"] is not None else ""),
         f"link         {_link(plan['bytes_per_s'], plan['latency_s'])}",
     ]
 
@@ -52,5 +54,5 @@ def _amount(count: int, seconds: float | None) -> str:
 
 def _link(bytes_per_s: float | None, latency_s: float | None) -> str:
     if bytes_per_s is None or latency_s is None:
-        return "the link is not measured yet"
+        return "not measured yet"
     return f"{bytes_per_s * 8 / 1e6:.0f} Mbit/s, an answer begins after {latency_s * 1000:.1f} ms"

@@ -24,6 +24,8 @@ def hot_lines(hot: HotSectors | None) -> list[str]:
     """Return lines for people; none without a trace."""
     if hot is None:
         return []
+    if not hot.reads:
+        return ["  hot       nothing: no read of the trace fits the image"]
     lines = [
         f"  hot       {format_size(hot.blob_size)} for {format_size(hot.size)} in"
         f" {counted(hot.sectors, 'sector')}: {counted(hot.reads, 'read')} of"
@@ -33,6 +35,6 @@ def hot_lines(hot: HotSectors | None) -> list[str]:
         where = "read as a whole, which stay where they are"
         lines.append(f"  whole     {counted(hot.whole_sectors, 'sector')} {where}")
     reads, missing = counted(hot.unfit_reads, "read"), counted(hot.missing_files, "missing file")
-    parts = [f"{reads} of {missing} or behind the end of one"] if hot.unfit_reads else []
+    parts = [f"{reads} of {missing} or beyond a file's end"] if hot.unfit_reads else []
     parts += [f"{counted(hot.hole_reads, 'read')} of holes"] if hot.hole_reads else []
     return [*lines, *([f"  left out  {', '.join(parts)}"] if parts else [])]

@@ -12,11 +12,10 @@ from firstread.cli.explain import explain_option, explained
 from firstread.cli.options import (
     REFERENCE,
     access_options,
-    access_request,
     check_lazy,
     json_option,
     login_options,
-    login_request,
+    mount_request,
     node_options,
     policy_options,
     pull_option,
@@ -58,10 +57,7 @@ def command(
     answer = client.mount(
         image=str(reference.absolute()),
         directory=str(directory.absolute()),
-        policy=pull,
-        access=access_request(access),
-        policies=policies,
-        login=login_request(login),
+        **mount_request(pull, access, policies, login),
     )
     try:
         check_lazy(answer, policies)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.argument("destination", metavar="[DEST]", type=REFERENCE, required=False)
-@click.option("--trace", "traces", type=TRACES, multiple=True, required=True, help=TRACE_HELP)
+@click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @click.option(
     "--platform",
     type=PLATFORM,
@@ -59,16 +60,18 @@ def command(
     """Copy what a start reads into hot sectors of the converted image REF.
 
     Nodes fetch hot sectors first, in order. The blobs of layers stay as they are: only hot sectors,
-    metadata, config and manifest are uploaded. Hot sectors of an earlier optimization go. The
-    result replaces REF, or gets the name DEST. If REF is an original with a converted image
-    attached, the result is attached to it as well. A password on stdin is for the registry of DEST,
-    or for that of REF if DEST is left out.
+    metadata, config and manifest are uploaded. Hot sectors of an earlier optimization go. Without
+    --trace, the traces that are attached to the image say what a start reads. The result replaces
+    REF, or gets the name DEST. If REF is an original with a converted image attached, the result is
+    attached to it as well. A password on stdin is for the registry of DEST, or for that of REF if
+    DEST is left out.
     """
     from firstread.convert.optimize import OptimizeOptions, optimize
     from firstread.memory import keep_large_buffers
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
 
+    logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     # Only the registry itself: a mirror's copy is no base for an image.
     logins = registry_logins(reference, destination, login)
     access = dataclasses.replace(access, mirrors=False, logins=logins)

@@ -64,6 +64,13 @@ class SizeType(click.ParamType[int]):
             self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
 
 
+class SectorSizeType(SizeType):
+    """A number of bytes, or ``auto``, which is 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "auto" else super().convert(value, param, ctx)
+
+
 class SecondsType(click.ParamType[float]):
     """A time to wait, in seconds.
 
@@ -340,6 +347,21 @@ def login_options(command: F) -> F:
 def login_request(login: tuple[str, str] | None) -> dict[str, str] | None:
     """Return the login of a command line in the daemon's form."""
     return {"username": login[0], "password": login[1]} if login else None
+
+
+def mount_request(
+    pull: str,
+    access: AccessOptions,
+    policies: dict[str, Any],
+    login: tuple[str, str] | None,
+) -> dict[str, Any]:
+    """Return what a command line says of a mount, in the daemon's form."""
+    return {
+        "policy": pull,
+        "access": access_request(access),
+        "policies": policies,
+        "login": login_request(login),
+    }
 
 
 def read_secret() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from firstread.errors import from_os_error
+from firstread.errors import UsageError, from_os_error
 from firstread.printable import printable
 from firstread.wholefile import whole_file
 
@@ -50,6 +50,18 @@ def complain(lines: Iterable[str]) -> None:
 def _write(text: str) -> None:
     with writing():
         click.echo(text, nl=False)
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be made, before anything is done for it.
+
+    Raises:
+        UsageError: there is no such directory, or it cannot be written.
+    """
+    is_odd = path.exists() and not path.is_file()  # such as a pipe, which stays
+    place = path if is_odd else path.absolute().parent
+    if path.is_dir() or not (is_odd or place.is_dir()) or not os.access(place, os.W_OK):
+        raise UsageError(f"{path} cannot be written", hint="choose a file in a writable directory")
 
 
 def write_whole(path: Path, text: str) -> None:

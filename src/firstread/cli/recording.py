@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstread.cli.output import complain, write_whole
+from firstread.cli.output import check_output, complain, write_whole
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ def recording_into(path: Path, root: Path) -> Callable[[Client, str, Timeline], 
     Args:
         path: of the file.
         root: of the daemon.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
+    check_output(path)
 
     def keep(client: Client, mountpoint: str, timeline: Timeline) -> None:
         from firstread.documents import encode

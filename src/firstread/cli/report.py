@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from firstread.cli.options import json_option, node_options
-from firstread.cli.output import report, show, write_whole
-from firstread.errors import FirstreadError, UsageError, from_os_error
+from firstread.cli.output import check_output, report, show, write_whole
+from firstread.errors import UsageError, from_os_error
 
 if TYPE_CHECKING:
     from firstread.report.shownstart import Start
@@ -45,6 +45,7 @@ def command(
         raise UsageError("say where the page goes", hint="firstread report REF -o report.html")
     if not 0 < len(names) <= MOST_STARTS:
         raise UsageError(f"a page compares 1 to {MOST_STARTS} starts, not {len(names)}")
+    check_output(output)
     starts: list[Start] = [
         _from_file(Path(name))
         if Path(name).is_file()
@@ -84,16 +85,13 @@ def _from_file(path: Path) -> Start:
     """Return the start in a file: a record or a trace."""
     from firstread.report.shownstart import of_record, of_trace
     from firstread.report.startrecord import is_record, read_record
-    from firstread.traces.tracefile import read_trace
+    from firstread.traces.savedtrace import load_trace
 
     try:
         with path.open("rb") as file:
-            if is_record(file.read(4096)):
-                return of_record(read_record(path), path.stem)
-            file.seek(0)
-            return of_trace(read_trace(file), path.stem)
+            head = file.read(4096)
     except OSError as exc:
         raise from_os_error(exc, f"cannot read {path}") from exc
-    except FirstreadError as exc:
-        exc.about(image=str(path))
-        raise
+    if is_record(head):
+        return of_record(read_record(path), path.stem)
+    return of_trace(load_trace(path), path.stem)

@@ -19,9 +19,8 @@ from firstread.cli.holding import hold, reserve
 from firstread.cli.nodestate import container_store, release_mount
 from firstread.cli.options import (
     access_options,
-    access_request,
     login_options,
-    login_request,
+    mount_request,
     node_options,
     policy_options,
     pull_option,
@@ -80,12 +79,7 @@ def command(
     timeline = Timeline(keep) if stats or keep else None
     os.umask(0o022)  # new directories for volumes and binds get docker's 0755
     with unwinding_on_signals():
-        how = {
-            "policy": pull,
-            "access": access_request(access),
-            "policies": policies,
-            "login": login_request(login),
-        }
+        how = mount_request(pull, access, policies, login)
         code = _run(options, root, run_dir, how, timeline, explain=explain)
     if timeline is not None and stats:
         complain(timeline.report())

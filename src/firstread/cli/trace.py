@@ -17,14 +17,13 @@ import click
 from firstread.cli.options import (
     SecondsType,
     access_options,
-    access_request,
     login_options,
-    login_request,
+    mount_request,
     node_options,
     policy_options,
     pull_option,
 )
-from firstread.cli.output import complain
+from firstread.cli.output import check_output, complain
 from firstread.cli.tracing import Tracing
 from firstread.errors import UsageError
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
@@ -47,7 +46,7 @@ _output_option = click.option(
 def _merge(files: tuple[Path, ...], output: Path) -> None:
     """Merge the traces of several starts of an image into one."""
     from firstread.traces.firstreads import merge
-    from firstread.traces.savedtrace import check_output, load_trace, save_trace
+    from firstread.traces.savedtrace import load_trace, save_trace
 
     check_output(output)
     trace = merge([load_trace(path) for path in files])
@@ -69,7 +68,7 @@ def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
     from firstread.control.client import Client
     from firstread.documents import decode
     from firstread.fetch.tracelog import SeenReads
-    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.savedtrace import save_trace
     from firstread.traces.sectorreads import trace_of, unpack_reads
 
     check_output(output)
@@ -143,7 +142,7 @@ def command(
     the container. The container is removed.
     """
     from firstread.signals import unwinding_on_signals
-    from firstread.traces.savedtrace import check_output, save_trace
+    from firstread.traces.savedtrace import save_trace
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     conditions = _conditions(until, until_line, seconds)
@@ -153,12 +152,7 @@ def command(
         raise UsageError("say where the trace is to go", hint="-o FILE, --attach, or both")
     if attach:
         _check_attachable(options.image)
-    how = {
-        "policy": pull,
-        "access": access_request(access),
-        "policies": policies,
-        "login": login_request(login),
-    }
+    how = mount_request(pull, access, policies, login)
     os.umask(0o022)  # as for `run`
     with unwinding_on_signals():
         tracing = Tracing(_prepared(options), conditions, root, run_dir)

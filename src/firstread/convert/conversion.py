@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+import msgspec
+
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.destination import check_destination, check_name
 from firstread.convert.hotblob import Start, recorded_start
@@ -25,8 +27,9 @@ from firstread.convert.outcome import Conversion, ConvertedLayer, hot_sectors
 from firstread.convert.progress import NoProgress, Progress
 from firstread.convert.publish import Published, ReadyLayer, publish
 from firstread.convert.record import Parameters
-from firstread.convert.reuse import KnownLayers, previous_at, previous_attached
-from firstread.errors import ImageError
+from firstread.convert.reuse import KnownLayers, preferred, previous_at, previous_attached
+from firstread.convert.sectorsize import choose_sector_size, larger_sector_size
+from firstread.errors import ImageError, SectorCountError
 from firstread.memory import give_back
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
@@ -40,7 +43,6 @@ from firstread.traces.tracefile import Trace
 
 DEFAULT_PARAMETERS = Parameters()
 DEFAULT_ACCESS = AccessOptions()
-STATIC_LEVEL = 9  # of hot sectors that nobody asked for: 15 would double the time of a conversion
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ConvertOptions:
     Args:
         platform: selects an image of an index; this machine's if None.
         parameters: sector size, frame size, level.
+        auto_sector_size: choose the sector size by the image, whatever the parameters say.
         jobs: sectors compressed at a time.
         source_options: access to the source.
         destination_options: access to the destination.
@@ -61,6 +64,7 @@ class ConvertOptions:
 
     platform: Platform | None = None
     parameters: Parameters = DEFAULT_PARAMETERS
+    auto_sector_size: bool = False
     jobs: int = 1
     source_options: AccessOptions = DEFAULT_ACCESS
     destination_options: AccessOptions = DEFAULT_ACCESS
@@ -136,7 +140,7 @@ class ImageConversion:
         self.attach = attach
         self.uploaded = 0
         self._progress = progress or NoProgress()
-        self._pool = LayerPool(source_repository, destination_repository, self._progress, executor)
+        self._source_repository, self._executor = source_repository, executor
 
     def run(self, image: ResolvedImage, layers: list[SourceLayer], started: float) -> Conversion:
         """Convert `image`, which consists of `layers`.
@@ -149,6 +153,22 @@ class ImageConversion:
         Raises:
             FirstreadError: as `convert`.
         """
+        if self.options.auto_sector_size:
+            sources = (layer for layer, _ in layers)
+            self._resize(choose_sector_size(sources, self.parameters.frame_size))
+        while True:
+            try:
+                return self._run(image, layers, started)
+            except SectorCountError as exc:
+                size = larger_sector_size(self.parameters.sector_size, exc)
+                if size is None or not self.options.auto_sector_size:
+                    raise
+                self._resize(size)
+
+    def _resize(self, sector_size: int) -> None:
+        self.parameters = msgspec.structs.replace(self.parameters, sector_size=sector_size)
+
+    def _run(self, image: ResolvedImage, layers: list[SourceLayer], started: float) -> Conversion:
         repository, previous = self.destination_repository, None
         if self.options.reuse:
             previous = (
@@ -168,6 +188,7 @@ class ImageConversion:
         give_back()  # the buffers of sectors; the rest is many small objects
         made = [ReadyLayer(*layer, packed[layer.diff_id]) for layer in layers]
         digest = previous.digest if previous else None
+        by_trace = self.attach and self.options.traces
         try:
             done = publish(
                 repository,
@@ -176,8 +197,9 @@ class ImageConversion:
                 self.parameters,
                 digest,
                 attach=self.attach,
+                above=preferred(repository, image.descriptor) if by_trace else None,
                 start=self._start(),
-                level=None if self.options.traces else STATIC_LEVEL,
+                static=not self.options.traces,
                 jobs=self.options.jobs,
             )
         except ImageError as exc:
@@ -224,7 +246,13 @@ class ImageConversion:
                 self.parameters.sector_size, self.options.jobs, len(todo)
             )
             jobs = [self._job(SourceLayer(todo[key], key), in_flight) for key in todo]
-            self._pool.run(jobs, workers, finished)
+            pool = LayerPool(
+                self._source_repository,
+                self.destination_repository,
+                self._progress,
+                self._executor,
+            )
+            pool.run(jobs, workers, finished)
         return packed, how
 
     def _job(self, layer: SourceLayer, in_flight: int) -> LayerJob:
@@ -260,6 +288,7 @@ class ImageConversion:
             metadata_size=done.manifest.layers[0].size,
             metadata_uncompressed_size=done.metadata.size,
             sectors=len(done.metadata.ids),
+            sector_size=self.parameters.sector_size,
             inodes=done.metadata.inodes,
             layers=[
                 _converted(layer, how[layer.diff_id], facts)

@@ -28,7 +28,7 @@ from firstread.layouts.ingest import open_scratch
 from firstread.oci.repository import Destination
 from firstread.sectors.content import ContentReader, read_frames
 from firstread.sectors.format import BLOCK_SIZE, SectorEntry, check_row
-from firstread.sectors.hotnote import HotNote
+from firstread.sectors.hotnote import NO_TRACE, HotNote
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Wanted
 from firstread.traces.tracefile import Trace, write_trace
@@ -38,6 +38,7 @@ from firstread.units import MiB, round_up
 HOT_LEVEL = 15
 LARGE = 96 * MiB  # of hot sectors, from which on that would take too long
 LARGE_LEVEL = 9
+STATIC_LEVEL = 9  # of a start set, which nobody asked for: 15 would double a conversion's time
 READERS = 4  # sectors of layers that are read at a time
 
 Read = Callable[[bytes, int, int], bytes]
@@ -117,6 +118,7 @@ def make_hot(
     config: dict[str, Any],
     start: Start,
     *,
+    static: bool = False,
     granule: int = DEFAULT_GRANULE,
     level: int | None = None,
     jobs: int = 1,
@@ -130,8 +132,9 @@ def make_hot(
         parameters: of the layers.
         config: of the source.
         start: what is hot.
+        static: no run has shown that.
         granule: smallest chunk, bytes.
-        level: zstd compression level; None for `HOT_LEVEL`, or `LARGE_LEVEL` for many bytes.
+        level: zstd compression level; None for the one of such a start.
         jobs: sectors compressed at a time.
 
     Raises:
@@ -146,7 +149,7 @@ def make_hot(
     if not plan.runs and not plan.whole:
         return Hot(plan)
     whole = [sectors[split_address(address)[0]].entry.id for address in plan.whole]
-    note = HotNote(granule, plan.reads, _digest(trace))
+    note = HotNote(granule, plan.reads, NO_TRACE if static else _digest(trace))
     if not plan.runs:
         return Hot(plan, None, note, whole)
     layout = _Layout(parameters.sector_size, len(sectors))
@@ -158,7 +161,7 @@ def make_hot(
     ):
         layout.copy(NativeSource(repository), sectors, data.fileno())
         size = sum(layout.sizes)
-        level = level or (HOT_LEVEL if size < LARGE else LARGE_LEVEL)
+        level = level or _level(size, static=static)
         hot = Parameters(parameters.sector_size, parameters.frame_size, level)
         packed, made = _pack(data, layout.sizes, hot, blob, jobs)
         blob.seek(0)
@@ -166,6 +169,12 @@ def make_hot(
     layout.repoint()
     merged.sectors += [(len(merged.layers), sector) for sector in made]
     return Hot(plan, HotBlob(packed, size, len(made), uploaded), note, whole)
+
+
+def _level(size: int, *, static: bool) -> int:
+    if static:
+        return STATIC_LEVEL
+    return HOT_LEVEL if size < LARGE else LARGE_LEVEL
 
 
 def _wanted(

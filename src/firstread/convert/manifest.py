@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import record_annotations
@@ -23,13 +25,15 @@ from firstread.sectors.format import (
     METADATA_MEDIA_TYPE,
     SECTORS_MEDIA_TYPE,
 )
-from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST
+from firstread.sectors.image import GENERATION, HOT, PARAMETERS, SOURCE_DIGEST
 from firstread.units import KiB
 
+MAX_GENERATION = 999_999
 MAX_EMBEDDED_CONFIG = 32 * KiB  # bytes; most configs have less than 10
 CREATED_BY = "firstread convert"
 METADATA_STEP, HOT_STEP = "metadata", "hot sectors"
 EPOCH = "1970-01-01T00:00:00Z"
+OF_START = (HOT, GENERATION)  # annotations that no source hands down
 
 
 def converted_config(
@@ -106,7 +110,7 @@ def converted_manifest(
         note: about what is hot; also in the manifest, which lists of referrers repeat.
     """
     noted = {} if note is None else {HOT: note}
-    kept = {name: text for name, text in (annotations or {}).items() if name != HOT}
+    kept = {name: text for name, text in (annotations or {}).items() if name not in OF_START}
     small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
     return Manifest(
         media_type=OCI_MANIFEST,
@@ -133,6 +137,14 @@ def converted_manifest(
             **noted,
         },
     )
+
+
+def of_generation(manifest: Manifest, number: int) -> Manifest:
+    """Return the manifest of an image that nodes prefer to those of lower numbers; 0 says none."""
+    if not number:
+        return manifest
+    annotations = {**(manifest.annotations or {}), GENERATION: str(min(number, MAX_GENERATION))}
+    return structs.replace(manifest, annotations=annotations)
 
 
 def _sectors_descriptor(packed: PackedLayer, annotations: Mapping[str, str]) -> Descriptor:

@@ -20,7 +20,7 @@ from firstread.convert.layers import LayerMerger
 from firstread.convert.record import LayerRecord, PackedSector
 from firstread.erofs.tree import HOLE, Device, Node, walk
 from firstread.erofs.writer import write_erofs
-from firstread.errors import LimitError
+from firstread.errors import LimitError, SectorCountError
 from firstread.sectors.format import (
     BLOCK_SIZE,
     MAX_METADATA_SIZE,
@@ -93,7 +93,7 @@ def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry
         the rows of the sector index, in order of slots.
 
     Raises:
-        LimitError: an EROFS image cannot have so many devices.
+        SectorCountError: an EROFS image cannot have so many devices.
     """
     nodes = {id(node): node for _, node in walk(merged.root) if node.chunks}
     files = list(nodes.values())
@@ -108,9 +108,9 @@ def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry
             if layer == len(merged.layers):
                 rows[sector.id] = slots[number], row
     if len(rows) > MAX_SECTORS:
-        raise LimitError(
+        raise SectorCountError(
             f"the image has {len(rows)} sectors, an EROFS image can have {MAX_SECTORS}",
-            hint="convert it with a larger --sector-size",
+            excess=len(rows) / MAX_SECTORS,
         )
     for node in files:
         node.chunks = tuple(_readdress(chunk, slots) for chunk in node.chunks)

@@ -27,6 +27,7 @@ from firstread.convert.outcome import Optimization, hot_sectors
 from firstread.convert.publish import Published, ReadyLayer, merge_layers, publish
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import RecordedLayers
+from firstread.convert.reuse import preferred
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, walk
 from firstread.errors import (
@@ -53,6 +54,7 @@ from firstread.sectors.image import (
     BlockImage,
     fetch_image,
 )
+from firstread.traces.attachedtraces import traces_attached
 from firstread.traces.firstreads import merge
 from firstread.traces.tracefile import Trace
 
@@ -87,7 +89,7 @@ def optimize(
         reference: a converted image, or an original with one attached.
         destination: the result's name. If None, that of `reference`; an attached image gets one
             more attachment to its original instead.
-        traces: of starts; at least one.
+        traces: of starts; if none, those that are attached to the image.
         options: see `OptimizeOptions`.
 
     Raises:
@@ -102,7 +104,7 @@ def optimize(
         work = _Work(source, resolve_converted(source, options.platform), options)
         target = work.target(destination)
         with open_destination(target, options.access) as opened:
-            return work.run(opened, destination, merge(traces), started)
+            return work.run(opened, destination, merge(traces or work.attached()), started)
 
 
 class _Work:
@@ -118,7 +120,20 @@ class _Work:
         self._source = source
         self._image = image
         self._options = options
-        self._named = source.get_manifest()[0].digest  # what the reference names
+
+    def attached(self) -> list[Trace]:
+        """Return the traces that travel with the image: of its original, or else its own.
+
+        Raises:
+            UsageError: there are none.
+        """
+        for subject in (self._original().descriptor, self._image.descriptor):
+            if found := traces_attached(self._source, subject):
+                return found
+        raise UsageError(
+            "no trace is attached to the image",
+            hint="name a file, --trace FILE, or record a start: firstread trace --attach",
+        )
 
     def target(self, destination: Reference | None) -> Reference:
         """Return where the result goes.
@@ -129,7 +144,7 @@ class _Work:
         if destination is not None:
             return destination
         reference = self._source.reference
-        if self._named != self._image.descriptor.digest:
+        if self._image.named != self._image.descriptor.digest:
             return replace(reference, tag=None, digest=None)  # an original, which keeps its name
         if reference.tag is None or reference.transport == "oci-archive":
             raise UsageError("the result needs a name", hint="name a DEST with a tag")
@@ -162,6 +177,7 @@ class _Work:
             parameters,
             previous,
             attach=subject is not None,
+            above=preferred(opened, subject) if subject else None,
             start=recorded_start(trace),
             jobs=self._options.jobs,
             merged=merged,
@@ -179,7 +195,7 @@ class _Work:
         except (ImageError, NotFoundError):
             return None
         subject = self._image.manifest.subject
-        originals = {self._named, subject.digest if subject else ""}
+        originals = {self._image.named, subject.digest if subject else ""}
         if named in originals - {self._image.descriptor.digest}:
             raise same_image(self._source.reference)
         return named

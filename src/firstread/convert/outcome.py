@@ -93,6 +93,7 @@ class Conversion(Document, kw_only=True):
     metadata_size: the metadata layer: what a node fetches before it mounts
     metadata_uncompressed_size: of the same
     sectors: that the tree refers to
+    sector_size: of the image, at most
     inodes: of the file system
     layers: of the source, the lowest first
     uploaded_blobs: that the destination did not have
@@ -115,6 +116,7 @@ class Conversion(Document, kw_only=True):
     metadata_size: Bytes
     metadata_uncompressed_size: Bytes
     sectors: int
+    sector_size: Bytes
     inodes: int
     layers: list[ConvertedLayer]
     uploaded_blobs: int

@@ -16,11 +16,11 @@ from itertools import chain, starmap
 from typing import NamedTuple
 
 from firstread.erofs.tree import HOLE, chunk_address
-from firstread.errors import LimitError
+from firstread.errors import SectorCountError
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.units import format_size, round_up
 
-MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB at the default sector size
+MAX_CHUNKS_PER_FILE = 1 << 20  # 8 MiB of metadata for one file; 4 TiB in sectors of 4 MiB
 MAX_CHUNKS = 1 << 22  # in one layer: 32 MiB of metadata before compression
 MAX_CHUNK_SIZE = BLOCK_SIZE << 31  # erofs_fs.h: five bits for the shift of a block
 CHUNK_INDEX_SIZE = 8  # bytes of struct erofs_inode_chunk_index
@@ -80,7 +80,7 @@ class Planner:
             extents: (offset, length) of the data of a sparse file, in order; None for other files.
 
         Raises:
-            LimitError: the file, or the layer with it, needs more chunks than the format allows.
+            SectorCountError: the file, or the layer with it, needs more chunks than there may be.
         """
         if size == 0:
             return NOTHING
@@ -117,15 +117,16 @@ class Planner:
     def _count(self, chunks: int, size: int) -> None:
         self._chunks += chunks
         if chunks > MAX_CHUNKS_PER_FILE:
-            raise LimitError(
+            raise SectorCountError(
                 f"a file of {format_size(size)} needs {chunks} chunks, {MAX_CHUNKS_PER_FILE} is"
                 " the limit",
+                excess=chunks / MAX_CHUNKS_PER_FILE,
                 hint="convert with a larger --sector-size, or leave the file out of the image",
             )
         if self._chunks > MAX_CHUNKS:
-            raise LimitError(
+            raise SectorCountError(
                 f"the layer's files need more than {MAX_CHUNKS} chunks",
-                hint="convert with a larger --sector-size",
+                excess=self._chunks / MAX_CHUNKS,
             )
 
     def _sparse_chunk_size(self, size: int, blocks: Sequence[Span]) -> int:

@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.hotblob import NOT_HOT, Hot, Start, make_hot
-from firstread.convert.manifest import converted_config, converted_manifest, metadata_descriptor
+from firstread.convert.manifest import (
+    converted_config,
+    converted_manifest,
+    metadata_descriptor,
+    of_generation,
+)
 from firstread.convert.metadata import (
     LayerFacts,
     MergedLayers,
@@ -35,6 +40,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.repository import Destination
 from firstread.oci.resolve import ResolvedImage
+from firstread.sectors.attached import Attached, generation
 from firstread.units import MiB
 
 
@@ -77,8 +83,9 @@ def publish(
     previous: str | None,
     *,
     attach: bool = False,
+    above: Attached | None = None,
     start: Start | None = None,
-    level: int | None = None,
+    static: bool = False,
     jobs: int = 1,
     merged: MergedLayers | None = None,
 ) -> Published:
@@ -91,8 +98,9 @@ def publish(
         parameters: that they were packed with.
         previous: digest of the manifest that is published there now.
         attach: make the image a referrer of the source's manifest; it needs no tag then.
+        above: the attached image that nodes take now, and shall leave for this one.
         start: says what hot sectors will hold; None for none.
-        level: zstd compression level of hot sectors; None for that of a recorded start.
+        static: no run has shown that.
         jobs: hot sectors compressed at a time.
         merged: what `merge_layers` gives for `layers`, if the caller has it; consumed.
 
@@ -104,7 +112,7 @@ def publish(
     hot = NOT_HOT
     if start is not None:
         arguments = (repository, merged, packed, parameters, image.config, start)
-        hot = make_hot(*arguments, level=level, jobs=jobs)
+        hot = make_hot(*arguments, static=static, jobs=jobs)
     packed += [hot.blob.packed] if hot.blob else []
     with tempfile.TemporaryFile(prefix="firstread-") as file:
         blobs = [index_blob(blob) for blob in packed]
@@ -114,6 +122,8 @@ def publish(
         uploaded = repository.put_blob(metadata, file) + bool(hot.blob and hot.blob.uploaded)
     subject = image.descriptor if attach else None
     config, manifest = _documents(image, layers, parameters, metadata, written, subject, hot)
+    if above is not None and hot.note is not None:
+        manifest = _above(manifest, above)
     data = _encoded(manifest)
     digest = sha256_digest(data)
     if digest != previous:
@@ -139,6 +149,14 @@ def merge_layers(layers: Sequence[ReadyLayer]) -> MergedLayers:
             exc.layer or ""
         )
         raise
+
+
+def _above(manifest: Manifest, other: Attached) -> Manifest:
+    """Return the manifest in the generation behind another image's, unless it is that image's."""
+    now = generation(other.manifest.annotations)
+    same = of_generation(manifest, now)
+    is_same = sha256_digest(encode(same)) == other.descriptor.digest
+    return same if is_same else of_generation(manifest, now + 1)
 
 
 def _encoded(manifest: Manifest) -> bytes:

@@ -24,8 +24,9 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import load
 from firstread.registry.open import open_destination
 from firstread.registry.options import AccessOptions
-from firstread.sectors.attached import all_attached
-from firstread.sectors.image import PARAMETERS, is_block_image
+from firstread.sectors.attached import Attached, all_attached, find_attached
+from firstread.sectors.hotnote import NO_TRACE
+from firstread.sectors.image import HOT, PARAMETERS, is_block_image
 
 
 class Previous(NamedTuple):
@@ -54,6 +55,15 @@ def previous_attached(
             if (found.manifest.annotations or {}).get(PARAMETERS) == parameters.key:
                 with suppress(ImageError, NotFoundError):
                     return _previous(destination, found.descriptor, found.manifest, found.data)
+    return None
+
+
+def preferred(destination: Repository, original: Descriptor) -> Attached | None:
+    """Return the image that nodes take for `original` because of a trace; None if there is none."""
+    with suppress(SourceError):
+        found = find_attached(destination, original)
+        note = (found.manifest.annotations or {}).get(HOT) if found is not None else None
+        return found if note is not None and NO_TRACE not in note else None
     return None
 
 

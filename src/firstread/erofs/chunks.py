@@ -9,7 +9,7 @@ Source: Linux ``fs/erofs/erofs_fs.h`` and ``erofs_map_blocks`` in ``fs/erofs/dat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from struct import pack, unpack_from
+from struct import Struct, pack, unpack_from
 
 from firstread.erofs.format import (
     BLOCK_BITS,
@@ -19,8 +19,10 @@ from firstread.erofs.format import (
     HOLE_INDEX,
     MAX_FILE_SIZE,
 )
-from firstread.erofs.tree import HOLE, chunk_address
+from firstread.erofs.tree import HOLE
 from firstread.errors import ImageError
+
+_ONE = Struct("<Q")  # most files have one chunk
 
 
 def chunk_format(chunk_size: int) -> int:
@@ -89,12 +91,13 @@ def encode_chunks(
 
 
 def decode_chunks(
-    data: memoryview, size: int, chunk_size: int, device_blocks: Sequence[int]
+    data: memoryview, offset: int, size: int, chunk_size: int, device_blocks: Sequence[int]
 ) -> list[int]:
     """Return the chunks of a file of `size` bytes; the inverse of `encode_chunks`.
 
     Args:
-        data: begins with the first index.
+        data: the image.
+        offset: of the first index in it.
         size: bytes of the file, more than 0.
         chunk_size: bytes of each chunk.
         device_blocks: blocks of each device, by slot.
@@ -102,19 +105,26 @@ def decode_chunks(
     Raises:
         ImageError: the indexes are cut off or point outside their device.
     """
-    count = count_chunks(size, chunk_size)
-    if size > MAX_FILE_SIZE or CHUNK_INDEX_SIZE * count > len(data):
+    count = -(-size // chunk_size)
+    if size > MAX_FILE_SIZE or offset + CHUNK_INDEX_SIZE * count > len(data):
         raise ImageError(f"the chunk indexes of a file of {size} bytes are out of bounds")
+    slots, blocks = len(device_blocks), chunk_size >> BLOCK_BITS
+    left = -(-size >> BLOCK_BITS)
     chunks = []
-    needed = _blocks_needed(size, chunk_size, count)
-    for index, blocks in zip(unpack_from(f"<{count}Q", data), needed, strict=True):
+    for index in _ONE.unpack_from(data, offset) if count == 1 else _indexes(data, offset, count):
+        blocks = min(blocks, left)
+        left -= blocks
         if index == HOLE_INDEX:
             chunks.append(HOLE)
             continue
         slot, block = (index >> 16 & 0xFFFF) - 1, index >> 32
-        if index & 0xFFFF or not 0 <= slot < len(device_blocks):
+        if index & 0xFFFF or not 0 <= slot < slots:
             raise ImageError(f"chunk index {index:#x} names no device")
         if block + blocks > device_blocks[slot]:
             raise ImageError(f"a chunk lies outside device slot {slot}")
-        chunks.append(chunk_address(slot, block))
+        chunks.append(slot << 32 | block)
     return chunks
+
+
+def _indexes(data: memoryview, offset: int, count: int) -> tuple[int, ...]:
+    return unpack_from(f"<{count}Q", data, offset)

@@ -53,6 +53,8 @@ _LAYOUTS = {
     stat.S_IFIFO: (FLAT_PLAIN,),
     stat.S_IFSOCK: (FLAT_PLAIN,),
 }
+_SIZED = (stat.S_IFDIR, stat.S_IFLNK)
+_TYPE_MASK = 0o170000
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
 
@@ -201,20 +203,20 @@ class ErofsImage:
 
     def _check_bounds(self, inode: Inode, offset: int) -> None:
         """Check that the layout of `inode` suits its type, and that the image contains its data."""
-        if inode.form & ~EXTENDED not in _LAYOUTS.get(stat.S_IFMT(inode.mode), ()):
+        mode, size, end = inode.mode, inode.size, inode.xattr_offset + inode.xattr_size
+        kind, layout = mode & _TYPE_MASK, inode.form & LAYOUT_MASK
+        if inode.form & ~EXTENDED not in _LAYOUTS.get(kind, ()):
             raise UnsupportedError(
-                f"inode {inode.nid} has mode {inode.mode:o} and format {inode.form:#x}"
+                f"inode {inode.nid} has mode {mode:o} and format {inode.form:#x}"
             )
-        size, end = inode.size, inode.tail_offset
-        has_size = inode.layout == CHUNK_BASED or inode.is_dir or stat.S_ISLNK(inode.mode)
-        if bool(size) != has_size:
-            raise ImageError(f"inode {inode.nid} of mode {inode.mode:o} has {size} bytes")
-        if inode.layout == CHUNK_BASED:
+        if bool(size) != (layout == CHUNK_BASED or kind in _SIZED):
+            raise ImageError(f"inode {inode.nid} of mode {mode:o} has {size} bytes")
+        if layout == CHUNK_BASED:
             indexes = count_chunks(size, chunk_size_of(inode.i_u))
             end = align(end, CHUNK_INDEX_SIZE) + CHUNK_INDEX_SIZE * indexes
         elif size:
             blocks, tail = divmod(size, BLOCK)
-            if inode.layout == FLAT_INLINE:
+            if layout == FLAT_INLINE:
                 end += tail
                 if not tail or end - 1 >> BLOCK_BITS != offset >> BLOCK_BITS:
                     raise ImageError(f"the inline data of inode {inode.nid} crosses a block")
@@ -275,8 +277,8 @@ class ErofsImage:
         """
         if inode.layout != CHUNK_BASED:
             return []
-        data = self.tail(inode, align(inode.tail_offset, CHUNK_INDEX_SIZE))
-        return decode_chunks(data, inode.size, chunk_size_of(inode.i_u), self._device_blocks)
+        start, chunk_size = align(inode.tail_offset, CHUNK_INDEX_SIZE), chunk_size_of(inode.i_u)
+        return decode_chunks(self._data, start, inode.size, chunk_size, self._device_blocks)
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
         """Return the extended attributes of `inode`.

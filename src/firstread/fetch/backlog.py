@@ -21,6 +21,7 @@ from firstread.fetch.queue import STREAMED, Cause, Filling, Queue
 from firstread.fetch.rate import Rate
 from firstread.fetch.retry import Outage, asked_s, is_hopeless, may_pass
 from firstread.fetch.startplan import StartPlan, Undecided
+from firstread.fetch.startwindow import StartWindows
 from firstread.fetch.streaks import Streak, Streaks
 from firstread.fetch.streaming import Stream, Streaming
 from firstread.sectors.source import Wanted
@@ -54,6 +55,7 @@ class Backlog:
         self.outage = Outage(first_retry_s)
         self._link, self._quiet_s = link or Rate(), quiet_s
         self._undecided = Undecided()
+        self._windows = StartWindows()
         self._size = size
         self._fillings: dict[bytes, Filling] = {}
         self._waiting: set[Filling] = set()  # those that reads wait for
@@ -99,13 +101,15 @@ class Backlog:
         if filling is None:
             return False, list(reads)
         first, filling.demanded = not filling.demanded, True
+        self._want_streamed(self._windows.confirm(sector.entry.id), Cause.HOT, now)
         if filling.rests is Cause.BACKGROUND:
             filling.rests = Cause.COMPLETION
-        done = self.satisfied(filling)
+        done = self.covered(filling)
         offset = min((read.offset for read in reads), default=0)
         streak = self._streaks.demand(filling, offset, self._link.bytes_per_s)
         if streak is not None:
             filling.rests = min(filling.rests, Cause.PREFETCH)
+            filling.in_order = streak.is_in_order(sector, self._link.bytes_per_s)
             if streak.is_short(sector):
                 self._read_ahead(streak, sector, behind, has_spare)
         return first, done
@@ -164,7 +168,10 @@ class Backlog:
         """Queue what is fetched of an image though nobody reads it; see `Lane.prefetch`."""
         if plan.mode == "none":
             return
-        self._want_streamed(hot, Cause.HOT, now)
+        if plan.is_guess:
+            self._windows.add(hot)
+        else:
+            self._want_streamed(hot, Cause.HOT, now)
         if plan.mode == "all":
             self._want_streamed(rest, Cause.BACKGROUND, now)
         self._undecided.add(plan, rest)
@@ -197,6 +204,15 @@ class Backlog:
         if not filling.reads:
             self._waiting.discard(filling)
         return done
+
+    def covered(self, filling: Filling) -> list[PendingRead]:
+        """`satisfied`, also if they were to wait for all of the sector."""
+        filling.in_order = False
+        return self.satisfied(filling)
+
+    def all_covered(self) -> list[PendingRead]:
+        """`covered`, of all sectors."""
+        return [read for filling in list(self._waiting) for read in self.covered(filling)]
 
     def late(
         self, stall_s: Callable[[Wanted], float], now: float
@@ -239,6 +255,7 @@ class Backlog:
             if sector_id in ids:
                 self.drop_unused(sector_id)
         self._undecided.cancel(ids)
+        self._windows.cancel(ids)
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
@@ -369,12 +386,9 @@ class Backlog:
         filling.active = filling.paused = False
         if self._fillings.get(filling.sector.entry.id) is not filling:
             return
+        cause = filling.rests if filling.asks else filling.cause
         if filling.reads:
             cause = Cause.DEMAND
-        elif filling.asks:
-            cause = filling.rests
-        else:
-            cause = filling.cause
         put = self._queue.put_back if cause is Cause.PREFETCH else self._queue.put
         put(filling, cause)
 

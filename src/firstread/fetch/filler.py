@@ -23,7 +23,7 @@ from typing import Any
 from firstread.errors import FirstreadError, ImageError
 from firstread.fetch.backlog import Backlog
 from firstread.fetch.pace import Pace
-from firstread.fetch.queue import Filling, request_end, slice_seconds
+from firstread.fetch.queue import Cause, Filling, request_end, slice_seconds
 from firstread.fetch.rate import Rate
 from firstread.fetch.sides import Counts, Files, Outcome
 from firstread.fetch.streaming import Stream
@@ -32,8 +32,12 @@ from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Decoding, Incoming, Measure, Source, Span, Wanted, Window
+from firstread.units import MiB
 
 log = logging.getLogger("lane")
+
+STEP_BYTES = 1 * MiB  # of frames that are taken at once ahead of a sequential reader
+STEP_S = 0.005  # in which the link has to bring them: a read may wait for the first
 
 
 class Filler:
@@ -111,8 +115,10 @@ class Filler:
         with target:
             with self._changed:
                 span = self._span(source, batch, target.decoder)
+                step = self._step(first)
             self._counts.requested(first, span.length)
             with self._open(source, span, window, self._rate.note) as incoming:
+                incoming.step = step
                 try:
                     self._fill(source, first, target, incoming)
                     for filling in batch[1:]:
@@ -156,7 +162,8 @@ class Filler:
     def _open(self, source: Source[Any], span: Span, window: Window, measure: Measure) -> Incoming:
         begun = time.monotonic()
         incoming = source.open(span, window, measure)
-        self._rate.note_latency(time.monotonic() - begun)
+        if not incoming.stream.at_hand:
+            self._rate.note_latency(time.monotonic() - begun)
         return incoming
 
     def _span(self, source: Source[Any], batch: list[Filling], known: Decoding) -> Span:
@@ -167,6 +174,11 @@ class Filler:
         needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
         budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
         return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
+
+    def _step(self, first: Filling) -> int:
+        """Return how many bytes of frames to take at once; see `Incoming.step`."""
+        is_ahead = first.cause is Cause.PREFETCH or first.in_order
+        return STEP_BYTES if is_ahead and self._rate.bytes_per_s * STEP_S >= STEP_BYTES else 0
 
     def _rest_of(self, source: Source[Any], sector: Wanted, known: Decoding) -> Span:
         """Return the range that gives what is missing of a sector, or as much as lies in one."""

@@ -173,7 +173,9 @@ class Lane:
         A read on a link that is merely slow is not given up as long as something comes.
         """
         with self._changed:
+            covered = self._backlog.all_covered()
             lost = self._backlog.late(lambda s: self._policy(s).stall_s, time.monotonic())
+        self._outcome.allow(covered)
         for filling, reads, seconds in lost:
             error = TransportError(f"nothing came from {self.name} for {seconds:g} s")
             self._outcome.give_up(filling, reads, error, self)
@@ -283,11 +285,14 @@ class Lane:
 
     def _rest(self, batch: list[Filling]) -> None:
         """Queue again what a request has not covered."""
+        done = list[PendingRead]()
         with self._changed:
             for filling in batch:
                 if filling.active:
+                    done += self._backlog.covered(filling)
                     self._backlog.requeue(filling)
             self._staff()
+        self._outcome.allow(done)
 
     # -- failure -------------------------------------------------------------------------------
 
@@ -311,11 +316,13 @@ class Lane:
             return
         failed, *others = unfinished
         with self._changed:
+            done = self._backlog.covered(failed)
             for filling in others:
                 self._backlog.requeue(filling)
             on_corruption = self._policy(failed.sector).on_corruption
             lost = self._backlog.fail(failed, error, on_corruption, time.monotonic())
             self._changed.notify()
+        self._outcome.allow(done)
         self._outcome.failed(failed, error, self)
         if lost is not None:
             self._outcome.give_up(failed, lost, error, self)

@@ -52,6 +52,7 @@ class Filling:
         rests: why it is fetched once no read waits for it.
         must_come: all of its image is asked for, whatever else wants it.
         order: among those that are streamed for the same cause; the smallest goes first.
+        in_order: its reads wait for all of it, see `Streak.is_in_order`.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
         decoder: what is known of it, once a worker has had it.
@@ -68,6 +69,7 @@ class Filling:
     rests: Cause = Cause.COMPLETION
     must_come: bool = False
     order: int = 0
+    in_order: bool = False
     asks: int = 0
     failures: int = 0
     decoder: Decoding | None = None
@@ -93,6 +95,8 @@ class Filling:
     def satisfied(self) -> list[PendingRead]:
         """Remove and return the reads that the verified prefix covers."""
         size, filled = self.sector.entry.size, self.filled
+        if self.in_order and filled < size:
+            return []
         return self._part(lambda read: min(read.end, size) <= filled)
 
     def late(self, since: float) -> list[PendingRead]:

@@ -46,7 +46,7 @@ class StartPlan:
         bytes_per_s: of the link; None: not measured yet.
         latency_s: until an answer begins; likewise.
         rest: when what is not hot is fetched.
-        knows_start: the image says what is hot.
+        knows_start: a trace says what is hot.
     """
 
     mode: Mode
@@ -61,6 +61,11 @@ class StartPlan:
     def may_be_full(self) -> bool:
         """Whether all of it may follow at once, on a link that is near enough."""
         return self.mode == "all" or (self.mode == "hot" and self.knows_start)
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether hot sectors are streamed only as far as reads confirm them."""
+        return self.mode == "hot" and self.hot_bytes > 0 and not self.knows_start
 
     @property
     def hot_s(self) -> float | None:
@@ -83,14 +88,14 @@ def decide(
 ) -> StartPlan:
     """Return what is fetched of an image.
 
-    An image that does not say what is hot stays lazy, unless all of it is wanted.
+    An image whose start is unknown stays lazy, unless all of it is wanted.
 
     Args:
         mode: what holds for it.
         hot_bytes: compressed, of hot sectors that are absent.
         all_bytes: likewise, of all sectors, the hot ones included.
         link: as far as it was measured.
-        knows_start: the image says what is hot.
+        knows_start: a trace says what is hot.
     """
     rest = Rest.WHEN_QUIET if mode == "all" else Rest.NEVER
     rate = latency = None

@@ -23,10 +23,12 @@ from firstread.sectors.source import Wanted
 from firstread.units import MiB
 
 AHEAD_S = 2.0  # of the link: longer than any round trip, and what a reader that stops has cost
-MOST_AHEAD_BYTES = 64 * MiB  # for one streak
+MOST_AHEAD_BYTES = 128 * MiB  # for one streak
 FIRST_SECTORS = 2
 AT_ONCE_S = 0.025  # a link that takes longer for a sector has no room for a mere guess
 MOST_STREAKS = 64
+IN_ORDER = 2  # sectors that a reader has gone on to, before it is taken to read the next one whole
+WHOLE_S = 0.010  # in which the link has to bring that one
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +39,13 @@ class Streak:
         at: where in the blob the sector begins that was asked for last.
         last: the sector furthest behind it that is wanted.
         reach: how many bytes behind that sector should be wanted.
+        went_on: sectors, one behind the other, that the reader has gone on to.
     """
 
     at: int
     last: Wanted
     reach: float = 0.0
+    went_on: int = 0
 
     def has(self, sector: Wanted) -> bool:
         """Return whether a reader of `sector` may be the one of this streak."""
@@ -51,6 +55,14 @@ class Streak:
     def is_short(self, sector: Wanted) -> bool:
         """Return whether more is to be wanted: less than half of what should be, is."""
         return self.last.span.stop - sector.span.stop < self.reach / 2
+
+    def is_in_order(self, sector: Wanted, bytes_per_s: float) -> bool:
+        """Return whether reads of a sector should wait for all of it.
+
+        The reader wants it all, and it comes at once. So a reader that is faster than the link
+        waits once for each sector; the kernel alone serves its other reads.
+        """
+        return self.went_on >= IN_ORDER and sector.span.length < WHOLE_S * bytes_per_s
 
     def covers(self, sector: Wanted) -> bool:
         """Return whether enough is wanted, for a reader that is at `sector`."""
@@ -89,6 +101,7 @@ class Streaks:
         if span.stop > streak.last.span.stop:
             streak.last = sector
         first = FIRST_SECTORS * span.length
+        streak.went_on = streak.went_on + 1 if goes_on else 0
         if goes_on:
             most = min(max(first, AHEAD_S * bytes_per_s), MOST_AHEAD_BYTES)
             streak.reach = min(max(2 * streak.reach, first), most)

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from firstread.config import RegistryTable
 from firstread.errors import FirstreadError, UsageError
 from firstread.fetch.stats import Feed
+from firstread.mounts.headed import HeadedRepository
+from firstread.mounts.heads import Heads
 from firstread.mounts.nodestatus import EndpointStatus
 from firstread.mounts.pulls import PATIENT, Pulls, Seats, Waiting
 from firstread.mounts.secrets import SecretMemory
@@ -51,6 +53,9 @@ class Network:
         settings: ``[registry]`` of the configuration.
         memory: where given credentials survive a fetcher.
         feed: told when an endpoint fails, and when it works again.
+
+    Attributes:
+        heads: first bytes of blobs that came beside a pull.
     """
 
     def __init__(self, settings: RegistryTable, memory: SecretMemory, feed: Feed) -> None:
@@ -62,6 +67,7 @@ class Network:
         self._lock = threading.RLock()
         # Of each scope: what it had before, then what is being tried, the latest last.
         self._tried: dict[str, list[Credentials | None]] = {}
+        self.heads = Heads()
         self._warm = WarmRepositories()
         self._calls: Pulls[Any] = Pulls(Seats(*WAITING), Seats(*PULLS, "pulls wait"))
         directory = settings.credentials_dir
@@ -94,7 +100,8 @@ class Network:
             reference: of a repository, without tag and digest.
             access: to it.
         """
-        return self._warm.take(self._key(reference, access)) or self.open(reference, access)
+        kept = self._warm.take(self._key(reference, access))
+        return HeadedRepository(kept or self.open(reference, access), self.heads)
 
     def _keep(self, repository: Repository, access: Access) -> None:
         """Keep the connections of a pull that went well for the lane that may follow."""

@@ -181,7 +181,9 @@ class Node:
 
         reference = parse_reference(name)
         for _ in range(ATTEMPTS):
-            image = self._puller.pull_sound(reference, access, policy, note_resolved, waiter)
+            image = self._puller.pull_sound(
+                reference, access, policy, note_resolved, waiter, asked.prefetch
+            )
             times.append(time.monotonic())
             waiter.check()
             target = None if directory is None else _target(directory, name)

@@ -38,6 +38,7 @@ class Planned(Document):
     hot_s: in which the hot sectors can come
     all_s: in which all of it can: no classic pull is sooner ready
     rest: when the other sectors are fetched: `never`, `at once` behind the hot ones, `when quiet`
+    is_guess: the hot sectors are a start set: they come only as far as reads confirm it
     """
 
     mode: str
@@ -48,6 +49,7 @@ class Planned(Document):
     hot_s: Seconds | None
     all_s: Seconds | None
     rest: str
+    is_guess: bool
 
     @classmethod
     def of(cls, plan: StartPlan) -> Planned:
@@ -61,6 +63,7 @@ class Planned(Document):
             hot_s=plan.hot_s,
             all_s=plan.all_s,
             rest=plan.rest.value,
+            is_guess=plan.is_guess,
         )
 
 

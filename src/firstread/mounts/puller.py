@@ -15,9 +15,11 @@ from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodecache import Cache
 from firstread.cache.nodeimage import NodeImage
 from firstread.errors import ImageError, NotFoundError, SourceError
+from firstread.fetch.startplan import Mode
 from firstread.mounts.network import Network
 from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.serving import Serving
+from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
@@ -55,6 +57,7 @@ class Puller:
         policy: str = "missing",
         on_resolved: Callable[[float], None] = lambda _: None,
         waiter: Waiting = PATIENT,
+        prefetch: Mode | None = None,
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not on the node.
 
@@ -69,6 +72,7 @@ class Puller:
             on_resolved: called with the time at which it was known which image the name means, in
                 monotonic seconds.
             waiter: who waits for it.
+            prefetch: what they want of it though nobody reads it.
 
         Raises:
             FirstreadError: it cannot be had; names the image.
@@ -95,7 +99,7 @@ class Puller:
                 hint="its registry is asked without --pull never",
                 image=str(reference),
             )
-        image, resolved = self._fetch(reference, access, waiter)
+        image, resolved = self._fetch(reference, access, waiter, prefetch)
         on_resolved(resolved)
         return image
 
@@ -106,6 +110,7 @@ class Puller:
         policy: str,
         on_resolved: Callable[[float], None],
         waiter: Waiting,
+        prefetch: Mode | None,
     ) -> NodeImage:
         """`pull`, and fetch the image again if its files here are damaged.
 
@@ -113,7 +118,7 @@ class Puller:
             ImageError: they are, and cannot be fetched now.
             NodeError: they cannot be read now.
         """
-        image = self.pull(reference, access, policy, on_resolved, waiter)
+        image = self.pull(reference, access, policy, on_resolved, waiter, prefetch)
         if self._verify == "never" or self._serving.find(image.digest) is not None:
             return image  # whoever mounted it has looked
         problem = self._images.damage(image.digest)
@@ -126,7 +131,7 @@ class Puller:
                 image=str(reference),
             )
         self._images.drop_damaged(image.digest)
-        return self.pull(reference, access, policy, waiter=waiter)
+        return self.pull(reference, access, policy, waiter=waiter, prefetch=prefetch)
 
     def _opened(self, digest: str) -> NodeImage:
         """Return an image that is on this node; one that is served costs nothing."""
@@ -134,13 +139,20 @@ class Puller:
         return image if image and image.metadata.exists() else self._images.load(digest)
 
     def _fetch(
-        self, reference: Reference, access: Access, waiter: Waiting
+        self,
+        reference: Reference,
+        access: Access,
+        waiter: Waiting,
+        prefetch: Mode | None = None,
     ) -> tuple[NodeImage, float]:
         """Return an image, and when its name was resolved."""
 
         def fetch(repository: Repository, on_resolved: Callable[[], None]) -> NodeImage:
+            def begin(manifest: Manifest) -> None:
+                self._serving.begin_hot(manifest, repository, prefetch)
+
             image = self._cache.admission.with_room(
-                lambda: self._images.fetch(reference, repository, on_resolved)
+                lambda: self._images.fetch(reference, repository, on_resolved, begin)
             )
             self._cache.mounts_changed()  # its metadata may be too much
             return image

@@ -13,11 +13,15 @@ from firstread.cache.nodeimage import NodeImage
 from firstread.config import PolicyTable
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import most_patient
+from firstread.fetch.rate import Rate
 from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode, decide, mode_of
 from firstread.mounts.network import Network
 from firstread.mounts.table import Mount
+from firstread.oci.model import Manifest
 from firstread.oci.reference import parse_reference
+from firstread.oci.repository import Repository
+from firstread.sectors.image import is_hot, traced_blob
 from firstread.sectors.source import Wanted
 
 
@@ -80,6 +84,28 @@ class Serving:
         for sector in sorted(_absent(served), key=lambda s: (s.entry.blob, s.entry.offset)):
             served.lane.complete(sector)
 
+    def begin_hot(self, manifest: Manifest, repository: Repository, asked: Mode | None) -> None:
+        """Ask for the first hot sectors of an image whose metadata is yet to come.
+
+        Args:
+            manifest: of the image.
+            repository: where it is.
+            asked: what is wanted of it though nobody reads it, by who waits for it.
+        """
+        blob = traced_blob(manifest)
+        if blob is not None and mode_of((asked,), manifest.annotations, self._prefetch) != "none":
+            self._network.heads.begin(blob, repository)
+
+    def _measured(self, served: Served) -> Rate:
+        """Return what is known of the link of an image, also from what came beside its pull."""
+        link = served.lane.link
+        for blob in filter(is_hot, served.image.block_image.blobs):
+            head = self._network.heads.find(blob)
+            if head is not None and head.latency_s is not None and not link.is_known:
+                link.note_latency(head.latency_s)
+                link.note(head.come, head.seconds)
+        return link
+
     def prefetch(self, served: Served, record: Mount) -> None:
         """Fetch of an image what nobody reads yet, as its mount, itself and the node want it."""
         image, absent = served.image.block_image, served.member.absent
@@ -87,12 +113,14 @@ class Serving:
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
         rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
+        knows_start = bool(slots) and (image.hot_note is None or image.hot_note.is_traced)
         rest: list[Wanted] = []
-        if mode == "all" or (mode == "hot" and slots):  # it takes a while
+        if mode == "all" or (mode == "hot" and knows_start):  # it takes a while
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
             rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
         sizes = [sum(s.entry.length for s in hot), sum(r.length for r in rows if r.id in absent)]
-        plan = decide(mode, sizes[0], sizes[1], served.lane.link, knows_start=bool(slots))
+        link = self._measured(served)
+        plan = decide(mode, sizes[0], sizes[1], link, knows_start=knows_start)
         served.plan = plan
         served.lane.prefetch(plan, hot, rest)
 

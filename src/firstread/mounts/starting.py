@@ -24,7 +24,7 @@ from firstread.mounts.table import Mount
 log = logging.getLogger("node")
 
 QUIET_S = 5.0  # without a read that waits, and without a hot sector that comes
-UNUSED_S = 30.0  # the same if no read has waited at all: the container may be yet to start
+UNUSED_S = 30.0  # the same where silence says little: nothing has been read, or all comes in time
 LONGEST_S = 120.0
 LOOK_S = 1.0  # between looks at the mounts that start
 
@@ -32,21 +32,27 @@ LOOK_S = 1.0  # between looks at the mounts that start
 class Start:
     """Decides when the start of one mount is over. Pure.
 
+    If an image says what is hot, a start whose reads no longer wait is one that goes well, not one
+    that is over: a server may compute for long between its reads.
+
     Args:
         now: monotonic seconds, when it began.
         reads: of its image that have waited until then.
         hot: sectors of it that are hot and absent.
+        knows_start: the image says what is hot.
     """
 
-    def __init__(self, now: float, reads: int, hot: int) -> None:
+    def __init__(self, now: float, reads: int, hot: int, *, knows_start: bool) -> None:
         self._began = self._changed = now
         self._before, self._seen = reads, (reads, hot)
+        self._knows_start = knows_start
 
     def is_over(self, now: float, reads: int, hot: int) -> bool:
-        """Look at it again; arguments as before."""
+        """Look at it again; the first three arguments as before."""
         if (reads, hot) != self._seen:
             self._seen, self._changed = (reads, hot), now
-        patience = QUIET_S if reads > self._before else UNUSED_S
+        shows_use = reads > self._before and not self._knows_start
+        patience = QUIET_S if shows_use else UNUSED_S
         return now - self._changed >= patience or now - self._began >= LONGEST_S
 
 
@@ -89,7 +95,8 @@ class Starts:
         if not self._set(record, START_KIB if record.starting else STEADY_KIB):
             return
         if record.starting:
-            start = Start(self._clock(), self._reads(served), _hot(served))
+            knows = bool(served.member.hot)
+            start = Start(self._clock(), self._reads(served), _hot(served), knows_start=knows)
             with self._lock:
                 self._starts.append(_Starting(record, served, start))
                 if len(self._starts) == 1:

@@ -45,7 +45,13 @@ class BlobStream(io.RawIOBase):
         length: bytes that the reader gives.
         verify: the reader gives the whole blob, so check its digest at the end.
         image: for messages.
+
+    Attributes:
+        at_hand: bytes at its beginning that were asked for before, so that the time they take says
+            nothing of the link.
     """
+
+    at_hand: int = 0
 
     def __init__(
         self, blob: Descriptor, reader: Reader, *, length: int, verify: bool, image: str

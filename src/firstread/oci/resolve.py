@@ -49,6 +49,8 @@ class ResolvedImage:
         config: the image config, with all its fields.
         config_bytes: its bytes.
         others: the other platforms of the index, if there was one.
+        named: digest of what the reference named when a conversion was looked for: the image, or
+            the index or original that led to it; else "".
     """
 
     descriptor: Descriptor
@@ -57,6 +59,7 @@ class ResolvedImage:
     config: dict[str, Any]
     config_bytes: bytes
     others: tuple[str, ...] = ()
+    named: str = ""
 
 
 def resolve(repository: Repository, platform: Platform | None = None) -> ResolvedImage:

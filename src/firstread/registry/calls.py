@@ -223,7 +223,7 @@ class PacedSocket(socket.socket):
         if call is not None:
             call.uses(self)
             left = min(left, call.until - begun)
-        if left != math.inf:
+        if left != math.inf and left != self.gettimeout():  # setting it is a system call
             self.settimeout(max(left, 0.001))
         try:
             received = receive(*args)

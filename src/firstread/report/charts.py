@@ -83,13 +83,16 @@ def timeline(start: Start, end: float) -> Markup:
 
 
 def _step(step: Step, end: float, y: float) -> Iterator[Markup]:
-    """Yield the bar of a step, and its words: behind it if there is room, else before or in it."""
+    """Yield the bar of a step, and its words: behind it if there is room, else in it or before."""
     words = f"{step.name} {seconds(step.seconds)}"
     begins, stops = step.at / end, (step.at + step.seconds) / end
     yield bar(begins, max(stops - begins, 0.002), y + 5, ROW - 10, "step", words)
-    is_behind = stops <= 0.65
-    look = "inside" if not is_behind and begins < 0.35 else ""
-    yield label(stops if is_behind else begins, y + 16, words, look)
+    if stops <= 0.65:
+        yield label(stops, y + 16, words)
+    elif stops - begins >= 0.25:
+        yield label(begins, y + 16, words, "inside", room=0)
+    else:
+        yield label(begins, y + 16, words, room=1)
 
 
 def _reads(start: Start, end: float, y: float) -> Iterator[Markup]:
@@ -258,7 +261,7 @@ def growth(starts: Sequence[Start]) -> Markup:
         word, moment = ("end", start.end) if start.ready is None else ("ready", start.ready)
         y = heights[min(last, int(moment / end * BINS))]
         words = f"{at + 1} {word} {seconds(moment)}"
-        labels.append(label(moment / end, max(30.0, y - 6), words, colour))
+        labels.append(label(moment / end, y - 6, words, colour, room=0.8))  # the curve rises
     box = f"0 0 1000 {height:g}"
     fluid = {"viewBox": box, "preserveAspectRatio": "none", "width": "100%"}
     drawn = element("svg", *lines, height=height, **fluid)

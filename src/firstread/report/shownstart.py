@@ -8,6 +8,7 @@ seconds since its begin.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -176,7 +177,7 @@ def of_trace(trace: Trace, name: str) -> Start:
     ordered = sorted(files.values(), key=lambda seen: (-seen.bytes, seen.path))
     facts = [
         ("image", header.image or "of several images"),
-        ("command", " ".join(header.command) or "not known"),
+        ("command", shlex.join(header.command) or "not known"),
         ("read-ahead", f"{header.read_ahead_kib} KiB"),
     ]
     return Start(

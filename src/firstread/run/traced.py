@@ -85,6 +85,11 @@ def trace_container(
         if conditions:
             readiness.start()
 
+    def noted(number: int) -> None:
+        signals.append(number)
+        if number in INTERRUPTIONS and len(signals) == 1:  # a first process may ignore it
+            threading.Thread(target=_stop, args=(store, current[-1]), daemon=True).start()
+
     def unused() -> None:
         tracer.close()
         on_unused()
@@ -99,7 +104,7 @@ def trace_container(
             record=record,
             on_start=started,
             on_output=readiness.look,
-            on_signal=signals.append,
+            on_signal=noted,
             on_unused=unused,
         )
     finally:

@@ -15,7 +15,9 @@ same repository, exactly as we believe a tag. The digest of the original does no
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,7 +36,9 @@ from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
+from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import (
+    GENERATION,
     HOT,
     PARAMETERS,
     SOURCE_DIGEST,
@@ -48,6 +52,8 @@ log = logging.getLogger("attached")
 SEARCH_S = 10.0  # that a search may take
 MAX_CANDIDATES = 8  # manifests that are read for one original; normally there is one
 VERSION = "v1 "  # what the parameters of a converted image begin with
+
+_GENERATION = re.compile("[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Attached:
 def find_attached(repository: Repository, original: Descriptor) -> Attached | None:
     """Return the converted image that is attached to a manifest; None if there is none.
 
-    Of several the first one with hot sectors; else the first one, in the order of their digests.
+    Of several one with hot sectors of a trace, else of a start set, else without any; of these one
+    of the highest generation, and of equal ones the first in the order of their digests.
 
     Args:
         repository: where the original is.
@@ -102,9 +109,16 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         )
 
 
-def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, str]:
+def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, int, str]:
     """Return where a manifest stands among those that are attached to one original."""
-    return HOT not in (annotations or {}), digest
+    note = (annotations or {}).get(HOT)
+    return note is None, NO_TRACE in (note or ""), -generation(annotations), digest
+
+
+def generation(annotations: Mapping[str, str] | None) -> int:
+    """Return the generation of an image by the annotations of its manifest; 0 if they name none."""
+    text = (annotations or {}).get(GENERATION, "")
+    return int(text) if _GENERATION.fullmatch(text) else 0
 
 
 def _acceptable(
@@ -171,26 +185,34 @@ def resolve_converted(repository: Repository, platform: Platform | None = None) 
     """
     with naming(repository.reference):
         descriptor, data = repository.get_manifest()
-        looked_for: str | None = None
-        search = _Search(repository)
-        for _ in range(MAX_DEPTH):
-            document = parse_manifest(data, descriptor.media_type)
-            if isinstance(document, Manifest):
-                check_underived(document)
-                if not is_block_image(document) and descriptor.digest != looked_for:
-                    found = search.find(descriptor)
-                    if found is not None:
-                        return _load(repository, found)
-                search.check(document)
-                return load(repository, descriptor, document, data, platform)
-            chosen = choose_in(repository, document, platform or host_platform())
-            if chosen.media_type not in INDEXES:
-                looked_for = chosen.digest
-                found = search.find(chosen)
+        image = _converted(repository, platform, descriptor, data)
+        return dataclasses.replace(image, named=descriptor.digest)
+
+
+def _converted(
+    repository: Repository, platform: Platform | None, descriptor: Descriptor, data: bytes
+) -> ResolvedImage:
+    """Return the converted image that the manifest or index `data` leads to."""
+    looked_for: str | None = None
+    search = _Search(repository)
+    for _ in range(MAX_DEPTH):
+        document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Manifest):
+            check_underived(document)
+            if not is_block_image(document) and descriptor.digest != looked_for:
+                found = search.find(descriptor)
                 if found is not None:
                     return _load(repository, found)
-            descriptor, data = repository.get_manifest(chosen.digest)
-        raise too_deep()
+            search.check(document)
+            return load(repository, descriptor, document, data, platform)
+        chosen = choose_in(repository, document, platform or host_platform())
+        if chosen.media_type not in INDEXES:
+            looked_for = chosen.digest
+            found = search.find(chosen)
+            if found is not None:
+                return _load(repository, found)
+        descriptor, data = repository.get_manifest(chosen.digest)
+    raise too_deep()
 
 
 class _Search:

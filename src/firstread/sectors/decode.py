@@ -8,6 +8,7 @@ frame leaves only after its SHA-256 matched a frame table that matched the secto
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
@@ -29,8 +30,8 @@ class SectorDecoder:
         geometry: of the image.
         buffer: at least ``entry.length`` bytes that the caller fills from the front with the
             sector's bytes; None to make one.
-        frame_buffer: at least ``geometry.frame_size`` bytes; each frame overwrites it, and
-            decoders of one thread may share it.
+        frame_buffer: at least ``geometry.frame_size`` bytes; what is given out next overwrites
+            it, and decoders of one thread may share it.
     """
 
     def __init__(
@@ -116,10 +117,17 @@ class SectorDecoder:
             return self._geometry.table_size(self.entry.size)
         return self._starts[self.number + (not self.done)] - self._base
 
+    def step(self, most: int) -> int:
+        """Return `needed`, or the end of the last frame that lies within the next `most` bytes."""
+        if not self._starts:
+            return self.needed
+        last = bisect_right(self._starts, self._next + most) - 1
+        return max(self.needed, self._starts[last] - self._base)
+
     @property
     def suspect(self) -> tuple[int, bytes]:
         """Return what `advance` has just refused, and where in the sector's bytes it begins."""
-        return self._base, bytes(self.buffer[: self.needed])
+        return self._next, bytes(self.buffer[self._next - self._base : self.needed])
 
     def rest(self, filled: int) -> None:
         """Stop for now: keep what the first `filled` bytes of the buffer have of the next frame."""
@@ -143,9 +151,9 @@ class SectorDecoder:
         return filled
 
     def advance(self, filled: int) -> Iterator[memoryview]:
-        """Yield each frame that the first `filled` bytes of the buffer complete, in order.
+        """Yield the frames that the first `filled` bytes of the buffer complete, in order.
 
-        A frame is valid until the next one is asked for.
+        As many at a time as the frame buffer takes; valid until the next ones are asked for.
 
         Raises:
             ImageError: the bytes are not this sector.
@@ -159,23 +167,40 @@ class SectorDecoder:
             self._table = table
             self._starts = list(accumulate(table.lengths, initial=size))
         filled += self._base
-        while not self.done and self._starts[self.number + 1] <= filled:
-            frame = self._decode(self._table, self.number)
-            self.number += 1
-            self.verified += len(frame)
-            yield frame
+        while self._is_complete(filled):
+            begun, error = self.verified, None
+            try:
+                room = self._frame
+                while self._is_complete(filled):
+                    self._decode(self._table, room)
+                    room = self._frame[self.verified - begun :]
+                    if len(room) < self._geometry.frame_size:
+                        break
+            except ImageError as exc:
+                error = exc
+            if self.verified > begun:
+                yield self._frame[: self.verified - begun]
+            if error is not None:
+                raise error
 
-    def _decode(self, table: FrameTable, number: int) -> memoryview:
+    def _is_complete(self, end: int) -> bool:
+        """Return whether the sector's bytes before `end` have all of the next frame."""
+        return not self.done and self._starts[self.number + 1] <= end
+
+    def _decode(self, table: FrameTable, room: memoryview) -> None:
+        """Decode the next frame to the beginning of `room`."""
+        number = self.number
         start = self._starts[number] - self._base
         end = self._starts[number + 1] - self._base
         size = min(self._geometry.frame_size, self.entry.size - self.verified)
-        frame = self._frame[:size]
+        frame = room[:size]
         try:
             decode_frame(self._decompressor, self.buffer[start:end], frame, table.digests[number])
         except ImageError as exc:
             exc.message = f"frame {number} {exc.message}"
             raise
-        return frame
+        self.number += 1
+        self.verified += size
 
 
 def frame_decompressor(geometry: Geometry) -> zstandard.ZstdDecompressor:

@@ -18,7 +18,7 @@ from firstread.units import GiB, KiB, MiB, format_size, round_up
 FORMAT_VERSION = 1
 BLOCK_SIZE = 4096  # bytes; the EROFS block, and so the granularity of a sector's size
 
-DEFAULT_SECTOR_SIZE = 4 * MiB
+DEFAULT_SECTOR_SIZE = 2 * MiB  # by measurement: docs/adr/0115
 DEFAULT_FRAME_SIZE = 256 * KiB
 MIN_FRAME_SIZE = 4 * KiB
 MAX_FRAME_SIZE = 4 * MiB  # a node holds one, twice, for each request that it makes at a time

@@ -9,13 +9,14 @@ proportion to the sectors of the image.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from firstread.errors import ImageError
 
 MAX_RANGES = 256  # of sectors that stay where they are; the rest is not listed
 MAX_SIZE = 4096  # characters
+NO_TRACE = "sha256:" + 64 * "0"  # in the place of a digest: of a start set, which no run has shown
 
 _NOTE = re.compile(
     r"v1 granule=([0-9]{1,10}) reads=([0-9]{1,10}) trace=(sha256:[0-9a-f]{64})"
@@ -31,15 +32,20 @@ class HotNote:
     Args:
         granule: bytes of the smallest chunk.
         reads: of the trace that hot sectors serve.
-        trace: digest of the trace file.
+        trace: digest of the trace file; `NO_TRACE` for a start set.
         whole: device slots of sectors that a start reads as a whole, so that they stay in the blobs
-            of their layers, in the order of the start.
+            of their layers, in the order of the start; its text may order many more coarsely.
     """
 
     granule: int
     reads: int
     trace: str
     whole: tuple[int, ...] = ()
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a start has read what is hot."""
+        return self.trace != NO_TRACE
 
     def __str__(self) -> str:
         ranges = [
@@ -61,24 +67,37 @@ class HotNote:
         """
         match = _NOTE.fullmatch(text) if len(text) <= MAX_SIZE else None
         if match is None:
-            raise ImageError("what the image says of its hot sectors is malformed")
+            raise ImageError("the annotation of its hot sectors is malformed")
         whole: dict[int, None] = {}
         for part in (match[4] or "").split(",") if match[4] else ():
             found = _RANGE.fullmatch(part)
             first = int(found[1]) if found else sectors
             last = int(found[2] or first) if found else 0
             if not first <= last < sectors or len(whole) + last - first >= sectors:
-                raise ImageError("what the image says of its hot sectors names others")
+                raise ImageError("the annotation of its hot sectors names sectors that it lacks")
             whole.update(dict.fromkeys(range(first, last + 1)))
         return cls(int(match[1]), int(match[2]), match[3], tuple(whole))
 
 
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Return (first, last) of each run of ascending numbers, as many as are listed."""
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of ascending numbers, as many as are listed.
+
+    Too many runs are joined: the numbers are sorted within windows, which are as small as it takes.
+    """
+    window, runs = 1, _ascending(numbers)
+    while len(runs) > MAX_RANGES and window < len(numbers):
+        window *= 2
+        windows = (numbers[at : at + window] for at in range(0, len(numbers), window))
+        runs = _ascending(number for part in windows for number in sorted(part))
+    return runs[:MAX_RANGES]
+
+
+def _ascending(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of ascending numbers."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1] = runs[-1][0], number
         else:
             runs.append((number, number))
-    return runs[:MAX_RANGES]
+    return runs

@@ -8,11 +8,13 @@ manifest agree, and no length in it exceeds a declared limit.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import zstandard
@@ -32,6 +34,7 @@ from firstread.sectors.format import (
     BLOCK_SIZE,
     LAYER_LABEL,
     MAX_METADATA_SIZE,
+    MAX_SECTORS,
     METADATA_MEDIA_TYPE,
     SECTORS_MEDIA_TYPE,
     Header,
@@ -52,6 +55,7 @@ PARAMETERS = ANNOTATION + "parameters"  # manifest: what it was converted with
 SOURCE_DIFF_ID = ANNOTATION + "source.diff-id"  # sector blob: the layer that it holds
 RECORD = ANNOTATION + "record"  # sector blob: "offset size digest" of its layer record
 HOT = ANNOTATION + "hot"  # sector blob: holds the hot sectors, in order; manifest: has such a blob
+GENERATION = ANNOTATION + "generation"  # of attached images with hot sectors: the highest counts
 PREFETCH = ANNOTATION + "prefetch"  # manifest: what a node fetches though nobody reads it
 
 _LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with
@@ -80,25 +84,45 @@ class BlockImage:
 
         First come those of the hot blob, then sectors of layers that a start reads as a whole.
         """
-        hot = {number for number, blob in enumerate(self.blobs) if HOT in (blob.annotations or {})}
+        hot = {number for number, blob in enumerate(self.blobs) if is_hot(blob)}
         rows = self.index.sectors
         slots = [slot for slot, row in enumerate(rows) if row.blob in hot]
         slots.sort(key=lambda slot: (rows[slot].blob, rows[slot].offset))
-        return list(dict.fromkeys([*slots, *self._whole()]))
+        whole = self.hot_note.whole if self.hot_note else ()
+        return list(dict.fromkeys([*slots, *whole]))
 
-    def _whole(self) -> Sequence[int]:
-        note = (self.manifest.annotations or {}).get(HOT)
-        if note is None:
-            return ()
+    @cached_property
+    def hot_note(self) -> HotNote | None:
+        """What the image says of its hot sectors; None if it says nothing that can be read."""
         try:
-            return HotNote.parse(note, len(self.index.sectors)).whole
+            return _hot_note(self.manifest, len(self.index.sectors))
         except ImageError as exc:
-            log.warning("%s", exc.message)
-            return ()
+            metadata = self.manifest.layers[0].digest
+            log.warning("the image of metadata %s: %s", metadata, exc.message)
+            return None
 
     def digest(self) -> str:
         """Return the SHA-256 of the uncompressed metadata, in hexadecimal: its diff_id."""
         return hashlib.sha256(self.metadata).hexdigest()
+
+
+def is_hot(layer: Descriptor) -> bool:
+    """Return whether a layer is a blob of hot sectors."""
+    return HOT in (layer.annotations or {})
+
+
+def traced_blob(manifest: Manifest) -> Descriptor | None:
+    """Return the blob of an image that a start reads from its first byte on, if it has one."""
+    with contextlib.suppress(ImageError):
+        note = _hot_note(manifest, MAX_SECTORS)
+        if note is not None and not note.is_traced:
+            return None
+    return next(filter(is_hot, manifest.layers), None)
+
+
+def _hot_note(manifest: Manifest, sectors: int) -> HotNote | None:
+    note = (manifest.annotations or {}).get(HOT)
+    return HotNote.parse(note, sectors) if note is not None else None
 
 
 def is_block_layer(layer: Descriptor) -> bool:

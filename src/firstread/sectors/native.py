@@ -41,11 +41,11 @@ class NativeSource(Source[SectorDecoder]):
 
     def decode(self, sector: Wanted, known: SectorDecoder, incoming: Incoming) -> Iterator[Frame]:
         window, stream = incoming.window, incoming.stream
-        window.fit(sector.geometry, sector.entry.size)
+        window.fit(sector.geometry, sector.entry.size, incoming.step)
         known.go_to(incoming.position - sector.entry.offset)
         while not known.done and incoming.left:
             filled = known.resume(memoryview(window.stored), window.frame)
-            until = min(known.needed, filled + incoming.left)
+            until = min(known.step(incoming.step), filled + incoming.left)
             try:
                 begun = time.monotonic()
                 count = stream.readinto(known.buffer[filled:until])
@@ -54,5 +54,6 @@ class NativeSource(Source[SectorDecoder]):
                 known.rest(filled)
                 raise
             for data in known.advance(until):
-                yield Frame(known.number - 1, known.verified - len(data), data)
+                offset = known.verified - len(data)
+                yield Frame(offset // sector.geometry.frame_size, offset, data)
             known.rest(until)

@@ -58,12 +58,12 @@ class Wanted(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A verified frame of a sector.
+    """A verified frame of a sector, or several that lie side by side; see `Incoming.step`.
 
     Args:
-        number: of the frame in its sector.
+        number: of the first in its sector.
         offset: of its first byte in the sector.
-        data: valid until the next frame is asked for.
+        data: valid until the next frames are asked for.
     """
 
     number: int
@@ -91,19 +91,23 @@ D = TypeVar("D", bound=Decoding)
 
 
 class Window:
-    """Memory for one frame, compressed and plain; grows to the largest that was asked for."""
+    """Memory for frames, compressed and plain; grows to the largest that was asked for."""
 
     def __init__(self) -> None:
         self.stored = bytearray()
         self.frame = bytearray()
 
-    def fit(self, geometry: Geometry, size: int) -> None:
-        """Have room for each frame, and for the frame table, of a sector of `size` bytes."""
-        stored = max(geometry.table_size(size), compress_bound(geometry.frame_size))
+    def fit(self, geometry: Geometry, size: int, step: int = 0) -> None:
+        """Have room for the frame table, and for each frame, of a sector of `size` bytes.
+
+        Also for `step` bytes of frames, compressed or plain.
+        """
+        stored = max(geometry.table_size(size), compress_bound(geometry.frame_size), step)
         if len(self.stored) < stored:
             self.stored = bytearray(stored)
-        if len(self.frame) < geometry.frame_size:
-            self.frame = bytearray(geometry.frame_size)
+        plain = max(geometry.frame_size, step)
+        if len(self.frame) < plain:
+            self.frame = bytearray(plain)
 
 
 class Incoming:
@@ -118,6 +122,7 @@ class Incoming:
     Attributes:
         blob: that they are of.
         position: of the next byte in it.
+        step: bytes of whole frames that are taken, and given out, at once; 0 for one frame.
     """
 
     def __init__(
@@ -129,9 +134,10 @@ class Incoming:
     ) -> None:
         self.stream = stream
         self.window = window
-        self.blob, self.position = span.blob, span.start
+        self.blob, self.position, self.step = span.blob, span.start, 0
         self._stop = span.stop
         self._measure = measure
+        self._unmeasured = stream.at_hand
 
     @property
     def left(self) -> int:
@@ -147,7 +153,9 @@ class Incoming:
         """Note what a read of `stream` gave. Raises TransportError if it is less than `wanted`."""
         if count < wanted:
             raise TransportError("the answer ended before the sector did")
-        self._measure(count, seconds)
+        if self._unmeasured <= 0:
+            self._measure(count, seconds)
+        self._unmeasured -= count
         self.position += count
 
     def __enter__(self) -> Incoming:

@@ -6,10 +6,9 @@ Invariant: a file gets its name when it is complete.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from firstread.errors import FirstreadError, LimitError, UsageError, from_os_error
+from firstread.errors import FirstreadError, LimitError, from_os_error
 from firstread.traces.tracefile import MAX_TRACE_SIZE, Trace, read_trace, write_trace
 from firstread.units import format_size
 from firstread.wholefile import whole_file
@@ -31,17 +30,6 @@ def load_trace(path: Path) -> Trace:
         exc.hint = "trace the image again: firstread trace"
         exc.about(image=str(path))
         raise
-
-
-def check_output(path: Path) -> None:
-    """Check that a file can be made, before anything is done for it.
-
-    Raises:
-        UsageError: there is no such directory, or it cannot be written.
-    """
-    parent = path.absolute().parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written", hint="choose a file in a writable directory")
 
 
 def save_trace(path: Path, trace: Trace) -> None:

@@ -17,7 +17,7 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.image import BlockImage
 from firstread.traces.tracefile import Trace
-from firstread.tune.hits import count_hits
+from firstread.tune.hits import count_hits, held
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LinkSpeed
 from firstread.tune.replay import Replayed, replay
@@ -148,16 +148,17 @@ def _row(
         granule=setting.granule,
         prefetch=setting.prefetch,
         ready=sum(start.ready_s for start in starts) / count,
-        wait_p50=_quantile(waits, 0.5),
-        wait_p99=_quantile(waits, 0.99),
-        wait_p999=_quantile(waits, 0.999),
+        wait_p50=quantile(waits, 0.5),
+        wait_p99=quantile(waits, 0.99),
+        wait_p999=quantile(waits, 0.999),
         bytes=round(sum(start.bytes for start in starts) / count),
         requests=sum(start.requests for start in starts) / count,
         image_size=image_size,
     )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the value of an ordered sequence that a share of it does not exceed."""
     return ordered[min(len(ordered) - 1, ceil(share * len(ordered)) - 1)]
 
 
@@ -193,8 +194,8 @@ def caches(
 ) -> list[CacheTuned]:
     """Return what stores of several sizes save, for starts of all workloads in turn."""
     layout = layouts.get(setting)
-    starts = [steps(workload, layout) for workload in workloads] * question.repeat
-    found = [count_hits(layout, starts, limit) for limit in question.stores]
+    starts = [held(layout, steps(workload, layout)) for workload in workloads] * question.repeat
+    found = [count_hits(starts, limit) for limit in question.stores]
     return [
         CacheTuned(hits.limit, hits.starts, hits.touched, hits.missed, hits.ratio, hits.fetched)
         for hits in found

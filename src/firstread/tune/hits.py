@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hit ratio of a bounded store, for starts that follow each other. Pure.
 
-Owns the sequence of starts; the eviction is the node's own (`firstread.cache.clock`). Invariant:
-the store holds no more than its limit, unless a single unit is larger.
+Owns which starts need which units; the eviction is the node's own (`firstread.cache.clock`). Starts
+may be of several images: layers that they have in common are held once. Invariant: the store holds
+no more than its limit, unless a single unit is larger.
 """
 
 from __future__ import annotations
@@ -16,6 +17,23 @@ from firstread.tune.replay import Step
 
 GRACE_S = 1.0
 READY = 1 / 16  # of the store, that drains in advance
+
+
+class Held(NamedTuple):
+    """A unit as a store holds it: the same id in every image of the same layer, and its bytes."""
+
+    id: bytes
+    size: int
+
+
+def held(layout: Layout, start: Iterable[Step]) -> list[Held]:
+    """Return the units that a start needs, in the order of their first reads."""
+    wanted = dict.fromkeys(need.unit for step in start for need in step.needs)
+    units = [(layout.units[number].blob, layout.units[number].entry) for number in wanted]
+    return [
+        Held(f"{blob.digest} {entry.offset} {entry.size}".encode(), entry.size)
+        for blob, entry in units
+    ]
 
 
 class Hits(NamedTuple):
@@ -41,31 +59,29 @@ class Hits(NamedTuple):
         return 1 - self.missed / self.touched
 
 
-def count_hits(layout: Layout, starts: Sequence[Iterable[Step]], limit: int) -> Hits:
+def count_hits(starts: Sequence[Iterable[Held]], limit: int) -> Hits:
     """Return what a store of `limit` bytes saves when `starts` follow each other.
 
     Args:
-        layout: of the image.
-        starts: reads of each start.
+        starts: units that each of them needs.
         limit: bytes of the store.
     """
     clock = Clock(GRACE_S)
     now = 0.0
     touched = missed = fetched = 0
     for start in starts:
-        for unit in dict.fromkeys(need.unit for step in start for need in step.needs):
+        for unit in start:
             now += 2 * GRACE_S  # what drains at the next look has had its grace
-            entry = layout.units[unit].entry
             touched += 1
-            if entry.id in clock:
+            if unit.id in clock:
                 # Only a marked sector raises an event; a read of another is not seen.
-                if clock.state(entry.id) is State.DRAINS:
-                    clock.touch(entry.id)
+                if clock.state(unit.id) is State.DRAINS:
+                    clock.touch(unit.id)
                 continue
             missed += 1
-            fetched += entry.size
-            now = _make_room(clock, now, limit, entry.size)
-            clock.add(entry.id, entry.size)
+            fetched += unit.size
+            now = _make_room(clock, now, limit, unit.size)
+            clock.add(unit.id, unit.size)
     return Hits(limit, len(starts), touched, missed, fetched)
 
 

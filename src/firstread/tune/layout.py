@@ -19,6 +19,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
+from firstread.convert.hotblob import HOT_LEVEL, LARGE, LARGE_LEVEL
 from firstread.convert.plan import Placement, Planner
 from firstread.erofs.tree import HOLE, split_address
 from firstread.errors import LimitError
@@ -53,8 +54,8 @@ def frame_cost(size: int) -> float:
     return _FRAME_COST[low] + (_FRAME_COST[low + 1] - _FRAME_COST[low]) * (at - low)
 
 
-HOT_COST = 0.95
-"""Compressed size at the level of hot frames, 9, against 3: 0.949 for the files of both images."""
+_LEVEL_COST = {3: 1.0, 6: 0.974, 9: 0.943, 12: 0.939, 15: 0.886, 19: 0.873}
+"""Compressed size of hot frames at a zstd level, against 3: docs/adr/0095."""
 
 
 class FileRange(NamedTuple):
@@ -212,7 +213,7 @@ class PlainLayout(Layout):
         for number in range(len(content.layers)):
             first = len(self.units)
             sectors = self._pack(number, Planner(sector_size), first, keys)
-            blob, offset = _blob(f"layer {number}"), 0
+            blob, offset = content.layers[number].blob, 0
             for parts in sectors:
                 offset = self._add(blob, offset, parts)
         if self.devices > MAX_SECTORS:
@@ -272,21 +273,30 @@ class HotLayout(Layout):
         self._hot: dict[tuple[FileKey, int], tuple[int, int]] = {}  # unit, and first byte in it
         self._chunk_sizes: dict[FileKey, int] = {}
         parts: list[_Part] = []
-        used, blob, offset = 0, _blob("hot"), 0
-        for key, start, length, chunk_size in _cut_to(sector_size, chunks):
+        top = plain.content.layers[-1].blob.digest
+        used, blob, offset = 0, _blob(f"hot {top}"), 0
+        cut = list(_cut_to(sector_size, chunks))
+        level_cost = self._level_cost(sum(chunk.length for chunk in cut))
+        for key, start, length, chunk_size in cut:
             stored = round_up(length, BLOCK_SIZE)
             if used + stored > sector_size:
-                offset = self._add(blob, offset, parts, HOT_COST)
+                offset = self._add(blob, offset, parts, level_cost)
                 parts, used = [], 0
             self._chunk_sizes[key] = chunk_size
             self._hot[key, start] = len(self.units), used
             parts.append(_Part(used, stored, key, start))
             used += stored
         if parts:
-            self._add(blob, offset, parts, HOT_COST)
+            self._add(blob, offset, parts, level_cost)
         hot = range(len(plain.units), len(self.units))
         kept = (need.unit for part in whole for need in plain.needs(*part))
         self.stream = list(dict.fromkeys([*hot, *kept]))
+
+    @staticmethod
+    def _level_cost(size: int) -> float:
+        """Return what the level at which so many hot bytes are compressed makes of them."""
+        level = HOT_LEVEL if size < LARGE else LARGE_LEVEL
+        return next(cost for known, cost in _LEVEL_COST.items() if known >= level)
 
     def needs(self, key: FileKey, offset: int, length: int) -> Iterable[Need]:
         size = self._chunk_sizes.get(key)
@@ -335,7 +345,7 @@ class FileLayout(Layout):
             for number, file in enumerate(its.files):
                 key = FileKey(layer, number)
                 self._first[key] = len(self.units)
-                blob, offset = _blob(f"file {layer} {number}"), 0
+                blob, offset = _blob(f"file {number} of {its.blob.digest}"), 0
                 size = round_up(file.size, BLOCK_SIZE)
                 for start in range(0, size, chunk_size or size):
                     length = min(chunk_size or size, size - start)

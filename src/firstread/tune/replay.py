@@ -56,6 +56,7 @@ def replay(
     end_s: float = 0.0,
     *,
     prefetch: Mode = "none",
+    is_traced: bool = True,
 ) -> Replayed:
     """Return how a start goes.
 
@@ -66,21 +67,27 @@ def replay(
         steps: the reads of the workload, in order.
         end_s: from the last read to the moment at which the workload is ready.
         prefetch: what the node fetches though nobody reads it.
+        is_traced: what is hot comes from a trace, not from a start set.
     """
     lane = SimulatedLane(layout, link, costs)
-    for size in (MANIFEST_BYTES, MANIFEST_BYTES, layout.metadata):
-        lane.fetch(size)
-    lane.pass_time(lane.now + layout.metadata / costs.metadata_bytes_per_s)
-    lane.prefetch(prefetch)
-    lane.pass_time(lane.now + layout.devices * costs.device_s)
+    lane.fetch(MANIFEST_BYTES)
+    lane.fetch(MANIFEST_BYTES)
+    if is_traced:  # it begins beside the metadata
+        lane.prefetch(prefetch)
+    lane.fetch(layout.metadata)
+    lane.work(costs.metadata_s + layout.metadata / costs.metadata_bytes_per_s)
+    if not is_traced:
+        lane.prefetch(prefetch, is_traced=False)
+    lane.work(costs.mount_s + layout.devices * costs.device_s)
+    lane.is_mounted = True
     waits = []
     for step in steps:
-        lane.pass_time(lane.now + step.think_s)
+        lane.work(max(0.0, step.think_s - costs.traced_s))
         asked = lane.now
         for need in step.needs:  # the kernel asks for one chunk after the other
             if not lane.is_whole(need.unit):
                 lane.read(need)
                 lane.pass_time(lane.now + costs.event_s)
         waits.append(lane.now - asked)
-    lane.pass_time(lane.now + end_s)
+    lane.work(end_s)
     return Replayed(lane.now, waits, lane.bytes, lane.requests)

@@ -30,28 +30,40 @@ from firstread.tune.link import LinkSpeed, Pipe, Transfer
 from firstread.units import KiB
 
 RETRY_S = 0.1  # nothing fails here
+HEAD_REQUESTS = 2  # of the stream before the mount: 9 MiB, much like `firstread.mounts.heads`
 MARGIN, MARGIN_BYTES = 1.1, 16 * KiB  # as in firstread.sectors.decode, before the table is known
 
 
 class Costs(NamedTuple):
-    """What a node and its registry need besides the link; measured on two cores.
+    """What a node and its registry need besides the link.
+
+    ``python -m benchmarks.costs`` measures the seconds; docs/adr/0120 has the figures.
 
     Args:
+        metadata_s: of a pull, to write and open the metadata, whatever its size.
         metadata_bytes_per_s: compressed metadata that it unpacks and checks before the mount.
+        mount_s: of the mount, whatever it holds.
         device_s: of the mount, for each sector.
         request_s: of a request, on both sides together.
         event_s: from a waiting read's event to its answer, when the bytes are present.
-        worker_bytes_per_s: compressed bytes that one worker decodes, verifies and writes.
+        traced_s: by which the tracer has made the workload slower, for each read of a trace.
+        worker_bytes_per_s: compressed bytes that one worker receives, decodes, verifies and writes
+            while a registry on the same cores sends them.
         workers: requests at a time.
+        cores: of the node; the workload has one, and the workers share the others.
         trips: round trips of a new connection.
     """
 
-    metadata_bytes_per_s: float = 2.8e6
+    metadata_s: float = 0.02
+    metadata_bytes_per_s: float = 3.4e6
+    mount_s: float = 0.01
     device_s: float = 45e-6
-    request_s: float = 0.005
+    request_s: float = 0.006
     event_s: float = 0.0004
-    worker_bytes_per_s: float = 150e6
+    traced_s: float = 25e-6
+    worker_bytes_per_s: float = 120e6
     workers: int = 4
+    cores: int = 2
     trips: int = 2
 
 
@@ -91,6 +103,7 @@ class SimulatedLane:
         costs: of the node.
 
     Attributes:
+        is_mounted: so that more is streamed than the head.
         requests: made by now.
     """
 
@@ -105,6 +118,8 @@ class SimulatedLane:
         self._answered: set[int] = set()
         self._reads = 0
         self._ended_bytes = 0.0
+        self._streams = 0
+        self.is_mounted = False
         self.requests = 0
 
     @property
@@ -122,20 +137,25 @@ class SimulatedLane:
     def fetch(self, size: int) -> None:
         """Fetch something else of `size` bytes, such as the metadata, and wait for it."""
         transfer = self._pipe.request(size, self._costs.request_s)
-        while self._pipe.step(math.inf) is None:
-            pass
-        self._end(transfer, reuse=True)
         self.requests += 1
+        while (arrived := self._pipe.step(min(self._staff(), self._resume()))) is not transfer:
+            self._arrived(arrived)
+        self._end(transfer, reuse=True)
 
-    def prefetch(self, mode: Mode) -> None:
-        """Fetch of the image what nobody reads yet, as the node would."""
+    def prefetch(self, mode: Mode, *, is_traced: bool = True) -> None:
+        """Fetch of the image what nobody reads yet, as the node would.
+
+        Args:
+            mode: that holds for the image.
+            is_traced: what is hot comes from a trace, not from a start set.
+        """
         hot = [self._layout.units[number] for number in self._layout.stream]
         ids = {unit.entry.id for unit in hot}
         units = self._layout.units
         rest = [unit for unit in units if unit.entry.length and unit.entry.id not in ids]
         hot_bytes = sum(unit.entry.length for unit in hot)
         all_bytes = hot_bytes + sum(unit.entry.length for unit in rest)
-        plan = decide(mode, hot_bytes, all_bytes, self._rate, knows_start=bool(hot))
+        plan = decide(mode, hot_bytes, all_bytes, self._rate, knows_start=bool(hot) and is_traced)
         self._backlog.prefetch(plan, hot, rest, self.now)
 
     def is_whole(self, number: int) -> bool:
@@ -157,10 +177,16 @@ class SimulatedLane:
         while read not in self._answered:
             due = min(until, self._staff(), self._resume())
             transfer = self._pipe.step(due)
-            if transfer is not None:
-                self._take(next(each for each in self._flying if each.transfer is transfer))
-            elif self.now >= until:
+            self._arrived(transfer)
+            if transfer is None and self.now >= until:
                 return
+
+    def work(self, seconds: float) -> None:
+        """Let the workload work on a core of its own; it is slower while workers need that, too."""
+        before = self.bytes
+        self.pass_time(self.now + seconds)
+        busy_s = (self.bytes - before) / self._costs.worker_bytes_per_s
+        self.pass_time(self.now + max(0.0, busy_s - seconds * (self._costs.cores - 1)))
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -172,6 +198,7 @@ class SimulatedLane:
         workers = max(2, self._costs.workers)
         while len(self._flying) < workers:
             is_last = 1 < self._costs.workers <= len(self._flying) + 1
+            is_last |= not self.is_mounted and self._streams == HEAD_REQUESTS
             batch, wait = self._backlog.take(self.now, is_last=is_last)
             if not batch:
                 return math.inf if wait is None else self.now + max(wait, 0.001)
@@ -187,6 +214,7 @@ class SimulatedLane:
         transfer = self._pipe.request(span.length, self._costs.request_s)
         request = _Request(batch, transfer, self.now, transfer.opens, stream=stream)
         request.meter = Meter(self._rate, lambda: self.now) if stream else None
+        self._streams += stream is not None
         self._flying.append(request)
         self.requests += 1
         batch[0].asks += 1
@@ -221,6 +249,11 @@ class SimulatedLane:
         return min(unit.entry.length, int(share * MARGIN) + MARGIN_BYTES)
 
     # -- answers -------------------------------------------------------------------------------
+
+    def _arrived(self, transfer: Transfer | None) -> None:
+        """Take what has come of a request, if anything has."""
+        if transfer is not None:
+            self._take(next(each for each in self._flying if each.transfer is transfer))
 
     def _await_frame(self, request: _Request) -> None:
         """Have the link stop at the end of the frame that comes next, or at that of the answer."""
@@ -297,6 +330,7 @@ class SimulatedLane:
             self._backlog.end_stream(request.stream, whole=whole, failed=False)
         for rest in request.batch:
             if rest.active:
+                self._answer(self._backlog.covered(rest))
                 self._backlog.requeue(rest)
 
     def _end(self, transfer: Transfer, *, reuse: bool) -> None:

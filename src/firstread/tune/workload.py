@@ -9,7 +9,7 @@ least one read, each of a file that the image has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from firstread.convert.hotplan import find_file, plan_hot
@@ -52,6 +52,12 @@ class Workload:
     def local_s(self) -> float:
         """Seconds that it takes when it waits for nothing."""
         return self.end_s + sum(read.think_s for read in self.reads)
+
+    def paced(self, seconds: float) -> Workload:
+        """Return the same, whose work takes `seconds` in all: a tracer makes it slower."""
+        pace = seconds / self.local_s if self.local_s else 0.0
+        reads = [read._replace(think_s=read.think_s * pace) for read in self.reads]
+        return replace(self, reads=reads, end_s=self.end_s * pace)
 
 
 def fit(content: Content, trace: Trace) -> Workload:

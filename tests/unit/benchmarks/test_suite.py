@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -20,10 +21,16 @@ from benchmarks.suite.judge import judge
 from benchmarks.suite.links import LINKS, Speed, parse_link
 from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import said
-from benchmarks.suite.publish import fill, write_lists
+from benchmarks.suite.publish import fill, hot_bytes, write_lists
 from benchmarks.suite.runs import Run, cells, table, write_csv
 from benchmarks.suite.starts import prove_lazy
 from benchmarks.suite.workloads import WORKLOADS
+
+from firstread.convert import hotplan
+from firstread.convert.hotblob import recorded_start
+from firstread.testing.images import File, Image, Layer
+from firstread.testing.packed import SMALL, converted
+from firstread.testing.starts import trace_of
 
 pytestmark = pytest.mark.benchmarks
 
@@ -203,6 +210,17 @@ def test_a_hot_start_is_compared_with_its_physical_limit() -> None:
     limit = figure(figures, "physical limit")  # 0.75 + 1.15 * 1 + 5 * 0.02
     assert limit.value == pytest.approx(1.0)
     assert figure(figures, "bytes to ready, of its trace").value == pytest.approx(1.12)
+
+
+def test_weights_that_stay_in_their_layer_count_as_hot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotplan, "BULK_SIZE", 4 * SMALL.sector_size)
+    weights = random.Random(1).randbytes(4 * SMALL.sector_size)
+    image = Image([Layer([File("weights", weights), File("code", b"import torch\n" * 400)])])
+    read = trace_of(("code", 0, 2), *(("weights", 16 * number, 16) for number in range(4)))
+    place, manifest = converted(image, SMALL, recorded_start(read))
+    copied = manifest.layers[-1].size
+    assert len(weights) < hot_bytes(place) < len(weights) + copied + 4096
+    assert hot_bytes(converted(image)[0]) == 0
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.oci.blobstream import BlobStream
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.resolve import resolve
 from firstread.testing.entries import File
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.plainimage import put_plain_image
@@ -74,6 +75,22 @@ def test_an_image_is_fetched_with_three_questions_and_then_known(
     assert loaded.ids() == image.ids()
     assert loaded.config == image.config
     assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
+
+
+def test_more_of_an_image_can_be_asked_for_before_its_metadata(
+    store: ImageStore, reference: Reference
+) -> None:
+    told = []
+    with Counted(reference) as repository:
+        for _ in range(2):
+            store.fetch(
+                reference,
+                repository,
+                on_absent=lambda manifest: told.append((manifest, repository.asked["blob"])),
+            )
+        ((manifest, blobs),) = told  # once: then it is here
+        assert blobs == 1  # the config
+        assert manifest == resolve(repository).manifest
 
 
 def test_an_image_pruned_during_its_fetch_is_fetched_again(

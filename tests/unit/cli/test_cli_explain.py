@@ -15,12 +15,14 @@ from firstread.mounts.nodestatus import Planned
 from firstread.units import MiB
 
 
-def mount(mode: Mode, *, rest: int, is_measured: bool = True) -> dict[str, Any]:
+def mount(
+    mode: Mode, *, rest: int, is_measured: bool = True, knows_start: bool = True
+) -> dict[str, Any]:
     link = Rate()
     if is_measured:
         link.note(10 * MiB, 1.0)
         link.note_latency(0.02)
-    plan = decide(mode, 20 * MiB, 20 * MiB + rest, link, knows_start=True)
+    plan = decide(mode, 20 * MiB, 20 * MiB + rest, link, knows_start=knows_start)
     return {"prefetch": msgspec.to_builtins(Planned.of(plan))}
 
 
@@ -48,7 +50,12 @@ def test_the_order(mode: Mode, rest: int, expected: str) -> None:
 def test_a_link_that_was_not_measured_gives_no_times() -> None:
     lines = explained(mount("hot", rest=MiB, is_measured=False))
     assert lines[1] == "hot sectors  20.0 MiB to come"
-    assert lines[3] == "link         the link is not measured yet"
+    assert lines[3] == "link         not measured yet"
+
+
+def test_a_start_set_is_a_guess() -> None:
+    line = explained(mount("hot", rest=MiB, knows_start=False))[0]
+    assert "hot: hot sectors around a read of them, the others when they are read" in line
 
 
 def test_an_older_daemon_has_no_plan() -> None:

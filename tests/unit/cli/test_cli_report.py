@@ -53,8 +53,8 @@ def test_a_page_goes_to_a_pipe() -> None:
 
 WRONG = {
     "no output": (["run.json"], 2, "say where the page goes"),
-    "a directory as output": (["run.json", "-o", "."], 5, "cannot write '.': Is a directory"),
-    "no directory": (["run.json", "-o", "no/page"], 5, "cannot write 'no/page': No such file"),
+    "a directory as output": (["run.json", "-o", "."], 2, ". cannot be written"),
+    "no directory": (["run.json", "-o", "no/page"], 2, "no/page cannot be written"),
     "too many": (["run.json"] * 13 + ["-o", "page"], 2, "a page compares 1 to 12 starts, not 13"),
     "a record of a file": (["run.json", "--json"], 2, "--json prints the record of one mount"),
     "json to a file": (["/mnt", "--json", "-o", "x"], 2, "--json prints the record of one mount"),
@@ -86,7 +86,8 @@ def test_a_damaged_file(text: str, code: int, message: str) -> None:
     ran = firstread("report", "run.json", "bad", "-o", "page")
     assert (ran.code, ran.stdout) == (code, "")
     assert message in ran.stderr
-    assert "bad" in ran.stderr
+    assert ran.stderr.count("bad ") + ran.stderr.count("bad:") == 1
+    assert "the image is damaged" not in ran.stderr
     assert Path("page").read_text() == "old"
     assert sorted(path.name for path in Path().iterdir()) == [
         "app.trace",

@@ -61,6 +61,7 @@ USAGE = {
     "no terminal": (["-it", "x"], "the input device is not a TTY"),
     "no runtime": (["--runtime", "nosuch", "x"], "OCI runtime 'nosuch' is not installed"),
     "no device": (["--device", "/dev/nosuch", "x"], "error gathering device information"),
+    "no place for a record": (["--record", "/no/such", "x"], "/no/such cannot be written"),
     "no capability": (["--cap-add", "nosuch", "x"], "unknown capability: 'nosuch'"),
 }
 

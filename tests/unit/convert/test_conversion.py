@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import operator
 import os
 import pickle
 import random
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
@@ -35,6 +37,7 @@ from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.job import LayerJob, convert_layer
 from firstread.convert.layercache import LayerCache
 from firstread.convert.outcome import Conversion
+from firstread.convert.plan import MAX_CHUNKS_PER_FILE
 from firstread.convert.record import ENCODER, Entry, LayerRecord, Parameters, encode_entries
 from firstread.errors import (
     DigestError,
@@ -43,6 +46,7 @@ from firstread.errors import (
     LimitError,
     NodeError,
     NotFoundError,
+    SectorCountError,
     UnsupportedError,
     UsageError,
 )
@@ -60,10 +64,12 @@ from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.resolve import ResolvedImage, resolve
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
+from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 from firstread.testing.images import (
     File,
     Image,
     Layer,
+    Sparse,
     Symlink,
     Whiteout,
     feature_image,
@@ -71,6 +77,7 @@ from firstread.testing.images import (
     write_layout,
 )
 from firstread.testing.packed import SMALL, converted, pack
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 from firstread.units import MiB
 
@@ -127,6 +134,11 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
+def _opened() -> tuple[int, int]:
+    """Return how many threads and descriptors this process has."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread, no descriptor and no file of a conversion is left."""
@@ -134,12 +146,12 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     resource_tracker.ensure_running()  # of multiprocessing; it has a descriptor
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = _opened()
     yield
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.name.startswith("layer"):
-            thread.join(5)
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) <= before
+    until = time.monotonic() + PATIENCE_S
+    while any(map(operator.gt, _opened(), before)) and time.monotonic() < until:
+        time.sleep(0.01)  # threads of a server end behind their clients
+    assert not any(map(operator.gt, _opened(), before))
     assert list(scratch.iterdir()) == []
     assert not list(tmp_path.glob("*/.firstread-*"))
 
@@ -375,6 +387,27 @@ def test_the_largest_layer_comes_first(shop: Shop) -> None:
         shop.convert(executor=executor)
     sizes = [job.layer.size for job in executor.jobs]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_an_image_with_too_many_small_sectors_gets_larger_ones(shop: Shop) -> None:
+    size = DEFAULT_SECTOR_SIZE * MAX_CHUNKS_PER_FILE * 3 // 2
+    image = Image(
+        [BASE, Layer([Sparse("large", size=size, data={DEFAULT_SECTOR_SIZE: b"x" * 4096})])]
+    )
+    with pytest.raises(SectorCountError, match="chunks"):
+        shop.convert(image, parameters=Parameters())
+    result = shop.convert(None, parameters=Parameters(), auto_sector_size=True)
+    assert result.sector_size == 2 * DEFAULT_SECTOR_SIZE
+    chosen = Parameters(2 * DEFAULT_SECTOR_SIZE)
+    assert shop.convert(None, parameters=chosen).digest == result.digest
+
+
+def test_the_usual_sector_size_is_the_default(shop: Shop) -> None:
+    result = shop.convert(auto_sector_size=True)
+    assert result.sector_size == DEFAULT_SECTOR_SIZE
+    assert shop.convert(
+        parameters=Parameters(frame_size=SMALL.frame_size, level=SMALL.level)
+    ).unchanged
 
 
 # -- no work twice ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from firstread.testing.images import File, Image, Layer, Symlink, Whiteout, writ
 from firstread.testing.packed import SMALL
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.starts import trace_of
+from firstread.traces.attachedtraces import attach_trace
 from firstread.traces.tracefile import Trace
 
 LARGE = random.Random(1).randbytes(300_000)
@@ -129,6 +130,23 @@ def test_an_attached_image_gets_a_neighbour_that_nodes_prefer(shop: Shop) -> Non
     assert attach(here, replace(OPTIONS, traces=[FIRST])).images[0].digest == done.digest
 
 
+def test_nodes_take_the_trace_that_came_last(shop: Shop) -> None:
+    here = shop.reference("in")
+    attach(here, OPTIONS)
+    traces = [trace_of(("large", block, 2)) for block in range(6)]
+    for trace in traces:  # the order of digests alone would be right once in 720 times
+        done = shop.optimize("in", None, trace)
+        assert done.chosen == done.digest
+    again = shop.optimize("in", None, traces[-1])
+    assert (again.digest, again.unchanged) == (done.digest, True)
+    older = shop.optimize("in", None, traces[0])
+    assert older.chosen == older.digest
+    named = attach(here, replace(OPTIONS, traces=[traces[1]])).images[0]
+    assert attach(here, OPTIONS).chosen == [named.digest]  # no trace, no say
+    copied = shop.optimize("in", "copy", traces[2])
+    assert copied.digest == shop.convert("expected", traces[2])  # a name of its own needs no number
+
+
 def test_a_name_of_an_attached_image_moves(shop: Shop) -> None:
     named = parse_reference(f"oci:{shop.directory}/in:named")
     attach(shop.reference("in"), OPTIONS, destination=named)
@@ -151,6 +169,29 @@ def test_a_trace_of_another_image_is_an_error(shop: Shop) -> None:
     with pytest.raises(UsageError, match="nothing in the trace fits"):
         shop.optimize("out", None, trace_of(("gone", 0, 1), ("top", 900, 1)))
     assert shop.image("out") == before
+
+
+def test_the_attached_traces_are_taken_if_none_is_named(shop: Shop) -> None:
+    here = shop.reference("in")
+    attach(here, OPTIONS)
+    with pytest.raises(UsageError, match="no trace is attached to the image"):
+        shop.optimize("in", None)
+    with open_destination(replace(here, tag=None)) as repository:
+        original = shop.image("in").descriptor
+        made = {
+            attach_trace(repository, [original.digest], trace)[1].digest: trace
+            for trace in (FIRST, SECOND)
+        }
+    done = shop.optimize("in", None)
+    again = shop.optimize("in", None, *(made[digest] for digest in sorted(made)))
+    assert (again.digest, again.unchanged) == (done.digest, True)
+
+
+def test_a_trace_of_the_converted_image_alone_is_found(shop: Shop) -> None:
+    shop.convert()
+    with open_destination(shop.reference("out")) as repository:
+        attach_trace(repository, [shop.image("out").descriptor.digest], FIRST)
+    assert shop.optimize("out", None).digest == shop.convert("expected", FIRST)
 
 
 def test_an_ordinary_image_is_refused(shop: Shop) -> None:
@@ -218,6 +259,7 @@ def test_a_registry_takes_hot_sectors_and_metadata_alone(
     assert done.digest == expected
     uploads = registry.counts.requests_of("POST /v2/app/blobs/uploads/")
     assert uploads == done.uploaded_blobs == 3
+    assert registry.counts.requests_of("GET /v2/app/manifests/") == 1
 
 
 def test_a_registry_mounts_the_blobs_for_another_repository(

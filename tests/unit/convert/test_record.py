@@ -128,7 +128,7 @@ def test_entries_that_no_inode_can_be(fields: tuple[object, ...]) -> None:
 
 
 def test_parameters() -> None:
-    assert Parameters().key == (f"v1 sector=4194304 frame=262144 level=3 {ENCODER}")
+    assert Parameters(4 * MiB).key == (f"v1 sector=4194304 frame=262144 level=3 {ENCODER}")
     assert Parameters(64 * KiB, 16 * KiB).geometry.frame_size == 16 * KiB
     with pytest.raises(UsageError):
         _ = Parameters(4 * KiB, 8 * KiB).geometry

@@ -14,6 +14,7 @@ from firstread.convert.outcome import Conversion
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.resolve import resolve
 from firstread.registry.open import open_source
+from firstread.sectors.hotnote import NO_TRACE
 from firstread.sectors.image import HOT
 from firstread.testing.command import firstread
 from firstread.testing.images import File, Image, Layer, Symlink, write_layout
@@ -52,6 +53,7 @@ def converted(
 def test_programs_and_libraries_of_the_command_become_hot(tmp_path: Path) -> None:
     done, note = converted(tmp_path)
     assert note
+    assert NO_TRACE in note
     assert done.hot
     assert (done.hot.files, done.hot.unfit_reads) == (2, 0)
     assert done.hot.size < len(PROGRAM) * 2
@@ -62,6 +64,7 @@ def test_programs_and_libraries_of_the_command_become_hot(tmp_path: Path) -> Non
 def test_a_trace_takes_the_place_of_the_start_set(tmp_path: Path) -> None:
     done, note = converted(tmp_path, traces=[trace_of(("rest", 0, 1))])
     assert note
+    assert NO_TRACE not in note
     assert done.hot
     assert done.hot.files == 1
 

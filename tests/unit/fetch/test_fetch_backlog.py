@@ -188,6 +188,37 @@ def test_a_sequential_reader_is_read_ahead_for_as_far_as_there_is_room() -> None
     assert list(bench.backlog) == [sector.entry.id for sector in SECTORS.wanted[:3]]
 
 
+def in_order(bench: Bench) -> tuple[Filling, PendingRead]:
+    """Read three sectors in order; return the third, half filled, and its read."""
+    for sector in SECTORS.wanted[:3]:
+        read = bench.read(sector)
+    *_, third = bench.backlog.take(100.0)[0]
+    assert third.in_order
+    assert bench.backlog.progress(third, 2 * FRAME, 100.0) == []
+    return third, read
+
+
+def test_a_reader_in_order_waits_for_all_of_a_sector() -> None:
+    bench = Bench()
+    third, read = in_order(bench)
+    assert bench.backlog.progress(third, third.sector.entry.size, 100.0) == [read]
+
+
+def test_a_read_of_what_is_here_waits_for_no_more_though_others_read_in_order() -> None:
+    bench = Bench()
+    third, read = in_order(bench)
+    other = PendingRead(0, 1, 0, FRAME, -1, 100.0)
+    asked = bench.backlog.request(third.sector, [other], 100.0, SECTORS.behind, no_room)
+    assert asked == (False, [read, other])
+
+
+def test_a_sector_that_does_not_come_at_once_lets_go_what_it_covers() -> None:
+    bench = Bench()
+    third, read = in_order(bench)
+    assert bench.backlog.all_covered() == [read]
+    assert bench.backlog.covered(third) == []
+
+
 def test_what_a_sequential_reader_comes_to_goes_on_before_the_rest_of_the_image() -> None:
     bench = Bench()
     for sector in SECTORS.wanted[:2]:

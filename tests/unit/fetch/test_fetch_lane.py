@@ -23,7 +23,7 @@ from firstread.errors import (
     NotFoundError,
     TransportError,
 )
-from firstread.fetch import retry
+from firstread.fetch import filler, retry
 from firstread.fetch.lane import Lane
 from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.startplan import Mode, Rest, StartPlan
@@ -385,6 +385,20 @@ def test_a_transfer_that_breaks_off_goes_on(make: Make, script: str) -> None:
     bench.whole(0)
     assert len(bench.source.requests) == len(script) + 1
     assert bench.files.counts["received"] == bench.sectors.wanted[0].entry.length
+
+
+@pytest.mark.parametrize("script", ["rrbE*", "rrf*"])
+def test_a_request_that_breaks_off_lets_go_what_waits_for_all_of_a_sector(
+    make: Make, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filler, "STEP_S", 0.0)  # so that frames come one by one
+    bench = make(script)
+    bench.files.spare_sectors = 0  # so that each sector has a request of its own
+    for number in range(2):
+        bench.answered(bench.read(number, length=SIZE))
+    bench.answered(bench.read(2))  # its frame has come
+    assert bench.files.failures
+    assert not bench.files.given_up
 
 
 def test_received_bytes_are_not_asked_for_again(make: Make) -> None:

@@ -53,7 +53,7 @@ def test_reads_here_and_there_fetch_nothing_ahead(link: float) -> None:
 def test_a_sequential_reader_gets_more_and_more_ahead() -> None:
     found = reaches([(n, 0) for n in range(8)], FAST)
     most = round(MOST_AHEAD_BYTES / LENGTH)
-    assert found == [0, FIRST_SECTORS, 4, 8, 16, most, most, most]
+    assert found == [0, FIRST_SECTORS, 4, 8, 16, 32, most, most]
 
 
 def test_further_reads_of_the_same_sector_change_nothing() -> None:
@@ -98,6 +98,31 @@ def test_a_reader_that_meets_what_was_fetched_ahead_is_still_the_same() -> None:
     assert not streak.is_short(filling(7).sector)
     assert streak.is_short(filling(9).sector)
     assert ahead.demand(filling(11), 0, FAST) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "bytes_per_s", "found"),
+    [(0, FAST, [False, False, True, True]), (0, SLOW, [False] * 4), (MIDDLE, FAST, [False] * 4)],
+)
+def test_a_reader_in_order_waits_for_whole_sectors_on_a_fast_link(
+    offset: int, bytes_per_s: float, found: list[bool]
+) -> None:
+    ahead, said = Streaks(), []
+    for number in range(4):
+        streak = ahead.demand(filling(number), offset, bytes_per_s)
+        said.append(bool(streak and streak.is_in_order(filling(number).sector, bytes_per_s)))
+    assert said == found
+
+
+def test_a_reader_that_leaves_the_order_does_not_wait_for_whole_sectors() -> None:
+    ahead = Streaks()
+    for number in range(4):
+        streak = ahead.demand(filling(number), 0, FAST)
+    assert streak
+    assert streak.is_in_order(filling(3).sector, FAST)
+    streak = ahead.demand(filling(4), MIDDLE, FAST)
+    assert streak
+    assert not streak.is_in_order(filling(4).sector, FAST)
 
 
 def test_streaks_of_two_blobs_are_two() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Mapping
 
 import pytest
@@ -13,7 +14,7 @@ from firstread.cache.pending import PendingRead
 from firstread.errors import TransportError
 from firstread.fetch import startplan
 from firstread.fetch.backlog import QUIET_S, Backlog
-from firstread.fetch.queue import Cause
+from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.rate import BUFFERED_BYTES, METERED_BYTES, Meter, Rate
 from firstread.fetch.startplan import Mode, Rest, StartPlan, decide, mode_of
 from firstread.fetch.streaming import FIRST_BYTES, GROWTH, MAX_BYTES, Ramp, Stream
@@ -39,17 +40,37 @@ def link(bytes_per_s: float, latency_s: float) -> Rate:
 class Bench:
     """A backlog whose link is measured: it brings two sectors in a round trip."""
 
-    def __init__(self, mode: str = "hot", sizes: Mapping[bytes, int] | None = None) -> None:
+    def __init__(
+        self, mode: str = "hot", sizes: Mapping[bytes, int] | None = None, quiet_s: float = QUIET
+    ) -> None:
         self.sizes = dict(sizes or {})
         self.link = link(2 * SECTORS.wanted[0].entry.length, 1.0)
-        self.backlog = Backlog(lambda s: self.sizes.get(s.entry.id, 0), 1.0, self.link, QUIET)
+        self.backlog = Backlog(lambda s: self.sizes.get(s.entry.id, 0), 1.0, self.link, quiet_s)
         plan = StartPlan(mode, 0, 0, None, None, Rest.NEVER, True)  # type: ignore[arg-type]
         self.backlog.prefetch(plan, HOT, REST, NOW)
 
-    def read(self, sector: Wanted, offset: int = 0) -> PendingRead:
-        read = PendingRead(0, 1, offset, FRAME, -1, NOW)
-        self.backlog.request(sector, [read], NOW, SECTORS.behind, lambda _: False)
+    def read(self, sector: Wanted, offset: int = 0, now: float = NOW) -> PendingRead:
+        read = PendingRead(0, 1, offset, FRAME, -1, now)
+        self.backlog.request(sector, [read], now, SECTORS.behind, lambda _: False)
         return read
+
+    def queued(self) -> list[Filling]:
+        return [f for f in self.backlog._fillings.values() if not (f.active or f.paused)]
+
+    def bring(self, batch: list[Filling], size: int, now: float) -> None:
+        """End a request, that has brought `size` bytes of its first sector."""
+        filling, stream = batch[0], self.backlog.streaming.now
+        filling.asks += 1
+        self.sizes[filling.sector.entry.id] = max(size, filling.filled)
+        self.backlog.progress(filling, size, now)
+        if filling.filled >= filling.sector.entry.size:
+            filling.active = False
+            self.backlog.drop(filling)
+        if stream is not None and stream.batch is batch:
+            self.backlog.end_stream(stream, whole=False, failed=False)
+        for rest in batch:
+            if rest.active:
+                self.backlog.requeue(rest)
 
     def taken(self, now: float = NOW) -> list[Wanted]:
         return [filling.sector for filling in self.backlog.take(now)[0]]
@@ -247,6 +268,56 @@ def test_all_of_an_image_comes_in_the_background_when_it_is_quiet() -> None:
     assert (stream.cause, stream.filling.sector) == (Cause.BACKGROUND, REST[0])
     bench.read(REST[2])
     assert bench.backlog.leaves_link(stream)
+
+
+def started(mode: str, seed: int) -> list[tuple[float, Cause, list[Wanted]]]:
+    """Replay reads and answers in some order, never calm for long; return what was taken, when."""
+    chance, bench, now = random.Random(seed), Bench(mode), NOW
+    flights: list[list[Filling]] = []
+    taken = []
+    last = now
+    for number in range(200):
+        now += chance.random() * QUIET / 4
+        step = chance.randrange(3) if number else 1
+        if step == 0 or now - last > QUIET / 2:
+            last = now
+            bench.read(chance.choice(SECTORS.wanted), chance.randrange(0, 16 * FRAME, FRAME), now)
+        elif step == 1 and len(flights) < 3:
+            if batch := bench.backlog.take(now)[0]:
+                taken.append((now, batch[0].cause, [filling.sector for filling in batch]))
+                flights.append(batch)
+        elif flights:
+            batch = flights.pop(chance.randrange(len(flights)))
+            size = batch[0].sector.entry.size if chance.random() < 0.5 else FRAME
+            bench.bring(batch, size, now)
+    return taken
+
+
+@pytest.mark.usefixtures("distant")
+@pytest.mark.parametrize("seed", range(20))
+def test_before_it_is_quiet_all_fetches_what_hot_fetches(seed: int) -> None:
+    taken = started("all", seed)
+    assert taken == started("hot", seed)
+    assert {Cause.DEMAND, Cause.HOT} <= {cause for _, cause, _ in taken}
+
+
+@pytest.mark.usefixtures("distant")
+@pytest.mark.parametrize("seed", range(20))
+def test_a_read_goes_before_all_that_nobody_waits_for(seed: int) -> None:
+    chance, bench = random.Random(seed), Bench("all", quiet_s=0.0)
+    seen = set()
+    for number in range(60):
+        now = NOW + number
+        sector = chance.choice(SECTORS.wanted)
+        if chance.random() < 0.5:
+            bench.read(sector, now=now)
+        batch = bench.backlog.take(now)[0]
+        if not batch:
+            continue
+        seen.add(batch[0].cause)
+        assert batch[0].reads or not any(f.reads for f in bench.queued())
+        bench.bring(batch, batch[0].sector.entry.size, now)
+    assert {Cause.DEMAND, Cause.HOT, Cause.BACKGROUND} <= seen
 
 
 def test_images_that_are_unmounted_are_streamed_no_more() -> None:

@@ -12,7 +12,7 @@ Look = tuple[float, int, int]  # seconds since the beginning, reads so far, hot 
 
 def over_at(looks: list[Look], reads: int = 0, hot: int = 0) -> float | None:
     """Return the time of the first look at which a start is over."""
-    start = Start(1000.0, reads, hot)
+    start = Start(1000.0, reads, hot, knows_start=hot > 0)
     return next((at for at, *seen in looks if start.is_over(1000.0 + at, *seen)), None)
 
 
@@ -37,11 +37,16 @@ def test_a_pause_shorter_than_that_is_part_of_the_start() -> None:
 
 
 def test_a_start_is_not_over_while_hot_sectors_come() -> None:
-    assert over_at([(at, 3, 20 - min(int(at), 20)) for at in STEPS], hot=20) == 20 + QUIET_S
+    assert over_at([(at, 3, 20 - min(int(at), 20)) for at in STEPS], hot=20) == 20 + UNUSED_S
+
+
+def test_a_server_that_computes_beside_its_hot_sectors_still_starts() -> None:
+    looks = [(at, 3 if at < 20 else 4, max(0, 4 - int(at))) for at in STEPS]
+    assert over_at(looks, hot=4) == 20 + UNUSED_S
 
 
 def test_hot_sectors_that_do_not_come_are_not_waited_for() -> None:
-    assert over_at([(at, 3, 20) for at in STEPS], hot=20) == QUIET_S
+    assert over_at([(at, 3, 20) for at in STEPS], hot=20) == UNUSED_S
 
 
 def test_a_workload_that_reads_for_ever_has_started_some_time() -> None:

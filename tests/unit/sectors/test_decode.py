@@ -63,6 +63,37 @@ def test_a_frame_leaves_as_soon_as_it_is_whole() -> None:
     assert left == list(zip(ends, [16 * KiB, 16 * KiB, 12 * KiB], strict=True))
 
 
+def test_as_many_frames_leave_at_once_as_the_frame_buffer_takes() -> None:
+    decoder = SectorDecoder(ENTRY, GEOMETRY, frame_buffer=bytearray(2 * GEOMETRY.frame_size))
+    decoder.buffer[:] = STORED
+    left = [(decoder.number, bytes(frames)) for frames in decoder.advance(len(STORED))]
+    assert left == [(2, CONTENT[: 32 * KiB]), (3, CONTENT[32 * KiB :])]
+
+
+def test_a_step_ends_with_a_frame() -> None:
+    decoder = SectorDecoder(ENTRY, GEOMETRY)
+    assert decoder.step(len(STORED)) == decoder.needed
+    decoder.buffer[:] = STORED
+    assert list(decoder.advance(decoder.needed)) == []
+    first = decoder.needed
+    one, two, _ = FrameTable.unpack(STORED[: GEOMETRY.table_size(ENTRY.size)], GEOMETRY).lengths
+    steps = {0: first, one + two - 1: first, one + two: first + two, len(STORED): len(STORED)}
+    assert {most: decoder.step(most) for most in steps} == steps
+
+
+def test_frames_before_a_wrong_one_leave_and_the_wrong_one_is_suspect() -> None:
+    start = GEOMETRY.table_size(ENTRY.size)
+    lengths = FrameTable.unpack(STORED[:start], GEOMETRY).lengths
+    third = start + lengths[0] + lengths[1]
+    decoder = SectorDecoder(ENTRY, GEOMETRY, frame_buffer=bytearray(ENTRY.size + 1))
+    decoder.buffer[:] = STORED[:-1] + bytes([STORED[-1] ^ 1])
+    frames = decoder.advance(len(STORED))
+    assert next(frames) == CONTENT[: 32 * KiB]
+    with pytest.raises(ImageError, match="frame 2"):
+        next(frames)
+    assert decoder.suspect == (third, bytes(decoder.buffer[third:]))
+
+
 def test_it_says_how_much_it_needs() -> None:
     decoder = SectorDecoder(ENTRY, GEOMETRY)
     frames = 0

@@ -39,7 +39,8 @@ from firstread.sectors.attached import (
     resolve_converted,
 )
 from firstread.sectors.format import ARTIFACT_TYPE, METADATA_MEDIA_TYPE, SECTORS_MEDIA_TYPE
-from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST
+from firstread.sectors.hotnote import NO_TRACE
+from firstread.sectors.image import GENERATION, HOT, PARAMETERS, SOURCE_DIGEST
 from firstread.testing.registry import ScriptedRegistry
 
 CONFIG = b'{"os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
@@ -143,20 +144,22 @@ def test_unacceptable_images_are_passed_over(registry: ScriptedRegistry, name: s
         assert found.data == GOOD
 
 
-HOT_TEXT = "v1 granule=4096 reads=1 trace=" + OTHER
+HOT_TEXT = f"v1 granule=4096 reads=1 trace={SUBJECT.digest}"
 
 
 @pytest.mark.parametrize("told", ["by the list", "embedded", "by the manifests"])
-def test_one_with_hot_sectors_is_preferred(registry: ScriptedRegistry, told: str) -> None:
+def test_one_with_hot_sectors_of_a_trace_is_preferred(
+    registry: ScriptedRegistry, told: str
+) -> None:
     many = [
         manifest(annotations={**(manifest().annotations or {}), "n": str(number)})
-        for number in range(6)
+        for number in range(50)
     ]
-    hot = [
-        msgspec.structs.replace(one, annotations={**(one.annotations or {}), HOT: HOT_TEXT})
-        for one in many[:2]
-    ]
-    everything = [*many, *hot]
+    hot = [_noted(one, HOT_TEXT) for one in many[:2]]
+    best = min(describe(encode(one), OCI_MANIFEST).digest for one in hot)
+    static = (_noted(one, HOT_TEXT.replace(SUBJECT.digest, NO_TRACE)) for one in many)
+    first = next(one for one in static if describe(encode(one), OCI_MANIFEST).digest < best)
+    everything = [*many[:5], first, *hot]
     entries = []
     for one in everything:
         data = encode(one)
@@ -164,7 +167,6 @@ def test_one_with_hot_sectors_is_preferred(registry: ScriptedRegistry, told: str
         entry = listed(data, annotations=one.annotations if told == "by the list" else None)
         entries.append(msgspec.structs.replace(entry, data=data if told == "embedded" else None))
     say(registry, *entries)
-    best = min(describe(encode(one), OCI_MANIFEST).digest for one in hot)
     with place_of(registry) as place:
         found = find_attached(place, SUBJECT)
         assert found is not None
@@ -172,6 +174,33 @@ def test_one_with_hot_sectors_is_preferred(registry: ScriptedRegistry, told: str
         if told == "by the list":
             assert len(registry.asked("/manifests/sha256:")) == 1
         assert len(list(all_attached(place, SUBJECT))) == len(everything) == MAX_CANDIDATES
+
+
+def _noted(image: Manifest, text: str) -> Manifest:
+    return msgspec.structs.replace(image, annotations={**(image.annotations or {}), HOT: text})
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "9999999", "9" * 9000, "\u0663"])
+def test_of_several_with_hot_sectors_the_highest_generation_is_taken(
+    registry: ScriptedRegistry, text: str
+) -> None:
+    """Numbers are compared, not texts; what is no number is as good as none."""
+    plain = {**(manifest().annotations or {}), HOT: HOT_TEXT}
+    many = [
+        encode(manifest(annotations=annotations))
+        for annotations in (
+            *({**plain, GENERATION: number} for number in ("7", "12", "9", text)),
+            plain,
+            {SOURCE_DIGEST: SUBJECT.digest, PARAMETERS: "v1 x", GENERATION: "99"},
+        )
+    ]
+    for data in many:
+        store(registry, data)
+    say(registry, *map(listed, many))
+    with place_of(registry) as place:
+        found = [found.data for found in all_attached(place, SUBJECT)]
+    assert found[:3] == [many[1], many[2], many[0]]
+    assert found[5] == many[5]
 
 
 def _lies(entry: Descriptor) -> dict[str, Descriptor]:

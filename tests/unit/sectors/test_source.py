@@ -98,6 +98,19 @@ def test_what_comes_is_measured_and_must_be_all() -> None:
         incoming.received(3, 4, 0.0)
 
 
+def test_a_step_takes_several_frames_at_once() -> None:
+    source, seen = NativeSource(MemorySource(SECTORS)), list[tuple[int, int, bytes]]()
+    whole = Span(SECTOR.blob, ENTRY.offset, ENTRY.offset + ENTRY.length)
+    with source.open(whole, Window()) as incoming:
+        incoming.step = 4 * GEOMETRY.frame_size
+        for number, offset, data in source.decode(SECTOR, source.begin(SECTOR), incoming):
+            assert number * GEOMETRY.frame_size == offset
+            seen.append((number, len(data), bytes(data)))
+    assert b"".join(data for _, _, data in seen) == SECTORS.contents[1]
+    assert len(seen) <= FRAMES / 2
+    assert max(size for _, size, _ in seen) == incoming.step
+
+
 # -- another format --------------------------------------------------------------------------------
 
 

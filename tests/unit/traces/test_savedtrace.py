@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from firstread.errors import ImageError, LimitError, NodeError, UsageError
+from firstread.errors import ImageError, LimitError, NodeError
 from firstread.testing.command import firstread
 from firstread.traces import savedtrace
-from firstread.traces.savedtrace import check_output, load_trace, save_trace
+from firstread.traces.savedtrace import load_trace, save_trace
 from firstread.traces.tracefile import VERSION, Trace, TracedRead, TraceHeader, read_trace
 
 TRACE = Trace(
@@ -57,13 +57,6 @@ def test_a_damaged_trace_is_named(tmp_path: Path) -> None:
     assert caught.value.hint == "trace the image again: firstread trace"
     with pytest.raises(NodeError, match="No such file"):
         load_trace(tmp_path / "other")
-
-
-def test_a_place_is_checked_early(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no" / "trace"):
-        with pytest.raises(UsageError, match="cannot be written"):
-            check_output(path)
-    check_output(tmp_path / "trace")
 
 
 def test_merge_writes_one_trace(tmp_path: Path) -> None:

@@ -23,7 +23,17 @@ B = 4096
 RTT = 0.1
 LINK = LinkSpeed(80e6, RTT, "test")
 NEAR = LinkSpeed(1e12, 0, "near")
-NOTHING = Costs(1e12, 0, request_s=0, event_s=0, worker_bytes_per_s=1e12, trips=1)
+NOTHING = Costs(
+    metadata_s=0,
+    metadata_bytes_per_s=1e12,
+    mount_s=0,
+    device_s=0,
+    request_s=0,
+    event_s=0,
+    traced_s=0,
+    worker_bytes_per_s=1e12,
+    trips=1,
+)
 PULL_S = 4 * RTT
 """A connection, then manifest, config and metadata; their bytes take next to nothing."""
 ALL = frozenset(
@@ -120,6 +130,37 @@ def test_a_read_on_demand_goes_before_the_stream() -> None:
     result = replay(layout, slow, NOTHING, steps(work, layout), prefetch="hot")
     whole = sum(layout.units[number].entry.length for number in layout.stream) / slow.bytes_per_s
     assert result.waits[0] < whole / 2
+
+
+def test_a_stream_begins_beside_the_metadata() -> None:
+    work = fit(CONTENT, trace(EVERYTHING, step_us=1000))
+    layout = hot(EVERYTHING)
+    reads, check = steps(work, layout), NOTHING._replace(metadata_s=1.0)
+    at_once, later = (
+        replay(layout, LINK, costs, reads, prefetch="hot") for costs in (NOTHING, check)
+    )
+    assert sum(later.waits) < sum(at_once.waits), "it goes on while the metadata is checked"
+    assert later.ready_s < at_once.ready_s + 1.0
+
+
+def test_workers_need_the_core_of_the_workload_if_there_is_no_other() -> None:
+    link, layout = LinkSpeed(80e9, 0.0001, "fast"), hot(EVERYTHING)
+    stored = sum(unit.entry.length for unit in layout.units)  # on such a link all of it comes
+    busy = NOTHING._replace(worker_bytes_per_s=stored / 4.0)
+    one, two = (
+        replay(layout, link, busy._replace(cores=cores), [Step(10.0, [])], prefetch="hot").ready_s
+        for cores in (1, 2)
+    )
+    assert one - two == pytest.approx(4.0, rel=0.1)
+
+
+def test_the_time_of_the_tracer_is_taken_out() -> None:
+    work = fit(CONTENT, trace([("bin/9", 0, B), ("bin/9", 0, B)], step_us=1_000_000))
+    whole, less = (
+        replay(PLAIN, NEAR, NOTHING._replace(traced_s=s), steps(work, PLAIN)).ready_s
+        for s in (0.0, 0.25)
+    )
+    assert whole - less == pytest.approx(2 * 0.25, abs=0.01)
 
 
 def test_files_on_their_own_take_a_request_each() -> None:

@@ -41,3 +41,13 @@ def test_reads_of_other_images_are_counted() -> None:
 def test_a_trace_with_nothing_of_the_image_is_an_error(reads: list[tuple[str, int, int]]) -> None:
     with pytest.raises(UsageError, match=r"no reads|none of the 1 reads"):
         fit(CONTENT, trace(reads))
+
+
+def test_a_workload_has_the_pace_of_a_local_start() -> None:
+    work = fit(CONTENT, trace([("bin/9", 0, 4096), ("large", 0, 4096)], ready_us=5000))
+    paced = work.paced(work.local_s / 4)
+    assert paced.local_s == pytest.approx(work.local_s / 4)
+    assert [read.think_s * 4 for read in paced.reads] == pytest.approx(
+        [read.think_s for read in work.reads]
+    )
+    assert work.paced(0).local_s == 0

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First bytes of a blob that are asked for early are those of the blob, whatever happens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from firstread.errors import TransportError
+from firstread.mounts import heads as heads_module
+from firstread.mounts.headed import HeadedRepository
+from firstread.mounts.heads import Head, Heads
+from firstread.oci.blobstream import BlobStream
+from firstread.oci.model import Descriptor
+from firstread.sectors.source import Incoming, Span, Window
+from firstread.testing.machine import until
+from firstread.testing.memorysource import MemorySource, Sectors, make_sectors
+from firstread.testing.patience import PATIENCE_S
+
+SECTORS = make_sectors(8)
+BLOB = SECTORS.wanted[0].blob
+DATA = SECTORS.blob
+LENGTH = 128 * 1024  # of a head
+
+
+class Registry(MemorySource):
+    """Notes what is asked for; the first answer breaks off where it is told to."""
+
+    def __init__(self, sectors: Sectors, breaks_at: int | None = None) -> None:
+        super().__init__(sectors)
+        self.asked: list[tuple[int, int]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self._breaks_at = breaks_at
+
+    def open_blob(
+        self, blob: Descriptor, *, offset: int = 0, length: int | None = None
+    ) -> BlobStream:
+        stream = super().open_blob(blob, offset=offset, length=length)
+        self.asked.append((offset, offset + stream.length))
+        breaks_at, self._breaks_at = self._breaks_at, None
+        return _Gated(self, stream, breaks_at)
+
+
+class _Gated(BlobStream):
+    def __init__(self, registry: Registry, stream: BlobStream, breaks_at: int | None) -> None:
+        super().__init__(stream.blob, stream, length=stream.length, verify=False, image="")
+        self._registry, self._ends = registry, breaks_at
+        self._given = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        self._registry.go_on.wait()
+        if self._ends is not None:
+            buffer = buffer[: max(0, self._ends - self._given)]
+            if not buffer:
+                raise TransportError("the connection is cut")
+        count = super().readinto(buffer)
+        self._given += count
+        return count
+
+    @property
+    def source(self) -> str:
+        return "registry"
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_module, "MOST_BYTES", LENGTH)
+    monkeypatch.setattr(heads_module, "STEP", 4096)
+
+
+@pytest.fixture
+def heads() -> Iterator[Heads]:
+    made = Heads()
+    yield made
+    if (head := made.find(BLOB)) is not None:
+        head.release()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    until(condition, PATIENCE_S)
+
+
+def begun(heads: Heads, registry: Registry) -> Head:
+    heads.begin(BLOB, registry)
+    head = heads.find(BLOB)
+    assert head is not None
+    return head
+
+
+def all_here(head: Head) -> None:
+    eventually(lambda: head.come == head.length)
+
+
+def read(repository: HeadedRepository, start: int, stop: int) -> bytes:
+    with repository.open_blob(BLOB, offset=start, length=stop - start) as stream:
+        return stream.readall()
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "asked"),
+    [
+        (0, 1000, []),
+        (0, LENGTH, []),
+        (5000, LENGTH + 1, [(LENGTH, LENGTH + 1)]),
+        (0, len(DATA), [(LENGTH, len(DATA))]),
+        (LENGTH, LENGTH + 5000, [(LENGTH, LENGTH + 5000)]),
+    ],
+)
+def test_a_range_comes_from_the_head_as_far_as_that_reaches(
+    heads: Heads, start: int, stop: int, asked: list[tuple[int, int]]
+) -> None:
+    registry = Registry(SECTORS)
+    all_here(begun(heads, registry))
+    assert read(HeadedRepository(registry, heads), start, stop) == DATA[start:stop]
+    assert registry.asked == [(0, LENGTH), *asked]
+
+
+def test_reading_the_last_byte_of_a_head_frees_it(heads: Heads) -> None:
+    registry = Registry(SECTORS)
+    all_here(begun(heads, registry))
+    repository = HeadedRepository(registry, heads)
+    read(repository, 0, 1000)
+    assert heads.find(BLOB) is not None
+    read(repository, LENGTH - 1000, LENGTH)
+    eventually(lambda: heads.find(BLOB) is None)
+    assert read(repository, 0, 1000) == DATA[:1000]
+    assert registry.asked == [(0, LENGTH), (0, 1000)]
+
+
+@pytest.mark.parametrize("breaks_at", [0, 4096, 50_000])
+def test_what_a_broken_head_lacks_is_asked_for_again(heads: Heads, breaks_at: int) -> None:
+    registry = Registry(SECTORS, breaks_at)
+    registry.go_on.clear()
+    begun(heads, registry)
+    stream = HeadedRepository(registry, heads).open_blob(BLOB, offset=0, length=len(DATA))
+    registry.go_on.set()
+    with stream:
+        assert stream.readall() == DATA
+    assert registry.asked[-1][0] <= breaks_at
+    assert registry.asked[-1][1] == len(DATA)
+
+
+def test_a_reader_waits_for_bytes_on_their_way(heads: Heads) -> None:
+    registry = Registry(SECTORS)
+    registry.go_on.clear()
+    begun(heads, registry)
+    repository, got = HeadedRepository(registry, heads), list[bytes]()
+    reader = threading.Thread(target=lambda: got.append(read(repository, 0, 3000)))
+    reader.start()
+    eventually(lambda: registry.asked == [(0, LENGTH)])
+    registry.go_on.set()
+    reader.join()
+    assert got == [DATA[:3000]]
+
+
+def test_a_range_far_beyond_what_has_come_does_not_wait_for_a_head(heads: Heads) -> None:
+    registry = Registry(SECTORS)
+    registry.go_on.clear()
+    head = begun(heads, registry)
+    assert head.serves(0)
+    assert not head.serves(LENGTH // 2)
+    registry.go_on.set()
+
+
+def test_there_are_few_heads_and_one_of_a_blob(
+    heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_module, "MOST_HEADS", 1)
+    registry, other = Registry(SECTORS), make_sectors(1, seed=2)
+    begun(heads, registry)
+    heads.begin(BLOB, registry)
+    heads.begin(other.wanted[0].blob, Registry(other))
+    assert heads.find(other.wanted[0].blob) is None
+    eventually(lambda: registry.asked == [(0, LENGTH)])
+
+
+def test_a_head_that_nobody_takes_does_not_stay(
+    heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_module, "KEPT_S", 0.0)
+    heads.begin(BLOB, Registry(SECTORS))
+    eventually(lambda: heads.find(BLOB) is None)
+
+
+def test_the_bytes_of_a_head_say_nothing_of_the_link(heads: Heads) -> None:
+    registry, measured = Registry(SECTORS), list[int]()
+    all_here(begun(heads, registry))
+    repository = HeadedRepository(registry, heads)
+    with Incoming(
+        repository.open_blob(BLOB, offset=0, length=len(DATA)),
+        Span(BLOB, 0, len(DATA)),
+        Window(),
+        lambda count, _: measured.append(count),
+    ) as incoming:
+        for size in (LENGTH, len(DATA) - LENGTH):
+            assert incoming.stream.readinto(memoryview(bytearray(size))) == size
+            incoming.received(size, size, 0.1)
+    assert measured == [len(DATA) - LENGTH]
+
+
+def test_bytes_of_a_head_have_a_source(heads: Heads) -> None:
+    registry = Registry(SECTORS)
+    all_here(begun(heads, registry))
+    with HeadedRepository(registry, heads).open_blob(BLOB, offset=0, length=1000) as stream:
+        stream.readall()
+        assert stream.source == "registry"
+        assert not stream.distrust()
+    assert read(HeadedRepository(registry, heads), 0, 1000) == DATA[:1000]
+    assert registry.asked[-1] == (0, 1000), "wrong bytes are not given again"
