@@ -63,6 +63,7 @@ class Capabilities:
         merges_reads: readers of the same bytes wait for one read, which outlives each of them.
         outlives_servers: a mount that nobody serves or holds any more serves what is present, and
             can be served again; else it is dead.
+        file_system: type of what it mounts, as the kernel's list of mounts names it.
     """
 
     asks_when_present: bool
@@ -72,6 +73,7 @@ class Capabilities:
     sets_read_ahead: bool
     merges_reads: bool
     outlives_servers: bool
+    file_system: str
 
 
 class Device(Protocol):
@@ -162,7 +164,7 @@ class Device(Protocol):
         """Return whether anything is watched: by a fetcher before, if not by us."""
 
     def answer(self, number: int, *, allow: bool = True) -> bool:
-        """Let a read go on, or fail with EIO.
+        """Let a read go on, or fail with EIO. Does not block, and asks for nothing.
 
         Args:
             number: of the read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors of another process, as ours.
+"""Descriptors of another process, as ours; and what can be told of one that we were given.
 
 Owns pidfd_getfd(2), which needs the right to trace that process. The system call filter of a
 service may refuse it (it is in systemd's @debug). Invariant: what cannot be had is left out.
@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import stat
 from collections.abc import Iterable
 
 from firstread.device import syscalls
+
+_FUSE = os.makedev(10, 229)  # /dev/fuse, in Documentation/admin-guide/devices.txt
 
 
 def copies(pid: int, numbers: Iterable[int]) -> dict[int, int]:
@@ -31,3 +35,19 @@ def copies(pid: int, numbers: Iterable[int]) -> dict[int, int]:
         finally:
             os.close(pidfd)
     return found
+
+
+def is_connection(fd: int) -> bool:
+    """Return whether a descriptor is of /dev/fuse."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _FUSE
+
+
+def is_dead(connection: int) -> bool:
+    """Return whether the file system of a FUSE connection has ended (fs/fuse/dev.c: POLLERR)."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return any(mask & (select.POLLERR | select.POLLNVAL) for _, mask in poll.poll(0))

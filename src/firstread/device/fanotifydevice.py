@@ -45,6 +45,7 @@ class FanotifyDevice:
         sets_read_ahead=True,
         merges_reads=False,
         outlives_servers=True,
+        file_system="erofs",
     )
 
     def __init__(self, store: SectorStore, group: Group) -> None:

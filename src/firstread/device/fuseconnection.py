@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One FUSE mount's connection to the kernel: requests in, answers out.
 
-Owns the loop over a descriptor of /dev/fuse, and the requests that wait for absent bytes. Does not
-mount. Invariants: a request is answered once, whole or with an errno; one that dies with this
-process is the next one's (`fuseprotocol.resend`).
+Owns two threads: one reads requests from a descriptor of /dev/fuse, the other answers the READs
+that had to wait. Does not mount. Invariants: a request is answered once, whole or with an errno;
+one that dies with this process is the next one's (`fuseprotocol.resend`, or the `FuseJournal`
+before Linux 6.9). `Connection.answered` does not block and asks for nothing: callers hold locks.
 
 Facts about a connection (Linux 6.18; tests/privileged/test_device_fuse.py shows them):
 
@@ -12,6 +13,8 @@ Facts about a connection (Linux 6.18; tests/privileged/test_device_fuse.py shows
 * A killed reader waits for the answer to what it reads by itself, deaf to SIGKILL; only INTERRUPT
   tells. For read-ahead it does not wait. INTERRUPT comes for any signal, but a read of a file must
   not fail with EINTR, so only a reader that is being killed gets that answer.
+* INTERRUPT comes once for a request. A reader that has heard another signal before is looked at
+  every second from then on, for SIGKILL would not tell.
 * Read-ahead goes on when its reader is gone, and others may wait for the same pages. So a request
   is never failed because its reader has died, and `Read.pid` is 0.
 """
@@ -21,12 +24,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from firstread.device import fuseprotocol as fuse
-from firstread.device.base import Read
+from firstread.device.fusejournal import FuseJournal, Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
@@ -37,29 +42,29 @@ log = logging.getLogger("device")
 
 READ_AHEAD_BYTES = fuse.MOST_BYTES
 ATTEMPTS = 3  # to read what was allowed; somebody may have emptied it meanwhile
+LOOK_S = 1.0  # between looks at readers that heard a signal, and attempts of a short process
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EBADF})  # of an answer: nobody waits for it
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # of this process, and it may pass
 _SIGKILL_BIT = 1 << 8
 DENIED = OSError(errno.EIO, "denied")  # the fetcher has said why
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A READ that waits for absent bytes.
+    """A READ, which may have to wait for absent bytes.
 
     Args:
-        unique: of the request.
-        pid: thread that reads.
+        request: it.
         parts: of the file.
         slots: that were asked for.
         left: parts that are not answered yet.
-        attempt: how often it was asked for.
+        attempt: how often all parts were answered.
         failed: a part was denied.
     """
 
-    unique: int
-    pid: int
+    request: Unanswered
     parts: Sequence[Extent]
     slots: set[int] = field(default_factory=set)
     left: int = 0
@@ -67,8 +72,8 @@ class Waiting:
     failed: bool = False
 
 
-Ask = Callable[["Connection", Waiting, Extent], Read]
-"""Makes a numbered `Read` of a part."""
+Ask = Callable[["Connection", Waiting, Sequence[Extent]], None]
+"""Asks for parts of a READ, all or none; raises OSError or NodeError. Does not block."""
 
 
 class Connection:
@@ -79,9 +84,9 @@ class Connection:
         fd: of /dev/fuse; owned, and closed at the end.
         tree: of the image.
         reader: makes a reader of its sectors for one thread.
-        number: makes a numbered read of a part that is waited for.
-        ask: takes the read. Does not block.
-        ended: is told when the file system is gone.
+        journal: of the mount.
+        ask: for absent parts.
+        ended: is told when the file system is gone; the descriptor is open still.
 
     Attributes:
         requests: of the kernel so far.
@@ -93,32 +98,41 @@ class Connection:
         fd: int,
         tree: FuseTree,
         reader: Callable[[], SectorReader],
-        number: Ask,
-        ask: Callable[[Read], None],
+        journal: FuseJournal,
+        ask: Ask,
         ended: Callable[[Connection], None],
     ) -> None:
         self._name, self._fd, self._tree, self._reader = name, fd, tree, reader
-        self._number, self._ask, self._ended = number, ask, ended
-        self._waiting: dict[int, Waiting] = {}  # by unique
+        self._journal, self._ask, self._ended = journal, ask, ended
         self.requests = 0
-        self._users = 1  # of the descriptor: the loop, and threads that answer
-        self._lock = threading.Lock()  # of these, and of what waits
+        self._left: list[Unanswered] | None = None  # by another process; None: the kernel resends
+        self._done: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()  # None: look around
+        self._is_over = self._finishes = False  # the connection; there is a thread for it
+        self._users = 1  # of the descriptor: the threads
+        self._waiting: dict[int, Waiting] = {}  # by unique, until it is answered
+        self._interrupted: dict[int, Waiting] = {}  # those whose reader has heard a signal
+        self._parked: list[Waiting] = []  # those that this process is too short of something for
+        self._unfinished = 0  # READs of which all parts are answered
+        self._lock = threading.Lock()  # of these, and of the journal's records
 
     def start(self) -> None:
         """Serve from now on, in a thread."""
         threading.Thread(target=self._run, name="fuse", daemon=True).start()
 
     def ask_again(self) -> None:
-        """Have the kernel send what another process has read and not answered (Linux >= 6.9)."""
+        """See to the requests that another process has read and not answered; before `start`."""
         try:
             os.write(self._fd, fuse.resend())
-        except OSError as exc:
-            log.warning("reads that waited for another process may hang: %s", exc)
+        except OSError:  # before Linux 6.9
+            self._left = self._journal.records()
+        else:
+            self._journal.clear()
 
     def _run(self) -> None:
         reader = self._reader()
         buffer = memoryview(bytearray(fuse.MOST_BYTES))
-        message = memoryview(bytearray(fuse.REQUEST_BYTES))
+        message = self._journal.message
+        self._repeat(reader, buffer)
         while True:
             try:
                 size = os.readv(self._fd, [message])
@@ -128,32 +142,50 @@ class Connection:
                 if exc.errno not in _ENDED:
                     raise
                 break
+            if size < fuse.BODY:
+                break  # never a request
             self.requests += 1
             request = fuse.parse_request(message)
             self._handle(request, message[fuse.BODY : size], reader, buffer)
         reader.close()
         self.abandon()
 
+    def _repeat(self, reader: SectorReader, buffer: memoryview) -> None:
+        """Answer what another process has left, if the kernel does not send it again."""
+        if self._left is None:
+            return
+        for request in self._left:
+            self._read(request, reader, buffer)
+            self._interrupt(request.unique)  # it may have been told so
+        message = self._journal.message
+        request, size = fuse.parse_request(message), fuse.length_of(message)
+        if size >= fuse.BODY and request.unique not in {left.unique for left in self._left}:
+            self._handle(request, message[fuse.BODY : size], reader, buffer)
+        self._left = None
+
     def abandon(self) -> None:
         """End a connection without a file system."""
-        with self._lock:
-            self._waiting.clear()  # nobody waits any more
+        self._is_over = True
+        self._done.put(None)
         self._release()
-        self._ended(self)
 
     def _release(self) -> None:
-        """Close the descriptor, once no thread is about to answer: another file gets its number."""
+        """Close the descriptor behind the last thread: another file gets its number then."""
         with self._lock:
             self._users -= 1
-            if not self._users:
-                os.close(self._fd)
+            if self._users:
+                return
+        self._ended(self)
+        os.close(self._fd)
 
     def _handle(
         self, request: Request, body: memoryview, reader: SectorReader, buffer: memoryview
     ) -> None:
         try:
             if request.opcode == fuse.READ:
-                self._read(request, body, reader, buffer)
+                offset, size = fuse.parse_read(body)
+                read = Unanswered(request.unique, request.node, offset, size, request.pid)
+                self._read(read, reader, buffer)
             elif request.opcode == fuse.INTERRUPT:
                 self._interrupt(fuse.parse_interrupt(body))
             elif request.opcode == fuse.INIT:
@@ -172,95 +204,167 @@ class Connection:
 
     # -- reads ---------------------------------------------------------------------------------
 
-    def _read(
-        self, request: Request, body: memoryview, reader: SectorReader, buffer: memoryview
-    ) -> None:
-        offset, size = fuse.parse_read(body)
-        inode = self._tree.inode(request.node)
-        parts = extents(self._tree.image, inode, offset, min(size, fuse.MOST_BYTES))
-        missing = reader.read(parts, buffer)
-        if missing:
-            self._wait(Waiting(request.unique, request.pid, parts), missing)
+    def _read(self, request: Unanswered, reader: SectorReader, buffer: memoryview) -> None:
+        try:
+            inode = self._tree.inode(request.node)
+            size = min(request.size, fuse.MOST_BYTES)
+            parts = extents(self._tree.image, inode, request.offset, size)
+        except (OSError, FirstreadError) as exc:
+            self._fail(request.unique, exc)
         else:
-            self._answer(request.unique, buffer[: sum(part.length for part in parts)])
+            self._attempt(Waiting(request, parts), reader, buffer)
+
+    def _attempt(self, waiting: Waiting, reader: SectorReader, buffer: memoryview) -> None:
+        """Answer a READ, or see to it that it will be."""
+        unique = waiting.request.unique
+        try:
+            missing = reader.read(waiting.parts, buffer, waiting.slots)
+            if missing:
+                self._wait(waiting, missing)
+            else:
+                self._answer(unique, buffer[: sum(part.length for part in waiting.parts)])
+        except (OSError, FirstreadError) as exc:
+            cause = exc if isinstance(exc, OSError) else exc.__cause__
+            if isinstance(cause, OSError) and cause.errno in _SHORT:
+                self._park(waiting, exc)
+            else:
+                self._fail(unique, exc)
 
     def _wait(self, waiting: Waiting, missing: Sequence[Extent]) -> None:
-        """Ask for the missing parts of a request.
+        """Ask for the missing parts of a READ.
 
         Raises:
-            OSError, FirstreadError: a file cannot be opened; nothing is asked for.
+            OSError, FirstreadError: nothing is asked for.
         """
-        reads: list[Read] = []
-        waiting.left, waiting.attempt = len(missing), waiting.attempt + 1
-        waiting.slots.update(part.slot for part in missing)
-        with self._lock:
-            self._waiting[waiting.unique] = waiting
+        if waiting.attempt >= ATTEMPTS:
+            raise OSError(errno.EIO, "what was allowed is absent")
+        asked = {part.slot for part in missing} - waiting.slots
+        waiting.left = len(missing)
+        waiting.slots |= asked
+        self._note(waiting)
         try:
-            reads += [self._number(self, waiting, part) for part in missing]
+            self._ask(self, waiting, missing)
         except (OSError, FirstreadError):
-            with self._lock:
-                self._waiting.pop(waiting.unique, None)
+            waiting.slots -= asked  # nobody will allow them
             raise
-        for read in reads:
-            self._ask(read)
+
+    def _park(self, waiting: Waiting, error: Exception) -> None:
+        """Have a READ attempted again in a while."""
+        self._note(waiting)
+        with self._lock:
+            if not self._parked:
+                log.warning("reads of %s wait: %s", self._name, error)
+            self._parked.append(waiting)
+        self._done.put(None)
+
+    def _note(self, waiting: Waiting) -> None:
+        """Note that a READ waits from now on."""
+        with self._lock:
+            is_first, self._finishes = not self._finishes, True
+            self._users += is_first
+            self._waiting[waiting.request.unique] = waiting
+            self._journal.add(waiting.request)
+        if is_first:
+            threading.Thread(target=self._finish_all, name="fuse-reads", daemon=True).start()
 
     def answered(self, waiting: Waiting, *, allow: bool) -> None:
-        """Note the answer to one part of a request; with the last one, answer the request."""
+        """Note the answer to one part of a READ; with the last one, have the READ answered."""
         with self._lock:
             waiting.left -= 1
             waiting.failed |= not allow
-            if waiting.left or self._waiting.pop(waiting.unique, None) is None:
+            if waiting.left:
                 return
-            self._users += 1
-        try:
-            if waiting.failed:
-                self._fail(waiting.unique, DENIED)
-            else:
+            self._unfinished += 1
+        self._done.put(waiting)
+
+    def is_settled(self) -> bool:
+        """Return whether every READ is answered of which all parts are."""
+        return not self._unfinished or self._is_over
+
+    def _finish_all(self) -> None:
+        """Answer READs that have waited, until the connection ends."""
+        looked = 0.0
+        while not self._is_over:
+            restless = bool(self._interrupted or self._parked)
+            try:
+                waiting = self._done.get(timeout=LOOK_S if restless else None)
+            except queue.Empty:
+                waiting = None
+            if waiting is not None:
                 self._finish(waiting)
-        except (OSError, FirstreadError) as exc:
-            self._fail(waiting.unique, exc)
-        finally:
-            self._release()
+                with self._lock:
+                    self._unfinished -= 1
+            is_due = time.monotonic() - looked >= LOOK_S
+            if is_due or waiting is None:
+                self._free_killed()
+            if is_due:
+                looked = time.monotonic()
+                self._retry_parked()
+        self._release()
 
     def _finish(self, waiting: Waiting) -> None:
-        buffer = memoryview(bytearray(sum(part.length for part in waiting.parts)))
+        unique = waiting.request.unique
+        if unique not in self._waiting:
+            return  # its reader was killed
+        if waiting.failed:
+            self._fail(unique, DENIED)
+            return
+        waiting.attempt += 1
+        self._retry(waiting)
+
+    def _retry(self, waiting: Waiting) -> None:
         reader = self._reader()
+        buffer = memoryview(bytearray(sum(part.length for part in waiting.parts)))
         try:
-            missing = reader.read(waiting.parts, buffer, waiting.slots)
+            self._attempt(waiting, reader, buffer)
         finally:
             reader.close()
-        if not missing:
-            self._answer(waiting.unique, buffer)
-        elif waiting.attempt < ATTEMPTS:
-            self._wait(waiting, missing)
-        else:
-            raise OSError(errno.EIO, "what was allowed is absent")
 
     def _interrupt(self, unique: int) -> None:
+        """Note that the reader of a READ has heard a signal."""
         with self._lock:
             waiting = self._waiting.get(unique)
-            if waiting is None or not _is_being_killed(waiting.pid):
+            if waiting is None:
                 return
-            del self._waiting[unique]
-        self._fail(unique, InterruptedError(errno.EINTR, "killed"))
+            self._interrupted[unique] = waiting
+        self._done.put(None)
+
+    def _free_killed(self) -> None:
+        with self._lock:
+            interrupted = list(self._interrupted.values())
+        for waiting in interrupted:
+            if _is_being_killed(waiting.request.pid):
+                self._fail(waiting.request.unique, InterruptedError(errno.EINTR, "killed"))
+
+    def _retry_parked(self) -> None:
+        with self._lock:
+            parked, self._parked = self._parked, []
+        for waiting in parked:
+            if waiting.request.unique in self._waiting:
+                self._retry(waiting)
 
     # -- answers -------------------------------------------------------------------------------
 
     def _answer(self, unique: int, data: bytes | memoryview) -> None:
-        self._write([fuse.header(unique, len(data)), data])
+        self._write(unique, [fuse.header(unique, len(data)), data])
 
     def _fail(self, unique: int, error: OSError | FirstreadError) -> None:
         number = error.errno if isinstance(error, OSError) else None
         if number in (None, errno.EIO) and error is not DENIED:
             log.warning("a request to %s fails: %s", self._name, error)
-        self._write([fuse.error(unique, number or errno.EIO)])
+        self._write(unique, [fuse.error(unique, number or errno.EIO)])
 
-    def _write(self, parts: list[bytes | memoryview]) -> None:
+    def _write(self, unique: int, parts: list[bytes | memoryview]) -> None:
         try:
             os.writev(self._fd, parts)
         except OSError as exc:
             if exc.errno not in _GONE:
                 raise
+        if unique in self._waiting:  # once the answer is out: a death before it loses nothing
+            with self._lock:
+                self._waiting.pop(unique, None)
+                self._interrupted.pop(unique, None)
+                self._journal.remove(unique)
 
 
 def _is_being_killed(pid: int) -> bool:

@@ -17,17 +17,20 @@ Facts about FUSE mounts (Linux 5.4 to 6.18; tests/privileged/test_device_fuse.py
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from firstread.device import syscalls
-from firstread.device.base import Capabilities, Read
+from firstread.device.base import MOST_READS, Capabilities, Read
+from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import Connection, Waiting
 from firstread.device.fuseprotocol import MOST_BYTES
@@ -35,16 +38,20 @@ from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
 from firstread.device.readahead import BDI
 from firstread.device.superblock import FileSystem
-from firstread.device.watches import Watches, make_watches, note_device
+from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
-from firstread.errors import from_os_error
+from firstread.errors import FirstreadError, from_os_error
 from firstread.sectors.sectorstore import SectorStore
 
 FIRST_NUMBER = 1 << 24  # of a read: above all descriptors, which number the events of fanotify
 Pair = tuple[int, int]
 """Descriptors of a mount: its connection, and its watches."""
+MOST_OPEN = 128  # sector files of a mount that stay open, and of all mounts together
+MOST_OPEN_OF_ALL = 512
+LEAST_OPEN = 4
 _DEVICE = "/dev/fuse"
+_TICK_S = 0.002  # between looks whether reads are answered
 _HINT = "load the module fuse, or let this process use /dev/fuse"
 
 
@@ -57,6 +64,7 @@ class FuseDevice:
         keep: has somebody else hold the descriptors of a mount, too. Without it a mount ends with
             this process.
         drop: has that end.
+        most: reads that may wait; further ones are asked for later.
 
     Attributes:
         ask: takes a read that asks. Does not block.
@@ -71,6 +79,7 @@ class FuseDevice:
         sets_read_ahead=True,
         merges_reads=True,
         outlives_servers=False,
+        file_system="fuse",
     )
 
     def __init__(
@@ -79,8 +88,9 @@ class FuseDevice:
         given: Mapping[int, Pair] = MappingProxyType({}),
         keep: Callable[[int, Pair], None] = lambda _, __: None,
         drop: Callable[[int], None] = lambda _: None,
+        most: int = MOST_READS,
     ) -> None:
-        self._store, self._keep, self._drop = store, keep, drop
+        self._store, self._keep, self._drop, self._most = store, keep, drop, most
         self.ask: Callable[[Read], None] = lambda _: None
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number
@@ -88,6 +98,13 @@ class FuseDevice:
         self._watches: dict[Connection, Watches] = {}  # replaced, never changed
         self._pairs: dict[Connection, tuple[int, Pair]] = {}
         self._lock = threading.Lock()  # of these
+        self._keeping = threading.Lock()  # from a change to the word about it: numbers come again
+        for device, (fd, watches) in given.items():
+            if is_dead(fd):  # it has ended while nobody served it
+                del self._given[device]
+                os.close(fd)
+                os.close(watches)
+                drop(device)
 
     # -- mounts --------------------------------------------------------------------------------
 
@@ -95,13 +112,7 @@ class FuseDevice:
         """See `Device`."""
         doing = f"cannot mount {metadata} at {mountpoint}"
         try:
-            fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as exc:
-            error = from_os_error(exc, doing)
-            error.hint = _HINT
-            raise error from exc
-        try:
-            pair = fd, make_watches(len(ids))
+            pair = _new_pair(len(ids))
             try:
                 connection = self._connect(metadata, ids, pair)
             except BaseException:
@@ -110,14 +121,18 @@ class FuseDevice:
                 raise
             self._note(connection, 0, pair)  # it ends with the connection from now on
             self.watch(ids)
-            with _file_system(fd, metadata, connection) as mount:
+            with _file_system(pair[0], metadata, connection) as mount:
                 number = os.fstat(mount).st_dev
                 note_device(pair[1], number)
-                self._note(connection, number, pair)
-                self._keep(number, pair)
+                with self._keeping:
+                    self._note(connection, number, pair)
+                    self._keep(number, pair)
                 syscalls.move_mount(mount, os.fsencode(mountpoint))
         except OSError as exc:
-            raise from_os_error(exc, doing) from exc
+            error = from_os_error(exc, doing)
+            if exc.filename == _DEVICE:
+                error.hint = _HINT
+            raise error from exc
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
         """See `Device`."""
@@ -130,15 +145,19 @@ class FuseDevice:
         except OSError as exc:
             raise from_os_error(exc, "cannot read the metadata of a mount") from exc
         self._note(connection, number, pair)
+        connection.ask_again()  # first: a connection that has started may close its descriptor
         connection.start()
-        connection.ask_again()
         return True
 
     def pairs(self) -> dict[int, Pair]:
-        """Return the descriptors of all mounts, by device number; for another process."""
+        """Return copies of the descriptors of all mounts, by device number; the caller's."""
+        found: dict[int, Pair] = {}
         with self._lock:
             mounted = {number: pair for number, pair in self._pairs.values() if number}
-            return {**self._given, **mounted}
+            for number, (fd, watches) in {**self._given, **mounted}.items():
+                with contextlib.suppress(OSError):  # too many are open; the mount is lost
+                    found[number] = os.dup(fd), os.dup(watches)
+        return found
 
     def _note(self, connection: Connection, number: int, pair: Pair) -> None:
         with self._lock:
@@ -152,26 +171,34 @@ class FuseDevice:
         watches = Watches(watches_fd, ids)
 
         def reader() -> SectorReader:
-            return SectorReader(self._store, ids, watches)
+            return SectorReader(self._store, ids, watches, self._most_open)
 
-        def number(connection: Connection, waiting: Waiting, part: Extent) -> Read:
-            return self._number(connection, waiting, part, ids[part.slot])
+        def ask(connection: Connection, waiting: Waiting, parts: Sequence[Extent]) -> None:
+            self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])
 
         tree = FuseTree(ErofsImage(memory))
-        connection = Connection(str(metadata), fd, tree, reader, number, self._take, self._forget)
+        name, journal = str(metadata), watches.journal
+        connection = Connection(name, fd, tree, reader, journal, ask, self._forget)
         with self._lock:
             self._watches = {**self._watches, connection: watches}
         return connection
 
     def _forget(self, connection: Connection) -> None:
         """Forget a connection that has ended, or never began."""
-        with self._lock:
-            self._watches = {c: w for c, w in self._watches.items() if c is not connection}
-            number, pair = self._pairs.pop(connection, (0, None))
+        with self._keeping:
+            with self._lock:
+                self._watches = {c: w for c, w in self._watches.items() if c is not connection}
+                number, pair = self._pairs.pop(connection, (0, None))
+                is_reused = any(number == other for other, _ in self._pairs.values())
+            if number and not is_reused:
+                self._drop(number)
         if pair is not None:
             os.close(pair[1])
-        if number:
-            self._drop(number)
+
+    def _most_open(self) -> int:
+        """Return how many sector files one mount may keep open."""
+        share = MOST_OPEN_OF_ALL // max(1, len(self._watches))
+        return max(LEAST_OPEN, min(MOST_OPEN, share))
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
@@ -183,17 +210,29 @@ class FuseDevice:
 
     # -- reads ---------------------------------------------------------------------------------
 
-    def _number(
-        self, connection: Connection, waiting: Waiting, part: Extent, sector_id: bytes
-    ) -> Read:
-        fd = self._store.open(sector_id, os.O_RDWR)
-        number = next(self._numbers)
-        with self._lock:
-            self._waiting[number] = connection, waiting
-        return Read(number, 0, part.start, part.length, fd, sector_id)
+    def _ask(
+        self, connection: Connection, waiting: Waiting, parts: Sequence[tuple[bytes, Extent]]
+    ) -> None:
+        """Ask for parts of sectors, all or none.
 
-    def _take(self, read: Read) -> None:
-        self.ask(read)
+        Raises:
+            OSError, FirstreadError: a file cannot be opened, or too many reads wait.
+        """
+        if self._waiting and len(self._waiting) + len(parts) > self._most:
+            raise OSError(errno.EMFILE, "too many reads wait")
+        reads: list[Read] = []
+        try:
+            for sector_id, part in parts:
+                fd, number = self._store.open(sector_id, os.O_RDWR), next(self._numbers)
+                reads.append(Read(number, 0, part.start, part.length, fd, sector_id))
+        except (OSError, FirstreadError):
+            for read in reads:
+                os.close(read.fd)
+            raise
+        with self._lock:
+            self._waiting.update((read.number, (connection, waiting)) for read in reads)
+        for read in reads:
+            self.ask(read)
 
     def answer(self, number: int, *, allow: bool = True) -> bool:
         """See `Device`."""
@@ -204,6 +243,13 @@ class FuseDevice:
         connection, waiting = found
         connection.answered(waiting, allow=allow)
         return True
+
+    def settle(self, seconds: float) -> None:
+        """Wait until what was answered has reached the kernel, so long at most."""
+        deadline = time.monotonic() + seconds
+        for connection in list(self._watches):
+            while not connection.is_settled() and time.monotonic() < deadline:
+                time.sleep(_TICK_S)
 
     # -- watches -------------------------------------------------------------------------------
 
@@ -227,7 +273,11 @@ class FuseDevice:
 
     def is_watching(self) -> bool:
         """See `Device`."""
-        return any(watches.exist() for watches in self._watches.values())
+        with self._lock:
+            given = [watches for _, watches in self._given.values()]
+            return any(map(is_any_watched, given)) or any(
+                watches.exist() for watches in self._watches.values()
+            )
 
     # -- read-ahead ----------------------------------------------------------------------------
 
@@ -244,6 +294,16 @@ class FuseDevice:
             return int(_read_ahead_file(file_system).read_text())
         except OSError as exc:
             raise from_os_error(exc, "cannot read the read-ahead") from exc
+
+
+def _new_pair(count: int) -> Pair:
+    """Return a connection without a file system, and the watches of so many sectors."""
+    fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fd, make_watches(count)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _read_ahead_file(file_system: FileSystem) -> Path:

@@ -29,7 +29,6 @@ MAJOR, MINOR = 7, 45
 OLDEST_MINOR = 31  # Linux 5.4
 ROOT_NODE = 1
 MOST_BYTES = 1 << 20  # of a READ
-REQUEST_BYTES = 8192  # FUSE_MIN_READ_BUFFER: the kernel refuses a smaller read(2)
 _MAX_WRITE = 4096
 _MAX_BACKGROUND = 64  # requests in flight that nobody waits for, such as read-ahead
 _CONGESTED = 48
@@ -148,6 +147,11 @@ def parse_request(message: bytes | memoryview) -> Request:
     """Return the header of a request."""
     _, opcode, unique, node, uid, _, pid, _, _ = _IN.unpack_from(message)
     return Request(opcode, unique, node, uid, pid)
+
+
+def length_of(message: bytes | memoryview) -> int:
+    """Return how many bytes a request has, by its header; 0 if nothing was ever read."""
+    return min(int(_IN.unpack_from(message)[0]), len(message))
 
 
 def parse_init(body: memoryview) -> Hello:

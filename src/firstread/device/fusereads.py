@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from firstread.device.watches import Watches
 from firstread.erofs.extents import NO_SLOT, Extent
+from firstread.errors import NodeError
 from firstread.sectors.sectorstore import SectorStore
 
-MOST_OPEN = 128  # sector files of a thread
 _ZEROS = bytes(1 << 20)
 
 
@@ -27,10 +27,13 @@ class SectorReader:
         store: of the sector files.
         ids: of the sectors, by slot.
         watches: of the mount.
+        most: says how many files may stay open.
     """
 
-    def __init__(self, store: SectorStore, ids: Sequence[bytes], watches: Watches) -> None:
-        self._store, self._ids, self._watches = store, ids, watches
+    def __init__(
+        self, store: SectorStore, ids: Sequence[bytes], watches: Watches, most: Callable[[], int]
+    ) -> None:
+        self._store, self._ids, self._watches, self._most = store, ids, watches, most
         self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
 
     def close(self) -> None:
@@ -74,8 +77,15 @@ class SectorReader:
     def _file(self, slot: int) -> int:
         fd = self._files.pop(slot, None)
         if fd is None:
-            if len(self._files) >= MOST_OPEN:
+            most = self._most()
+            while len(self._files) >= most:
                 os.close(self._files.pop(next(iter(self._files))))
-            fd = self._store.open(self._ids[slot])
+            try:
+                fd = self._store.open(self._ids[slot])
+            except NodeError:
+                if not self._files:
+                    raise
+                self.close()  # others may need descriptors more than we do
+                fd = self._store.open(self._ids[slot])
         self._files[slot] = fd
         return fd

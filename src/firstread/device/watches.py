@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which sectors of a FUSE mount are watched, in memory that outlives the process which serves it.
 
-Owns the layout of a file without a name: a byte of each device slot, then 8 bytes of the mount's
-device number. As marks do for fanotify, it tells the next fetcher what the one before has left.
-The supervisor holds it, beside the connection; it imports nothing but this.
+Owns the layout of a file without a name: a head, the mount's `FuseJournal`, and a byte of each
+device slot. As marks do for fanotify, it tells the next fetcher what the one before has left. The
+supervisor holds it, beside the connection.
 """
 
 from __future__ import annotations
@@ -13,27 +13,42 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 
+from firstread.device.fusejournal import JOURNAL_BYTES, FuseJournal
+
 NAME = "watches"
-_NUMBER = struct.Struct("=Q")
+_HEAD = struct.Struct("=8sQ")  # magic, device number of the mount
+_MAGIC = b"frwatch1"
+_JOURNAL = 4096
+_SLOTS = _JOURNAL + JOURNAL_BYTES
 
 
 def make_watches(count: int) -> int:
     """Return the descriptor of the watches of so many sectors; none is watched."""
     fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
-    os.ftruncate(fd, count + _NUMBER.size)
+    try:
+        os.ftruncate(fd, _SLOTS + count)
+        note_device(fd, 0)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
 def note_device(fd: int, number: int) -> None:
     """Note in watches which file system they are of."""
-    os.pwrite(fd, _NUMBER.pack(number), os.fstat(fd).st_size - _NUMBER.size)
+    os.pwrite(fd, _HEAD.pack(_MAGIC, number), 0)
 
 
 def device_of(fd: int) -> int:
     """Return what `note_device` has noted; 0 for nothing."""
-    at = os.fstat(fd).st_size - _NUMBER.size
-    data = os.pread(fd, _NUMBER.size, at) if at >= 0 else b""
-    return int(_NUMBER.unpack(data)[0]) if len(data) == _NUMBER.size else 0
+    head = os.pread(fd, _HEAD.size, 0)
+    magic, number = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0)
+    return int(number) if magic == _MAGIC else 0
+
+
+def is_any_watched(fd: int) -> bool:
+    """Return whether the watches of a descriptor have a sector that is watched."""
+    return any(os.pread(fd, max(0, os.fstat(fd).st_size - _SLOTS), _SLOTS))
 
 
 class Watches:
@@ -42,24 +57,28 @@ class Watches:
     Args:
         fd: as `make_watches` gave it; stays the caller's.
         ids: of the sectors, by slot.
+
+    Attributes:
+        journal: of the mount.
     """
 
     def __init__(self, fd: int, ids: Sequence[bytes]) -> None:
-        self._count = len(ids)
-        self._memory = mmap.mmap(fd, self._count + _NUMBER.size)
+        memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids)))
+        self.journal = FuseJournal(memory[_JOURNAL:_SLOTS])
+        self._watched = memory[_SLOTS:]
         self._slots: dict[bytes, list[int]] = {}
         for slot, sector_id in enumerate(ids):
             self._slots.setdefault(sector_id, []).append(slot)
 
     def __getitem__(self, slot: int) -> bool:
-        return self._memory[slot] != 0
+        return self._watched[slot] != 0
 
     def set(self, ids: Iterable[bytes], *, on: bool) -> None:
         """Watch some sectors, or no longer; other mounts' sectors are passed over."""
         for sector_id in ids:
             for slot in self._slots.get(sector_id, ()):
-                self._memory[slot] = on
+                self._watched[slot] = on
 
     def exist(self) -> bool:
         """Return whether any sector is watched."""
-        return any(self._memory[: self._count])
+        return any(self._watched)

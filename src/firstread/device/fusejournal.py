@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests of a FUSE mount that are not answered, in memory that outlives who reads them.
+
+Owns the layout of that memory: first the message that was read last, then a record for each READ
+that waits. Before Linux 6.9 the kernel does not send a request twice, so the next process answers
+what stands here. Invariant: a request that was read and is not answered is the message, or it has
+a record.
+
+The kernel writes the message, in read(2): a process that is killed there, or right behind it, has
+lost nothing. An entry that was answered does no harm: the kernel never uses a ``unique`` again.
+
+Layout::
+
+    0       message, `MESSAGE_BYTES`
+    8192    `RECORDS` records of 32 bytes: unique, node, offset (8 each), size, thread (4 each);
+            one counts while its unique is not 0, which is written last
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+MESSAGE_BYTES = 8192  # FUSE_MIN_READ_BUFFER: the kernel refuses a smaller read(2)
+RECORDS = 1024  # further READs wait, too, but not beyond the death of a process
+_UNIQUE = struct.Struct("=Q")
+_REST = struct.Struct("=QQII")
+_RECORD_BYTES = _UNIQUE.size + _REST.size
+JOURNAL_BYTES = MESSAGE_BYTES + RECORDS * _RECORD_BYTES
+
+
+class Unanswered(NamedTuple):
+    """A READ that waits.
+
+    Args:
+        unique: of the request.
+        node: of the file.
+        offset: first byte.
+        size: bytes.
+        pid: thread that reads.
+    """
+
+    unique: int
+    node: int
+    offset: int
+    size: int
+    pid: int
+
+
+class FuseJournal:
+    """The journal of one mount. For one process; not for several threads at a time.
+
+    Args:
+        memory: `JOURNAL_BYTES` of it, all zeros for a new mount.
+
+    Attributes:
+        message: is to be read into.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self.message = memory[:MESSAGE_BYTES]
+        used = [slot for slot in range(RECORDS) if self._unique(slot)]
+        self._slots = {self._unique(slot): slot for slot in used}
+        self._unused = max(used, default=-1) + 1  # slots from here on were never used
+        self._free = sorted(set(range(self._unused)) - set(used))
+
+    def add(self, request: Unanswered) -> None:
+        """Record a READ that waits, unless it is recorded; before the next message is read."""
+        if request.unique in self._slots:
+            return
+        if self._free:
+            slot = self._free.pop()
+        elif self._unused < RECORDS:
+            slot, self._unused = self._unused, self._unused + 1
+        else:
+            return
+        unique, *rest = request
+        _REST.pack_into(self._memory, _at(slot) + _UNIQUE.size, *rest)
+        _UNIQUE.pack_into(self._memory, _at(slot), unique)
+        self._slots[unique] = slot
+
+    def remove(self, unique: int) -> None:
+        """Forget a READ that is answered."""
+        slot = self._slots.pop(unique, None)
+        if slot is not None:
+            _UNIQUE.pack_into(self._memory, _at(slot), 0)
+            self._free.append(slot)
+
+    def clear(self) -> None:
+        """Forget all: the kernel sends it again."""
+        for unique in list(self._slots):
+            self.remove(unique)
+
+    def records(self) -> list[Unanswered]:
+        """Return the READs that wait."""
+        return [
+            Unanswered(unique, *_REST.unpack_from(self._memory, _at(slot) + _UNIQUE.size))
+            for unique, slot in self._slots.items()
+        ]
+
+    def _unique(self, slot: int) -> int:
+        unique: int = _UNIQUE.unpack_from(self._memory, _at(slot))[0]
+        return unique
+
+
+def _at(slot: int) -> int:
+    return MESSAGE_BYTES + slot * _RECORD_BYTES

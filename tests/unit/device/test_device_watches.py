@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a FUSE mount that outlives who serves it: its watches, and its journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstread.device.fusejournal import JOURNAL_BYTES, RECORDS, FuseJournal, Unanswered
+from firstread.device.watches import Watches, device_of, is_any_watched, make_watches, note_device
+
+IDS = [b"a" * 32, b"b" * 32, b"a" * 32]
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    made = make_watches(len(IDS))
+    yield made
+    os.close(made)
+
+
+def read(unique: int) -> Unanswered:
+    return Unanswered(unique, 9, 1 << 40, 1 << 20, 4711)
+
+
+def test_the_next_process_finds_what_is_watched(fd: int) -> None:
+    watches = Watches(fd, IDS)
+    assert not is_any_watched(fd)
+    watches.set([IDS[0], b"another"], on=True)
+    assert is_any_watched(fd)
+    again = Watches(fd, IDS)
+    assert [again[slot] for slot in range(3)] == [True, False, True]
+    again.set([IDS[0]], on=False)
+    assert not watches.exist()
+    assert not is_any_watched(fd)
+
+
+def test_watches_know_their_mount(fd: int) -> None:
+    Watches(fd, IDS).set(IDS, on=True)
+    assert device_of(fd) == 0
+    note_device(fd, 48)
+    assert device_of(fd) == 48
+    assert is_any_watched(fd)
+
+
+@pytest.mark.parametrize("content", [b"", b"frwatch", bytes(100), b"another!" + bytes(8)])
+def test_another_file_is_of_no_mount(content: bytes) -> None:
+    other = os.memfd_create("watches")
+    os.write(other, content)
+    assert device_of(other) == 0
+    assert not is_any_watched(other)
+    os.close(other)
+
+
+def test_journals_leave_watches_alone(fd: int) -> None:
+    watches = Watches(fd, IDS)
+    for unique in range(2, 2 * RECORDS + 2, 2):
+        watches.journal.add(read(unique))
+    watches.journal.message[:] = b"\xff" * len(watches.journal.message)
+    assert not watches.exist()
+    assert device_of(fd) == 0
+    assert len(Watches(fd, IDS).journal.records()) == RECORDS
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12))))
+def test_the_next_process_finds_what_waits(steps: list[tuple[bool, int]]) -> None:
+    memory = memoryview(bytearray(JOURNAL_BYTES))
+    journal = FuseJournal(memory)
+    waiting: dict[int, Unanswered] = {}
+    for adds, unique in steps:
+        if adds:
+            journal.add(waiting.setdefault(unique, read(unique)))
+        else:
+            journal.remove(unique)
+            waiting.pop(unique, None)
+        if unique == 12:
+            journal = FuseJournal(memory)
+    assert sorted(FuseJournal(memory).records()) == sorted(waiting.values())
+    journal.clear()
+    assert FuseJournal(memory).records() == []
+
+
+def test_what_finds_no_room_is_left_out() -> None:
+    journal = FuseJournal(memoryview(bytearray(JOURNAL_BYTES)))
+    for unique in range(1, RECORDS + 3):
+        journal.add(read(unique))
+    journal.remove(RECORDS + 2)  # it has no record
+    assert len(journal.records()) == RECORDS
+    journal.remove(1)
+    journal.add(read(1 << 63))
+    assert read(1 << 63) in journal.records()
