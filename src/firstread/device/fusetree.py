@@ -144,10 +144,10 @@ class FuseTree:
 
     def _list(self, node: int, body: memoryview, before: Callable[[Dirent], bytes]) -> bytes:
         first, room = fuse.parse_read(body)
-        parts = []
-        for after, entry in enumerate(self._directory(node).entries[first:], first + 1):
-            name, nid, file_type = entry
-            record = before(entry) + fuse.dirent(nid, after, _KINDS[file_type], name)
+        entries, parts = self._directory(node).entries, []
+        for place in range(first, len(entries)):
+            name, nid, file_type = entry = entries[place]
+            record = before(entry) + fuse.dirent(nid, place + 1, _KINDS[file_type], name)
             room -= len(record)
             if room < 0:
                 break

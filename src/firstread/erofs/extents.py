@@ -16,6 +16,7 @@ from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED, CHUNK_INDEX_SIZE, HO
 from firstread.errors import ImageError
 
 NO_SLOT = -1
+_BATCH = 512  # indexes that are looked at together: what is searched for is often near
 
 
 class Extent(NamedTuple):
@@ -79,9 +80,11 @@ def next_data(image: ErofsImage, inode: Inode, offset: int, *, hole: bool) -> in
     if inode.layout == CHUNK_BASED:
         chunk = chunk_size_of(inode.i_u)
         first, count = offset // chunk, (inode.size - 1) // chunk + 1
-        for number, index in enumerate(_indexes(image, inode, first, count), first):
-            if (index == HOLE_INDEX) is hole:
-                return max(offset, number * chunk)
+        for batch in range(first, count, _BATCH):
+            indexes = _indexes(image, inode, batch, min(batch + _BATCH, count))
+            for number, index in enumerate(indexes, batch):
+                if (index == HOLE_INDEX) is hole:
+                    return max(offset, number * chunk)
     return inode.size if hole else None
 
 

@@ -107,4 +107,11 @@ def test_the_cost_of_a_range_does_not_follow_the_file() -> None:
     before = os.times().user
     for _ in range(1000):
         assert len(extents(opened, file, 999_999 * BLOCK, BLOCK)) == 1
+        assert next_data(opened, file, 7, hole=False) == 7
     assert os.times().user - before < 1.0
+
+
+def test_a_hole_is_found_far_away() -> None:
+    opened, file = image([chunk_address(0, 0)] * 5000 + [HOLE], 5001 * BLOCK, BLOCK)
+    assert next_data(opened, file, 3 * BLOCK + 1, hole=True) == 5000 * BLOCK
+    assert next_data(opened, file, 5000 * BLOCK, hole=False) is None
