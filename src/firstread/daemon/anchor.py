@@ -36,10 +36,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from firstread.daemon.kept import is_connection
 from firstread.daemon.protocol import BUFFER_FD, GROUP_FD, LOCK_FD, SECRETS_FD
 from firstread.device import syscalls
-from firstread.device.descriptors import copies
+from firstread.device.descriptors import copies, is_connection
 from firstread.device.fanotify import NO_FD, Group
 from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo

@@ -29,9 +29,10 @@ from firstread.daemon.loop import Loop
 from firstread.daemon.process import Process
 from firstread.daemon.protocol import (
     WIRE_VERSION,
+    Drop,
     Keep,
     receive_answered,
-    send_keep,
+    send_held,
     send_order,
     send_requests,
 )
@@ -89,6 +90,15 @@ class FetcherProcess:
         if self.channel is not None:
             try:
                 send_order(self.channel, what, **details)
+            except OSError:
+                return False
+        return True
+
+    def pass_on(self, word: Keep | Drop) -> bool:
+        """Tell it of a mount's descriptors; False if there is no room for that now."""
+        if self.channel is not None:
+            try:
+                send_held(self.channel, word)
             except OSError:
                 return False
         return True
@@ -198,6 +208,8 @@ class Fetchers:
         return True
 
     def _bury(self, fetcher: FetcherProcess) -> None:
+        while self._hear(fetcher):
+            pass  # its last words may be about a mount that it has made
         self.current = None
         self._hang_up(fetcher)
         if fetcher.life.stage is Stage.RETIRES:
@@ -310,40 +322,48 @@ class Fetchers:
             self._events.send(fetcher)
             self.watch(fetcher)
 
-    def _hear(self, fetcher: FetcherProcess) -> None:
+    def _hear(self, fetcher: FetcherProcess) -> bool:
+        """Take a message; return whether there was one."""
         if fetcher.channel is None:
-            return
+            return False
         try:
-            numbers = receive_answered(fetcher.channel)
+            said = receive_answered(fetcher.channel)
         except BlockingIOError:
-            return
+            return False
         except OSError:
-            numbers = None
-        if numbers is None:
+            said = None
+        if said is None:
             self._hang_up(fetcher)
             self._loop.wake()
-            return
+            return False
         self.heard = time.monotonic()
         if fetcher.life.speak(self.heard):
             self._loop.wake()
             if fetcher.life.stage is Stage.SERVES:
                 self.starts.note_ready()
                 self._witness.fetcher_serves()
-        if isinstance(numbers, Keep):
-            self._keep(numbers)
-            return
-        self._events.answered(numbers)
+        if isinstance(said, Keep | Drop):
+            self._keep(said)
+            return True
+        self._events.answered(said)
         if self._events.has_unsent():
             self.watch(fetcher)
+        return True
 
-    def _keep(self, keep: Keep) -> None:
+    def _keep(self, word: Keep | Drop) -> None:
         """Hold descriptors of a mount or close them, and tell a fetcher that stands by."""
-        if self.standby is not None and self.standby.channel is not None:
-            send_keep(self.standby.channel, keep)
-        if keep.pair is None:
-            self.kept.drop(keep.device)
-        else:
-            self.kept.add(keep.device, keep.pair)
+        standby = self.standby
+        if isinstance(word, Drop):
+            self.kept.drop(word.device)
+        elif word.pair is None:
+            log.critical("a FUSE mount does not outlive its fetcher: too many files are open")
+            self.kept.drop(word.device)
+        elif self.kept.add(word.device, word.pair):
+            word = Keep(word.device, self.kept.pairs[word.device])
+        is_lost = isinstance(word, Keep) and word.device not in self.kept.pairs
+        if standby is not None and (is_lost or not standby.pass_on(word)):
+            log.critical("the new fetcher cannot be told of a mount: it ends")
+            standby.process.signal(signal.SIGKILL)  # it would not serve it
 
     def _hang_up(self, fetcher: FetcherProcess) -> None:
         if fetcher.channel is not None:

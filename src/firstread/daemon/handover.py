@@ -299,6 +299,20 @@ def move_descriptor(fd: int, number: int) -> None:
         os.close(fd)
 
 
+def reserve(fds: dict[str, int]) -> None:
+    """Take the numbers in `FIXED`, so that no other file comes to lie there.
+
+    Args:
+        fds: that somebody has given us; those with such a number get another one.
+    """
+    for name, fd in fds.items():
+        if fd in FIXED.values():
+            fds[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(FIXED.values()) + 1)
+    with open(os.devnull, "rb") as empty:
+        for number in FIXED.values():
+            os.dup2(empty.fileno(), number, inheritable=False)
+
+
 def raise_fd_limit(least: int = LEAST_FDS) -> int:
     """Allow as many descriptors as we may, and return how many: each waiting read holds one.
 

@@ -39,7 +39,7 @@ _NOT_KNOWN = bytes(SECTOR_ID_BYTES)
 _CLOEXEC = socket.MSG_CMSG_CLOEXEC
 _ORDER = struct.pack("=i", -1)  # where a request has its number; JSON follows
 _MESSAGE_BYTES = 4096  # longest; MOST_REQUESTS fit
-_KEEP = struct.pack("=i", -(1 << 31))  # where an answer has its number; JSON follows
+_KEEP, _DROP = (struct.pack("=i", word - (1 << 31)) for word in range(2))  # likewise
 _NUMBER = "i"
 _NUMBER_BYTES = array.array(_NUMBER).itemsize
 MOST_REQUESTS = 16  # in a message
@@ -61,15 +61,21 @@ class Order(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Descriptors that the supervisor is to hold from now on, or no longer.
+    """Descriptors of a mount that the receiver is to hold from now on.
 
     Args:
         device: number of the mount.
-        pair: descriptors of `firstread.daemon.kept`; None to close them.
+        pair: of `firstread.daemon.kept`; None if the receiver had no room for them.
     """
 
     device: int
     pair: tuple[int, int] | None
+
+
+class Drop(NamedTuple):
+    """The mount of a device number has ended: its descriptors are to be closed."""
+
+    device: int
 
 
 def set_patience(channel: socket.socket, seconds: float) -> None:
@@ -97,7 +103,7 @@ def send_requests(channel: socket.socket, requests: Sequence[Read]) -> None:
 
 def receive_requests(
     channel: socket.socket, *, waits: bool = True
-) -> list[Read] | Order | Keep | None:
+) -> list[Read] | Order | Keep | Drop | None:
     """Return what comes next; None when the supervisor is gone and all it sent was received.
 
     A request whose descriptor found no room has a negative one.
@@ -128,8 +134,8 @@ def receive_requests(
     fds = array.array(_NUMBER)
     for _, _, more in rights:
         fds.frombytes(more[: len(more) // _NUMBER_BYTES * _NUMBER_BYTES])
-    if data.startswith(_KEEP):
-        return Keep(json.loads(data[len(_KEEP) :]), _pair(fds))
+    if (word := _held(data, fds)) is not None:
+        return word
     requests = []
     for place, fields in enumerate(_REQUEST.iter_unpack(data)):
         number, pid, offset, length, sector_id = fields
@@ -139,13 +145,24 @@ def receive_requests(
     return requests
 
 
-def send_keep(channel: socket.socket, keep: Keep) -> None:
+def send_held(channel: socket.socket, word: Keep | Drop) -> None:
     """Have the other end hold descriptors of a mount, or no longer; the sender keeps its own."""
-    socket.send_fds(channel, [_KEEP + json.dumps(keep.device).encode()], list(keep.pair or ()))
+    what, fds = (_KEEP, word.pair or ()) if isinstance(word, Keep) else (_DROP, ())
+    socket.send_fds(channel, [what + json.dumps(word.device).encode()], list(fds))
 
 
-def _pair(fds: Sequence[int]) -> tuple[int, int] | None:
-    return (fds[0], fds[1]) if len(fds) == 2 else None
+def _held(data: bytes, fds: Sequence[int]) -> Keep | Drop | None:
+    """Return what a message says of a mount's descriptors; None if it is another message."""
+    if data.startswith(_DROP):
+        return Drop(json.loads(data[len(_DROP) :]))
+    if not data.startswith(_KEEP):
+        return None
+    device = json.loads(data[len(_KEEP) :])
+    if len(fds) == 2:
+        return Keep(device, (fds[0], fds[1]))
+    for fd in fds:
+        os.close(fd)
+    return Keep(device, None)
 
 
 def send_answered(channel: socket.socket, numbers: Sequence[int] = ()) -> None:
@@ -153,16 +170,16 @@ def send_answered(channel: socket.socket, numbers: Sequence[int] = ()) -> None:
     channel.send(array.array(_NUMBER, numbers).tobytes() or b"\0")
 
 
-def receive_answered(channel: socket.socket) -> list[int] | Keep | None:
+def receive_answered(channel: socket.socket) -> list[int] | Keep | Drop | None:
     """Return the numbers of answered events, [] for a heartbeat, None when the fetcher is gone.
 
     A fetcher that sends what is neither is as good as gone.
     """
     data, fds, _, _ = socket.recv_fds(channel, 65536, 2)
-    if data.startswith(_KEEP):
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        return Keep(json.loads(data[len(_KEEP) :]), _pair(fds))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    if (word := _held(data, fds)) is not None:
+        return word
     if not data or (len(data) > 1 and len(data) % _NUMBER_BYTES):
         return None
     return [] if len(data) == 1 else array.array(_NUMBER, data).tolist()

@@ -56,11 +56,12 @@ from firstread.daemon.protocol import (
     GROUP_FD,
     LISTENER_FD,
     SECRETS_FD,
+    Drop,
     Keep,
     Order,
     receive_requests,
     send_answered,
-    send_keep,
+    send_held,
     set_patience,
 )
 from firstread.daemon.tracecollector import Collector
@@ -84,6 +85,7 @@ HEARTBEAT_S = 1.0
 SHORT_S = 0.2  # before another attempt, when too many files are open
 DRAIN_S = 30.0  # for commands to be answered before a fetcher retires
 MOST_UNTOLD = 64  # answered reads that the supervisor does not know of
+SETTLE_S = 1.0  # for answers to reach the kernel then
 _RETIRING_S = 0.01  # between two looks whether they are
 
 
@@ -114,10 +116,13 @@ def _await_start(channel: socket.socket, arguments: dict[str, Any]) -> dict[str,
     send_answered(channel)
     kept = dict(arguments.get("kept", {}))
     while (order := receive_requests(channel)) is not None:
+        if isinstance(order, Keep | Drop):
+            for fd in kept.pop(str(order.device), ()):
+                os.close(fd)
         if isinstance(order, Keep):
-            kept.pop(str(order.device), None)
-            if order.pair is not None:
-                kept[str(order.device)] = order.pair
+            if order.pair is None:
+                raise OSError(errno.EMFILE, "no room for the descriptors of a mount")
+            kept[str(order.device)] = order.pair
         if isinstance(order, Order) and order.what == "start":
             return {**order.details, "kept": kept}
     os._exit(0)  # the supervisor is gone, and the fetcher that serves takes its place
@@ -141,6 +146,7 @@ class FetcherServer:
         self._fuse: FuseDevice | None = None
         self._sizes = Sizes(arguments["sizes"])
         os.close(arguments["sizes"])
+        self._most = most_waiting(raise_fd_limit())
         self._fetcher, node = self._compose()
         self._server = self._listen(node)
         self._retire_at = math.inf
@@ -160,7 +166,7 @@ class FetcherServer:
             policy=config.policy,
             limits=config.cache,
             prefetch=config.prefetch,
-            most_waiting=most_waiting(raise_fd_limit()),
+            most_waiting=self._most,
         )
         fetcher.presence.sizes = self._sizes
         if isinstance(device, FuseDevice):
@@ -188,22 +194,26 @@ class FetcherServer:
         if name == "fanotify":
             return FanotifyDevice(store, Group(GROUP_FD))
         given = {int(device): (a, b) for device, (a, b) in self._arguments.get("kept", {}).items()}
-        self._fuse = FuseDevice(store, given, self._keep, self._keep)
+        self._fuse = FuseDevice(store, given, self._keep, self._drop, self._most)
         return self._fuse
 
-    def _keep(self, device: int, pair: tuple[int, int] | None = None) -> None:
-        """Have the supervisor hold descriptors of a mount, or no longer.
+    def _keep(self, device: int, pair: tuple[int, int]) -> None:
+        """Have the supervisor hold descriptors of a mount.
 
         One that is gone need not know: `succeed` passes on what there is.
 
         Raises:
-            OSError: it is too busy to take a descriptor.
+            OSError: it is too busy to take them.
         """
         try:
-            send_keep(self._channel, Keep(device, pair))
+            send_held(self._channel, Keep(device, pair))
         except OSError as exc:
-            if pair is not None and exc.errno not in (errno.EPIPE, errno.ECONNRESET):
+            if exc.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise
+
+    def _drop(self, device: int) -> None:
+        with contextlib.suppress(OSError):  # the next fetcher finds it dead
+            send_held(self._channel, Drop(device))
 
     def _listen(self, node: Node) -> ControlServer:
         """Answer commands from now on."""
@@ -249,8 +259,7 @@ class FetcherServer:
                 self._beat()
                 beat = now
             if self._retire_at < math.inf and (self._server.retired() or now > self._retire_at):
-                self._fetcher.freeze()
-                os._exit(0)
+                self._retire()
             try:
                 came = receive_requests(self._channel, waits=not self._answered)
             except TimeoutError:
@@ -258,9 +267,8 @@ class FetcherServer:
                 continue
             if came is None:
                 return
-            if isinstance(came, Order):
+            if not isinstance(came, list):
                 self._obey(came)
-            if isinstance(came, Order | Keep):
                 continue
             for read in came:
                 if read.fd >= 0:
@@ -302,7 +310,18 @@ class FetcherServer:
         self._fetcher.count_answered()
         self._fetcher.expire()
 
-    def _obey(self, order: Order) -> None:
+    def _retire(self) -> NoReturn:
+        self._fetcher.freeze()
+        if self._fuse is not None:
+            self._fuse.settle(SETTLE_S)
+        os._exit(0)
+
+    def _obey(self, order: Order | Keep | Drop) -> None:
+        if isinstance(order, Keep):  # for a standby
+            for fd in order.pair or ():
+                os.close(fd)
+        if not isinstance(order, Order):
+            return
         if order.what == "inform":
             self._arguments |= order.details
         elif order.what == "retire":

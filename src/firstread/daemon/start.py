@@ -30,9 +30,10 @@ from firstread.daemon.handover import (
     move_descriptor,
     raise_fd_limit,
     read_handover,
+    reserve,
 )
 from firstread.daemon.journal import SPARE_FDS, Journal, is_journal, make_journal
-from firstread.daemon.kept import of_anchors, of_systemd
+from firstread.daemon.kept import of_anchors, of_systemd, release
 from firstread.daemon.logs import configure_logging
 from firstread.daemon.protocol import BUFFER_FD, GROUP_FD
 from firstread.daemon.succession import take_over
@@ -94,6 +95,7 @@ def serve(
 def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     """Have all descriptors in `FIXED`: what systemd or an anchor has kept, the rest made anew."""
     kept = systemd.kept()
+    reserve(kept)
     pairs = of_systemd(kept)
     made = [root / name for name in DIRECTORIES if os.path.lexists(root / name)]
     for directory in (run_dir, root, *made):
@@ -124,8 +126,9 @@ def _started(root: Path, run_dir: Path, config: Config) -> Handover:
     for name, number in FIXED.items():
         move_descriptor(kept[name], number)
     if not restored:
+        release(pairs)
         return Handover()
-    pairs |= of_anchors(anchors)
+    pairs |= of_anchors(anchors, pairs)
     configure_logging(config.node.log_level, daemon_log(run_dir))
     journal = Journal(BUFFER_FD)
     # Only now that each descriptor has its number can files come to lie anywhere.

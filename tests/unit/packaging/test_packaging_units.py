@@ -23,6 +23,7 @@ from firstread.daemon.supervisor import GRACE_S
 from firstread.doctor.host import OPEN_FILES
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
+FUSE_MOUNTS = 2000  # docs/node.md, "systemd"
 UNITS = ("firstread.service", "firstread-snapshotter.service")
 
 # A mount that is made in a mount namespace of the service's own is seen by nobody else, and those
@@ -135,7 +136,7 @@ def test_what_an_upgrade_needs() -> None:
     assert unit["KillMode"] == "mixed"
     assert unit["Restart"] == "always"
     assert unit["ExecReload"].split()[1:] == ["daemon", "--reload"]
-    assert int(unit["FileDescriptorStoreMax"]) >= len(FIXED)
+    assert int(unit["FileDescriptorStoreMax"]) >= len(FIXED) + 2 * FUSE_MOUNTS
     assert int(unit["TimeoutStopSec"]) > GRACE_S
     assert read("firstread.service")["Unit"]["StartLimitIntervalSec"] == ["0"]
     assert int(unit["LimitNOFILE"]) >= OPEN_FILES
