@@ -19,6 +19,7 @@ from firstread.device.fusetrial import prove_fuse
 from firstread.device.probe import prove
 from firstread.errors import NodeError
 from firstread.mounts.kernelproof import KernelProof
+from firstread.mounts.table import standing
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS, SectorStore
 
 log = logging.getLogger("daemon")
@@ -46,6 +47,11 @@ def choose(root: Path, config: Config) -> int:
             if wanted == "fanotify":
                 raise
             reason = exc
+    if wanted == "auto" and (place := standing(root, "erofs")):
+        raise NodeError(
+            f"{reason.message}; and fuse does not serve the mount at {place}, which is EROFS",
+            hint=reason.hint,
+        )
     try:
         proof_of("fuse", root).require_unless_full()
     except NodeError as exc:

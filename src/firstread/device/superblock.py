@@ -5,6 +5,8 @@ Facts about superblocks: unmounted, one lives until the last process, mount name
 that uses it is gone; no list has it meanwhile, and its device number is given away again after it.
 EROFS keeps a directory for it below /sys/fs just as long, with a number that no other gets before
 the next boot. Which one it is, an ioctl says since Linux 6.10 (FS_IOC_GETFSSYSFSPATH, fs/ioctl.c).
+FUSE has a backing device information just as long, below /sys/class/bdi by the device number; the
+inode of that directory has a number that is not given away again (fs/kernfs: idr_alloc_cyclic).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class FileSystem:
     Args:
         boot_id: of the kernel that has it.
         device: its number; another may get it afterwards.
-        name: below /sys/fs; "" if this kernel does not tell.
+        name: below /sys/fs, or ``bdi/`` and the number of an inode; "" if the kernel does not tell.
     """
 
     boot_id: str
@@ -48,11 +50,17 @@ class FileSystem:
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                return cls(_boot_id(), os.fstat(fd).st_dev, _name(fd))
+                device = os.fstat(fd).st_dev
+                return cls(_boot_id(), device, _name(fd) or _bdi_name(device))
             finally:
                 os.close(fd)
         except OSError as exc:
             raise from_os_error(exc, "cannot look at the mount point") from exc
+
+    @property
+    def kind(self) -> str:
+        """Type of file system, of those that we mount, as far as its name tells."""
+        return {"erofs": "erofs", "bdi": "fuse"}.get(self.name.partition("/")[0], "")
 
     def lives(self, *, unmounted: bool) -> bool:
         """Return whether anyone uses it. An unknown file system counts as used.
@@ -65,6 +73,8 @@ class FileSystem:
         try:
             if self.boot_id != _boot_id():
                 return False
+            if self.kind == "fuse":
+                return _bdi_name(self.device) == self.name
             if self.name:
                 return _exists(f"/sys/fs/{self.name}")
             return unmounted and is_used(self.device)
@@ -82,6 +92,14 @@ def _name(fd: int) -> str:
         raise
     name = answer[1 : 1 + answer[0]].decode()
     return name if _exists(f"/sys/fs/{name}") else ""
+
+
+def _bdi_name(device: int) -> str:
+    try:
+        found = os.stat(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"bdi/{found.st_ino}"
 
 
 def _exists(path: str) -> bool:

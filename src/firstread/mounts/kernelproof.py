@@ -101,9 +101,10 @@ class KernelProof:
 
     def _recorded(self) -> object:
         try:
-            return json.loads((self._root / RECORD).read_bytes()[:4096])
+            found = json.loads((self._root / RECORD).read_bytes()[:4096])
         except (OSError, ValueError):
             return None
+        return {"device": "fanotify", **found} if isinstance(found, dict) else None
 
 
 def _clear(scratch: Path) -> None:

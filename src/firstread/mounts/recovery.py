@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from firstread.cache.imagestore import ImageStore
+from firstread.errors import NodeError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
 from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import Orphans
 from firstread.mounts.serving import Serving
 from firstread.mounts.starting import Starts
-from firstread.mounts.table import Mount, MountTable, device_at
+from firstread.mounts.table import Mount, MountTable, file_system_of
 
 log = logging.getLogger("node")
 
@@ -83,8 +84,14 @@ class Recovery:
     def _take_over(self, record: Mount) -> None:
         image = self._serving.find(record.digest) or self._images.load(record.digest)
         device = self._fetcher.presence.device
-        number = record.file_system.device if record.file_system else device_at(record.mountpoint)
-        if not device.adopt(image.metadata, image.ids(), number):
+        number, kind = file_system_of(record)
+        is_ours = kind in ("", device.capabilities.file_system)
+        if kind == "erofs" and not is_ours:
+            raise NodeError(
+                f"it is EROFS, which the device {device.name} does not serve",
+                hint='unmount it, or restart the daemon with device = "fanotify"',
+            )
+        if not is_ours or not device.adopt(image.metadata, image.ids(), number):
             self._give_up(record)
             return
         served = self._serving.serve(image, record)

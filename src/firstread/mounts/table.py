@@ -162,8 +162,8 @@ def mounted_erofs() -> dict[str, str]:
         raise from_os_error(exc, "cannot read the list of mounts") from exc
 
 
-def device_at(mountpoint: str) -> int:
-    """Return the number of the device at a mount point; 0 if nothing is mounted there.
+def mount_at(mountpoint: str) -> MountLine | None:
+    """Return what is mounted at a mount point; None for nothing.
 
     Raises:
         NodeError: that cannot be read now.
@@ -172,7 +172,34 @@ def device_at(mountpoint: str) -> int:
         mounts = read_mountinfo()
     except OSError as exc:
         raise from_os_error(exc, "cannot read the list of mounts") from exc
-    return {os.fsdecode(mount.place): mount.device for mount in mounts}.get(mountpoint, 0)
+    return {os.fsdecode(mount.place): mount for mount in mounts}.get(mountpoint)
+
+
+def file_system_of(mount: Mount) -> tuple[int, str]:
+    """Return device number and type of a mount's file system, as far as they are known.
+
+    Raises:
+        NodeError: the list of mounts cannot be read now.
+    """
+    known, line = mount.file_system, None if mount.detached else mount_at(mount.mountpoint)
+    number = known.device if known else line.device if line else 0
+    return number, os.fsdecode(line.kind) if line else known.kind if known else ""
+
+
+def standing(root: Path, kind: str) -> str:
+    """Return where a mount of a store stands, or stood that is used on; "" for none.
+
+    Args:
+        root: of the store.
+        kind: type of the file system.
+
+    Raises:
+        NodeError: that cannot be told now.
+    """
+    for mount in MountTable(root).load(tidy=False):
+        if file_system_of(mount)[1] == kind and (not mount.detached or mount.is_used()):
+            return mount.mountpoint
+    return ""
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:

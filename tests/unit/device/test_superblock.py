@@ -30,6 +30,22 @@ def test_none_outlives_its_boot() -> None:
     assert not dataclasses.replace(named, boot_id="another").lives(unmounted=True)
 
 
+def test_one_with_a_backing_device_is_told_from_the_next_of_its_number() -> None:
+    """As those of FUSE are; here any that has one stands for them."""
+    directories = [path for path in Path("/sys/class/bdi").iterdir() if ":" in path.name]
+    if not directories:
+        pytest.skip("nothing here has one")
+    major, minor = map(int, directories[0].name.split(":"))
+    inode = directories[0].stat().st_ino
+    found = FileSystem(FileSystem.at(Path("/")).boot_id, os.makedev(major, minor), f"bdi/{inode}")
+    assert found.kind == "fuse"
+    assert found.lives(unmounted=False)
+    assert not dataclasses.replace(found, name=f"bdi/{inode + 1}").lives(unmounted=True)
+    assert not dataclasses.replace(found, device=1 << 30).lives(unmounted=True)
+    assert dataclasses.replace(found, name="erofs/erofs-7").kind == "erofs"
+    assert dataclasses.replace(found, name="").kind == ""
+
+
 def test_missing_things_are_errors() -> None:
     with pytest.raises(NodeError, match="cannot look at the mount point"):
         FileSystem.at(Path("/nowhere"))

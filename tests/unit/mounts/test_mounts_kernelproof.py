@@ -93,3 +93,15 @@ def test_what_a_killed_daemon_has_left_is_in_nobodys_way(tmp_path: Path) -> None
     (tmp_path / "trial" / "mnt").mkdir(parents=True)
     KernelProof(tmp_path, Kernel()).require()
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
+
+
+def test_a_proof_of_an_older_version_is_one_of_fanotify(tmp_path: Path) -> None:
+    kernel = Kernel()
+    KernelProof(tmp_path, kernel).require()
+    record = json.loads((tmp_path / RECORD).read_text())
+    del record["device"]
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    KernelProof(tmp_path, kernel).require()
+    assert kernel.tries == 1
+    KernelProof(tmp_path, kernel, "fuse").require()
+    assert kernel.tries == 2

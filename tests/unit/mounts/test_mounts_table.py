@@ -12,7 +12,7 @@ import pytest
 from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo
-from firstread.mounts.table import Mount, MountTable, erofs_in
+from firstread.mounts.table import Mount, MountTable, erofs_in, file_system_of, standing
 from firstread.registry.access import Access
 from firstread.testing.shortage import few_descriptors, unreadable
 
@@ -127,3 +127,20 @@ def test_access_has_the_patience_of_a_lane() -> None:
     assert options.plain_http
     assert options.auth_file == Path("/root/auth.json")
     assert options.retries <= 1  # a lane repeats
+
+
+def test_what_stands_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
+    boot, device = FileSystem.at(Path("/")).boot_id, os.stat("/").st_dev
+    standing_root = Mount("/", MOUNT.image, MOUNT.digest)
+    number, kind = file_system_of(standing_root)
+    assert number == device
+    assert kind
+    named = Mount("/gone", "x", "y", file_system=FileSystem(boot, 7, "erofs/n"), detached=True)
+    assert file_system_of(named) == (7, "erofs")
+    assert file_system_of(Mount("/gone", "x", "y")) == (0, "")
+    table = MountTable(tmp_path)
+    for mount in (standing_root, named):
+        table.save(mount)
+    assert standing(tmp_path, kind) == "/"
+    assert standing(tmp_path, "erofs") == ""  # it has ended
+    assert standing(tmp_path / "empty", kind) == ""
