@@ -76,9 +76,10 @@ def app_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerReg
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon for one test."""
-    with Daemon(tmp_path) as running:
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon for one test, with the device that is its parameter, if there is one."""
+    device = getattr(request, "param", "")
+    with Daemon(tmp_path, *(("--device", device) if device else ())) as running:
         yield running
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from firstread.device.erofsmount import mount_erofs, unmount
-from firstread.errors import NodeError
 from firstread.testing.devicebench import drop_caches, output
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.patience import PATIENCE_S
@@ -178,14 +176,22 @@ def test_another_thread_may_answer_after_the_mount_has_gone(bench: FuseMount) ->
         os.close(fd)
 
 
-def test_a_mount_that_fails_leaves_nothing(bench: FuseMount) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(NodeError, match="cannot mount"):
-        bench.device.attach(bench.metadata, bench.ids, bench.mountpoint / "missing")
-    with pytest.raises(NodeError, match="cannot mount"):
-        bench.device.attach(bench.metadata.with_name("none"), bench.ids, bench.mountpoint)
+def test_a_reader_that_heard_another_signal_can_be_killed(bench: FuseMount) -> None:
+    """The kernel tells of the first signal only."""
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)\n"
+        "os.pread(fd, 4096, 0)\n"
+    )
+    command = [sys.executable, "-c", code, str(bench.mountpoint / "0")]
+    reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    (read,) = bench.reads()
+    before = bench.device.requests()
+    os.kill(reader.pid, signal.SIGUSR1)
     deadline = time.monotonic() + PATIENCE_S
-    while len(os.listdir("/proc/self/fd")) > before + 2:  # two are kept by the bench
+    while bench.device.requests() == before:
         assert time.monotonic() < deadline
-        gc.collect()  # a memory map has a descriptor of its own
-    assert len(bench.device.pairs()) == 1
+    reader.kill()
+    assert reader.wait(timeout=PATIENCE_S) == -signal.SIGKILL
+    bench.deny(read)

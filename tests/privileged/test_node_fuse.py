@@ -6,20 +6,26 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from firstread.config import Config
+from firstread.daemon import choice
 from firstread.daemon.anchor import anchors
+from firstread.daemon.handover import FIXED
 from firstread.daemon.kept import of_anchors
+from firstread.device.erofsmount import unmount
+from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
 from firstread.testing.images import feature_tree
-from firstread.testing.lazymount import output
+from firstread.testing.lazymount import output, summary
+from firstread.testing.manager import ServiceManager
 from firstread.testing.observe import differences
 from firstread.testing.pacedreader import PacedReader
-from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.testing.plainimage import PlainImage, put_one_file, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
 
@@ -39,10 +45,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
     )
 
 
-def fuse_options(scratch: Path) -> tuple[str, str]:
-    """Return the options of a daemon with FUSE."""
+def fuse_options(scratch: Path, more: str = "") -> tuple[str, str]:
+    """Return the options of a daemon with FUSE, and more of its configuration."""
     path = scratch / "fuse.toml"
-    path.write_text('[node]\ndevice = "fuse"\n')
+    path.write_text(f'[node]\ndevice = "fuse"\n{more}')
     return "--config", str(path)
 
 
@@ -121,20 +127,151 @@ def test_upgrades_fail_no_read(node: Daemon, many: tuple[str, PlainImage]) -> No
     assert output(node.reading(second / "f7")) == many[1].summary(7)
 
 
-def test_a_read_that_waits_outlives_all_processes(tmp_path: Path) -> None:
+def waits(node: Daemon, count: int) -> None:
+    """Wait until the fetcher has so many reads that wait."""
+    node.wait(lambda: node.status()["fetcher"]["waiting_reads"] >= count)
+
+
+def kill_fetcher(node: Daemon) -> None:
+    os.kill(node.fetcher, signal.SIGKILL)
+
+
+def kill_supervisor(node: Daemon) -> None:
+    fetcher = node.fetcher
+    os.kill(node.supervisor, signal.SIGKILL)
+    node.wait_supervisor(fetcher)
+
+
+def reload(node: Daemon) -> None:
+    assert node.run("daemon", "--reload").code == 0
+
+
+def kill_all(node: Daemon) -> None:
+    node.end_all(signal.SIGKILL, anchor=False)
+    node.start()
+
+
+ENDS = [kill_fetcher, kill_supervisor, reload, Daemon.replace, kill_all]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+def test_reads_that_wait_outlive_who_has_them(
+    tmp_path: Path, end: Callable[[Daemon], None]
+) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path, *fuse_options(tmp_path)) as node:
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(f"docker://{reference}")
         place = node.mount(reference)
         registry.script("GET /blobs/ status 503 x1000")
         readers = [node.reading(place / f"f{n}", how="random") for n in range(3)]
-        node.wait(lambda: node.status()["fetcher"]["waiting_reads"] >= 3)
-        node.end_all(signal.SIGKILL, anchor=False)
+        waits(node, 3)
+        for _ in range(2):
+            fetcher = node.fetcher
+            end(node)
+            node.wait(lambda pid=fetcher: node.fetcher != pid)  # type: ignore[misc]
+            waits(node, 3)
         drop_caches()
         readers.append(node.reading(place / "f3"))
         registry.script("")
-        node.start()
         assert [output(reader) for reader in readers] == [image.summary(n) for n in range(4)]
+
+
+def test_systemd_keeps_many_mounts(tmp_path: Path, many: tuple[str, PlainImage]) -> None:
+    options = fuse_options(tmp_path)
+    with ServiceManager(tmp_path) as manager, Daemon(tmp_path, *options, manager=manager) as node:
+        places = [node.mount(many[0], f"mnt{number}") for number in range(9)]
+        node.wait(lambda: len(manager.kept) == len(FIXED) + 2 * len(places))
+        for number in (1, 2):
+            node.end_all(signal.SIGKILL)
+            late = node.reading(places[0] / f"f{number}")
+            node.start()
+            assert output(late) == many[1].summary(number)
+            for place in places:
+                assert output(node.reading(place / f"f{number}")) == many[1].summary(number)
+        assert node.run("umount", places[0]).code == 0
+        node.wait(lambda: len(manager.kept) == len(FIXED) + 2 * len(places) - 2)
+
+
+def test_mounts_of_a_fetcher_that_dies_at_once_are_kept(
+    node: Daemon, many: tuple[str, PlainImage]
+) -> None:
+    """The supervisor is busy meanwhile: it hears of them when their fetcher is dead."""
+    supervisor, fetcher = node.supervisor, node.fetcher
+    os.kill(supervisor, signal.SIGSTOP)
+    places = [node.mount(many[0], f"mnt{number}") for number in range(5)]
+    os.kill(fetcher, signal.SIGKILL)
+    os.kill(supervisor, signal.SIGCONT)
+    node.wait(lambda: node.fetcher != fetcher)
+    assert [output(node.reading(place / "f0")) for place in places] == [many[1].summary(0)] * 5
+
+
+def test_a_read_over_sectors_that_become_doubtful_meanwhile(tmp_path: Path) -> None:
+    """It is asked for again by who answers it."""
+    size, options = 4 * SECTOR, fuse_options(tmp_path, '[cache]\nverify = "mount"\n')
+    with ScriptedRegistry() as registry, Daemon(tmp_path, *options) as node:
+        reference = f"{registry.host}/lazy/big:1"
+        frame = 16 * KiB
+        content = put_one_file(
+            f"docker://{reference}", size, sector_bytes=SECTOR, frame_bytes=frame
+        )
+        place = node.mount(reference)
+        first = node.reading(place / "big", 3 * SECTOR, SECTOR, "direct")
+        assert output(first) == summary(content[3 * SECTOR :])
+        registry.script("GET /blobs/ status 503 x1000")
+        reader = node.reading(place / "big", 2 * SECTOR, 2 * SECTOR, "direct")
+        waits(node, 1)
+        node.mount(reference, "second")  # what is present is checked when it is read next
+        registry.script("")
+        assert output(reader) == summary(content[2 * SECTOR :])
+        assert node.status()["fetcher"]["restarts"] == 0
+
+
+# -- another device --------------------------------------------------------------------------------
+
+
+def test_mounts_of_fanotify_are_left_alone(tmp_path: Path, many: tuple[str, PlainImage]) -> None:
+    with Daemon(tmp_path, "--device", "fanotify") as before:
+        place = before.mount(many[0])
+        assert output(before.reading(place / "f0")) == many[1].summary(0)
+        before.end_all(signal.SIGKILL)
+        with Daemon(tmp_path, "--device", "fuse") as node:
+            assert str(place) in mounted_erofs()
+            assert node.log("it is EROFS, which the device fuse does not serve")
+            assert output(node.reading(place / "f0")) == many[1].summary(0)
+            second = node.mount(many[0], "second")
+            assert output(node.reading(second / "f1")) == many[1].summary(1)
+            unmount(second)
+            node.end_all(signal.SIGKILL)
+            before.start()
+            assert output(before.reading(place / "f2")) == many[1].summary(2)
+
+
+def test_mounts_of_fuse_are_lost_with_it(tmp_path: Path, many: tuple[str, PlainImage]) -> None:
+    with Daemon(tmp_path, "--device", "fuse") as before:
+        place = before.mount(many[0])
+        before.end_all(signal.SIGKILL)
+        with Daemon(tmp_path, "--device", "fanotify") as node:
+            assert str(place) not in mounted_erofs()
+            assert output(node.reading(node.mount(many[0]) / "f0")) == many[1].summary(0)
+
+
+def test_no_other_device_is_chosen_while_mounts_need_the_one_before(
+    daemon: Daemon, many: tuple[str, PlainImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise NodeError("this kernel reads zeros")
+
+    place = daemon.mount(many[0])
+    daemon.end_all(signal.SIGKILL)
+    (daemon.root / "kernel.json").unlink()
+    monkeypatch.setattr(choice, "prove", refuse)
+    with pytest.raises(NodeError, match=f"reads zeros; .*{place}"):
+        choice.choose(daemon.root, Config())
+    unmount(place)
+    os.close(choice.choose(daemon.root, Config()))
+
+
+# -- ends ------------------------------------------------------------------------------------------
 
 
 def test_a_mount_that_nobody_holds_is_lost_and_can_be_made_again(

@@ -34,6 +34,7 @@ from firstread.units import KiB, MiB
 pytestmark = pytest.mark.privileged
 
 EIO = "errno 5"
+BOTH_DEVICES = pytest.mark.parametrize("daemon", ["fanotify", "fuse"], indirect=True)
 SECTOR = 256 * KiB
 Change = Callable[[bytearray], object]
 
@@ -395,6 +396,7 @@ def test_users_of_a_lazily_unmounted_image_can_go_on_reading(
     nothing_left(daemon)
 
 
+@BOTH_DEVICES
 def test_a_mount_namespace_goes_on_reading_after_an_unmount(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
@@ -419,6 +421,7 @@ def test_a_mount_namespace_goes_on_reading_after_an_unmount(
     nothing_left(daemon)
 
 
+@BOTH_DEVICES
 def test_an_overlay_goes_on_reading_through_a_crash_after_a_lazy_unmount(
     daemon: Daemon, plain: tuple[str, PlainImage], tmp_path: Path
 ) -> None:
@@ -468,6 +471,7 @@ def using(place: Path) -> Iterator[Callable[[int], str]]:
             user.kill()
 
 
+@BOTH_DEVICES
 def test_a_mount_unmounted_by_others_is_served_through_a_crash(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:
@@ -482,6 +486,7 @@ def test_a_mount_unmounted_by_others_is_served_through_a_crash(
     nothing_left(daemon)
 
 
+@BOTH_DEVICES
 def test_a_used_mount_is_unmounted_and_served_without_a_record(
     daemon: Daemon, plain: tuple[str, PlainImage]
 ) -> None:

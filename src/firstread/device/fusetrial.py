@@ -2,8 +2,8 @@
 """Whether FUSE works on this host, found by doing it on a tiny image.
 
 Owns the trial. Absent bytes are never zeros: every byte that a reader gets is an answer of ours.
-Invariant: it does not wait longer than `TIMEOUT_S`, and all that is made lies in the scratch
-directory.
+Invariant: it does not wait longer than `TIMEOUT_S` and `END_S`, and all that is made lies in the
+scratch directory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from firstread.device import syscalls
 from firstread.device.base import Read
-from firstread.device.erofsmount import unmount
 from firstread.device.fusedevice import FuseDevice
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
@@ -24,6 +24,7 @@ from firstread.errors import NodeError, from_os_error
 from firstread.sectors.sectorstore import SectorStore
 
 TIMEOUT_S = 30
+END_S = 5  # for a reader to be gone
 _BLOCK = 4096
 _CONTENT = b"firstread doctor".ljust(_BLOCK, b"\n")
 _READ = "import os, sys; os.write(1, os.read(os.open(sys.argv[1], os.O_RDONLY), 1 << 20))"
@@ -66,25 +67,24 @@ def _try(scratch: Path) -> None:
 
         device.ask = fill
         device.attach(metadata, [sector_id], mountpoint)
-        try:
-            got = _read(mountpoint / "0")
-        finally:
-            with contextlib.suppress(NodeError):
-                unmount(mountpoint, lazy=True)
+        got = _read(mountpoint)
     if got != _CONTENT:
         raise NodeError("a read by FUSE gave wrong bytes", hint=_KERNEL)
 
 
-def _read(path: Path) -> bytes:
-    command = [sys.executable, "-I", "-S", "-c", _READ, str(path)]
+def _read(mountpoint: Path) -> bytes:
+    """Return what another process reads, and unmount."""
+    command = [sys.executable, "-I", "-S", "-c", _READ, str(mountpoint / "0")]
+    with open(os.devnull, "r+b") as null:
+        reader = subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null)
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT_S,
-            check=False,
-        ).stdout
+        return reader.communicate(timeout=TIMEOUT_S)[0]
     except subprocess.TimeoutExpired as exc:
         raise NodeError("a read by FUSE did not return", hint=_KERNEL) from exc
+    finally:
+        # By force: it fails what waits, for a reader that waits for an answer cannot be killed.
+        with contextlib.suppress(OSError):
+            syscalls.umount2(os.fsencode(mountpoint), syscalls.MNT_FORCE | syscalls.MNT_DETACH)
+        reader.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            reader.communicate(timeout=END_S)

@@ -13,7 +13,7 @@ import os
 import queue
 import random
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from firstread.device.base import Read
@@ -27,7 +27,17 @@ from firstread.testing.patience import PATIENCE_S
 
 
 class FuseMount(DeviceBench):
-    """As `firstread.testing.lazymount.LazyMount`, but by FUSE, and on any file system."""
+    """As `firstread.testing.lazymount.LazyMount`, but by FUSE, and on any file system.
+
+    Args:
+        scratch: an empty directory.
+        sectors: how many there are.
+        sector_bytes: size of each.
+        root: of another tree than a file for each sector.
+        data: of the sectors, if not random.
+        given: descriptors of the mount that another process has made of the same, in the same
+            directory; it is not adopted yet.
+    """
 
     device: FuseDevice
 
@@ -39,28 +49,37 @@ class FuseMount(DeviceBench):
         sector_bytes: int = SECTOR_BYTES,
         root: Node | None = None,
         data: Sequence[bytes] | None = None,
+        given: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         random_bytes = random.Random(1).randbytes
         self.data = list(data or (random_bytes(sector_bytes) for _ in range(sectors)))
         self.ids = [hashlib.sha256(data).digest() for data in self.data]
-        self.mountpoint = scratch / "mnt"
-        self.mountpoint.mkdir()
+        self.mountpoint, self._control = scratch / "mnt", scratch / "fusectl"
         self.metadata = scratch / "metadata"
-        write_metadata(self.metadata, self.ids, sector_bytes, root)
         self.store = SectorStore(scratch / "store", filesystems=None)
-        self.store.ensure(self.ids)
         self._asked: queue.SimpleQueue[Read] = queue.SimpleQueue()
         self.kept: dict[int, tuple[int, int]] = {}
-        self._control = scratch / "fusectl"
+        self.dropped: list[int] = []
+        if given is not None:
+            for number, pair in given.items():
+                self._keep(number, pair)
+            self._open(given)
+            return
+        self.mountpoint.mkdir()
+        write_metadata(self.metadata, self.ids, sector_bytes, root)
+        self.store.ensure(self.ids)
         self._control.mkdir()
         subprocess.run(["mount", "-t", "fusectl", "none", self._control], check=True)
         self._attach()
 
     def _attach(self) -> None:
-        self.device = FuseDevice(self.store, keep=self._keep)
-        self.device.ask = self._asked.put
+        self._open({})
         self.device.attach(self.metadata, self.ids, self.mountpoint)
+
+    def _open(self, given: Mapping[int, tuple[int, int]]) -> None:
+        self.device = FuseDevice(self.store, given, self._keep, self.dropped.append)
+        self.device.ask = self._asked.put
 
     def _keep(self, number: int, pair: tuple[int, int]) -> None:
         self.kept[number] = os.dup(pair[0]), os.dup(pair[1])

@@ -128,7 +128,7 @@ def watch(server: Server, *slots: int, on: bool = True) -> None:
 
 
 def test_a_sector_that_becomes_watched_meanwhile_is_asked_for_too(server: Server) -> None:
-    """Who answers holds a lock that asking needs."""
+    """The fetcher answers under a lock that it also takes to be asked."""
     for slot in (0, 1):
         server.fill(slot)
     watch(server, 2)
