@@ -62,6 +62,7 @@ class Waiting:
         left: parts that are not answered yet.
         attempt: how often all parts were answered.
         failed: a part was denied.
+        parked: this process was short of something for it.
     """
 
     request: Unanswered
@@ -70,6 +71,7 @@ class Waiting:
     left: int = 0
     attempt: int = 0
     failed: bool = False
+    parked: bool = False
 
 
 Ask = Callable[["Connection", Waiting, Sequence[Extent]], None]
@@ -252,8 +254,9 @@ class Connection:
         """Have a READ attempted again in a while."""
         self._note(waiting)
         with self._lock:
-            if not self._parked:
+            if not (waiting.parked or self._parked):
                 log.warning("reads of %s wait: %s", self._name, error)
+            waiting.parked = True
             self._parked.append(waiting)
         self._done.put(None)
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads of parts from sector files: what is read, what is asked for, how many files are open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.device.fusereads import SectorReader
+from firstread.device.watches import Watches, make_watches
+from firstread.erofs.extents import NO_SLOT, Extent
+from firstread.errors import NodeError
+from firstread.sectors.sectorstore import SectorStore
+from firstread.testing.shortage import few_descriptors
+
+COUNT = 6
+IDS = [bytes([slot]) * 32 for slot in range(COUNT)]
+PARTS = [Extent(slot, slot, 10) for slot in range(COUNT)]
+
+
+def content(slot: int) -> bytes:
+    return bytes(range(slot, slot + 100))
+
+
+class Case:
+    """A reader of sectors that are present and not watched.
+
+    Attributes:
+        most: files that may stay open.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.store = SectorStore(scratch / "store", filesystems=None)
+        self.store.ensure(IDS)
+        for slot, sector_id in enumerate(IDS):
+            self.store.path(sector_id).write_bytes(content(slot))
+        fd = make_watches(COUNT)
+        self.watches = Watches(fd, IDS)
+        os.close(fd)
+        self.most = 3
+        self.reader = SectorReader(self.store, IDS, self.watches, lambda: self.most)
+        self.buffer = memoryview(bytearray(10 * COUNT))
+
+    def open_files(self) -> int:
+        files = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        start = f"{self.store.root}/sectors/"
+        return sum(os.path.lexists(f) and os.readlink(f).startswith(start) for f in files)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Iterator[Case]:
+    made = Case(tmp_path)
+    yield made
+    made.reader.close()
+    assert made.open_files() == 0
+    made.store.close()
+
+
+def test_parts_come_one_behind_the_other(case: Case) -> None:
+    parts = [PARTS[4], Extent(NO_SLOT, 0, 7), PARTS[1]]
+    case.buffer[10:17] = b"garbage"
+    assert case.reader.read(parts, case.buffer) == []
+    expected = content(4)[4:14] + bytes(7) + content(1)[1:11]
+    assert bytes(case.buffer[:27]) == expected
+
+
+def test_what_is_watched_is_read_only_if_it_is_allowed(case: Case) -> None:
+    case.watches.set(IDS[1:3], on=True)
+    assert case.reader.read(PARTS, case.buffer) == PARTS[1:3]
+    assert case.reader.read(PARTS, case.buffer, {2}) == PARTS[1:2]
+    assert case.reader.read(PARTS, case.buffer, {1, 2}) == []
+
+
+def test_what_is_absent_is_asked_for_or_an_error(case: Case) -> None:
+    os.truncate(case.store.path(IDS[0]), 5)
+    with pytest.raises(OSError, match="not watched") as caught:
+        case.reader.read(PARTS, case.buffer)
+    assert caught.value.errno == errno.EIO
+    case.watches.set(IDS[:1], on=True)
+    assert case.reader.read(PARTS, case.buffer, {0}) == PARTS[:1]
+
+
+def test_few_files_stay_open(case: Case) -> None:
+    """How many depends on the mounts that there are now."""
+    for most in (3, 5, 1):
+        case.most = most
+        case.reader.read(PARTS, case.buffer)
+        assert case.open_files() == most
+
+
+def test_a_reader_gives_up_its_files_for_another_one(case: Case) -> None:
+    case.most = COUNT
+    case.reader.read(PARTS[:2], case.buffer)
+    with few_descriptors(os.getpid()):
+        assert case.reader.read(PARTS[2:4], case.buffer) == []
+    assert case.open_files() == 2
+    case.reader.close()
+    with few_descriptors(os.getpid()), pytest.raises(NodeError, match="cannot open"):
+        case.reader.read(PARTS, case.buffer)
