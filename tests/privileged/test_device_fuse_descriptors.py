@@ -169,7 +169,7 @@ def test_a_number_that_comes_again_is_the_new_mounts(bench: FuseMount, tmp_path:
 
 
 @pytest.mark.parametrize("resends", [True, False])
-def test_the_next_process_answers_what_waits(
+def test_the_next_process_answers_waiting_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resends: bool
 ) -> None:
     """Linux before 6.9 refuses to send it again, as it does with any word that it does not know."""

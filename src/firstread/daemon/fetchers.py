@@ -209,7 +209,7 @@ class Fetchers:
 
     def _bury(self, fetcher: FetcherProcess) -> None:
         while self._hear(fetcher):
-            pass  # its last words may be about a mount that it has made
+            pass  # it may have told of a mount
         self.current = None
         self._hang_up(fetcher)
         if fetcher.life.stage is Stage.RETIRES:
@@ -362,7 +362,7 @@ class Fetchers:
             word = Keep(word.device, self.kept.pairs[word.device])
         is_lost = isinstance(word, Keep) and word.device not in self.kept.pairs
         if standby is not None and (is_lost or not standby.pass_on(word)):
-            log.critical("the new fetcher cannot be told of a mount: it ends")
+            log.critical("the new fetcher misses a mount: ending it")
             standby.process.signal(signal.SIGKILL)  # it would not serve it
 
     def _hang_up(self, fetcher: FetcherProcess) -> None:

@@ -300,10 +300,10 @@ def move_descriptor(fd: int, number: int) -> None:
 
 
 def reserve(fds: dict[str, int]) -> None:
-    """Take the numbers in `FIXED`, so that no other file comes to lie there.
+    """Occupy the numbers in `FIXED` until their descriptors come.
 
     Args:
-        fds: that somebody has given us; those with such a number get another one.
+        fds: descriptors that this process was given; those with such a number get another one.
     """
     for name, fd in fds.items():
         if fd in FIXED.values():

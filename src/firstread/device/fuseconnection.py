@@ -13,8 +13,8 @@ Facts about a connection (Linux 6.18; tests/privileged/test_device_fuse.py shows
 * A killed reader waits for the answer to what it reads by itself, deaf to SIGKILL; only INTERRUPT
   tells. For read-ahead it does not wait. INTERRUPT comes for any signal, but a read of a file must
   not fail with EINTR, so only a reader that is being killed gets that answer.
-* INTERRUPT comes once for a request. A reader that has heard another signal before is looked at
-  every second from then on, for SIGKILL would not tell.
+* INTERRUPT comes once for a request. After it, the state of the reader is checked every second,
+  because a later SIGKILL raises no other.
 * Read-ahead goes on when its reader is gone, and others may wait for the same pages. So a request
   is never failed because its reader has died, and `Read.pid` is 0.
 """
@@ -42,11 +42,13 @@ log = logging.getLogger("device")
 
 READ_AHEAD_BYTES = fuse.MOST_BYTES
 ATTEMPTS = 3  # to read what was allowed; somebody may have emptied it meanwhile
-LOOK_S = 1.0  # between looks at readers that heard a signal, and attempts of a short process
+LOOK_S = 1.0  # between checks of readers that heard a signal, and between retries
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EBADF})  # of an answer: nobody waits for it
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # of this process, and it may pass
+_SHORT = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)  # a resource that this process lacks for now
 _SIGKILL_BIT = 1 << 8
 DENIED = OSError(errno.EIO, "denied")  # the fetcher has said why
 
@@ -62,7 +64,7 @@ class Waiting:
         left: parts that are not answered yet.
         attempt: how often all parts were answered.
         failed: a part was denied.
-        parked: this process was short of something for it.
+        parked: this process lacked a resource for it.
     """
 
     request: Unanswered
@@ -88,7 +90,7 @@ class Connection:
         reader: makes a reader of its sectors for one thread.
         journal: of the mount.
         ask: for absent parts.
-        ended: is told when the file system is gone; the descriptor is open still.
+        ended: is told when the file system is gone, while the descriptor is still open.
 
     Attributes:
         requests: of the kernel so far.
@@ -107,13 +109,13 @@ class Connection:
         self._name, self._fd, self._tree, self._reader = name, fd, tree, reader
         self._journal, self._ask, self._ended = journal, ask, ended
         self.requests = 0
-        self._left: list[Unanswered] | None = None  # by another process; None: the kernel resends
+        self._left: list[Unanswered] | None = None  # of another process; None: the kernel resends
         self._done: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()  # None: look around
         self._is_over = self._finishes = False  # the connection; there is a thread for it
         self._users = 1  # of the descriptor: the threads
         self._waiting: dict[int, Waiting] = {}  # by unique, until it is answered
         self._interrupted: dict[int, Waiting] = {}  # those whose reader has heard a signal
-        self._parked: list[Waiting] = []  # those that this process is too short of something for
+        self._parked: list[Waiting] = []  # those that this process lacks a resource for
         self._unfinished = 0  # READs of which all parts are answered
         self._lock = threading.Lock()  # of these, and of the journal's records
 
@@ -122,7 +124,7 @@ class Connection:
         threading.Thread(target=self._run, name="fuse", daemon=True).start()
 
     def ask_again(self) -> None:
-        """See to the requests that another process has read and not answered; before `start`."""
+        """Recover the requests that another process read and did not answer; before `start`."""
         try:
             os.write(self._fd, fuse.resend())
         except OSError:  # before Linux 6.9
@@ -153,12 +155,12 @@ class Connection:
         self.abandon()
 
     def _repeat(self, reader: SectorReader, buffer: memoryview) -> None:
-        """Answer what another process has left, if the kernel does not send it again."""
+        """Answer the requests that another process left, unless the kernel resends them."""
         if self._left is None:
             return
         for request in self._left:
             self._read(request, reader, buffer)
-            self._interrupt(request.unique)  # it may have been told so
+            self._interrupt(request.unique)  # its INTERRUPT may be gone
         message = self._journal.message
         request, size = fuse.parse_request(message), fuse.length_of(message)
         if size >= fuse.BODY and request.unique not in {left.unique for left in self._left}:
@@ -251,7 +253,7 @@ class Connection:
             raise
 
     def _park(self, waiting: Waiting, error: Exception) -> None:
-        """Have a READ attempted again in a while."""
+        """Retry a READ later."""
         self._note(waiting)
         with self._lock:
             if not (waiting.parked or self._parked):
@@ -261,7 +263,7 @@ class Connection:
         self._done.put(None)
 
     def _note(self, waiting: Waiting) -> None:
-        """Note that a READ waits from now on."""
+        """Note that a READ waits."""
         with self._lock:
             is_first, self._finishes = not self._finishes, True
             self._users += is_first

@@ -47,7 +47,7 @@ from firstread.sectors.sectorstore import SectorStore
 FIRST_NUMBER = 1 << 24  # of a read: above all descriptors, which number the events of fanotify
 Pair = tuple[int, int]
 """Descriptors of a mount: its connection, and its watches."""
-MOST_OPEN = 128  # sector files of a mount that stay open, and of all mounts together
+MOST_OPEN = 128  # sector files that a mount keeps open, and all mounts together
 MOST_OPEN_OF_ALL = 512
 LEAST_OPEN = 4
 _DEVICE = "/dev/fuse"
@@ -64,7 +64,7 @@ class FuseDevice:
         keep: has somebody else hold the descriptors of a mount, too. Without it a mount ends with
             this process.
         drop: has that end.
-        most: reads that may wait; further ones are asked for later.
+        most: reads that may wait; more of them are retried later.
 
     Attributes:
         ask: takes a read that asks. Does not block.
@@ -100,7 +100,7 @@ class FuseDevice:
         self._lock = threading.Lock()  # of these
         self._keeping = threading.Lock()  # from a change to the word about it: numbers come again
         for device, (fd, watches) in given.items():
-            if is_dead(fd):  # it has ended while nobody served it
+            if is_dead(fd):  # it ended while nobody served it
                 del self._given[device]
                 os.close(fd)
                 os.close(watches)
@@ -245,7 +245,7 @@ class FuseDevice:
         return True
 
     def settle(self, seconds: float) -> None:
-        """Wait until what was answered has reached the kernel, so long at most."""
+        """Wait until given answers have reached the kernel, at most so long."""
         deadline = time.monotonic() + seconds
         for connection in list(self._watches):
             while not connection.is_settled() and time.monotonic() < deadline:

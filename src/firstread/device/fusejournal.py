@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of a FUSE mount that are not answered, in memory that outlives who reads them.
+"""The unanswered requests of a FUSE mount, in memory that outlives the process which reads them.
 
 Owns the layout of that memory: first the message that was read last, then a record for each READ
 that waits. Before Linux 6.9 the kernel does not send a request twice, so the next process answers
 what stands here. Invariant: a request that was read and is not answered is the message, or it has
 a record.
 
-The kernel writes the message, in read(2): a process that is killed there, or right behind it, has
-lost nothing. An entry that was answered does no harm: the kernel never uses a ``unique`` again.
+The kernel writes the message in read(2), so a process that is killed there, or right behind it,
+loses nothing. A stale entry does no harm: the kernel never uses a ``unique`` again.
 
 Layout::
 
@@ -22,7 +22,7 @@ import struct
 from typing import NamedTuple
 
 MESSAGE_BYTES = 8192  # FUSE_MIN_READ_BUFFER: the kernel refuses a smaller read(2)
-RECORDS = 1024  # further READs wait, too, but not beyond the death of a process
+RECORDS = 1024  # further READs wait, but are lost with their process
 _UNIQUE = struct.Struct("=Q")
 _REST = struct.Struct("=QQII")
 _RECORD_BYTES = _UNIQUE.size + _REST.size
@@ -54,7 +54,7 @@ class FuseJournal:
         memory: `JOURNAL_BYTES` of it, all zeros for a new mount.
 
     Attributes:
-        message: is to be read into.
+        message: the buffer for read(2).
     """
 
     def __init__(self, memory: memoryview) -> None:
@@ -66,7 +66,7 @@ class FuseJournal:
         self._free = sorted(set(range(self._unused)) - set(used))
 
     def add(self, request: Unanswered) -> None:
-        """Record a READ that waits, unless it is recorded; before the next message is read."""
+        """Record a READ that waits, once; before the next message is read."""
         if request.unique in self._slots:
             return
         if self._free:
@@ -88,7 +88,7 @@ class FuseJournal:
             self._free.append(slot)
 
     def clear(self) -> None:
-        """Forget all: the kernel sends it again."""
+        """Forget all READs: the kernel resends them."""
         for unique in list(self._slots):
             self.remove(unique)
 

@@ -85,7 +85,7 @@ class SectorReader:
             except NodeError:
                 if not self._files:
                     raise
-                self.close()  # others may need descriptors more than we do
+                self.close()  # they are only a cache
                 fd = self._store.open(self._ids[slot])
         self._files[slot] = fd
         return fd

@@ -82,7 +82,7 @@ def _read(mountpoint: Path) -> bytes:
     except subprocess.TimeoutExpired as exc:
         raise NodeError("a read by FUSE did not return", hint=_KERNEL) from exc
     finally:
-        # By force: it fails what waits, for a reader that waits for an answer cannot be killed.
+        # By force, which fails all requests: a reader that waits for an answer cannot be killed.
         with contextlib.suppress(OSError):
             syscalls.umount2(os.fsencode(mountpoint), syscalls.MNT_FORCE | syscalls.MNT_DETACH)
         reader.kill()

@@ -122,7 +122,7 @@ assert len(moved) == len(FIXED), moved
 """
 
 
-def test_what_systemd_gives_does_not_lie_where_others_belong() -> None:
+def test_descriptors_from_systemd_leave_fixed_numbers_free() -> None:
     """It gives descriptors from 3 on, and two of each mount."""
     assert set(FIXED.values()) == set(range(1000, 1005))
     subprocess.run([sys.executable, "-c", RESERVE], check=True, timeout=PATIENCE_S)

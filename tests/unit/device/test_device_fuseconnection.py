@@ -202,7 +202,7 @@ def test_the_descriptor_is_open_when_the_end_is_told(tmp_path: Path) -> None:
     server.store.close()
 
 
-def test_the_next_process_answers_what_this_one_has_read(
+def test_the_next_process_answers_recorded_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Linux 6.9 the kernel does not send it again."""
@@ -248,7 +248,7 @@ def test_a_message_that_nobody_has_looked_at_is_answered(
     server.close()
 
 
-def test_what_the_kernel_sends_again_is_not_answered_from_the_journal(tmp_path: Path) -> None:
+def test_the_journal_is_not_used_when_the_kernel_resends(tmp_path: Path) -> None:
     server = Server(tmp_path)
     message = server.request(fuse.GETATTR, 12, b"")
     server.watches.journal.message[: len(message)] = message

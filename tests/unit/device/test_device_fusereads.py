@@ -68,14 +68,14 @@ def test_parts_come_one_behind_the_other(case: Case) -> None:
     assert bytes(case.buffer[:27]) == expected
 
 
-def test_what_is_watched_is_read_only_if_it_is_allowed(case: Case) -> None:
+def test_a_watched_sector_is_read_only_if_allowed(case: Case) -> None:
     case.watches.set(IDS[1:3], on=True)
     assert case.reader.read(PARTS, case.buffer) == PARTS[1:3]
     assert case.reader.read(PARTS, case.buffer, {2}) == PARTS[1:2]
     assert case.reader.read(PARTS, case.buffer, {1, 2}) == []
 
 
-def test_what_is_absent_is_asked_for_or_an_error(case: Case) -> None:
+def test_absent_bytes_are_asked_for_or_an_error(case: Case) -> None:
     os.truncate(case.store.path(IDS[0]), 5)
     with pytest.raises(OSError, match="not watched") as caught:
         case.reader.read(PARTS, case.buffer)

@@ -27,7 +27,7 @@ def read(unique: int) -> Unanswered:
     return Unanswered(unique, 9, 1 << 40, 1 << 20, 4711)
 
 
-def test_the_next_process_finds_what_is_watched(fd: int) -> None:
+def test_the_next_process_finds_watched_sectors(fd: int) -> None:
     watches = Watches(fd, IDS)
     assert not is_any_watched(fd)
     watches.set([IDS[0], b"another"], on=True)
@@ -67,7 +67,7 @@ def test_journals_leave_watches_alone(fd: int) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 12))))
-def test_the_next_process_finds_what_waits(steps: list[tuple[bool, int]]) -> None:
+def test_the_next_process_finds_waiting_reads(steps: list[tuple[bool, int]]) -> None:
     memory = memoryview(bytearray(JOURNAL_BYTES))
     journal = FuseJournal(memory)
     waiting: dict[int, Unanswered] = {}
@@ -84,7 +84,7 @@ def test_the_next_process_finds_what_waits(steps: list[tuple[bool, int]]) -> Non
     assert FuseJournal(memory).records() == []
 
 
-def test_what_finds_no_room_is_left_out() -> None:
+def test_a_read_without_room_in_the_journal_is_left_out() -> None:
     journal = FuseJournal(memoryview(bytearray(JOURNAL_BYTES)))
     for unique in range(1, RECORDS + 3):
         journal.add(read(unique))

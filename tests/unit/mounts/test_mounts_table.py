@@ -129,7 +129,7 @@ def test_access_has_the_patience_of_a_lane() -> None:
     assert options.retries <= 1  # a lane repeats
 
 
-def test_what_stands_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
+def test_a_mount_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
     boot, device = FileSystem.at(Path("/")).boot_id, os.stat("/").st_dev
     standing_root = Mount("/", MOUNT.image, MOUNT.digest)
     number, kind = file_system_of(standing_root)
