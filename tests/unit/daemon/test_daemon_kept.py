@@ -31,6 +31,7 @@ from firstread.daemon.protocol import (
     send_answered,
     send_held,
 )
+from firstread.readable import is_readable
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.shortage import few_descriptors
 
@@ -257,6 +258,8 @@ def test_a_standby_that_cannot_be_told_of_a_mount_ends(
     fetchers.standby, other = standby, _ = supervisor.fetcher(Stage.LOADS)
     if is_dead:
         other.close()
+        assert standby.channel is not None
+        assert is_readable(standby.channel, PATIENCE_S)  # a child that executes had it, too
     else:
         while standby.pass_on(Drop(1)):
             pass  # until its channel is full
