@@ -76,19 +76,25 @@ def trace_container(
         FirstreadError: as `run_container`; or the reads could not be traced.
     """
     current, signals, ends = [record], list[int](), list[int]()
+    stops: list[threading.Thread] = []
     readiness = Readiness(conditions, lambda: _stop(store, current[-1]))
     watch = threading.Thread(target=lambda: _note_end(current[-1], ends), daemon=True)
 
+    def stop_once() -> None:  # a first process may ignore the signal itself
+        if len(current) > 1 and not stops and not INTERRUPTIONS.isdisjoint(signals):
+            stops.append(threading.Thread(target=_stop, args=(store, current[-1]), daemon=True))
+            stops[0].start()
+
     def started(record: Record) -> None:
         current.append(record)
+        stop_once()
         watch.start()
         if conditions:
             readiness.start()
 
     def noted(number: int) -> None:
         signals.append(number)
-        if number in INTERRUPTIONS and len(signals) == 1:  # a first process may ignore it
-            threading.Thread(target=_stop, args=(store, current[-1]), daemon=True).start()
+        stop_once()
 
     def unused() -> None:
         tracer.close()
