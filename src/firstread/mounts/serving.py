@@ -87,7 +87,7 @@ class Serving:
     def begin_hot(
         self, manifest: Manifest, repository: Repository, access: Access, asked: Mode | None
     ) -> None:
-        """Ask for the first hot sectors of an image whose metadata is yet to come.
+        """Ask for the first hot sectors of an image whose metadata begins to come.
 
         Args:
             manifest: of the image.
