@@ -20,14 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from string import Template
 
-from firstread.testing.cri_pb2 import PodConfig
-
 from benchmarks.images.ready import POLL_S, Prints, Ready, answers
 from benchmarks.link import Link
 from benchmarks.places import warm
 from benchmarks.suite.modes import Mode
 from firstread.run.overlay import unmount_below
 from firstread.testing.containerd import EXITED, Containerd
+from firstread.testing.cri_pb2 import PodConfig
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
 
