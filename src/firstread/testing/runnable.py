@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 from firstread.testing.command import firstread
 from firstread.testing.containers import make_rootfs
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
+from firstread.units import MiB
 
 DATA_FILES = 6
 CONFIG = {
@@ -41,7 +41,7 @@ PAUSE = {
 
 def data_file(number: int) -> bytes:
     """Return what is in ``/data/NUMBER`` of the image ``app``."""
-    return random.Random(number).randbytes(DEFAULT_SECTOR_SIZE)
+    return random.Random(number).randbytes(4 * MiB)
 
 
 def runnable_image(scratch: Path, busybox: str) -> Image:
