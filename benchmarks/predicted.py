@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the simulator says of one start by ``firstread run``, from a trace and a local start.
+"""Predicts one start by ``firstread run``, from a trace and a local start.
 
 Owns what `firstread.tune` does not know: the time of the command itself, and how fast the workload
 is on this machine, which a start with local data tells.

@@ -42,7 +42,7 @@ class Sized(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """What an image costs, whatever link it comes over.
+    """Costs of an image that are the same on every link.
 
     Args:
         image: its name, or the number of sectors of a made-up one.

@@ -12,9 +12,10 @@ pages that the set lacks. Invariant: the same image and trace give the same tabl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +29,12 @@ from firstread.convert.hotblob import STATIC_LEVEL
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, split_address, walk
 from firstread.oci.reference import parse_reference
+from firstread.oci.repository import Repository
+from firstread.oci.resolve import ResolvedImage
 from firstread.registry.options import AccessOptions
 from firstread.sectors.content import ContentReader
 from firstread.sectors.format import BLOCK_SIZE, DEFAULT_FRAME_SIZE
+from firstread.sectors.image import BlockImage
 from firstread.starts.startset import start_set
 from firstread.traces.tracefile import Trace, read_trace
 
@@ -117,8 +121,32 @@ def compressed(static: Trace, read: Callable[[bytes, int, int], bytes]) -> int:
     return total + len(encoder.compress(bytes(data)))
 
 
-def measure(layout: Path, trace: Trace, scratch: Path) -> list[str]:
-    """Return the row of an image, without its name."""
+class Converted(NamedTuple):
+    """A benchmark image, converted without hot sectors.
+
+    Args:
+        repository: of the converted image.
+        resolved: the image there.
+        image: opened.
+        files: its nodes, by path.
+        read: gives bytes of a file: path, offset, length.
+    """
+
+    repository: Repository
+    resolved: ResolvedImage
+    image: BlockImage
+    files: dict[bytes, Node]
+    read: Callable[[bytes, int, int], bytes]
+
+    def start_set(self, trace: Trace) -> Trace:
+        """Return the start set of the image's own command, perhaps empty, beside a trace."""
+        found = start_set(self.files[b""], self.read, self.resolved.config)
+        return found or Trace(trace.header, [])
+
+
+@contextlib.contextmanager
+def converted(layout: Path, scratch: Path) -> Iterator[Converted]:
+    """Convert the image of a layout into `scratch`, and yield it."""
     place = parse_reference(f"oci:{scratch}:lazy")
     convert(parse_reference(f"oci:{layout}:latest"), place, ConvertOptions(static=False))
     with opened_image(place, AccessOptions()) as (repository, resolved, image):
@@ -128,15 +156,21 @@ def measure(layout: Path, trace: Trace, scratch: Path) -> list[str]:
         def read(path: bytes, offset: int, length: int) -> bytes:
             return content.read(files[path], offset, length)
 
+        yield Converted(repository, resolved, image, files, read)
+
+
+def measure(layout: Path, trace: Trace, scratch: Path) -> list[str]:
+    """Return the row of an image, without its name."""
+    with converted(layout, scratch) as one:
         begun = time.perf_counter()
-        static = start_set(files[b""], read, resolved.config) or Trace(trace.header, [])
+        static = one.start_set(trace)
         seconds = time.perf_counter() - begun
         found = compare(
-            blocks_of(trace, files),
-            blocks_of(static, files),
-            lambda slot: image.index.sectors[slot].length,
+            blocks_of(trace, one.files),
+            blocks_of(static, one.files),
+            lambda slot: one.image.index.sectors[slot].length,
         )
-        size = compressed(static, read)
+        size = compressed(static, one.read)
     total = size + found.misses
     return [
         *(f"{count / MB:.1f} MB" for count in (found.trace, found.static, size)),

@@ -21,17 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.images.build import build
+from benchmarks.startset import converted
 from benchmarks.suite.workloads import WORKLOADS
-from firstread.cli.opening import opened_image
-from firstread.convert.conversion import ConvertOptions, convert
-from firstread.erofs.reader import read_tree
-from firstread.erofs.tree import walk
 from firstread.fetch import startwindow
-from firstread.oci.reference import parse_reference
-from firstread.registry.options import AccessOptions
-from firstread.sectors.content import ContentReader
 from firstread.sectors.format import DEFAULT_FRAME_SIZE, DEFAULT_SECTOR_SIZE
-from firstread.starts.startset import start_set
 from firstread.traces.tracefile import Trace, read_trace
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import parse_link
@@ -74,22 +67,14 @@ def beginning(static: Trace, size: int) -> Trace:
 
 def rows(layout: Path, trace: Trace, scratch: Path) -> Iterator[tuple[str, list[Replayed]]]:
     """Yield a line's name, and its starts over each link; the plain one comes first."""
-    place = parse_reference(f"oci:{scratch}:lazy")
-    convert(parse_reference(f"oci:{layout}:latest"), place, ConvertOptions(static=False))
-    with opened_image(place, AccessOptions()) as (repository, resolved, image):
-        files = dict(walk(read_tree(image.erofs)))
-        reader = ContentReader.of(repository, image)
-
-        def read(path: bytes, offset: int, length: int) -> bytes:
-            return reader.read(files[path], offset, length)
-
-        static = start_set(files[b""], read, resolved.config) or Trace(trace.header, [])
-        content = read_content(repository, resolved, image)
+    with converted(layout, scratch) as one:
+        static = one.start_set(trace)
+        content = read_content(one.repository, one.resolved, one.image)
         work = fit(content, trace)
         found = (content.find(each.path) for each in static.reads)
         keys = frozenset([*(each.key for each in work.reads), *filter(None, found)])
-        read_frames(repository, content, keys)
-        size = sum(node.size for node in files.values() if node.is_file)
+        read_frames(one.repository, content, keys)
+        size = sum(node.size for node in one.files.values() if node.is_file)
 
     def starts(setting: Setting, hot: Trace, *, is_traced: bool = False) -> list[Replayed]:
         laid = Layouts(content, [hot], keys).get(setting)

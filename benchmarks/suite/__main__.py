@@ -131,9 +131,8 @@ class Suite:
 
     def section(self, name: str, setting: dict[str, str]) -> Section:
         """Return the results for the page of docs."""
-        section = Section(
-            name, f"Cold starts: {', '.join(w.name for w in self.workloads)}", setting
-        )
+        names, links = ", ".join(w.name for w in self.workloads), ", ".join(self.speeds)
+        section = Section(name, f"Cold starts at {links}: {names}", setting)
         setting["runs"] = (
             f"{self.runs} of each mode by turns, {self.whole_runs} of those that fetch the whole"
             " image first; each on a new node, the image in the registry's memory"

@@ -42,9 +42,11 @@ def judge(found: Cells, speeds: Mapping[str, Measured | None]) -> Iterator[Figur
             goal = Goal("<=", READY_S[workload])
             yield Figure(f"{name}: hot is ready", here["hot"].ready_s, "s", goal)
         if "run-hot-all" in here and "run-hot" in here:
-            yield _ratio(f"{name}: run-hot takes longer", here, "run-hot", "run-hot-all", 1)
+            yield _ratio(
+                f"{name}: run-hot takes longer than run-hot-all", here, "run-hot", "run-hot-all", 1
+            )
         if link == SLOW and "hot" in here and "lazy" in here:
-            yield _ratio(f"{name}: lazy takes longer", here, "lazy", "hot", HOT_OVER_LAZY)
+            yield _ratio(f"{name}: lazy takes longer than hot", here, "lazy", "hot", HOT_OVER_LAZY)
 
 
 def _best(here: Mapping[str, Cell], modes: tuple[str, ...]) -> str | None:

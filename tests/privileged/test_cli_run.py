@@ -17,9 +17,11 @@ from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import data_file, runnable_registry
+from firstread.testing.runnable import DATA_FILES, data_file, runnable_registry
 
 pytestmark = pytest.mark.privileged
+
+LAST = DATA_FILES - 1  # nothing behind it is read ahead
 
 
 @pytest.fixture(scope="module")
@@ -230,20 +232,20 @@ def test_all_readers_share_one_fetch_of_a_sector(
     with Machine(tmp_path) as machine:
         machine.output("run", "--rm", app, "true")
         registry.forget()
-        digest = hashlib.sha256(data_file(3)).hexdigest()
+        digest = hashlib.sha256(data_file(LAST)).hexdigest()
         printed: list[str] = []
 
         def read() -> None:
-            printed.append(machine.output("run", "--rm", app, "sha256sum /data/3"))
+            printed.append(machine.output("run", "--rm", app, f"sha256sum /data/{LAST}"))
 
         threads = [threading.Thread(target=read) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert printed == [f"{digest}  /data/3\n"] * 4
+        assert printed == [f"{digest}  /data/{LAST}\n"] * 4
         sent = registry.counts.bytes_of("blobs")
-        assert len(data_file(3)) <= sent < 1.02 * len(data_file(3))
+        assert len(data_file(LAST)) <= sent < 1.02 * len(data_file(LAST))
 
 
 def test_the_statistics_change_nothing_else(machine: Machine, app: str) -> None:

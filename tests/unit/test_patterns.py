@@ -123,6 +123,7 @@ MEASURED: dict[str, Measured] = {
     "run.parse.parse_signal": parse.parse_signal,  # of the image, too
     "run.runtime._NOT_INVOKABLE": lambda text: runtime._create_error("a", text, "runc", 1),
     "run.runtime._STATED": runtime._is_not_found,
+    "sectors.attached._GENERATION": using("sectors.attached._GENERATION", "fullmatch"),
     "sectors.hotnote._NOTE": using("sectors.hotnote._NOTE", "fullmatch"),
     "sectors.hotnote._RANGE": using("sectors.hotnote._RANGE", "fullmatch"),
     "sectors.storelayout._SECTOR_NAME": using("sectors.storelayout._SECTOR_NAME", "fullmatch"),

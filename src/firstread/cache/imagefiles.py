@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,15 +36,31 @@ def room_of(directory: Path) -> Room:
     return room
 
 
-def write(directory: Path, resolved: ResolvedImage, repository: Repository) -> None:
-    """Write the files of an image, its metadata fetched and checked, and have them on the disk."""
+def write(
+    directory: Path,
+    resolved: ResolvedImage,
+    repository: Repository,
+    on_begun: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the files of an image, its metadata fetched and checked, and have them on the disk.
+
+    Args:
+        directory: empty.
+        resolved: the image.
+        repository: where it is.
+        on_begun: called when the metadata begins to come.
+
+    Raises:
+        FirstreadError: the metadata cannot be had, or is not what it should be.
+        OSError: the files cannot be written.
+    """
     documents = {MANIFEST: resolved.manifest_bytes, CONFIG: resolved.config_bytes}
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(directory / name, "w+b")) for name in NAMES]
         for file, name in zip(files, documents, strict=False):
             file.write(documents[name])
             file.flush()
-        image = fetch_image(repository, resolved.manifest, files[-1])
+        image = fetch_image(repository, resolved.manifest, files[-1], on_begun)
         syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
         stack.callback(syncing.shutdown)
         synced = [syncing.submit(os.fsync, file.fileno()) for file in files]

@@ -221,7 +221,7 @@ class ImageStore:
         reference: Reference,
         repository: Repository,
         on_resolved: Callable[[], None] = lambda: None,
-        on_absent: Callable[[Manifest], None] = lambda _: None,
+        on_begun: Callable[[Manifest], None] = lambda _: None,
     ) -> NodeImage:
         """Fetch manifest, config and metadata of an image, unless it is here.
 
@@ -232,7 +232,7 @@ class ImageStore:
             reference: its name.
             repository: where it is.
             on_resolved: called when manifest and config are here.
-            on_absent: called before its metadata is fetched.
+            on_begun: called with its manifest when its metadata begins to come.
 
         Raises:
             FirstreadError: it cannot be had, or is not a firstread image; names the image.
@@ -241,10 +241,8 @@ class ImageStore:
             resolved = resolve_converted(repository)
             on_resolved()
             digest = resolved.descriptor.digest
-            if not self._is_here(digest):
-                on_absent(resolved.manifest)
             for _ in range(ATTEMPTS):
-                self._store(reference, repository, resolved)
+                self._store(reference, repository, resolved, lambda: on_begun(resolved.manifest))
                 try:
                     return self.load(digest)
                 except NotFoundError:
@@ -259,14 +257,20 @@ class ImageStore:
         except OSError as exc:
             raise from_os_error(exc, "cannot store the image").about(image=str(reference)) from exc
 
-    def _store(self, reference: Reference, repository: Repository, resolved: ResolvedImage) -> None:
+    def _store(
+        self,
+        reference: Reference,
+        repository: Repository,
+        resolved: ResolvedImage,
+        on_begun: Callable[[], None],
+    ) -> None:
         """Fetch the metadata of an image, unless it is here, and remember its name."""
         digest = resolved.descriptor.digest
         target = self._directory(digest)
         if not target.is_dir():
             scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
             try:
-                imagefiles.write(scratch, resolved, repository)
+                imagefiles.write(scratch, resolved, repository, on_begun)
                 with self._lock:
                     if imagefiles.publish(scratch, target):
                         self._rooms[digest] = room = imagefiles.room_of(target)

@@ -16,7 +16,7 @@ from itertools import chain, starmap
 from typing import NamedTuple
 
 from firstread.erofs.tree import HOLE, chunk_address
-from firstread.errors import SectorCountError
+from firstread.errors import LimitError, SectorCountError
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.units import format_size, round_up
 
@@ -70,7 +70,7 @@ class Planner:
         self._next_sector = 0
         self._open_sector = -1
         self._used = sector_size  # bytes used of the open packed sector; full: none is open
-        self._chunks = 0
+        self._chunks = self._small = 0  # all, and those that no larger sector would join
 
     def place(self, size: int, extents: Sequence[tuple[int, int]] | None = None) -> Placement:
         """Return the position of a file.
@@ -81,6 +81,7 @@ class Planner:
 
         Raises:
             SectorCountError: the file, or the layer with it, needs more chunks than there may be.
+            LimitError: likewise, and larger sectors would not help.
         """
         if size == 0:
             return NOTHING
@@ -93,7 +94,7 @@ class Planner:
             chunk_size = self._sparse_chunk_size(size, blocks)
             touched = chain(*starmap(range, covered(blocks, chunk_size // BLOCK_SIZE)))
         count = -(-size // chunk_size)
-        self._count(count, size)  # before it sizes anything
+        self._count(count, size, chunk_size)  # before it sizes anything
         chunks = array("Q", (HOLE,)) * count
         pieces = []
         for number in touched:
@@ -114,8 +115,9 @@ class Planner:
         self._used += -(-length // BLOCK_SIZE) * BLOCK_SIZE
         return piece
 
-    def _count(self, chunks: int, size: int) -> None:
+    def _count(self, chunks: int, size: int, chunk_size: int) -> None:
         self._chunks += chunks
+        self._small += chunks if chunk_size < self._sector_size else 0
         if chunks > MAX_CHUNKS_PER_FILE:
             raise SectorCountError(
                 f"a file of {format_size(size)} needs {chunks} chunks, {MAX_CHUNKS_PER_FILE} is"
@@ -124,10 +126,10 @@ class Planner:
                 hint="convert with a larger --sector-size, or leave the file out of the image",
             )
         if self._chunks > MAX_CHUNKS:
-            raise SectorCountError(
-                f"the layer's files need more than {MAX_CHUNKS} chunks",
-                excess=self._chunks / MAX_CHUNKS,
-            )
+            message = f"the layer's files need more than {MAX_CHUNKS} chunks"
+            if self._small > MAX_CHUNKS:
+                raise LimitError(message)
+            raise SectorCountError(message, excess=self._chunks / MAX_CHUNKS)
 
     def _sparse_chunk_size(self, size: int, blocks: Sequence[Span]) -> int:
         """Return the chunk size with the fewest bytes of stored zeros and of index."""

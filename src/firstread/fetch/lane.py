@@ -288,8 +288,8 @@ class Lane:
         done = list[PendingRead]()
         with self._changed:
             for filling in batch:
+                done += self._backlog.covered(filling)
                 if filling.active:
-                    done += self._backlog.covered(filling)
                     self._backlog.requeue(filling)
             self._staff()
         self._outcome.allow(done)

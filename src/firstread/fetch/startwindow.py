@@ -2,7 +2,7 @@
 """How far a start set is streamed: as far as reads confirm it. Pure.
 
 A start set is a guess at the image's own command, and another command reads other things. So a read
-of one of its sectors brings that sector and a window of those behind it, in the order of the set.
+of one of its sectors brings a window of the set, from that sector on, in the order of the set.
 Where nothing is read, nothing comes. Invariant: each sector brings its window once.
 """
 

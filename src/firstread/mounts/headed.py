@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from firstread.mounts.heads import Head, HeadReader, Heads, asking
 from firstread.oci.blobstream import BlobStream, clamp
@@ -17,11 +17,12 @@ class HeadedRepository(Repository):
     Args:
         repository: that has all; closed with this.
         heads: of some blobs.
+        key: of the repository and the access to it.
     """
 
-    def __init__(self, repository: Repository, heads: Heads) -> None:
+    def __init__(self, repository: Repository, heads: Heads, key: Hashable) -> None:
         super().__init__(repository.reference)
-        self._repository, self._heads = repository, heads
+        self._repository, self._heads, self._key = repository, heads, key
 
     def get_manifest(self, reference: str | None = None) -> tuple[Descriptor, bytes]:
         return self._repository.get_manifest(reference)
@@ -29,7 +30,7 @@ class HeadedRepository(Repository):
     def open_blob(
         self, blob: Descriptor, *, offset: int = 0, length: int | None = None
     ) -> BlobStream:
-        head = self._heads.find(blob)
+        head = self._heads.find(self._key, blob)
         if head is None or not head.serves(offset):
             return self._repository.open_blob(blob, offset=offset, length=length)
         return _HeadedStream(self._repository, head, offset, clamp(blob, offset, length))

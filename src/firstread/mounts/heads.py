@@ -6,7 +6,9 @@ be mounted and its hot sectors can be streamed. The link need not rest meanwhile
 beginning of the hot blob, in memory: the stream of the lane takes it from there, and verifies it as
 it verifies what comes from a registry. Owns these bytes, and for how long they are kept.
 
-Invariant: a head saves time, or nothing; what it lacks is asked for again.
+Invariants: a head serves only who could have asked for it: the same repository with the same
+credentials. It saves time, or nothing: what it lacks, or has wrong, is asked for again. Nobody
+waits for one that is over, and it is over after `MOST_S`.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from firstread.errors import FirstreadError
 from firstread.oci.blobstream import BlobStream
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Repository
+from firstread.registry.calls import within
 from firstread.units import KiB, MiB
 
 log = logging.getLogger("network")
 
 MOST_BYTES = 8 * MiB  # of a head: what 100 Mbit/s bring while an image is pulled and mounted
 MOST_HEADS = 4  # in memory at a time
-KEPT_S = 60.0  # until its image is mounted
+MOST_S = 30.0  # that it may take to come
+KEPT_S = 60.0  # from then until its image is mounted
 STEP = 64 * KiB
 
 Open = Callable[[int, int], BlobStream]
@@ -65,7 +69,7 @@ class Head:
     def fill(self, ask: Open) -> None:
         """Ask for the bytes, take them as they come, and keep them until somebody has used them."""
         try:
-            with ask(0, self.length) as stream:
+            with within(MOST_S), ask(0, self.length) as stream:
                 self._stream, self.latency_s = stream, time.monotonic() - self._begun
                 view = memoryview(self._data)
                 while self.come < self.length and not self._released:
@@ -75,9 +79,11 @@ class Head:
                         self._changed.notify_all()
         except (FirstreadError, OSError) as exc:
             log.info("blob %s: its first bytes do not come early: %s", self.blob.digest, exc)
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
         with self._changed:
-            self._ended = True
-            self._changed.notify_all()
             self._changed.wait_for(lambda: self._released, KEPT_S)
 
     def serves(self, position: int) -> bool:
@@ -117,32 +123,44 @@ def asking(repository: Repository, blob: Descriptor) -> Open:
 
 
 class Heads:
-    """The heads of a node, by the digest of their blob."""
+    """The heads of a node, by who may have them and the blob."""
 
     def __init__(self) -> None:
-        self._heads: dict[str, Head] = {}
+        self._heads: dict[tuple[Hashable, str, int], Head] = {}
         self._lock = threading.Lock()
 
-    def begin(self, blob: Descriptor, repository: Repository) -> None:
-        """Ask for the beginning of a blob, unless there are too many, in a thread of its own."""
-        with self._lock:
-            if blob.digest in self._heads or len(self._heads) >= MOST_HEADS or not blob.size:
-                return
-            self._heads[blob.digest] = head = Head(blob)
-        threading.Thread(
-            target=self._run, args=(head, asking(repository, blob)), name="head", daemon=True
-        ).start()
+    def begin(self, key: Hashable, blob: Descriptor, repository: Repository) -> None:
+        """Ask for the beginning of a blob in a thread of its own, unless there are too many.
 
-    def _run(self, head: Head, ask: Open) -> None:
+        Args:
+            key: of the repository and the access to it.
+            blob: which.
+            repository: has it.
+        """
+        place, head = (key, blob.digest, blob.size), Head(blob)
+        thread = threading.Thread(
+            target=self._run, args=(place, head, asking(repository, blob)), name="head", daemon=True
+        )
+        with self._lock:
+            if place in self._heads or len(self._heads) >= MOST_HEADS or not blob.size:
+                return
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no thread is left: so it comes later
+                log.info("blob %s: its first bytes do not come early: %s", blob.digest, exc)
+                return
+            self._heads[place] = head
+
+    def _run(self, place: tuple[Hashable, str, int], head: Head, ask: Open) -> None:
         try:
             head.fill(ask)
         finally:
             with self._lock:
-                del self._heads[head.blob.digest]
+                del self._heads[place]
 
-    def find(self, blob: Descriptor) -> Head | None:
-        """Return the head of a blob, if there is one."""
-        return self._heads.get(blob.digest)
+    def find(self, key: Hashable, blob: Descriptor) -> Head | None:
+        """Return the head of a blob, if there is one; arguments as before."""
+        return self._heads.get((key, blob.digest, blob.size))
 
 
 class HeadReader:
@@ -190,8 +208,9 @@ class HeadReader:
         return self._last.source
 
     def distrust(self) -> bool:
-        """As `BlobStream.distrust`."""
-        return self._last.distrust()
+        """As `BlobStream.distrust`; a frame may have begun in the head and ended in the rest."""
+        others = self._head.distrust()
+        return self._last.distrust() if self._last is not self._head else others
 
     @property
     def _last(self) -> Head | BlobStream:

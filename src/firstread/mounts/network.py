@@ -21,11 +21,12 @@ from firstread.config import RegistryTable
 from firstread.errors import FirstreadError, UsageError
 from firstread.fetch.stats import Feed
 from firstread.mounts.headed import HeadedRepository
-from firstread.mounts.heads import Heads
+from firstread.mounts.heads import Head, Heads
 from firstread.mounts.nodestatus import EndpointStatus
 from firstread.mounts.pulls import PATIENT, Pulls, Seats, Waiting
 from firstread.mounts.secrets import SecretMemory
 from firstread.mounts.warm import WarmRepositories
+from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import NODE_ACCESS, Access
@@ -53,9 +54,6 @@ class Network:
         settings: ``[registry]`` of the configuration.
         memory: where given credentials survive a fetcher.
         feed: told when an endpoint fails, and when it works again.
-
-    Attributes:
-        heads: first bytes of blobs that came beside a pull.
     """
 
     def __init__(self, settings: RegistryTable, memory: SecretMemory, feed: Feed) -> None:
@@ -67,7 +65,7 @@ class Network:
         self._lock = threading.RLock()
         # Of each scope: what it had before, then what is being tried, the latest last.
         self._tried: dict[str, list[Credentials | None]] = {}
-        self.heads = Heads()
+        self._heads = Heads()
         self._warm = WarmRepositories()
         self._calls: Pulls[Any] = Pulls(Seats(*WAITING), Seats(*PULLS, "pulls wait"))
         directory = settings.credentials_dir
@@ -100,8 +98,19 @@ class Network:
             reference: of a repository, without tag and digest.
             access: to it.
         """
-        kept = self._warm.take(self._key(reference, access))
-        return HeadedRepository(kept or self.open(reference, access), self.heads)
+        key = self._key(reference, access)
+        opened = self._warm.take(key) or self.open(reference, access)
+        return HeadedRepository(opened, self._heads, key)
+
+    def begin_head(self, repository: Repository, access: Access, blob: Descriptor) -> None:
+        """Ask for the first bytes of a blob beside a pull; a disk is near enough without that."""
+        if isinstance(repository, RemoteRepository):
+            key = self._key(repository.shared().reference, access)
+            self._heads.begin(key, blob, repository)
+
+    def head_of(self, reference: Reference, access: Access, blob: Descriptor) -> Head | None:
+        """Return the first bytes of a blob, if they came beside a pull; as `open_warm`."""
+        return self._heads.find(self._key(reference, access), blob)
 
     def _keep(self, repository: Repository, access: Access) -> None:
         """Keep the connections of a pull that went well for the lane that may follow."""

@@ -149,7 +149,7 @@ class Puller:
 
         def fetch(repository: Repository, on_resolved: Callable[[], None]) -> NodeImage:
             def begin(manifest: Manifest) -> None:
-                self._serving.begin_hot(manifest, repository, prefetch)
+                self._serving.begin_hot(manifest, repository, access, prefetch)
 
             image = self._cache.admission.with_room(
                 lambda: self._images.fetch(reference, repository, on_resolved, begin)

@@ -19,8 +19,9 @@ from firstread.fetch.startplan import Mode, decide, mode_of
 from firstread.mounts.network import Network
 from firstread.mounts.table import Mount
 from firstread.oci.model import Manifest
-from firstread.oci.reference import parse_reference
+from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
+from firstread.registry.access import Access
 from firstread.sectors.image import is_hot, traced_blob
 from firstread.sectors.source import Wanted
 
@@ -52,8 +53,7 @@ class Serving:
 
     def serve(self, image: NodeImage, record: Mount) -> Served:
         """Answer reads of an image that is mounted, or about to be."""
-        # Without tag and digest: images of one repository share its requests.
-        reference = dataclasses.replace(parse_reference(record.image), tag=None, digest=None)
+        reference = _repository_of(record)
         served = self._fetcher.serve(
             image,
             (str(reference), record.access),
@@ -84,26 +84,37 @@ class Serving:
         for sector in sorted(_absent(served), key=lambda s: (s.entry.blob, s.entry.offset)):
             served.lane.complete(sector)
 
-    def begin_hot(self, manifest: Manifest, repository: Repository, asked: Mode | None) -> None:
-        """Ask for the first hot sectors of an image whose metadata is yet to come.
+    def begin_hot(
+        self, manifest: Manifest, repository: Repository, access: Access, asked: Mode | None
+    ) -> None:
+        """Ask for the first hot sectors of an image whose metadata begins to come.
 
         Args:
             manifest: of the image.
             repository: where it is.
+            access: to its registry.
             asked: what is wanted of it though nobody reads it, by who waits for it.
         """
         blob = traced_blob(manifest)
         if blob is not None and mode_of((asked,), manifest.annotations, self._prefetch) != "none":
-            self._network.heads.begin(blob, repository)
+            self._network.begin_head(repository, access, blob)
 
-    def _measured(self, served: Served) -> Rate:
-        """Return what is known of the link of an image, also from what came beside its pull."""
-        link = served.lane.link
+    def _measured(self, served: Served, record: Mount, *, is_needed: bool) -> Rate:
+        """Return what is known of the link of an image, also from what came beside its pull.
+
+        Args:
+            served: the image.
+            record: of its mount.
+            is_needed: whether hot sectors are absent; what came beside the pull goes otherwise.
+        """
+        link, reference = served.lane.link, _repository_of(record)
         for blob in filter(is_hot, served.image.block_image.blobs):
-            head = self._network.heads.find(blob)
+            head = self._network.head_of(reference, record.access, blob)
             if head is not None and head.latency_s is not None and not link.is_known:
                 link.note_latency(head.latency_s)
                 link.note(head.come, head.seconds)
+            if head is not None and not is_needed:
+                head.release()
         return link
 
     def prefetch(self, served: Served, record: Mount) -> None:
@@ -119,7 +130,7 @@ class Serving:
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]
             rest.sort(key=lambda sector: (sector.entry.blob, sector.entry.offset))
         sizes = [sum(s.entry.length for s in hot), sum(r.length for r in rows if r.id in absent)]
-        link = self._measured(served)
+        link = self._measured(served, record, is_needed=bool(hot))
         plan = decide(mode, sizes[0], sizes[1], link, knows_start=knows_start)
         served.plan = plan
         served.lane.prefetch(plan, hot, rest)
@@ -139,6 +150,11 @@ class Serving:
     def drop_policies(self, mountpoint: str, served: Served) -> None:
         """Forget what was asked for a mount that is no more."""
         served.policies = {m: p for m, p in served.policies.items() if m != mountpoint}
+
+
+def _repository_of(record: Mount) -> Reference:
+    """Return the name of an image without tag and digest: images of a repository share requests."""
+    return dataclasses.replace(parse_reference(record.image), tag=None, digest=None)
 
 
 def _absent(served: Served) -> list[Wanted]:

@@ -75,20 +75,17 @@ def trace_container(
     Raises:
         FirstreadError: as `run_container`; or the reads could not be traced.
     """
-    current, signals, ends = [record], list[int](), list[int]()
+    current, ends = [record], list[int]()
     readiness = Readiness(conditions, lambda: _stop(store, current[-1]))
+    interruption = _Interruption(lambda: _stop(store, current[-1]))
     watch = threading.Thread(target=lambda: _note_end(current[-1], ends), daemon=True)
 
     def started(record: Record) -> None:
         current.append(record)
+        interruption.started()
         watch.start()
         if conditions:
             readiness.start()
-
-    def noted(number: int) -> None:
-        signals.append(number)
-        if number in INTERRUPTIONS and len(signals) == 1:  # a first process may ignore it
-            threading.Thread(target=_stop, args=(store, current[-1]), daemon=True).start()
 
     def unused() -> None:
         tracer.close()
@@ -104,26 +101,51 @@ def trace_container(
             record=record,
             on_start=started,
             on_output=readiness.look,
-            on_signal=noted,
+            on_signal=interruption.note,
             on_unused=unused,
         )
     finally:
         readiness.close()
     watch.join()
-    signal = next((number for number in signals if number in INTERRUPTIONS), None)
     if readiness.over_ns is not None:
         end_us, ready = tracer.since_us(readiness.over_ns), readiness.ready
     else:
         end_us = tracer.since_us(ends[0] if ends else time.monotonic_ns())
-        ready = not code and signal is None and not conditions.show_ready
+        ready = not code and interruption.signal is None and not conditions.show_ready
     return TracedStart(
         reads=tracer.reads(end_us),
         read_ahead_kib=tracer.read_ahead_kib,
         ready_us=end_us if ready else None,
         code=code,
         stopped=readiness.over_ns is not None,
-        signal=signal,
+        signal=interruption.signal,
     )
+
+
+class _Interruption:
+    """The first signal that interrupts the command: it stops the container, which may ignore it.
+
+    Args:
+        stop: stops the container; called once, in a thread of its own, when there is one.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.signal: int | None = None
+        self._stop = stop
+        self._is_running = False
+
+    def note(self, number: int) -> None:
+        if self.signal is None and number in INTERRUPTIONS:
+            self.signal = number
+            self._act()
+
+    def started(self) -> None:
+        self._is_running = True
+        self._act()
+
+    def _act(self) -> None:
+        if self._is_running and self.signal is not None:
+            threading.Thread(target=self._stop, daemon=True).start()
 
 
 def _stop(store: ContainerStore, record: Record) -> None:

@@ -69,11 +69,13 @@ class HotNote:
         if match is None:
             raise ImageError("the annotation of its hot sectors is malformed")
         whole: dict[int, None] = {}
+        left = sectors
         for part in (match[4] or "").split(",") if match[4] else ():
             found = _RANGE.fullmatch(part)
             first = int(found[1]) if found else sectors
             last = int(found[2] or first) if found else 0
-            if not first <= last < sectors or len(whole) + last - first >= sectors:
+            left -= last - first + 1
+            if not first <= last < sectors or left < 0:
                 raise ImageError("the annotation of its hot sectors names sectors that it lacks")
             whole.update(dict.fromkeys(range(first, last + 1)))
         return cls(int(match[1]), int(match[2]), match[3], tuple(whole))

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -221,7 +221,12 @@ def _decompress(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         raise ImageError("the metadata layer is cut off")
 
 
-def fetch_image(repository: Repository, manifest: Manifest, out: BinaryIO) -> BlockImage:
+def fetch_image(
+    repository: Repository,
+    manifest: Manifest,
+    out: BinaryIO,
+    on_begun: Callable[[], None] = lambda: None,
+) -> BlockImage:
     """Fetch the metadata of an image into the file `out`, and open it.
 
     Args:
@@ -229,6 +234,7 @@ def fetch_image(repository: Repository, manifest: Manifest, out: BinaryIO) -> Bl
         manifest: of the image.
         out: an empty file; it is mapped into memory, and must not change as long as the image is
             in use.
+        on_begun: called when the metadata begins to come.
 
     Raises:
         FirstreadError: it cannot be fetched or stored, or is not a firstread image.
@@ -237,6 +243,7 @@ def fetch_image(repository: Repository, manifest: Manifest, out: BinaryIO) -> Bl
     try:
         while True:
             with repository.open_blob(manifest.layers[0]) as stream:
+                on_begun()
                 try:
                     size = write_metadata(stream, out)
                     break

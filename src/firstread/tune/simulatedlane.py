@@ -35,7 +35,7 @@ MARGIN, MARGIN_BYTES = 1.1, 16 * KiB  # as in firstread.sectors.decode, before t
 
 
 class Costs(NamedTuple):
-    """What a node and its registry need besides the link.
+    """The time that a node and its registry need besides the link.
 
     ``python -m benchmarks.costs`` measures the seconds; docs/adr/0120 has the figures.
 

@@ -77,7 +77,7 @@ def test_an_image_is_fetched_with_three_questions_and_then_known(
     assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
 
 
-def test_more_of_an_image_can_be_asked_for_before_its_metadata(
+def test_more_of_an_image_can_be_asked_for_beside_its_metadata(
     store: ImageStore, reference: Reference
 ) -> None:
     told = []
@@ -86,10 +86,10 @@ def test_more_of_an_image_can_be_asked_for_before_its_metadata(
             store.fetch(
                 reference,
                 repository,
-                on_absent=lambda manifest: told.append((manifest, repository.asked["blob"])),
+                on_begun=lambda manifest: told.append((manifest, repository.asked["blob"])),
             )
         ((manifest, blobs),) = told  # once: then it is here
-        assert blobs == 1  # the config
+        assert blobs == 2  # the config, and the metadata, of which nothing has come yet
         assert manifest == resolve(repository).manifest
 
 

@@ -44,25 +44,28 @@ IMAGE = Image(
 )  # fmt: skip
 
 
+SIZE = ("--sector-size", "4MiB")
+
+
 @pytest.fixture(autouse=True)
 def converted(scratch: Path) -> dict[str, Any]:
     """The output of the conversion of ``oci:in:latest`` to ``oci:out:1``."""
     write_layout(IMAGE, "in")
-    ran = firstread("convert", "oci:in:latest", "oci:out:1", "--json")
+    ran = firstread("convert", "oci:in:latest", "oci:out:1", "--json", *SIZE)
     assert (ran.code, ran.stderr) == (0, "")
     result: dict[str, Any] = ran.json
     return result
 
 
 def test_convert_reports_its_result(converted: dict[str, Any]) -> None:
-    ran = firstread("convert", "oci:in:latest", "oci:new:1", "--no-cache")
+    ran = firstread("convert", "oci:in:latest", "oci:new:1", "--no-cache", *SIZE)
     assert (ran.code, ran.stderr) == (0, "")
     *lines, took = ran.stdout.splitlines()
     assert lines == [
         "oci:new:1",
         f"  digest    {converted['digest']}",
         "  layers    3, 0 of them packed before",
-        "  content   4.8 MiB, 6 inodes, 3 sectors",
+        "  content   4.8 MiB, 6 inodes, 3 sectors of 4.0 MiB",
         "  size      4.8 MiB, 1.00 of the source's 4.8 MiB",
         f"  metadata  {converted['metadata_size']} B, fetched before a mount",
         "  left out  extended attributes that Linux cannot hold: odd.name",
@@ -71,7 +74,7 @@ def test_convert_reports_its_result(converted: dict[str, Any]) -> None:
 
 
 def test_convert_again_changes_nothing(converted: dict[str, Any]) -> None:
-    ran = firstread("convert", "oci:in:latest", "oci:out:1")
+    ran = firstread("convert", "oci:in:latest", "oci:out:1", *SIZE)
     _, digest, layers, *_, took = ran.stdout.splitlines()
     assert digest == f"  digest    {converted['digest']}  (as before)"
     assert layers == "  layers    3, 3 of them packed before"

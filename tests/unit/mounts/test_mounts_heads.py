@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from firstread.errors import TransportError
 from firstread.mounts import heads as heads_module
 from firstread.mounts.headed import HeadedRepository
-from firstread.mounts.heads import Head, Heads
+from firstread.mounts.heads import Head, Heads, asking
 from firstread.oci.blobstream import BlobStream
 from firstread.oci.model import Descriptor
+from firstread.registry.calls import current
 from firstread.sectors.source import Incoming, Span, Window
 from firstread.testing.machine import until
 from firstread.testing.memorysource import MemorySource, Sectors, make_sectors
@@ -23,6 +28,7 @@ SECTORS = make_sectors(8)
 BLOB = SECTORS.wanted[0].blob
 DATA = SECTORS.blob
 LENGTH = 128 * 1024  # of a head
+KEY = "repository and access"
 
 
 class Registry(MemorySource):
@@ -75,7 +81,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def heads() -> Iterator[Heads]:
     made = Heads()
     yield made
-    if (head := made.find(BLOB)) is not None:
+    if (head := made.find(KEY, BLOB)) is not None:
         head.release()
 
 
@@ -84,8 +90,8 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def begun(heads: Heads, registry: Registry) -> Head:
-    heads.begin(BLOB, registry)
-    head = heads.find(BLOB)
+    heads.begin(KEY, BLOB, registry)
+    head = heads.find(KEY, BLOB)
     assert head is not None
     return head
 
@@ -114,18 +120,18 @@ def test_a_range_comes_from_the_head_as_far_as_that_reaches(
 ) -> None:
     registry = Registry(SECTORS)
     all_here(begun(heads, registry))
-    assert read(HeadedRepository(registry, heads), start, stop) == DATA[start:stop]
+    assert read(HeadedRepository(registry, heads, KEY), start, stop) == DATA[start:stop]
     assert registry.asked == [(0, LENGTH), *asked]
 
 
 def test_reading_the_last_byte_of_a_head_frees_it(heads: Heads) -> None:
     registry = Registry(SECTORS)
     all_here(begun(heads, registry))
-    repository = HeadedRepository(registry, heads)
+    repository = HeadedRepository(registry, heads, KEY)
     read(repository, 0, 1000)
-    assert heads.find(BLOB) is not None
+    assert heads.find(KEY, BLOB) is not None
     read(repository, LENGTH - 1000, LENGTH)
-    eventually(lambda: heads.find(BLOB) is None)
+    eventually(lambda: heads.find(KEY, BLOB) is None)
     assert read(repository, 0, 1000) == DATA[:1000]
     assert registry.asked == [(0, LENGTH), (0, 1000)]
 
@@ -135,7 +141,7 @@ def test_what_a_broken_head_lacks_is_asked_for_again(heads: Heads, breaks_at: in
     registry = Registry(SECTORS, breaks_at)
     registry.go_on.clear()
     begun(heads, registry)
-    stream = HeadedRepository(registry, heads).open_blob(BLOB, offset=0, length=len(DATA))
+    stream = HeadedRepository(registry, heads, KEY).open_blob(BLOB, offset=0, length=len(DATA))
     registry.go_on.set()
     with stream:
         assert stream.readall() == DATA
@@ -147,7 +153,7 @@ def test_a_reader_waits_for_bytes_on_their_way(heads: Heads) -> None:
     registry = Registry(SECTORS)
     registry.go_on.clear()
     begun(heads, registry)
-    repository, got = HeadedRepository(registry, heads), list[bytes]()
+    repository, got = HeadedRepository(registry, heads, KEY), list[bytes]()
     reader = threading.Thread(target=lambda: got.append(read(repository, 0, 3000)))
     reader.start()
     eventually(lambda: registry.asked == [(0, LENGTH)])
@@ -170,25 +176,27 @@ def test_there_are_few_heads_and_one_of_a_blob(
 ) -> None:
     monkeypatch.setattr(heads_module, "MOST_HEADS", 1)
     registry, other = Registry(SECTORS), make_sectors(1, seed=2)
-    begun(heads, registry)
-    heads.begin(BLOB, registry)
-    heads.begin(other.wanted[0].blob, Registry(other))
-    assert heads.find(other.wanted[0].blob) is None
-    eventually(lambda: registry.asked == [(0, LENGTH)])
+    head = begun(heads, registry)
+    heads.begin(KEY, BLOB, registry)
+    assert heads.find(KEY, BLOB) is head
+    heads.begin(KEY, other.wanted[0].blob, Registry(other))
+    assert heads.find(KEY, other.wanted[0].blob) is None
+    all_here(head)
+    assert registry.asked == [(0, LENGTH)]
 
 
 def test_a_head_that_nobody_takes_does_not_stay(
     heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads_module, "KEPT_S", 0.0)
-    heads.begin(BLOB, Registry(SECTORS))
-    eventually(lambda: heads.find(BLOB) is None)
+    heads.begin(KEY, BLOB, Registry(SECTORS))
+    eventually(lambda: heads.find(KEY, BLOB) is None)
 
 
 def test_the_bytes_of_a_head_say_nothing_of_the_link(heads: Heads) -> None:
     registry, measured = Registry(SECTORS), list[int]()
     all_here(begun(heads, registry))
-    repository = HeadedRepository(registry, heads)
+    repository = HeadedRepository(registry, heads, KEY)
     with Incoming(
         repository.open_blob(BLOB, offset=0, length=len(DATA)),
         Span(BLOB, 0, len(DATA)),
@@ -204,9 +212,91 @@ def test_the_bytes_of_a_head_say_nothing_of_the_link(heads: Heads) -> None:
 def test_bytes_of_a_head_have_a_source(heads: Heads) -> None:
     registry = Registry(SECTORS)
     all_here(begun(heads, registry))
-    with HeadedRepository(registry, heads).open_blob(BLOB, offset=0, length=1000) as stream:
+    with HeadedRepository(registry, heads, KEY).open_blob(BLOB, offset=0, length=1000) as stream:
         stream.readall()
         assert stream.source == "registry"
         assert not stream.distrust()
-    assert read(HeadedRepository(registry, heads), 0, 1000) == DATA[:1000]
+    assert read(HeadedRepository(registry, heads, KEY), 0, 1000) == DATA[:1000]
     assert registry.asked[-1] == (0, 1000), "wrong bytes are not given again"
+
+
+def test_a_head_serves_nobody_else(heads: Heads) -> None:
+    wrong, registry = Registry(replace_bytes(SECTORS, 100)), Registry(SECTORS)
+    heads.begin("another repository", BLOB, wrong)
+    repository = HeadedRepository(registry, heads, KEY)
+    assert read(repository, 0, 1000) == DATA[:1000]
+    other_size = msgspec.structs.replace(BLOB, size=BLOB.size - 1)
+    assert heads.find("another repository", other_size) is None
+    found = heads.find("another repository", BLOB)
+    assert found is not None
+    found.release()
+
+
+def test_wrong_bytes_before_a_break_come_once(heads: Heads) -> None:
+    """The frame that they are in ends with right bytes of the registry."""
+    registry = Registry(replace_bytes(SECTORS, 45_000), breaks_at=50_000)
+    head = begun(heads, registry)
+    eventually(lambda: head.come == 50_000)
+    registry.blobs[BLOB.digest] = DATA
+    repository = HeadedRepository(registry, heads, KEY)
+    with repository.open_blob(BLOB, offset=0, length=60_000) as stream:
+        assert stream.readall() != DATA[:60_000]
+        stream.distrust()
+    assert read(repository, 0, 60_000) == DATA[:60_000]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no thread is left"), TransportError("gone")])
+def test_a_head_that_fails_holds_up_nobody(heads: Heads, error: Exception) -> None:
+    class Broken(Registry):
+        def open_blob(
+            self, blob: Descriptor, *, offset: int = 0, length: int | None = None
+        ) -> BlobStream:
+            raise error
+
+    head = Head(BLOB)
+    thread = threading.Thread(target=_quietly, args=(head, Broken(SECTORS)), daemon=True)
+    thread.start()
+    assert head.read(0, memoryview(bytearray(10))) == 0
+    head.release()
+    thread.join()
+    assert not head.serves(0)
+
+
+def _quietly(head: Head, registry: Registry) -> None:
+    with contextlib.suppress(RuntimeError):
+        head.fill(asking(registry, BLOB))
+
+
+def test_a_node_without_threads_has_no_heads(heads: Heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    heads.begin(KEY, BLOB, Registry(SECTORS))
+    assert heads.find(KEY, BLOB) is None
+
+
+def test_a_head_gives_up_what_comes_too_slowly(
+    heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float | None] = []
+    monkeypatch.setattr(heads_module, "MOST_S", 7.0)
+
+    class Timed(Registry):
+        def open_blob(
+            self, blob: Descriptor, *, offset: int = 0, length: int | None = None
+        ) -> BlobStream:
+            call = current()
+            seen.append(call.until - time.monotonic() if call is not None else None)
+            return super().open_blob(blob, offset=offset, length=length)
+
+    all_here(begun(heads, Timed(SECTORS)))
+    assert seen[0] is not None
+    assert 0 < seen[0] <= 7.0
+
+
+def replace_bytes(sectors: Sectors, place: int) -> Sectors:
+    """Return sectors whose blob has one wrong byte."""
+    data = bytearray(sectors.blob)
+    data[place] ^= 1
+    return dataclasses.replace(sectors, blob=bytes(data))
