@@ -162,9 +162,9 @@ class Connection:
             self._read(request, reader, buffer)
             self._interrupt(request.unique)  # its INTERRUPT may be gone
         message = self._journal.message
-        request, size = fuse.parse_request(message), fuse.length_of(message)
-        if size >= fuse.BODY and request.unique not in {left.unique for left in self._left}:
-            self._handle(request, message[fuse.BODY : size], reader, buffer)
+        last, size = fuse.parse_request(message), fuse.length_of(message)
+        if size >= fuse.BODY and last.unique not in {left.unique for left in self._left}:
+            self._handle(last, message[fuse.BODY : size], reader, buffer)
         self._left = None
 
     def abandon(self) -> None:

@@ -197,7 +197,11 @@ def standing(root: Path, kind: str) -> str:
         NodeError: that cannot be told now.
     """
     for mount in MountTable(root).load(tidy=False):
-        if file_system_of(mount)[1] == kind and (not mount.detached or mount.is_used()):
+        line = None if mount.detached else mount_at(mount.mountpoint)
+        known = mount.file_system
+        if line and os.fsdecode(line.kind) == kind:
+            return mount.mountpoint
+        if known and known.kind == kind and known.lives(unmounted=True):
             return mount.mountpoint
     return ""
 
