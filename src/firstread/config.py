@@ -8,6 +8,7 @@ supervisor hands it to every fetcher.
 A file, with the defaults::
 
     [node]
+    device = "auto"                 # "fanotify" or "fuse"; "auto": the first that works
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
@@ -50,13 +51,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import msgspec
 
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 
+DeviceName = Literal["auto", "fanotify", "fuse"]
+DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WORKERS = 64  # as in the option of the command line
@@ -87,7 +90,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeTable(_Table, frozen=True):
     """Settings of the daemon's processes."""
 
-    device: Literal["auto", "fanotify", "fuse"] = "auto"
+    device: DeviceName = "auto"
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0

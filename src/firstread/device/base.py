@@ -7,15 +7,18 @@ know where the bytes come from. `firstread.testing.suites.device` says what an i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from firstread.device.superblock import FileSystem
 
 MOST_READS = 16384  # that wait at a time
 SECTOR_ID_BYTES = 32
+
+Pair = tuple[int, int]
+"""Descriptors of a mount: its connection to the kernel, and its watches."""
 
 
 class Read(NamedTuple):
@@ -173,3 +176,20 @@ class Device(Protocol):
         Returns:
             False if no such read waits.
         """
+
+
+@runtime_checkable
+class ServedDevice(Device, Protocol):
+    """A device whose requests the process that fills sectors reads from descriptors of its mounts.
+
+    Attributes:
+        ask: takes a read that asks. Does not block.
+    """
+
+    ask: Callable[[Read], None]
+
+    def pairs(self) -> dict[int, Pair]:
+        """Return copies of the descriptors of all mounts, by device number; the caller's."""
+
+    def settle(self, seconds: float) -> None:
+        """Wait until given answers have reached the kernel, at most so long."""

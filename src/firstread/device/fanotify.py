@@ -142,6 +142,11 @@ def _range(buffer: memoryview | bytes, position: int, end: int) -> tuple[int, in
     return 0, 0
 
 
+def is_group(fd: int) -> bool:
+    """Return whether a descriptor is one of a group."""
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[fanotify]"
+
+
 class Group:
     """A notification group for pre-content events.
 

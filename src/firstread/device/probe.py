@@ -31,15 +31,17 @@ _KERNEL = "use Linux 6.14 or later"
 _READ = "import os, sys; os.write(1, os.read(os.open(sys.argv[1], os.O_RDONLY), 1 << 20))"
 
 
-def prove(scratch: Path) -> None:
+def prove(scratch: Path) -> str:
     """Try all that the fanotify device needs in an empty directory, which keeps what was made.
+
+    Returns:
+        what was seen.
 
     Raises:
         NodeError: something does not work, such as: EROFS reads zeros where a sector file ends.
     """
     with contextlib.closing(Trial(scratch)) as trial:
-        for _, step in trial.steps():
-            step()
+        return ", ".join([step() for _, step in trial.steps()][1:])
 
 
 class Trial:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from firstread.device.erofsmount import unmount
 from firstread.device.probe import prove
-from firstread.errors import FirstreadError, NodeError, from_os_error, is_disk_full
+from firstread.errors import FirstreadError, from_os_error, is_disk_full
 from firstread.mountinfo import filesystem_of
 
 RECORD = "kernel.json"
@@ -32,12 +32,13 @@ class KernelProof:
 
     Args:
         root: of the store; its lock is held.
-        attempt: tries the device in an empty directory, and raises NodeError if it fails.
+        attempt: tries the device in an empty directory, and raises NodeError if it fails; what it
+            returns does not matter.
         device: its name; a proof of one holds for no other.
     """
 
     def __init__(
-        self, root: Path, attempt: Callable[[Path], None] = prove, device: str = "fanotify"
+        self, root: Path, attempt: Callable[[Path], object] = prove, device: str = "fanotify"
     ) -> None:
         self._root, self._attempt, self._device = root, attempt, device
         self._given = False
@@ -51,11 +52,7 @@ class KernelProof:
         if self._given or self._subject() == self._recorded():
             self._given = True
             return
-        try:
-            self._try()
-        except NodeError as exc:
-            exc.message = f"nothing is mounted on this kernel: {exc.message}"
-            raise
+        self._try()
         self._given = True
         with contextlib.suppress(OSError):  # then the next daemon tries it again
             record = self._root / RECORD
