@@ -87,6 +87,6 @@ class Status(NodeStatus):
 
     supervisor: SupervisorStatus
     fetcher: FetcherStatus
-    device: DeviceStatus
     namespace: str
     configuration: ConfigurationStatus
+    device: DeviceStatus | UnsetType = UNSET  # unless it is old

@@ -65,7 +65,7 @@ from firstread.daemon.protocol import (
     set_patience,
 )
 from firstread.daemon.tracecollector import Collector
-from firstread.device.base import Device, Pair, Read, ServedDevice
+from firstread.device.base import Device, Pair, Read, ServedDevice, no_ranges
 from firstread.device.fanotify import Group
 from firstread.device.fusedevice import FIRST_NUMBER
 from firstread.device.sizes import Sizes
@@ -186,7 +186,9 @@ class FetcherServer:
         )
         node.recover()
         fetcher.cache.evictor.start()
-        if config.trace.collect:
+        if config.trace.collect and device.capabilities.asks_for_sectors:
+            log.warning("no traces are collected: %s", no_ranges())
+        elif config.trace.collect:
             Collector(fetcher, root, Path(config.trace.collect)).start()
         return fetcher, node
 

@@ -192,6 +192,8 @@ class DeviceSuite(ABC):
         assert bench.device.read_ahead(file_system) == kib
         read, asked = bench.serve(bench.read(2, MiB // 2, 4096, "mmap"), bench.fill)
         assert read == part(bench, 2, MiB // 2)
+        if bench.device.capabilities.asks_for_sectors:
+            return
         # One event covers 16 folios, whose sizes depend on free memory (fs/erofs/fileio.c).
         first, *_ = (offset for _, offset, _ in sorted(asked))
         assert max(offset + length for _, offset, length in asked) - first == kib * KiB
@@ -243,10 +245,10 @@ class DeviceSuite(ABC):
         assert reader.returncode == -signal.SIGBUS
 
     def test_an_answer_that_comes_too_early_is_an_error_and_never_zeros(self, make: Make) -> None:
-        bench = make()
-        reader = bench.read(2, 0, 8192, "random")
+        bench, offset = make(), MiB - 8192  # the end, which a read that says no range needs, too
+        reader = bench.read(2, offset, 8192, "random")
         read, _ = bench.serve(reader, lambda asked: bench.fill(asked, short=4096))
-        assert read in (EIO, part(bench, 2))  # what was there
+        assert read in (EIO, part(bench, 2, offset))  # what was there
 
     def test_a_number_that_does_not_wait_is_no_error(self, make: Make) -> None:
         assert not make().device.answer(4999)
