@@ -51,15 +51,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import msgspec
 
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 
-DeviceName = Literal["auto", "fanotify", "fuse"]
-DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
+DEVICES = ("fanotify", "fuse")  # as `firstread.daemon.choice` has them, the best first
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WORKERS = 64  # as in the option of the command line
@@ -90,7 +89,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeTable(_Table, frozen=True):
     """Settings of the daemon's processes."""
 
-    device: DeviceName = "auto"
+    device: str = "auto"
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0
@@ -99,6 +98,9 @@ class NodeTable(_Table, frozen=True):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
+        if self.device not in ("auto", *DEVICES):
+            names = ", ".join(("auto", *DEVICES))
+            raise ValueError(f"device must be one of {names}, not {self.device!r}")
         self._check("workers", least=1)
         if self.workers > MAX_WORKERS:
             raise ValueError(f"workers must be {MAX_WORKERS} at most")

@@ -11,8 +11,8 @@ import pytest
 from firstread.daemon.choice import DEVICES
 from firstread.device.fanotify import WHOLE_SECTORS
 from firstread.device.probe import prove
-from firstread.doctor.devices import Devices, check_devices
 from firstread.doctor.finding import Finding
+from firstread.doctor.trials import Devices, check_devices
 from firstread.mountinfo import filesystem_of
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
 

@@ -68,7 +68,7 @@ class PassedOver(Document):
 class DeviceStatus(Document):
     """How the kernel asks this node for bytes ([node.md](node.md#devices)).
 
-    name: `fanotify` or `fuse`
+    name: such as `fanotify`
     passed_over: better devices, and why it is none of them
     wanted: what the configuration says now; it counts when a daemon starts that replaces none
     """

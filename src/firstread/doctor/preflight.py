@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.config import RegistryTable
-from firstread.doctor.devices import Devices, check_devices
 from firstread.doctor.disk import check_private, check_space
 from firstread.doctor.engines import check_engines
 from firstread.doctor.finding import Finding
@@ -26,6 +25,7 @@ from firstread.doctor.running import (
     daemon_status,
     wanted_device,
 )
+from firstread.doctor.trials import Devices, check_devices
 from firstread.oci.reference import Reference
 from firstread.registry.options import AccessOptions
 

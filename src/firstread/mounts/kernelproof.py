@@ -4,7 +4,8 @@
 Owns the record of the kernels that a store was proved on. EROFS of Linux 6.12 and later reads zeros
 where a sector file ends, unless it has "erofs: set fileio bio failed in short read case"; versions
 do not tell, because distributions take that commit or leave it out. So the daemon tries it on its
-own store before the first mount. Invariant: no mount is made on a kernel that was not proved.
+own store before the first mount, whatever its device. Invariant: no mount is made on a kernel that
+was not proved.
 
 The record, ``kernel.json`` below the root, names the kernel and the file system of the last proof.
 """

@@ -62,7 +62,7 @@ def test_the_first_that_works_is_chosen_and_why_no_better_one(
     assert taken(tmp_path) == DeviceStatus("c", passed)
 
 
-def test_what_was_chosen_cannot_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_can_change_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor or an anchor answers events by number, and there are none here."""
     use(monkeypatch, kind("a"))
     fd = choose(tmp_path, config())

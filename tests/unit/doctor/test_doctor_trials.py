@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from firstread.daemon.choice import Kind
-from firstread.doctor import devices
-from firstread.doctor.devices import check_devices
+from firstread.doctor import trials
 from firstread.doctor.running import check_daemon, wanted_device
+from firstread.doctor.trials import check_devices
 from firstread.errors import NodeError
 
 
@@ -43,8 +43,8 @@ def kind(name: str, problem: str = "") -> Kind:
 def test_a_device_is_judged_by_the_need_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, works: str, said: list[str]
 ) -> None:
-    monkeypatch.setattr(devices.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(devices, "DEVICES", (kind("a", "no a"), kind("b"), kind("c", "no c")))
+    monkeypatch.setattr(trials.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(trials, "DEVICES", (kind("a", "no a"), kind("b"), kind("c", "no c")))
     found = check_devices(tmp_path / "root", wanted)
     assert found.works == works
     assert [f"{each.status}: {each.detail}" for each in found.findings] == said
@@ -53,8 +53,8 @@ def test_a_device_is_judged_by_the_need_for_it(
 
 
 def test_all_fail_if_none_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(devices, "DEVICES", (kind("a", "no a"), kind("b", "no b")))
+    monkeypatch.setattr(trials.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(trials, "DEVICES", (kind("a", "no a"), kind("b", "no b")))
     found = check_devices(tmp_path)
     assert found.works is None
     assert [(each.status, each.fix) for each in found.findings] == [

@@ -20,7 +20,7 @@ from firstread.sectors.storelayout import require_filesystem
 
 
 class Devices(NamedTuple):
-    """What was found.
+    """The result of all trials.
 
     Args:
         works: the device that a daemon would choose; None if it would not start.
