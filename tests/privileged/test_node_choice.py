@@ -91,6 +91,8 @@ def test_a_mount_of_another_device_is_named_once_and_can_be_unmounted(
             assert ran.code == 5
             assert f"the mount at {place} is left alone" in ran.stderr
             assert f"umount {place}" in ran.stderr
+            checks = {check["name"]: check for check in node.run("doctor", "--json").json["checks"]}
+            assert checks[f"mount {place}"]["status"] == "warn"
             (said,) = node.log("is left alone")
             assert said["level"] == "WARNING"
             subprocess.run(["umount", place], check=True)

@@ -91,6 +91,8 @@ def check_daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]
     pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
     yield _privileges(pids)
     yield from _mounts(status["mounts"])
+    if status.get("namespace") == mount_namespace():  # else its mounts may have other paths here
+        yield from _unserved(root, status["mounts"])
 
 
 def _absent(root: Path, run_dir: Path) -> Finding:
@@ -158,6 +160,15 @@ def _privileges(pids: list[int]) -> Finding:
     detail = "not confined: " + ", ".join(what for what, missing in lacking.items() if missing)
     fix = "its log says why; a kernel needs CONFIG_SECCOMP_FILTER"
     return warned(name, detail, fix)
+
+
+def _unserved(root: Path, mounts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Yield the mounts of a store that its daemon does not serve, such as those of fanotify."""
+    served = {mount["mountpoint"] for mount in mounts}
+    for place, source in mounted_erofs().items():
+        if place not in served and Path(source).is_relative_to(root):
+            detail = "the daemon does not serve it: reads of what is absent fail"
+            yield warned(f"mount {place}", detail, "see its log: it says why, and what to do")
 
 
 def _mounts(mounts: list[dict[str, Any]]) -> Iterator[Finding]:
