@@ -110,7 +110,7 @@ def test_a_device_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     code, said = refusal(*daemon_command(tmp_path, "--config", str(path)))
     assert code == 2
     assert f"{path}: " in said
-    assert "device must be one of auto, fanotify, " in said
+    assert "which is one of 'auto', 'fanotify', " in said
 
 
 def test_a_device_whose_module_is_missing(tmp_path: Path) -> None:
