@@ -51,6 +51,8 @@ def test_status_says_which_device_and_why_no_better_one(tmp_path: Path) -> None:
         assert f"  not fanotify: {first['reason']}" in lines
         node.replace()  # who takes over knows it, too
         assert node.status()["device"] == device
+        node.end_all(signal.SIGTERM)
+        assert node.run("cache", "ls").code == 0  # without a daemon, too
 
 
 def test_the_best_device_passes_nothing_over(daemon: Daemon) -> None:
@@ -94,7 +96,7 @@ def test_a_mount_of_another_device_is_named_once_and_can_be_unmounted(
             checks = {check["name"]: check for check in node.run("doctor", "--json").json["checks"]}
             assert checks[f"mount {place}"]["status"] == "warn"
             (said,) = node.log("is left alone")
-            assert said["level"] == "WARNING"
+            assert said["level"] == "warning"
             subprocess.run(["umount", place], check=True)
             assert node.run("umount", place).code == 2  # nothing of ours is there any more
             assert not list((node.root / "mounts").iterdir())

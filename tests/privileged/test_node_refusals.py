@@ -616,8 +616,8 @@ def test_a_store_on_a_file_system_without_events(tmp_path: Path, kind: str) -> N
         options = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
     subprocess.run(["mount", "-t", kind, "-o", options, "none", place], check=True)
     try:
-        options = ("--run-dir", tmp_path / "run", "--device", "fanotify")
-        code, said = refusal("daemon", "--root", place / "root", *options)
+        places = ("--root", place / "root", "--run-dir", tmp_path / "run")
+        code, said = refusal("daemon", *places, "--device", "fanotify")
         doctor = firstread("doctor", "--root", place / "root", "--json")
     finally:
         subprocess.run(["umount", "-l", place], check=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def kind(name: str, problem: str = "") -> Kind:
 def test_a_device_is_judged_by_the_need_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, works: str, said: list[str]
 ) -> None:
-    monkeypatch.setattr(trials.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(trials, "DEVICES", (kind("a", "no a"), kind("b"), kind("c", "no c")))
     found = check_devices(tmp_path / "root", wanted)
     assert found.works == works
@@ -53,7 +54,7 @@ def test_a_device_is_judged_by_the_need_for_it(
 
 
 def test_all_fail_if_none_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(trials, "DEVICES", (kind("a", "no a"), kind("b", "no b")))
     found = check_devices(tmp_path)
     assert found.works is None
