@@ -24,9 +24,8 @@ from collections.abc import Iterator
 
 from firstread.erofs.chunks import chunk_size_of, count_chunks
 from firstread.erofs.erofsimage import ErofsImage
-from firstread.erofs.extents import Extent
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.erofs.format import (
-    BLOCK,
     BLOCK_BITS,
     BOOT_SIZE,
     CHUNK_BASED,
@@ -38,8 +37,9 @@ from firstread.erofs.format import (
 from firstread.erofs.reader import scan
 from firstread.errors import ImageError
 
-METADATA_SLOT = -2
-"""Slot of an extent that lies in the metadata of the flat form."""
+__all__ = ["METADATA_SLOT", "FlatImage"]
+
+MIN_APART = 1 << 20  # bytes of a sector; less than that costs little to fetch
 
 
 class FlatImage:
@@ -47,26 +47,44 @@ class FlatImage:
 
     Args:
         image: in the form of the registry; its chunk indexes were checked (`reader.validate`).
+        gap: bytes of zeros behind the metadata, a multiple of 4096.
+        apart: the same behind each sector of `MIN_APART` bytes or more.
 
     Attributes:
         size: of the flat form, in bytes; a multiple of 4096.
         metadata_size: of the metadata in front, in bytes.
 
     Raises:
-        ImageError: the inodes of the image form no tree.
+        ImageError: the inodes of the image form no tree, or it is too large.
     """
 
-    def __init__(self, image: ErofsImage) -> None:
+    def __init__(self, image: ErofsImage, gap: int = 0, apart: int = 0) -> None:
         self._data, self.metadata_size = image.data, image.size
-        blocks = image.superblock.blocks + sum(device.blocks for device in image.devices)
-        self.size = blocks * BLOCK
+        self._parts, self._slots = [0], [METADATA_SLOT]  # where they begin, and what they are
+        self._bases = [MAX_BLOCKS + 1]  # by device id; an index must not name device 0
+        at = self._after(image.size, gap)
+        for slot, device in enumerate(image.devices):
+            self._parts.append(at)
+            self._slots.append(slot)
+            self._bases.append(at >> BLOCK_BITS)
+            size = device.blocks << BLOCK_BITS
+            at = self._after(at + size, apart if size >= MIN_APART else 0)
+        self.size = at
+        self._parts.append(at)
+        blocks = at >> BLOCK_BITS
+        if blocks > MAX_BLOCKS:
+            raise ImageError("the flat form of the image is larger than EROFS can address")
         self._superblock = image.superblock._replace(devices=0, blocks=blocks).pack()
-        mapped = [device.mapped_blkaddr for device in image.devices]
-        self._parts = [0, *(block << BLOCK_BITS for block in mapped), self.size]  # where they begin
-        self._bases = [MAX_BLOCKS + 1, *mapped]  # by device id; an index must not name device 0
         runs = sorted(_runs(image))
         self._starts = array("Q", (start for start, _ in runs))  # of chunk indexes, offsets
         self._counts = array("Q", (count for _, count in runs))
+
+    def _after(self, end: int, gap: int) -> int:
+        """Return where the part begins that follows one, and note the gap between them."""
+        if gap:
+            self._parts.append(end)
+            self._slots.append(NO_SLOT)
+        return end + gap
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Return the extents of a range of the flat form, clipped to its size, in order.
@@ -76,15 +94,16 @@ class FlatImage:
             length: bytes.
 
         Returns:
-            extents of sectors, and of the metadata: those have the slot `METADATA_SLOT`.
+            extents of sectors, of the metadata (`METADATA_SLOT`) and of gaps (`NO_SLOT`).
         """
         end = min(offset + length, self.size)
         found: list[Extent] = []
         part = bisect_right(self._parts, offset) - 1
         while offset < end:
             stop = min(end, self._parts[part + 1])
-            slot = part - 1 if part else METADATA_SLOT
-            found.append(Extent(slot, offset - self._parts[part], stop - offset))
+            slot = self._slots[part]
+            start = offset - self._parts[part] if slot != NO_SLOT else 0
+            found.append(Extent(slot, start, stop - offset))
             offset, part = stop, part + 1
         return found
 

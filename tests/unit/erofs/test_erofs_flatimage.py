@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from firstread.erofs.chunks import chunk_size_of, count_chunks
 from firstread.erofs.erofsimage import ErofsImage, Inode
-from firstread.erofs.extents import Extent
-from firstread.erofs.flatimage import METADATA_SLOT, FlatImage
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
+from firstread.erofs.flatimage import MIN_APART, FlatImage
 from firstread.erofs.format import (
     BLOCK,
     BOOT_SIZE,
@@ -25,7 +25,7 @@ from firstread.erofs.format import (
     align,
 )
 from firstread.erofs.reader import scan
-from firstread.erofs.tree import directory
+from firstread.erofs.tree import Device, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
 from firstread.testing.trees import SectorData, feature_tree
@@ -118,6 +118,57 @@ def test_any_range_is_the_part_of_the_whole(draw: st.DataObject) -> None:
     offset, length = max(0, offset), draw.draw(st.integers(0, 300_000))
     assert content(flat.extents(offset, length)) == flat_bytes()[offset : offset + length]
     assert flat.metadata(offset, length) == metadata[offset : offset + length]
+
+
+def test_a_gap_lies_between_metadata_and_sectors() -> None:
+    metadata, flat, _, data = whole()
+    image, gap = ErofsImage(metadata), 3 * BLOCK
+    apart = FlatImage(image, gap)
+    assert apart.size == flat.size + gap
+    for offset in (len(metadata) - 5, len(metadata), len(metadata) + 5, len(metadata) + gap - 1):
+        (inside, *_) = (e for e in apart.extents(offset, 2 * gap) if e.slot == NO_SLOT)
+        assert inside.start == 0
+    assert apart.extents(len(metadata) - 5, gap + 10) == [
+        Extent(METADATA_SLOT, len(metadata) - 5, 5),
+        Extent(NO_SLOT, 0, gap),
+        Extent(0, 0, 5),
+    ]
+    assert apart.extents(apart.size - 5, 100) == [
+        Extent(len(data.sectors) - 1, len(data.sectors[-1]) - 5, 5)
+    ]
+    assert FlatImage(image, apart=gap).size == flat.size + gap * sum(
+        device.blocks * BLOCK >= MIN_APART for device in image.devices
+    )
+    inode = next(i for i, _ in scan(image) if i.layout == CHUNK_BASED and i.size < BLOCK)
+    before, after = (indexes(bytes(f.metadata(0, len(metadata))), inode)[0] for f in (flat, apart))
+    assert after == before + (3 << 32)
+
+
+def test_large_sectors_lie_apart() -> None:
+    out = io.BytesIO()
+    blocks = (256, 255, 256, 300)
+    write_erofs(out, directory(), [Device(bytes([n]) * 32, b) for n, b in enumerate(blocks)])
+    flat, size = FlatImage(ErofsImage(out.getvalue()), apart=2 * BLOCK), len(out.getvalue())
+    assert flat.extents(size, flat.size) == [
+        Extent(0, 0, 256 * BLOCK),
+        Extent(NO_SLOT, 0, 2 * BLOCK),
+        Extent(1, 0, 255 * BLOCK),
+        Extent(2, 0, 256 * BLOCK),
+        Extent(NO_SLOT, 0, 2 * BLOCK),
+        Extent(3, 0, 300 * BLOCK),
+        Extent(NO_SLOT, 0, 2 * BLOCK),
+    ]
+    assert flat.extents(size + 257 * BLOCK, BLOCK + 1) == [
+        Extent(NO_SLOT, 0, BLOCK),
+        Extent(1, 0, 1),
+    ]
+
+
+def test_an_image_that_no_address_reaches_is_an_error() -> None:
+    out = io.BytesIO()
+    write_erofs(out, directory(), [Device(bytes(32), 0xFFFFFFFF - 300)])
+    with pytest.raises(ImageError, match="can address"):
+        FlatImage(ErofsImage(out.getvalue()), gap=300 * BLOCK)
 
 
 def test_an_image_without_sectors_is_flat() -> None:
