@@ -134,7 +134,7 @@ def _tar(repository: Repository, image: BlockImage, path: Path, shown: _Shown) -
     content = ContentReader.of(repository, image, 256 * MiB)
     tree = read_tree(image.erofs)
     if str(path) == "-":
-        out = sys.stdout.buffer
+        out, sockets = sys.stdout.buffer, 0
         with writing():
             _, sockets = write_tar(tree, content, out)
             out.flush()

@@ -43,8 +43,8 @@ def serve_image(
     tls_dir: Path | None,
     stall_s: float,
     on_ready: Callable[[list[str], int], None],
-) -> int:
-    """Serve an image until SIGTERM or SIGINT; return the bytes of sectors that it has fetched.
+) -> None:
+    """Serve an image until SIGTERM or SIGINT.
 
     Args:
         repository: has the sectors.
@@ -64,7 +64,7 @@ def serve_image(
     disk = FlatDisk(image.erofs)
     with listening(address, encrypted=context is not None) as listeners:
 
-        async def main() -> int:
+        async def main() -> None:
             feed = SectorFeed(repository, image, store, stall_s)
             export = Export(disk.size, str(repository.reference))
             server = Server(DiskReads(disk, feed), export, context)
@@ -73,9 +73,9 @@ def serve_image(
                     addresses = (uri(address, s, encrypted=context is not None) for s in listeners)
                     on_ready(list(dict.fromkeys(addresses)), disk.size)
                     await stopped.wait()
-            return feed.fetched
+            log.info("stopped after %d bytes of sectors had come", feed.fetched)
 
-        return asyncio.run(main())
+        asyncio.run(main())
 
 
 class Server:
