@@ -118,7 +118,9 @@ def _places(
         )
     except OSError as exc:
         raise UsageError(f"{address.host!r} has no address: {exc.strerror}", hint=_FORMS) from exc
-    places = [(family, (str(place[0]), int(place[1]))) for family, _, _, _, place in found]
+    places: list[tuple[socket.AddressFamily, tuple[str, int]]] = [
+        (family, (str(place[0]), int(place[1]))) for family, _, _, _, place in found
+    ]
     for _, (number, _) in places:
         if not encrypted and not ipaddress.ip_address(number.partition("%")[0]).is_loopback:
             raise UsageError(

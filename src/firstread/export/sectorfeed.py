@@ -14,7 +14,6 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from firstread.errors import FirstreadError, NodeError
 from firstread.export.sectorfetch import Means, fetch_sector
@@ -150,15 +149,17 @@ class SectorFeed:
 
     def _run(self, sector: Wanted, verified: int) -> None:
         """Fetch a sector; in a thread."""
-        key, tell = sector.entry.id, self._loop.call_soon_threadsafe
-        grow = partial(tell, self._grow, key)
+        key, loop = sector.entry.id, self._loop
+
+        def grow(done: int) -> None:
+            loop.call_soon_threadsafe(self._grow, key, done)
+
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            error: FirstreadError | None = NodeError("internal error: see the log")
             try:
                 fetch_sector(sector, verified, self._means, grow)
+                error = None
             except FirstreadError as exc:
-                tell(self._end, key, exc)
-            except BaseException as exc:
-                tell(self._end, key, NodeError(f"internal error: {exc!r}"))
-                raise
-            else:
-                tell(self._end, key, None)
+                error = exc
+            finally:
+                loop.call_soon_threadsafe(self._end, key, error)

@@ -26,7 +26,7 @@ IMAGE = Image([
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image")
     with contextlib.chdir(folder):
         write_layout(IMAGE, "in")

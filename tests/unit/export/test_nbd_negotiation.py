@@ -180,8 +180,9 @@ def test_any_options_get_replies(options: list[tuple[int, bytes]], tls: bool) ->
     agreed = begun(tls=tls)
     is_encrypted = not tls
     for option, data in options:
+        replies: list[tuple[int, bytes]] = []
+        then = Then.CLOSE
         try:
-            replies, then = [], Then.CLOSE
             if option == Option.EXPORT_NAME:
                 _, then = agreed.option(option, data)
             else:

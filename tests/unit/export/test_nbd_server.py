@@ -78,7 +78,7 @@ def test_holes_are_not_sent(image: Served, path: Path) -> None:
         client.go(status=True)
         states = client.states(0, len(disk))
         assert sum(length for length, _ in states) == len(disk)
-        position, found = 0, set()
+        position, found = 0, set[int]()
         for length, state in states:
             if not state:
                 found.update(range(position // BLOCK, (position + length) // BLOCK))
