@@ -2,26 +2,57 @@
 """The bytes of a connection, plain or over TLS, with limits on the time that a peer may take.
 
 Owns the change from plain to TLS. Invariant: no byte that came before it counts as one that came
-through it, since the plain side takes no more from the socket than it is asked for until then.
+through it, since nothing takes more from the socket than it is asked for until then. One thread
+receives; one at a time sends, at the same time.
+
+Timeouts are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``): those of Python cost a call of poll(2)
+for each piece.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
-from abc import ABC, abstractmethod
+import struct
+import threading
+import time
 from typing import Final
 
 PATIENCE_S: Final = 30.0  # for the rest of a message that has begun, or for a piece to be taken
 _TAKEN = 64 * 1024  # bytes at a time in transmission: many requests
+_TIMEVAL = struct.Struct("ll")
 
 
-class Channel(ABC):
-    """A connection."""
+class Channel:
+    """A connection without encryption.
 
-    @abstractmethod
-    async def receive(self, count: int) -> bytes:
+    Args:
+        connection: of the client; owned.
+
+    Attributes:
+        greedy: take what comes, however little is asked for.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+        self.greedy = False
+        self._deadline: float | None = None
+        connection.setblocking(True)
+        self._set_patience(socket.SO_SNDTIMEO, PATIENCE_S)
+        self.receive_until(None)
+
+    def receive_until(self, deadline: float | None) -> None:
+        """Receive nothing after a deadline, in monotonic seconds; None for no deadline."""
+        self._deadline = deadline
+        left = PATIENCE_S if deadline is None else max(0.001, deadline - time.monotonic())
+        self._set_patience(socket.SO_RCVTIMEO, min(left, PATIENCE_S))
+
+    def _set_patience(self, option: int, seconds: float) -> None:
+        value = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def receive(self, count: int) -> bytes:
         """Return the next `count` bytes; wait for the first as long as it takes.
 
         Raises:
@@ -29,43 +60,13 @@ class Channel(ABC):
             TimeoutError: the rest does not come.
             OSError: the connection broke.
         """
-
-    @abstractmethod
-    async def send(self, data: memoryview | bytes) -> None:
-        """Send all of `data`, which may change afterwards.
-
-        Raises:
-            TimeoutError: the peer does not take it.
-            OSError: the connection broke.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connection at once."""
-
-
-class PlainChannel(Channel):
-    """A socket.
-
-    Args:
-        connection: of the client.
-
-    Attributes:
-        greedy: take what comes, however little is asked for.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self._socket = connection
-        self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray()
-        self.greedy = False
-
-    async def receive(self, count: int) -> bytes:
         while (missing := count - len(self._buffer)) > 0:
-            most = max(missing, _TAKEN) if self.greedy else missing
-            async with asyncio.timeout(PATIENCE_S if self._buffer else None):
-                data = await self._loop.sock_recv(self._socket, most)
+            try:
+                data = self._receive(max(missing, _TAKEN) if self.greedy else missing)
+            except BlockingIOError:
+                if not self._buffer and self._deadline is None:
+                    continue
+                raise TimeoutError from None
             if not data:
                 raise EOFError
             self._buffer += data
@@ -73,44 +74,90 @@ class PlainChannel(Channel):
         del self._buffer[:count]
         return taken
 
-    async def send(self, data: memoryview | bytes) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            await self._loop.sock_sendall(self._socket, data)
+    def send(self, data: memoryview | bytes) -> None:
+        """Send all of `data`.
 
-    def close(self) -> None:
-        self._socket.close()
+        Raises:
+            TimeoutError: the peer does not take it.
+            OSError: the connection broke.
+        """
+        try:
+            self._socket.sendall(data)
+        except BlockingIOError:
+            raise TimeoutError from None
 
-    async def over_tls(self, context: ssl.SSLContext) -> Channel:
+    def _receive(self, most: int) -> bytes:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeoutError
+        return self._socket.recv(most)
+
+    def over_tls(self, context: ssl.SSLContext) -> Channel:
         """Shake hands; return the encrypted channel, which owns the socket.
 
         Raises:
             OSError: the client has no acceptable certificate, or does not speak TLS.
         """
-        reader = asyncio.StreamReader(limit=_TAKEN, loop=self._loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
-        transport, _ = await self._loop.connect_accepted_socket(
-            lambda: protocol, self._socket, ssl=context, ssl_handshake_timeout=PATIENCE_S
-        )
-        return _TlsChannel(reader, asyncio.StreamWriter(transport, protocol, reader, self._loop))
+        channel = _TlsChannel(self._socket, context)
+        channel.receive_until(self._deadline)
+        channel.shake_hands()
+        return channel
+
+    def shut(self) -> None:
+        """End the connection, from any thread."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it has ended
+
+    def close(self) -> None:
+        """Close the socket, when no thread uses it any more."""
+        self._socket.close()
 
 
 class _TlsChannel(Channel):
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    """TLS over memory, since one `ssl.SSLSocket` must not send and receive at the same time."""
 
-    async def receive(self, count: int) -> bytes:
-        data = await self._reader.read(count)
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(connection)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._lock = threading.Lock()  # of these, and of the order of what is sent
+
+    def shake_hands(self) -> None:
+        while True:
+            try:
+                with self._lock:
+                    try:
+                        self._tls.do_handshake()
+                    finally:
+                        self._flush()
+                return
+            except ssl.SSLWantReadError:
+                self._take()
+
+    def _receive(self, most: int) -> bytes:
+        while True:
+            with self._lock:
+                try:
+                    return self._tls.read(most)
+                except ssl.SSLWantReadError:
+                    self._flush()
+                except ssl.SSLZeroReturnError:
+                    return b""
+            self._take()
+
+    def _take(self) -> None:
+        """Take ciphertext from the socket."""
+        data = super()._receive(_TAKEN)
         if not data:
             raise EOFError
-        if len(data) < count:
-            async with asyncio.timeout(PATIENCE_S):
-                data += await self._reader.readexactly(count - len(data))
-        return data
+        self._incoming.write(data)
 
-    async def send(self, data: memoryview | bytes) -> None:
-        self._writer.write(bytes(data))  # a copy: the transport may keep it
-        async with asyncio.timeout(PATIENCE_S):
-            await self._writer.drain()
+    def send(self, data: memoryview | bytes) -> None:
+        with self._lock:
+            self._tls.write(data)
+            self._flush()
 
-    def close(self) -> None:
-        self._writer.transport.abort()
+    def _flush(self) -> None:
+        if data := self._outgoing.read():
+            super().send(data)

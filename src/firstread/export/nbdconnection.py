@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """One client of an NBD export: negotiation, then its requests, several at a time.
 
-Owns the answers and their order on the wire. A request for present bytes is answered at once;
-others wait in tasks of their own, so a sector that comes slowly holds up no request behind it.
-Invariants: a reply is whole, or the connection ends; a connection holds one piece of data in
-memory, whatever it asks for.
+Owns the answers and their order on the wire. The thread that receives answers requests for present
+bytes at once. Others wait without a thread, and a second thread answers them as their sectors
+come, so a slow sector holds up no request behind it. Invariants: a reply is whole, or the
+connection ends; a connection holds one piece of data in memory, whatever it asks for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import queue
 import ssl
+import threading
+import time
 from itertools import islice
 from typing import Final
 
 from firstread.errors import FirstreadError
 from firstread.export import nbdwire as wire
-from firstread.export.diskreads import STEP, DiskReads
+from firstread.export.diskreads import STEP, DiskReads, Reader
 from firstread.export.flatdisk import NO_SLOT
-from firstread.export.nbdchannel import Channel, PlainChannel
+from firstread.export.nbdchannel import Channel
 from firstread.export.nbdnegotiation import (
     CONTEXT_ID,
     MAX_REQUEST,
@@ -36,8 +38,10 @@ HANDSHAKE_S: Final = 30.0  # from the first byte to the first request
 IN_FLIGHT: Final = 64  # requests of a connection; more wait in its socket
 DESCRIPTORS: Final = 4096  # of the state of blocks in one answer
 _HEAD = 32  # bytes before the data of a piece
-_TURN = 32  # requests until others have their turn
-_FLAGS = {Command.READ: wire.DONT_FRAGMENT, Command.BLOCK_STATUS: wire.REQUEST_ONE}
+_FLAGS: dict[int, int] = {
+    Command.READ: wire.DONT_FRAGMENT,
+    Command.BLOCK_STATUS: wire.REQUEST_ONE,
+}
 _WRITES = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
 
 
@@ -45,76 +49,88 @@ class Connection:
     """A client.
 
     Args:
-        channel: to it.
+        channel: to it; owned.
         disk: what it reads.
         export: the same, as it is offered.
         tls: encrypts the connection; None if it stays plain.
     """
 
     def __init__(
-        self, channel: PlainChannel, disk: DiskReads, export: Export, tls: ssl.SSLContext | None
+        self, channel: Channel, disk: DiskReads, export: Export, tls: ssl.SSLContext | None
     ) -> None:
-        self._plain, self._disk, self._tls = channel, disk, tls
-        self._channel: Channel = channel
+        self._channel, self._disk, self._tls = channel, disk, tls
         self._agreed = Negotiation(export, "required" if tls else "none")
-        self._sending = asyncio.Lock()
-        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._reader = Reader(disk)
+        self._sending = threading.Lock()  # of the reader, the buffer, and what is sent
+        self._room = threading.Semaphore(IN_FLIGHT)
+        self._ready: queue.SimpleQueue[tuple[Request, FirstreadError | None] | None]
+        self._ready = queue.SimpleQueue()
+        self._later: threading.Thread | None = None
 
-    async def run(self) -> None:
-        """Serve the client until it goes.
+    def run(self) -> None:
+        """Serve the client until it goes, or until `shut`.
 
         Raises:
             HandshakeError: it does not speak the protocol.
             EOFError: it closed the connection.
             OSError: the connection broke; TimeoutError: it was too slow.
-            ExceptionGroup: of these.
         """
-        async with asyncio.timeout(HANDSHAKE_S):
-            then = await self._negotiate()
-        if then is Then.TRANSMISSION:
-            self._plain.greedy = True
+        try:
+            self._channel.receive_until(time.monotonic() + HANDSHAKE_S)
+            if self._negotiate() is not Then.TRANSMISSION:
+                return
+            self._channel.receive_until(None)
+            self._channel.greedy = True
             self._buffer = memoryview(bytearray(_HEAD + STEP))
-            await self._transmit()
+            try:
+                self._transmit()
+            except BaseException:
+                self._channel.shut()
+                raise
+            finally:
+                if self._later is not None:
+                    self._ready.put(None)
+                    self._later.join()
+        finally:
+            self._reader.close()
+            self._channel.close()
 
-    def close(self) -> None:
-        """Close the connection at once."""
-        self._channel.close()
+    def shut(self) -> None:
+        """End the connection, from another thread."""
+        self._channel.shut()
 
-    async def _negotiate(self) -> Then:
+    def _negotiate(self) -> Then:
         agreed = self._agreed
-        await self._channel.send(agreed.greeting())
-        agreed.client_flags(await self._channel.receive(wire.CLIENT_FLAGS.size))
+        self._channel.send(agreed.greeting())
+        agreed.client_flags(self._channel.receive(wire.CLIENT_FLAGS.size))
         then = Then.MORE
         while then is Then.MORE:
-            option, length = agreed.option_length(await self._channel.receive(wire.OPTION.size))
-            data = await self._channel.receive(length) if length else b""
-            answer, then = agreed.option(option, data)
-            await self._channel.send(answer)
+            option, length = agreed.option_length(self._channel.receive(wire.OPTION.size))
+            answer, then = agreed.option(option, self._channel.receive(length))
+            self._channel.send(answer)
             if then is Then.TLS and self._tls:
-                self._channel = await self._plain.over_tls(self._tls)
+                self._channel = self._channel.over_tls(self._tls)
                 then = Then.MORE
         return then
 
     # -- transmission --------------------------------------------------------------------------
 
-    async def _transmit(self) -> None:
-        count = 0
-        async with asyncio.TaskGroup() as group:
-            while True:
-                request = await self._next()
-                if request.command == Command.DISCONNECT:
-                    return  # the group waits for the answers that are left
-                await self._room.acquire()
-                if self._is_quick(request):
-                    await self._answer(request)
-                else:
-                    group.create_task(self._answer(request))
-                count += 1
-                if not count % _TURN:
-                    await asyncio.sleep(0)
+    def _transmit(self) -> None:
+        while True:
+            request = self._next()
+            if request.command == Command.DISCONNECT:
+                for _ in range(IN_FLIGHT):
+                    self._room.acquire()  # the answers that are left
+                return
+            is_read = request.command == Command.READ and not self._refusal(request)
+            if not is_read or self._disk.is_here(request.offset, request.length):
+                self._answer(request)
+            else:
+                self._room.acquire()
+                self._wait_for(request)
 
-    async def _next(self) -> Request:
-        magic, *fields = wire.REQUEST.unpack(await self._channel.receive(wire.REQUEST.size))
+    def _next(self) -> Request:
+        magic, *fields = wire.REQUEST.unpack(self._channel.receive(wire.REQUEST.size))
         request = Request(*fields)
         if magic != wire.REQUEST_MAGIC:
             raise HandshakeError("it sent no request")
@@ -122,21 +138,15 @@ class Connection:
             if request.length > MAX_REQUEST:
                 raise HandshakeError("it writes, and too much")
             for start in range(0, request.length, STEP):
-                await self._channel.receive(min(STEP, request.length - start))
+                self._channel.receive(min(STEP, request.length - start))
         return request
-
-    def _is_quick(self, request: Request) -> bool:
-        if request.command != Command.READ or self._refusal(request):
-            return True
-        pieces = self._disk.pieces(request.offset, request.length, holes=True)
-        return all(self._disk.is_here(piece) for _, piece in pieces)
 
     def _refusal(self, request: Request) -> int:
         """Return the error of a request that cannot be answered in another way, or 0."""
         command = request.command
         if command in _WRITES:
             return Error.PERM
-        if command not in _FLAGS or request.flags & ~_FLAGS[Command(command)]:
+        if command not in _FLAGS or request.flags & ~_FLAGS[command]:
             return Error.INVALID
         is_possible = self._agreed.structured or not request.flags
         if command == Command.READ:
@@ -146,35 +156,52 @@ class Connection:
         is_inside = request.offset + request.length <= self._disk.size
         return 0 if is_possible and is_inside else Error.INVALID
 
-    async def _answer(self, request: Request) -> None:
+    def _wait_for(self, request: Request) -> None:
+        """Answer a request when its bytes are here."""
+        if self._later is None:
+            self._later = threading.Thread(target=self._answer_later, name="nbd", daemon=True)
+            self._later.start()
+        ready = self._ready
+        self._disk.ask(request.offset, request.length, lambda error: ready.put((request, error)))
+
+    def _answer_later(self) -> None:
+        while (item := self._ready.get()) is not None:
+            try:
+                self._answer(*item)
+            except OSError:
+                self._channel.shut()  # the other thread says why
+            finally:
+                self._room.release()
+
+    def _answer(self, request: Request, error: FirstreadError | None = None) -> None:
         try:
-            if error := self._refusal(request):
-                await self._fail(request, error, "this export does not do that")
+            if error is not None:
+                raise error
+            if refusal := self._refusal(request):
+                self._fail(request, refusal, "this export does not do that")
             elif request.command == Command.BLOCK_STATUS:
-                await self._send(self._states(request))
+                self._send(self._states(request))
             elif self._agreed.structured and not request.flags & wire.DONT_FRAGMENT:
-                await self._read_in_chunks(request)
+                self._read_in_chunks(request)
             else:
-                await self._read_whole(request)
+                self._read_whole(request)
         except FirstreadError as exc:
             log.warning("a read of %d bytes at %d fails: %s", request.length, request.offset, exc)
-            await self._fail(request, Error.IO, exc.message)
-        finally:
-            self._room.release()
+            self._fail(request, Error.IO, exc.message)
 
-    async def _fail(self, request: Request, error: int, message: str) -> None:
+    def _fail(self, request: Request, error: int, message: str) -> None:
         if self._agreed.structured:
-            await self._send(wire.error_chunk(request.cookie, error, message))
+            self._send(wire.error_chunk(request.cookie, error, message))
         else:
-            await self._send(wire.simple_reply(request.cookie, error))
+            self._send(wire.simple_reply(request.cookie, error))
 
-    async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            await self._channel.send(data)
+    def _send(self, data: bytes) -> None:
+        with self._sending:
+            self._channel.send(data)
 
     def _states(self, request: Request) -> bytes:
         most = 1 if request.flags & wire.REQUEST_ONE else DESCRIPTORS
-        runs = islice(self._disk.runs(request.offset, request.length), most)
+        runs = islice(self._disk.map.runs(request.offset, request.length), most)
         payload = CONTEXT_ID.to_bytes(4, "big") + b"".join(
             (stop - start).to_bytes(4, "big")
             + (0 if is_data else wire.HOLE | wire.ZERO).to_bytes(4, "big")
@@ -182,50 +209,47 @@ class Connection:
         )
         return wire.chunk(request.cookie, Chunk.BLOCK_STATUS, payload, done=True)
 
-    async def _read_in_chunks(self, request: Request) -> None:
-        """Send each piece as it comes; other replies may go between them."""
+    def _read_in_chunks(self, request: Request) -> None:
+        """Send each piece in a chunk; those of other replies may come between them."""
         cookie, end = request.cookie, request.offset + request.length
         if not request.length:
-            await self._send(wire.chunk(cookie, Chunk.NONE, done=True))
+            self._send(wire.chunk(cookie, Chunk.NONE, done=True))
         for offset, piece in self._disk.pieces(request.offset, request.length, holes=True):
             done = offset + piece.length == end
             if piece.slot == NO_SLOT:
-                await self._send(wire.hole_chunk(cookie, offset, piece.length, done=done))
+                self._send(wire.hole_chunk(cookie, offset, piece.length, done=done))
                 continue
-            await self._disk.cover(piece)
-            async with self._sending:
-                await self._disk.read(piece, self._buffer[_HEAD : _HEAD + piece.length])
-                head = wire.data_chunk(cookie, offset, piece.length, done=done)
-                await self._send_piece(head, piece.length)
+            with self._sending:
+                self._reader.read(piece, self._buffer[_HEAD : _HEAD + piece.length])
+                self._send_piece(
+                    wire.data_chunk(cookie, offset, piece.length, done=done), piece.length
+                )
 
-    async def _read_whole(self, request: Request) -> None:
+    def _read_whole(self, request: Request) -> None:
         """Send all pieces behind one head, which promises that none will fail."""
-        pieces = [
-            piece for _, piece in self._disk.pieces(request.offset, request.length, holes=False)
-        ]
-        for piece in pieces:
-            await self._disk.cover(piece)
         cookie, length = request.cookie, request.length
-        if self._agreed.structured and length:
-            head = wire.data_chunk(cookie, request.offset, length, done=True)
-        elif self._agreed.structured:
-            head = wire.chunk(cookie, Chunk.NONE, done=True)
-        else:
+        if not self._agreed.structured:
             head = wire.simple_reply(cookie)
-        async with self._sending:
-            for number, piece in enumerate(pieces):
+        elif length:
+            head = wire.data_chunk(cookie, request.offset, length, done=True)
+        else:
+            head = wire.chunk(cookie, Chunk.NONE, done=True)
+        with self._sending:
+            begun = False
+            for _, piece in self._disk.pieces(request.offset, length, holes=False):
                 try:
-                    await self._disk.read(piece, self._buffer[_HEAD : _HEAD + piece.length])
+                    self._reader.read(piece, self._buffer[_HEAD : _HEAD + piece.length])
                 except FirstreadError as exc:
-                    if not number:
+                    if not begun:
                         raise
                     raise ConnectionError(f"a reply cannot be completed: {exc}") from exc
-                await self._send_piece(b"" if number else head, piece.length)
-            if not pieces:
-                await self._channel.send(head)
+                self._send_piece(b"" if begun else head, piece.length)
+                begun = True
+            if not begun:
+                self._channel.send(head)
 
-    async def _send_piece(self, head: bytes, length: int) -> None:
+    def _send_piece(self, head: bytes, length: int) -> None:
         """Send `head` and the data in the buffer."""
         start = _HEAD - len(head)
         self._buffer[start:_HEAD] = head
-        await self._channel.send(self._buffer[start : _HEAD + length])
+        self._channel.send(self._buffer[start : _HEAD + length])

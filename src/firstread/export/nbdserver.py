@@ -6,31 +6,35 @@ Owns the connections and their number, and the server's side of TLS.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from firstread.errors import UsageError
 from firstread.export.diskreads import DiskReads
 from firstread.export.flatdisk import FlatDisk
 from firstread.export.nbdaddress import Address, listening, uri
-from firstread.export.nbdchannel import PlainChannel
+from firstread.export.nbdchannel import Channel
 from firstread.export.nbdconnection import Connection
 from firstread.export.nbdnegotiation import Export, HandshakeError
 from firstread.export.sectorfeed import SectorFeed
 from firstread.oci.repository import Repository
 from firstread.sectors.image import BlockImage
 from firstread.sectors.sectorstore import SectorStore
+from firstread.signals import handling
 
 log = logging.getLogger("export")
 
 MAX_CONNECTIONS: Final = 64
+_END_S = 5.0  # for a client's thread to end
 _PAUSE_S = 0.2  # after an accept that failed, such as for want of descriptors
 
 
@@ -62,24 +66,26 @@ def serve_image(
     """
     context = _tls_context(tls_dir) if tls_dir else None
     disk = FlatDisk(image.erofs)
-    with listening(address, encrypted=context is not None) as listeners:
+    stopped = threading.Event()
 
-        async def main() -> None:
-            feed = SectorFeed(repository, image, store, stall_s)
-            export = Export(disk.size, str(repository.reference))
-            server = Server(DiskReads(disk, feed), export, context)
-            with contextlib.closing(feed), _stopping() as stopped:
-                async with server.accepting(listeners):
-                    addresses = (uri(address, s, encrypted=context is not None) for s in listeners)
-                    on_ready(list(dict.fromkeys(addresses)), disk.size)
-                    await stopped.wait()
-            log.info("stopped after %d bytes of sectors had come", feed.fetched)
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
 
-        asyncio.run(main())
+    with contextlib.ExitStack() as stack:
+        listeners = stack.enter_context(listening(address, encrypted=context is not None))
+        stack.enter_context(handling({signal.SIGTERM: stop, signal.SIGINT: stop}))
+        feed = SectorFeed(repository, image, store, stall_s)
+        stack.callback(feed.close)
+        export = Export(disk.size, str(repository.reference))
+        stack.enter_context(Server(DiskReads(disk, feed), export, context).accepting(listeners))
+        addresses = (uri(address, each, encrypted=context is not None) for each in listeners)
+        on_ready(list(dict.fromkeys(addresses)), disk.size)
+        stopped.wait()
+    log.info("stopped after %d bytes of sectors had come", feed.fetched)
 
 
 class Server:
-    """Accepts clients of one export.
+    """Accepts clients of one export, each with a thread of its own.
 
     Args:
         disk: what they read.
@@ -89,68 +95,67 @@ class Server:
 
     def __init__(self, disk: DiskReads, export: Export, tls: ssl.SSLContext | None) -> None:
         self._disk, self._export, self._tls = disk, export, tls
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[Connection, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._is_closing = False
 
-    @contextlib.asynccontextmanager
-    async def accepting(self, listeners: list[socket.socket]) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def accepting(self, listeners: list[socket.socket]) -> Iterator[None]:
         """Accept clients during the block; end all connections afterwards."""
-        accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
+        threads = [
+            threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True)
+            for listener in listeners
+        ]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
-            tasks = [*accepting, *self._clients]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            with self._lock:
+                self._is_closing = True
+                clients = dict(self._clients)
+            for listener in listeners:
+                listener.shutdown(socket.SHUT_RDWR)
+            for client in clients:
+                client.shut()
+            for thread in [*threads, *clients.values()]:
+                thread.join(_END_S)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        while True:
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._is_closing:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _ = listener.accept()
             except OSError as exc:
-                log.warning("cannot accept a client: %s", exc)
-                await asyncio.sleep(_PAUSE_S)
+                if not self._is_closing:
+                    log.warning("cannot accept a client: %s", exc)
+                    time.sleep(_PAUSE_S)
                 continue
-            if len(self._clients) >= MAX_CONNECTIONS:
-                log.warning("there are %d clients: a new one is refused", MAX_CONNECTIONS)
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        with self._lock:
+            if self._is_closing or len(self._clients) >= MAX_CONNECTIONS:
+                log.warning("there are %d clients: a new one is refused", len(self._clients))
                 connection.close()
-                continue
-            task = asyncio.create_task(self._serve(connection))
-            self._clients.add(task)
-            task.add_done_callback(self._clients.discard)
+                return
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            client = Connection(Channel(connection), self._disk, self._export, self._tls)
+            thread = threading.Thread(target=self._serve, args=(client,), name="nbd", daemon=True)
+            self._clients[client] = thread
+            thread.start()
 
-    async def _serve(self, connection: socket.socket) -> None:
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        client = Connection(PlainChannel(connection), self._disk, self._export, self._tls)
+    def _serve(self, client: Connection) -> None:
         try:
-            await client.run()
-        except* EOFError:
+            client.run()
+        except EOFError:
             pass  # it has gone
-        except* (HandshakeError, OSError) as group:
-            reasons = [str(exc) or "it is too slow" for exc in group.exceptions]
-            log.info("a client is left: %s", "; ".join(reasons))
-        except* Exception:
-            log.exception("a client is left, by a defect of firstread")
+        except (HandshakeError, OSError) as exc:
+            log.info("a client is left: %s", str(exc) or "it is too slow")
         finally:
-            client.close()
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[asyncio.Event]:
-    """Yield what SIGTERM and SIGINT set."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+            with self._lock:
+                del self._clients[client]
 
 
 def _tls_context(directory: Path) -> ssl.SSLContext:

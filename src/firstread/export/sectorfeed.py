@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sectors on demand, without a daemon and without a kernel that asks: for a server of whole disks.
 
-Owns what is known of the sectors of one image, one fetch for all reads that wait for a sector, and
-the open files. `sectorfetch` does the work, in threads; everything here runs in the event loop.
-Invariant: a read is woken as soon as the frames that it needs are in the sector's file.
+Owns what is known of the sectors of one image, and one fetch for all reads that wait for a sector;
+`sectorfetch` does the work. Safe to use from several threads. Invariant: a read is told as soon as
+the frames that it needs are in the sector's file.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import threading
-from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from firstread.errors import FirstreadError, NodeError
@@ -23,14 +20,15 @@ from firstread.sectors.image import BlockImage
 from firstread.sectors.native import NativeSource
 from firstread.sectors.sectorstore import SectorStore, lacks_prefix
 from firstread.sectors.source import Wanted
-from firstread.sectors.storelayout import doing
 
 WORKERS = 4  # requests at a time, as a node makes them
-OPEN_FILES = 256
+
+Told = Callable[[FirstreadError | None], None]
+"""Called once: with None when the bytes are here, or with the reason why they do not come."""
 
 
 class SectorFeed:
-    """The sectors of one image. Made, used and closed in one event loop.
+    """The sectors of one image.
 
     Args:
         repository: has the sectors.
@@ -49,77 +47,52 @@ class SectorFeed:
         self._means = Means(NativeSource(repository), store, stall_s, threading.Event())
         self._sectors, self._store = wanted_sectors(image), store
         self._verified: dict[bytes, int] = {}  # sector id -> bytes, of sectors that were looked at
-        self._waiting: dict[bytes, list[tuple[int, asyncio.Future[None]]]] = {}  # in flight
-        self._files: OrderedDict[bytes, int] = OrderedDict()  # descriptors, to read
+        self._waiting: dict[bytes, list[tuple[int, Told]]] = {}  # in flight
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="export")
-        self._loop = asyncio.get_running_loop()
 
     def has(self, slot: int, end: int) -> bool:
         """Return whether the first `end` bytes of a sector are here."""
-        return self._prefix(self._sectors[slot]) >= end
+        return self._verified.get(self._sectors[slot].entry.id, 0) >= end
 
-    async def cover(self, slot: int, end: int) -> None:
-        """Wait until the first `end` bytes of a sector are here.
+    def ask(self, slot: int, end: int, told: Told) -> None:
+        """Have the first `end` bytes of a sector fetched, if they are not here.
+
+        Args:
+            slot: of the sector.
+            end: how many bytes.
+            told: called at once, or later in another thread, where it must not block.
 
         Raises:
-            FirstreadError: they cannot be had.
+            NodeError: the sector's file cannot be made.
         """
         sector = self._sectors[slot]
-        verified = self._prefix(sector)
-        if verified >= end:
-            return
-        if sector.entry.id not in self._waiting:
-            self._waiting[sector.entry.id] = []
-            self._pool.submit(self._run, sector, verified)
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting[sector.entry.id].append((end, future))
-        await future
+        key = sector.entry.id
+        with self._lock:
+            verified = self._look(sector)
+            if verified < end:
+                if key not in self._waiting:
+                    self._pool.submit(self._run, sector, verified)
+                self._waiting.setdefault(key, []).append((end, told))
+                return
+        told(None)
 
-    async def read(self, slot: int, start: int, view: memoryview) -> None:
-        """Fill `view` with bytes of a sector that are here: from memory, else in a thread.
+    def open(self, slot: int) -> int:
+        """Return a descriptor of a sector's file, to read; the caller's.
 
         Raises:
-            NodeError: the file cannot be read.
+            NodeError: it cannot be opened.
         """
-        done = self._read_now(slot, start, view)
-        if done < len(view):
-            await asyncio.to_thread(self._read, slot, start + done, view[done:])
-
-    def _read_now(self, slot: int, start: int, view: memoryview) -> int:
-        """Read what is in memory; return how many bytes that were."""
-        key = self._sectors[slot].entry.id
-        if key not in self._files:
-            self._files[key] = self._store.open(key)
-            if len(self._files) > OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(key)
-        try:
-            return os.preadv(self._files[key], [view], start, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN; or this file system cannot say
-            return 0
-
-    def _read(self, slot: int, start: int, view: memoryview) -> None:
-        fd = self._store.open(self._sectors[slot].entry.id)  # of its own: others get closed
-        try:
-            with doing("cannot read a sector file"):
-                while view:
-                    count = os.preadv(fd, [view], start)
-                    if not count:
-                        raise NodeError("a sector file became shorter")
-                    start, view = start + count, view[count:]
-        finally:
-            os.close(fd)
+        return self._store.open(self._sectors[slot].entry.id)
 
     def close(self) -> None:
-        """Give up what is in flight, and close the files."""
+        """Give up what is in flight."""
         self._means.closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for key in list(self._waiting):
             self._end(key, NodeError("the server stops"))
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        while self._files:
-            os.close(self._files.popitem()[1])
 
-    def _prefix(self, sector: Wanted) -> int:
+    def _look(self, sector: Wanted) -> int:
         """Return the verified bytes of a sector; make its file, empty, at the first look.
 
         A file that a reboot left unverified is emptied, and fetched again.
@@ -133,33 +106,33 @@ class SectorFeed:
             known = self._verified[key] = self._store.ensure([key])[0]
         return known
 
-    def _grow(self, key: bytes, verified: int) -> None:
-        self.fetched += verified - self._verified[key]
-        self._verified[key] = verified
-        waiting = self._waiting.get(key, [])
-        self._waiting[key] = [item for item in waiting if item[0] > verified]
-        for end, future in waiting:
-            if end <= verified and not future.done():
-                future.set_result(None)
-
-    def _end(self, key: bytes, error: FirstreadError | None) -> None:
-        for _, future in self._waiting.pop(key, []):
-            if not future.done():
-                future.set_exception(error or NodeError("the sector ended early"))
+    # -- in a thread of the pool ---------------------------------------------------------------
 
     def _run(self, sector: Wanted, verified: int) -> None:
-        """Fetch a sector; in a thread."""
-        key, loop = sector.entry.id, self._loop
+        key = sector.entry.id
+        error: FirstreadError | None = NodeError("internal error: see the log")
+        try:
+            fetch_sector(sector, verified, self._means, lambda done: self._grow(key, done))
+            error = None
+        except FirstreadError as exc:
+            error = exc
+        finally:
+            self._end(key, error)
 
-        def grow(done: int) -> None:
-            loop.call_soon_threadsafe(self._grow, key, done)
+    def _grow(self, key: bytes, verified: int) -> None:
+        with self._lock:
+            self.fetched += verified - self._verified[key]
+            self._verified[key] = verified
+            waiting = self._waiting.get(key, [])
+            waiting[:], ready = (
+                [item for item in waiting if item[0] > verified],
+                [told for end, told in waiting if end <= verified],
+            )
+        for told in ready:
+            told(None)
 
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            error: FirstreadError | None = NodeError("internal error: see the log")
-            try:
-                fetch_sector(sector, verified, self._means, grow)
-                error = None
-            except FirstreadError as exc:
-                error = exc
-            finally:
-                loop.call_soon_threadsafe(self._end, key, error)
+    def _end(self, key: bytes, error: FirstreadError | None) -> None:
+        with self._lock:
+            waiting = self._waiting.pop(key, [])
+        for _, told in waiting:
+            told(error or NodeError("the sector ended early"))

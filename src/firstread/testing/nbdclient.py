@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A blocking NBD client that says whatever a test wants, and a server in a thread for it.
+"""A blocking NBD client that says whatever a test wants, and a server for it.
 
 Owns one connection, and the reading of replies of both kinds. Knows nothing of what is right.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -175,32 +173,16 @@ def serving(
         stall_s: how long a read waits for a failing source.
     """
     place = root / "nbd"
-    ready, loops = threading.Event(), []
-    stopped = asyncio.Event()
-
-    async def main() -> None:
-        loops.append(asyncio.get_running_loop())
-        with (
-            SectorStore(root / "store", filesystems=None) as store,
-            socket.socket(socket.AF_UNIX) as listener,
-        ):
-            store.claim()
-            listener.bind(str(place))
-            listener.listen()
-            feed = SectorFeed(repository, image, store, stall_s)
-            disk = FlatDisk(image.erofs)
-            server = Server(DiskReads(disk, feed), Export(disk.size, "an image"), tls)
-            with contextlib.closing(feed):
-                async with server.accepting([listener]):
-                    ready.set()
-                    await stopped.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    try:
-        assert ready.wait(PATIENCE_S)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(SectorStore(root / "store", filesystems=None))
+        store.claim()
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(place))
+        stack.callback(place.unlink)
+        listener.listen()
+        feed = SectorFeed(repository, image, store, stall_s)
+        stack.callback(feed.close)
+        disk = FlatDisk(image.erofs)
+        server = Server(DiskReads(disk, feed), Export(disk.size, "an image"), tls)
+        stack.enter_context(server.accepting([listener]))
         yield place
-    finally:
-        loops[0].call_soon_threadsafe(stopped.set)
-        thread.join(PATIENCE_S)
-        place.unlink()

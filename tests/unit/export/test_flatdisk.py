@@ -17,7 +17,7 @@ from firstread.export.rawfile import write_raw
 from firstread.sectors.content import ContentReader
 from firstread.sectors.image import BlockImage
 from firstread.testing.featurestory import content
-from firstread.testing.images import Dir, File, Image, Layer, Sparse, Whiteout, feature_image
+from firstread.testing.images import Dir, File, Image, Layer, Sparse, Whiteout
 from firstread.testing.packed import MemoryRepository, converted, opened
 from firstread.testing.wholedisk import whole_disk
 
@@ -105,7 +105,7 @@ def test_damaged_metadata_is_refused(image: tuple[MemoryRepository, BlockImage])
 # -- the disk as a file ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [REPLACED, feature_image(), Image([Layer([Dir("d/")])])])
+@pytest.mark.parametrize("which", [REPLACED, Image([Layer([Dir("d/")])])])
 def test_a_raw_file_is_the_whole_disk(which: Image, tmp_path: Path) -> None:
     place, manifest = converted(which)
     block_image = opened(place, manifest)
