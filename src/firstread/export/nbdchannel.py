@@ -155,7 +155,9 @@ class _TlsChannel(Channel):
 
     def send(self, data: memoryview | bytes) -> None:
         with self._lock:
-            self._tls.write(data)
+            left = memoryview(data)
+            while left:
+                left = left[self._tls.write(left) :]
             self._flush()
 
     def _flush(self) -> None:

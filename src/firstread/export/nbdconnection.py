@@ -170,6 +170,9 @@ class Connection:
                 self._answer(*item)
             except OSError:
                 self._channel.shut()  # the other thread says why
+            except BaseException:
+                self._channel.shut()
+                raise
             finally:
                 self._room.release()
 
