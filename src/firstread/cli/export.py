@@ -87,7 +87,12 @@ def command(
     for file in (raw, tar):
         if file is not None and str(file) != "-":
             check_output(file)
-    with opened_image(reference, access) as (repository, resolved, image):
+    from firstread.signals import unwinding_on_signals
+
+    with (
+        unwinding_on_signals(),
+        opened_image(reference, access) as (repository, resolved, image),
+    ):
         shown = _Shown(str(reference), resolved.descriptor.digest, as_json=as_json)
         if raw is not None:
             _raw(repository, image, raw, shown)

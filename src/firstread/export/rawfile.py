@@ -63,7 +63,8 @@ class _Copy:
         self, repository: Repository, image: BlockImage, disk: FlatDisk, out: BinaryIO
     ) -> None:
         self._source, self._sectors = NativeSource(repository), wanted_sectors(image)
-        self._disk, self._fd = disk, out.fileno()
+        self._disk = disk
+        self._fd = os.dup(out.fileno())  # threads that nobody waits for may write to it
 
     def run(self) -> None:
         sectors: list[tuple[int, list[_Part]]] = []
@@ -73,11 +74,17 @@ class _Copy:
             else:
                 sectors.append((slot, [part for _, part in parts]))
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="export")
+        waits = True
         try:
-            for _ in pool.map(self._sector, *zip(*sectors, strict=True)) if sectors else ():
+            for _ in pool.map(lambda work: self._sector(*work), sectors):
                 pass
+        except (KeyboardInterrupt, SystemExit):
+            waits = False  # for a registry that may say nothing: this process ends soon
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=waits, cancel_futures=True)
+            if waits:
+                os.close(self._fd)
 
     def _data(self) -> Iterator[tuple[int, _Part]]:
         for offset, extent in self._disk.pieces(0, self._disk.size):

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,30 @@ def test_a_damaged_image_leaves_what_was_there(image: str, scratch: Path, form: 
     assert ran.code == 3
     assert (scratch / "file").read_text() == "before"
     assert sorted(os.listdir(scratch)) == ["broken", "file", "out"]
+
+
+@pytest.mark.parametrize("form", ["--raw", "--tar"])
+def test_a_signal_leaves_no_part_of_a_file(image: str, scratch: Path, form: str) -> None:
+    """It comes while the export waits for a registry that says nothing."""
+    silence = (
+        "import threading, firstread.sectors.content as content;"
+        "from firstread.cli.main import main;"
+        "content.read_frames = lambda *_: print('begun', flush=True) or threading.Event().wait();"
+        "main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", silence, "export", image, form, "file"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"begun\n"
+        assert len(os.listdir(scratch)) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.read().endswith(b"ended by SIGTERM\n")
+        assert process.wait() == 143
+    assert os.listdir(scratch) == ["out"]
 
 
 @contextlib.contextmanager
