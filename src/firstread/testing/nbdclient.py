@@ -51,11 +51,14 @@ class NbdClient:
     @classmethod
     def connect(cls, path: Path) -> Self:
         """Connect to a Unix socket, and say what every client says."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(path))
-        client = cls(connection)
-        assert client.receive(18)[:8] == wire.NBD_MAGIC
-        connection.sendall(wire.CLIENT_FLAGS.pack(wire.FIXED_NEWSTYLE | wire.NO_ZEROES))
+        client = cls(socket.socket(socket.AF_UNIX))
+        try:
+            client.socket.connect(str(path))
+            assert client.receive(18)[:8] == wire.NBD_MAGIC
+            client.socket.sendall(wire.CLIENT_FLAGS.pack(wire.FIXED_NEWSTYLE | wire.NO_ZEROES))
+        except BaseException:
+            client.socket.close()
+            raise
         return client
 
     def __enter__(self) -> Self:
