@@ -8,6 +8,7 @@ supervisor hands it to every fetcher.
 A file, with the defaults::
 
     [node]
+    device = "auto"                 # "fanotify" or "fuse"; "auto": the first that works
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
@@ -48,15 +49,18 @@ A file, with the defaults::
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import msgspec
 
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 
+DeviceName = Literal["auto", "fanotify", "fuse"]
+DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
 DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WORKERS = 64  # as in the option of the command line
@@ -87,7 +91,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeTable(_Table, frozen=True):
     """Settings of the daemon's processes."""
 
-    device: Literal["auto", "fanotify", "fuse"] = "auto"
+    device: DeviceName = "auto"
     metrics: str = ""
     workers: int = 4
     health_s: float = 15.0
@@ -191,7 +195,7 @@ class Config(_Table, frozen=True):
         try:
             return msgspec.convert(document, cls)
         except (msgspec.ValidationError, ValueError) as exc:
-            raise UsageError(f"the configuration is not valid: {exc}") from exc
+            raise UsageError(f"the configuration is not valid: {exc}{_choices(exc)}") from exc
 
     def to_builtins(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -204,6 +208,15 @@ class Config(_Table, frozen=True):
         document = self.to_builtins()
         document[table] |= given
         return type(self).from_builtins(document)
+
+
+def _choices(error: Exception) -> str:
+    """Return the words that a setting can have, if an error is about a word that it cannot."""
+    found = re.search(r"Invalid enum value .*`\$\.(\w+)\.(\w+)`$", str(error))
+    if found is None:
+        return ""
+    table = get_type_hints(Config)[found[1]]
+    return f", which is one of {', '.join(map(repr, get_args(get_type_hints(table)[found[2]])))}"
 
 
 def load_config(path: Path | None = None) -> Config:

@@ -35,6 +35,13 @@ class TestFanotify(DeviceSuite):
         return LazyMount(scratch, **image)
 
 
+class TestFanotifyOfWholeSectors(DeviceSuite):
+    """The same, with events as Linux 6.12 has them."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        return LazyMount(scratch, whole=True, **image)
+
+
 class TestFuse(DeviceSuite):
     """The file system itself, over FUSE."""
 

@@ -43,7 +43,7 @@ def test_a_healthy_node(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     assert checks["daemon's privileges"]["status"] == "ok"
     assert checks["image"]["status"] == checks["range requests"]["status"] == "ok"
     text = daemon.run("doctor").stdout.splitlines()
-    assert text[-1].startswith(f"the fanotify device works with {daemon.root}; 0 of ")
+    assert text[-1].startswith(f"the device fanotify works with {daemon.root}; 0 of ")
     assert all(line[:6] in ("ok    ", "warn  ", "      ") for line in text[:-1])
     assert daemon.run("umount", place).code == 0
 

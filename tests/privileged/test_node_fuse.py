@@ -236,7 +236,7 @@ def test_mounts_of_fanotify_are_left_alone(tmp_path: Path, many: tuple[str, Plai
         before.end_all(signal.SIGKILL)
         with Daemon(tmp_path, "--device", "fuse") as node:
             assert str(place) in mounted_erofs()
-            assert node.log("it is EROFS, which the device fuse does not serve")
+            assert node.log("is left alone: it is of the device fanotify")
             assert output(node.reading(place / "f0")) == many[1].summary(0)
             second = node.mount(many[0], "second")
             assert output(node.reading(second / "f1")) == many[1].summary(1)
@@ -258,13 +258,14 @@ def test_mounts_of_fuse_are_lost_with_it(tmp_path: Path, many: tuple[str, PlainI
 def test_no_other_device_is_chosen_while_mounts_need_the_one_before(
     daemon: Daemon, many: tuple[str, PlainImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Path) -> None:
+    def refuse(_: Path) -> str:
         raise NodeError("this kernel reads zeros")
 
     place = daemon.mount(many[0])
     daemon.end_all(signal.SIGKILL)
     (daemon.root / "kernel.json").unlink()
-    monkeypatch.setattr(choice, "prove", refuse)
+    first, *others = choice.DEVICES
+    monkeypatch.setattr(choice, "DEVICES", (first._replace(prove=refuse), *others))
     with pytest.raises(NodeError, match=f"reads zeros; .*{place}"):
         choice.choose(daemon.root, Config())
     unmount(place)

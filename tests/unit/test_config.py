@@ -69,6 +69,8 @@ def test_missing_things_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("[registry]\nconnect_timeout_s = nan", "connect_timeout_s must be 0.001 at least"),
         ("[registry]\nhedge_share = nan", "hedge_share must be from 0 to 1"),
         ('[node]\nlog_level = "LOUD"', "Invalid enum value"),
+        ('[node]\ndevice = "floppy"', "`$.node.device`, which is one of 'auto', 'fanotify', "),
+        ("[node]\ndevice = 7", "`$.node.device`"),
         ('[policy]\nstall_s = "long"', "Expected `float`"),
         ('[policy]\non_corruption = "ignore"', "Invalid enum value"),
         ("a = " + "[" * 10_000, "not valid TOML"),

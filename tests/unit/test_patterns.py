@@ -161,6 +161,7 @@ TOGETHER: dict[str, Measured] = {
 OWN = {
     "doctor.installable.containerd_major": "what containerd --version prints",
     "cli.logs.convert": "the command line",
+    "config._choices": "what the configuration says, which root wrote",
     "device.scanners._MARK": "what the kernel says of a descriptor",
     "convert.stream._REFUSED": "matched at the start of a layer, without repetition",
     "run.parse.parse_cpus": "the command line",

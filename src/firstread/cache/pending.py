@@ -37,7 +37,7 @@ class PendingRead:
         number: what the kernel calls it.
         pid: of the reader; 0 if it is in a PID namespace that we cannot see into.
         offset: first byte of the sector file that is wanted.
-        length: bytes that are wanted.
+        length: bytes that are wanted; `WHOLE_SECTOR` if that is not known.
         fd: the sector file, shared with other reads of it; negative if too many files are open.
         came: when its event came, in monotonic seconds.
         sector_id: of the file; empty until somebody has looked.
@@ -65,3 +65,10 @@ class PendingRead:
     def end(self) -> int:
         """The byte after the last that is wanted."""
         return self.offset + self.length
+
+    @property
+    def inside(self) -> int:
+        """How many of the bytes that are wanted the sector can have, as far as it is known."""
+        if self.sector is None:
+            return self.length
+        return max(0, min(self.length, self.sector.entry.size - self.offset))

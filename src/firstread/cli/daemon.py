@@ -33,7 +33,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 @click.option(
     "--device",
     type=click.Choice(["auto", "fanotify", "fuse"]),
-    help="How the kernel asks for bytes; auto takes fanotify where it works, else FUSE. [auto]",
+    help="How the kernel asks for bytes; auto takes the first that works. [auto]",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @click.option(
@@ -200,24 +200,38 @@ def _reload(run_dir: Path) -> None:
     from firstread.daemon.succession import ask_reload
 
     serving = ask_reload(str(run_dir))
-    report([f"firstread {serving['version']} serves now (process {serving['pid']})"])
+    lines = [f"firstread {serving['version']} serves now (process {serving['pid']})"]
+    device = _status(run_dir).get("device", {})
+    if device.get("wanted", "auto") not in ("auto", device.get("name")):
+        lines += [
+            f"its device stays {device['name']}: to have {device['wanted']}, as the configuration"
+            " asks, stop the daemon (--stop) and start it"
+        ]
+    report(lines)
 
 
 def _stop(run_dir: Path) -> None:
-    from firstread.control.client import Client
     from firstread.daemon.stop import stop_daemon
-    from firstread.errors import FirstreadError
 
-    try:
-        mounts = len(Client(run_dir, timeout_s=STATUS_S).get("/status")["mounts"])
-    except FirstreadError:
-        mounts = 0  # a daemon that does not answer can be stopped all the same
+    mounts = len(_status(run_dir).get("mounts", ()))
     pid = stop_daemon(run_dir)
     stay = ""
     if mounts:
         stay = f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}: start another"
         stay += " before anybody reads absent data"
     report([f"the daemon (process {pid}) has ended{stay}"])
+
+
+def _status(run_dir: Path) -> dict[str, Any]:
+    """Return what the daemon says of itself; nothing if it does not answer: all the same."""
+    from firstread.control.client import Client
+    from firstread.errors import FirstreadError
+
+    try:
+        status: dict[str, Any] = Client(run_dir, timeout_s=STATUS_S).get("/status")
+    except FirstreadError:
+        return {}
+    return status
 
 
 def _arguments(**options: object) -> list[str]:

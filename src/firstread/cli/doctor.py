@@ -51,9 +51,9 @@ def command(
     run_dir: Path,
     as_json: bool,
 ) -> int:
-    """Check this node, and say what to fix: device, configuration, store, limits, daemon, runtime.
+    """Check this node, and say what to fix: devices, configuration, store, limits, daemon, runtime.
 
-    The device is tried on a tiny image below --root, which is gone afterwards. With a REFERENCE
+    Each device is tried on a tiny image below --root, which is gone afterwards. With a REFERENCE
     to an image, whether it can be had as the daemon would: credentials, registry, range requests.
 
     The exit code is 0 if nothing fails, 5 if something does; a warning is no failure.
@@ -66,7 +66,7 @@ def command(
         from firstread.cli.shown import CheckShown, NodeChecked
 
         checks = [CheckShown(**dataclasses.asdict(f), status=f.status) for f in found.findings]
-        show(NodeChecked(str(root), "fanotify" if found.usable else None, checks))
+        show(NodeChecked(str(root), found.devices.works, checks))
     else:
         report([*_lines(found.findings), _verdict(found, root)])
     return 0 if all(finding.ok for finding in found.findings) else NodeError.exit_code
@@ -81,6 +81,7 @@ def _lines(findings: list[Finding]) -> list[str]:
 
 
 def _verdict(found: Preflight, root: Path) -> str:
-    device = f"the fanotify device {'works' if found.usable else 'does not work'} with {root}"
+    works = found.devices.works
+    device = f"{f'the device {works} works' if works else 'no device works'} with {root}"
     counts = Counter(finding.status for finding in found.findings)
     return f"{device}; {counts['fail']} of {counts.total()} checks failed, {counts['warn']} warn"

@@ -118,8 +118,6 @@ class PlaceType(click.ParamType[Path]):
         return resolved
 
 
-LAZY_DEVICES = ("fanotify",)
-
 REFERENCE = ReferenceType()
 PLATFORM = PlatformType()
 SIZE = SizeType()
@@ -267,7 +265,9 @@ def check_lazy(answer: dict[str, Any], policies: dict[str, Any]) -> None:
     Raises:
         NodeError: it is not, or the daemon is too old to say.
     """
-    if policies.get("require") == "lazy" and answer.get("device") not in LAZY_DEVICES:
+    from firstread.config import DEVICES
+
+    if policies.get("require") == "lazy" and answer.get("device") not in DEVICES:
         raise NodeError(
             "the daemon does not say that the mount is lazy",
             hint="it is of an older version: firstread daemon --reload",

@@ -219,8 +219,8 @@ class NodeChecked(Document):
     """What ``firstread doctor`` found.
 
     root: where it was tried
-    device: that works here: `fanotify`
-    checks: first the device's, up to the one that failed (without root one, `user`); then
+    device: that a daemon would choose, such as `fanotify`
+    checks: first one for each device (without root one, `user`); then
         configuration, store, limits, daemon, clock, runtime; with a reference the image's, up to
         the one that failed
     """

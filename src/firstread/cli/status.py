@@ -18,7 +18,12 @@ from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.cache.report import OnlineFigures
-    from firstread.control.daemonstatus import FetcherStatus, Status, SupervisorStatus
+    from firstread.control.daemonstatus import (
+        DeviceStatus,
+        FetcherStatus,
+        Status,
+        SupervisorStatus,
+    )
     from firstread.mounts.nodestatus import EndpointStatus, MountStatus, Policies
 
 
@@ -59,12 +64,20 @@ def _report(status: Status) -> list[str]:
         f" upgraded {counted(supervisor.upgrades or 0, 'time')},"
         f" restarted {counted(fetcher.restarts, 'time')},"
         f" waiting: {counted(fetcher.waiting_reads, 'read')}",
+        *(_device(status.device) if status.device else ()),
         f"store    {counted(store.sectors, 'sector')}, {format_size(store.bytes)}{_bounds(store)}",
     ]
     for mount in status.mounts:
         lines += ["", *_mount(mount)]
     endpoints = [_endpoint(each) for each in status.endpoints]
     return [*lines, *(["", *endpoints] if endpoints else [])]
+
+
+def _device(device: DeviceStatus) -> list[str]:
+    lines = [f"device   {device.name}"]
+    if device.wanted not in ("auto", device.name):
+        lines[0] += f", until the daemon is stopped: the configuration asks for {device.wanted}"
+    return lines + [f"  not {each.device}: {each.reason}" for each in device.passed_over]
 
 
 def _mount(mount: MountStatus) -> list[str]:

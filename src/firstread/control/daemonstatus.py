@@ -52,9 +52,36 @@ class ConfigurationStatus(Document):
     registry: dict[str, Any]
 
 
+class PassedOver(Document):
+    """A device that the daemon did not choose, though it comes before the one that it has.
+
+    device: its name
+    reason: what does not work, or who did not want it
+    fix: what may help; null: nothing
+    """
+
+    device: str
+    reason: str
+    fix: str | None
+
+
+class DeviceStatus(Document):
+    """How the kernel asks this node for bytes ([node.md](node.md#devices)).
+
+    name: such as `fanotify`
+    passed_over: better devices, and why it is none of them
+    wanted: what the configuration says now; it counts when a daemon starts that replaces none
+    """
+
+    name: str
+    passed_over: list[PassedOver]
+    wanted: str = "auto"
+
+
 class Status(NodeStatus):
     """A daemon.
 
+    device: how the kernel asks
     namespace: the daemon's mount namespace, such as `mnt:[4026531841]`
     """
 
@@ -62,3 +89,4 @@ class Status(NodeStatus):
     fetcher: FetcherStatus
     namespace: str
     configuration: ConfigurationStatus
+    device: DeviceStatus | UnsetType = UNSET  # unless it is old

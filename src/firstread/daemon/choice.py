@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device of a node: the first that works, or the one that the configuration names.
 
-Owns the choice, which a daemon makes once, when it makes its descriptors; what it has chosen shows
-in the descriptor of the group. A node with FUSE has no group: a descriptor that never says anything
-takes its place, so that supervisors of every device are alike.
+Owns the table of devices, the best first, and the choice, which a daemon makes once, when it makes
+its descriptors. The descriptor of the group shows the choice to every process: where the device
+needs no group, a sealed file without a name takes its place, which says what was chosen, and why no
+better device was.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from firstread.config import Config
+from firstread.control.daemonstatus import DeviceStatus, PassedOver
 from firstread.daemon.protocol import GROUP_FD
-from firstread.device.fanotify import Group
+from firstread.device.base import Device, Pair
+from firstread.device.fanotify import Group, is_group
+from firstread.device.fanotifydevice import FanotifyDevice
+from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusetrial import prove_fuse
 from firstread.device.probe import prove
 from firstread.errors import NodeError
@@ -24,11 +34,68 @@ from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS, SectorStore
 
 log = logging.getLogger("daemon")
 
-_GROUP = "anon_inode:[fanotify]"
+_NAME = "device"  # of the file that takes the place of a group
+_MOST_BYTES = 64 * 1024  # of it
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class Served(NamedTuple):
+    """What a fetcher gives a device whose requests it reads itself, in the order of `FuseDevice`.
+
+    Args:
+        given: descriptors of mounts that a fetcher before has made.
+        keep: has the supervisor hold the descriptors of a mount, too.
+        drop: has that end.
+        most: reads that may wait.
+    """
+
+    given: Mapping[int, Pair]
+    keep: Callable[[int, Pair], None]
+    drop: Callable[[int], None]
+    most: int
+
+
+class Kind(NamedTuple):
+    """A device that a node can have.
+
+    Args:
+        name: in the configuration.
+        prove: tries it in an empty directory, which keeps what was made; says what was seen, or
+            raises NodeError.
+        make: makes it in a fetcher.
+        filesystems: of its store; None for all.
+        outlives: a mount of it waits for a daemon that has this device; else it is lost.
+    """
+
+    name: str
+    prove: Callable[[Path], str]
+    make: Callable[[SectorStore, Served], Device]
+    filesystems: frozenset[str] | None = None
+    outlives: bool = False
+
+
+def _fanotify(store: SectorStore, _: Served) -> Device:
+    return FanotifyDevice(store, Group(GROUP_FD))
+
+
+def _fuse(store: SectorStore, served: Served) -> Device:
+    return FuseDevice(store, *served)
+
+
+DEVICES = (
+    Kind("fanotify", prove, _fanotify, PRE_CONTENT_FILESYSTEMS, outlives=True),
+    Kind("fuse", prove_fuse, _fuse),
+)
+"""All of them, in the order in which ``auto`` tries them."""
+
+
+def kind_of(name: str) -> Kind:
+    """Return the device of a name."""
+    return next(kind for kind in DEVICES if kind.name == name)
 
 
 def choose(root: Path, config: Config) -> int:
-    """Return the descriptor of a group for the device that this node is to have.
+    """Return the descriptor of a group, or of what takes its place: see `chosen`.
 
     Args:
         root: of the store; its lock is held.
@@ -37,43 +104,59 @@ def choose(root: Path, config: Config) -> int:
     Raises:
         NodeError: the device that the configuration names does not work, or none does.
     """
-    wanted = config.node.device
-    if wanted != "fuse":
+    wanted, passed = config.node.device, list[PassedOver]()
+    for kind in DEVICES:
+        if wanted not in ("auto", kind.name):
+            passed.append(PassedOver(kind.name, f"the configuration asks for {wanted}", None))
+            continue
         try:
-            SectorStore(root).close()  # on a file system that raises events
-            proof_of("fanotify", root).require_unless_full()
-            return Group.open().fileno()
+            SectorStore(root, filesystems=kind.filesystems).close()
+            proof_of(kind, root).require_unless_full()
+            return Group.open().fileno() if kind.name == "fanotify" else _written(kind, passed)
         except NodeError as exc:
-            if wanted == "fanotify":
+            if wanted != "auto":
+                exc.message = f"the device {wanted} does not work here: {exc.message}"
                 raise
-            reason = exc
-    if wanted == "auto" and (place := standing(root, "erofs")):
+            passed.append(PassedOver(kind.name, exc.message, exc.hint))
+            _require_none_waits(kind, root, exc)
+    reasons = "; ".join(f"{each.device}: {each.reason}" for each in passed)
+    raise NodeError(f"no device works here: {reasons}", hint=passed[0].fix)
+
+
+def _require_none_waits(kind: Kind, root: Path, reason: NodeError) -> None:
+    """Check that no mount waits for a device that does not work now, but did.
+
+    Raises:
+        NodeError: one does: a daemon with another device could not serve it.
+    """
+    if kind.outlives and (place := standing(root, kind.name)):
         raise NodeError(
-            f"{reason.message}; and fuse does not serve the mount at {place}, which is EROFS",
-            hint=reason.hint,
-        )
-    try:
-        proof_of("fuse", root).require_unless_full()
-    except NodeError as exc:
-        if wanted == "auto":
-            exc.message = f"{reason.message}; {exc.message}"
-        raise
-    if wanted == "auto":
-        log.warning("the device is fuse, because fanotify does not work: %s", reason)
-    return os.eventfd(0)
+            f"{reason.message}; and the mount at {place} can be served by {kind.name} only",
+            hint=f"{reason.hint or 'make it work'}; or unmount {place}",
+        ) from reason
 
 
-def proof_of(device: str, root: Path) -> KernelProof:
+def _written(kind: Kind, passed: list[PassedOver]) -> int:
+    """Return the descriptor of a file that says what was chosen."""
+    for each in passed:
+        log.warning("the device is %s, not %s: %s", kind.name, each.device, each.reason)
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, msgspec.json.encode(DeviceStatus(kind.name, passed)))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)  # whoever answers an event must not change it
+    return fd
+
+
+def proof_of(kind: Kind, root: Path) -> KernelProof:
     """Return the proof that a device works for a store."""
-    return KernelProof(root, prove if device == "fanotify" else prove_fuse, device)
+    return KernelProof(root, kind.prove, kind.name)
 
 
-def chosen() -> str:
-    """Return the device that this daemon has chosen."""
-    is_group = os.readlink(f"/proc/self/fd/{GROUP_FD}") == _GROUP
-    return "fanotify" if is_group else "fuse"
+def chosen(fd: int = GROUP_FD) -> DeviceStatus:
+    """Return the device that this daemon has chosen.
 
-
-def filesystems(device: str) -> frozenset[str] | None:
-    """Return the file systems that a device takes for its store; None for all."""
-    return PRE_CONTENT_FILESYSTEMS if device == "fanotify" else None
+    Args:
+        fd: as `choose` gave it.
+    """
+    if is_group(fd):
+        return DeviceStatus("fanotify", [])
+    return msgspec.json.decode(os.pread(fd, _MOST_BYTES, 0), type=DeviceStatus)

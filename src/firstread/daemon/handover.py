@@ -38,13 +38,11 @@ from firstread.daemon.protocol import (
     SECRETS_FD,
     WIRE_VERSION,
 )
-from firstread.device.base import Read, sector_of
+from firstread.device.base import WHOLE_SECTOR, Pair, Read, sector_of
 from firstread.device.fanotify import NO_FD, Group, parse_events
 from firstread.errors import NodeError
 
 log = logging.getLogger("supervisor")
-
-Pair = tuple[int, int]
 
 FORMAT = 1
 
@@ -62,9 +60,6 @@ LEAST_FDS = 1024
 
 WANTED_FDS = 65_536
 """The limit of open files where the one that it finds is too low."""
-
-WHOLE_SECTOR = 1 << 40
-"""Length of a read whose range is unknown: no sector is that long."""
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """Signals to a supervisor from outside."""

@@ -60,7 +60,7 @@ class Unattended:
                 f"there is no sector store in {root}", hint="say where it is: --root DIR"
             )
         private_directory(root)
-        with SectorStore(root) as store:
+        with SectorStore(root, filesystems=None) as store:
             store.claim()
             uses = _uses(root)
             yield cls(ImageStore(root, is_used=uses.__contains__), store, uses)

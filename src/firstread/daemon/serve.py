@@ -41,7 +41,7 @@ from firstread.control.metricserver import serve_metrics
 from firstread.control.namespace import mount_namespace
 from firstread.control.server import ControlServer
 from firstread.daemon import anchor
-from firstread.daemon.choice import chosen, filesystems, proof_of
+from firstread.daemon.choice import Kind, Served, chosen, kind_of, proof_of
 from firstread.daemon.handover import (
     Handover,
     Settings,
@@ -65,10 +65,9 @@ from firstread.daemon.protocol import (
     set_patience,
 )
 from firstread.daemon.tracecollector import Collector
-from firstread.device.base import Device, Read
+from firstread.device.base import Device, Pair, Read, ServedDevice, no_ranges
 from firstread.device.fanotify import Group
-from firstread.device.fanotifydevice import FanotifyDevice
-from firstread.device.fusedevice import FIRST_NUMBER, FuseDevice
+from firstread.device.fusedevice import FIRST_NUMBER
 from firstread.device.sizes import Sizes
 from firstread.errors import FirstreadError
 from firstread.fetch.fetcher import Fetcher
@@ -143,7 +142,7 @@ class FetcherServer:
         self._settings, self._channel, self._arguments = settings, channel, arguments
         self._thread = threading.get_ident()
         self._answered: list[int] = []  # by this thread, and the supervisor does not know
-        self._fuse: FuseDevice | None = None
+        self._served: ServedDevice | None = None  # the device, if it is such
         self._sizes = Sizes(arguments["sizes"])
         os.close(arguments["sizes"])
         self._most = most_waiting(raise_fd_limit())
@@ -155,9 +154,10 @@ class FetcherServer:
         """Make what answers reads and commands, and serve the mounts that stand."""
         root, run_dir = Path(self._settings.root), Path(self._settings.run_dir)
         config = Config.from_builtins(self._settings.config)
-        name = chosen()
-        store = SectorStore(root, filesystems=filesystems(name))
-        device = self._make_device(name, store)
+        self._device = chosen()
+        kind = kind_of(self._device.name)
+        store = SectorStore(root, filesystems=kind.filesystems)
+        device = self._make_device(kind, store)
         fetcher = Fetcher(
             store,
             device,
@@ -169,8 +169,8 @@ class FetcherServer:
             most_waiting=self._most,
         )
         fetcher.presence.sizes = self._sizes
-        if isinstance(device, FuseDevice):
-            device.ask = fetcher.handle
+        if self._served is not None:
+            self._served.ask = fetcher.handle
         network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
         verify = config.cache.verify
         node = Node(
@@ -182,22 +182,23 @@ class FetcherServer:
             network,
             verify=verify,
             prefetch=config.prefetch.mode,
-            proof=proof_of(name, root),
+            proof=proof_of(kind, root),
         )
         node.recover()
         fetcher.cache.evictor.start()
-        if config.trace.collect:
+        if config.trace.collect and device.capabilities.asks_for_sectors:
+            log.warning("no traces are collected: %s", no_ranges())
+        elif config.trace.collect:
             Collector(fetcher, root, Path(config.trace.collect)).start()
         return fetcher, node
 
-    def _make_device(self, name: str, store: SectorStore) -> Device:
-        if name == "fanotify":
-            return FanotifyDevice(store, Group(GROUP_FD))
+    def _make_device(self, kind: Kind, store: SectorStore) -> Device:
         given = {int(device): (a, b) for device, (a, b) in self._arguments.get("kept", {}).items()}
-        self._fuse = FuseDevice(store, given, self._keep, self._drop, self._most)
-        return self._fuse
+        device = kind.make(store, Served(given, self._keep, self._drop, self._most))
+        self._served = device if isinstance(device, ServedDevice) else None
+        return device
 
-    def _keep(self, device: int, pair: tuple[int, int]) -> None:
+    def _keep(self, device: int, pair: Pair) -> None:
         """Have the supervisor hold descriptors of a mount.
 
         One that is gone need not know: `succeed` passes on what there is.
@@ -236,6 +237,7 @@ class FetcherServer:
         return Status(
             **structs.asdict(status),
             supervisor=convert(arguments["supervisor"], SupervisorStatus),
+            device=structs.replace(self._device, wanted=settings.config["node"]["device"]),
             namespace=mount_namespace(),
             configuration=ConfigurationStatus(settings.config_file(), settings.config["registry"]),
             fetcher=FetcherStatus(
@@ -312,8 +314,8 @@ class FetcherServer:
 
     def _retire(self) -> NoReturn:
         self._fetcher.freeze()
-        if self._fuse is not None:
-            self._fuse.settle(SETTLE_S)
+        if self._served is not None:
+            self._served.settle(SETTLE_S)
         os._exit(0)
 
     def _obey(self, order: Order | Keep | Drop) -> None:
@@ -345,7 +347,7 @@ class FetcherServer:
         files = anchor.files(root, anchor.anchors(root), known)
         held = all_events(held, Group(GROUP_FD), journal, files)
         upgrades = self._arguments["supervisor"].get("upgrades", 0)
-        kept = self._fuse.pairs() if self._fuse is not None else {}
+        kept = self._served.pairs() if self._served is not None else {}
         handover = Handover(held, "fetcher", self._arguments["restarts"], upgrades, kept=kept)
         become_supervisor(self._settings, handover)
 

@@ -47,6 +47,7 @@ from firstread.daemon.loop import Loop
 from firstread.daemon.protocol import GROUP_FD
 from firstread.daemon.succession import claim
 from firstread.daemon.upgrades import Phase, Upgrades
+from firstread.device.fanotify import is_group
 from firstread.device.scanners import is_scanner
 
 log = logging.getLogger("supervisor")
@@ -65,6 +66,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, handover: Handover) -> None:
         self._settings = settings
+        self._has_group = is_group(GROUP_FD)
         self._is_reading = False  # events of the group
         self._denied = 0.0  # when reads of scanners were
         self._loop = Loop()
@@ -107,7 +109,7 @@ class Supervisor:
         if is_ours:
             self._anchor.keep()  # before the first event is read, and the first fetcher is made
             self._fetchers.keep()
-        self._listen_to_group(is_ours and self._events.has_room())
+        self._listen_to_group(self._has_group and is_ours and self._events.has_room())
         self._upgrades.keep()
         self._free_from_scanners()
 

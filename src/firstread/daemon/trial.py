@@ -31,7 +31,7 @@ def rehearse(root: Path, wanted: int = FORMAT) -> None:
     """
     if wanted != FORMAT:
         raise NodeError(f"the daemon leaves its state in format {wanted}, this reads {FORMAT}")
-    SectorStore(root).close()
+    SectorStore(root, filesystems=None).close()  # the old version has chosen its device
     images = ImageStore(root, tidy=False)
     for mount in MountTable(root).load(tidy=False):
         images.load(mount.digest)

@@ -7,15 +7,22 @@ know where the bytes come from. `firstread.testing.suites.device` says what an i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from firstread.device.superblock import FileSystem
+from firstread.errors import NodeError
 
 MOST_READS = 16384  # that wait at a time
 SECTOR_ID_BYTES = 32
+
+WHOLE_SECTOR = 1 << 40
+"""Length of a read whose range is not known: no sector is that long."""
+
+Pair = tuple[int, int]
+"""Descriptors of a mount: its connection to the kernel, and its watches."""
 
 
 class Read(NamedTuple):
@@ -57,7 +64,8 @@ class Capabilities:
         fails_closed: once nobody serves, a read of absent bytes is an error, never zeros; if the
             kernel was proved to do so, see `firstread.mounts.kernelproof`.
         fills_at_random: the bytes of a sector may come in any order: no read passes the server.
-        asks_for_sectors: a read that asks says which sector it wants, but not which part of it.
+        asks_for_sectors: a read that asks says which sector it wants, but not which part of it:
+            its length is `WHOLE_SECTOR`.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
             allows it.
         merges_reads: readers of the same bytes wait for one read, which outlives each of them.
@@ -76,6 +84,14 @@ class Capabilities:
     file_system: str
 
 
+def no_ranges() -> NodeError:
+    """Return the error for who has to know which bytes are read, of a device that cannot tell."""
+    return NodeError(
+        "this kernel does not say which bytes of a sector are read, so there is no trace",
+        hint="trace it on Linux 6.14 or later; a trace holds for all nodes",
+    )
+
+
 class Device(Protocol):
     """How the kernel asks for the bytes of images. Safe to use from several threads.
 
@@ -84,7 +100,10 @@ class Device(Protocol):
     """
 
     name: str
-    capabilities: Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do here."""
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
         """Mount an image; all its sectors are watched afterwards.
@@ -173,3 +192,20 @@ class Device(Protocol):
         Returns:
             False if no such read waits.
         """
+
+
+@runtime_checkable
+class ServedDevice(Device, Protocol):
+    """A device whose requests the process that fills sectors reads from descriptors of its mounts.
+
+    Attributes:
+        ask: takes a read that asks. Does not block.
+    """
+
+    ask: Callable[[Read], None]
+
+    def pairs(self) -> dict[int, Pair]:
+        """Return copies of the descriptors of all mounts, by device number; the caller's."""
+
+    def settle(self, seconds: float) -> None:
+        """Wait until given answers have reached the kernel, at most so long."""

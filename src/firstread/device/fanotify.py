@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fanotify group of pre-content events: marks on sector files, events, answers.
+"""A fanotify group: marks on sector files, events before their bytes are read, answers.
 
 Owns the group's descriptor and the layout of events. Does not know what a sector is, and decides
 nothing: the fetcher says what is marked and how an event is answered.
 Invariant: parsing is pure; a method does one thing to the kernel and never waits for an event.
 
-Facts about fanotify pre-content events (Linux 6.18; tests/privileged/test_device_events.py has a
-test for each):
+Facts about such events (Linux 6.18; tests/privileged/test_device_events.py has a test for each):
 
+*Kinds*
+  * FAN_PRE_ACCESS (Linux >= 6.14, EINVAL before) says which range is read; files on ext4, xfs and
+    btrfs only, EOPNOTSUPP elsewhere.
+  * FAN_ACCESS_PERM (6.12 and 6.13; file-backed EROFS begins with 6.12) says no range: the sector
+    has to be whole before the answer. Writes and truncates raise none. All else below holds, too;
+    marks of either kind need CAP_SYS_ADMIN.
 *Marks*
-  * Linux >= 6.14; files on ext4, xfs and btrfs only, EOPNOTSUPP elsewhere. Needs CAP_SYS_ADMIN.
   * A file raises events only if a mark was on it when it was opened, by EROFS in our case. So
     every sector is marked before the mount and the present ones are unmarked after it; a mark
     that is added again later works.
@@ -59,9 +63,11 @@ from types import TracebackType
 from typing import Self
 
 from firstread.device import syscalls
+from firstread.device.base import WHOLE_SECTOR
 from firstread.errors import NodeError, from_os_error
 
 FAN_PRE_ACCESS = 0x00100000
+FAN_ACCESS_PERM = 0x00020000
 FAN_Q_OVERFLOW = 0x00004000
 NO_FD = -1
 
@@ -80,8 +86,11 @@ _INFO = struct.Struct("=BBH")  # info_type, pad, len
 _RANGE = struct.Struct("=BBHIQQ")  # info header, pad, offset, count
 _RESPONSE = struct.Struct("=iI")  # fd, response
 
+WHOLE_SECTORS = "FIRSTREAD_WHOLE_SECTORS"
+"""In the environment, it has a kernel that knows ranges ask as one that does not: for tests."""
+
 EVENT_BYTES = _METADATA.size + _RANGE.size
-"""What one pre-content event takes in the buffer on Linux 6.18."""
+"""What one event with a range takes in the buffer on Linux 6.18."""
 
 
 @dataclass(slots=True)
@@ -92,9 +101,9 @@ class Event:
         fd: our descriptor of the sector file, open for writing; writing through it raises no
             event. Its number is what the answer names. `NO_FD` for a queue overflow.
         pid: the process that reads; our own for a truncate or a write of ours.
-        mask: `FAN_PRE_ACCESS` or `FAN_Q_OVERFLOW`.
+        mask: `FAN_PRE_ACCESS`, `FAN_ACCESS_PERM` or `FAN_Q_OVERFLOW`.
         offset: first byte that is wanted.
-        count: bytes that are wanted; 0 for a truncate.
+        count: bytes that are wanted; 0 for a truncate, `WHOLE_SECTOR` if the kernel does not say.
     """
 
     fd: int
@@ -125,7 +134,10 @@ def parse_events(buffer: memoryview | bytes) -> list[Event]:
             raise NodeError(f"the kernel sends fanotify events of version {version}, not 3")
         if not _METADATA.size <= head <= length <= end - position:
             raise NodeError(f"the kernel sent a fanotify event of impossible length {length}")
-        offset, count = _range(buffer, position + head, position + length)
+        if mask & FAN_ACCESS_PERM:
+            offset, count = 0, WHOLE_SECTOR
+        else:
+            offset, count = _range(buffer, position + head, position + length)
         events.append(Event(fd, pid, mask, offset, count))
         position += length
     return events
@@ -142,21 +154,30 @@ def _range(buffer: memoryview | bytes, position: int, end: int) -> tuple[int, in
     return 0, 0
 
 
+def is_group(fd: int) -> bool:
+    """Return whether a descriptor is one of a group."""
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[fanotify]"
+
+
 class Group:
-    """A notification group for pre-content events.
+    """A notification group.
 
     Closing its last descriptor, in whatever process, lets every waiting read go on.
 
     Args:
         fd: descriptor of the group, as `open` made or as inherited; owned from now on.
+        whole: its events say no range; if None, as the kernel has it.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, *, whole: bool | None = None) -> None:
+        self._fd, self._whole = fd, whole
 
     @classmethod
-    def open(cls) -> Self:
+    def open(cls, *, whole: bool | None = None) -> Self:
         """Make a new group.
+
+        Args:
+            whole: its events are to say no range.
 
         Raises:
             NodeError: not root, or the kernel has no such events.
@@ -164,7 +185,7 @@ class Group:
         flags = _FAN_CLASS_PRE_CONTENT | _FAN_CLOEXEC | _FAN_NONBLOCK
         flags |= _FAN_UNLIMITED_QUEUE | _FAN_UNLIMITED_MARKS
         try:
-            return cls(syscalls.fanotify_init(flags, os.O_RDWR | os.O_CLOEXEC))
+            return cls(syscalls.fanotify_init(flags, os.O_RDWR | os.O_CLOEXEC), whole=whole)
         except OSError as exc:
             raise _explained(exc, "cannot make a fanotify group") from exc
 
@@ -200,6 +221,31 @@ class Group:
     ) -> None:
         self.close()
 
+    @property
+    def asks_for_sectors(self) -> bool:
+        """Whether events say no range, so that a sector has to be whole before the answer."""
+        if self._whole is None:
+            self._whole = WHOLE_SECTORS in os.environ or not self._knows_ranges()
+        return self._whole
+
+    def _knows_ranges(self) -> bool:
+        """Return whether the kernel knows `FAN_PRE_ACCESS`.
+
+        Source: fs/notify/fanotify/fanotify_user.c: unknown bits of a mask are EINVAL before
+        anything else is looked at; a mark that does not exist is ENOENT.
+        """
+        try:
+            syscalls.fanotify_mark(
+                self._fd, syscalls.FAN_MARK_REMOVE, FAN_PRE_ACCESS, syscalls.AT_FDCWD, b"/"
+            )
+        except OSError as exc:
+            return exc.errno != errno.EINVAL
+        return True
+
+    @property
+    def _mask(self) -> int:
+        return FAN_ACCESS_PERM if self.asks_for_sectors else FAN_PRE_ACCESS
+
     def mark(self, fd: int) -> None:
         """Ask for events of the open file `fd`. Marking again changes nothing.
 
@@ -228,7 +274,7 @@ class Group:
         flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT
         try:
             # By name: a descriptor of a detached mount is O_PATH, which the call does not take.
-            syscalls.fanotify_mark(self._fd, flags, FAN_PRE_ACCESS, fd, b".")
+            syscalls.fanotify_mark(self._fd, flags, self._mask, fd, b".")
         except OSError as exc:
             raise _explained(exc, "cannot watch the sector files") from exc
 
@@ -246,14 +292,14 @@ class Group:
 
     def _add(self, dirfd: int, name: bytes | None) -> None:
         try:
-            syscalls.fanotify_mark(self._fd, syscalls.FAN_MARK_ADD, FAN_PRE_ACCESS, dirfd, name)
+            syscalls.fanotify_mark(self._fd, syscalls.FAN_MARK_ADD, self._mask, dirfd, name)
         except OSError as exc:
             exc.filename = name
             raise _explained(exc, "cannot watch the sector file") from exc
 
     def _remove(self, dirfd: int, name: bytes | None) -> None:
         try:
-            syscalls.fanotify_mark(self._fd, syscalls.FAN_MARK_REMOVE, FAN_PRE_ACCESS, dirfd, name)
+            syscalls.fanotify_mark(self._fd, syscalls.FAN_MARK_REMOVE, self._mask, dirfd, name)
         except FileNotFoundError:
             pass  # no such mark, or no such file: either way there are no events
         except OSError as exc:
@@ -284,8 +330,9 @@ class Group:
 
         More than one only on a kernel whose events are longer than those of Linux 6.18.
         """
+        least = _METADATA.size if self.asks_for_sectors else EVENT_BYTES
         try:
-            return self.read(buffer[: 2 * EVENT_BYTES - 1])
+            return self.read(buffer[: 2 * least - 1])
         except NodeError as exc:
             if getattr(exc.__cause__, "errno", 0) != errno.EINVAL:
                 raise
@@ -330,7 +377,7 @@ def _explained(exc: OSError, doing: str) -> NodeError:
     hint = {
         errno.EPERM: "run as root",
         errno.ENOSYS: "use a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
-        errno.EINVAL: "use Linux 6.14 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
+        errno.EINVAL: "use Linux 6.12 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
         errno.EOPNOTSUPP: "put the sector store on ext4, xfs or btrfs",
         errno.EMFILE: "raise the limit of open files, or fs.fanotify.max_user_groups",
     }.get(exc.errno or 0)

@@ -37,22 +37,26 @@ class FanotifyDevice:
     """
 
     name = "fanotify"
-    capabilities = Capabilities(
-        asks_when_present=False,
-        fails_closed=True,
-        fills_at_random=False,
-        asks_for_sectors=False,
-        sets_read_ahead=True,
-        merges_reads=False,
-        outlives_servers=True,
-        file_system="erofs",
-    )
 
     def __init__(self, store: SectorStore, group: Group) -> None:
         self._store, self._group = store, group
         self._opening: frozenset[bytes] = frozenset()  # sectors whose files EROFS opens just now
         self._unwatched: set[bytes] = set()  # some that have no mark: reads of them may still come
         self._lock = threading.Lock()  # of both, and of marks
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Device`."""
+        return Capabilities(
+            asks_when_present=False,
+            fails_closed=True,
+            fills_at_random=False,
+            asks_for_sectors=self._group.asks_for_sectors,
+            sets_read_ahead=True,
+            merges_reads=False,
+            outlives_servers=True,
+            file_system="erofs",
+        )
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
         """See `Device`."""

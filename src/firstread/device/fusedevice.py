@@ -29,7 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from firstread.device import syscalls
-from firstread.device.base import MOST_READS, Capabilities, Read
+from firstread.device.base import MOST_READS, Capabilities, Pair, Read
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import Connection, Waiting
@@ -45,8 +45,6 @@ from firstread.errors import FirstreadError, from_os_error
 from firstread.sectors.sectorstore import SectorStore
 
 FIRST_NUMBER = 1 << 24  # of a read: above all descriptors, which number the events of fanotify
-Pair = tuple[int, int]
-"""Descriptors of a mount: its connection, and its watches."""
 MOST_OPEN = 128  # sector files that a mount keeps open, and all mounts together
 MOST_OPEN_OF_ALL = 512
 LEAST_OPEN = 4

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the device works on this host, found by doing it on a tiny image.
 
-Owns the trial: the steps that ``firstread doctor`` shows one by one, and that a daemon has to
-prove before its first mount. Invariant: no step waits longer than `TIMEOUT_S`, none reads through
+Owns the trial that a daemon has to pass before its first mount, and ``firstread doctor`` repeats.
+Invariant: no step waits longer than `TIMEOUT_S`, none reads through
 the mount from this process, and all that is made lies in the scratch directory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.device.erofsmount import mount_erofs, unmount
@@ -27,59 +26,60 @@ from firstread.mountinfo import filesystem_of
 _BLOCK = 4096
 _CONTENT = b"firstread doctor".ljust(2 * _BLOCK, b"\n")
 TIMEOUT_S = 30
-_KERNEL = "use Linux 6.14 or later"
+_KERNEL = "use Linux 6.12 or later"
 _READ = "import os, sys; os.write(1, os.read(os.open(sys.argv[1], os.O_RDONLY), 1 << 20))"
 
 
-def prove(scratch: Path) -> None:
+def prove(scratch: Path, *, whole: bool | None = None) -> str:
     """Try all that the fanotify device needs in an empty directory, which keeps what was made.
+
+    Args:
+        scratch: the directory.
+        whole: events are to say no range, as on Linux 6.12; if None, as the kernel has it.
+
+    Returns:
+        what was seen.
 
     Raises:
         NodeError: something does not work, such as: EROFS reads zeros where a sector file ends.
     """
-    with contextlib.closing(Trial(scratch)) as trial:
-        for _, step in trial.steps():
-            step()
+    try:
+        with contextlib.closing(_Trial(scratch, whole)) as trial:
+            return trial.run()
+    except OSError as exc:
+        raise from_os_error(exc, "cannot try the device") from exc
 
 
-class Trial:
+class _Trial:
     """A lazy mount of two files with two blocks each, and what is tried on it.
 
     Args:
         scratch: an empty directory, which keeps what was made.
+        whole: see `prove`.
     """
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, whole: bool | None) -> None:
         self._metadata = scratch / "metadata"
         self._sectors = [scratch / "sector0", scratch / "sector1"]
         self._mountpoint = scratch / "mnt"
         self._open = contextlib.ExitStack()
+        self._group = self._open.enter_context(Group.open(whole=whole))
 
     def close(self) -> None:
         self._open.close()
 
-    def steps(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """Yield what is tried, in order; a step returns what was seen, or raises NodeError."""
-        for name, step in {
-            "fanotify group": self._make_group,
-            "events on the sector store": self._mark,
-            "EROFS over sector files": self._mount,
-            "data comes on its first read": self._first_read,
-            "missing data is an error": self._fail_closed,
-        }.items():
-            yield name, functools.partial(_done, step)
-
-    def _make_group(self) -> str:
-        self._group = self._open.enter_context(Group.open())
-        return f"Linux {os.uname().release}"
-
-    def _mark(self) -> str:
+    def run(self) -> str:
+        """Try it; return what was seen."""
         for sector in self._sectors:
             with sector.open("wb") as file:
                 self._group.mark(file.fileno())
-        return filesystem_of(self._sectors[0])
+        self._mount()
+        self._first_read()
+        part = "of whole sectors" if self._group.asks_for_sectors else "of ranges"
+        self._fail_closed()
+        return f"EROFS over files on {filesystem_of(self._metadata)}, events {part}, no zeros"
 
-    def _mount(self) -> str:
+    def _mount(self) -> None:
         root = directory()
         root.children = {
             name: Node(
@@ -96,9 +96,8 @@ class Trial:
         self._mountpoint.mkdir()
         mount_erofs(self._metadata, self._sectors, self._mountpoint)
         self._open.callback(unmount, self._mountpoint, lazy=True)
-        return "mounted file-backed"
 
-    def _first_read(self) -> str:
+    def _first_read(self) -> None:
         with self._reader("0") as reader:
             ready, _, _ = select.select([self._group], [], [], TIMEOUT_S)
             events = self._group.read(memoryview(bytearray(_BLOCK)))
@@ -110,9 +109,8 @@ class Trial:
             self._group.finish([event.fd for event in events])
             if _output(reader) != _CONTENT:
                 raise NodeError("the first read of a sector gave wrong bytes", hint=_KERNEL)
-        return f"{len(events)} event, then the right bytes"
 
-    def _fail_closed(self) -> str:
+    def _fail_closed(self) -> None:
         """Read across the end of a sector that is half here and that nobody serves."""
         self._group.close()
         self._sectors[1].write_bytes(_CONTENT[:_BLOCK])
@@ -124,7 +122,6 @@ class Trial:
                 hint="use Linux 7.0 or later, or a stable kernel that has the commit "
                 '"erofs: set fileio bio failed in short read case"',
             )
-        return "no zeros behind the end of a sector file"
 
     @contextlib.contextmanager
     def _reader(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -137,13 +134,6 @@ class Trial:
                 yield reader
             finally:
                 reader.kill()
-
-
-def _done(step: Callable[[], str]) -> str:
-    try:
-        return step()
-    except OSError as exc:
-        raise from_os_error(exc, "cannot try the device") from exc
 
 
 def _output(reader: subprocess.Popen[bytes]) -> bytes:

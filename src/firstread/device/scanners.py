@@ -3,8 +3,10 @@
 
 Owns the reading of /proc. Invariant: a process that ends while it is looked at is none.
 
-Facts about scanners: while a group with permission events has not answered, whoever opens a file
-that it marks waits. If its process reads a file of a lazy mount meanwhile, it waits for us.
+Facts about scanners: they mark file systems, mounts or directories; a mark of one file that asks
+for its reads alone is firstread's own (Linux 6.12, see `firstread.device.fanotify`). While a group
+with permission events has not answered, whoever opens a file that it marks waits. If its process
+reads a file of a lazy mount meanwhile, it waits for us.
 
 Source: proc_pid_fdinfo(5), fanotify_init(2), include/uapi/linux/fanotify.h.
 """
@@ -15,9 +17,11 @@ import os
 import re
 from pathlib import Path
 
-# FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM; what firstread itself asks for is another.
-_PERMISSION = 0x00010000 | 0x00020000 | 0x00040000
-_MARK = re.compile(rb"^fanotify [^\n]{0,200}? mask:([0-9a-f]{1,8}) ", re.MULTILINE)
+from firstread.device.fanotify import FAN_ACCESS_PERM
+
+# FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM.
+_PERMISSION = 0x00010000 | FAN_ACCESS_PERM | 0x00040000
+_MARK = re.compile(rb"^fanotify (ino:)?[^\n]{0,200}? mask:([0-9a-f]{1,8}) ", re.MULTILINE)
 _INFO_BYTES = 64 * 1024  # of the marks of a group; one that scans has few
 
 
@@ -38,7 +42,15 @@ def _permits(pid: int, name: str) -> bool:
             info = file.read(_INFO_BYTES)
     except OSError:
         return False
-    return any(int(mask, 16) & _PERMISSION for mask in _MARK.findall(info))
+    return decides(info)
+
+
+def decides(info: bytes) -> bool:
+    """Return whether a group with these marks lets others wait; `info`: of its descriptor."""
+    return any(
+        int(mask, 16) & (_PERMISSION & ~FAN_ACCESS_PERM if file else _PERMISSION)
+        for file, mask in _MARK.findall(info)
+    )
 
 
 def scanners() -> list[tuple[int, str]]:

@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel and the machine give a node: the device, limits, a clock, no virus scanners.
-
-`check_device` tries the device on a tiny image, in a scratch directory below the root that is gone
-afterwards. Invariant: it waits no longer than the trial of `firstread.device.probe` does.
-"""
+"""What the kernel and the machine give a node: limits, a clock, no virus scanners."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.daemon.handover import WANTED_FDS
-from firstread.device.fusetrial import prove_fuse
-from firstread.device.probe import Trial
 from firstread.device.readahead import BDI, START_KIB, STEADY_KIB
 from firstread.device.scanners import scanners
 from firstread.doctor.finding import Finding, failed, passed, warned
-from firstread.errors import NodeError, from_os_error
 
 OPEN_FILES = WANTED_FDS  # reads that wait at a time, a descriptor each
 FILE_MAX = 1_000_000  # sectors of all mounted images, a file each that the kernel holds
@@ -30,58 +20,6 @@ CROWDED = 0.8
 CLOCK_FIX = "set the clock: timedatectl set-ntp true, or chronyc makestep"
 _SINCE = 1_735_689_600  # 2025: a clock before that has not been set
 _SYS = Path("/proc/sys/fs")
-
-
-def check_device(root: Path) -> list[Finding]:
-    """Try, on the file system of `root`, what the fanotify device needs, one step after another.
-
-    Args:
-        root: where the sector store is or is to be; need not exist.
-
-    Returns:
-        The findings up to the first failure: each step needs the ones before it.
-    """
-    if uid := os.geteuid():
-        return [failed("user", f"user {uid} can make no mounts", "run it as root, as the daemon")]
-    place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
-    try:
-        scratch = tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place)
-    except OSError as exc:
-        error = from_os_error(exc, "cannot write below the root")
-        return [failed("write to the root", error.message, error.hint)]
-    done: list[Finding] = []
-    try:
-        with contextlib.closing(Trial(Path(scratch))) as trial:
-            for name, step in trial.steps():
-                try:
-                    done.append(passed(name, step()))
-                except NodeError as exc:
-                    done.append(failed(name, exc.message, exc.hint))
-                    break
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return done
-
-
-def check_fuse(root: Path) -> Finding:
-    """Try whether this node could serve images by FUSE, as it does where fanotify does not work.
-
-    Args:
-        root: as in `check_device`.
-    """
-    place = next(path for path in (root, *root.absolute().parents) if path.is_dir())
-    scratch = None
-    try:
-        scratch = tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place)
-        prove_fuse(Path(scratch))
-    except OSError as exc:
-        return warned("FUSE device", f"cannot be tried: {exc.strerror}", "run it as root")
-    except NodeError as exc:
-        return warned("FUSE device", exc.message, exc.hint or "load the module fuse")
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return passed("FUSE device", "works; the configuration or a kernel without fanotify selects it")
 
 
 def check_clock() -> Finding:

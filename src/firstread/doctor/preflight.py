@@ -13,14 +13,19 @@ from firstread.doctor.engines import check_engines
 from firstread.doctor.finding import Finding
 from firstread.doctor.host import (
     check_clock,
-    check_device,
-    check_fuse,
     check_limits,
     check_read_ahead,
     check_scanners,
 )
 from firstread.doctor.reach import check_image
-from firstread.doctor.running import Status, check_configuration, check_daemon, daemon_status
+from firstread.doctor.running import (
+    Status,
+    check_configuration,
+    check_daemon,
+    daemon_status,
+    wanted_device,
+)
+from firstread.doctor.trials import Devices, check_devices
 from firstread.oci.reference import Reference
 from firstread.registry.options import AccessOptions
 
@@ -30,22 +35,17 @@ class Preflight:
     """The findings.
 
     Args:
-        device: findings of the trial of the device.
+        devices: what their trials found.
         others: all other findings.
     """
 
-    device: list[Finding]
+    devices: Devices
     others: list[Finding]
 
     @property
     def findings(self) -> list[Finding]:
         """All of them, in order."""
-        return [*self.device, *self.others]
-
-    @property
-    def usable(self) -> bool:
-        """Whether the device works."""
-        return all(finding.ok for finding in self.device)
+        return [*self.devices.findings, *self.others]
 
 
 def preflight(
@@ -67,18 +67,18 @@ def preflight(
         access: how its registry is reached; the daemon's times and directories take precedence.
         own_hosts: the directories of hosts.toml in `access` are nevertheless those to use.
     """
-    device = check_device(root)
     status = daemon_status(run_dir)
+    devices = check_devices(root, wanted_device(config, status))
     settings, configuration = check_configuration(config, status)
     others = [configuration, *check_node(root, run_dir, status), check_clock(), *check_engines()]
     if image is not None:
         as_given = access or AccessOptions()
         others += check_image(image, _as_the_daemon(as_given, settings, own_hosts=own_hosts))
-    return Preflight(device, others)
+    return Preflight(devices, others)
 
 
 def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
-    """Yield what there is to say of a node beside its device.
+    """Yield what there is to say of a node beside its devices.
 
     Args:
         root: of the store.
@@ -89,7 +89,6 @@ def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
     yield check_private("run directory", run_dir)
     yield check_space(root)
     yield from check_limits()
-    yield check_fuse(root)
     yield check_scanners()
     yield check_read_ahead()
     yield from check_daemon(root, run_dir, status)

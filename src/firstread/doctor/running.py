@@ -60,6 +60,16 @@ def check_configuration(path: Path | None, status: Status) -> tuple[RegistryTabl
     return settings, passed(name, detail)
 
 
+def wanted_device(path: Path | None, status: Status) -> str:
+    """Return the device that the configuration names, or ``auto``; arguments as above."""
+    if isinstance(status, dict) and not path and "device" in status:
+        return str(status["device"]["wanted"])
+    try:
+        return load_config(path).node.device
+    except FirstreadError:
+        return "auto"  # `check_configuration` says what is wrong
+
+
 def check_daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
     """Yield what there is to say of a daemon and its mounts.
 
@@ -75,10 +85,14 @@ def check_daemon(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]
         yield failed("daemon", status.message, status.hint)
         return
     yield _health(status, run_dir)
+    if "device" in status:
+        yield _device(status["device"])
     yield _namespace(status)
     pids = [status["supervisor"]["pid"], status["fetcher"]["pid"]]
     yield _privileges(pids)
     yield from _mounts(status["mounts"])
+    if status.get("namespace") == mount_namespace():  # else its mounts may have other paths here
+        yield from _unserved(root, status["mounts"])
 
 
 def _absent(root: Path, run_dir: Path) -> Finding:
@@ -104,6 +118,15 @@ def _health(status: dict[str, Any], run_dir: Path) -> Finding:
         fix = f"see its log: journalctl -u firstread, or {run_dir}/daemon.log"
         return warned("daemon", detail, fix)
     return passed("daemon", detail)
+
+
+def _device(device: dict[str, Any]) -> Finding:
+    name, has, wanted = "daemon's device", device["name"], device["wanted"]
+    if wanted not in ("auto", has):
+        fix = "firstread daemon --stop, and start it; mounts of fuse have to be made again"
+        return warned(name, f"{has}, though the configuration asks for {wanted} by now", fix)
+    worse = [f"not {each['device']}: {each['reason']}" for each in device["passed_over"]]
+    return passed(name, "; ".join([has, *worse]))
 
 
 def _namespace(status: dict[str, Any]) -> Finding:
@@ -137,6 +160,15 @@ def _privileges(pids: list[int]) -> Finding:
     detail = "not confined: " + ", ".join(what for what, missing in lacking.items() if missing)
     fix = "its log says why; a kernel needs CONFIG_SECCOMP_FILTER"
     return warned(name, detail, fix)
+
+
+def _unserved(root: Path, mounts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Yield the mounts of a store that its daemon does not serve, such as those of fanotify."""
+    served = {mount["mountpoint"] for mount in mounts}
+    for place, source in mounted_erofs().items():
+        if place not in served and Path(source).is_relative_to(root):
+            detail = "the daemon does not serve it: reads of what is absent fail"
+            yield warned(f"mount {place}", detail, "see its log: it says why, and what to do")
 
 
 def _mounts(mounts: list[dict[str, Any]]) -> Iterator[Finding]:

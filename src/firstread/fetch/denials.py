@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from firstread.cache.pending import PendingRead
+from firstread.device.base import WHOLE_SECTOR
 
 # The kernel asks again after 0.05 ms, and after up to 0.12 s with six busy processes on two cores.
 AGAIN_S = 1.0  # within which the same process asks again
@@ -73,7 +74,7 @@ class Denials:
         keys = [] if alone else [(0, sector_id)]
         if read.pid:
             keys.append((read.pid, sector_id))
-            if denial.end >= whole_bytes:
+            if whole_bytes <= denial.end < WHOLE_SECTOR:  # else nobody knows where it ends
                 keys.append((read.pid, b""))
         with self._lock:
             for key in keys:

@@ -89,7 +89,7 @@ class Outcomes:
             image=served.image.digest,
             sector=read.sector_id.hex(),
             offset=read.offset,
-            bytes=read.length,
+            bytes=read.inside,
             pid=read.pid,
         )
 

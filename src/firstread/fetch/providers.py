@@ -86,7 +86,7 @@ class Providers:
         for served in self.sharing(read.sector_id) if read.length else ():
             slot = served.sectors.slot(read.sector_id)
             if slot is not None:
-                served.log.note(read.came, slot, read.offset, read.length, seconds)
+                served.log.note(read.came, slot, read.offset, read.inside, seconds)
 
     def charged(self, sector_id: bytes) -> list[Served]:
         """Return who is charged with what is done for a sector; nobody once it is withdrawn."""

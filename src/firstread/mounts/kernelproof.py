@@ -4,7 +4,8 @@
 Owns the record of the kernels that a store was proved on. EROFS of Linux 6.12 and later reads zeros
 where a sector file ends, unless it has "erofs: set fileio bio failed in short read case"; versions
 do not tell, because distributions take that commit or leave it out. So the daemon tries it on its
-own store before the first mount. Invariant: no mount is made on a kernel that was not proved.
+own store before the first mount, whatever its device. Invariant: no mount is made on a kernel that
+was not proved.
 
 The record, ``kernel.json`` below the root, names the kernel and the file system of the last proof.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from firstread.device.erofsmount import unmount
 from firstread.device.probe import prove
-from firstread.errors import FirstreadError, NodeError, from_os_error, is_disk_full
+from firstread.errors import FirstreadError, from_os_error, is_disk_full
 from firstread.mountinfo import filesystem_of
 
 RECORD = "kernel.json"
@@ -32,12 +33,13 @@ class KernelProof:
 
     Args:
         root: of the store; its lock is held.
-        attempt: tries the device in an empty directory, and raises NodeError if it fails.
+        attempt: tries the device in an empty directory, and raises NodeError if it fails; what it
+            returns does not matter.
         device: its name; a proof of one holds for no other.
     """
 
     def __init__(
-        self, root: Path, attempt: Callable[[Path], None] = prove, device: str = "fanotify"
+        self, root: Path, attempt: Callable[[Path], object] = prove, device: str = "fanotify"
     ) -> None:
         self._root, self._attempt, self._device = root, attempt, device
         self._given = False
@@ -51,11 +53,7 @@ class KernelProof:
         if self._given or self._subject() == self._recorded():
             self._given = True
             return
-        try:
-            self._try()
-        except NodeError as exc:
-            exc.message = f"nothing is mounted on this kernel: {exc.message}"
-            raise
+        self._try()
         self._given = True
         with contextlib.suppress(OSError):  # then the next daemon tries it again
             record = self._root / RECORD

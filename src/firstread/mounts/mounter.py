@@ -81,6 +81,7 @@ class Mounter:
             raise UsageError(f"{mountpoint} is a mount of {there.record.image}", image=record.image)
         self._cache.admission.with_room(self._proof.require)
         self._conflicts.resolve(image, proven)
+        record.device = self._device.name
         self._live.save(record)
         self._make(image, record)
         return record

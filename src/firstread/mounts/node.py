@@ -21,6 +21,7 @@ from firstread.cache.imagestore import ImageStore
 from firstread.cache.inventory import IdleImages
 from firstread.cache.nodeimage import NodeImage
 from firstread.config import PolicyTable
+from firstread.device.base import no_ranges
 from firstread.errors import NodeError, UsageError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.policy import AS_CONFIGURED, Asked
@@ -284,9 +285,12 @@ class Node:
 
         Raises:
             UsageError: nothing of ours is mounted there.
+            NodeError: nobody knows which bytes were read.
         """
         with self._live.lock:
             mount = self._live.at(directory)
+        if self._fetcher.presence.device.capabilities.asks_for_sectors:
+            raise no_ranges()
         kib = 0
         if mount.record.file_system is not None:
             with contextlib.suppress(NodeError):

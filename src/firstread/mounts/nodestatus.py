@@ -73,7 +73,7 @@ class Mounted(Document):
     mountpoint: absolute path
     digest: of the image's manifest
     config: the image's config, as it is in the registry
-    device: `fanotify`: data comes when it is read
+    device: such as `fanotify`: data comes when it is read
     device_number: `st_dev` of what is mounted
     timeline: how long each step took
     prefetch: what is fetched though nobody reads it; null if it is unmounted again
@@ -123,7 +123,7 @@ class MountStatus(ReadFigures):
     mountpoint: absolute path
     image: reference
     digest: of its manifest
-    device: `fanotify`
+    device: such as `fanotify`
     repository: that is asked
     source: who gave the last bytes: an endpoint, or the repository
     sectors, present: of the image; of them on this node

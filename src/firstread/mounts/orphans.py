@@ -23,6 +23,10 @@ RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0  # while it does not look like it: files that are damaged or missing
 
 
+class LeftAloneError(NodeError):
+    """The mount is of another device: this daemon will not serve it."""
+
+
 class Orphans:
     """Records of mounts that wait for being taken over.
 
@@ -81,10 +85,15 @@ class Orphans:
         """
         if any(mount.mountpoint == place for mount in self):
             self._attempt()
-        if any(mount.mountpoint == place for mount in self):
-            raise NodeError(
-                f"the mount at {place} could not be taken over yet", hint="the log says why"
-            )
+        for path, mount in self._records.items():
+            if mount is None or mount.mountpoint != place:
+                continue
+            problem = self._problems.get(path)
+            if isinstance(problem, LeftAloneError):
+                message, hint = f"is left alone: {problem.message}", problem.hint
+            else:
+                message, hint = "could not be taken over yet", "the log says why"
+            raise NodeError(f"the mount at {place} {message}", hint=hint)
 
     def _run(self) -> None:
         pause = self._retry_s
@@ -114,9 +123,12 @@ class Orphans:
         known = self._problems.get(path)
         if known is None or str(known) != str(error):
             mount = self._records[path]
-            log.warning("mount %s cannot be taken over yet: %s", mount and mount.mountpoint, error)
+            words = (
+                "is left alone" if isinstance(error, LeftAloneError) else "cannot be taken over yet"
+            )
+            log.warning("mount %s %s: %s", mount and mount.mountpoint, words, error)
         self._problems = {**self._problems, path: error}
 
 
 def _lasts(error: FirstreadError) -> bool:
-    return isinstance(error, ImageError | NotFoundError)
+    return isinstance(error, ImageError | NotFoundError | LeftAloneError)

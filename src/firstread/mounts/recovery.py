@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from firstread.cache.imagestore import ImageStore
-from firstread.errors import NodeError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
 from firstread.mounts.live import LiveMounts
-from firstread.mounts.orphans import Orphans
+from firstread.mounts.orphans import LeftAloneError, Orphans
 from firstread.mounts.serving import Serving
 from firstread.mounts.starting import Starts
-from firstread.mounts.table import Mount, MountTable, file_system_of
+from firstread.mounts.table import Mount, MountTable, device_of, file_system_of
 
 log = logging.getLogger("node")
 
@@ -85,11 +84,14 @@ class Recovery:
         image = self._serving.find(record.digest) or self._images.load(record.digest)
         device = self._fetcher.presence.device
         number, kind = file_system_of(record)
-        is_ours = kind in ("", device.capabilities.file_system)
-        if kind == "erofs" and not is_ours:
-            raise NodeError(
-                f"it is EROFS, which the device {device.name} does not serve",
-                hint='unmount it, or restart the daemon with device = "fanotify"',
+        maker = device_of(record, kind)
+        is_ours = maker in ("", device.name)
+        if maker == "fanotify" and not is_ours:
+            raise LeftAloneError(
+                f"it is of the device fanotify, and this daemon has {device.name}: reads of what"
+                " is absent fail",
+                hint=f"umount {record.mountpoint}, or stop the daemon and start it with --device"
+                " fanotify",
             )
         if not is_ours or not device.adopt(image.metadata, image.ids(), number):
             self._give_up(record)

@@ -42,6 +42,7 @@ class Mount(msgspec.Struct):
         detached: it was unmounted while somebody used it, and is used on.
         command: which one has asked for it; "" if that cannot be repeated.
         starting: what runs in it has not started yet, see `firstread.mounts.starting`.
+        device: that has made it, see `device_of`; "" if an older version has.
     """
 
     mountpoint: str
@@ -55,6 +56,7 @@ class Mount(msgspec.Struct):
     detached: bool = False
     command: str = ""
     starting: bool = False
+    device: str = ""
 
     def taken_away(self) -> Mount:
         """Return the record of it for when it is not at its place any more."""
@@ -186,12 +188,22 @@ def file_system_of(mount: Mount) -> tuple[int, str]:
     return number, os.fsdecode(line.kind) if line else known.kind if known else ""
 
 
-def standing(root: Path, kind: str) -> str:
+def device_of(mount: Mount, kind: str) -> str:
+    """Return the device that has made a mount; "" if that is not known.
+
+    Args:
+        mount: its record.
+        kind: type of its file system.
+    """
+    return mount.device or {"erofs": "fanotify"}.get(kind, kind)
+
+
+def standing(root: Path, device: str) -> str:
     """Return where a mount of a store stands, or stood that is used on; "" for none.
 
     Args:
         root: of the store.
-        kind: type of the file system.
+        device: that has made it.
 
     Raises:
         NodeError: that cannot be told now.
@@ -199,9 +211,9 @@ def standing(root: Path, kind: str) -> str:
     for mount in MountTable(root).load(tidy=False):
         line = None if mount.detached else mount_at(mount.mountpoint)
         known = mount.file_system
-        if line and os.fsdecode(line.kind) == kind:
+        if line and device_of(mount, os.fsdecode(line.kind)) == device:
             return mount.mountpoint
-        if known and known.kind == kind and known.lives(unmounted=True):
+        if known and device_of(mount, known.kind) == device and known.lives(unmounted=True):
             return mount.mountpoint
     return ""
 

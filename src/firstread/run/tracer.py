@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Self
 
 from firstread.device import syscalls
-from firstread.device.base import sector_of
+from firstread.device.base import no_ranges, sector_of
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import NO_FD, Event, Group
 from firstread.device.readahead import START_KIB, set_read_ahead
@@ -77,6 +77,9 @@ class Tracer:
         self._failure: Exception | None = None
         self._begun_ns = time.monotonic_ns()
         self._group = Group.open()
+        if self._group.asks_for_sectors:
+            self._group.close()
+            raise no_ranges()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, name="tracer", daemon=True)
         try:

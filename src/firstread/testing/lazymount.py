@@ -41,6 +41,7 @@ class LazyMount(DeviceBench):
         sector_bytes: size of each.
         root: of another image, whose file data is in `data`.
         data: the sectors of that.
+        whole: events are to say no range, as on Linux 6.12.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class LazyMount(DeviceBench):
         sector_bytes: int = SECTOR_BYTES,
         root: Node | None = None,
         data: Sequence[bytes] | None = None,
+        whole: bool | None = None,
     ) -> None:
         super().__init__()
+        self._whole = whole
         random_bytes = random.Random(1).randbytes
         self.data = list(data or (random_bytes(sector_bytes) for _ in range(sectors)))
         self.ids = [hashlib.sha256(data).digest() for data in self.data]
@@ -62,7 +65,7 @@ class LazyMount(DeviceBench):
         write_metadata(self.metadata, self.ids, sector_bytes, root)
         self.store = SectorStore(scratch / "store")
         self.store.ensure(self.ids)
-        self.group = Group.open()
+        self.group = Group.open(whole=whole)
         self.device.attach(self.metadata, self.ids, self.mountpoint)
         self._buffer = memoryview(bytearray(4096))
 
@@ -106,7 +109,8 @@ class LazyMount(DeviceBench):
         return self.ids.index(read.sector_id)
 
     def fill(self, read: Read, *, short: int = 0) -> None:
-        self._write(read, read.offset + read.length - short)
+        whole = len(self.data[self.slot_of(read)])
+        self._write(read, min(read.offset + read.length, whole) - short)
         self._answer(read)
 
     def complete(self, read: Read) -> None:
@@ -148,7 +152,7 @@ class LazyMount(DeviceBench):
         self.group.close()
 
     def heal(self) -> None:
-        self.group = Group.open()
+        self.group = Group.open(whole=self._whole)
         absent = [i for i, data in zip(self.ids, self.data, strict=True) if self._lacks(i, data)]
         self.device.watch(absent)
 

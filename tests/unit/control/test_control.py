@@ -152,7 +152,7 @@ def test_a_daemon_that_does_not_say_how_it_mounts_is_not_taken_for_lazy(peer: Pe
     check_lazy(answer, {"require": "lazy"})
     older = {name: value for name, value in answer.items() if name != "device"}
     check_lazy(older, {})
-    for unsure in (older, {**answer, "device": "flat"}):
+    for unsure in (older, {**answer, "device": "copy"}):
         with pytest.raises(NodeError, match="does not say that the mount is lazy"):
             check_lazy(unsure, {"require": "lazy"})
 

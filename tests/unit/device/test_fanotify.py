@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstread.device.base import WHOLE_SECTOR
 from firstread.device.fanotify import (
     EVENT_BYTES,
+    FAN_ACCESS_PERM,
     FAN_PRE_ACCESS,
     FAN_Q_OVERFLOW,
     NO_FD,
@@ -32,6 +34,7 @@ def encoded(event: Event, *, records: bytes | None = None, version: int = 3) -> 
 FIRST = Event(fd=7, pid=4321, mask=FAN_PRE_ACCESS, offset=499712, count=131072)
 SECOND = Event(fd=8, pid=99, mask=FAN_PRE_ACCESS, offset=1 << 40, count=4096)
 OVERFLOW = Event(fd=NO_FD, pid=0, mask=FAN_Q_OVERFLOW, offset=0, count=0)
+ACCESS = Event(fd=9, pid=99, mask=FAN_ACCESS_PERM, offset=0, count=WHOLE_SECTOR)
 UNKNOWN = struct.pack("=BBH12x", 200, 0, 16)
 
 
@@ -52,6 +55,11 @@ def test_event_as_linux_6_18_sends_it() -> None:
         pytest.param(encoded(FIRST) + encoded(SECOND), [FIRST, SECOND], id="two"),
         pytest.param(encoded(FIRST) + bytes(200), [FIRST], id="zeroed buffer behind it"),
         pytest.param(encoded(FIRST) + encoded(SECOND)[:20], [FIRST], id="cut short"),
+        pytest.param(
+            encoded(ACCESS, records=b""),
+            [ACCESS],
+            id="one that says no range",
+        ),
         pytest.param(encoded(OVERFLOW, records=b""), [OVERFLOW], id="queue overflow"),
         pytest.param(
             encoded(FIRST, records=UNKNOWN + encoded(FIRST)[24:]), [FIRST], id="unknown record"

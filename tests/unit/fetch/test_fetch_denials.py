@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from firstread.cache.pending import PendingRead
+from firstread.device.base import WHOLE_SECTOR
 from firstread.fetch.denials import AGAIN_S, MOST, NEXT_S, Denials
 from firstread.units import KiB
 
@@ -53,6 +54,12 @@ def test_readahead_that_goes_on_in_the_next_sector() -> None:
     assert not denials.repeats(read(0, 64 * KiB, came=DENIED + 2 * NEXT_S), OTHER)
     assert not denials.repeats(read(0, 64 * KiB, pid=8), OTHER)
     assert not denied(read(0, came=CAME)).repeats(read(0), OTHER)
+
+
+def test_a_read_whose_range_is_not_known_says_nothing_of_the_next_sector() -> None:
+    denials = denied(read(0, WHOLE_SECTOR, came=CAME))
+    assert denials.repeats(read(0, WHOLE_SECTOR), SECTOR)
+    assert not denials.repeats(read(0, WHOLE_SECTOR), OTHER)
 
 
 def test_readers_of_the_same_page() -> None:

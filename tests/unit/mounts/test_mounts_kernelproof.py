@@ -69,7 +69,7 @@ def test_the_record_names_kernel_and_file_system(tmp_path: Path) -> None:
 def test_a_kernel_that_reads_zeros_is_refused_each_time(tmp_path: Path) -> None:
     kernel = Kernel(zeros())
     for proof in (KernelProof(tmp_path, kernel), KernelProof(tmp_path, kernel)):
-        with pytest.raises(NodeError, match="nothing is mounted on this kernel: EROFS reads zeros"):
+        with pytest.raises(NodeError, match=r"^EROFS reads zeros"):
             proof.require_unless_full()
     assert kernel.tries == 2
     assert not list(tmp_path.iterdir())

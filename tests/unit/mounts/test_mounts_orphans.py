@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstread.errors import FirstreadError, ImageError, NodeError
-from firstread.mounts.orphans import Orphans
+from firstread.mounts.orphans import LeftAloneError, Orphans
 from firstread.mounts.table import Mount, MountTable
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.shortage import unreadable
@@ -26,7 +26,7 @@ class Node:
         self.obstacle: FirstreadError | None = None
         self.taken: list[str] = []
         self.may_pass: list[bool] = []
-        self.done = threading.Event()
+        self.done, self.again = threading.Event(), threading.Condition()
         self.orphans = Orphans(self.table, self.take_over, threading.RLock(), self.changed, 0.01)
 
     def take_over(self, mount: Mount, _: Mapping[str, str]) -> None:
@@ -35,7 +35,9 @@ class Node:
         self.taken.append(mount.mountpoint)
 
     def changed(self) -> None:
-        self.may_pass.append(self.orphans.may_pass)
+        with self.again:
+            self.may_pass.append(self.orphans.may_pass)
+            self.again.notify_all()
         if not list(self.orphans) and not self.orphans.claims(DIGEST):
             self.done.set()
 
@@ -74,6 +76,23 @@ def test_nobody_waits_for_an_image_that_is_damaged(node: Node) -> None:
     node.orphans.adopt_all()
     assert not node.orphans.may_pass
     assert node.orphans.claims(DIGEST)  # and yet it is tried again: somebody may mend it
+    node.obstacle = None
+    assert node.done.wait(PATIENCE_S)
+
+
+def test_a_mount_of_another_device_is_left_alone_and_said_once(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.obstacle = LeftAloneError("it is of the device fanotify", hint="umount /mnt/a")
+    node.orphans.adopt_all()
+    with node.again:
+        assert node.again.wait_for(lambda: len(node.may_pass) > 3, PATIENCE_S)
+    assert not any(node.may_pass)
+    assert node.orphans.claims(DIGEST)
+    with pytest.raises(NodeError, match=r"/mnt/a is left alone: it is of the device") as caught:
+        node.orphans.refuse("/mnt/a")
+    assert caught.value.hint == "umount /mnt/a"
+    assert caplog.messages == ["mount /mnt/a is left alone: it is of the device fanotify"]
     node.obstacle = None
     assert node.done.wait(PATIENCE_S)
 

@@ -12,7 +12,14 @@ import pytest
 from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
 from firstread.mountinfo import parse_mountinfo
-from firstread.mounts.table import Mount, MountTable, erofs_in, file_system_of, standing
+from firstread.mounts.table import (
+    Mount,
+    MountTable,
+    device_of,
+    erofs_in,
+    file_system_of,
+    standing,
+)
 from firstread.registry.access import Access
 from firstread.testing.shortage import few_descriptors, unreadable
 
@@ -142,5 +149,14 @@ def test_a_mount_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
     for mount in (standing_root, named):
         table.save(mount)
     assert standing(tmp_path, kind) == "/"
-    assert standing(tmp_path, "erofs") == ""  # it has ended
+    assert standing(tmp_path, "fanotify") == ""  # it has ended
     assert standing(tmp_path / "empty", kind) == ""
+
+
+def test_a_mount_names_its_device(tmp_path: Path) -> None:
+    assert device_of(MOUNT, "erofs") == "fanotify"  # no other device made any, without a name
+    assert device_of(MOUNT, "fuse") == "fuse"
+    flat = Mount("/", MOUNT.image, MOUNT.digest, device="flat")
+    assert device_of(flat, "erofs") == "flat"
+    MountTable(tmp_path).save(flat)
+    assert standing(tmp_path, "flat") == "/"

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device of a node: chosen, asked for, changed, missing; and what a user is told of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from firstread.mounts.table import mounted_erofs
+from firstread.testing.command import program
+from firstread.testing.daemon import Daemon
+from firstread.testing.lazymount import output
+from firstread.testing.patience import PATIENCE_S
+from firstread.testing.plainimage import PlainImage
+
+pytestmark = pytest.mark.privileged
+
+# Runs a command in a mount namespace of its own, whose /dev has no device of a kernel module.
+_NO_MODULES = (
+    'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec "$@"'
+)
+
+
+def refusal(*command: str) -> tuple[int, str]:
+    """Return the exit code and the output of a daemon that must exit."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def daemon_command(tmp_path: Path, *options: str) -> list[str]:
+    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
+    return program("daemon", *map(str, places), *options)
+
+
+def test_status_says_which_device_and_why_no_better_one(tmp_path: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as root,
+        Daemon(tmp_path, root=Path(root)) as node,
+    ):
+        device = node.status()["device"]
+        first, *_ = device["passed_over"]
+        assert (device["wanted"], first["device"]) == ("auto", "fanotify")
+        assert "is on tmpfs" in first["reason"]
+        assert first["fix"] == "choose a --root on ext4, xfs or btrfs"
+        lines = node.run("status").stdout.splitlines()
+        assert f"device   {device['name']}" in lines
+        assert f"  not fanotify: {first['reason']}" in lines
+        node.replace()  # who takes over knows it, too
+        assert node.status()["device"] == device
+        node.end_all(signal.SIGTERM)
+        assert node.run("cache", "ls").code == 0  # without a daemon, too
+
+
+def test_the_best_device_passes_nothing_over(daemon: Daemon) -> None:
+    assert daemon.status()["device"] == {"name": "fanotify", "passed_over": [], "wanted": "auto"}
+    assert "device   fanotify" in daemon.run("status").stdout.splitlines()
+
+
+def test_another_device_of_the_configuration_counts_after_a_stop(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[node]\ndevice = "fuse"\n')
+    with Daemon(tmp_path, "--config", str(path)) as node:
+        place = node.mount(plain[0])
+        path.write_text('[node]\ndevice = "fanotify"\n')
+        ran = node.run("daemon", "--reload")
+        assert ran.code == 0
+        assert "its device stays fuse: to have fanotify, as the configuration asks" in ran.stdout
+        node.wait(lambda: node.status()["device"]["wanted"] == "fanotify")
+        assert "device   fuse, until the daemon is stopped" in node.run("status").stdout
+        checks = {check["name"]: check for check in node.run("doctor", "--json").json["checks"]}
+        assert checks["daemon's device"]["status"] == "warn"
+        assert output(node.reading(place / "f0")) == plain[1].summary(0)
+        node.end_all(signal.SIGTERM)
+        node.start()
+        assert node.status()["device"]["name"] == "fanotify"
+        assert str(place) not in mounted_erofs()  # with the last who held it, it was lost
+
+
+def test_a_mount_of_another_device_is_named_once_and_can_be_unmounted(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--device", "fanotify") as before:
+        place = before.mount(plain[0])
+        before.end_all(signal.SIGKILL)
+        with Daemon(tmp_path, "--device", "fuse") as node:
+            ran = node.run("umount", place)
+            assert ran.code == 5
+            assert f"the mount at {place} is left alone" in ran.stderr
+            assert f"umount {place}" in ran.stderr
+            checks = {check["name"]: check for check in node.run("doctor", "--json").json["checks"]}
+            assert checks[f"mount {place}"]["status"] == "warn"
+            (said,) = node.log("is left alone")
+            assert said["level"] == "warning"
+            subprocess.run(["umount", place], check=True)
+            assert node.run("umount", place).code == 2  # nothing of ours is there any more
+            assert not list((node.root / "mounts").iterdir())
+            assert output(node.reading(node.mount(plain[0]) / "f0")) == plain[1].summary(0)
+
+
+def test_a_device_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    code, said = refusal(*daemon_command(tmp_path, "--device", "floppy"))
+    assert code == 2
+    assert "'floppy' is not one of 'auto', 'fanotify'" in said
+    path = tmp_path / "config.toml"
+    path.write_text('[node]\ndevice = "floppy"\n')
+    code, said = refusal(*daemon_command(tmp_path, "--config", str(path)))
+    assert code == 2
+    assert f"{path}: " in said
+    assert "which is one of 'auto', 'fanotify', " in said
+
+
+def test_a_device_whose_module_is_missing(tmp_path: Path) -> None:
+    command = daemon_command(tmp_path, "--device", "fuse")
+    code, said = refusal("unshare", "-m", "sh", "-c", _NO_MODULES, "sh", *command)
+    assert code == 5, said
+    assert "the device fuse does not work here: " in said
+    assert "load the module fuse" in said
+    assert "Traceback" not in said
