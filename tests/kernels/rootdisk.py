@@ -111,10 +111,8 @@ def _measure(way: str, kernel: Kernel, registry: DockerRegistry, image: str) -> 
         out.mkdir()
         registry.forget()
         socket = Path(scratch, "nbd.sock")
-        store = ("--root", f"{scratch}/root", "--run-dir", f"{scratch}/run")
-        served.enter_context(
-            _serving(program("export", image, "--nbd", f"unix:{socket}", *store), socket)
-        )
+        server = program("export", image, "--nbd", f"unix:{socket}", "--root", f"{scratch}/root")
+        served.enter_context(_serving(server, socket))
         arguments = [
             "-drive",
             f"if=virtio,readonly=on,format=raw,file=nbd+unix:///?socket={socket}",
@@ -151,7 +149,9 @@ def _serving(command: Sequence[str], socket: Path) -> Iterator[None]:
     Raises:
         NodeError: it ends before that.
     """
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not socket.exists():
@@ -177,7 +177,7 @@ def _vhost(nbd: Path, socket: Path) -> Iterator[list[str]]:
             *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),
             *("-numa", "node,memdev=memory"),
             *("-chardev", f"socket,id=disk,path={socket}"),
-            *("-device", "vhost-user-blk-pci,chardev=disk"),
+            *("-device", "vhost-user-blk-pci,chardev=disk,num-queues=1"),
         ]
 
 
