@@ -25,6 +25,7 @@ from firstread.testing.features import feature_tree
 from firstread.testing.observe import differences
 
 SCRATCH: Final = Path("/scratch")
+TREE_S: Final = 600.0  # for a process to read a whole image
 CHECKS: Final = {
     "suite": (
         "tests/privileged/test_device_suite.py",
@@ -85,7 +86,7 @@ def try_device(device: str, image: str) -> Tried:
         with daemon:
             place = daemon.mount(image)
             assert daemon.mounted(place)["device"] == device
-            found = differences(feature_tree(), tree_of(place))
+            found = differences(feature_tree(), tree_of(place, TREE_S))
     except (AssertionError, FirstreadError, OSError, subprocess.SubprocessError) as exc:
         return Tried(works=False, said=_reason(daemon) or f"{type(exc).__name__}: {exc}")
     return Tried(works=not found, said=found[0] if found else "")
