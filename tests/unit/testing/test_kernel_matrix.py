@@ -97,6 +97,8 @@ def test_results_are_kept(tmp_path: Path) -> None:
         (Result("1", {"fuse": Tried(False)}), False),
         (Result("1", {"fuse": Tried(True, checks={"run": "1 failed, 2 passed"})}), False),
         (Result("1", {"fuse": Tried(True, checks={"run": "no result"})}), False),
+        (Result("1", {"fuse": Tried(True, checks={"tree": "1 wrong, such as x"})}), False),
+        (Result("1", {"fuse": Tried(True, checks={"run": "4 passed, 1 skipped"})}), True),
     ],
 )
 def test_a_kernel_is_good_if_what_works_passes(result: Result, good: bool) -> None:
