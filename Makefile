@@ -48,7 +48,7 @@ test-go: setup
 
 test-kernels: packages setup
 	@tools/packages.sh qemu-system-x86 kmod
-	@$(BIN)/python -m tests.kernels $(DEPTH) $(addprefix --kernel=,$(KERNELS)) --docs
+	@$(BIN)/python -m tests.kernels $(DEPTH) $(addprefix --kernel=,$(KERNELS)) $(addprefix --device=,$(DEVICES)) --docs
 
 test-vm: packages setup
 	@tools/packages.sh qemu-system-x86 qemu-utils kmod

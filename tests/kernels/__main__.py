@@ -19,13 +19,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from benchmarks.images.build import default_cache
 from tests.kernels.guest import boot, disk
-from tests.kernels.matrix import Result, chapter, load, put, save
+from tests.kernels.matrix import Result, chapter, load, merged, put, save
 from tests.kernels.packages import SUITES, kernel_of
 
 from firstread.errors import FirstreadError, NodeError
@@ -47,7 +48,7 @@ mount -t ext4 /dev/vda /scratch || exit 1
 ulimit -n 65536
 # crun copies its own program with sendfile(2), which Linux 5.10 does not do from 9p.
 mkdir /run/bin && cp "$(command -v crun)" /run/bin && export PATH="/run/bin:$PATH"
-cd {top} && exec {python} -m tests.kernels.inside {depth} /out
+cd {top} && exec {python} -m tests.kernels.inside {depth} /out {devices}
 """
 
 
@@ -58,14 +59,14 @@ def main() -> int:
     kept, failed = load(cache / "results.json"), False
     for suite in options.kernel or SUITES:
         try:
-            result = try_kernel(suite, options.depth, cache)
+            result = try_kernel(suite, options.depth, options.device, cache)
         except FirstreadError as exc:
             print(f"{suite}: {exc.message}", file=sys.stderr)
             failed = True
             continue
         print(chapter([result], [suite]), flush=True)
         failed |= not is_good(result)
-        kept[suite] = result
+        kept[suite] = merged(kept.get(suite), result)
         save(kept, cache / "results.json")
     if options.docs:
         found = [kept[suite] for suite in SUITES if suite in kept]
@@ -77,12 +78,13 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.kernels", description=__doc__)
     parser.add_argument("depth", nargs="?", choices=DEPTHS, default="quick")
     parser.add_argument("--kernel", action="append", choices=SUITES, help="only that of a suite")
+    parser.add_argument("--device", action="append", default=[], help="only these devices")
     parser.add_argument("--docs", action="store_true", help="write the table to docs/devices.md")
     return parser.parse_args()
 
 
-def try_kernel(suite: str, depth: str, cache: Path) -> Result:
-    """Boot the kernel of a suite, and try every device on it.
+def try_kernel(suite: str, depth: str, devices: Sequence[str], cache: Path) -> Result:
+    """Boot the kernel of a suite, and try devices on it: all, if none is named.
 
     Raises:
         NodeError: there is no such kernel, or no guest came to its end.
@@ -94,7 +96,7 @@ def try_kernel(suite: str, depth: str, cache: Path) -> Result:
         put_images(out)
         ended = boot(
             kernel,
-            script(depth),
+            script(depth, devices),
             out,
             arguments=disk(Path(scratch, "disk"), 8 * GiB),
             timeout_s=DEPTHS[depth],
@@ -112,11 +114,12 @@ def try_kernel(suite: str, depth: str, cache: Path) -> Result:
     return result
 
 
-def script(depth: str) -> str:
+def script(depth: str, devices: Sequence[str]) -> str:
     """Return the script of a guest."""
     words = {"path": os.environ["PATH"], "home": str(Path.home()), "top": str(TOP)}
     words |= {"python": sys.executable, "depth": depth}
-    return _SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()})
+    quoted = {name: shlex.quote(word) for name, word in words.items()}
+    return _SCRIPT.format(**quoted, devices=shlex.join(devices))
 
 
 def put_images(out: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.kernels.inside DEPTH OUT``: tries every device, inside a guest.
+"""``python -m tests.kernels.inside DEPTH OUT [DEVICE]…``: tries devices, inside a guest.
 
 Owns what is tried on a kernel. The list of devices is that of the configuration, so a new one
 needs no change. Writes the result anew after each step: a guest that hangs leaves what it has.
@@ -52,7 +52,7 @@ def main() -> None:
         (out / "result.json").write_bytes(msgspec.json.encode(result))
 
     result.doctor = failures()
-    for device in devices():
+    for device in sys.argv[3:] or devices():
         result.devices[device] = tried = try_device(device, out)
         keep()
         if tried.works and depth == "full":

@@ -100,6 +100,18 @@ def put(name: str, text: str, page: Path = PAGE) -> None:
     page.write_text(new)
 
 
+def merged(old: Result | None, new: Result) -> Result:
+    """Return a result with the devices of an older one that were not tried again.
+
+    Args:
+        old: of the same suite; of another kernel, it counts no more.
+        new: what was tried now.
+    """
+    if old is None or (old.release, old.package) != (new.release, new.package):
+        return new
+    return msgspec.structs.replace(new, devices={**old.devices, **new.devices})
+
+
 def load(path: Path) -> dict[str, Result]:
     """Return the kept results by suite; none if the file is not there."""
     if not path.exists():

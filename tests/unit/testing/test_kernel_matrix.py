@@ -9,7 +9,7 @@ import pytest
 from tests.kernels import rootdisk
 from tests.kernels.__main__ import is_good
 from tests.kernels.inside import devices, outcome
-from tests.kernels.matrix import PAGE, Result, Tried, chapter, load, put, save
+from tests.kernels.matrix import PAGE, Result, Tried, chapter, load, merged, put, save
 from tests.kernels.packages import newest
 
 from firstread.errors import NodeError
@@ -87,6 +87,13 @@ def test_results_are_kept(tmp_path: Path) -> None:
     assert load(path) == {}
     save({"bullseye": OLD, "sid": NEW}, path)
     assert load(path) == {"bullseye": OLD, "sid": NEW}
+
+
+def test_a_device_that_was_not_tried_again_keeps_its_result() -> None:
+    again = Result("5.10.0-1", {"fuse": Tried(False)}, "none", package="sid 1")
+    assert merged(OLD, again).devices == {"flat": REFUSED, "fuse": Tried(False)}
+    assert merged(OLD, NEW) == NEW
+    assert merged(None, NEW) == NEW
 
 
 @pytest.mark.parametrize(
