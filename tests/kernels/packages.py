@@ -48,7 +48,8 @@ class Kernel:
     @property
     def image(self) -> Path:
         """The compressed kernel."""
-        return self.top / f"boot/vmlinuz-{self.release}"
+        name = f"vmlinuz-{self.release}"
+        return next(self.top.glob(f"boot/{name}"), self.top / f"lib/modules/{self.release}/vmlinuz")
 
 
 def kernel_of(suite: str, cache: Path) -> Kernel:
@@ -112,8 +113,9 @@ def _configure(suite: str, place: Path) -> Path:
 def _unpack(kernel: Kernel, place: Path, environment: dict[str, str]) -> None:
     name = f"linux-image-{kernel.release}"
     shown = _run(["apt-cache", "show", "--no-all-versions", name], place, environment)
-    modules = f"linux-modules-{kernel.release}"  # in a package of their own from 7.3 on
-    names = [name, modules] if modules in shown else [name]
+    # From 7.3 on that is empty, and its parts are in linux-binary-*, linux-modules-* and others.
+    parts = re.findall(rf"\blinux-[a-z]{{1,20}}-{re.escape(kernel.release)}(?= )", shown)
+    names = sorted({name, *parts})
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         _run(["apt-get", "download", *names], Path(scratch), environment)
         top = Path(scratch, "top")
