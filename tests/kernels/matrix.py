@@ -15,6 +15,9 @@ from typing import Final
 import msgspec
 
 PAGE: Final = Path(__file__).parents[2] / "docs/devices.md"
+GOOD: Final = re.compile(r"\d+ (?:right|passed(?:, \d+ skipped)?)(?: at the second try)?")
+"""The outcome of a check that found no fault."""
+
 MOST_WORDS: Final = 300  # characters of a reason
 
 
@@ -38,7 +41,7 @@ class Result(msgspec.Struct):
     Args:
         release: as ``uname -r`` says.
         devices: by name, in order of preference.
-        auto: the device that a daemon chooses by itself.
+        auto: the device that a daemon chooses; empty if the guest did not come to its end.
         doctor: lines of ``firstread doctor`` about what fails.
         package: Debian's suite, and the version of the package.
         seconds: from qemu's start to its end.
@@ -61,7 +64,7 @@ def chapter(results: Sequence[Result], setting: Iterable[str]) -> str:
     for result in results:
         cells = [result.release, result.package]
         cells += [_cell(result.devices.get(name)) for name in names]
-        rows.append([*cells, f"`{result.auto}`", f"{result.seconds:.0f}"])
+        rows.append([*cells, f"`{result.auto or '?'}`", f"{result.seconds:.0f}"])
         for name, tried in result.devices.items():
             if not tried.works:
                 reasons.setdefault((name, _escaped(tried.said)), []).append(result.release)
@@ -82,6 +85,13 @@ def _cell(tried: Tried | None) -> str:
 def _escaped(text: str) -> str:
     flat = " ".join(text.split())[:MOST_WORDS]
     return flat.replace("|", r"\|").replace("<", "&lt;")
+
+
+def is_good(result: Result) -> bool:
+    """Tell whether some device works, each that does has passed its checks, and all were tried."""
+    works = [tried for tried in result.devices.values() if tried.works]
+    said = [outcome for tried in works for outcome in tried.checks.values()]
+    return bool(works) and bool(result.auto) and all(map(GOOD.fullmatch, said))
 
 
 def put(name: str, text: str, page: Path = PAGE) -> None:

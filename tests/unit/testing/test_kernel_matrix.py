@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.kernels import rootdisk
-from tests.kernels.__main__ import is_good
 from tests.kernels.inside import devices, outcome
-from tests.kernels.matrix import PAGE, Result, Tried, chapter, load, merged, put, save
+from tests.kernels.matrix import PAGE, Result, Tried, chapter, is_good, load, merged, put, save
 from tests.kernels.packages import newest
 
 from firstread.errors import NodeError
@@ -101,11 +100,12 @@ def test_a_device_that_was_not_tried_again_keeps_its_result() -> None:
     [
         (OLD, True),
         (NEW, True),
-        (Result("1", {"fuse": Tried(False)}), False),
-        (Result("1", {"fuse": Tried(True, checks={"run": "1 failed, 2 passed"})}), False),
-        (Result("1", {"fuse": Tried(True, checks={"run": "no result"})}), False),
-        (Result("1", {"fuse": Tried(True, checks={"tree": "1 wrong, such as x"})}), False),
-        (Result("1", {"fuse": Tried(True, checks={"run": "4 passed, 1 skipped"})}), True),
+        (Result("1", {"fuse": Tried(False)}, "none"), False),
+        (Result("1", {"fuse": Tried(True, checks={"run": "1 failed, 2 passed"})}, "fuse"), False),
+        (Result("1", {"fuse": Tried(True, checks={"run": "no result"})}, "fuse"), False),
+        (Result("1", {"fuse": Tried(True, checks={"tree": "1 wrong, such as x"})}, "fuse"), False),
+        (Result("1", {"fuse": Tried(True, checks={"run": "4 passed, 1 skipped"})}, "fuse"), True),
+        (Result("1", {"fuse": Tried(True)}), False),  # the guest did not come to its end
     ],
 )
 def test_a_kernel_is_good_if_what_works_passes(result: Result, good: bool) -> None:
