@@ -4,6 +4,8 @@
 # make bench-model  measures the image that serves a model, which takes half an hour to build first
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
 # make death  kills supervisor and fetcher at once 50 times during reads, then leaves reads alone
+# make test-kernels  tries each device on Debian's kernels, in guests; DEPTH=full also its suite, run and containerd
+# make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
 
@@ -14,7 +16,7 @@ APT := attr acl busybox-static ca-certificates chromium containerd crun curl run
        iproute2 libarchive-tools libnbd-bin make mount procps python3-venv qemu-utils skopeo umoci util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,6 +45,14 @@ test-benchmarks: packages setup
 test-go: setup
 	@command -v go >/dev/null || { echo "skipped: there is no Go"; exit 0; }; \
 	    cd tests/go && FIRSTREAD=$(CURDIR)/$(BIN)/firstread go test -count=1 -parallel 2 ./...
+
+test-kernels: packages setup
+	@tools/packages.sh qemu-system-x86 kmod
+	@$(BIN)/python -m tests.kernels $(DEPTH) $(addprefix --kernel=,$(KERNELS)) $(addprefix --device=,$(DEVICES)) --docs
+
+test-vm: packages setup
+	@tools/packages.sh qemu-system-x86 qemu-utils kmod
+	@$(BIN)/python -m tests.kernels.rootdisk --docs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,7 +25,8 @@ from firstread.errors import from_os_error
 
 _SYSFS_PATH_BYTES = 129  # struct fs_sysfs_path: a length, and so many bytes of name
 _GETFSSYSFSPATH = 2 << 30 | _SYSFS_PATH_BYTES << 16 | 0x15 << 8 | 1  # _IOR(0x15, 1, ...)
-_UNNAMED = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL})
+_UNNAMED = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""Answers of kernels that do not know the call; 5.10 passes the ENOSYS of a FUSE server on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ exceeds it. Figures of speed are in benchmarks/.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = float(os.environ.get("FIRSTREAD_PATIENCE_S", "60"))
+"""Seconds; an emulated machine needs more than the default."""

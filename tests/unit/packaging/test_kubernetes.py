@@ -172,8 +172,14 @@ def test_only_the_daemon_is_a_daemon(daemonset: dict[str, Any]) -> None:
     assert len(ports) == 2
 
 
-def test_the_configuration_is_one() -> None:
-    load_config(KUBERNETES / "base/config.toml")
+def test_each_node_detects_its_device(daemonset: dict[str, Any]) -> None:
+    assert load_config(KUBERNETES / "base/config.toml").node.device == "auto"
+    daemon, snapshotter = containers(daemonset)
+    assert not [option for option in daemon["args"] if option.startswith("--device")]
+    volumes = {volume["name"]: volume for volume in pod_spec(daemonset)["volumes"]}
+    assert volumes["dev"]["hostPath"]["path"] == "/dev"
+    assert {"name": "dev", "mountPath": "/dev"} in daemon["volumeMounts"]
+    assert "dev" not in {mount["name"] for mount in snapshotter["volumeMounts"]}
 
 
 def test_credentials_are_where_they_are_looked_for(daemonset: dict[str, Any]) -> None:
