@@ -19,7 +19,7 @@ from firstread.units import MiB
 
 BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
 MAX_BATCH_BYTES = 64 * MiB  # the same on a link that brings them in `BATCH_S`
-BATCH_S = 0.2
+BATCH_S = 0.1
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
 AHEAD_SLICE_S = 1.0  # the same for what a sequential reader comes to: it is needed soon
