@@ -41,6 +41,7 @@ from benchmarks.places import LAZY, reference, storage, warm
 from benchmarks.report import Goal, Section
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
+from firstread.convert.record import DEFAULT_LEVEL
 from firstread.oci.reference import parse_reference
 from firstread.oci.resolve import resolve
 from firstread.registry.access import Access
@@ -56,7 +57,7 @@ FILE = "weights"
 KINDS = ("archive", "weights")
 LOOPBACK_GOAL, LINK_GOAL = 0.8, 0.9
 CURL = ("curl", "--silent", "--fail")
-SAMPLE_MIB, FRAME_BYTES, LEVEL = 64, 256 * KiB, 6
+SAMPLE_MIB, FRAME_BYTES = 64, 256 * KiB
 READERS = {
     "read": ("dd", "bs=1M", "of=/dev/null", "status=none", "if={}"),
     "mapped": (
@@ -88,7 +89,7 @@ def work_s(kind: str, mib: int) -> float:
     """Return the seconds of one core that decompressing and verifying the file takes."""
     data, frame = content(kind, SAMPLE_MIB), memoryview(bytearray(FRAME_BYTES))
     frames = [data[at : at + FRAME_BYTES] for at in range(0, len(data), FRAME_BYTES)]
-    stored = [zstandard.compress(each, LEVEL) for each in frames]
+    stored = [zstandard.compress(each, DEFAULT_LEVEL) for each in frames]
     decompressor = zstandard.ZstdDecompressor()
 
     def work() -> None:
