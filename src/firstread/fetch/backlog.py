@@ -297,7 +297,7 @@ class Backlog:
             if filling.paused:
                 self.requeue(filling)
         causes, wait = self._causes(now)
-        batch = self._queue.take([Cause.DEMAND] if is_last else causes)
+        batch = self._queue.take([Cause.DEMAND] if is_last else causes, self._link.bytes_per_s)
         for filling in batch:
             filling.active = True
         if batch and batch[0].cause in STREAMED:

@@ -8,6 +8,7 @@ Owns the order in which sectors are fetched, see `Cause`. No I/O, no locks:
 from __future__ import annotations
 
 import enum
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from firstread.cache.pending import PendingRead
 from firstread.sectors.source import Decoding, Span, Wanted
 from firstread.units import MiB
 
-MAX_BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
+BATCH_BYTES = 16 * MiB  # compressed, in one ranged request
+MAX_BATCH_BYTES = 64 * MiB  # the same on a link that brings them in `BATCH_S`
+BATCH_S = 0.1
 FIRST_SLICE_S = 0.050  # of the link that a read on demand may take beyond what it waits for
 LATER_SLICE_S = 0.040  # the same for what nobody waits for
 AHEAD_SLICE_S = 1.0  # the same for what a sequential reader comes to: it is needed soon
@@ -160,7 +163,9 @@ class Queue:
         if was_queued:
             self.put(filling, filling.rests)
 
-    def take(self, causes: Collection[Cause] = tuple(Cause)) -> list[Filling]:
+    def take(
+        self, causes: Collection[Cause] = tuple(Cause), bytes_per_s: float = 0.0
+    ) -> list[Filling]:
         """Remove and return what one ranged request should fetch; [] if there is nothing.
 
         That is the next sector, and the wanted ones that follow it in its blob without a gap. A
@@ -169,6 +174,7 @@ class Queue:
 
         Args:
             causes: that may be taken, the most urgent first.
+            bytes_per_s: of the link.
         """
         queue = next((q for cause in causes if (q := self._queues[cause])), None)
         if queue is None:
@@ -180,8 +186,8 @@ class Queue:
             return [first]
         merged = [cause for cause in causes if cause not in STREAMED]
         batch: list[Filling] = []
-        size = 0
-        while following is not None and size < MAX_BATCH_BYTES:
+        size, most = 0, batch_bytes(bytes_per_s)
+        while following is not None and size < most:
             self.remove(following)
             batch.append(following)
             size += following.sector.span.length
@@ -199,6 +205,19 @@ class Queue:
         if following is None or following.asks or following.filled:
             return None
         return following if following.cause <= cause else None
+
+
+def batch_bytes(bytes_per_s: float) -> int:
+    """Return how many compressed bytes one request asks for at most.
+
+    A registry opens the blob anew for each request, and reads ahead of what it asks for.
+
+    Args:
+        bytes_per_s: of the link; 0 or infinite until measured.
+    """
+    if not math.isfinite(bytes_per_s):
+        return BATCH_BYTES
+    return max(BATCH_BYTES, min(int(bytes_per_s * BATCH_S), MAX_BATCH_BYTES))
 
 
 def slice_seconds(cause: Cause, asks: int) -> float:

@@ -39,6 +39,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import is_digest
 from firstread.registry.answer import Answer, release
+from firstread.registry.connections import read_body
 from firstread.registry.endpoint import shown
 from firstread.registry.faults import from_exception
 from firstread.registry.health import Declined
@@ -216,8 +217,9 @@ class RangeAnswer:
             TransportError: it broke off.
         """
         try:
-            count = self._response.readinto(buffer)
+            count = read_body(self._response, buffer)
         except (HTTPError, OSError) as exc:
+            self._response.close()
             raise from_exception(exc, self._url) from exc
         if not count:
             raise TransportError(f"cannot read blob {self._blob.digest}: the answer is too short")

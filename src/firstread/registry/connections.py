@@ -20,6 +20,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable, Mapping
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -70,7 +71,17 @@ _here = threading.local()
 
 
 class _Announced(HTTPConnection):
-    """A connection whose waits end with the call of its thread, and keep to a pace."""
+    """A connection whose waits end with the call of its thread, and keep to a pace.
+
+    Attributes:
+        received: the last answer, below what urllib3 makes of it.
+    """
+
+    received: HTTPResponse | None = None
+
+    def response_class(self, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
+        self.received = HTTPResponse(*args, **kwargs)
+        return self.received
 
     def _new_conn(self) -> PacedSocket:
         try:
@@ -108,6 +119,26 @@ class _Announced(HTTPConnection):
 
 class _AnnouncedTls(_Announced, HTTPSConnection):
     pass
+
+
+def read_body(response: urllib3.BaseHTTPResponse, buffer: memoryview) -> int:
+    """Read the next bytes of an answer to the beginning of `buffer`; return how many, 0 at its end.
+
+    urllib3 reads into memory of its own first, and copies it.
+
+    Raises:
+        OSError, HTTPError: it broke off.
+    """
+    connection = response.connection
+    plain = connection.received if isinstance(connection, _Announced) else None
+    if plain is None or plain.chunked:
+        return response.readinto(buffer)
+    count = plain.readinto(buffer)
+    if response.length_remaining is not None:
+        if not count and response.length_remaining:
+            raise ConnectionError("the peer hung up")
+        response.length_remaining -= count
+    return count
 
 
 class _Pool(HTTPConnectionPool):

@@ -69,6 +69,11 @@ _EXCEPTIONS: Final[tuple[tuple[type[HTTPError], type[SourceError], str, str | No
     (ProtocolError, TransportError, "it hung up", None),
     (HTTPError, TransportError, "the exchange failed", None),
 )
+_OS_ERRORS: Final[tuple[tuple[type[OSError], str], ...]] = (
+    (TimeoutError, "it stopped answering"),
+    (ssl.SSLError, "the TLS connection broke"),
+    (OSError, "it hung up"),
+)
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -89,8 +94,9 @@ def from_exception(exc: HTTPError | OSError, url: str) -> SourceError:
         return TransportError(f"registry {host}: nobody waits for its answer any more")
     if (call is not None and call.is_late) or _is_due_to(exc, TooSlowError):
         return TransportError(f"registry {host}: its answer takes too long", hint=_SLOW)
-    if not isinstance(exc, HTTPError):  # while a body is sent, urllib3 lets some through
-        return TransportError(f"registry {host}: it hung up")
+    if not isinstance(exc, HTTPError):  # of a body: while it is sent, urllib3 lets some through
+        text = next(text for kind, text in _OS_ERRORS if isinstance(exc, kind))
+        return TransportError(f"registry {host}: {text}")
     if isinstance(exc, SSLError):
         return _from_tls(exc, host)
     kind, text, hint = next(row[1:] for row in _EXCEPTIONS if isinstance(exc, row[0]))

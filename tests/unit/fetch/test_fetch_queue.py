@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
 
 from firstread.cache.pending import PendingRead
 from firstread.fetch.queue import (
+    BATCH_BYTES,
+    BATCH_S,
     MAX_BATCH_BYTES,
     MAX_DOUBLINGS,
     Cause,
@@ -113,11 +116,20 @@ def test_sectors_of_other_blobs_are_no_neighbours() -> None:
     assert [len(queue.take()) for _ in range(3)] == [1, 1, 0]
 
 
-def test_one_request_has_a_bounded_size() -> None:
+@pytest.mark.parametrize(
+    ("bytes_per_s", "most"),
+    [
+        (math.inf, BATCH_BYTES),  # not measured
+        (12e6, BATCH_BYTES),
+        (2 * BATCH_BYTES / BATCH_S, 2 * BATCH_BYTES),
+        (2 * MAX_BATCH_BYTES / BATCH_S, MAX_BATCH_BYTES),
+    ],
+)
+def test_one_request_has_a_bounded_size(bytes_per_s: float, most: int) -> None:
     queue = Queue()
-    for number in range(8):
+    for number in range(32):
         queue.put(filling(number, length=4 * MiB), Cause.DEMAND)
-    assert len(queue.take()) == MAX_BATCH_BYTES // (4 * MiB)
+    assert len(queue.take(bytes_per_s=bytes_per_s)) == most // (4 * MiB)
 
 
 def test_what_rests_half_filled_is_fetched_first_in_a_request_or_not() -> None:
