@@ -59,10 +59,10 @@ import msgspec
 
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
+from firstread.userdirs import configuration
 
 DeviceName = Literal["auto", "fanotify", "flat", "loop", "mixed", "fuse"]
 DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
-DEFAULT_PATH = Path("/etc/firstread/config.toml")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WORKERS = 64  # as in the option of the command line
 
@@ -224,13 +224,13 @@ def load_config(path: Path | None = None) -> Config:
     """Read a configuration.
 
     Args:
-        path: of the file, which must exist; None for `DEFAULT_PATH`, which need not.
+        path: of the file, which must exist; None for this user's, which need not.
 
     Raises:
         UsageError: it is not valid; names the file.
         NodeError: it cannot be read.
     """
-    source = path or DEFAULT_PATH
+    source = path or configuration()
     try:
         return Config.from_builtins(tomllib.loads(_read(source)))
     except FileNotFoundError as exc:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.errors import NodeError, from_os_error
+from firstread.idmaps import OVERFLOW, owner
 
 log = logging.getLogger("private")
 
@@ -64,7 +65,8 @@ def check_way(path: Path, *, whole: bool = False) -> None:
 
     The owner of a directory, and everybody who may write to it, can rename its entries, even those
     of others. In a sticky directory only its owner can, and the owners of entries: so links of
-    others on the way count, too. It skips missing directories.
+    others on the way count, too. It skips missing directories. In an ordinary user's namespace all
+    other owners look alike, and pass for root: commands check before they join it.
 
     Args:
         path: of an existing or future file.
@@ -73,6 +75,9 @@ def check_way(path: Path, *, whole: bool = False) -> None:
     Raises:
         NodeError: somebody can.
     """
+    trusted = {0, os.geteuid()}
+    if not os.geteuid() and owner():
+        trusted.add(OVERFLOW)
     for place in _way(path / "_" if whole else path):
         try:
             status = place.lstat()
@@ -82,7 +87,7 @@ def check_way(path: Path, *, whole: bool = False) -> None:
         except OSError as exc:
             raise from_os_error(exc, "cannot look at the directory") from exc
         hint = "choose another directory, such as below /var/lib or /run"
-        if status.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in trusted:
             raise NodeError(
                 f"user {status.st_uid}, the owner of {place}, could replace {path}", hint=hint
             )

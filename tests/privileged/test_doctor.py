@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,22 +96,6 @@ def test_a_dead_daemon(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     code, checks = doctor(daemon)
     assert (code, checks["daemon"]["fix"]) == (0, None)
     assert "none runs" in checks["daemon"]["detail"]
-
-
-def test_without_root(tmp_path: Path) -> None:
-    """The child drops root late: the interpreter may be where only root can read."""
-    script = (
-        "import os, sys; from firstread.cli.main import run; import firstread.cli.doctor;"
-        "import firstread.doctor.preflight;"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(run(sys.argv[1:]))"
-    )
-    places = ("--root", "/var/tmp/firstread-none", "--run-dir", "/var/tmp/firstread-none")
-    command = [sys.executable, "-c", script, "doctor", "--json", *places]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 5, done
-    first, *_ = json.loads(done.stdout)["checks"]
-    assert (first["name"], first["status"]) == ("user", "fail")
-    assert "as root" in first["fix"]
 
 
 def test_without_a_runtime(tmp_path: Path) -> None:

@@ -585,17 +585,6 @@ def let_through(path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o055)
 
 
-def test_an_ordinary_user_is_told_so(tmp_path: Path) -> None:
-    os.chown(tmp_path, 65534, 65534)
-    let_through(tmp_path)
-    places = ("--root", tmp_path / "root", "--run-dir", tmp_path / "run")
-    code, said = refusal("daemon", *places, user=65534)
-    assert (code, "run as root" in said) == (5, True), said
-    code, said = refusal("mount", "a.test/b", tmp_path, *places, user=65534)
-    assert (code, "run as root" in said) == (5, True), said
-    assert len(said.splitlines()) <= 3
-
-
 def test_an_ordinary_user_cannot_use_a_daemon(daemon: Daemon) -> None:
     daemon.run_dir.chmod(0o755)
     (daemon.run_dir / "control.sock").chmod(0o666)

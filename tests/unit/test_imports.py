@@ -18,28 +18,29 @@ ROOMS: dict[str, str] = {
     "cli": (
         "tune doctor report snapshotter run daemon export control mounts fetch cache convert "
         "traces sectors erofs registry oci config documents memory printable private redact "
-        "signals units wholefile errors __init__"
+        "signals units userdirs idmaps wholefile errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
-        "units errors"
+        "units userdirs idmaps errors"
     ),
     "report": "mounts fetch device traces sectors erofs documents printable units errors",
     "snapshotter": "daemon control mounts cache sectors registry oci private trees errors",
     "run": (
-        "device traces sectors oci mountinfo printable private readable signals trees units errors"
+        "device traces sectors oci mountinfo printable private readable signals trees units idmaps "
+        "errors"
     ),
     "daemon": (
         "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
-        "private readable redact units errors __init__"
+        "private readable redact units userdirs idmaps errors __init__"
     ),
     "export": "fetch sectors erofs oci private signals units wholefile errors",
-    "control": "mounts fetch registry oci documents private redact units errors",
+    "control": "mounts fetch device registry oci documents private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
-    "device": "sectors erofs mountinfo errors",
+    "device": "sectors erofs mountinfo idmaps errors",
     "convert": (
         "starts traces sectors erofs registry layouts oci documents memory printable units errors"
     ),
@@ -50,19 +51,21 @@ ROOMS: dict[str, str] = {
     "registry": "layouts oci redact units errors __init__",
     "layouts": "oci units errors",
     "oci": "units errors",
-    "config": "units errors",
+    "config": "units userdirs errors",
     "documents": "errors",
     "memory": "units",
     "mountinfo": "",
     "opener": "errors",
     "printable": "",
-    "private": "errors",
+    "private": "idmaps errors",
     "readable": "",
     "redact": "",
     "signals": "",
     "trees": "errors",
     "units": "errors",
     "wholefile": "",
+    "userdirs": "idmaps errors",
+    "idmaps": "",
     "errors": "",
     "__init__": "",
 }

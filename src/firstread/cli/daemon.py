@@ -28,7 +28,8 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
     envvar="FIRSTREAD_CONFIG",
     show_envvar=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists.",
+    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists, or an"
+    " ordinary user's ~/.config/firstread/config.toml.",
 )
 @click.option(
     "--device",
@@ -144,8 +145,10 @@ def command(
         _alone("reload" if reload else "stop")
         (_reload if reload else _stop)(run_dir)
         return
+    from firstread.control.usernamespace import enter
     from firstread.daemon.start import serve
 
+    enter(root, run_dir)
     config_path = config_path and config_path.absolute()
     registry = {
         "hosts_dirs": [str(path.absolute()) for path in hosts_dirs] or None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from firstread.cli.nodestate import recorded_mounts
+from firstread.cli.nodestate import daemon_of, recorded_mounts
 from firstread.cli.options import json_option, node_options
 from firstread.cli.output import complain, report, show
 from firstread.cli.progressdisplay import INTERVAL_S
@@ -32,7 +32,7 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
 
     Afterwards the mount no longer needs its registry: status calls it self-sufficient.
     """
-    from firstread.control.client import Client, connected
+    from firstread.control.client import Client
 
     if not everything:
         raise UsageError("say what to fetch", hint="firstread fetch --all DIR")
@@ -40,7 +40,7 @@ def command(name: str, everything: bool, root: Path, run_dir: Path, as_json: boo
         raise UsageError(
             f"{name} is not mounted", hint=f"nothing is, and no daemon runs in {run_dir}"
         )
-    client = connected(root, run_dir)
+    client = daemon_of(root, run_dir)
     mount = fetch_whole(client, name, quiet=as_json)
     if as_json:
         show(mount)

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firstread.cli.nodestate import daemon_of
 from firstread.cli.options import check_lazy
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def reserve(
     options: RunOptions, store: ContainerStore, root: Path, run_dir: Path
 ) -> tuple[Record, Client]:
     """Write the container's record, and connect to the daemon."""
-    from firstread.control.client import Client, connected
+    from firstread.control.client import Client
     from firstread.run.containers import reserve_container
 
     if not Client(run_dir).alive():
@@ -36,7 +37,7 @@ def reserve(
         check_early(options, store.state_dir)
     record = reserve_container(options, store)
     try:
-        return record, connected(root, run_dir)
+        return record, daemon_of(root, run_dir)
     except BaseException:
         store.delete(record)
         raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.nodestate import daemon_of
 from firstread.cli.options import (
     access_options,
     access_request,
@@ -40,7 +41,7 @@ def command(
     precedes those in files, and uses it for existing mounts, too. When all processes of the daemon
     have ended, it must be given again.
     """
-    from firstread.control.client import Client, connected
+    from firstread.control.client import Client
     from firstread.oci.reference import parse_reference
     from firstread.private import private_directory
     from firstread.registry.login import try_login
@@ -59,7 +60,7 @@ def command(
         if run_dir.exists():
             private_directory(run_dir)  # before the password leaves this process
         try_login(scope, Credentials.of(*login), access)
-    connected(root, run_dir).post(
+    daemon_of(root, run_dir).post(
         "/login", scope=scope, login=login_request(login), access=access_request(access)
     )
     report([f"the daemon shows {login[0]} to {scope}"])

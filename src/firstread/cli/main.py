@@ -38,6 +38,7 @@ VERBS = {
     "stop": "Stop a container.",
     "rm": "Remove a container.",
     "mount": "Mount a converted image; reads fetch its data.",
+    "enter": "Run a command where an ordinary user's mounts are seen.",
     "login": "Give the daemon a password for a registry, or replace it.",
     "umount": "Unmount an image.",
     "trace": "Note what a start reads of its image, for hot sectors.",

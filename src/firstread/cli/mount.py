@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firstread.cli.explain import explain_option, explained
+from firstread.cli.nodestate import daemon_of
 from firstread.cli.options import (
     REFERENCE,
     access_options,
@@ -22,6 +23,7 @@ from firstread.cli.options import (
 )
 from firstread.cli.output import complain, report, show
 from firstread.errors import FirstreadError
+from firstread.idmaps import owner
 
 if TYPE_CHECKING:
     from firstread.oci.reference import Reference
@@ -51,9 +53,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Mount the converted image REF read-only at DIR, and fetch its data on demand."""
-    from firstread.control.client import connected
-
-    client = connected(root, run_dir)
+    client = daemon_of(root, run_dir)
     answer = client.mount(
         image=str(reference.absolute()),
         directory=str(directory.absolute()),
@@ -70,4 +70,6 @@ def command(
         show(answer)
     else:
         seconds = sum(answer["timeline"].values())
-        report([f"{reference} is mounted at {answer['mountpoint']} ({seconds * 1000:.0f} ms)"])
+        place = answer["mountpoint"]
+        lines = [f"{reference} is mounted at {place} ({seconds * 1000:.0f} ms)"]
+        report([*lines, *([f"  seen by: firstread enter ls {place}"] if owner() else [])])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers and mounts of a node, for several verbs, without asking a daemon."""
+"""Containers and mounts of a node, for several verbs, and the way to its daemon."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,25 @@ from firstread.cli.output import complain, report
 from firstread.errors import FirstreadError
 
 if TYPE_CHECKING:
+    from firstread.control.client import Client
     from firstread.run.containers import ContainerStore, Record
+
+
+def daemon_of(root: Path, run_dir: Path) -> Client:
+    """Return a client of a node's daemon, which is started if none runs.
+
+    An ordinary user's process joins the namespaces of its node, or makes them, before.
+
+    Raises:
+        NodeError: it does not start, or this host has no namespace for the user.
+    """
+    from firstread.control.client import connected
+
+    if os.geteuid():
+        from firstread.control.usernamespace import enter
+
+        enter(root, run_dir)
+    return connected(root, run_dir)
 
 
 def container_store(root: Path) -> ContainerStore:
@@ -42,9 +61,7 @@ def release_mount(root: Path, run_dir: Path, record: Record) -> None:
     Raises:
         FirstreadError: no daemon runs, and none can be started.
     """
-    from firstread.control.client import connected
-
-    connected(root, run_dir).release(record.id)
+    daemon_of(root, run_dir).release(record.id)
 
 
 def for_each(

@@ -13,6 +13,7 @@ import click
 
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
+from firstread.userdirs import runtime_directory, store_directory
 
 if TYPE_CHECKING:
     from firstread.oci.platform import Platform
@@ -277,8 +278,8 @@ def check_lazy(answer: dict[str, Any], policies: dict[str, Any]) -> None:
 root_option = click.option(
     "--root",
     envvar="FIRSTREAD_ROOT",
-    default="/var/lib/firstread",
-    show_default=True,
+    default=store_directory,
+    show_default="/var/lib/firstread, or an ordinary user's ~/.local/share/firstread",
     show_envvar=True,
     type=PlaceType(),
     help="Directory of sectors, images and mounts.",
@@ -286,21 +287,34 @@ root_option = click.option(
 
 
 def node_options(command: F) -> F:
-    """Add the options that select a daemon: ``root`` and ``run_dir``."""
+    """Add the options that select a daemon: ``root`` and ``run_dir``.
+
+    An ordinary user's `command` runs where its daemon mounts, once there is such a namespace.
+    """
+
+    @functools.wraps(command)
+    def in_namespace(*, run_dir: Path, **arguments: Any) -> Any:
+        if os.geteuid():
+            from firstread.control.usernamespace import join
+
+            join(run_dir)
+        return command(run_dir=run_dir, **arguments)
+
+    result: Any = in_namespace
     for option in (
         click.option(
             "--run-dir",
             envvar="FIRSTREAD_RUN_DIR",
-            default="/run/firstread",
-            show_default=True,
+            default=runtime_directory,
+            show_default="/run/firstread, or an ordinary user's $XDG_RUNTIME_DIR/firstread",
             show_envvar=True,
             type=PlaceType(),
             help="Directory of the daemon's socket.",
         ),
         root_option,
     ):
-        command = option(command)
-    return command
+        result = option(result)
+    return result  # type: ignore[no-any-return]
 
 
 def access_request(access: AccessOptions) -> dict[str, Any]:

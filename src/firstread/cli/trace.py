@@ -25,7 +25,8 @@ from firstread.cli.options import (
 )
 from firstread.cli.output import check_output, complain
 from firstread.cli.tracing import Tracing
-from firstread.errors import UsageError
+from firstread.errors import NodeError, UsageError
+from firstread.idmaps import owner
 from firstread.run.options import CONTEXT_SETTINGS, RunOptions, run_options
 from firstread.units import counted, format_size
 
@@ -146,6 +147,11 @@ def command(
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
     conditions = _conditions(until, until_line, seconds)
+    if owner():
+        raise NodeError(
+            "the kernel lets root alone see all reads of a start",
+            hint="run it as root; or mount the image, start it, and: firstread trace --from DIR",
+        )
     if output is not None:
         check_output(output)
     elif not attach:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from firstread.cli.nodestate import recorded_mounts
+from firstread.cli.nodestate import daemon_of, recorded_mounts
 from firstread.cli.options import node_options
 from firstread.errors import UsageError
 
@@ -19,11 +19,11 @@ from firstread.errors import UsageError
 @node_options
 def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
     """Unmount the image at DIR. Fetched data stays in the store."""
-    from firstread.control.client import Client, connected
+    from firstread.control.client import Client
 
     if not Client(run_dir).alive() and os.path.realpath(directory) not in recorded_mounts(root):
         raise UsageError(
             f"{directory} is not a mount of firstread",
             hint=f"no mount is recorded below {root}, and no daemon runs in {run_dir}",
         )
-    connected(root, run_dir).umount(str(directory.absolute()), lazy=lazy)
+    daemon_of(root, run_dir).umount(str(directory.absolute()), lazy=lazy)

@@ -30,6 +30,7 @@ from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.probe import prove
 from firstread.errors import NodeError
+from firstread.idmaps import owner
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.table import standing
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS, SectorStore
@@ -66,6 +67,7 @@ class Kind(NamedTuple):
             raises NodeError.
         make: makes it in a fetcher.
         filesystems: of its store; None for all.
+        for_all: ordinary users can have it, too, in a user namespace.
         outlives: a mount of it waits for a daemon that has this device; else it is lost.
     """
 
@@ -73,6 +75,7 @@ class Kind(NamedTuple):
     prove: Callable[[Path], str]
     make: Callable[[SectorStore, Served], Device]
     filesystems: frozenset[str] | None = None
+    for_all: bool = False
     outlives: bool = False
 
 
@@ -101,7 +104,7 @@ DEVICES = (
     Kind("flat", prove_flat, _flat),
     Kind("loop", prove_loop, _loop),
     Kind("mixed", prove_mixed, _mixed),
-    Kind("fuse", prove_fuse, _fuse),
+    Kind("fuse", prove_fuse, _fuse, for_all=True),
 )
 """All of them, in the order in which ``auto`` tries them."""
 
@@ -127,6 +130,7 @@ def choose(root: Path, config: Config) -> int:
             passed.append(PassedOver(kind.name, f"the configuration asks for {wanted}", None))
             continue
         try:
+            require_rights(kind)
             SectorStore(root, filesystems=kind.filesystems).close()
             proof_of(kind, root).require_unless_full()
             return Group.open().fileno() if kind.name == "fanotify" else _written(kind, passed)
@@ -139,6 +143,16 @@ def choose(root: Path, config: Config) -> int:
             _require_none_waits(kind, root, exc)
     reasons = "; ".join(f"{each.device}: {each.reason}" for each in passed)
     raise NodeError(f"no device works here: {reasons}", hint=passed[0].fix)
+
+
+def require_rights(kind: Kind) -> None:
+    """Check that this user may have a device.
+
+    Raises:
+        NodeError: the user may not.
+    """
+    if owner() and not kind.for_all:
+        raise NodeError("the kernel gives it to root alone", hint="run as root")
 
 
 def _require_none_waits(kind: Kind, root: Path, reason: NodeError) -> None:

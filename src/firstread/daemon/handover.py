@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from firstread import __version__
-from firstread.config import DEFAULT_PATH
 from firstread.daemon import systemd
 from firstread.daemon.journal import Journal, path_of
 from firstread.daemon.protocol import (
@@ -41,6 +40,7 @@ from firstread.daemon.protocol import (
 from firstread.device.base import WHOLE_SECTOR, Pair, Read, sector_of
 from firstread.device.fanotify import NO_FD, Group, parse_events
 from firstread.errors import NodeError
+from firstread.userdirs import configuration
 
 log = logging.getLogger("supervisor")
 
@@ -89,7 +89,8 @@ class Settings:
     def config_file(self) -> str | None:
         """Return the configuration that was read; None if there was none."""
         named = dict(itertools.pairwise(self.arguments)).get("--config")
-        return named or (str(DEFAULT_PATH) if DEFAULT_PATH.exists() else None)
+        default = configuration()
+        return named or (str(default) if default.exists() else None)
 
     @property
     def health_s(self) -> float:

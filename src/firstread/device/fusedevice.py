@@ -11,12 +11,14 @@ Facts about FUSE mounts (Linux 5.4 to 6.18; tests/privileged/test_device_fuse.py
 * ``fd`` names the descriptor in the process that calls fsconfig(2).
 * Only the mount's backing device information bounds read-ahead after INIT. It is called as the
   device number of the mount.
+* An ordinary user may mount in a mount namespace of its own, but not set read-ahead.
 * The kernel checks permissions itself (``default_permissions``), for all users (``allow_other``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import mmap
@@ -42,6 +44,7 @@ from firstread.device.watches import Watches, is_any_watched, make_watches, note
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
 from firstread.errors import FirstreadError, from_os_error
+from firstread.idmaps import owner
 from firstread.sectors.sectorstore import SectorStore
 
 FIRST_NUMBER = 1 << 24  # of a read: above all descriptors, which number the events of fanotify
@@ -89,6 +92,8 @@ class FuseDevice:
         most: int = MOST_READS,
     ) -> None:
         self._store, self._keep, self._drop, self._most = store, keep, drop, most
+        if owner():
+            self.capabilities = dataclasses.replace(self.capabilities, sets_read_ahead=False)
         self.ask: Callable[[Read], None] = lambda _: None
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number

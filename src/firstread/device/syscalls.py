@@ -36,6 +36,9 @@ MNT_FORCE = 0x01
 MNT_DETACH = 0x02
 UMOUNT_NOFOLLOW = 0x08
 
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
 FSCONFIG_STRING_BYTES = 255
 """Longest value that fsconfig(2) takes."""
 
@@ -84,6 +87,8 @@ _fsconfig = _function("syscall", _LONG, _LONG, _INT, _UINT, _STR, _STR, _INT)
 _fsmount = _function("syscall", _LONG, _LONG, _INT, _UINT, _UINT)
 _cachestat = _function("syscall", _LONG, _LONG, _INT, ctypes.c_void_p, ctypes.c_void_p, _UINT)
 _pidfd_getfd = _function("syscall", _LONG, _LONG, _INT, _INT, _UINT)
+_unshare = _function("unshare", _INT, _INT)
+_setns = _function("setns", _INT, _INT, _INT)
 _prctl = _function("prctl", _INT, _INT, *[ctypes.c_ulong] * 4)
 _capset = _function("capset", _INT, _STR, _STR)
 _clone = _function("syscall", _LONG, _LONG, *[ctypes.c_ulong] * 5)
@@ -174,6 +179,16 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 def fork_sharing_files() -> int:
     """Do fork(2), but share the table of descriptors; call it in a process with one thread."""
     return int(_clone(_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0))
+
+
+def unshare(kinds: int) -> None:
+    """Give this process new namespaces of these kinds."""
+    _unshare(kinds)
+
+
+def setns(fd: int, kind: int) -> None:
+    """Join the namespace of this kind that a descriptor names."""
+    _setns(fd, kind)
 
 
 def prctl(option: int, argument: int) -> int:

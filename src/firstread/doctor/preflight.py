@@ -17,6 +17,7 @@ from firstread.doctor.host import (
     check_read_ahead,
     check_scanners,
 )
+from firstread.doctor.ordinaryuser import check_user
 from firstread.doctor.reach import check_image
 from firstread.doctor.running import (
     Status,
@@ -68,7 +69,11 @@ def preflight(
         own_hosts: the directories of hosts.toml in `access` are nevertheless those to use.
     """
     status = daemon_status(run_dir)
-    devices = check_devices(root, wanted_device(config, status))
+    user = check_user(run_dir)
+    devices = Devices(None, user)
+    if all(finding.ok for finding in user):
+        tried = check_devices(root, wanted_device(config, status))
+        devices = Devices(tried.works, [*user, *tried.findings])
     settings, configuration = check_configuration(config, status)
     others = [configuration, *check_node(root, run_dir, status), check_clock(), *check_engines()]
     if image is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from firstread.config import DEFAULT_PATH, RegistryTable, load_config
+from firstread.config import RegistryTable, load_config
 from firstread.control.client import Client, socket_path
 from firstread.control.namespace import mount_namespace
 from firstread.daemon.confinement import confined
@@ -17,6 +17,7 @@ from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.errors import FirstreadError
 from firstread.mounts.table import mounted_erofs
 from firstread.units import counted
+from firstread.userdirs import configuration
 
 PATIENCE_S = 10.0  # for a daemon to answer: it looks at thousands of mounts in less
 
@@ -55,8 +56,8 @@ def check_configuration(path: Path | None, status: Status) -> tuple[RegistryTabl
     except (FirstreadError, msgspec.ValidationError) as exc:
         fix = "correct it (docs/node.md): no daemon starts with it"
         return RegistryTable(), failed(name, str(exc), fix)
-    there = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
-    detail = str(there) if there else f"there is no {DEFAULT_PATH}: all is as by default"
+    place = path or configuration()
+    detail = str(place) if path or place.exists() else f"there is no {place}: all is as by default"
     return settings, passed(name, detail)
 
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from firstread.daemon.choice import DEVICES, Kind
+from firstread.daemon.choice import DEVICES, Kind, require_rights
 from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.errors import NodeError, from_os_error
 from firstread.sectors.storelayout import require_filesystem
@@ -62,6 +62,7 @@ def _tried(kind: Kind, place: Path) -> str | NodeError:
     """
     scratch = Path(tempfile.mkdtemp(prefix=".firstread-doctor-", dir=place))
     try:
+        require_rights(kind)
         if kind.filesystems is not None:
             require_filesystem(place, kind.filesystems)
         return kind.prove(scratch)

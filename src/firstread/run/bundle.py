@@ -11,8 +11,8 @@ Source: OCI runtime specification 1.0.2; docker's run reference.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from firstread.errors import UsageError
@@ -33,6 +33,8 @@ _MASKED = (
 )
 _READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger"
 
+TERMINAL_GROUP = 5
+_OF_GROUP = f"gid={TERMINAL_GROUP}"
 _SAFE = ("nosuid", "noexec", "nodev")
 _DEFAULT_MOUNTS = (
     Mount("/proc", "proc", "proc", _SAFE),
@@ -41,7 +43,7 @@ _DEFAULT_MOUNTS = (
         "/dev/pts",
         "devpts",
         "devpts",
-        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", _OF_GROUP),
     ),
     Mount("/dev/shm", "tmpfs", "shm", (*_SAFE, "mode=1777", "size=65536k")),  # noqa: S108
     Mount("/dev/mqueue", "mqueue", "mqueue", _SAFE),
@@ -83,6 +85,8 @@ class Site:
         machine: architecture of the host, as in uname(2).
         controllers: control groups that can limit something here.
         swap_limit: whether the host accounts swap.
+        terminal_group: whether there is the group ``tty``, which terminals belong to.
+        ordinary: of an ordinary user, for whom /sys is read only, and control groups may be.
     """
 
     container_id: str
@@ -93,8 +97,10 @@ class Site:
     mounts: Sequence[Mount] = ()
     devices: Sequence[Device] = ()
     machine: str = "x86_64"
-    controllers: Container[str] = ("cpu", "memory", "pids")
+    controllers: Collection[str] = ("cpu", "memory", "pids")
     swap_limit: bool = True
+    terminal_group: bool = True
+    ordinary: bool = False
 
 
 def runtime_spec(image: ImageConfig, options: RunOptions, site: Site) -> dict[str, Any]:
@@ -174,15 +180,20 @@ def _process(image: ImageConfig, options: RunOptions, site: Site) -> dict[str, A
 
 def _mounts(options: RunOptions, site: Site) -> list[Mount]:
     """Return all mounts, parents first; a later mount replaces one with the same target."""
-    access = "rw" if options.privileged else "ro"
+    access = "rw" if options.privileged and not site.ordinary else "ro"
     system = [
         Mount(mount.destination, mount.type, mount.source, (*mount.options, access))
         for mount in _SYSTEM_MOUNTS
     ]
-    chosen = {
-        mount.target: mount for mount in (*_DEFAULT_MOUNTS, *system, *site.mounts, *options.mounts)
-    }
+    if site.ordinary and options.network == "host":  # sysfs belongs to the owner of the network
+        system.append(Mount("/sys", "bind", "/sys", ("rbind", *_SAFE, access)))
+    defaults = _DEFAULT_MOUNTS if site.terminal_group else map(_of_no_group, _DEFAULT_MOUNTS)
+    chosen = {mount.target: mount for mount in (*defaults, *system, *site.mounts, *options.mounts)}
     return sorted(chosen.values(), key=lambda mount: mount.target.count("/"))
+
+
+def _of_no_group(mount: Mount) -> Mount:
+    return replace(mount, options=tuple(o for o in mount.options if o != _OF_GROUP))
 
 
 def _mount(mount: Mount) -> dict[str, Any]:
@@ -200,10 +211,11 @@ def _linux(options: RunOptions, site: Site) -> dict[str, Any]:
         kinds.append("network")  # new and empty; the runtime brings its loopback up
     linux: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in kinds],
-        "cgroupsPath": f"/firstread/{site.container_id}",
         "devices": [device.node() for device in site.devices],
         "resources": _resources(options, site),
     }
+    if site.controllers or not site.ordinary:  # runc insists on a group that has a name
+        linux["cgroupsPath"] = f"/firstread/{site.container_id}"
     if not options.privileged:
         linux |= {"maskedPaths": _MASKED.split(), "readonlyPaths": _READ_ONLY.split()}
         if options.seccomp:

@@ -12,7 +12,7 @@ Facts about control groups:
   somebody mounts it), ``create`` of crun up to at least 1.8 refuses to work, even with
   ``--cgroup-manager=disabled``; runc does not mind. In a mount namespace without
   /sys/fs/cgroup/unified, crun sees a legacy host and works, limits included. Its ``start`` and
-  ``delete`` work anyway.
+  ``delete`` work anyway. An ordinary user cannot unmount it, but can cover it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 _HIDE_UNIFIED = (
     *("unshare", "--mount", "--propagation", "slave", "sh", "-c"),
-    'umount -l "$0" && exec "$@"',
+    'mount -t tmpfs none "$0" && exec "$@"',
 )
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import msgspec
 
 from firstread.errors import FirstreadError, from_os_error
+from firstread.idmaps import is_mapped, owner, read_map
 from firstread.run import capabilities
 from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit_code
-from firstread.run.bundle import Site, process_args, runtime_spec
+from firstread.run.bundle import TERMINAL_GROUP, Site, process_args, runtime_spec
 from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.containerlog import LogWriter
 from firstread.run.containers import ContainerStore, Record, now, reserve_container
@@ -281,6 +282,8 @@ def _make_bundle(job: _Job) -> None:
         machine=os.uname().machine,
         controllers=job.cgroups.able,
         swap_limit=job.cgroups.swap,
+        terminal_group=is_mapped(read_map("gid"), TERMINAL_GROUP),
+        ordinary=bool(owner()),
     )
     spec = to_json(runtime_spec(job.image, options, site))
     try:

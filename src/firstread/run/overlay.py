@@ -10,6 +10,9 @@ Facts about overlayfs:
   in as ``/proc/self/fd/N``, which the kernel resolves at once.
 * ``redirect_dir``, ``metacopy`` and ``index`` follow trusted.overlay.* attributes, which an image
   could carry. This module sets them, so that no distribution's module parameter turns them on.
+* In a user namespace, from Linux 5.11 on, overlayfs has to keep its own attributes as
+  user.overlay.* (``userxattr``). It then turns those features off itself, and refuses to hear of
+  them.
 * ``volatile`` makes fsync(2) on the upper directory free and, after a crash of the host, the upper
   directory unusable. So it suits containers that are removed on exit; others may need their upper
   directory later.
@@ -26,9 +29,11 @@ from pathlib import Path
 
 from firstread.device import syscalls
 from firstread.errors import NodeError, from_os_error
+from firstread.idmaps import owner
 from firstread.mountinfo import read_mountinfo
 
 _FIXED = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
+_FIXED_IN_NAMESPACE = {"index": "off"}
 _PLAIN_PATH = re.compile(rb"[^:,\\]{1,255}")
 
 
@@ -79,11 +84,12 @@ def _mount(paths: dict[str, bytes], mountpoint: Path, *, volatile: bool) -> None
     context = syscalls.fsopen("overlay")
     try:
         syscalls.fsconfig_string(context, "source", b"overlay")
-        options = {**paths, **{key: value.encode() for key, value in _FIXED.items()}}
+        fixed, flags = (_FIXED_IN_NAMESPACE, ["userxattr"]) if owner() else (_FIXED, [])
+        options = {**paths, **{key: value.encode() for key, value in fixed.items()}}
         for key, value in options.items():
             syscalls.fsconfig_string(context, key, value)
-        if volatile:
-            syscalls.fsconfig_flag(context, "volatile")
+        for flag in [*flags, *(["volatile"] if volatile else [])]:
+            syscalls.fsconfig_flag(context, flag)
         syscalls.fsconfig_create(context)
         mount = syscalls.fsmount(context, 0)
     except OSError as exc:

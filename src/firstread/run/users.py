@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstread.device.syscalls import oserror
-from firstread.errors import UsageError, from_os_error
+from firstread.errors import NodeError, UsageError, from_os_error
+from firstread.idmaps import MORE_IDS, is_mapped, read_map
 
 _FILE_BYTES = 1024 * 1024
 _MAX_ID = 2**31 - 1
@@ -105,9 +106,18 @@ def resolve_user(spec: str, rootfs: Path) -> User:
 
     Raises:
         UsageError: a name is not in the image, or a number is out of range.
-        NodeError: a file of the image cannot be read.
+        NodeError: a file of the image cannot be read, or an ordinary user has no such id.
     """
-    return find_user(spec, read_in_root(rootfs, "/etc/passwd"), read_in_root(rootfs, "/etc/group"))
+    passwd, group = (read_in_root(rootfs, f"/etc/{name}") for name in ("passwd", "group"))
+    user = find_user(spec, passwd, group)
+    wanted = {"uid": [user.uid], "gid": [user.gid, *user.groups]}
+    for kind, numbers in wanted.items():
+        ids = read_map(kind)
+        for number in numbers:
+            if not is_mapped(ids, number):
+                what = f"the container needs the {kind} {number}, and this user namespace has none"
+                raise NodeError(what, hint=MORE_IDS)
+    return user
 
 
 def find_user(spec: str, passwd: bytes, group: bytes) -> User:

@@ -244,8 +244,8 @@ def test_an_image_with_a_conversion_that_is_attached(tmp_path: Path) -> None:
 
 
 def test_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "DEFAULT_PATH", tmp_path / "none.toml")
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none.toml")
+    for module in (running, config):
+        monkeypatch.setattr(module, "configuration", lambda: tmp_path / "none.toml")
     settings, check = check_configuration(None, None)
     assert (settings, check.ok) == (RegistryTable(), True)
     assert "all is as by default" in check.detail

@@ -125,10 +125,10 @@ def test_paths_are_those_of_the_host(daemonset: dict[str, Any]) -> None:
     container = containers(daemonset)[0]
     volumes = {volume["name"]: volume for volume in pod_spec(daemonset)["volumes"]}
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-    options = {p.name: p.default for p in daemon_command.params}
+    options: dict[str | None, Any] = {p.name: p.default for p in daemon_command.params}
     for name, option in (("root", "root"), ("run", "run_dir")):
         path = volumes[name]["hostPath"]["path"]
-        assert path == mounts[name]["mountPath"] == str(options[option])
+        assert path == mounts[name]["mountPath"] == str(options[option]())
         assert "readOnly" not in mounts[name]
     assert mounts["run"]["mountPropagation"] == "Bidirectional"
     assert Path(SOCKET).parent == Path(mounts["run"]["mountPath"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,9 +94,9 @@ def test_commands_are_those_of_firstread(name: str) -> None:
 @pytest.mark.parametrize("name", UNITS)
 def test_directories_are_the_defaults_and_private(name: str) -> None:
     unit = service(name)
-    options = {p.name: p.default for p in daemon_command.params}
-    assert str(options["root"]) == f"/var/lib/{unit['StateDirectory']}"
-    assert str(options["run_dir"]) == f"/run/{unit['RuntimeDirectory']}"
+    options: dict[str | None, Any] = {p.name: p.default for p in daemon_command.params}
+    assert str(options["root"]()) == f"/var/lib/{unit['StateDirectory']}"
+    assert str(options["run_dir"]()) == f"/run/{unit['RuntimeDirectory']}"
     assert unit["StateDirectoryMode"] == unit["RuntimeDirectoryMode"] == "0700"
     assert unit["UMask"] == "0077"
     # Both use it; the end of one must not take the sockets of the other away.

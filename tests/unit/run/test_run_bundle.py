@@ -261,3 +261,20 @@ def test_another_user_of_exec_has_its_own_rights_and_home(tmp_path: Path) -> Non
     chosen = spec({"user": User(home="/root")}, env={"HOME": "/else"})["process"]
     made = exec_process(chosen, ExecOptions(command=("id",), user="app"), tmp_path)
     assert variables(made)["HOME"] == "/else"
+
+
+def test_an_ordinary_user_gets_what_the_kernel_gives_it() -> None:
+    """It owns neither the host's network, and so sysfs, nor control groups, nor the group tty."""
+    made = spec({"ordinary": True, "controllers": frozenset(), "terminal_group": False})
+    mounts = destinations(made)
+    assert (mounts["/sys"]["type"], mounts["/sys"]["source"]) == ("bind", "/sys")
+    assert {"rbind", "ro", "nosuid", "nodev", "noexec"} == set(mounts["/sys"]["options"])
+    assert "mode=0620" in mounts["/dev/pts"]["options"]
+    assert not [option for option in mounts["/dev/pts"]["options"] if option.startswith("gid=")]
+    assert "cgroupsPath" not in made["linux"]
+    alone = destinations(spec({"ordinary": True}, network="none", privileged=True))
+    assert (alone["/sys"]["type"], alone["/sys"]["options"][-1]) == ("sysfs", "ro")
+    roots = spec(privileged=True)
+    assert destinations(roots)["/sys"]["options"][-1] == "rw"
+    assert "gid=5" in destinations(roots)["/dev/pts"]["options"]
+    assert roots["linux"]["cgroupsPath"] == "/firstread/c1"
