@@ -89,32 +89,6 @@ def test_a_mount_of_a_sector_store_without_events_works(tmp_path: Path) -> None:
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 
-def test_the_fetcher_dies_ten_times_and_no_read_fails(
-    node: Daemon, many: tuple[str, PlainImage]
-) -> None:
-    place = node.mount(many[0])
-    with PacedReader(place, COUNT, stretches=10) as reader:
-        for _ in range(10):
-            pid = node.fetcher
-            reader.go_on()
-            os.kill(pid, signal.SIGKILL)
-            node.wait(lambda pid=pid: node.fetcher != pid)  # type: ignore[misc]
-        assert reader.digests() == digests(many[1])
-    assert node.status()["fetcher"]["restarts"] == 10
-
-
-def test_the_supervisor_dies_and_no_read_fails(node: Daemon, many: tuple[str, PlainImage]) -> None:
-    place = node.mount(many[0])
-    with PacedReader(place, COUNT, stretches=3, pause_s=0.01) as reader:
-        for _ in range(3):
-            fetcher = node.fetcher
-            reader.go_on()
-            os.kill(node.supervisor, signal.SIGKILL)
-            node.wait_supervisor(fetcher)
-            assert node.fetcher != fetcher
-        assert reader.digests() == digests(many[1])
-
-
 def test_upgrades_fail_no_read(node: Daemon, many: tuple[str, PlainImage]) -> None:
     place = node.mount(many[0])
     with PacedReader(place, COUNT, stretches=2, pause_s=0.01) as reader:
