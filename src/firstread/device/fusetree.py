@@ -24,13 +24,11 @@ from firstread.erofs.format import BLOCK, FILE_TYPES, align
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2  # node id of nid 0; 0 is none, and 1 is the root
-_KEPT_ENTRIES = 65_536  # of directories that were looked at last, in memory
-_KEPT_INODES = 4096
+_KEPT_ENTRIES = 8192  # of directories that were looked at last, in memory; about 2 MB
+_KEPT_INODES = 1024
 _KINDS = {file_type: kind for kind, file_type in enumerate(FILE_TYPES) if file_type}
 _TRUSTED = b"trusted."
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-
-Answer = Callable[[Request, memoryview], bytes]
 
 
 class _Directory:
@@ -59,17 +57,6 @@ class FuseTree:
         self._directories: dict[int, _Directory] = {}  # by node, the one used last at the end
         self._entries = 0  # of them
         self._inodes: dict[int, Inode] = {}
-        self._answers: dict[int, Answer] = {
-            fuse.LOOKUP: self._lookup,
-            fuse.GETATTR: self._getattr,
-            fuse.READLINK: self._readlink,
-            fuse.READDIR: self._readdir,
-            fuse.READDIRPLUS: self._readdirplus,
-            fuse.GETXATTR: self._getxattr,
-            fuse.LISTXATTR: self._listxattr,
-            fuse.STATFS: self._statfs,
-            fuse.LSEEK: self._lseek,
-        }
 
     def answer(self, request: Request, body: memoryview) -> bytes:
         """Return the answer to a request.
@@ -78,10 +65,10 @@ class FuseTree:
             OSError: with the errno to answer; ENOSYS for what is not offered.
             ImageError: the metadata is damaged.
         """
-        answer = self._answers.get(request.opcode)
+        answer = _ANSWERS.get(request.opcode)
         if answer is None:
             raise OSError(errno.ENOSYS, "not offered")
-        return answer(request, body)
+        return answer(self, request, body)
 
     def inode(self, node: int) -> Inode:
         """Return the inode of a node id.
@@ -181,6 +168,19 @@ class FuseTree:
         if found is None:
             raise OSError(errno.ENXIO, "nothing behind the end")
         return fuse.lseek(found)
+
+
+_ANSWERS: dict[int, Callable[[FuseTree, Request, memoryview], bytes]] = {
+    fuse.LOOKUP: FuseTree._lookup,
+    fuse.GETATTR: FuseTree._getattr,
+    fuse.READLINK: FuseTree._readlink,
+    fuse.READDIR: FuseTree._readdir,
+    fuse.READDIRPLUS: FuseTree._readdirplus,
+    fuse.GETXATTR: FuseTree._getxattr,
+    fuse.LISTXATTR: FuseTree._listxattr,
+    fuse.STATFS: FuseTree._statfs,
+    fuse.LSEEK: FuseTree._lseek,
+}
 
 
 def _fitting(value: bytes, size: int) -> bytes:
