@@ -3,7 +3,7 @@
 # make test-benchmarks  runs the tests of the benchmarks
 # make bench-model  measures the image that serves a model, which takes half an hour to build first
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
-# make death  kills supervisor and fetcher at once 50 times during reads, then leaves reads alone
+# make death  kills the fetcher every 2 s for 5 minutes of reads, then supervisor and fetcher at once 50 times; by each device
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
 
@@ -71,7 +71,9 @@ soak: packages setup
 	$(BIN)/python -m benchmarks.soak --docs
 
 death: packages setup
+	$(BIN)/python -m benchmarks.kills --docs
 	$(BIN)/python -m benchmarks.death --docs
+	$(BIN)/python -m benchmarks.death --docs --device fuse
 
 lock:
 	$(BIN)/pip install --quiet uv
