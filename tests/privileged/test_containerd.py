@@ -83,13 +83,14 @@ def test_a_pod_by_another_device(registry: DockerRegistry, scratch: Path, device
         registry.forget()
         node.pull(image)
         assert blob_bytes(registry, "app") < MiB / 4
-        assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
+        container, _ = node.start_container(node.start_pod(), image, "sleep", "600")
+        assert node.exec(container, *read(3)) == f"{digest_of(3)}  /data/3\n"
         assert 4 * MiB < blob_bytes(registry, "app") < 10 * MiB
         (mount,) = node.daemon.status()["mounts"]
         assert mount["device"] == device
         assert mount["present"] < mount["sectors"]
         os.kill(node.daemon.fetcher, signal.SIGKILL)
-        assert node.run(image, *read(4)) == [f"{digest_of(4)}  /data/4"]
+        assert node.exec(container, *read(4)) == f"{digest_of(4)}  /data/4\n"
         assert f"{image} is lazy" in node.log()
 
 
