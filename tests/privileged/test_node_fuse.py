@@ -17,6 +17,7 @@ from firstread.daemon.anchor import anchors
 from firstread.daemon.handover import FIXED
 from firstread.daemon.kept import of_anchors
 from firstread.device.erofsmount import unmount
+from firstread.device.readahead import START_KIB, STEADY_KIB
 from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
@@ -25,7 +26,12 @@ from firstread.testing.lazymount import output, summary
 from firstread.testing.manager import ServiceManager
 from firstread.testing.observe import differences
 from firstread.testing.pacedreader import PacedReader
-from firstread.testing.plainimage import PlainImage, put_one_file, put_plain_image
+from firstread.testing.plainimage import (
+    PlainImage,
+    put_hot_image,
+    put_one_file,
+    put_plain_image,
+)
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
 
@@ -87,6 +93,19 @@ def test_a_mount_of_a_sector_store_without_events_works(tmp_path: Path) -> None:
         place = daemon.mount(reference)
         assert daemon.mounted(place)["device"] == "fuse"
         assert output(daemon.reading(place / "f1")) == image.summary(1)
+
+
+def test_a_start_that_the_image_knows_reads_nothing_ahead(
+    node: Daemon, tmp_path: Path, many: tuple[str, PlainImage]
+) -> None:
+    """Read-ahead would leave the hot sectors, because windows are not those of the trace."""
+    reference = f"oci:{tmp_path}/hot:latest"
+    put_hot_image(reference)
+    hot, unknown = node.mount(reference, "hot"), node.mount(many[0], "unknown")
+    assert node.mounted(hot)["read_ahead_kib"] == 0
+    assert node.mounted(unknown)["read_ahead_kib"] == START_KIB
+    assert node.run("fetch", "--all", hot).code == 0
+    node.wait(lambda: node.mounted(hot)["read_ahead_kib"] == STEADY_KIB)
 
 
 def test_upgrades_fail_no_read(node: Daemon, many: tuple[str, PlainImage]) -> None:

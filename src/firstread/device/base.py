@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from firstread.device.readahead import START_KIB
 from firstread.device.superblock import FileSystem
 
 MOST_READS = 16384  # that wait at a time
@@ -60,6 +61,9 @@ class Capabilities:
         asks_for_sectors: a read that asks says which sector it wants, but not which part of it.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
             allows it.
+        known_start_kib: read-ahead while an image starts that says what a start reads. A trace is
+            recorded with EROFS; a device for which the kernel cuts windows in another way would
+            read beyond it, into cold sectors.
         merges_reads: readers of the same bytes wait for one read, which outlives each of them.
         outlives_servers: a mount that nobody serves or holds any more serves what is present, and
             can be served again; else it is dead.
@@ -74,6 +78,7 @@ class Capabilities:
     merges_reads: bool
     outlives_servers: bool
     file_system: str
+    known_start_kib: int = START_KIB
 
 
 class Device(Protocol):
