@@ -81,7 +81,7 @@ class FuseDevice:
         merges_reads=True,
         outlives_servers=False,
         file_system="fuse",
-        known_start_kib=0,
+        known_start_kib=4,
     )
 
     def __init__(
