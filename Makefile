@@ -3,7 +3,7 @@
 # make test-benchmarks  runs the tests of the benchmarks
 # make bench-model  measures the image that serves a model, which takes half an hour to build first
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
-# make death  kills supervisor and fetcher at once 50 times during reads, then leaves reads alone
+# make death  kills the fetcher every 2 s for 5 minutes of reads, then supervisor and fetcher at once 50 times; by each device
 # make test-kernels  tries each device on Debian's kernels, in guests; DEPTH=full also its suite, run and containerd
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
@@ -81,7 +81,9 @@ soak: packages setup
 	$(BIN)/python -m benchmarks.soak --docs
 
 death: packages setup
+	$(BIN)/python -m benchmarks.kills --docs
 	$(BIN)/python -m benchmarks.death --docs
+	$(BIN)/python -m benchmarks.death --docs --device fuse
 
 lock:
 	$(BIN)/pip install --quiet uv

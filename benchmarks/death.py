@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.death``: supervisor and fetcher are killed at once, and nobody is told.
 
+``--device NAME`` takes another device than fanotify.
+
 Without a service manager: only the anchor is left. Kills both again and again under a reading load,
 and starts a daemon each time; then leaves reads without a daemon for a minute. Every file of the
 image is one sector, and is read once, so that each read asks. Ends with an error if a read failed
@@ -33,6 +35,7 @@ ABSENT_FILES = 8  # that reads wait for while no daemon lives
 SECTOR_BYTES = 64 * KiB
 LONGEST_PAUSE_S = 0.4  # from the start of a stretch of reads to the kill
 WAIT_S = 120.0
+COMMAND = "python -m benchmarks.death --device {} --docs"
 
 _READER = """
 import hashlib, json, sys, time
@@ -116,10 +119,10 @@ class Reader:
         return [(number, said, seconds) for number, said, seconds in map(json.loads, lines)]
 
 
-def measure(scratch: Path, kills: int, absent_s: float) -> Outcome:
+def measure(scratch: Path, kills: int, absent_s: float, device: str = "fanotify") -> Outcome:
     """Kill everything `kills` times, and then leave it dead for a while."""
     files = kills * READERS * FILES_A_KILL
-    with DockerRegistry() as registry, Daemon(scratch) as daemon:
+    with DockerRegistry() as registry, Daemon(scratch, "--device", device) as daemon:
         reference = f"{registry.host}/bench/plain:1"
         image = put_plain_image(
             f"docker://{reference}",
@@ -171,7 +174,9 @@ def _digest(image: PlainImage, number: int) -> str:
     return hashlib.sha256(image.contents[number]).hexdigest()
 
 
-def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
+def chapter(
+    outcome: Outcome, setting: dict[str, str], device: str = "fanotify"
+) -> reliability.Chapter:
     """Return what is written of it."""
     reads, back = sorted(outcome.reads), sorted(outcome.back)
     cells = [
@@ -190,17 +195,18 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
         f" failed, {outcome.wrong} wrong; {outcome.right} of {ABSENT_FILES} reads waited"
         f" {outcome.absent_s:g} s and went on"
     )
-    return reliability.Chapter("death", "make death", setting, cells, summary)
+    name = reliability.name_of("death", device)
+    return reliability.Chapter(name, COMMAND.format(device), setting, cells, summary)
 
 
 def main() -> int:
     def work(
-        scratch: Path, setting: dict[str, str], kills: int, absent: float
+        scratch: Path, setting: dict[str, str], kills: int, absent: float, device: str
     ) -> reliability.Judged:
-        outcome = measure(scratch, kills, absent)
-        return chapter(outcome, setting), outcome.is_good
+        outcome = measure(scratch, kills, absent, device)
+        return chapter(outcome, setting, device), outcome.is_good
 
-    return reliability.run("death", __doc__, work, kills=KILLS, absent=ABSENT_S)
+    return reliability.run("death", __doc__, work, kills=KILLS, absent=ABSENT_S, device="fanotify")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 """One image by each device, beside the same tree on the disk: walked and read, cold and warm.
 
 Each device has a node of its own. The first read of the tree finds an empty store; for all that
-follows every sector is present. In each round the trees take turns, in other processes. Invariant:
-what is compared is read by the same command.
+follows every sector is present. In each round the trees take turns, in other processes. Then what a
+device costs by itself (`benchmarks.transport`), and the memory of a daemon with many mounts that
+were walked. Invariant: what is compared is read by the same command.
 
-``python -m benchmarks.devices [IMAGE…] [--runs N]``, as root.
+``python -m benchmarks.devices [IMAGE…] [--runs N] [--docs]``, as root.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.host import Host
+from benchmarks.host import DEVICES, Host
+from benchmarks.images.build import default_cache
 from benchmarks.measure import median, timed
 from benchmarks.places import LAZY, publish, reference, storage, warm
-from benchmarks.report import Goal, Section
+from benchmarks.report import DOCS, Goal, Section, page, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe, drop_caches
+from benchmarks.transport import transport
 from benchmarks.trees import read_tree
 from firstread.testing.registry import DockerRegistry
 
 NAME = "devices"
-DEVICES = ("fanotify", "flat", "loop", "fuse")
+MB = 1_000_000
+MOUNTS = 50
+MOST_MB = 200
 GOALS = {
     ("fuse", "walk", "warm"): 0.9,
     ("fuse", "read", "warm"): 0.75,
@@ -98,11 +103,32 @@ def _round(trees: dict[str, Path], way: Callable[[Path], float], state: str) -> 
     return times
 
 
+def memory(section: Section, registry: DockerRegistry, names: list[str], scratch: Path) -> None:
+    """Measure the memory of a daemon whose mounts were walked, and read a little."""
+    for device in DEVICES:
+        with Host(scratch / f"memory-{device}", "--device", device) as host:
+            for number in range(MOUNTS):
+                name = names[number % len(names)]
+                place = host.attach(reference(registry, name, LAZY), f"{name}-{number}")
+                walk_tree(place)
+                first = ("sh", "-c", f"find {place} -xdev -type f -size +0 | head -1 | xargs cat")
+                subprocess.run(first, stdout=subprocess.DEVNULL, check=True)
+            rss, pss = host.rss_bytes() / MB, host.pss_bytes() / MB
+        section.add(
+            f"memory of the daemon, {MOUNTS} mounts, {device}",
+            rss,
+            "MB",
+            Goal("<=", MOST_MB),
+            f"supervisor and fetcher; {pss:.0f} MB with what they share counted once",
+        )
+
+
 def main() -> None:
     """Measure, and print the figures."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__)
     parser.add_argument("images", nargs="*", default=["debian", "nodejs"], metavar="IMAGE")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--docs", action="store_true", help=f"write them to docs/{DOCS.name}")
     options = parser.parse_args()
     publish(options.images)
     with scratch_directory() as scratch, DockerRegistry(storage=storage()) as registry:
@@ -111,6 +137,11 @@ def main() -> None:
         section.start()
         for name in options.images:
             compare(section, registry, name, scratch / name, options.runs)
+        transport(section, scratch)
+        memory(section, registry, options.images, scratch)
+    kept = save(section, default_cache().parent / "benchmarks.json")
+    if options.docs:
+        DOCS.write_text(page(kept))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Outcome:
         limit_bytes: of the store.
         largest_bytes: observed maximum of all sector files together.
         store: of the status, at the end.
+        requests: for data, that the registry was asked.
     """
 
     reads: list[float]
@@ -87,6 +88,7 @@ class Outcome:
     limit_bytes: int
     largest_bytes: int
     store: dict[str, Any]
+    requests: int = 0
 
     def is_good(self, evictions: int) -> bool:
         """Return whether nothing went wrong, and whether that means something."""
@@ -101,10 +103,12 @@ def measure(
     file_bytes: int = FILE_BYTES,
     meanwhile: Callable[[Daemon], None] = lambda _: None,
     least: int = 0,
+    device: str = "fanotify",
 ) -> Outcome:
     """Read for some seconds, and `least` files in each loop; call `meanwhile` all the time."""
     limit = files * file_bytes // SHARE
-    with DockerRegistry() as registry, Daemon(scratch, "--cache-max", str(limit)) as daemon:
+    options = ("--device", device, "--cache-max", str(limit))
+    with DockerRegistry() as registry, Daemon(scratch, *options) as daemon:
         reference = f"{registry.host}/bench/plain:1"
         image = put_plain_image(
             f"docker://{reference}", count=files, sector_bytes=file_bytes, frame_bytes=16 * KiB
@@ -133,6 +137,7 @@ def measure(
             limit,
             largest,
             daemon.status()["store"],
+            registry.counts.requests_of("/blobs/"),
         )
 
 

@@ -27,18 +27,22 @@ writes it; [node.md](node.md) says what the node does in each case, and why.
 """
 TITLES = {
     "soak": "Faults and kills",
+    "soak-fuse": "Faults and kills, by FUSE",
     "eviction": "A store that is too small",
     "flip": "A bit flipped on disk",
     "full": "The disk is full",
     "many": "500 mounts of 20 images",
+    "kills": "The fetcher killed every two seconds, by device",
     "upgrade": "Upgrades during reads",
+    "upgrade-fuse": "Upgrades during reads, by FUSE",
     "death": "Supervisor and fetcher killed at once",
+    "death-fuse": "Supervisor and fetcher killed at once, by FUSE",
     "containers": "Containers while SIGKILL hits everything below them",
     "power": "Power cuts",
 }
 """Chapters in their order."""
 
-_CHAPTER = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+_CHAPTER = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def run(
     name: str,
     doc: str | None,
     work: Callable[..., Judged],
-    **options: float,
+    **options: float | str,
 ) -> int:
     """Measure, print and keep what the command line asks for; return the exit code.
 
@@ -85,19 +89,24 @@ def run(
         name: of `TITLES`, and of the command.
         doc: what it does.
         work: measures; takes an empty directory, the setting and the options.
-        options: numbers of 1 at least, by name, with the default of each.
+        options: texts, and numbers of 1 at least, by name, with the default of each.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc)
-    for option, number in options.items():
+    for option, default in options.items():
+        metavar = "NAME" if isinstance(default, str) else "N"
         parser.add_argument(
-            f"--{option}", type=type(number), default=number, metavar="N", help="[%(default)s]"
+            f"--{option}",
+            type=type(default),
+            default=default,
+            metavar=metavar,
+            help="[%(default)s]",
         )
     parser.add_argument("--docs", action="store_true", help=f"write it to docs/{PAGE.name}")
     chosen = vars(parser.parse_args())
     in_docs = chosen.pop("docs")
     if os.geteuid():
         parser.error("it mounts: run it as root")
-    if not all(number >= 1 for number in chosen.values()):
+    if not all(isinstance(value, str) or value >= 1 for value in chosen.values()):
         parser.error("every number must be 1 at least")
     with scratch_directory() as scratch:
         chapter, is_good = work(scratch, describe(scratch), **chosen)
@@ -107,6 +116,11 @@ def run(
     if in_docs:
         write(chapter)
     return 0 if is_good else 1
+
+
+def name_of(chapter: str, device: str) -> str:
+    """Return the name of a chapter about one device; the usual ones are of fanotify."""
+    return chapter if device == "fanotify" else f"{chapter}-{device}"
 
 
 def write(chapter: Chapter, path: Path = PAGE) -> None:

@@ -4,7 +4,7 @@
 Every file of the image is one sector, and the loop reads it once, so that each read asks the
 daemon. Half of the upgrades are in place, half come from another process. Ends with an error if a
 read failed or got a wrong byte, if the loop was over before the last upgrade, or if a descriptor
-leaked.
+leaked. ``--device NAME`` takes another device than fanotify.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 20
 FILES = 2000
 SECTOR_BYTES = 64 * KiB
 READERS = 2
-COMMAND = "python -m benchmarks.upgrade --docs"
+COMMAND = "python -m benchmarks.upgrade --device {} --docs"
 
 _READER = """
 import hashlib, json, sys, time
@@ -65,9 +65,9 @@ class Outcome:
         return not (self.failed or self.wrong) and self.during == len(self.upgrades) and leak <= 4
 
 
-def measure(scratch: Path, rounds: int, files: int = FILES) -> Outcome:
+def measure(scratch: Path, rounds: int, files: int = FILES, device: str = "fanotify") -> Outcome:
     """Upgrade a daemon `rounds` times while all of an image is read."""
-    with DockerRegistry() as registry, Daemon(scratch) as daemon:
+    with DockerRegistry() as registry, Daemon(scratch, "--device", device) as daemon:
         reference = f"{registry.host}/bench/plain:1"
         image = put_plain_image(
             f"docker://{reference}", count=files, sector_bytes=SECTOR_BYTES, frame_bytes=4 * KiB
@@ -125,7 +125,9 @@ def _judge(outputs: list[Path], image: PlainImage) -> tuple[list[float], int, in
     return [seconds for _, _, seconds in lines], failed, len(expected) - failed - right
 
 
-def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
+def chapter(
+    outcome: Outcome, setting: dict[str, str], device: str = "fanotify"
+) -> reliability.Chapter:
     """Return the chapter about it."""
     reads = sorted(outcome.reads)
     late = reads[int(0.99 * len(reads))]
@@ -154,15 +156,18 @@ def chapter(outcome: Outcome, setting: dict[str, str]) -> reliability.Chapter:
         f"{len(outcome.upgrades)} upgrades under {len(reads)} first reads:"
         f" {outcome.failed} failed, {outcome.wrong} wrong"
     )
-    return reliability.Chapter("upgrade", COMMAND, setting, cells, summary)
+    name = reliability.name_of("upgrade", device)
+    return reliability.Chapter(name, COMMAND.format(device), setting, cells, summary)
 
 
 def main() -> int:
-    def work(scratch: Path, setting: dict[str, str], rounds: int) -> reliability.Judged:
-        outcome = measure(scratch, rounds)
-        return chapter(outcome, setting), outcome.is_good
+    def work(
+        scratch: Path, setting: dict[str, str], rounds: int, device: str
+    ) -> reliability.Judged:
+        outcome = measure(scratch, rounds, device=device)
+        return chapter(outcome, setting, device), outcome.is_good
 
-    return reliability.run("upgrade", __doc__, work, rounds=ROUNDS)
+    return reliability.run("upgrade", __doc__, work, rounds=ROUNDS, device="fanotify")
 
 
 if __name__ == "__main__":

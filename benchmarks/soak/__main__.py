@@ -19,6 +19,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks import reliability
+from benchmarks.host import DEVICES
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from benchmarks.soak.attacks import ATTACKS, FILES, Attack, Ground, disk
@@ -49,12 +50,18 @@ class Soak:
         total_s: duration in seconds.
         seed: of all random choices.
         only: names of `PARTS` and of attacks to run; all, if empty.
+        device: of the node.
     """
 
     def __init__(
-        self, scratch: Path, total_s: float, seed: int, only: Collection[str] = ()
+        self,
+        scratch: Path,
+        total_s: float,
+        seed: int,
+        only: Collection[str] = (),
+        device: str = "fanotify",
     ) -> None:
-        self._scratch = scratch
+        self._scratch, self._device = scratch, device
         named = [attack for attack in ATTACKS if attack.name in only]
         self._parts = {part for part in PARTS if part in only or not only}
         self._attacks: Sequence[Attack] = ATTACKS if "attacks" in self._parts else named
@@ -81,7 +88,7 @@ class Soak:
                 Proxy(registry, self._seed) as proxy,
                 Proxy(registry, self._seed) as bad,
                 disk(self._scratch) as place,
-                Node(place, (real.size + features.size) // 4) as node,
+                Node(place, (real.size + features.size) // 4, self._device) as node,
             ):
                 self.setting["store"] = (
                     "a quarter of the images that go through the proxy"
@@ -146,6 +153,8 @@ class Soak:
         """Kill one process after the other, with faults on the way to the registry, too."""
         proxy.script(BACKGROUND)
         kills = KILLS | ({REPLACE: 2} if node.replaceable else {})
+        if self._device == "fuse":
+            del kills["both"]  # with the anchor: its mounts end
         until = time.monotonic() + self._times.kills
         before, first = proxy.injected().total(), time.monotonic()
         while time.monotonic() < until:
@@ -182,6 +191,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", choices=names, default=[], help="do this; may be repeated"
     )
+    parser.add_argument("--device", default="fanotify", choices=DEVICES, help="[%(default)s]")
     parser.add_argument("--docs", action="store_true", help="write docs/reliability.md")
     options = parser.parse_args()
     if os.geteuid():
@@ -191,7 +201,7 @@ def main() -> int:
     print(f"soak of {options.seconds:.0f} s, seed {options.seed}", flush=True)
     try:
         with scratch_directory() as scratch:
-            soak = Soak(scratch, options.seconds, options.seed, options.only)
+            soak = Soak(scratch, options.seconds, options.seed, options.only, options.device)
             rows = soak.run()
     except KeyboardInterrupt:
         return 130
@@ -202,9 +212,9 @@ def main() -> int:
     cells = table(rows)
     print("\n" + reliability.columns(cells))
     if options.docs:
-        reliability.write(
-            reliability.Chapter("soak", "make soak", soak.setting, cells, last_line(rows))
-        )
+        name = reliability.name_of("soak", options.device)
+        command = f"python -m benchmarks.soak --device {options.device} --docs"
+        reliability.write(reliability.Chapter(name, command, soak.setting, cells, last_line(rows)))
     print(last_line(rows))
     return exit_code(rows)
 

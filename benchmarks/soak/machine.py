@@ -35,6 +35,7 @@ class Node(Daemon):
     Args:
         directory: an empty one, on ext4, xfs or btrfs.
         store_bytes: limit of the store, if this version of the daemon has one.
+        device: how the kernel asks.
 
     Attributes:
         gone: times (from, to) in monotonic seconds in which nobody held the kernel's descriptors.
@@ -42,12 +43,12 @@ class Node(Daemon):
         replaceable: the daemon can be replaced by another while it serves.
     """
 
-    def __init__(self, directory: Path, store_bytes: int) -> None:
+    def __init__(self, directory: Path, store_bytes: int, device: str = "fanotify") -> None:
         help_text = firstread("daemon", "--help").stdout
         self.bounded = "--cache-max" in help_text
         self.replaceable = "--replace" in help_text
         bound = ("--cache-max", str(store_bytes)) if self.bounded else ()
-        super().__init__(directory, "--log-level", "WARNING", *bound)
+        super().__init__(directory, "--log-level", "WARNING", "--device", device, *bound)
         self.gone: list[tuple[float, float]] = []
 
     def kill(self, what: str, numbers: random.Random) -> None:

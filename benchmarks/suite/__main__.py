@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+from benchmarks.host import DEVICES
 from benchmarks.images.build import default_cache
 from benchmarks.link import Measured
 from benchmarks.report import DOCS, Section, page, save
@@ -26,7 +27,7 @@ from benchmarks.setting import describe
 from benchmarks.suite import chart
 from benchmarks.suite.judge import judge
 from benchmarks.suite.links import LINKS, open_link, parse_link
-from benchmarks.suite.modes import OWN, WHOLE, Mode
+from benchmarks.suite.modes import OWN, WHOLE, Mode, by_devices
 from benchmarks.suite.nodes import Site
 from benchmarks.suite.peers import PEERS
 from benchmarks.suite.publish import Made, make, publish_originals
@@ -183,6 +184,7 @@ def _options() -> argparse.ArgumentParser:
 
     listed("--images", IMAGES, list(WORKLOADS))
     listed("--modes", "all", ["all", *MODES])
+    listed("--devices", "", DEVICES)
     listed("--links", ",".join(LINKS), LINKS)
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each cell [{RUNS}]")
     parser.add_argument("--whole-runs", type=int, help="of modes that fetch all first [--runs]")
@@ -202,10 +204,13 @@ def _parsed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sui
     images = options.images.split(",")
     modes = list(MODES) if options.modes == "all" else options.modes.split(",")
     links = options.links.split(",")
+    devices = [name for name in options.devices.split(",") if name]
     if unknown := [name for name in images if name not in WORKLOADS]:
         parser.error(f"there is no image {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
     if unknown := [name for name in modes if name not in MODES]:
         parser.error(f"there is no mode {unknown[0]!r}; there are {', '.join(MODES)}")
+    if unknown := [name for name in devices if name not in DEVICES]:
+        parser.error(f"there is no device {unknown[0]!r}; there are {', '.join(DEVICES)}")
     try:
         for link in links:
             parse_link(link)
@@ -217,7 +222,8 @@ def _parsed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sui
         parser.error("the suite mounts images: run it as root")
     whole = options.runs if options.whole_runs is None else options.whole_runs
     workloads = [WORKLOADS[name] for name in images]
-    return Suite(workloads, [MODES[name] for name in modes], links, options.runs, whole)
+    chosen = [each for name in modes for each in by_devices(MODES[name], devices)]
+    return Suite(workloads, chosen, links, options.runs, whole)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite.modes import OWN
+from benchmarks.suite.modes import BY, OWN
 from benchmarks.suite.peers import PEERS
 from benchmarks.suite.runs import Cell, Cells
 
@@ -55,9 +55,8 @@ def _panel(panel: Any, here: Mapping[str, Cell | None]) -> None:
         if cell:
             low, high = cell.spread
             spread = [[cell.ready_s - low], [high - cell.ready_s]]
-            panel.barh(
-                place, cell.ready_s, xerr=spread, color=_COLORS.get(mode, OTHERS), ecolor="0.3"
-            )
+            color = _COLORS.get(mode.partition(BY)[0], OTHERS)
+            panel.barh(place, cell.ready_s, xerr=spread, color=color, ecolor="0.3")
             panel.annotate(f" {cell.ready_s:.2f}", (high, place), va="center", fontsize="x-small")
     panel.set_visible(any(here.values()))
     panel.set_yticks(range(len(here)), list(here))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks.link import Measured
 from benchmarks.report import Figure, Goal
+from benchmarks.suite.modes import BY
 from benchmarks.suite.peers import PEERS
 from benchmarks.suite.runs import MB, Cell, Cells
 
@@ -19,6 +20,7 @@ OVERLAYFS, BEST_PEER, CLASSIC = 22, 1.5, {"model": 3.3}
 SLACK, ROUND_TRIPS = 1.15, 5  # of the floor
 TRACED, START_SET = 1.2, 1.1  # bytes to ready
 HOT_OVER_LAZY = 3
+OVER_FANOTIFY = 1.15
 CONTAINERD = ("lazy", "static", "hot")
 RUN = ("run-lazy", "run-static", "run-hot")
 
@@ -33,20 +35,61 @@ def judge(found: Cells, speeds: Mapping[str, Measured | None]) -> Iterator[Figur
     for link, workload in dict.fromkeys(key[:2] for key in found):
         here = {mode: cell for (*at, mode), cell in found.items() if at == [link, workload]}
         name = f"{workload} at {link}"
-        yield from _against_overlayfs(name, here, strict=link == DISTANT and workload in READY_S)
-        yield from _against_peers(name, here, strict=link == DISTANT and workload in READY_S)
-        yield from _against_classic(name, here, CLASSIC.get(workload, 1) if link == SECOND else 1)
-        yield from _at_the_floor(name, here, speeds[link])
-        yield from _bytes(name, here)
-        if link == DISTANT and workload in READY_S and "hot" in here:
-            goal = Goal("<=", READY_S[workload])
-            yield Figure(f"{name}: hot is ready", here["hot"].ready_s, "s", goal)
-        if "run-hot-all" in here and "run-hot" in here:
-            yield _ratio(
-                f"{name}: run-hot takes longer than run-hot-all", here, "run-hot", "run-hot-all", 1
+        for device in _devices(here):
+            ours = _of_device(here, device)
+            yield from _judge(f"{name}, {device}" if device else name, link, workload, ours, speeds)
+        yield from _against_fanotify(name, here)
+
+
+def _devices(here: Mapping[str, Cell]) -> list[str]:
+    """Return the devices that modes name; an empty name if none does."""
+    named = (mode.partition(BY)[2] for mode in here)
+    return list(dict.fromkeys(filter(None, named))) or [""]
+
+
+def _of_device(here: Mapping[str, Cell], device: str) -> dict[str, Cell]:
+    """Return the cells of one device, and those without one, by the plain names of modes."""
+    split = [(*mode.partition(BY), cell) for mode, cell in here.items()]
+    return {plain: cell for plain, _, by, cell in split if by in ("", device)}
+
+
+def _judge(
+    name: str,
+    link: str,
+    workload: str,
+    here: Mapping[str, Cell],
+    speeds: Mapping[str, Measured | None],
+) -> Iterator[Figure]:
+    """Yield the figures of a workload at a link."""
+    yield from _against_overlayfs(name, here, strict=link == DISTANT and workload in READY_S)
+    yield from _against_peers(name, here, strict=link == DISTANT and workload in READY_S)
+    yield from _against_classic(name, here, CLASSIC.get(workload, 1) if link == SECOND else 1)
+    yield from _at_the_floor(name, here, speeds[link])
+    yield from _bytes(name, here)
+    if link == DISTANT and workload in READY_S and "hot" in here:
+        goal = Goal("<=", READY_S[workload])
+        yield Figure(f"{name}: hot is ready", here["hot"].ready_s, "s", goal)
+    if "run-hot-all" in here and "run-hot" in here:
+        yield _ratio(
+            f"{name}: run-hot takes longer than run-hot-all", here, "run-hot", "run-hot-all", 1
+        )
+    if link == SLOW and "hot" in here and "lazy" in here:
+        yield _ratio(f"{name}: lazy takes longer than hot", here, "lazy", "hot", HOT_OVER_LAZY)
+
+
+def _against_fanotify(name: str, here: Mapping[str, Cell]) -> Iterator[Figure]:
+    """Compare every other device with fanotify."""
+    for mode, cell in here.items():
+        plain, _, device = mode.partition(BY)
+        other = here.get(f"{plain}{BY}fanotify")
+        if device not in ("", "fanotify") and other:
+            yield Figure(
+                f"{name}: {plain} by {device}, of fanotify",
+                cell.ready_s / other.ready_s,
+                "x",
+                Goal("<=", OVER_FANOTIFY) if plain.startswith("run-") else None,
+                f"{device} {cell}; fanotify {other}",
             )
-        if link == SLOW and "hot" in here and "lazy" in here:
-            yield _ratio(f"{name}: lazy takes longer than hot", here, "lazy", "hot", HOT_OVER_LAZY)
 
 
 def _best(here: Mapping[str, Cell], modes: tuple[str, ...]) -> str | None:

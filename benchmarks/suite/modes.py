@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,8 @@ from firstread.cli.main import VERBS
 from firstread.testing.containerdconfig import containerd_version
 
 Client = Literal["containerd", "run", "classic"]
+BY = "@"
+"""Between the name of a mode and that of its device, if one is named."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Mode:
         lazy: a start does not need the whole image.
         background: it may fetch the rest of the image while the workload starts.
         present: everything lies on the node before the clock starts.
+        device: of firstread's daemon; empty for what it chooses.
         lacks: returns why the mode cannot run, or None.
     """
 
@@ -63,6 +66,7 @@ class Mode:
     lazy: bool = True
     background: bool = False
     present: bool = False
+    device: str = ""
     lacks: Callable[[], str | None] = lambda: None
 
     def missing(self) -> str | None:
@@ -75,6 +79,21 @@ class Mode:
         if self.daemon and containerd_version()[0] < 2:
             return "it needs containerd 2 first in PATH"
         return self.lacks()
+
+
+def by_devices(mode: Mode, devices: Sequence[str]) -> list[Mode]:
+    """Return a mode of firstread once for each device, others as they are."""
+    if not devices or mode.client == "classic" or mode.snapshotter != "firstread":
+        return [mode]
+    return [
+        replace(
+            mode,
+            name=f"{mode.name}{BY}{device}",
+            setting=f"{mode.setting}; by {device}",
+            device=device,
+        )
+        for device in devices
+    ]
 
 
 def _no_verb(*verbs: str) -> str | None:

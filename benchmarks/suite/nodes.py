@@ -103,7 +103,7 @@ def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Container
             stack.enter_context(_serving(command, scratch / "peer.log", socket))
         pause, snapshotter = f"{site.host}/{PAUSE}", mode.snapshotter or "overlayfs"
         yield stack.enter_context(
-            Containerd(scratch, pause, snapshotter=snapshotter, proxies=proxies)
+            Containerd(scratch, pause, snapshotter=snapshotter, proxies=proxies, device=mode.device)
         )
 
 

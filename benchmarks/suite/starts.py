@@ -111,10 +111,10 @@ def _fetch_all(node: Containerd, case: Case) -> None:
 
 
 def _by_run(case: Case, run: Run, place: Path) -> Run:
-    workload = case.workload
+    workload, mode = case.workload, case.mode
     try:
-        with Host(place) as host:
-            if case.mode.present:
+        with Host(place, *(("--device", mode.device) if mode.device else ())) as host:
+            if mode.present:
                 mounted = host.attach(case.image)
                 host.complete(mounted)
                 host.detach(mounted)
@@ -125,7 +125,7 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
                 workload.ready,
                 workload.command,
                 lambda: after.append(counted(run)),
-                case.mode.options,
+                mode.options,
             )
     finally:
         remove_tree(place)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from benchmarks.death import ABSENT_FILES, FILES_A_KILL, READERS, chapter, measure
+from benchmarks.host import DEVICES
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
-def test_two_kills_and_a_second_without_a_daemon_fail_no_read(tmp_path: Path) -> None:
-    outcome = measure(tmp_path, 2, 1.0)
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_kills_and_a_second_without_a_daemon_fail_no_read(tmp_path: Path, device: str) -> None:
+    outcome = measure(tmp_path, 2, 1.0, device)
     assert len(outcome.reads) == 2 * READERS * FILES_A_KILL
     assert outcome.is_good
     assert chapter(outcome, {}).summary == (

@@ -7,13 +7,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from benchmarks.host import DEVICES
 from benchmarks.upgrade import chapter, measure
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
-def test_two_upgrades_fail_no_read(tmp_path: Path) -> None:
-    outcome = measure(tmp_path, 2, files=200)
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_upgrades_fail_no_read(tmp_path: Path, device: str) -> None:
+    outcome = measure(tmp_path, 2, files=200, device=device)
     assert len(outcome.reads) == 200
     assert len(outcome.upgrades) == 2
     assert (outcome.failed, outcome.wrong) == (0, 0)

@@ -76,6 +76,24 @@ def test_a_pod_of_a_converted_image(registry: DockerRegistry, node: Containerd) 
     assert f"{image} is lazy" in node.log()
 
 
+@pytest.mark.parametrize("device", ["fuse"])
+def test_a_pod_by_another_device(registry: DockerRegistry, scratch: Path, device: str) -> None:
+    image = f"{registry.host}/app:latest"
+    with Containerd(scratch, f"{registry.host}/pause:1", device=device) as node:
+        registry.forget()
+        node.pull(image)
+        assert blob_bytes(registry, "app") < MiB / 4
+        container, _ = node.start_container(node.start_pod(), image, "sleep", "600")
+        assert node.exec(container, *read(3)) == f"{digest_of(3)}  /data/3\n"
+        assert 4 * MiB < blob_bytes(registry, "app") < 10 * MiB
+        (mount,) = node.daemon.status()["mounts"]
+        assert mount["device"] == device
+        assert mount["present"] < mount["sectors"]
+        os.kill(node.daemon.fetcher, signal.SIGKILL)
+        assert node.exec(container, *read(4)) == f"{digest_of(4)}  /data/4\n"
+        assert f"{image} is lazy" in node.log()
+
+
 def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) -> None:
     image = f"{registry.host}/ordinary:latest"
     registry.forget()

@@ -17,6 +17,8 @@ from firstread.daemon.anchor import anchors
 from firstread.daemon.handover import FIXED
 from firstread.daemon.kept import of_anchors
 from firstread.device.erofsmount import unmount
+from firstread.device.fusedevice import FuseDevice
+from firstread.device.readahead import START_KIB, STEADY_KIB
 from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
 from firstread.testing.daemon import Daemon, drop_caches, tree_of
@@ -25,7 +27,12 @@ from firstread.testing.lazymount import output, summary
 from firstread.testing.manager import ServiceManager
 from firstread.testing.observe import differences
 from firstread.testing.pacedreader import PacedReader
-from firstread.testing.plainimage import PlainImage, put_one_file, put_plain_image
+from firstread.testing.plainimage import (
+    PlainImage,
+    put_hot_image,
+    put_one_file,
+    put_plain_image,
+)
 from firstread.testing.scripted import ScriptedRegistry
 from firstread.units import KiB
 
@@ -89,30 +96,18 @@ def test_a_mount_of_a_sector_store_without_events_works(tmp_path: Path) -> None:
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 
-def test_the_fetcher_dies_ten_times_and_no_read_fails(
-    node: Daemon, many: tuple[str, PlainImage]
+def test_a_start_that_the_image_knows_reads_nothing_ahead(
+    node: Daemon, tmp_path: Path, many: tuple[str, PlainImage]
 ) -> None:
-    place = node.mount(many[0])
-    with PacedReader(place, COUNT, stretches=10) as reader:
-        for _ in range(10):
-            pid = node.fetcher
-            reader.go_on()
-            os.kill(pid, signal.SIGKILL)
-            node.wait(lambda pid=pid: node.fetcher != pid)  # type: ignore[misc]
-        assert reader.digests() == digests(many[1])
-    assert node.status()["fetcher"]["restarts"] == 10
-
-
-def test_the_supervisor_dies_and_no_read_fails(node: Daemon, many: tuple[str, PlainImage]) -> None:
-    place = node.mount(many[0])
-    with PacedReader(place, COUNT, stretches=3, pause_s=0.01) as reader:
-        for _ in range(3):
-            fetcher = node.fetcher
-            reader.go_on()
-            os.kill(node.supervisor, signal.SIGKILL)
-            node.wait_supervisor(fetcher)
-            assert node.fetcher != fetcher
-        assert reader.digests() == digests(many[1])
+    """Read-ahead would leave the hot sectors, because windows are not those of the trace."""
+    reference = f"oci:{tmp_path}/hot:latest"
+    put_hot_image(reference)
+    hot = node.mount(reference, "hot", "--prefetch", "none")  # else it may be whole at once
+    assert node.mounted(hot)["read_ahead_kib"] == FuseDevice.capabilities.known_start_kib == 4
+    unknown = node.mount(many[0], "unknown", "--prefetch", "none")
+    assert node.mounted(unknown)["read_ahead_kib"] == START_KIB
+    assert node.run("fetch", "--all", hot).code == 0
+    node.wait(lambda: node.mounted(hot)["read_ahead_kib"] == STEADY_KIB)
 
 
 def test_upgrades_fail_no_read(node: Daemon, many: tuple[str, PlainImage]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from firstread.device.readahead import START_KIB
 from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
 
@@ -68,6 +69,9 @@ class Capabilities:
             its length is `WHOLE_SECTOR`.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
             allows it.
+        known_start_kib: read-ahead while an image starts that says what a start reads. A trace is
+            recorded with EROFS; a device for which the kernel cuts windows in another way would
+            read beyond it, into cold sectors.
         merges_reads: readers of the same bytes wait for one read, which outlives each of them.
         outlives_servers: a mount that nobody serves or holds any more serves what is present, and
             can be served again; else it is dead.
@@ -82,6 +86,7 @@ class Capabilities:
     merges_reads: bool
     outlives_servers: bool
     file_system: str
+    known_start_kib: int = START_KIB
 
 
 def no_ranges() -> NodeError:

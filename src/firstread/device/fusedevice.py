@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from weakref import WeakValueDictionary
 
 from firstread.device import syscalls
 from firstread.device.base import MOST_READS, Capabilities, Pair, Read
@@ -81,6 +82,7 @@ class FuseDevice:
         merges_reads=True,
         outlives_servers=False,
         file_system="fuse",
+        known_start_kib=4,
     )
 
     def __init__(
@@ -98,6 +100,7 @@ class FuseDevice:
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number
         self._given = dict(given)  # and not adopted
+        self._mapped: WeakValueDictionary[Path, mmap.mmap] = WeakValueDictionary()
         self._watches: dict[Connection, Watches] = {}  # replaced, never changed
         self._pairs: dict[Connection, tuple[int, Pair]] = {}
         self._lock = threading.Lock()  # of these
@@ -176,8 +179,7 @@ class FuseDevice:
             self._pairs[connection] = number, pair
 
     def _connect(self, metadata: Path, ids: Sequence[bytes], pair: Pair) -> Connection:
-        with metadata.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        memory = self._map(metadata)
         fd, watches_fd = pair
         watches = Watches(watches_fd, ids)
 
@@ -211,6 +213,15 @@ class FuseDevice:
     ) -> contextlib.AbstractContextManager[int]:
         """Give the descriptor of a detached mount of FUSE, see `_file_system`."""
         return _file_system(fd, metadata, connection, mode)
+
+    def _map(self, metadata: Path) -> mmap.mmap:
+        """Return metadata as memory, which all mounts of the image share."""
+        memory = self._mapped.get(metadata)
+        if memory is None:
+            with metadata.open("rb") as file:
+                memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            self._mapped[metadata] = memory
+        return memory
 
     def _forget(self, connection: Connection) -> None:
         """Forget a connection that has ended, or never began."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,13 +26,12 @@ from firstread.erofs.format import BLOCK, FILE_TYPES, align
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2  # node id of nid 0; 0 is none, and 1 is the root
-_KEPT_ENTRIES = 65_536  # of directories that were looked at last, in memory
-_KEPT_INODES = 4096
+_KEPT_BLOCKS = 64  # of directories that were looked at last, in memory; about 1 MB
+_PLACES = 4096  # for entries of one block, in what READDIR names a place by
+_KEPT_INODES = 1024
 _KINDS = {file_type: kind for kind, file_type in enumerate(FILE_TYPES) if file_type}
 _TRUSTED = b"trusted."
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-
-Answer = Callable[[Request, memoryview], bytes]
 
 
 class Tree(Protocol):
@@ -59,20 +59,6 @@ class Tree(Protocol):
         """
 
 
-class _Directory:
-    """The entries of one directory."""
-
-    def __init__(self, entries: list[Dirent]) -> None:
-        self.entries = entries
-        self._nids: dict[bytes, int] = {}
-
-    def find(self, name: bytes) -> int | None:
-        """Return the nid of a name; None if there is none."""
-        if not self._nids:
-            self._nids = {name: nid for name, nid, _ in self.entries}
-        return self._nids.get(name)
-
-
 class FuseTree:
     """The tree of one image: see `Tree`.
 
@@ -84,27 +70,15 @@ class FuseTree:
 
     def __init__(self, image: ErofsImage) -> None:
         self.image = image
-        self._directories: dict[int, _Directory] = {}  # by node, the one used last at the end
-        self._entries = 0  # of them
+        self._blocks: dict[tuple[int, int], list[Dirent]] = {}  # the one used last at the end
         self._inodes: dict[int, Inode] = {}
-        self._answers: dict[int, Answer] = {
-            fuse.LOOKUP: self._lookup,
-            fuse.GETATTR: self._getattr,
-            fuse.READLINK: self._readlink,
-            fuse.READDIR: self._readdir,
-            fuse.READDIRPLUS: self._readdirplus,
-            fuse.GETXATTR: self._getxattr,
-            fuse.LISTXATTR: self._listxattr,
-            fuse.STATFS: self._statfs,
-            fuse.LSEEK: self._lseek,
-        }
 
     def answer(self, request: Request, body: memoryview) -> bytes:
         """See `Tree`."""
-        answer = self._answers.get(request.opcode)
+        answer = _ANSWERS.get(request.opcode)
         if answer is None:
             raise OSError(errno.ENOSYS, "not offered")
-        return answer(request, body)
+        return answer(self, request, body)
 
     def extents(self, node: int, offset: int, length: int) -> list[Extent]:
         """See `Tree`."""
@@ -129,26 +103,32 @@ class FuseTree:
     def _node(self, nid: int) -> int:
         return fuse.ROOT_NODE if nid == self.image.root_nid else nid + _FIRST_NODE
 
-    def _directory(self, node: int) -> _Directory:
-        found = self._directories.pop(node, None)
+    def _directory(self, node: int) -> Inode:
+        inode = self.inode(node)
+        if not inode.is_dir:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        return inode
+
+    def _block(self, node: int, inode: Inode, number: int) -> list[Dirent]:
+        """Return the entries of a block of a directory; none behind the last one."""
+        key = node, number
+        found = self._blocks.pop(key, None)
         if found is None:
-            inode = self.inode(node)
-            if not inode.is_dir:
-                raise OSError(errno.ENOTDIR, "not a directory")
-            found = _Directory(self.image.readdir(inode))
-            self._entries += len(found.entries)
-        self._directories[node] = found
-        while self._entries > _KEPT_ENTRIES and len(self._directories) > 1:
-            oldest = self._directories.pop(next(iter(self._directories)))
-            self._entries -= len(oldest.entries)
+            found = self.image.readdir_block(inode, number)
+        self._blocks[key] = found
+        if len(self._blocks) > _KEPT_BLOCKS:
+            del self._blocks[next(iter(self._blocks))]
         return found
 
     # -- operations ----------------------------------------------------------------------------
 
     def _lookup(self, request: Request, body: memoryview) -> bytes:
-        nid = self._directory(request.node).find(bytes(body).rstrip(b"\0"))
-        if nid is None:
+        name, inode = bytes(body).rstrip(b"\0"), self._directory(request.node)
+        entries = self._block(request.node, inode, self.image.find_block(inode, name))
+        place = bisect_left(entries, (name,))
+        if place == len(entries) or entries[place][0] != name:
             return fuse.MISSING
+        nid = entries[place][1]
         return fuse.entry(self._node(nid), _attributes(self.image.inode(nid)))
 
     def _getattr(self, request: Request, _: memoryview) -> bytes:
@@ -170,15 +150,19 @@ class FuseTree:
         return self._list(request.node, body, plus)
 
     def _list(self, node: int, body: memoryview, before: Callable[[Dirent], bytes]) -> bytes:
-        first, room = fuse.parse_read(body)
-        entries, parts = self._directory(node).entries, []
-        for place in range(first, len(entries)):
-            name, nid, file_type = entry = entries[place]
-            record = before(entry) + fuse.dirent(nid, place + 1, _KINDS[file_type], name)
-            room -= len(record)
-            if room < 0:
-                break
-            parts.append(record)
+        (first, room), inode, parts = fuse.parse_read(body), self._directory(node), list[bytes]()
+        number, place = divmod(first, _PLACES)
+        while entries := self._block(node, inode, number):
+            for name, nid, file_type in entries[place:]:
+                place += 1
+                after = number * _PLACES + place
+                record = before((name, nid, file_type))
+                record += fuse.dirent(nid, after, _KINDS[file_type], name)
+                room -= len(record)
+                if room < 0:
+                    return b"".join(parts)
+                parts.append(record)
+            number, place = number + 1, 0
         return b"".join(parts)
 
     def _getxattr(self, request: Request, body: memoryview) -> bytes:
@@ -208,6 +192,19 @@ class FuseTree:
         if found is None:
             raise OSError(errno.ENXIO, "nothing behind the end")
         return fuse.lseek(found)
+
+
+_ANSWERS: dict[int, Callable[[FuseTree, Request, memoryview], bytes]] = {
+    fuse.LOOKUP: FuseTree._lookup,
+    fuse.GETATTR: FuseTree._getattr,
+    fuse.READLINK: FuseTree._readlink,
+    fuse.READDIR: FuseTree._readdir,
+    fuse.READDIRPLUS: FuseTree._readdirplus,
+    fuse.GETXATTR: FuseTree._getxattr,
+    fuse.LISTXATTR: FuseTree._listxattr,
+    fuse.STATFS: FuseTree._statfs,
+    fuse.LSEEK: FuseTree._lseek,
+}
 
 
 def _fitting(value: bytes, size: int) -> bytes:

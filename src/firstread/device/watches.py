@@ -68,7 +68,10 @@ class Watches:
     """
 
     def __init__(self, fd: int, ids: Sequence[bytes]) -> None:
-        memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids)))
+        # A kill while read(2) of /dev/fuse faults in a page of the journal would fail the request
+        # with EIO (fs/fuse/dev.c, fuse_copy_fill).
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids), flags))
         self.journal = FuseJournal(memory[_JOURNAL:_SLOTS])
         self._watched = memory[_SLOTS:]
         self._slots: dict[bytes, list[int]] = {}

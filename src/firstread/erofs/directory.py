@@ -74,6 +74,19 @@ def encode_block(names: Sequence[bytes], nids: Sequence[int], types: Sequence[in
     return b"".join([*parts, *names])
 
 
+def first_name(data: bytes) -> bytes:
+    """Return the first name of a directory block, of which nothing else is checked.
+
+    Raises:
+        ImageError: it has none.
+    """
+    offsets = [offset for _, offset, _, _ in DIRENT.iter_unpack(data[: 2 * DIRENT_SIZE])][:2]
+    if not offsets or offsets[0] < DIRENT_SIZE:
+        raise ImageError("a directory block has no valid table")
+    end = offsets[1] if offsets[0] > DIRENT_SIZE else len(data)
+    return data[offsets[0] : end].rstrip(b"\0")
+
+
 def decode_block(data: bytes) -> list[Dirent]:
     """Return the entries of one directory block.
 

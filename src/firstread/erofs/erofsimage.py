@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of, count_chunks, decode_chunks
-from firstread.erofs.directory import Dirent, decode_block
+from firstread.erofs.directory import Dirent, decode_block, first_name
 from firstread.erofs.format import (
     BLOCK,
     BLOCK_BITS,
@@ -232,14 +232,41 @@ class ErofsImage:
         if end > self.size:
             raise ImageError(f"inode {inode.nid} reaches out of the metadata")
 
+    def _block(self, inode: Inode, number: int) -> bytes:
+        """Return a block of the content of a flat inode."""
+        done = number << BLOCK_BITS
+        left, start = min(BLOCK, inode.size - done), (inode.i_u << BLOCK_BITS) + done
+        if left < BLOCK and inode.layout == FLAT_INLINE:
+            start = inode.tail_offset
+        return bytes(self._data[start : start + left])
+
     def _blocks(self, inode: Inode) -> Iterator[bytes]:
         """Yield the content of a flat inode, block by block."""
-        data, start = self._data, inode.i_u << BLOCK_BITS
-        for done in range(0, inode.size, BLOCK):
-            left = min(BLOCK, inode.size - done)
-            if left < BLOCK and inode.layout == FLAT_INLINE:
-                start = inode.tail_offset - done
-            yield bytes(data[start + done : start + done + left])
+        return (self._block(inode, number) for number in range(_count_blocks(inode)))
+
+    def find_block(self, inode: Inode, name: bytes) -> int:
+        """Return the number of the one block of a directory that can have a name.
+
+        Raises:
+            ImageError: a block is malformed.
+        """
+        low, high = 0, _count_blocks(inode)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if first_name(self._block(inode, middle)) <= name:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def readdir_block(self, inode: Inode, number: int) -> list[Dirent]:
+        """Return the entries of one block of a directory; none behind the last one.
+
+        Raises:
+            ImageError: the block is malformed.
+        """
+        in_it = number < _count_blocks(inode)
+        return decode_block(self._block(inode, number)) if in_it else []
 
     def readdir(self, inode: Inode) -> list[Dirent]:
         """Return the entries of a directory in order, including ``.`` and ``..``.
@@ -310,3 +337,7 @@ class ErofsImage:
                 raise ImageError("shared extended attributes overlap")
             item = self._shared_xattrs[number] = name, value
         return item
+
+
+def _count_blocks(inode: Inode) -> int:
+    return -(-inode.size // BLOCK)

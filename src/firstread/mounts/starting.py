@@ -92,10 +92,11 @@ class Starts:
 
     def begin(self, record: Mount, served: Served) -> None:
         """Give a mount that stands the read-ahead that it should have; see `Mount.starting`."""
-        if not self._set(record, START_KIB if record.starting else STEADY_KIB):
+        knows = bool(served.member.hot)
+        start_kib = self._device.capabilities.known_start_kib if knows else START_KIB
+        if not self._set(record, start_kib if record.starting else STEADY_KIB):
             return
         if record.starting:
-            knows = bool(served.member.hot)
             start = Start(self._clock(), self._reads(served), _hot(served), knows_start=knows)
             with self._lock:
                 self._starts.append(_Starting(record, served, start))

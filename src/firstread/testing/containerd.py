@@ -51,6 +51,7 @@ class Containerd:
         command: to start the snapshotter with, such as setpriv and its options.
         handler: a runtime that uses our snapshotter; takes containerd 2.
         proxies: sockets of other snapshotters, by name.
+        device: of the daemon; empty for what it chooses.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class Containerd:
         command: tuple[str, ...] = (),
         handler: str = "",
         proxies: Mapping[str, Path] | None = None,
+        device: str = "",
     ) -> None:
         self.scratch = scratch
-        self.daemon = Daemon(scratch / "node", manager=manager)
+        chosen = ("--device", device) if device else ()
+        self.daemon = Daemon(scratch / "node", *chosen, manager=manager)
         self.socket = scratch / "c.sock"
         self.logs = scratch / "pods"
         self._address = scratch / "s.sock"

@@ -19,7 +19,7 @@ from benchmarks.suite import __main__ as suite
 from benchmarks.suite import chart
 from benchmarks.suite.judge import judge
 from benchmarks.suite.links import LINKS, Speed, parse_link
-from benchmarks.suite.modes import Mode
+from benchmarks.suite.modes import Mode, by_devices
 from benchmarks.suite.nodes import said
 from benchmarks.suite.publish import fill, hot_bytes, write_lists
 from benchmarks.suite.runs import Run, cells, table, write_csv
@@ -76,6 +76,7 @@ def test_other_links_are_refused(name: str) -> None:
         (["--images", "redis,nothing"], "there is no image 'nothing'"),
         (["--modes", "lazy,fast"], "there is no mode 'fast'"),
         (["--links", "slow"], "'slow' is not a link"),
+        (["--devices", "fuse,fast"], "there is no device 'fast'"),
     ],
 )
 def test_unknown_names_end_the_command(
@@ -241,6 +242,26 @@ def test_on_the_slow_link_hot_is_three_times_faster_than_lazy() -> None:
     runs = [*run("lazy", 29.0, link=link), *run("hot", 10.0, link=link)]
     figures = list(judge(cells(runs), {link: MBIT_100}))
     assert figure(figures, "lazy takes longer than hot").met is False
+
+
+def test_a_mode_of_ours_is_tried_by_each_device() -> None:
+    modes = [suite.MODES[name] for name in ("classic", "overlayfs", "run-lazy", "stargz")]
+    named = [each.name for mode in modes for each in by_devices(mode, ["fanotify", "fuse"])]
+    assert named == ["classic", "overlayfs", "run-lazy@fanotify", "run-lazy@fuse", "stargz"]
+    assert by_devices(LAZY, ["fuse"])[0].device == "fuse"
+    assert by_devices(LAZY, []) == [LAZY]
+
+
+def test_each_device_is_judged_beside_fanotify() -> None:
+    times = {"classic": 4.0, "run-lazy@fanotify": 2.0, "run-lazy@fuse": 2.5, "stargz-best": 3.0}
+    times |= {"lazy@fanotify": 2.0, "lazy@fuse": 1.0}
+    runs = [one for mode, seconds in times.items() for one in run(mode, seconds)]
+    figures = list(judge(cells(runs), {"none": None}))
+    assert figure(figures, "run-lazy by fuse, of fanotify").met is False  # 1.25
+    assert figure(figures, ": lazy by fuse, of fanotify").value == 0.5
+    assert figure(figures, "fuse: classic takes longer than run-lazy").value == 1.6
+    assert figure(figures, "fanotify: classic takes longer than run-lazy").value == 2.0
+    assert figure(figures, "fuse: best peer, stargz-best takes longer than lazy").value == 3.0
 
 
 def test_the_log_of_a_pod_says_when_a_line_came(tmp_path: Path) -> None:

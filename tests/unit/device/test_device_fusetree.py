@@ -184,8 +184,30 @@ def test_memory_for_directories_is_bounded() -> None:
     nodes = [lookup(tree, b"%d" % number)[0] for number in range(40)]
     for node in [*nodes, *nodes]:
         assert lookup(tree, NAMES[-1], node)[0]
-    assert sum(len(d.entries) for d in tree._directories.values()) <= 65_536
-    assert tree._entries == sum(len(d.entries) for d in tree._directories.values())
+    assert len(listing(tree, nodes[0], 4096, plus=True)) == len(NAMES) + 2
+    assert sum(map(len, tree._blocks.values())) < 20_000
+
+
+def test_each_name_of_a_large_directory_is_found_and_no_other(tree: FuseTree) -> None:
+    node = lookup(tree, b"dir")[0]
+    listed = {name: ino + 2 for name, ino, _ in listing(tree, node, 1 << 20, plus=False)}
+    assert {name: lookup(tree, name, node)[0] for name in NAMES} == {n: listed[n] for n in NAMES}
+    for name in (b"!", b"name-", b"name-00000x", b"name-01500x", b"name-02999x", b"\xff"):
+        assert lookup(tree, name, node)[0] == 0
+    assert tree.image.readdir_block(tree.inode(node), 1000) == []
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 12, b"\xff" * 12])
+def test_a_damaged_directory_is_an_error(tree: FuseTree, damage: bytes) -> None:
+    node = lookup(tree, b"dir")[0]
+    data = bytearray(tree.image._data)
+    start = tree.inode(node).i_u << 12
+    for block in range(len(NAMES) * 22 >> 12):
+        data[start + (block << 12) : start + (block << 12) + len(damage)] = damage
+    damaged = FuseTree(ErofsImage(bytes(data)))
+    for name in (NAMES[0], NAMES[1500]):
+        with pytest.raises(ImageError):
+            lookup(damaged, name, node)
 
 
 def test_everything_that_an_image_can_have_is_answered() -> None:

@@ -7,34 +7,31 @@ A test class derives from `DeviceSuite` and gives the fixture ``scratch``, an em
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from firstread.device.base import Read
 from firstread.device.superblock import FileSystem
-from firstread.erofs.tree import Node, directory, walk
+from firstread.erofs.tree import Node, directory
 from firstread.errors import NodeError
 from firstread.testing.devicebench import DeviceBench, drop_caches, output, summary
 from firstread.testing.pagereader import Pages
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.trees import SectorData, feature_tree
+from firstread.testing.suites.deviceimages import DeviceImageSuite, Make
 from firstread.units import KiB, MiB
 
 EIO = "errno 5"
 LOST = (EIO, "errno 103", "errno 107")  # ECONNABORTED, ENOTCONN: of a dead connection
 EINVAL, EXDEV = "errno 22", "errno 18"
 REFUSED = {"errno 1", "errno 38"}  # io_uring is switched off here
-
-Make = Callable[..., DeviceBench]
 
 LOOP = """
 import os, sys
@@ -51,27 +48,10 @@ while not os.path.exists(stop):
 print("right")
 """
 
-CONTENT = """
-import hashlib, os, sys
-top, most = os.fsencode(sys.argv[1]), int(sys.argv[2])
-for path, _, names in os.walk(top):
-    for name in names:
-        full = os.path.join(path, name)
-        if not os.path.islink(full) and os.path.isfile(full) and 0 < os.path.getsize(full) <= most:
-            with open(full, "rb") as file:
-                print(os.path.relpath(full, top).hex(), hashlib.sha256(file.read()).hexdigest())
-"""
-MOST_BYTES = 2 * MiB  # of files that are read: those beyond are holes
-
 
 def part(bench: DeviceBench, slot: int, offset: int = 0, count: int = 4096) -> str:
     """Return what a reader prints that has read this."""
     return summary(bench.data[slot][offset : offset + count])
-
-
-def _digest(data: SectorData, node: Node) -> str:
-    chunks = (data.read(node, number) for number in range(len(node.chunks)))
-    return hashlib.sha256(b"".join(chunks)[: node.size]).hexdigest()
 
 
 def one_read(bench: DeviceBench) -> Read:
@@ -80,7 +60,7 @@ def one_read(bench: DeviceBench) -> Read:
     return read
 
 
-class DeviceSuite(ABC):
+class DeviceSuite(DeviceImageSuite, ABC):
     """The suite."""
 
     @abstractmethod
@@ -120,32 +100,6 @@ class DeviceSuite(ABC):
     def test_an_image_without_sectors_is_mounted(self, make: Make) -> None:
         bench = make(sectors=0, root=directory())
         assert os.listdir(bench.mountpoint) == []
-
-    def test_no_metadata_asks(self, make: Make) -> None:
-        """Names, attributes, links and times: of everything that an image can have."""
-        root, data = feature_tree()
-        bench = make(root=root, data=[bytes(sector) for sector in data.sectors])
-        look = "import os, sys\nfor top, _, names in os.walk(os.fsencode(sys.argv[1])):\n"
-        look += "    for name in names:\n        path = os.path.join(top, name)\n"
-        look += "        os.lstat(path), os.listxattr(path, follow_symlinks=False)\n"
-        command = [sys.executable, "-c", look, str(bench.mountpoint)]
-        walker = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert bench.serve(walker, bench.fill)[1] == []
-        assert walker.returncode == 0
-
-    def test_everything_that_an_image_can_have_is_read_as_it_is(self, make: Make) -> None:
-        root, data = feature_tree()
-        bench = make(root=root, data=[bytes(sector) for sector in data.sectors])
-        command = [sys.executable, "-c", CONTENT, str(bench.mountpoint), str(MOST_BYTES)]
-        reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        read, asked = bench.serve(reader, bench.complete)
-        expected = {
-            f"{path.hex()} {_digest(data, node)}"
-            for path, node in walk(root)
-            if node.is_file and 0 < node.size <= MOST_BYTES
-        }
-        assert set(read.splitlines()) == expected
-        assert asked
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -392,6 +346,17 @@ class DeviceSuite(ABC):
         read, asked = bench.serve(holder, bench.complete)
         assert read == str(MiB)
         assert asked
+
+    def test_a_read_that_waits_outlives_a_lazy_detach(self, make: Make) -> None:
+        bench = make()
+        reader = bench.read(1, how="random")
+        read = one_read(bench)
+        with pytest.raises(NodeError, match=f"pid {reader.pid}"):
+            bench.device.detach(bench.mountpoint)
+        bench.device.detach(bench.mountpoint, lazy=True)
+        bench.fill(read)
+        assert output(reader) == part(bench, 1)
+        assert os.listdir(bench.mountpoint) == []
 
     def test_detaching_an_unmounted_image_fails(self, make: Make) -> None:
         bench = make()

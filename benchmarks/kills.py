@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks.kills``: the fetcher is killed every two seconds, by each device.
+
+The load is that of `benchmarks.eviction`: two loops read an image, and the store has room for a
+quarter of it, so reads go on asking. Ends with an error if a read failed or got a wrong byte, if
+there were too few kills, or if the reads asked too seldom for the result to mean anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import eviction, reliability
+from benchmarks.measure import percentile
+from firstread.testing.daemon import Daemon
+
+SECONDS = 300.0
+EVERY_S = 2.0
+DEVICES = "fanotify,fuse"
+LEAST_REQUESTS = 10  # for data, between two kills
+COMMAND = "python -m benchmarks.kills --docs"
+
+
+@dataclass
+class Killer:
+    """Kills the fetcher of a daemon from time to time.
+
+    Args:
+        every_s: seconds between two kills.
+        kills: so far.
+    """
+
+    every_s: float
+    kills: int = 0
+    _due: float = 0.0
+
+    def __call__(self, daemon: Daemon) -> None:
+        """Kill it if it is time."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        with contextlib.suppress(OSError):  # there may be none for a moment
+            for pid in daemon.children():
+                os.kill(pid, signal.SIGKILL)
+                self.kills, self._due = self.kills + 1, now + self.every_s
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one device has done.
+
+    Args:
+        device: it.
+        kills: of the fetcher.
+        load: what the readers saw.
+    """
+
+    device: str
+    kills: int
+    load: eviction.Outcome
+
+    def is_good(self, kills: int) -> bool:
+        """Return whether no read failed, and whether at least so many kills show that."""
+        asked = self.load.requests >= LEAST_REQUESTS * self.kills
+        return not (self.load.failed or self.load.wrong) and self.kills >= kills and asked
+
+
+def measure(scratch: Path, device: str, seconds: float, every_s: float = EVERY_S) -> Outcome:
+    """Read for some seconds, and kill the fetcher again and again meanwhile."""
+    scratch.mkdir()
+    killer = Killer(every_s)
+    load = eviction.measure(scratch, seconds, meanwhile=killer, device=device)
+    return Outcome(device, killer.kills, load)
+
+
+def chapter(
+    outcomes: list[Outcome], setting: dict[str, str], seconds: float
+) -> reliability.Chapter:
+    """Return the chapter about it."""
+    head = ("device", "kills", "reads", "requests", "failed", "wrong", "p50", "p99", "longest")
+    cells: list[tuple[str, ...]] = [head]
+    for outcome in outcomes:
+        load = outcome.load
+        times = (percentile(load.reads, share) for share in (0.5, 0.99, 1.0))
+        counts = (outcome.kills, len(load.reads), load.requests, load.failed, load.wrong)
+        cells.append(
+            (outcome.device, *map(str, counts), *(f"{1000 * seconds:.0f} ms" for seconds in times))
+        )
+    load_of = f"{eviction.FILES} files of {eviction.FILE_BYTES // 1024} KiB, room for a quarter"
+    setting |= {"load": f"{seconds:g} s for each device; {load_of}; read(2) and mmap"}
+    setting |= {"requests": "of the registry, for data; each may bring several sectors"}
+    kills, reads, failed, wrong = (
+        sum(numbers)
+        for numbers in zip(
+            *((o.kills, len(o.load.reads), o.load.failed, o.load.wrong) for o in outcomes),
+            strict=True,
+        )
+    )
+    summary = f"{kills} kills under {reads} reads: {failed} failed, {wrong} wrong"
+    return reliability.Chapter("kills", COMMAND, setting, cells, summary)
+
+
+def main() -> int:
+    def work(
+        scratch: Path, setting: dict[str, str], seconds: float, devices: str
+    ) -> reliability.Judged:
+        outcomes = [measure(scratch / name, name, seconds) for name in devices.split(",")]
+        least = int(seconds / EVERY_S / 2)  # a fetcher needs a moment to start
+        is_good = all(outcome.is_good(least) for outcome in outcomes)
+        return chapter(outcomes, setting, seconds), is_good
+
+    return reliability.run("kills", __doc__, work, seconds=SECONDS, devices=DEVICES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

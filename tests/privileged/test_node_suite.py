@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node with each device, and the one suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from firstread.testing.daemon import Daemon
+from firstread.testing.suites.node import NodeSuite
+
+pytestmark = [pytest.mark.privileged, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+class TestFanotifyNode(NodeSuite):
+    """fanotify over sector files."""
+
+    outlives_processes = True
+
+    def node(self, scratch: Path, *options: str) -> Daemon:
+        return Daemon(scratch, "--device", "fanotify", *options)
+
+
+class TestFuseNode(NodeSuite):
+    """The file system itself, over FUSE."""
+
+    outlives_processes = False
+
+    def node(self, scratch: Path, *options: str) -> Daemon:
+        return Daemon(scratch, "--device", "fuse", *options)
