@@ -117,6 +117,7 @@ def choose(root: Path, config: Config) -> int:
             if wanted != "auto":
                 exc.message = f"the device {wanted} does not work here: {exc.message}"
                 raise
+            log.warning("the device %s does not work here: %s", kind.name, exc)
             passed.append(PassedOver(kind.name, exc.message, exc.hint))
             _require_none_waits(kind, root, exc)
     reasons = "; ".join(f"{each.device}: {each.reason}" for each in passed)
@@ -138,8 +139,6 @@ def _require_none_waits(kind: Kind, root: Path, reason: NodeError) -> None:
 
 def _written(kind: Kind, passed: list[PassedOver]) -> int:
     """Return the descriptor of a file that says what was chosen."""
-    for each in passed:
-        log.warning("the device is %s, not %s: %s", kind.name, each.device, each.reason)
     fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, msgspec.json.encode(DeviceStatus(kind.name, passed)))
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)  # whoever answers an event must not change it

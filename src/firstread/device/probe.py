@@ -2,8 +2,8 @@
 """Whether the device works on this host, found by doing it on a tiny image.
 
 Owns the trial that a daemon has to pass before its first mount, and ``firstread doctor`` repeats.
-Invariant: no step waits longer than `TIMEOUT_S`, none reads through
-the mount from this process, and all that is made lies in the scratch directory.
+Invariant: no step waits longer than `TIMEOUT_S`, none reads through the mount from this process,
+and all that is made lies in the scratch directory.
 """
 
 from __future__ import annotations
