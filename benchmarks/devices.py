@@ -26,8 +26,13 @@ from benchmarks.trees import read_tree
 from firstread.testing.registry import DockerRegistry
 
 NAME = "devices"
-DEVICES = ("fanotify", "fuse")
-GOALS = {("walk", "warm"): 0.9, ("read", "warm"): 0.75}
+DEVICES = ("fanotify", "flat", "loop", "fuse")
+GOALS = {
+    ("fuse", "walk", "warm"): 0.9,
+    ("fuse", "read", "warm"): 0.75,
+    ("flat", "read", "cold"): 1.2,
+    ("loop", "read", "cold"): 1.2,
+}
 
 
 def walk_tree(tree: Path) -> float:
@@ -71,7 +76,7 @@ def compare(
                 rounds = [_round(trees, way, state) for _ in range(runs)]
                 times = {tree: median([times[tree] for times in rounds]) for tree in trees}
                 for device, host in hosts.items():
-                    goal = GOALS.get((what, state)) if device == "fuse" else None
+                    goal = GOALS.get((device, what, state))
                     cpu = (host.cpu_s() - used[device]) / runs
                     section.add(
                         f"{name}: {what}, {state}, {device}",

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from firstread.device.loopdevice import CONTROL
 from firstread.mountinfo import filesystem_of
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
 from firstread.testing.devicebench import DeviceBench
+from firstread.testing.flatmount import FlatMount
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.lazymount import LazyMount
 from firstread.testing.suites.device import DeviceSuite
@@ -47,3 +49,26 @@ class TestFuse(DeviceSuite):
 
     def bench(self, scratch: Path, **image: Any) -> DeviceBench:
         return FuseMount(scratch, **image)
+
+
+class TestFlat(DeviceSuite):
+    """EROFS on one file over FUSE."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        return FlatMount(scratch, "flat", **image)
+
+
+class TestLoop(DeviceSuite):
+    """EROFS on a loop device of one file over FUSE."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        if not os.path.exists(CONTROL):
+            pytest.skip("there are no loop devices")
+        return FlatMount(scratch, "loop", **image)
+
+
+class TestMixed(DeviceSuite):
+    """EROFS on a file over FUSE for each sector, as none is present when it is mounted."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        return FlatMount(scratch, "mixed", **image)

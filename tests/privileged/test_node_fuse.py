@@ -85,7 +85,7 @@ def test_a_mount_of_a_sector_store_without_events_works(tmp_path: Path) -> None:
         Daemon(tmp_path, root=Path(root)) as daemon,
     ):
         place = daemon.mount(reference)
-        assert daemon.mounted(place)["device"] == "fuse"
+        assert daemon.mounted(place)["device"] == "flat"
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 

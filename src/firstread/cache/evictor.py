@@ -118,6 +118,8 @@ class Evictor:
         members = self._presence.members
         if not members.having(sector_id) or members.is_pinned(sector_id):
             return True
+        if self._presence.device.borrows(sector_id):
+            return True
         if self._spared and members.is_hot(sector_id):
             return True
         return self._spared == MOST_SPARED and members.is_complete(sector_id)

@@ -109,6 +109,10 @@ class Mounting:
                 if presence.is_whole(sector_id):
                     presence.clock.doubt(sector_id)
                     presence.publish(sector_id)
+        for start in range(0, len(ids), BATCH):
+            with presence.changed:  # nothing that is offered is chosen to be emptied afterwards
+                batch = ids[start : start + BATCH]
+                presence.device.offer([i for i in batch if self._needs_no_mark(i)])
         yield
         member.mounted = True
         for start in range(0, len(ids), BATCH):

@@ -32,7 +32,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "fanotify", "fuse"]),
+    type=click.Choice(["auto", "fanotify", "flat", "loop", "mixed", "fuse"]),
     help="How the kernel asks for bytes; auto takes the first that works. [auto]",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")

@@ -24,8 +24,10 @@ from firstread.daemon.protocol import GROUP_FD
 from firstread.device.base import Device, Pair
 from firstread.device.fanotify import Group, is_group
 from firstread.device.fanotifydevice import FanotifyDevice
+from firstread.device.flatdevice import FlatDevice
 from firstread.device.fusedevice import FuseDevice
-from firstread.device.fusetrial import prove_fuse
+from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove_mixed
+from firstread.device.mixeddevice import MixedDevice
 from firstread.device.probe import prove
 from firstread.errors import NodeError
 from firstread.mounts.kernelproof import KernelProof
@@ -82,8 +84,23 @@ def _fuse(store: SectorStore, served: Served) -> Device:
     return FuseDevice(store, *served)
 
 
+def _flat(store: SectorStore, served: Served) -> Device:
+    return FlatDevice(store, *served)
+
+
+def _loop(store: SectorStore, served: Served) -> Device:
+    return FlatDevice(store, *served, loop=True)
+
+
+def _mixed(store: SectorStore, served: Served) -> Device:
+    return MixedDevice(store, *served)
+
+
 DEVICES = (
     Kind("fanotify", prove, _fanotify, PRE_CONTENT_FILESYSTEMS, outlives=True),
+    Kind("flat", prove_flat, _flat),
+    Kind("loop", prove_loop, _loop),
+    Kind("mixed", prove_mixed, _mixed),
     Kind("fuse", prove_fuse, _fuse),
 )
 """All of them, in the order in which ``auto`` tries them."""

@@ -134,6 +134,16 @@ class Device(Protocol):
             NodeError: that is not possible now.
         """
 
+    def offer(self, ids: Iterable[bytes]) -> None:
+        """Offer whole and trusted sectors to the next `attach`, which may borrow their files."""
+
+    def borrows(self, sector_id: bytes) -> bool:
+        """Return whether a sector is offered or borrowed.
+
+        A mount reads the file of a borrowed sector without asking, whatever is watched: as long as
+        it is used, the file must not become shorter.
+        """
+
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """Unmount an image.
 

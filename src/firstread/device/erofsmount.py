@@ -71,43 +71,61 @@ def mount_erofs(
     Raises:
         NodeError: with what the kernel said. Nothing is mounted then.
     """
+    doing, paths = f"cannot mount {metadata} at {mountpoint}", [metadata, *devices, mountpoint]
+    mount = open_erofs(metadata, devices, doing, options=options)
+    try:
+        syscalls.move_mount(mount, os.fsencode(mountpoint))
+    except OSError as exc:
+        raise _error(exc, doing, _missing(paths, exc)) from exc
+    finally:
+        os.close(mount)
+
+
+def open_erofs(
+    source: Path, devices: Sequence[Path], doing: str, *, options: Sequence[str] = ()
+) -> int:
+    """Make a file system, and return the descriptor of its detached mount.
+
+    Args:
+        source: as `metadata` of `mount_erofs`.
+        devices: as there.
+        doing: what an error says.
+        options: as there.
+
+    Raises:
+        NodeError: with what the kernel said; its cause is the OSError.
+    """
     with _kernel_log() as logged:
         context = -1
         try:
             context = syscalls.fsopen("erofs")
-            _attach(context, metadata, devices, mountpoint, options)
+            return _make(context, source, devices, options)
         except OSError as exc:
-            error = from_os_error(exc, f"cannot mount {metadata} at {mountpoint}")
             words = syscalls.fscontext_messages(context) if context >= 0 else []
-            words += logged() + _missing([metadata, *devices, mountpoint], exc)
-            if words:
-                error.message += f" ({'; '.join(words)})"
-            error.hint = _HINTS.get(exc.errno or 0, error.hint)
-            raise error from exc
+            words += logged() + _missing([source, *devices], exc)
+            raise _error(exc, doing, words) from exc
         finally:
             if context >= 0:
                 os.close(context)
 
 
-def _attach(
-    context: int,
-    metadata: Path,
-    devices: Sequence[Path],
-    mountpoint: Path,
-    options: Sequence[str],
-) -> None:
-    syscalls.fsconfig_string(context, "source", _value(metadata))
+def _make(context: int, source: Path, devices: Sequence[Path], options: Sequence[str]) -> int:
+    syscalls.fsconfig_string(context, "source", _value(source))
     for option in options:
         syscalls.fsconfig_flag(context, option)
     for device in devices:
         syscalls.fsconfig_string(context, "device", _value(device))
     syscalls.fsconfig_create(context)
     attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-    mount = syscalls.fsmount(context, attributes)
-    try:
-        syscalls.move_mount(mount, os.fsencode(mountpoint))
-    finally:
-        os.close(mount)
+    return syscalls.fsmount(context, attributes)
+
+
+def _error(exc: OSError, doing: str, words: Sequence[str]) -> NodeError:
+    error = from_os_error(exc, doing)
+    if words:
+        error.message += f" ({'; '.join(words)})"
+    error.hint = _HINTS.get(exc.errno or 0, error.hint)
+    return error
 
 
 def _value(path: Path) -> bytes:

@@ -79,6 +79,14 @@ class FanotifyDevice:
         """See `Device`: nothing of a mount is in a process."""
         return True
 
+    def offer(self, ids: Iterable[bytes]) -> None:
+        """See `Device`: nothing is borrowed here."""
+
+    def borrows(self, sector_id: bytes) -> bool:
+        """See `Device`."""
+        del sector_id
+        return False
+
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
         unmount(mountpoint, lazy=lazy)

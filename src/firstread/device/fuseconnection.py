@@ -34,8 +34,8 @@ from firstread.device import fuseprotocol as fuse
 from firstread.device.fusejournal import FuseJournal, Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
-from firstread.device.fusetree import FuseTree
-from firstread.erofs.extents import Extent, extents
+from firstread.device.fusetree import Tree
+from firstread.erofs.extents import Extent
 from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
@@ -86,7 +86,7 @@ class Connection:
     Args:
         name: of what is mounted, for the log.
         fd: of /dev/fuse; owned, and closed at the end.
-        tree: of the image.
+        tree: what the kernel sees.
         reader: makes a reader of its sectors for one thread.
         journal: of the mount.
         ask: for absent parts.
@@ -100,7 +100,7 @@ class Connection:
         self,
         name: str,
         fd: int,
-        tree: FuseTree,
+        tree: Tree,
         reader: Callable[[], SectorReader],
         journal: FuseJournal,
         ask: Ask,
@@ -204,15 +204,14 @@ class Connection:
         if hello.is_too_old():
             log.error("FUSE 7.%d of this kernel is too old", hello.minor)
             raise OSError(errno.EPROTO, "too old")
-        self._answer(request.unique, fuse.init(hello, READ_AHEAD_BYTES))
+        self._answer(request.unique, fuse.init(hello, READ_AHEAD_BYTES, many=self._tree.has_many))
 
     # -- reads ---------------------------------------------------------------------------------
 
     def _read(self, request: Unanswered, reader: SectorReader, buffer: memoryview) -> None:
         try:
-            inode = self._tree.inode(request.node)
             size = min(request.size, fuse.MOST_BYTES)
-            parts = extents(self._tree.image, inode, request.offset, size)
+            parts = self._tree.extents(request.node, request.offset, size)
         except (OSError, FirstreadError) as exc:
             self._fail(request.unique, exc)
         else:

@@ -34,8 +34,8 @@ from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import Connection, Waiting
 from firstread.device.fuseprotocol import MOST_BYTES
-from firstread.device.fusereads import SectorReader
-from firstread.device.fusetree import FuseTree
+from firstread.device.fusereads import Inside, SectorReader
+from firstread.device.fusetree import FuseTree, Tree
 from firstread.device.readahead import BDI
 from firstread.device.superblock import FileSystem
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
@@ -110,27 +110,35 @@ class FuseDevice:
         """See `Device`."""
         doing = f"cannot mount {metadata} at {mountpoint}"
         try:
-            pair = _new_pair(len(ids))
-            try:
-                connection = self._connect(metadata, ids, pair)
-            except BaseException:
-                for each in pair:
-                    os.close(each)
-                raise
-            self._note(connection, 0, pair)  # it ends with the connection from now on
-            self.watch(ids)
-            with _file_system(pair[0], metadata, connection) as mount:
-                number = os.fstat(mount).st_dev
-                note_device(pair[1], number)
-                with self._keeping:
-                    self._note(connection, number, pair)
-                    self._keep(number, pair)
+            pair, connection = self._begin(metadata, ids)
+            with self._mount(pair[0], metadata, ids, connection) as mount:
+                self._keep_both(connection, os.fstat(mount).st_dev, pair)
                 syscalls.move_mount(mount, os.fsencode(mountpoint))
         except OSError as exc:
             error = from_os_error(exc, doing)
             if exc.filename == _DEVICE:
                 error.hint = _HINT
             raise error from exc
+
+    def _begin(self, metadata: Path, ids: Sequence[bytes]) -> tuple[Pair, Connection]:
+        """Return a connection without a file system, and its descriptors; all is watched."""
+        pair = _new_pair(len(ids))
+        try:
+            connection = self._connect(metadata, ids, pair)
+        except BaseException:
+            for each in pair:
+                os.close(each)
+            raise
+        self._note(connection, 0, pair)  # it ends with the connection from now on
+        self.watch(ids)
+        return pair, connection
+
+    def _keep_both(self, connection: Connection, number: int, pair: Pair) -> None:
+        """Have somebody else hold the descriptors of a mount, whose number is known now."""
+        note_device(pair[1], number)
+        with self._keeping:
+            self._note(connection, number, pair)
+            self._keep(number, pair)
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
         """See `Device`."""
@@ -168,18 +176,36 @@ class FuseDevice:
         fd, watches_fd = pair
         watches = Watches(watches_fd, ids)
 
+        tree, inside = self._shown(ErofsImage(memory))
+
         def reader() -> SectorReader:
-            return SectorReader(self._store, ids, watches, self._most_open)
+            return SectorReader(self._store, ids, watches, self._most_open, inside)
 
         def ask(connection: Connection, waiting: Waiting, parts: Sequence[Extent]) -> None:
             self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])
 
-        tree = FuseTree(ErofsImage(memory))
         name, journal = str(metadata), watches.journal
         connection = Connection(name, fd, tree, reader, journal, ask, self._forget)
         with self._lock:
             self._watches = {**self._watches, connection: watches}
         return connection
+
+    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
+        """Return what the kernel is to see, and what reads metadata, if extents may lie in it."""
+        return FuseTree(image), None
+
+    def _mount(
+        self, fd: int, metadata: Path, ids: Sequence[bytes], connection: Connection
+    ) -> contextlib.AbstractContextManager[int]:
+        """Give the descriptor of a detached mount of the image."""
+        del ids
+        return self._over_fuse(fd, metadata, connection, stat.S_IFDIR)
+
+    def _over_fuse(
+        self, fd: int, metadata: Path, connection: Connection, mode: int
+    ) -> contextlib.AbstractContextManager[int]:
+        """Give the descriptor of a detached mount of FUSE, see `_file_system`."""
+        return _file_system(fd, metadata, connection, mode)
 
     def _forget(self, connection: Connection) -> None:
         """Forget a connection that has ended, or never began."""
@@ -197,6 +223,14 @@ class FuseDevice:
         """Return how many sector files one mount may keep open."""
         share = MOST_OPEN_OF_ALL // max(1, len(self._watches))
         return max(LEAST_OPEN, min(MOST_OPEN, share))
+
+    def offer(self, ids: Iterable[bytes]) -> None:
+        """See `Device`: nothing is borrowed here."""
+
+    def borrows(self, sector_id: bytes) -> bool:
+        """See `Device`."""
+        del sector_id
+        return False
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
@@ -310,11 +344,17 @@ def _read_ahead_file(file_system: FileSystem) -> Path:
 
 
 @contextlib.contextmanager
-def _file_system(fd: int, metadata: Path, connection: Connection) -> Iterator[int]:
+def _file_system(fd: int, metadata: Path, connection: Connection, mode: int) -> Iterator[int]:
     """Make the file system of a connection, and serve it; give the descriptor of its mount.
 
-    If the block fails before it has moved the mount, the file system ends, and the connection
-    with it.
+    If the block fails before anything else uses the mount, the file system ends, and the
+    connection with it.
+
+    Args:
+        fd: of the connection.
+        metadata: what the list of mounts is to say.
+        connection: serves it.
+        mode: type of its root.
     """
     context = -1
     try:
@@ -323,7 +363,7 @@ def _file_system(fd: int, metadata: Path, connection: Connection) -> Iterator[in
             for key, value in (
                 ("source", os.fsencode(metadata.absolute())),
                 ("fd", b"%d" % fd),
-                ("rootmode", b"%o" % stat.S_IFDIR),
+                ("rootmode", b"%o" % mode),
                 ("user_id", b"0"),
                 ("group_id", b"0"),
                 ("max_read", b"%d" % MOST_BYTES),

@@ -13,7 +13,8 @@ Facts about FUSE (Linux 5.4, protocol 7.31, to 6.18, protocol 7.45):
 * GETXATTR and LISTXATTR answered with ENOSYS are not sent again, either.
 * An entry with node id 0 is a missing name that the kernel remembers.
 * With FUSE_ASYNC_DIO a killed reader with O_DIRECT would wait, deaf, for the answers to all that it
-  has asked for, and no INTERRUPT would tell. So it is not asked for.
+  has asked for, and no INTERRUPT would tell. So it is asked for only where readers are no
+  processes, but a loop device: without it a loop device does one read at a time.
 * A short answer to READ makes the file shorter.
 * A node id is not remembered here, so FORGET needs no answer and has no effect.
 
@@ -31,7 +32,7 @@ ROOT_NODE = 1
 MOST_BYTES = 1 << 20  # of a READ
 _MAX_WRITE = 4096
 _MAX_BACKGROUND = 64  # requests in flight that nobody waits for, such as read-ahead
-_CONGESTED = 48
+_MANY = 4096  # the same where others wait behind them: loop devices have 128 at most
 
 LOOKUP, FORGET, GETATTR, READLINK, OPEN = 1, 2, 3, 5, 14
 READ, STATFS, GETXATTR, LISTXATTR, FLUSH = 15, 17, 22, 23, 25
@@ -40,7 +41,7 @@ BATCH_FORGET, READDIRPLUS, LSEEK = 42, 44, 46
 UNANSWERED = frozenset({FORGET, BATCH_FORGET, INTERRUPT, DESTROY})
 """Operations that get no answer."""
 
-_ASYNC_READ, _DO_READDIRPLUS, _NO_OPEN_SUPPORT = 1 << 0, 1 << 13, 1 << 17
+_ASYNC_READ, _DO_READDIRPLUS, _ASYNC_DIO, _NO_OPEN_SUPPORT = 1 << 0, 1 << 13, 1 << 15, 1 << 17
 _PARALLEL_DIROPS, _POSIX_ACL, _MAX_PAGES, _CACHE_SYMLINKS = 1 << 18, 1 << 20, 1 << 22, 1 << 23
 _NO_OPENDIR_SUPPORT, _INIT_EXT, _HAS_RESEND = 1 << 24, 1 << 30, 1 << 39
 _WANTED = (
@@ -204,21 +205,23 @@ def resend() -> bytes:
     return _OUT.pack(HEADER_BYTES, _NOTIFY_RESEND, 0)
 
 
-def init(hello: Hello, read_ahead: int) -> bytes:
+def init(hello: Hello, read_ahead: int, *, many: bool = False) -> bytes:
     """Return the answer to INIT.
 
     Args:
         hello: what the kernel offers.
         read_ahead: bytes, at most; the mount's backing device information can say less.
+        many: direct reads do not wait for each other, and are many.
     """
-    flags = hello.flags & _WANTED
+    flags = hello.flags & (_WANTED | _ASYNC_DIO * many)
+    background = _MANY if many else _MAX_BACKGROUND
     return _INIT_OUT.pack(
         MAJOR,
         min(hello.minor, MINOR),
         read_ahead,
         flags & 0xFFFFFFFF,
-        _MAX_BACKGROUND,
-        _CONGESTED,
+        background,
+        background * 3 // 4,
         _MAX_WRITE,
         1,
         MOST_BYTES >> 12,

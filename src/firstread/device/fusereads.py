@@ -13,11 +13,14 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from firstread.device.watches import Watches
-from firstread.erofs.extents import NO_SLOT, Extent
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.errors import NodeError
 from firstread.sectors.sectorstore import SectorStore
 
 _ZEROS = bytes(1 << 20)
+
+Inside = Callable[[int, int], bytes | bytearray]
+"""Returns bytes of metadata, by offset and length."""
 
 
 class SectorReader:
@@ -28,12 +31,19 @@ class SectorReader:
         ids: of the sectors, by slot.
         watches: of the mount.
         most: says how many files may stay open.
+        inside: reads metadata, where extents may lie in it.
     """
 
     def __init__(
-        self, store: SectorStore, ids: Sequence[bytes], watches: Watches, most: Callable[[], int]
+        self,
+        store: SectorStore,
+        ids: Sequence[bytes],
+        watches: Watches,
+        most: Callable[[], int],
+        inside: Inside | None = None,
     ) -> None:
         self._store, self._ids, self._watches, self._most = store, ids, watches, most
+        self._inside = inside
         self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
 
     def close(self) -> None:
@@ -65,6 +75,8 @@ class SectorReader:
             at += length
             if slot == NO_SLOT:
                 piece[:] = _ZEROS[:length]
+            elif slot == METADATA_SLOT and self._inside is not None:
+                piece[:] = self._inside(start, length)
             elif self._watches[slot] and slot not in allowed:
                 missing.append(part)
             elif os.preadv(self._file(slot), [piece], start) < length:

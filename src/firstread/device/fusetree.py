@@ -14,12 +14,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import Protocol
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fuseprotocol import Attributes, Request
 from firstread.erofs.directory import Dirent
 from firstread.erofs.erofsimage import ErofsImage, Inode
-from firstread.erofs.extents import next_data
+from firstread.erofs.extents import Extent, extents, next_data
 from firstread.erofs.format import BLOCK, FILE_TYPES, align
 from firstread.errors import ImageError
 
@@ -31,6 +32,31 @@ _TRUSTED = b"trusted."
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
 Answer = Callable[[Request, memoryview], bytes]
+
+
+class Tree(Protocol):
+    """What a FUSE mount shows. For the one thread that reads its requests.
+
+    Attributes:
+        has_many: the kernel may ask for many parts of a file at a time, whoever waits for them.
+    """
+
+    has_many: bool
+
+    def answer(self, request: Request, body: memoryview) -> bytes:
+        """Return the answer to a request, but READ.
+
+        Raises:
+            OSError: with the errno to answer; ENOSYS for what is not offered.
+            ImageError: the metadata is damaged.
+        """
+
+    def extents(self, node: int, offset: int, length: int) -> list[Extent]:
+        """Return where a range of a file lies, clipped to the file.
+
+        Raises:
+            ImageError: there is no such file, or the metadata is damaged.
+        """
 
 
 class _Directory:
@@ -48,11 +74,13 @@ class _Directory:
 
 
 class FuseTree:
-    """The tree of one image. For one thread.
+    """The tree of one image: see `Tree`.
 
     Args:
         image: its metadata.
     """
+
+    has_many = False
 
     def __init__(self, image: ErofsImage) -> None:
         self.image = image
@@ -72,16 +100,15 @@ class FuseTree:
         }
 
     def answer(self, request: Request, body: memoryview) -> bytes:
-        """Return the answer to a request.
-
-        Raises:
-            OSError: with the errno to answer; ENOSYS for what is not offered.
-            ImageError: the metadata is damaged.
-        """
+        """See `Tree`."""
         answer = self._answers.get(request.opcode)
         if answer is None:
             raise OSError(errno.ENOSYS, "not offered")
         return answer(request, body)
+
+    def extents(self, node: int, offset: int, length: int) -> list[Extent]:
+        """See `Tree`."""
+        return extents(self.image, self.inode(node), offset, length)
 
     def inode(self, node: int) -> Inode:
         """Return the inode of a node id.

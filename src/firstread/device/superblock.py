@@ -7,6 +7,8 @@ EROFS keeps a directory for it below /sys/fs just as long, with a number that no
 the next boot. Which one it is, an ioctl says since Linux 6.10 (FS_IOC_GETFSSYSFSPATH, fs/ioctl.c).
 FUSE has a backing device information just as long, below /sys/class/bdi by the device number; the
 inode of that directory has a number that is not given away again (fs/kernfs: idr_alloc_cyclic).
+EROFS on a block device has the name of that device below /sys/fs/erofs (since Linux 5.17), which
+the next one there gets, too: it is told by the inode, likewise.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class FileSystem:
     Args:
         boot_id: of the kernel that has it.
         device: its number; another may get it afterwards.
-        name: below /sys/fs, or ``bdi/`` and the number of an inode; "" if the kernel does not tell.
+        name: below /sys/fs, on a block device with ``#`` and an inode number behind it; or ``bdi/``
+            and an inode number; "" if the kernel does not tell.
     """
 
     boot_id: str
@@ -52,7 +55,11 @@ class FileSystem:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 device = os.fstat(fd).st_dev
-                return cls(_boot_id(), device, _name(fd) or _bdi_name(device))
+                if os.major(device):
+                    name = _block_name(device) or _name(fd)
+                else:
+                    name = _name(fd) or _bdi_name(device)
+                return cls(_boot_id(), device, name)
             finally:
                 os.close(fd)
         except OSError as exc:
@@ -76,6 +83,8 @@ class FileSystem:
                 return False
             if self.kind == "fuse":
                 return _bdi_name(self.device) == self.name
+            if "#" in self.name:
+                return _block_name(self.device) == self.name
             if self.name:
                 return _exists(f"/sys/fs/{self.name}")
             return unmounted and is_used(self.device)
@@ -95,12 +104,26 @@ def _name(fd: int) -> str:
     return name if _exists(f"/sys/fs/{name}") else ""
 
 
+def _block_name(device: int) -> str:
+    """Return the name of EROFS on a block device; "" if there is none."""
+    try:
+        disk = os.path.basename(os.readlink(f"/sys/dev/block/{_colons(device)}"))
+        return f"erofs/{disk}#{os.stat(f'/sys/fs/erofs/{disk}').st_ino}"
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
 def _bdi_name(device: int) -> str:
     try:
-        found = os.stat(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+        found = os.stat(f"/sys/class/bdi/{_colons(device)}")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return f"bdi/{found.st_ino}"
+
+
+def _colons(device: int) -> str:
+    """Return a device number as sysfs names it."""
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _exists(path: str) -> bool:

@@ -18,6 +18,7 @@ from firstread.device.fusejournal import JOURNAL_BYTES, FuseJournal
 NAME = "watches"
 _HEAD = struct.Struct("=8sQ")  # magic, device number of the mount
 _MAGIC = b"frwatch1"
+_WATCHED, _LENT = 1, 2  # bits of a slot's byte
 _JOURNAL = 4096
 _SLOTS = _JOURNAL + JOURNAL_BYTES
 
@@ -48,7 +49,11 @@ def device_of(fd: int) -> int:
 
 def is_any_watched(fd: int) -> bool:
     """Return whether the watches of a descriptor have a sector that is watched."""
-    return any(os.pread(fd, max(0, os.fstat(fd).st_size - _SLOTS), _SLOTS))
+    return _is_any(os.pread(fd, max(0, os.fstat(fd).st_size - _SLOTS), _SLOTS))
+
+
+def _is_any(watched: bytes) -> bool:
+    return bytes((_WATCHED,)) in watched or bytes((_WATCHED | _LENT,)) in watched
 
 
 class Watches:
@@ -71,14 +76,24 @@ class Watches:
             self._slots.setdefault(sector_id, []).append(slot)
 
     def __getitem__(self, slot: int) -> bool:
-        return self._watched[slot] != 0
+        return self._watched[slot] & _WATCHED != 0
 
     def set(self, ids: Iterable[bytes], *, on: bool) -> None:
         """Watch some sectors, or no longer; other mounts' sectors are passed over."""
         for sector_id in ids:
             for slot in self._slots.get(sector_id, ()):
-                self._watched[slot] = on
+                self._watched[slot] = self._watched[slot] & _LENT | on
+
+    def lend(self, ids: Iterable[bytes]) -> None:
+        """Note that the mount reads some sectors without asking; other mounts' are passed over."""
+        for sector_id in ids:
+            for slot in self._slots.get(sector_id, ()):
+                self._watched[slot] |= _LENT
+
+    def lent(self) -> frozenset[bytes]:
+        """Return the sectors that were lent."""
+        return frozenset(i for i, (slot, *_) in self._slots.items() if self._watched[slot] & _LENT)
 
     def exist(self) -> bool:
         """Return whether any sector is watched."""
-        return any(self._watched)
+        return _is_any(bytes(self._watched))

@@ -159,6 +159,11 @@ class ErofsImage:
         return bytes(self._data[:BOOT_SIZE])
 
     @property
+    def data(self) -> memoryview:
+        """The primary device: all of its `size` bytes."""
+        return self._data
+
+    @property
     def root_nid(self) -> int:
         return self.superblock.root_nid
 

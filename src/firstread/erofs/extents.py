@@ -15,7 +15,8 @@ from firstread.erofs.erofsimage import ErofsImage, Inode
 from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED, CHUNK_INDEX_SIZE, HOLE_INDEX, align
 from firstread.errors import ImageError
 
-NO_SLOT = -1
+NO_SLOT = -1  # zeros
+METADATA_SLOT = -2  # the metadata in front of a flat image
 _BATCH = 512  # indexes that are looked at together: what is searched for is often near
 
 
@@ -23,7 +24,7 @@ class Extent(NamedTuple):
     """Consecutive bytes of a file in one sector.
 
     Args:
-        slot: device slot; `NO_SLOT` for zeros.
+        slot: device slot, `NO_SLOT` or `METADATA_SLOT`.
         start: first byte in the sector.
         length: bytes.
     """

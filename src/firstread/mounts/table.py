@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstread.device.flatdevice import FLAT
 from firstread.device.superblock import FileSystem
 from firstread.errors import from_os_error
 from firstread.fetch.policy import Asked
@@ -219,8 +220,13 @@ def standing(root: Path, device: str) -> str:
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:
-    """Return mount point to source of each such mount that is not hidden by another mount."""
+    """Return mount point to source of each such mount that is not hidden by another mount.
+
+    The source is the metadata, also where that of the mount is its flat form.
+    """
     found = {os.fsdecode(mount.place): mount for mount in mounts}
     return {
-        place: os.fsdecode(mount.source) for place, mount in found.items() if mount.kind in _KINDS
+        place: os.fsdecode(mount.source).removesuffix(FLAT)
+        for place, mount in found.items()
+        if mount.kind in _KINDS
     }

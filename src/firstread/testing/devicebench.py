@@ -151,6 +151,7 @@ class DeviceBench(ABC):
     mountpoint: Path
     data: list[bytes]
     ids: list[bytes]
+    beyond_bytes = 0  # that reads may ask for, though read-ahead of the mount ends before
 
     def __init__(self) -> None:
         self._readers: list[subprocess.Popen[str]] = []

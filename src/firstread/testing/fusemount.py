@@ -78,8 +78,11 @@ class FuseMount(DeviceBench):
         self.device.attach(self.metadata, self.ids, self.mountpoint)
 
     def _open(self, given: Mapping[int, tuple[int, int]]) -> None:
-        self.device = FuseDevice(self.store, given, self._keep, self.dropped.append)
+        self.device = self._make(given)
         self.device.ask = self._asked.put
+
+    def _make(self, given: Mapping[int, tuple[int, int]]) -> FuseDevice:
+        return FuseDevice(self.store, given, self._keep, self.dropped.append)
 
     def _keep(self, number: int, pair: tuple[int, int]) -> None:
         self.kept[number] = os.dup(pair[0]), os.dup(pair[1])
@@ -96,11 +99,15 @@ class FuseMount(DeviceBench):
     def _abort(self) -> list[int]:
         """End all connections; return the descriptors that were kept."""
         kept = [fd for fds in self.kept.values() for fd in fds]
-        for number in self.kept:
+        for number in self._connections():
             with contextlib.suppress(OSError):
                 (self._control / str(os.minor(number)) / "abort").write_text("1")
         self.kept.clear()
         return kept
+
+    def _connections(self) -> list[int]:
+        """Return the device numbers of the FUSE file systems that were made."""
+        return list(self.kept)
 
     # -- what the kernel asks ------------------------------------------------------------------
 

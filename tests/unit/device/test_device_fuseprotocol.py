@@ -51,6 +51,14 @@ def test_only_offered_flags_are_asked_for() -> None:
     assert flags2 == 1 << 7  # FUSE_HAS_RESEND
 
 
+def test_many_direct_reads_at_a_time_are_asked_for_where_no_process_waits() -> None:
+    for many, background in ((False, 64), (True, 4096)):
+        answer = fuse.init(hello(45, OFFERED | EXTENDED), 0, many=many)
+        (flags,) = struct.unpack_from("=I", answer, 12)
+        assert bool(flags & 1 << 15) is many  # FUSE_ASYNC_DIO
+        assert struct.unpack_from("=HH", answer, 16) == (background, background * 3 // 4)
+
+
 @pytest.mark.parametrize(("minor", "flags"), [(30, OFFERED), (31, OFFERED & ~(1 << 24))])
 def test_a_kernel_without_what_is_needed_is_too_old(minor: int, flags: int) -> None:
     assert hello(minor, flags).is_too_old()

@@ -12,7 +12,7 @@ import pytest
 
 from firstread.device.fusereads import SectorReader
 from firstread.device.watches import Watches, make_watches
-from firstread.erofs.extents import NO_SLOT, Extent
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.errors import NodeError
 from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.shortage import few_descriptors
@@ -49,6 +49,17 @@ class Case:
         files = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
         start = f"{self.store.root}/sectors/"
         return sum(os.path.lexists(f) and os.readlink(f).startswith(start) for f in files)
+
+
+def test_a_part_may_lie_in_the_metadata(case: Case) -> None:
+    def inside(offset: int, length: int) -> bytes:
+        return bytes(range(offset, offset + length))
+
+    reader = SectorReader(case.store, IDS, case.watches, lambda: 3, inside)
+    parts = [Extent(METADATA_SLOT, 100, 20), Extent(2, 5, 10)]
+    assert reader.read(parts, case.buffer) == []
+    assert bytes(case.buffer[:30]) == inside(100, 20) + content(2)[5:15]
+    reader.close()
 
 
 @pytest.fixture

@@ -39,6 +39,21 @@ def test_the_next_process_finds_watched_sectors(fd: int) -> None:
     assert not is_any_watched(fd)
 
 
+def test_files_that_are_lent_are_noted_beside_watches(fd: int) -> None:
+    watches = Watches(fd, IDS)
+    watches.lend([IDS[0], b"another"])
+    assert not watches.exist()
+    assert not is_any_watched(fd)
+    watches.set(IDS, on=True)
+    assert is_any_watched(fd)
+    watches.set([IDS[1]], on=False)
+    assert [watches[slot] for slot in range(3)] == [True, False, True]
+    assert watches.exist()
+    watches.set(IDS, on=False)
+    assert not watches.exist()
+    assert Watches(fd, IDS).lent() == {IDS[0]}
+
+
 def test_watches_know_their_mount(fd: int) -> None:
     Watches(fd, IDS).set(IDS, on=True)
     assert device_of(fd) == 0

@@ -46,6 +46,14 @@ def test_one_with_a_backing_device_is_told_from_the_next_of_its_number() -> None
     assert dataclasses.replace(found, name="").kind == ""
 
 
+def test_one_on_a_block_device_is_told_from_the_next_there() -> None:
+    """Here nothing is mounted on it; tests/privileged/test_device_flat.py has one that is."""
+    found = FileSystem(FileSystem.at(Path("/")).boot_id, os.makedev(7, 0), "erofs/loop0#7")
+    assert found.kind == "erofs"
+    assert not found.lives(unmounted=False)
+    assert not dataclasses.replace(found, device=1 << 30).lives(unmounted=True)
+
+
 def test_missing_things_are_errors() -> None:
     with pytest.raises(NodeError, match="cannot look at the mount point"):
         FileSystem.at(Path("/nowhere"))

@@ -7,6 +7,7 @@ when it extracts. What the kernel makes of both is in tests/privileged/test_erof
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.flatimage import FlatImage
 from firstread.erofs.tree import HOLE, Node, directory, walk
 from firstread.erofs.writer import write_erofs
 from firstread.testing.trees import SectorData, feature_tree, small_tree
@@ -52,6 +55,17 @@ def without_large_directory() -> tuple[Node, SectorData]:
 def test_fsck_accepts_the_feature_tree(tmp_path: Path) -> None:
     root, data = feature_tree()
     assert "No errors found" in run("fsck.erofs", "-d3", *write(tmp_path, root, data))
+
+
+def test_fsck_accepts_the_flat_form(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    root, data = feature_tree()
+    write_erofs(out, root, data.devices, boot=b"boot", trailer=b"trailer")
+    flat = FlatImage(ErofsImage(out.getvalue()))
+    with (tmp_path / "flat").open("wb") as file:
+        file.write(flat.metadata(0, flat.metadata_size))
+        file.writelines(data.sectors)
+    assert "No errors found" in run("fsck.erofs", "-d3", str(tmp_path / "flat"))
 
 
 def test_fsck_accepts_an_image_without_devices(tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ def test_mounts_are_found_where_nothing_hides_them() -> None:
     }
 
 
+def test_a_flat_mount_is_one_of_its_metadata() -> None:
+    line = b"9 1 7:0 / /mnt/flat rw - erofs /root/images/1/metadata.flat ro\n"
+    assert erofs_in(parse_mountinfo(line)) == {"/mnt/flat": "/root/images/1/metadata"}
+
+
 @pytest.mark.parametrize("odd", ["\v", "\f", "\r", "\x1c", "\x85", "\u2028", "\udcff", " - erofs "])
 def test_names_that_users_choose_do_not_end_a_line(odd: str) -> None:
     name = odd.replace(" ", "\\040")

@@ -193,14 +193,14 @@ class DeviceSuite(ABC):
         read, asked = bench.serve(bench.read(2, MiB // 2, 4096, "mmap"), bench.fill)
         assert read == part(bench, 2, MiB // 2)
         # One event covers 16 folios, whose sizes depend on free memory (fs/erofs/fileio.c).
-        first, *_ = (offset for _, offset, _ in sorted(asked))
-        assert max(offset + length for _, offset, length in asked) - first == kib * KiB
+        far = max(start + length for _, start, length in asked) - min(at for _, at, _ in asked)
+        assert 0 <= far - kib * KiB <= bench.beyond_bytes
 
     def test_present_sectors_do_not_ask(self, make: Make) -> None:
         bench = make()
         read, asked = bench.serve(bench.read(0, 0, MiB, "pages"), bench.complete)
         assert read == part(bench, 0, 0, MiB)
-        assert len(asked) == 1
+        assert len(asked) == 1, asked
         drop_caches()
         read, asked = bench.serve(bench.read(0, 0, MiB, "pages"), bench.fill)
         assert read == part(bench, 0, 0, MiB)

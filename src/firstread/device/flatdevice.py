@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device that is one file over FUSE, with EROFS on top: for kernels that know EROFS.
+
+Owns the way from that file to a mount: EROFS takes the file itself, or a loop device of it.
+`FuseDevice` serves the file. Invariant: nothing but EROFS, or its loop device, has the file open,
+and its FUSE mount has no place in any namespace; so connection and mount end together.
+
+Facts about EROFS on a file over FUSE (Linux 5.15 to 6.18; tests/privileged/test_device_flat.py
+shows them):
+
+* EROFS reads ahead in large directories (Linux 6.17), and then the kernel does in the file: hence a
+  gap between metadata and sectors, or names would wait for data.
+* File-backed, the page cache holds data twice, that of the file and that of EROFS, besides the
+  sector file. A file keeps the read-ahead that its mount had when EROFS opened it; what it reads
+  ahead goes beyond what the read-ahead of EROFS allows, as far as that.
+* A loop device reads with direct I/O, so neither is the case there, and O_DIRECT is offered.
+* The last unmount waits, deaf, for reads that a loop device still does, for killed readers or ahead
+  of others, and sync(2) waits for it. Reads of a file do not outlive their readers.
+* Once nobody holds the connection, absent bytes are EIO. EROFS on a loop device is served again
+  with another file (`change_file`); EROFS on a file has to be mounted again.
+* EROFS opens ``source`` by path, and the list of mounts shows that path: a symbolic link beside the
+  metadata, which is there for that moment only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from firstread.device.base import MOST_READS, Capabilities, Pair
+from firstread.device.erofsmount import open_erofs
+from firstread.device.flattree import FAR_KIB, NEAR_KIB, FlatTree
+from firstread.device.fuseconnection import Connection
+from firstread.device.fusedevice import FuseDevice
+from firstread.device.fusereads import Inside
+from firstread.device.fusetree import Tree
+from firstread.device.loopdevice import MAJOR, attach_loop, change_file
+from firstread.device.readahead import BDI, read_ahead_of, set_read_ahead_of
+from firstread.device.superblock import FileSystem
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.errors import NodeError, from_os_error
+from firstread.mountinfo import read_mountinfo
+from firstread.sectors.sectorstore import SectorStore
+
+log = logging.getLogger("device")
+
+GRACE_S = 0.3  # that an unmount may take without anything left to do
+FLAT = ".flat"  # behind the path of metadata: the source of such a mount
+
+
+class FlatDevice(FuseDevice):
+    """See `Device`.
+
+    Args:
+        store: as `FuseDevice`.
+        given: likewise.
+        keep: likewise.
+        drop: likewise.
+        most: likewise.
+        loop: use a loop device even if EROFS takes files.
+    """
+
+    name = "flat"
+    capabilities = Capabilities(
+        asks_when_present=False,
+        fails_closed=True,
+        fills_at_random=False,
+        asks_for_sectors=False,
+        sets_read_ahead=True,
+        merges_reads=True,
+        outlives_servers=False,
+        file_system="erofs",
+    )
+
+    def __init__(
+        self,
+        store: SectorStore,
+        given: Mapping[int, Pair] = MappingProxyType({}),
+        keep: Callable[[int, Pair], None] = lambda _, __: None,
+        drop: Callable[[int], None] = lambda _: None,
+        most: int = MOST_READS,
+        *,
+        loop: bool = False,
+    ) -> None:
+        super().__init__(store, given, keep, drop, most)
+        self._loop = loop
+        if loop:
+            self.name = "loop"
+
+    def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
+        """See `Device`: a loop device that nobody has served meanwhile gets a new file."""
+        if super().adopt(metadata, ids, number):
+            return True
+        if os.major(number) != MAJOR:
+            return False
+        try:
+            pair, connection = self._begin(metadata, ids)
+            with self._file(pair[0], metadata, ids, connection) as file:
+                self._keep_both(connection, number, pair)
+                change_file(number, file)
+        except OSError as exc:
+            log.warning("the loop device of %s cannot be served again: %s", metadata, exc)
+            return False
+        return True
+
+    def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
+        """See `Device`: reads that a loop device still does, though nobody waits for them, fail."""
+        number = 0
+        with contextlib.suppress(OSError):
+            number = os.stat(mountpoint).st_dev
+        done = threading.Event()
+        if os.major(number) == MAJOR:
+            deny = threading.Thread(target=self._deny_left, args=(number, done), daemon=True)
+            deny.start()
+        try:
+            super().detach(mountpoint, lazy=lazy)
+        finally:
+            done.set()
+
+    def _deny_left(self, number: int, done: threading.Event) -> None:
+        """Deny what is left of a mount that is gone while its unmount does not return."""
+        while not done.wait(GRACE_S):
+            if any(line.device == number for line in read_mountinfo()):
+                continue
+            with self._lock:
+                found = [c for c, (device, _) in self._pairs.items() if device == number]
+                left = [read for read, (asker, _) in self._waiting.items() if asker in found]
+            for read in left:
+                self.answer(read, allow=False)
+
+    def set_read_ahead(self, file_system: FileSystem, kib: int) -> None:
+        """See `Device`: that of EROFS; the file keeps its own."""
+        set_read_ahead_of(file_system, kib)
+
+    def read_ahead(self, file_system: FileSystem) -> int:
+        """See `Device`."""
+        return read_ahead_of(file_system)
+
+    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
+        tree = FlatTree(image)
+        return tree, tree.metadata
+
+    @contextlib.contextmanager
+    def _mount(
+        self, fd: int, metadata: Path, ids: Sequence[bytes], connection: Connection
+    ) -> Iterator[int]:
+        with self._file(fd, metadata, ids, connection) as file:
+            mount = self._erofs(file, metadata)
+        try:
+            yield mount
+        finally:
+            os.close(mount)
+
+    @contextlib.contextmanager
+    def _file(
+        self, fd: int, metadata: Path, ids: Sequence[bytes], connection: Connection
+    ) -> Iterator[int]:
+        """Give the descriptor of the file of a connection; the connection ends with its users."""
+        with self._over_fuse(fd, metadata, connection, stat.S_IFREG) as mount:
+            number = os.fstat(mount).st_dev  # asks for the size, too
+            # Far ahead only where that fetches nothing which nobody reads.
+            kib = FAR_KIB if all(map(self._store.size, ids)) else NEAR_KIB
+            with contextlib.suppress(OSError):  # the kernel's own is 128 KiB
+                place = BDI / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
+                place.write_text(f"{kib}\n")
+            file = os.open(f"/proc/self/fd/{mount}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                yield file
+            finally:
+                os.close(file)
+
+    def _erofs(self, file: int, metadata: Path) -> int:
+        """Return the descriptor of a detached mount of EROFS on the file."""
+        if not self._loop:
+            try:
+                return _open(f"/proc/self/fd/{file}", metadata)
+            except NodeError as exc:
+                if not _is_no_block_device(exc.__cause__):
+                    raise
+                self._loop = True  # so it is with the next one
+        try:
+            loop, path = attach_loop(file, b"firstread")
+        except OSError as exc:
+            error = from_os_error(exc, "cannot make a loop device")
+            error.hint = "load the module loop, and let this process use /dev/loop-control"
+            raise error from exc
+        try:
+            return _open(path, metadata)
+        finally:
+            os.close(loop)
+
+
+def _open(path: str, metadata: Path) -> int:
+    """Return the descriptor of a detached mount of what is at a path."""
+    link = metadata.with_name(metadata.name + FLAT)
+    with contextlib.suppress(FileNotFoundError):  # of a process that was killed
+        link.unlink()
+    link.symlink_to(path)
+    try:
+        return open_erofs(link, (), f"cannot mount {metadata}", options=("ro",))
+    finally:
+        link.unlink()
+
+
+def _is_no_block_device(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno == errno.ENOTBLK

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device that gives EROFS the store's files of present sectors, and FUSE files of others.
+
+Owns which sectors of a mount are read without anybody's help. Invariant: their files stay as they
+are as long as the mount is used (`borrows`): nobody sees who reads them, and EROFS would find
+them shorter. It serves sectors that were absent, or doubted, at the mount.
+
+EROFS has to take files (Linux >= 6.12). A sector that is served stays so until the image is mounted
+anew, and one is always served: the connection ends with the last file of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from firstread.device.base import MOST_READS, Pair
+from firstread.device.erofsmount import open_erofs
+from firstread.device.flatdevice import FlatDevice
+from firstread.device.fuseconnection import Connection
+from firstread.device.fusereads import Inside
+from firstread.device.fusetree import Tree
+from firstread.device.sectortree import SectorTree
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.sectors.sectorstore import SectorStore
+
+
+class MixedDevice(FlatDevice):
+    """See `Device`; arguments as those of `FuseDevice`."""
+
+    name = "mixed"
+
+    def __init__(
+        self,
+        store: SectorStore,
+        given: Mapping[int, Pair] = MappingProxyType({}),
+        keep: Callable[[int, Pair], None] = lambda _, __: None,
+        drop: Callable[[int], None] = lambda _: None,
+        most: int = MOST_READS,
+    ) -> None:
+        super().__init__(store, given, keep, drop, most)
+        self._offered: frozenset[bytes] = frozenset()  # to the next mount
+        self._borrowed: dict[Connection, frozenset[bytes]] = {}  # replaced, never changed
+
+    def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
+        """See `Device`."""
+        try:
+            super().attach(metadata, ids, mountpoint)
+        finally:
+            self._offered = frozenset()
+
+    def offer(self, ids: Iterable[bytes]) -> None:
+        """See `Device`."""
+        self._offered |= frozenset(ids)
+
+    def borrows(self, sector_id: bytes) -> bool:
+        """See `Device`."""
+        return sector_id in self._offered or any(
+            sector_id in ids for ids in self._borrowed.values()
+        )
+
+    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
+        return (SectorTree(image), None) if image.devices else super()._shown(image)
+
+    def _connect(self, metadata: Path, ids: Sequence[bytes], pair: Pair) -> Connection:
+        connection = super()._connect(metadata, ids, pair)
+        self._note_borrowed(connection)  # that a process before has made
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        super()._forget(connection)
+        with self._lock:
+            self._borrowed = {c: ids for c, ids in self._borrowed.items() if c is not connection}
+
+    def _note_borrowed(self, connection: Connection) -> None:
+        with self._lock:
+            self._borrowed = {**self._borrowed, connection: self._watches[connection].lent()}
+
+    @contextlib.contextmanager
+    def _mount(
+        self, fd: int, metadata: Path, ids: Sequence[bytes], connection: Connection
+    ) -> Iterator[int]:
+        if not ids:
+            with super()._mount(fd, metadata, ids, connection) as mount:
+                yield mount
+            return
+        lent = self._offered & set(ids)
+        if len(lent) == len(set(ids)):
+            lent -= {min(reversed(ids), key=self._store.size)}  # else the connection would end
+        with self._over_fuse(fd, metadata, connection, stat.S_IFDIR) as directory:
+            self._watches[connection].lend(lent)
+            self._note_borrowed(connection)
+            devices = [
+                self._store.path(sector_id)
+                if sector_id in lent
+                else Path(f"/proc/self/fd/{directory}/{slot}")
+                for slot, sector_id in enumerate(ids)
+            ]
+            mount = open_erofs(metadata, devices, f"cannot mount {metadata}")
+        try:
+            yield mount
+        finally:
+            os.close(mount)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a flat mount leaves, what its loop device does, and what present data asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from firstread.device.base import Read
+from firstread.device.flatdevice import FlatDevice
+from firstread.device.fusedevice import FuseDevice
+from firstread.device.loopdevice import CONTROL
+from firstread.device.mixeddevice import MixedDevice
+from firstread.device.superblock import FileSystem
+from firstread.errors import NodeError
+from firstread.mountinfo import read_mountinfo
+from firstread.mounts.table import mounted_erofs
+from firstread.testing.devicebench import drop_caches, output, summary
+from firstread.testing.flatmount import FlatMount
+from firstread.testing.patience import PATIENCE_S
+from firstread.units import KiB, MiB
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(not os.path.exists(CONTROL), reason="there are no loop devices"),
+]
+
+ALL = pytest.mark.parametrize("name", ["flat", "loop", "mixed"])
+BOTH = pytest.mark.parametrize("name", ["flat", "loop"])
+WAITING = 100  # reads at a time: more than FUSE does in the background, unless it is told to
+APART = 64  # sectors of 4 KiB between them and one that is present: further than read-ahead goes
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., FlatMount]]:
+    with contextlib.ExitStack() as made:
+        yield lambda **image: made.enter_context(FlatMount(tmp_path, **image))
+
+
+DIRECT = """
+import hashlib, mmap, os, sys
+buffer = mmap.mmap(-1, 65536)
+os.preadv(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), [buffer], 4096)
+print(hashlib.sha256(buffer).hexdigest())
+"""
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def backing(mountpoint: Path) -> Path:
+    """Return what sysfs has of the loop device of a mount, as long as it has a file."""
+    device = os.stat(mountpoint).st_dev
+    return Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop")
+
+
+@BOTH
+def test_the_mount_says_what_it_is_of_and_nothing_else_is_seen(
+    make: Callable[..., FlatMount], name: str
+) -> None:
+    bench = make(name=name)
+    assert mounted_erofs()[str(bench.mountpoint)] == str(bench.metadata)
+    (line,) = (line for line in read_mountinfo() if line.place == bytes(bench.mountpoint))
+    assert (line.kind, line.source) == (b"erofs", bytes(bench.metadata) + b".flat")
+    assert not os.path.lexists(bench.metadata.with_name("metadata.flat"))
+    assert bench.numbers[0] not in {line.device for line in read_mountinfo()}
+    assert backing(bench.mountpoint).exists() is (name == "loop")
+
+
+@ALL
+def test_everything_ends_with_the_mount(make: Callable[..., FlatMount], name: str) -> None:
+    bench = make(name=name)
+    number, file = os.stat(bench.mountpoint).st_dev, backing(bench.mountpoint)
+    assert list(bench.device.pairs()) == [number]
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: not bench.device.pairs())
+    assert bench.dropped == [number]
+    wait(lambda: not file.exists())
+
+
+@ALL
+def test_a_mount_that_fails_leaves_nothing(make: Callable[..., FlatMount], name: str) -> None:
+    bench = make(name=name)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(NodeError, match="cannot mount"):
+        bench.device.attach(bench.metadata, bench.ids, bench.mountpoint / "missing")
+    damaged = bench.metadata.with_name("damaged")
+    content = bytearray(bench.metadata.read_bytes())
+    content[1024 + 14] ^= 0xFF  # the number of the root
+    damaged.write_bytes(content)
+    with pytest.raises(NodeError, match="cannot mount"):
+        bench.device.attach(damaged, bench.ids, bench.mountpoint)
+
+    def is_closed() -> bool:
+        gc.collect()  # a memory map has a descriptor of its own
+        # The bench keeps two. What pytest keeps of the log refers to two memory maps.
+        return len(os.listdir("/proc/self/fd")) <= before + 4
+
+    wait(is_closed)
+
+
+@ALL
+def test_a_file_system_is_followed_to_its_end(make: Callable[..., FlatMount], name: str) -> None:
+    bench = make(name=name)
+    found = FileSystem.at(bench.mountpoint)
+    assert found.kind == "erofs"
+    assert found.lives(unmounted=False)
+    user = os.open(bench.mountpoint, os.O_RDONLY)
+    bench.device.detach(bench.mountpoint, lazy=True)
+    assert found.lives(unmounted=True)
+    os.close(user)
+    wait(lambda: not found.lives(unmounted=True))
+    bench.device.attach(bench.metadata, bench.ids, bench.mountpoint)  # it may have the same number
+    assert not found.lives(unmounted=True)
+
+
+@ALL
+def test_nothing_is_asked_for_twice(make: Callable[..., FlatMount], name: str) -> None:
+    """A cached page asks nobody, and a present sector asks no fetcher."""
+    bench = make(name=name)
+
+    def read_all() -> set[int]:
+        seen = set()
+        for slot, data in enumerate(bench.data):
+            read, asked = bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)
+            assert read == summary(data)
+            seen |= {slot for slot, _, _ in asked}
+        return seen
+
+    def costs() -> int:
+        before = bench.device.requests()
+        assert read_all() == set()
+        return bench.device.requests() - before
+
+    assert read_all() == set(range(len(bench.data)))
+    wait(lambda: costs() == 0)  # others may drop the caches of this machine
+    drop_caches()
+    assert costs() > 0
+
+
+@ALL
+def test_reads_do_not_wait_for_each_other(make: Callable[..., FlatMount], name: str) -> None:
+    bench = make(name=name, sectors=WAITING + APART, sector_bytes=4 * KiB)
+    last = WAITING + APART - 1
+    assert bench.serve(bench.read(last), bench.complete)[0] == summary(bench.data[last])
+    drop_caches()
+    readers = [bench.read(slot, how="random") for slot in range(WAITING)]
+    reads: list[Read] = []
+
+    def all_wait() -> bool:
+        reads.extend(bench.reads(timeout=0.05))
+        return {bench.slot_of(read) for read in reads} >= set(range(WAITING))
+
+    wait(all_wait)
+    assert output(bench.read(last)) == summary(bench.data[last])
+    for read in reads:
+        bench.complete(read)
+    for reader, data in zip(readers, bench.data, strict=False):
+        assert bench.serve(reader, bench.complete)[0] == summary(data)
+
+
+def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop")
+    reader = bench.read(1, 0, MiB, "pages")
+    assert bench.reads()
+    reader.kill()
+    reader.wait(timeout=PATIENCE_S)
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: bool(bench.dropped))
+
+
+def test_a_loop_device_offers_direct_reads(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop")
+    command = [sys.executable, "-c", DIRECT, str(bench.mountpoint / "1")]
+    reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    expected = hashlib.sha256(bench.data[1][4096 : 4096 + 65536]).hexdigest()
+    assert bench.serve(reader, bench.fill)[0] == expected
+
+
+def test_a_loop_device_of_somebody_else_is_not_healed(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop", sectors=7)  # a size that no other test's loop device has
+    number = os.stat(bench.mountpoint).st_dev
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: not bench.device.pairs())
+    device = FlatDevice(bench.store)
+    assert not device.adopt(bench.metadata, bench.ids, number)
+    assert not device.adopt(bench.metadata, bench.ids, os.makedev(0, 1 << 19))
+    wait(lambda: not device.pairs())
+
+
+@pytest.fixture
+def mixed(make: Callable[..., FlatMount]) -> FlatMount:
+    """A mount of which the first three sectors were present, and two of those were offered."""
+    bench = make(name="mixed")
+    for slot in range(3):
+        bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: not bench.device.pairs())
+    bench.device.offer(bench.ids[:2])
+    bench.device.attach(bench.metadata, bench.ids, bench.mountpoint)
+    bench.device.unwatch(bench.ids[:3])
+    return bench
+
+
+def test_a_borrowed_file_costs_no_request(mixed: FlatMount) -> None:
+    drop_caches()
+    requests = mixed.device.requests()
+    for slot in range(2):
+        read, asked = mixed.serve(mixed.read(slot, 0, MiB, "pages"), mixed.complete)
+        assert (read, asked) == (summary(mixed.data[slot]), [])
+    assert mixed.device.requests() == requests
+    for slot in range(2, 4):
+        read, _ = mixed.serve(mixed.read(slot, 0, MiB, "pages"), mixed.complete)
+        assert read == summary(mixed.data[slot])
+    assert mixed.device.requests() > requests
+
+
+def test_files_are_borrowed_as_long_as_the_mount_is_used(mixed: FlatMount) -> None:
+    def borrowed(device: FuseDevice) -> list[bool]:
+        return [device.borrows(sector_id) for sector_id in mixed.ids]
+
+    assert borrowed(mixed.device) == [True, True, False, False]
+    mixed.device.watch(mixed.ids)
+    assert borrowed(mixed.device) == [True, True, False, False]
+    number = os.stat(mixed.mountpoint).st_dev
+    given = {number: (os.dup(a), os.dup(b)) for number, (a, b) in mixed.device.pairs().items()}
+    after = MixedDevice(mixed.store, given)
+    assert after.adopt(mixed.metadata, mixed.ids, number)
+    assert borrowed(after) == [True, True, False, False]
+    user = os.open(mixed.mountpoint, os.O_RDONLY)
+    mixed.device.detach(mixed.mountpoint, lazy=True)
+    assert borrowed(mixed.device) == [True, True, False, False]
+    os.close(user)
+    wait(lambda: not any(borrowed(mixed.device) + borrowed(after)))
+
+
+def test_an_offer_is_for_one_mount(mixed: FlatMount) -> None:
+    mixed.device.offer([b"x" * 32, mixed.ids[3]])
+    assert mixed.device.borrows(mixed.ids[3])
+    with pytest.raises(NodeError):
+        mixed.device.attach(mixed.metadata, mixed.ids, mixed.mountpoint / "missing")
+    wait(lambda: not mixed.device.borrows(mixed.ids[3]))
