@@ -22,6 +22,7 @@ import msgspec
 from firstread.cache.report import Listing, Pruned, Verified
 from firstread.cli.shown import (
     ContainersShown,
+    ImageExported,
     ImageExtracted,
     ImageShown,
     ImageVerified,
@@ -72,6 +73,7 @@ SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "inspect": ("", ImageShown, ""),
     "verify": ("", ImageVerified, _SOUND),
     "extract": ("", ImageExtracted, ""),
+    "export": ("With `--nbd`, once clients can connect.\n", ImageExported, ""),
     "ps": ("", ContainersShown, ""),
     "mount": ("", Mounted, ""),
     "status": ("", Status, _WATCH),

@@ -16,9 +16,9 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "tune doctor report snapshotter run daemon control mounts fetch cache convert traces "
-        "sectors erofs registry oci config documents memory printable private redact signals units "
-        "wholefile errors __init__"
+        "tune doctor report snapshotter run daemon export control mounts fetch cache convert "
+        "traces sectors erofs registry oci config documents memory printable private redact "
+        "signals units wholefile errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
@@ -34,6 +34,7 @@ ROOMS: dict[str, str] = {
         "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
         "private readable redact units errors __init__"
     ),
+    "export": "fetch sectors erofs oci private signals units wholefile errors",
     "control": "mounts fetch registry oci documents private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
     "fetch": "cache device traces sectors registry oci config documents opener units errors",

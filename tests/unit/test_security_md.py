@@ -16,6 +16,7 @@ THREATS = (
     "A malicious image",
     "A malicious container",
     "Other users of the machine",
+    "A client of an NBD export",
     "A tampered store",
     "If the daemon itself is taken over",
 )

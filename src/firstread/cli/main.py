@@ -30,6 +30,7 @@ VERBS = {
     "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",
     "extract": "Unpack a converted image into a directory.",
+    "export": "Write a converted image into one file or a tar archive, or serve it over NBD.",
     "run": "Run a container of a converted image; it starts before its data is here.",
     "exec": "Run a command in a running container.",
     "ps": "List containers.",

@@ -133,6 +133,25 @@ class ImageExtracted(Document):
     left_out: LeftOutShown
 
 
+class ImageExported(Document):
+    """What ``firstread export`` wrote, or serves.
+
+    reference: of the image
+    digest: of its manifest
+    form: `raw`, `tar` or `nbd`
+    targets: the file as given, or addresses in the form of NBD clients
+    size: of the file or the disk
+    sockets: names that a tar archive cannot hold, and so lacks
+    """
+
+    reference: str
+    digest: Digest
+    form: str
+    targets: list[str]
+    size: Bytes
+    sockets: int
+
+
 class ContainerShown(Document):
     """A container.
 

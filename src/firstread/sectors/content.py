@@ -47,6 +47,12 @@ def read_frames(source: Source[Any], sector: Wanted, numbers: Iterable[int]) -> 
         raise
 
 
+def wanted_sectors(image: BlockImage) -> list[Wanted]:
+    """Return the sectors of a converted image, by device slot."""
+    index, blobs = image.index, image.blobs
+    return [Wanted(entry, blobs[entry.blob], index.geometry) for entry in index.sectors]
+
+
 class _Kept(NamedTuple):
     """A sector in memory: its bytes, and which of its frames are among them."""
 
@@ -60,23 +66,22 @@ class ContentReader:
     Args:
         repository: where the sectors are.
         sectors: by the number that chunk addresses count.
+        keep_bytes: of sectors; two are kept, however large they are.
     """
 
-    def __init__(self, repository: Repository, sectors: Sequence[Wanted]) -> None:
+    def __init__(
+        self, repository: Repository, sectors: Sequence[Wanted], keep_bytes: int = KEEP
+    ) -> None:
         self._source = NativeSource(repository)
         self._sectors = sectors
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         largest = max((sector.geometry.sector_size for sector in sectors[:1]), default=KEEP)
-        self._limit = max(2, KEEP // largest)
+        self._limit = max(2, keep_bytes // largest)
 
     @classmethod
-    def of(cls, repository: Repository, image: BlockImage) -> Self:
+    def of(cls, repository: Repository, image: BlockImage, keep_bytes: int = KEEP) -> Self:
         """Return a reader of a converted image."""
-        index, blobs = image.index, image.blobs
-        return cls(
-            repository,
-            [Wanted(entry, blobs[entry.blob], index.geometry) for entry in index.sectors],
-        )
+        return cls(repository, wanted_sectors(image), keep_bytes)
 
     def sector(self, slot: int) -> memoryview:
         """Return a sector, whole and verified.
