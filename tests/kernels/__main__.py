@@ -62,6 +62,7 @@ def main() -> int:
             continue
         print(chapter([result], [suite]), flush=True)
         failed |= not is_good(result)
+        kept = load(cache / "results.json")  # others may have written it meanwhile
         kept[suite] = merged(kept.get(suite), result)
         save(kept, cache / "results.json")
     if options.docs:

@@ -12,12 +12,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final, get_args, get_type_hints
+from typing import Final
 
 import msgspec
 from tests.kernels.matrix import GOOD, Result, Tried
 
-from firstread.config import NodeTable
+from firstread.config import DEVICES
 from firstread.errors import FirstreadError
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon, tree_of
@@ -52,7 +52,7 @@ def main() -> None:
         (out / "result.json").write_bytes(msgspec.json.encode(result))
 
     result.doctor = failures()
-    for device in sys.argv[3:] or devices():
+    for device in sys.argv[3:] or DEVICES:
         result.devices[device] = tried = try_device(device, out)
         keep()
         if tried.works and depth == "full":
@@ -62,11 +62,6 @@ def main() -> None:
                 keep()
     result.auto = chosen(result, out)
     keep()
-
-
-def devices() -> list[str]:
-    """Return the devices that a configuration can name, but for ``auto``."""
-    return [name for name in get_args(get_type_hints(NodeTable)["device"]) if name != "auto"]
 
 
 def failures() -> list[str]:
@@ -109,13 +104,13 @@ def tree(device: str, out: Path) -> str:
 
 
 def _reason(daemon: Daemon) -> str:
-    """Return what a daemon said last before it gave up, if it did."""
+    """Return what a daemon said before it gave up, if it did."""
     try:
         lines = daemon.output().splitlines()
     except OSError:
         return ""
-    said = [line for line in lines if not line.startswith("{")]  # those of the log do
-    return said[0].removeprefix("firstread: ") if said else ""
+    said = [line.strip() for line in lines if not line.startswith("{")]  # those of the log do
+    return "; ".join(said).removeprefix("firstread: ").replace(f"{daemon.root}/", "")
 
 
 def check(device: str, path: str, which: str, log: Path) -> str:

@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from firstread.config import DEVICES
+
 PAGE: Final = Path(__file__).parents[2] / "docs/devices.md"
 GOOD: Final = re.compile(r"\d+ (?:right|passed(?:, \d+ skipped)?)(?: at the second try)?")
 """The outcome of a check that found no fault."""
@@ -57,7 +59,7 @@ class Result(msgspec.Struct):
 
 def chapter(results: Sequence[Result], setting: Iterable[str]) -> str:
     """Return the table of results, and below it why devices do not work, as Markdown."""
-    names = list(dict.fromkeys(name for result in results for name in result.devices))
+    names = [name for name in DEVICES if any(name in result.devices for result in results)]
     head = ["kernel", "package", *(f"`{name}`" for name in names), "`auto` takes", "seconds"]
     rows = [head, ["---"] * (len(head) - 1) + ["--:"]]
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -65,9 +67,10 @@ def chapter(results: Sequence[Result], setting: Iterable[str]) -> str:
         cells = [result.release, result.package]
         cells += [_cell(result.devices.get(name)) for name in names]
         rows.append([*cells, f"`{result.auto or '?'}`", f"{result.seconds:.0f}"])
-        for name, tried in result.devices.items():
-            if not tried.works:
-                reasons.setdefault((name, _escaped(tried.said)), []).append(result.release)
+        for name in names:
+            if name in result.devices and not result.devices[name].works:
+                said = _escaped(result.devices[name].said)
+                reasons.setdefault((name, said), []).append(result.release)
     lines = [*(f"- {line}" for line in setting), ""]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- `{n}` on {', '.join(at)}: {said}" for (n, said), at in reasons.items())]

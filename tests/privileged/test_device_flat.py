@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from firstread.device import flatdevice
 from firstread.device.base import Read
 from firstread.device.flatdevice import FlatDevice
 from firstread.device.fusedevice import FuseDevice
@@ -171,6 +173,22 @@ def test_reads_do_not_wait_for_each_other(make: Callable[..., FlatMount], name: 
         bench.complete(read)
     for reader, data in zip(readers, bench.data, strict=False):
         assert bench.serve(reader, bench.complete)[0] == summary(data)
+
+
+def test_a_kernel_that_takes_no_files_gets_a_loop_device(
+    make: Callable[..., FlatMount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, metadata: Path) -> int:
+        if path.startswith("/proc/"):
+            raise NodeError("not a block device") from OSError(errno.ENOTBLK, "it is none")
+        return usual(path, metadata)
+
+    usual = flatdevice._open
+    monkeypatch.setattr(flatdevice, "_open", refuse)
+    bench = make(name="flat")
+    assert bench.device.name == "flat"
+    assert backing(bench.mountpoint).exists()
+    assert bench.serve(bench.read(1), bench.fill)[0] == summary(bench.data[1][:4096])
 
 
 def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMount]) -> None:

@@ -24,10 +24,11 @@ from firstread.units import KiB
 
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.parametrize("device", ["flat", "loop", "mixed"]),
     pytest.mark.skipif(not os.path.exists(CONTROL), reason="there are no loop devices"),
 ]
 
+ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed"])
+BOTH = pytest.mark.parametrize("device", ["flat", "loop"])
 SECTOR = 64 * KiB
 COUNT = 60
 EIO = "errno 5"
@@ -42,6 +43,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
     )
 
 
+@ALL
 def test_the_image_with_every_feature_is_shown_as_it_is(
     tmp_path: Path, device: str, lazy_features: str
 ) -> None:
@@ -57,6 +59,7 @@ def test_the_image_with_every_feature_is_shown_as_it_is(
         assert node.mounted(place)["events"] == status["events"]
 
 
+@ALL
 def test_deaths_and_upgrades_fail_no_read(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
@@ -83,6 +86,7 @@ def test_deaths_and_upgrades_fail_no_read(
         assert output(node.reading(second / "f7")) == many[1].summary(7)
 
 
+@pytest.mark.parametrize("device", ["loop"])
 def test_reads_that_wait_outlive_all_but_the_anchor(tmp_path: Path, device: str) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path, "--device", device) as node:
         reference = f"{registry.host}/lazy/plain:1"
@@ -98,6 +102,7 @@ def test_reads_that_wait_outlive_all_but_the_anchor(tmp_path: Path, device: str)
         assert [output(reader) for reader in readers] == [image.summary(n) for n in range(3)]
 
 
+@BOTH
 def test_a_mount_that_nobody_holds(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
@@ -122,6 +127,7 @@ def test_a_mount_that_nobody_holds(
             assert output(node.reading(place / f"f{number}")) == many[1].summary(number)
 
 
+@BOTH
 def test_a_mount_is_read_on_after_its_unmount_and_leaves_nothing(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
@@ -139,6 +145,7 @@ def test_a_mount_is_read_on_after_its_unmount_and_leaves_nothing(
         node.wait(lambda: bool(node.log("nobody uses what was mounted at")))
 
 
+@pytest.mark.parametrize("device", ["flat"])
 def test_another_device_gives_its_mounts_up(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:

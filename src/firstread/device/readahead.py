@@ -72,7 +72,7 @@ def read_ahead_of(file_system: FileSystem) -> int:
 
 def _file(file_system: FileSystem) -> Path:
     device = file_system.device
-    if os.major(device):  # on a block device, which has it, whatever is mounted there
+    if os.major(device) and file_system.kind == "erofs":  # on a block device, which has it
         return BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
     kind, _, name = file_system.name.partition("/")
     if kind != "erofs" or not name or "/" in name:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernels import rootdisk
-from tests.kernels.inside import devices, outcome
+from tests.kernels.inside import outcome
 from tests.kernels.matrix import PAGE, Result, Tried, chapter, is_good, load, merged, put, save
 from tests.kernels.packages import newest
 
@@ -22,7 +22,7 @@ REFUSED = Tried(False, "no | EROFS")
 SPLIT = """Package: linux-image-amd64
 Depends: linux-base-amd64 (= 7.3-1), linux-image-7.3+deb13-amd64 (= 7.3-1)
 """
-OLD = Result("5.10.0-1", {"flat": REFUSED, "fuse": Tried(True)}, "fuse", package="sid 1")
+OLD = Result("5.10.0-1", {"fanotify": REFUSED, "fuse": Tried(True)}, "fuse", package="sid 1")
 NEW = Result("7.3.0-1", {"fanotify": Tried(True, checks={"suite": "9 passed"})}, "fanotify")
 
 
@@ -32,11 +32,6 @@ def test_apt_names_the_kernel() -> None:
     for shown in ("N: Unable to locate package", "Depends: linux-modules-amd64 (= 7.3-1)"):
         with pytest.raises(NodeError, match="does not say which kernel"):
             newest(shown)
-
-
-def test_the_devices_are_those_of_the_configuration() -> None:
-    assert "fuse" in devices()
-    assert "auto" not in devices()
 
 
 @pytest.mark.parametrize(
@@ -53,10 +48,10 @@ def test_the_outcome_of_tests_is_their_last_line(output: str, said: str | None) 
 
 def test_a_table_has_a_column_for_each_device_and_says_why_not() -> None:
     text = chapter([OLD, NEW], ["somewhere"])
-    assert "| kernel | package | `flat` | `fuse` | `fanotify` | `auto` takes | seconds |" in text
-    assert "| 5.10.0-1 | sid 1 | no | yes | not tried | `fuse` | 0 |" in text
-    assert "| 7.3.0-1 |  | not tried | not tried | yes; suite: 9 passed | `fanotify` | 0 |" in text
-    assert r"- `flat` on 5.10.0-1: no \| EROFS" in text
+    assert "| kernel | package | `fanotify` | `fuse` | `auto` takes | seconds |" in text
+    assert "| 5.10.0-1 | sid 1 | no | yes | `fuse` | 0 |" in text
+    assert "| 7.3.0-1 |  | yes; suite: 9 passed | not tried | `fanotify` | 0 |" in text
+    assert r"- `fanotify` on 5.10.0-1: no \| EROFS" in text
 
 
 def test_a_chapter_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -90,7 +85,7 @@ def test_results_are_kept(tmp_path: Path) -> None:
 
 def test_a_device_that_was_not_tried_again_keeps_its_result() -> None:
     again = Result("5.10.0-1", {"fuse": Tried(False)}, "none", package="sid 1")
-    assert merged(OLD, again).devices == {"flat": REFUSED, "fuse": Tried(False)}
+    assert merged(OLD, again).devices == {"fanotify": REFUSED, "fuse": Tried(False)}
     assert merged(OLD, NEW) == NEW
     assert merged(None, NEW) == NEW
 
