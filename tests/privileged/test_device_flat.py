@@ -139,7 +139,7 @@ def test_nothing_is_asked_for_twice(make: Callable[..., FlatMount], name: str) -
         seen = set()
         for slot, data in enumerate(bench.data):
             read, asked = bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)
-            assert read == summary(data)
+            assert read == summary(data), (slot, asked)
             seen |= {slot for slot, _, _ in asked}
         return seen
 
