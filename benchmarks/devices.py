@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.host import DEVICES, Host
+from benchmarks.host import Host
 from benchmarks.images.build import default_cache
 from benchmarks.measure import median, timed
 from benchmarks.places import LAZY, publish, reference, storage, warm
@@ -26,6 +26,7 @@ from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe, drop_caches
 from benchmarks.transport import transport
 from benchmarks.trees import read_tree
+from firstread.config import DEVICES
 from firstread.testing.registry import DockerRegistry
 
 NAME = "devices"

@@ -16,9 +16,6 @@ from typing import Any
 from benchmarks.measure import pss_bytes
 from firstread.testing.daemon import Daemon
 
-DEVICES = ("fanotify", "fuse")
-"""What a node can have, by the names of the command line."""
-
 
 class Host(Daemon):
     """A node below `directory`, which it creates; a context manager.

@@ -11,16 +11,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import percentile
 from benchmarks.report import Section
 from firstread.testing.devicebench import DeviceBench
+from firstread.testing.flatmount import FlatMount
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.lazymount import LazyMount
 from firstread.units import KiB
 
-BENCHES: dict[str, Callable[..., DeviceBench]] = {"fanotify": LazyMount, "fuse": FuseMount}
+BENCHES: dict[str, Callable[..., DeviceBench]] = {
+    "fanotify": LazyMount,
+    "flat": partial(FlatMount, name="flat"),
+    "loop": partial(FlatMount, name="loop"),
+    "fuse": FuseMount,
+}
 SECTORS, SECTOR_BYTES = 4000, 4 * KiB
 
 _READER = """

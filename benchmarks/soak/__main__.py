@@ -19,7 +19,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks import reliability
-from benchmarks.host import DEVICES
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from benchmarks.soak.attacks import ATTACKS, FILES, Attack, Ground, disk
@@ -33,6 +32,7 @@ from benchmarks.soak.judge import Row, Span, exit_code, judge, last_line, table
 from benchmarks.soak.machine import Node, Proxy
 from benchmarks.soak.mounts import Group
 from benchmarks.soak.plan import AFTER_S, BACKGROUND, KILLS, PARTS, REPLACE, TROUBLES, times
+from firstread.config import DEVICES
 from firstread.errors import FirstreadError
 from firstread.testing.registry import DockerRegistry
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks.host import DEVICES
 from benchmarks.images.build import default_cache
 from benchmarks.link import Measured
 from benchmarks.report import DOCS, Section, page, save
@@ -34,6 +33,7 @@ from benchmarks.suite.publish import Made, make, publish_originals
 from benchmarks.suite.runs import Run, cells, table, write_csv
 from benchmarks.suite.starts import Case, cold_start
 from benchmarks.suite.workloads import WORKLOADS, Workload
+from firstread.config import DEVICES
 from firstread.errors import FirstreadError
 from firstread.signals import unwinding_on_signals
 from firstread.testing.containerdconfig import containerd_version

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from benchmarks.death import ABSENT_FILES, FILES_A_KILL, READERS, chapter, measure
-from benchmarks.host import DEVICES
+
+from firstread.config import DEVICES
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 

@@ -7,8 +7,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from benchmarks.host import DEVICES
 from benchmarks.kills import chapter, measure
+
+from firstread.config import DEVICES
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 

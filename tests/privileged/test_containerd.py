@@ -76,7 +76,7 @@ def test_a_pod_of_a_converted_image(registry: DockerRegistry, node: Containerd) 
     assert f"{image} is lazy" in node.log()
 
 
-@pytest.mark.parametrize("device", ["fuse"])
+@pytest.mark.parametrize("device", ["flat", "fuse"])
 def test_a_pod_by_another_device(registry: DockerRegistry, scratch: Path, device: str) -> None:
     image = f"{registry.host}/app:latest"
     with Containerd(scratch, f"{registry.host}/pause:1", device=device) as node:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from firstread.device.flattree import NEAR_KIB
 from firstread.testing.daemon import Daemon
-from firstread.testing.suites.node import NodeSuite
+from firstread.testing.suites.node import SECTOR, NodeSuite
+from firstread.units import KiB
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(120)]
 
@@ -34,3 +36,13 @@ class TestFuseNode(NodeSuite):
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         return Daemon(scratch, "--device", "fuse", *options)
+
+
+class TestFlatNode(NodeSuite):
+    """EROFS on one file over FUSE."""
+
+    outlives_processes = False
+    beyond_sectors = NEAR_KIB * KiB // SECTOR
+
+    def node(self, scratch: Path, *options: str) -> Daemon:
+        return Daemon(scratch, "--device", "flat", *options)
