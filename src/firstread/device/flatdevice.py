@@ -42,8 +42,7 @@ from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.loopdevice import MAJOR, attach_loop, change_file
-from firstread.device.readahead import BDI, read_ahead_of, set_read_ahead_of
-from firstread.device.superblock import FileSystem
+from firstread.device.readahead import BDI
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.errors import NodeError, from_os_error
 from firstread.mountinfo import read_mountinfo
@@ -134,14 +133,6 @@ class FlatDevice(FuseDevice):
                 left = [read for read, (asker, _) in self._waiting.items() if asker in found]
             for read in left:
                 self.answer(read, allow=False)
-
-    def set_read_ahead(self, file_system: FileSystem, kib: int) -> None:
-        """See `Device`: that of EROFS; the file keeps its own."""
-        set_read_ahead_of(file_system, kib)
-
-    def read_ahead(self, file_system: FileSystem) -> int:
-        """See `Device`."""
-        return read_ahead_of(file_system)
 
     def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
         tree = FlatTree(image)

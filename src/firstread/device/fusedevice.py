@@ -39,7 +39,7 @@ from firstread.device.fuseconnection import Connection, Waiting
 from firstread.device.fuseprotocol import MOST_BYTES
 from firstread.device.fusereads import Inside, SectorReader
 from firstread.device.fusetree import FuseTree, Tree
-from firstread.device.readahead import BDI
+from firstread.device.readahead import read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
 from firstread.erofs.erofsimage import ErofsImage
@@ -331,17 +331,11 @@ class FuseDevice:
 
     def set_read_ahead(self, file_system: FileSystem, kib: int) -> None:
         """See `Device`."""
-        try:
-            _read_ahead_file(file_system).write_text(f"{kib}\n")
-        except OSError as exc:
-            raise from_os_error(exc, "cannot set the read-ahead") from exc
+        set_read_ahead_of(file_system, kib)
 
     def read_ahead(self, file_system: FileSystem) -> int:
         """See `Device`."""
-        try:
-            return int(_read_ahead_file(file_system).read_text())
-        except OSError as exc:
-            raise from_os_error(exc, "cannot read the read-ahead") from exc
+        return read_ahead_of(file_system)
 
 
 def _new_pair(count: int) -> Pair:
@@ -352,11 +346,6 @@ def _new_pair(count: int) -> Pair:
     except OSError:
         os.close(fd)
         raise
-
-
-def _read_ahead_file(file_system: FileSystem) -> Path:
-    device = file_system.device
-    return BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
 
 
 @contextlib.contextmanager

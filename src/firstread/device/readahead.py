@@ -10,7 +10,7 @@ Facts about read-ahead (Linux 6.18; tests/privileged/test_device_readahead.py sh
   of a mount is nobody else's. Its name, ``erofs-N``, has a number that counts all such file systems
   since boot (fs/super.c: super_setup_bdi). EROFS gives its directory below /sys/fs the same name
   (fs/erofs/super.c: erofs_set_sysfs_name, since 6.12), and `FileSystem` knows that one.
-* EROFS on a block device has that of the disk, called as its number.
+* EROFS on a block device has that of the disk, called as its number; so is that of FUSE.
 * A new one has 128 KiB.
 * An open file keeps the read-ahead that it was opened with; so does what is mapped from it. An
   overlayfs on top opens the files of EROFS when they are opened, so it obeys, too.
@@ -72,7 +72,7 @@ def read_ahead_of(file_system: FileSystem) -> int:
 
 def _file(file_system: FileSystem) -> Path:
     device = file_system.device
-    if os.major(device) and file_system.kind == "erofs":  # on a block device, which has it
+    if os.major(device) or file_system.kind == "fuse":  # below EROFS, a block device has it
         return BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
     kind, _, name = file_system.name.partition("/")
     if kind != "erofs" or not name or "/" in name:
