@@ -72,7 +72,8 @@ def read_ahead_of(file_system: FileSystem) -> int:
 
 def _file(file_system: FileSystem) -> Path:
     device = file_system.device
-    if os.major(device) or file_system.kind == "fuse":  # below EROFS, a block device has it
+    is_on_disk = file_system.kind == "erofs" and os.major(device)
+    if is_on_disk or file_system.kind == "fuse":
         return BDI / f"{os.major(device)}:{os.minor(device)}" / "read_ahead_kb"
     kind, _, name = file_system.name.partition("/")
     if kind != "erofs" or not name or "/" in name:
