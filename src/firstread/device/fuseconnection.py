@@ -198,6 +198,9 @@ class Connection:
                 self._answer(request.unique, self._tree.answer(request, body))
         except (OSError, FirstreadError) as exc:
             self._fail(request.unique, exc)
+        except Exception:  # the next process would get the request again, and die of it, too
+            log.exception("a request to %s fails", self._name)
+            self._fail(request.unique, DENIED)
 
     def _init(self, request: Request, body: memoryview) -> None:
         hello = fuse.parse_init(body)

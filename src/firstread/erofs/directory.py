@@ -80,11 +80,14 @@ def first_name(data: bytes) -> bytes:
     Raises:
         ImageError: it has none.
     """
-    offsets = [offset for _, offset, _, _ in DIRENT.iter_unpack(data[: 2 * DIRENT_SIZE])][:2]
-    if not offsets or offsets[0] < DIRENT_SIZE:
+    if len(data) < DIRENT_SIZE:
+        raise ImageError("a directory block is cut off")
+    first, end = DIRENT.unpack_from(data)[1], len(data)
+    if first < DIRENT_SIZE or DIRENT_SIZE < first < 2 * DIRENT_SIZE or first > end:
         raise ImageError("a directory block has no valid table")
-    end = offsets[1] if offsets[0] > DIRENT_SIZE else len(data)
-    return data[offsets[0] : end].rstrip(b"\0")
+    if first > DIRENT_SIZE:
+        end = DIRENT.unpack_from(data, DIRENT_SIZE)[1]
+    return data[first:end].rstrip(b"\0")
 
 
 def decode_block(data: bytes) -> list[Dirent]:

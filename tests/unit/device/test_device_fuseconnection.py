@@ -187,6 +187,13 @@ def test_another_error_fails_the_read(server: Server) -> None:
     assert server.answer() == (6, errno.ENOENT, b"")
 
 
+def test_a_request_that_makes_no_sense_fails_alone(server: Server) -> None:
+    server.kernel.send(server.request(fuse.READ, 7, b"\0" * 8))
+    assert server.answer() == (7, errno.EIO, b"")
+    server.kernel.send(server.request(fuse.GETATTR, 8, b""))
+    assert server.answer()[:2] == (8, 0)
+
+
 def test_the_descriptor_is_open_when_the_end_is_told(tmp_path: Path) -> None:
     """Else another process is given the number of another file."""
     server = Server(tmp_path)

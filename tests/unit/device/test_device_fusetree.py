@@ -13,7 +13,9 @@ import pytest
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fusetree import FuseTree
+from firstread.erofs.directory import block_bounds, with_dots
 from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.format import BLOCK
 from firstread.erofs.tree import Node, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
@@ -195,6 +197,20 @@ def test_each_name_of_a_large_directory_is_found_and_no_other(tree: FuseTree) ->
     for name in (b"!", b"name-", b"name-00000x", b"name-01500x", b"name-02999x", b"\xff"):
         assert lookup(tree, name, node)[0] == 0
     assert tree.image.readdir_block(tree.inode(node), 1000) == []
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_a_last_block_may_hold_one_short_name(length: int) -> None:
+    names = [b"%0240d" % number for number in range(16)]  # 252 bytes each: a block, with the dots
+    last = b"z" * length
+    room = BLOCK - sum(12 + len(name) for name in (b".", b"..", *names))
+    names.append(b"y" * (room - 12))
+    assert [bounds[:2] for bounds in block_bounds(with_dots([*names, last]))] == [(0, 19), (19, 20)]
+    root = directory()
+    root.children = {name: Node(stat.S_IFREG) for name in (*names, last)}
+    tree = tree_of(root)
+    assert all(lookup(tree, name)[0] for name in (*names, last))
+    assert lookup(tree, last + b"z")[0] == 0
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 12, b"\xff" * 12])
