@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from firstread.sectors.image import BlockImage
     from firstread.sectors.sectorstore import SectorStore
 
-_FILE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE_OR_PIPE = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.option("--raw", metavar="FILE", type=_FILE, help="Write one file that mounts as EROFS.")
-@click.option("--tar", metavar="FILE|-", type=_FILE, help="Write a tar archive of the whole tree.")
+@click.option(
+    "--tar", metavar="FILE|-", type=_FILE_OR_PIPE, help="Write a tar archive of the whole tree."
+)
 @click.option(
     "--nbd",
     metavar="unix:PATH|tcp:HOST:PORT",
@@ -82,6 +85,8 @@ def command(
         raise UsageError("say what to make of the image", hint="give --raw, --tar or --nbd")
     if nbd is None and (tls_dir or root):
         raise UsageError("--tls-dir and --root belong to --nbd")
+    if str(raw) == "-":
+        raise UsageError("a sparse file cannot go to stdout", hint="name a file, or use --tar -")
     if str(tar) == "-" and as_json:
         raise UsageError("the archive and --json cannot both go to stdout")
     for file in (raw, tar):
@@ -188,7 +193,7 @@ def _store(root: Path | None) -> Iterator[SectorStore]:
 
     with contextlib.ExitStack() as stack:
         if root is None:
-            place = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - /tmp may be in memory
+            place = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 - /tmp may be in memory
             made = tempfile.TemporaryDirectory(prefix="firstread-", dir=place)
             root = Path(stack.enter_context(made))
         private_directory(root)

@@ -297,7 +297,7 @@ def node_options(command: F) -> F:
         if os.geteuid():
             from firstread.control.usernamespace import join
 
-            join(run_dir)
+            join(run_dir, arguments.get("root"))
         return command(run_dir=run_dir, **arguments)
 
     result: Any = in_namespace

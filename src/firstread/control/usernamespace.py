@@ -58,11 +58,11 @@ def enter(root: Path, run_dir: Path) -> None:
     """
     if not os.geteuid():
         return
-    check_way(root)  # here owners of directories still differ
+    check_way(root)  # before `private_directory` makes one
     private_directory(run_dir)
     with open(run_dir / f"{RECORD}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if join(run_dir):
+        if join(run_dir, root):
             return
         if Client(run_dir).alive():
             raise NodeError(
@@ -73,17 +73,20 @@ def enter(root: Path, run_dir: Path) -> None:
         _keep(run_dir / RECORD)
 
 
-def join(run_dir: Path) -> bool:
+def join(run_dir: Path, root: Path | None = None) -> bool:
     """Join the namespaces of a node; return whether there are any. Does nothing for root.
 
     Args:
         run_dir: of the node; need not exist.
+        root: of the node, if the caller uses it; need not exist.
 
     Raises:
-        NodeError: the kernel refuses.
+        NodeError: the kernel refuses, or a directory is unsafe.
     """
     if not os.geteuid():
         return False
+    for place in filter(None, (run_dir, root)):  # inside, owners do not differ any more
+        check_way(place, whole=place is run_dir)
     for pid, names in _candidates(run_dir):
         with contextlib.ExitStack() as opened:
             try:

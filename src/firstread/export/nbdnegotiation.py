@@ -158,6 +158,8 @@ class Negotiation:
         return replies + _reply(option, Reply.ACK), then
 
     def _contexts(self, option: int, data: bytes) -> bytes:
+        if option == Option.SET_META_CONTEXT:
+            self._context_of = None  # whatever becomes of this request
         name, rest = _string(data)
         (count,) = unpack_from(">I", rest)
         rest = rest[4:]

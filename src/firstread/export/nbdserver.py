@@ -75,9 +75,9 @@ def serve_image(
         listeners = stack.enter_context(listening(address, encrypted=context is not None))
         stack.enter_context(handling({signal.SIGTERM: stop, signal.SIGINT: stop}))
         feed = SectorFeed(repository, image, store, stall_s)
-        stack.callback(feed.close)
         export = Export(disk.size, str(repository.reference))
         stack.enter_context(Server(DiskReads(disk, feed), export, context).accepting(listeners))
+        stack.callback(feed.close)  # first: clients wait for it
         addresses = (uri(address, each, encrypted=context is not None) for each in listeners)
         on_ready(list(dict.fromkeys(addresses)), disk.size)
         stopped.wait()
@@ -126,11 +126,18 @@ class Server:
             try:
                 connection, _ = listener.accept()
             except OSError as exc:
-                if not self._is_closing:
-                    log.warning("cannot accept a client: %s", exc)
-                    time.sleep(_PAUSE_S)
+                self._failed(exc)
                 continue
-            self._begin(connection)
+            try:
+                self._begin(connection)
+            except (OSError, RuntimeError) as exc:  # such as too many threads
+                connection.close()
+                self._failed(exc)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._is_closing:
+            log.warning("cannot accept a client: %s", error)
+            time.sleep(_PAUSE_S)
 
     def _begin(self, connection: socket.socket) -> None:
         with self._lock:
@@ -143,8 +150,8 @@ class Server:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             client = Connection(Channel(connection), self._disk, self._export, self._tls)
             thread = threading.Thread(target=self._serve, args=(client,), name="nbd", daemon=True)
-            self._clients[client] = thread
             thread.start()
+            self._clients[client] = thread
 
     def _serve(self, client: Connection) -> None:
         try:

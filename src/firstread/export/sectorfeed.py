@@ -8,18 +8,24 @@ the frames that it needs are in the sector's file.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from firstread.errors import FirstreadError, NodeError
 from firstread.export.sectorfetch import Means, fetch_sector
 from firstread.oci.repository import Repository
+from firstread.sectors.check import is_sector, is_whole
 from firstread.sectors.content import wanted_sectors
 from firstread.sectors.image import BlockImage
 from firstread.sectors.native import NativeSource
-from firstread.sectors.sectorstore import SectorStore, lacks_prefix
+from firstread.sectors.sectorstore import SectorStore
 from firstread.sectors.source import Wanted
+
+log = logging.getLogger("export")
 
 WORKERS = 4  # requests at a time, as a node makes them
 
@@ -64,15 +70,17 @@ class SectorFeed:
             told: called at once, or later in another thread, where it must not block.
 
         Raises:
-            NodeError: the sector's file cannot be made.
+            NodeError: the sector's file cannot be made, or the server stops.
         """
         sector = self._sectors[slot]
         key = sector.entry.id
         with self._lock:
             verified = self._look(sector)
             if verified < end:
+                if self._means.closing.is_set():
+                    raise NodeError("the server stops")
                 if key not in self._waiting:
-                    self._pool.submit(self._run, sector, verified)
+                    self._pool.submit(self._run, sector, verified, time.monotonic())
                 self._waiting.setdefault(key, []).append((end, told))
                 return
         told(None)
@@ -87,7 +95,8 @@ class SectorFeed:
 
     def close(self) -> None:
         """Give up what is in flight."""
-        self._means.closing.set()
+        with self._lock:
+            self._means.closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for key in list(self._waiting):
             self._end(key, NodeError("the server stops"))
@@ -95,27 +104,40 @@ class SectorFeed:
     def _look(self, sector: Wanted) -> int:
         """Return the verified bytes of a sector; make its file, empty, at the first look.
 
-        A file that a reboot left unverified is emptied, and fetched again.
+        A file that another process has left counts if it is the whole sector, else it is emptied.
         """
         key = sector.entry.id
         known = self._verified.get(key)
         if known is None:
-            status = self._store.look(key)
-            if status is not None and (lacks_prefix(status) or status.st_size > sector.entry.size):
+            if self._store.look(key) is not None and not self._is_whole(sector):
                 self._store.empty(key)
             known = self._verified[key] = self._store.ensure([key])[0]
         return known
 
+    def _is_whole(self, sector: Wanted) -> bool:
+        key, frame_size = sector.entry.id, sector.geometry.frame_size
+        fd = self._store.open(key)
+        try:
+            if is_sector(fd, key, sector.entry.size, frame_size):
+                return True
+            if is_whole(fd, key, frame_size):
+                raise NodeError(f"the image is wrong about the size of sector {key.hex()}")
+        finally:
+            os.close(fd)
+        return False
+
     # -- in a thread of the pool ---------------------------------------------------------------
 
-    def _run(self, sector: Wanted, verified: int) -> None:
+    def _run(self, sector: Wanted, verified: int, asked: float) -> None:
         key = sector.entry.id
         error: FirstreadError | None = NodeError("internal error: see the log")
         try:
-            fetch_sector(sector, verified, self._means, lambda done: self._grow(key, done))
+            fetch_sector(sector, verified, self._means, asked, lambda done: self._grow(key, done))
             error = None
         except FirstreadError as exc:
             error = exc
+        except Exception:
+            log.exception("cannot read sector %s", key.hex())
         finally:
             self._end(key, error)
 

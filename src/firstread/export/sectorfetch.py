@@ -41,7 +41,11 @@ class Means(NamedTuple):
 
 
 def fetch_sector(
-    sector: Wanted, verified: int, means: Means, on_growth: Callable[[int], None]
+    sector: Wanted,
+    verified: int,
+    means: Means,
+    asked: float,
+    on_growth: Callable[[int], None],
 ) -> None:
     """Fetch what is missing of a sector, and flush its file.
 
@@ -49,13 +53,13 @@ def fetch_sector(
         sector: which.
         verified: bytes that its file has.
         means: of the server.
+        asked: when somebody asked for it, by the monotonic clock.
         on_growth: told how many bytes it has, after each frame.
 
     Raises:
         FirstreadError: the rest cannot be had.
     """
     name, outage, failures = sector.entry.id.hex(), Outage(FIRST_PAUSE_S), 0
-    begun = time.monotonic()
     while verified < sector.entry.size:
         try:
             verified = _frames(sector, verified, means, on_growth)
@@ -63,7 +67,7 @@ def fetch_sector(
             error = exc.error.about(layer=sector.blob.digest)
             failures = 1 if exc.verified > verified else failures + 1
             verified = exc.verified
-            left = begun + means.stall_s - time.monotonic()
+            left = asked + means.stall_s - time.monotonic()
             if is_hopeless(error, failures, "refetch") or (may_pass(error) and left <= 0):
                 log.warning("cannot read sector %s: %s", name, error)
                 raise error from exc
