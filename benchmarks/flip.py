@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from benchmarks import reliability
 from benchmarks.full import READER
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.units import KiB

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import reliability
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.shortage import small_filesystem

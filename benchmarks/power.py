@@ -28,7 +28,8 @@ from pathlib import Path
 from benchmarks import reliability
 from benchmarks.flip import wrong_files
 from firstread.device.erofsmount import unmount
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.units import KiB

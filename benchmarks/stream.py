@@ -27,7 +27,7 @@ from benchmarks.link import Link
 from benchmarks.measure import median, percentile
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from firstread.testing.daemon import drop_caches
+from firstread.testing.caches import drop_caches
 from firstread.testing.plainimage import put_hot_image
 from firstread.testing.registry import DockerRegistry
 from firstread.units import KiB, MiB

@@ -26,7 +26,8 @@ from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
 from firstread.mounts.table import mounted_erofs
-from firstread.testing.devicebench import drop_caches, output, summary
+from firstread.testing.caches import drop_caches
+from firstread.testing.devicebench import output, summary
 from firstread.testing.flatmount import FlatMount
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB, MiB
@@ -258,6 +259,7 @@ def test_files_are_borrowed_as_long_as_the_mount_is_used(mixed: FlatMount) -> No
     given = {number: (os.dup(a), os.dup(b)) for number, (a, b) in mixed.device.pairs().items()}
     after = MixedDevice(mixed.store, given)
     assert after.adopt(mixed.metadata, mixed.ids, number)
+    after.go_on(number)
     assert borrowed(after) == [True, True, False, False]
     user = os.open(mixed.mountpoint, os.O_RDONLY)
     mixed.device.detach(mixed.mountpoint, lazy=True)

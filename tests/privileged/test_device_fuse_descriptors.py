@@ -199,6 +199,7 @@ def test_the_next_process_answers_waiting_reads(
         os.waitpid(child, 0)
         assert bench.device.is_watching()
         assert bench.device.adopt(bench.metadata, bench.ids, int(data))
+        bench.device.go_on(int(data))
         seen = 0
         while seen < len(readers):
             for read in bench.reads():

@@ -14,7 +14,8 @@ import pytest
 from firstread.daemon.anchor import anchors
 from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.pagereader import Pages
 from firstread.testing.patience import PATIENCE_S

@@ -21,7 +21,8 @@ from benchmarks import eviction, flip, power
 
 from firstread.convert.conversion import ConvertOptions, convert
 from firstread.oci.reference import parse_reference
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.entries import File, Symlink
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.lazymount import output

@@ -14,7 +14,8 @@ import pytest
 
 from firstread.errors import UsageError
 from firstread.mountinfo import read_mountinfo
-from firstread.testing.daemon import Daemon, drop_caches, tree_of
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.lazymount import output
 from firstread.testing.pacedreader import PacedReader
 from firstread.testing.patience import PATIENCE_S

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from firstread.fetch.retry import LAST_RETRY_S
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_one_file, put_plain_image

@@ -13,7 +13,8 @@ from firstread.daemon.anchor import anchors
 from firstread.daemon.kept import of_anchors
 from firstread.device.loopdevice import CONTROL
 from firstread.mounts.table import mounted_erofs
-from firstread.testing.daemon import Daemon, drop_caches, tree_of
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.images import feature_tree
 from firstread.testing.lazymount import output, summary
 from firstread.testing.observe import differences

@@ -21,7 +21,8 @@ from firstread.device.fusedevice import FuseDevice
 from firstread.device.readahead import START_KIB, STEADY_KIB
 from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
-from firstread.testing.daemon import Daemon, drop_caches, tree_of
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.images import feature_tree
 from firstread.testing.lazymount import output, summary
 from firstread.testing.manager import ServiceManager

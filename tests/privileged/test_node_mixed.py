@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.units import KiB

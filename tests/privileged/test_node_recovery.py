@@ -15,7 +15,8 @@ from firstread import __version__
 from firstread.device.erofsmount import unmount
 from firstread.errors import NodeError
 from firstread.run.processes import identify
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image

@@ -21,8 +21,9 @@ from firstread.device.erofsmount import unmount
 from firstread.erofs.format import DEVICE_SLOT_SIZE, DEVICE_TABLE
 from firstread.mounts.table import mounted_erofs
 from firstread.sectors.format import Header, index_offset
+from firstread.testing.caches import drop_caches
 from firstread.testing.command import firstread, program
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.images import digest_of
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.daemon import Daemon, drop_caches, tree_of
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.features import Expected
 from firstread.testing.images import feature_tree
 from firstread.testing.lazymount import output

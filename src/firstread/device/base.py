@@ -125,7 +125,7 @@ class Device(Protocol):
         """
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
-        """Go on with a mount that a process before has made.
+        """Take over a mount that a process before has made; its reads wait for `go_on`.
 
         Args:
             metadata: of its image.
@@ -147,6 +147,13 @@ class Device(Protocol):
 
         A mount reads the file of a borrowed sector without asking, whatever is watched: as long as
         it is used, the file must not become shorter.
+        """
+
+    def go_on(self, number: int) -> None:
+        """Let the reads of an adopted mount ask: whatever is watched of it is known by now.
+
+        Args:
+            number: of the device that it is; once is enough.
         """
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:

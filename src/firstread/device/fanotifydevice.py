@@ -87,6 +87,9 @@ class FanotifyDevice:
         del sector_id
         return False
 
+    def go_on(self, number: int) -> None:
+        """See `Device`: events are read by nobody before."""
+
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`."""
         unmount(mountpoint, lazy=lazy)

@@ -157,7 +157,7 @@ class FlatDevice(FuseDevice):
         with self._over_fuse(fd, metadata, connection, stat.S_IFREG) as mount:
             number = os.fstat(mount).st_dev  # asks for the size, too
             # Far ahead only where that fetches nothing which nobody reads.
-            kib = FAR_KIB if all(map(self._store.size, ids)) else NEAR_KIB
+            kib = FAR_KIB if all(map(self._has_bytes, ids)) else NEAR_KIB
             with contextlib.suppress(OSError):  # the kernel's own is 128 KiB
                 place = BDI / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
                 place.write_text(f"{kib}\n")
@@ -166,6 +166,10 @@ class FlatDevice(FuseDevice):
                 yield file
             finally:
                 os.close(file)
+
+    def _has_bytes(self, sector_id: bytes) -> bool:
+        status = self._store.look(sector_id)
+        return status is not None and status.st_size > 0
 
     def _erofs(self, file: int, metadata: Path) -> int:
         """Return the descriptor of a detached mount of EROFS on the file."""

@@ -41,7 +41,7 @@ from firstread.errors import FirstreadError
 log = logging.getLogger("device")
 
 READ_AHEAD_BYTES = fuse.MOST_BYTES
-ATTEMPTS = 3  # to read what was allowed; somebody may have emptied it meanwhile
+ATTEMPTS = 8  # to read what was allowed; somebody may have emptied it meanwhile
 LOOK_S = 1.0  # between checks of readers that heard a signal, and between retries
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
@@ -113,6 +113,7 @@ class Connection:
         self._done: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()  # None: look around
         self._is_over = self._finishes = False  # the connection; there is a thread for it
         self._users = 1  # of the descriptor: the threads
+        self._is_started = False
         self._waiting: dict[int, Waiting] = {}  # by unique, until it is answered
         self._interrupted: dict[int, Waiting] = {}  # those whose reader has heard a signal
         self._parked: list[Waiting] = []  # those that this process lacks a resource for
@@ -121,10 +122,17 @@ class Connection:
 
     def start(self) -> None:
         """Serve from now on, in a thread."""
+        self._is_started = True
         threading.Thread(target=self._run, name="fuse", daemon=True).start()
 
-    def ask_again(self) -> None:
-        """Recover the requests that another process read and did not answer; before `start`."""
+    def go_on(self) -> None:
+        """Serve what another process has served, from now on; once is enough."""
+        if not self._is_started:
+            self._ask_again()  # first: a connection that has started may close its descriptor
+            self.start()
+
+    def _ask_again(self) -> None:
+        """Recover the requests that the process before has read and not answered."""
         try:
             os.write(self._fd, fuse.resend())
         except OSError:  # before Linux 6.9

@@ -143,8 +143,10 @@ class FuseDevice:
 
     def _keep_both(self, connection: Connection, number: int, pair: Pair) -> None:
         """Have somebody else hold the descriptors of a mount, whose number is known now."""
-        note_device(pair[1], number)
         with self._keeping:
+            if connection not in self._pairs:
+                raise OSError(errno.ENOTCONN, "the connection has ended")
+            note_device(pair[1], number)
             self._note(connection, number, pair)
             self._keep(number, pair)
 
@@ -159,9 +161,12 @@ class FuseDevice:
         except OSError as exc:
             raise from_os_error(exc, "cannot read the metadata of a mount") from exc
         self._note(connection, number, pair)
-        connection.ask_again()  # first: a connection that has started may close its descriptor
-        connection.start()
         return True
+
+    def go_on(self, number: int) -> None:
+        """See `Device`."""
+        for connection in [c for c, (device, _) in self._pairs.copy().items() if device == number]:
+            connection.go_on()
 
     def pairs(self) -> dict[int, Pair]:
         """Return copies of the descriptors of all mounts, by device number; the caller's."""

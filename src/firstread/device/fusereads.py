@@ -81,9 +81,10 @@ class SectorReader:
                 missing.append(part)
             elif os.preadv(self._file(slot), [piece], start) < length:
                 # Somebody may be emptying it: it was watched before it became shorter.
-                if not self._watches[slot]:
+                if self._watches[slot]:
+                    missing.append(part)
+                elif os.preadv(self._file(slot), [piece], start) < length:  # nor filled meanwhile
                     raise OSError(errno.EIO, "an absent sector is not watched")
-                missing.append(part)
         return missing
 
     def _file(self, slot: int) -> int:

@@ -12,6 +12,7 @@ anew, and one is always served: the connection ends with the last file of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from firstread.device.fuseconnection import Connection
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.sectortree import SectorTree
+from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.sectors.sectorstore import SectorStore
 
@@ -59,6 +61,8 @@ class MixedDevice(FlatDevice):
 
     def borrows(self, sector_id: bytes) -> bool:
         """See `Device`."""
+        if self._given:
+            return True  # a mount is not adopted yet, which may have borrowed it
         return sector_id in self._offered or any(
             sector_id in ids for ids in self._borrowed.values()
         )
@@ -77,8 +81,15 @@ class MixedDevice(FlatDevice):
             self._borrowed = {c: ids for c, ids in self._borrowed.items() if c is not connection}
 
     def _note_borrowed(self, connection: Connection) -> None:
+        watches = self._watches_of(connection)
         with self._lock:
-            self._borrowed = {**self._borrowed, connection: self._watches[connection].lent()}
+            self._borrowed = {**self._borrowed, connection: watches.lent()}
+
+    def _watches_of(self, connection: Connection) -> Watches:
+        try:
+            return self._watches[connection]
+        except KeyError as exc:
+            raise OSError(errno.ENOTCONN, "the connection has ended") from exc
 
     @contextlib.contextmanager
     def _mount(
@@ -92,7 +103,7 @@ class MixedDevice(FlatDevice):
         if len(lent) == len(set(ids)):
             lent -= {min(reversed(ids), key=self._store.size)}  # else the connection would end
         with self._over_fuse(fd, metadata, connection, stat.S_IFDIR) as directory:
-            self._watches[connection].lend(lent)
+            self._watches_of(connection).lend(lent)
             self._note_borrowed(connection)
             devices = [
                 self._store.path(sector_id)

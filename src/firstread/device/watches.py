@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 
 from firstread.device.fusejournal import JOURNAL_BYTES, FuseJournal
@@ -74,6 +75,7 @@ class Watches:
         memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids), flags))
         self.journal = FuseJournal(memory[_JOURNAL:_SLOTS])
         self._watched = memory[_SLOTS:]
+        self._lock = threading.Lock()  # of changes to what is watched
         self._slots: dict[bytes, list[int]] = {}
         for slot, sector_id in enumerate(ids):
             self._slots.setdefault(sector_id, []).append(slot)
@@ -83,15 +85,17 @@ class Watches:
 
     def set(self, ids: Iterable[bytes], *, on: bool) -> None:
         """Watch some sectors, or no longer; other mounts' sectors are passed over."""
-        for sector_id in ids:
-            for slot in self._slots.get(sector_id, ()):
-                self._watched[slot] = self._watched[slot] & _LENT | on
+        with self._lock:
+            for sector_id in ids:
+                for slot in self._slots.get(sector_id, ()):
+                    self._watched[slot] = self._watched[slot] & _LENT | on
 
     def lend(self, ids: Iterable[bytes]) -> None:
         """Note that the mount reads some sectors without asking; other mounts' are passed over."""
-        for sector_id in ids:
-            for slot in self._slots.get(sector_id, ()):
-                self._watched[slot] |= _LENT
+        with self._lock:
+            for sector_id in ids:
+                for slot in self._slots.get(sector_id, ()):
+                    self._watched[slot] |= _LENT
 
     def lent(self) -> frozenset[bytes]:
         """Return the sectors that were lent."""

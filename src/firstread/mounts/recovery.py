@@ -63,6 +63,7 @@ class Recovery:
         of something, is not given up: its reads wait.
         """
         self._anew = not self._fetcher.presence.device.is_watching()
+        self._fetcher.expect(reads=True, guarded=True)
         self.orphans.adopt_all()
 
     def _changed(self) -> None:
@@ -99,6 +100,7 @@ class Recovery:
         served = self._serving.serve(image, record)
         doubt = self._verify != "never"
         self._fetcher.cache.mounting.adopt(served.member, anew=self._anew, doubt=doubt)
+        device.go_on(number)
         if not record.detached:
             self._live.note_file_system(record)
         if record.pinned:

@@ -46,11 +46,6 @@ def tree_of(place: Path, timeout_s: float = 120.0) -> dict[bytes, Expected]:
     return tree
 
 
-def drop_caches() -> None:
-    """Forget clean pages: those of mounts and of sector files."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
 class Daemon:
     """``firstread daemon`` with directories of its own; a context manager.
 

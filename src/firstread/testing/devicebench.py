@@ -126,11 +126,6 @@ def start_reader(
     )
 
 
-def drop_caches() -> None:
-    """Forget clean pages, those of the mount and of what lies below it."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
 def output(reader: subprocess.Popen[str]) -> str:
     """Wait for a reader and return what it printed: a `summary`, ``errno N``, or nothing."""
     return reader.communicate(timeout=PATIENCE_S)[0].strip()

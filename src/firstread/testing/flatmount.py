@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from firstread.device.descriptors import is_dead
 from firstread.device.flatdevice import FlatDevice
 from firstread.device.flattree import NEAR_KIB
 from firstread.device.fuseconnection import Connection
 from firstread.device.mixeddevice import MixedDevice
-from firstread.testing.devicebench import drop_caches
+from firstread.testing.caches import drop_caches
 from firstread.testing.fusemount import FuseMount
 from firstread.units import KiB
 
@@ -55,6 +56,7 @@ class FlatMount(FuseMount):
     def __init__(self, scratch: Path, name: str, **image: Any) -> None:
         self._device_name = name
         self.numbers: list[int] = []
+        self._below: dict[int, int] = {}  # connection by number, of file systems of FUSE
         self.beyond_bytes = 0 if name == "loop" else NEAR_KIB * KiB
         super().__init__(scratch, **image)
 
@@ -68,8 +70,12 @@ class FlatMount(FuseMount):
         device.numbers = self.numbers
         return device
 
+    def _keep(self, number: int, pair: tuple[int, int]) -> None:
+        super()._keep(number, pair)
+        self._below[self.numbers[-1]] = self.kept[number][0]
+
     def _connections(self) -> list[int]:
-        return self.numbers
+        return [number for number, fd in self._below.items() if not is_dead(fd)]
 
     def empty(self, slot: int) -> None:
         super().empty(slot)
@@ -82,3 +88,4 @@ class FlatMount(FuseMount):
         number = os.stat(self.mountpoint).st_dev
         self._open({})
         assert self.device.adopt(self.metadata, self.ids, number)
+        self.device.go_on(number)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from firstread.device.base import Read
+from firstread.device.descriptors import is_dead
 from firstread.device.fusedevice import FuseDevice
 from firstread.erofs.tree import Node
 from firstread.errors import NodeError
@@ -88,9 +89,10 @@ class FuseMount(DeviceBench):
         self.kept[number] = os.dup(pair[0]), os.dup(pair[1])
 
     def close(self) -> None:
+        kept = self._abort()  # before their numbers are another's
         with contextlib.suppress(NodeError):  # a test has done it
             self.device.detach(self.mountpoint, lazy=True)
-        for fd in self._abort():
+        for fd in kept:
             os.close(fd)
         subprocess.run(["umount", self._control], check=True)
         self.end_readers()
@@ -106,8 +108,8 @@ class FuseMount(DeviceBench):
         return kept
 
     def _connections(self) -> list[int]:
-        """Return the device numbers of the FUSE file systems that were made."""
-        return list(self.kept)
+        """Return the device numbers of the FUSE file systems that live."""
+        return [number for number, (fd, _) in self.kept.items() if not is_dead(fd)]
 
     # -- what the kernel asks ------------------------------------------------------------------
 

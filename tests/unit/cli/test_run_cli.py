@@ -151,7 +151,7 @@ def test_shells_complete(shell: str) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("firstread ex", {"extract", "exec"}),
+        ("firstread ex", {"exec", "export", "extract"}),
         ("firstread exec --wor", {"--workdir"}),
         ("firstread cache ", {"ls", "prune", "verify"}),
         ("firstread run --pull ", {"missing", "always", "never"}),

@@ -226,8 +226,7 @@ def test_the_next_process_answers_recorded_reads(
     # The first process is as good as dead from here on.
     monkeypatch.setattr(fuse, "resend", lambda: bytes(1 << 22))  # which the kernel refuses
     second = Server(tmp_path, first.watches_fd)
-    second.connection.ask_again()
-    second.connection.start()
+    second.connection.go_on()
     taken = [second.take() for _ in range(4)]
     assert [waiting.request.unique for waiting, _ in taken] == [6, 6, 6, 10]
     for slot in range(3):
@@ -249,8 +248,7 @@ def test_a_message_that_nobody_has_looked_at_is_answered(
     message = server.request(fuse.GETATTR, 12, b"")
     server.watches.journal.message[: len(message)] = message
     monkeypatch.setattr(fuse, "resend", lambda: bytes(1 << 22))
-    server.connection.ask_again()
-    server.connection.start()
+    server.connection.go_on()
     assert server.answer()[:2] == (12, 0)
     server.close()
 
@@ -259,9 +257,8 @@ def test_the_journal_is_not_used_when_the_kernel_resends(tmp_path: Path) -> None
     server = Server(tmp_path)
     message = server.request(fuse.GETATTR, 12, b"")
     server.watches.journal.message[: len(message)] = message
-    server.connection.ask_again()
+    server.connection.go_on()
     assert server.kernel.recv(64) == fuse.resend()
-    server.connection.start()
     server.kernel.send(server.request(fuse.GETATTR, 14, b""))
     assert server.answer()[:2] == (14, 0)
     server.close()

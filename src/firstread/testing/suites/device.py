@@ -22,7 +22,8 @@ from firstread.device.base import Read
 from firstread.device.superblock import FileSystem
 from firstread.erofs.tree import Node, directory
 from firstread.errors import NodeError
-from firstread.testing.devicebench import DeviceBench, drop_caches, output, summary
+from firstread.testing.caches import drop_caches
+from firstread.testing.devicebench import DeviceBench, output, summary
 from firstread.testing.pagereader import Pages
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.suites.deviceimages import DeviceImageSuite, Make
@@ -154,7 +155,7 @@ class DeviceSuite(DeviceImageSuite, ABC):
         bench = make()
         read, asked = bench.serve(bench.read(0, 0, MiB, "pages"), bench.complete)
         assert read == part(bench, 0, 0, MiB)
-        assert len(asked) == 1, asked
+        assert 1 <= len(asked) <= 2, asked  # a loop device halves it
         drop_caches()
         read, asked = bench.serve(bench.read(0, 0, MiB, "pages"), bench.fill)
         assert read == part(bench, 0, 0, MiB)

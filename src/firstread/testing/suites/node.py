@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.daemon import Daemon, drop_caches
+from firstread.testing.caches import drop_caches
+from firstread.testing.daemon import Daemon
 from firstread.testing.devicebench import output
 from firstread.testing.pacedreader import PacedReader
 from firstread.testing.patience import PATIENCE_S
