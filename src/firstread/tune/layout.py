@@ -288,7 +288,8 @@ class HotLayout(Layout):
             used += stored
         if parts:
             self._add(blob, offset, parts, level_cost)
-        hot = range(len(plain.units), len(self.units))
+        numbers = range(len(plain.units), len(self.units))
+        hot = [number for number in numbers if self.units[number].entry.length]
         kept = (need.unit for part in whole for need in plain.needs(*part))
         self.stream = list(dict.fromkeys([*hot, *kept]))
 
@@ -310,7 +311,7 @@ class HotLayout(Layout):
             hot = self._hot.get((key, offset - within))
             if hot is None:
                 yield from self._plain.needs(key, offset, step)
-            else:
+            elif self.units[hot[0]].entry.length:  # it is not all zeros
                 yield Need(hot[0], hot[1] + within, hot[1] + within + step)
             offset += step
 

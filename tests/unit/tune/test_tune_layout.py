@@ -151,6 +151,12 @@ def test_hot_reads_need_hot_sectors(packed: Converted) -> None:
     assert needs(layout, "bin/20", 0, B) == needs(plain(packed.content), "bin/20", 0, B)
 
 
+def test_hot_zeros_need_no_sector(packed: Converted) -> None:
+    layout = hot(packed.content, ("zeros", 0, 2 * S))
+    assert layout.stream == []
+    assert needs(layout, "zeros", 0, 2 * S) == []
+
+
 def test_the_rest_of_a_hot_file_stays_where_it_is(packed: Converted) -> None:
     layout = hot(packed.content, ("large", S, B))
     cold, warm, rest = needs(layout, "large", S - B, 3 * B)
