@@ -38,13 +38,15 @@ from firstread.daemon.protocol import (
     WIRE_VERSION,
 )
 from firstread.device.base import WHOLE_SECTOR, Pair, Read, sector_of
-from firstread.device.fanotify import NO_FD, Group, parse_events
+from firstread.device.fanotify import NO_FD, Group, is_group, parse_events
 from firstread.errors import NodeError
 from firstread.userdirs import configuration
 
 log = logging.getLogger("supervisor")
 
 FORMAT = 1
+OTHERS_FORMAT = 2  # of a node with another device than fanotify: its mounts need what is `kept`
+FORMATS = (FORMAT, OTHERS_FORMAT)  # that are read
 
 FIXED = {
     "group": GROUP_FD,
@@ -151,7 +153,7 @@ class Handover:
     def write(self, settings: Settings) -> int:
         """Write this and `settings` to a file without a name; return its descriptor."""
         document = {
-            "format": FORMAT,
+            "format": own_format(),
             "settings": dataclasses.asdict(settings),
             **dataclasses.asdict(self),
             "held": [(r.number, r.pid, r.offset, r.length, r.fd) for r in self.held],
@@ -160,6 +162,14 @@ class Handover:
         with open(fd, "wb", closefd=False) as file:
             file.write(json.dumps(document).encode())
         return fd
+
+
+def own_format() -> int:
+    """Return the format of this daemon's state: a version that knows fanotify alone refuses it."""
+    try:
+        return FORMAT if is_group(GROUP_FD) else OTHERS_FORMAT
+    except OSError:  # there is no daemon
+        return FORMAT
 
 
 def read_handover(fd: int) -> tuple[Handover, Settings]:
@@ -171,10 +181,10 @@ def read_handover(fd: int) -> tuple[Handover, Settings]:
     with open(fd, "rb") as file:
         file.seek(0)
         document = json.load(file)
-    if document["format"] != FORMAT:
+    if document["format"] not in FORMATS:
         raise NodeError(
             f"firstread {document.get('version')} leaves its state in the format"
-            f" {document['format']}, but {__version__} reads {FORMAT}",
+            f" {document['format']}, but {__version__} reads up to {OTHERS_FORMAT}",
             hint="stop the daemon and start the other version",
         )
     handover = Handover(**_known(Handover, document))

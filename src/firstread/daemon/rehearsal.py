@@ -13,7 +13,7 @@ import sys
 import time
 from typing import NoReturn
 
-from firstread.daemon.handover import FORMAT, Handover, Settings, execute
+from firstread.daemon.handover import Handover, Settings, execute, own_format
 from firstread.daemon.process import Process
 
 REHEARSAL_S = 60.0
@@ -31,7 +31,7 @@ class Rehearsal:
 
     def __init__(self, settings: Settings) -> None:
         self._report = open(os.memfd_create("report", os.MFD_CLOEXEC), "r+b")  # noqa: SIM115 - until it has ended
-        command = [*_command(settings), "--rehearse", str(FORMAT)]
+        command = [*_command(settings), "--rehearse", str(own_format())]
         try:
             self._process = Process.start(command, stderr=self._report.fileno())
         except OSError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from firstread.cache.imagestore import ImageStore
 from firstread.daemon import serve, supervisor
-from firstread.daemon.handover import FORMAT
+from firstread.daemon.handover import FORMAT, FORMATS
 from firstread.errors import NodeError
 from firstread.mounts.table import MountTable
 from firstread.sectors.sectorstore import SectorStore
@@ -24,13 +24,15 @@ def rehearse(root: Path, wanted: int = FORMAT) -> None:
 
     Args:
         root: of store, images and mount table.
-        wanted: the `FORMAT` in which the old supervisor would leave its state.
+        wanted: the format in which the old supervisor would leave its state.
 
     Raises:
         FirstreadError: it would not work.
     """
-    if wanted != FORMAT:
-        raise NodeError(f"the daemon leaves its state in format {wanted}, this reads {FORMAT}")
+    if wanted not in FORMATS:
+        raise NodeError(
+            f"the daemon leaves its state in format {wanted}, this reads up to {FORMATS[-1]}"
+        )
     SectorStore(root, filesystems=None).close()  # the old version has chosen its device
     images = ImageStore(root, tidy=False)
     for mount in MountTable(root).load(tidy=False):

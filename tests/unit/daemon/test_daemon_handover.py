@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from firstread.daemon import handover
 from firstread.daemon.handover import Handover, Settings, read_handover
 from firstread.device.base import Read
 from firstread.errors import NodeError
@@ -57,9 +58,18 @@ def test_another_version_may_know_more_or_less() -> None:
     assert settings == Settings("/r", "", {})
 
 
+def test_a_version_that_knows_fanotify_alone_refuses_mounts_of_another_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handover, "is_group", lambda _: False)
+    state = Handover().write(Settings("/r", "", {}))
+    assert document(state)["format"] == 2
+    assert read_handover(state)[1] == Settings("/r", "", {})
+
+
 def test_a_format_that_is_not_known_is_refused() -> None:
-    with pytest.raises(NodeError, match=r"firstread 9\.9 leaves its state in the format 2"):
-        read_handover(rewritten(format=2, version="9.9"))
+    with pytest.raises(NodeError, match=r"firstread 9\.9 leaves its state in the format 3"):
+        read_handover(rewritten(format=3, version="9.9"))
 
 
 def test_numbers_of_events_are_kept_whatever_is_in_their_way(tmp_path: Path) -> None:
