@@ -310,12 +310,13 @@ def warm(it: Fleet, count: int = FEWEST_SAMPLES + 1) -> None:
 def test_a_second_endpoint_is_asked_when_the_first_is_late() -> None:
     with fleet("", "", options=replace(OPTIONS, hedge_share=0.1)) as it:
         warm(it)
+        first, second = it.asked()  # a busy machine may have been late before
         it.registries[0].script(SLOW)
         with it.place.open_blob(BLOB, offset=7, length=1000) as stream:
             assert stream.readall() == DATA[7:1007]
             assert stream.source == it.registries[1].host
-        assert it.asked() == [FEWEST_SAMPLES + 2, 1]
-        assert [d["hedges"] for d in it.known.documents()] == [0, 1]
+        assert it.asked() == [first + 1, second + 1]
+        assert [d["hedges"] for d in it.known.documents()] == [0, second + 1]
         assert it.states() == ["healthy", "healthy"]  # who lost has not failed
         threads = [t for t in threading.enumerate() if t.name == "race"]
         for thread in threads:
