@@ -62,7 +62,7 @@ def enter(root: Path, run_dir: Path) -> None:
     private_directory(run_dir)
     with open(run_dir / f"{RECORD}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if join(run_dir, root):
+        if join(run_dir):
             return
         if Client(run_dir).alive():
             raise NodeError(

@@ -24,7 +24,7 @@ from firstread.daemon.protocol import GROUP_FD
 from firstread.device.base import Device, Pair
 from firstread.device.fanotify import Group, is_group
 from firstread.device.fanotifydevice import FanotifyDevice
-from firstread.device.flatdevice import FlatDevice
+from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove_mixed
 from firstread.device.mixeddevice import MixedDevice
@@ -83,28 +83,12 @@ def _fanotify(store: SectorStore, _: Served) -> Device:
     return FanotifyDevice(store, Group(GROUP_FD))
 
 
-def _fuse(store: SectorStore, served: Served) -> Device:
-    return FuseDevice(store, *served)
-
-
-def _flat(store: SectorStore, served: Served) -> Device:
-    return FlatDevice(store, *served)
-
-
-def _loop(store: SectorStore, served: Served) -> Device:
-    return FlatDevice(store, *served, loop=True)
-
-
-def _mixed(store: SectorStore, served: Served) -> Device:
-    return MixedDevice(store, *served)
-
-
 DEVICES = (
     Kind("fanotify", prove, _fanotify, PRE_CONTENT_FILESYSTEMS, outlives=True),
-    Kind("flat", prove_flat, _flat),
-    Kind("loop", prove_loop, _loop),
-    Kind("mixed", prove_mixed, _mixed),
-    Kind("fuse", prove_fuse, _fuse, for_all=True),
+    Kind("flat", prove_flat, lambda store, served: FlatDevice(store, *served)),
+    Kind("loop", prove_loop, lambda store, served: LoopDevice(store, *served)),
+    Kind("mixed", prove_mixed, lambda store, served: MixedDevice(store, *served)),
+    Kind("fuse", prove_fuse, lambda store, served: FuseDevice(store, *served), for_all=True),
 )
 """All of them, in the order in which ``auto`` tries them."""
 

@@ -25,16 +25,15 @@ shows them):
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
-from firstread.device.base import MOST_READS, Capabilities, Pair
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flattree import FAR_KIB, NEAR_KIB, FlatTree
 from firstread.device.fuseconnection import Connection
@@ -42,11 +41,10 @@ from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.loopdevice import MAJOR, attach_loop, change_file
-from firstread.device.readahead import BDI
+from firstread.device.readahead import BDI, START_KIB
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.errors import NodeError, from_os_error
 from firstread.mountinfo import read_mountinfo
-from firstread.sectors.sectorstore import SectorStore
 
 log = logging.getLogger("device")
 
@@ -55,43 +53,13 @@ FLAT = ".flat"  # behind the path of metadata: the source of such a mount
 
 
 class FlatDevice(FuseDevice):
-    """See `Device`.
-
-    Args:
-        store: as `FuseDevice`.
-        given: likewise.
-        keep: likewise.
-        drop: likewise.
-        most: likewise.
-        loop: use a loop device even if EROFS takes files.
-    """
+    """See `Device`; arguments as those of `FuseDevice`."""
 
     name = "flat"
-    capabilities = Capabilities(
-        asks_when_present=False,
-        fails_closed=True,
-        fills_at_random=False,
-        asks_for_sectors=False,
-        sets_read_ahead=True,
-        merges_reads=True,
-        outlives_servers=False,
-        file_system="erofs",
+    capabilities = dataclasses.replace(
+        FuseDevice.capabilities, file_system="erofs", known_start_kib=START_KIB
     )
-
-    def __init__(
-        self,
-        store: SectorStore,
-        given: Mapping[int, Pair] = MappingProxyType({}),
-        keep: Callable[[int, Pair], None] = lambda _, __: None,
-        drop: Callable[[int], None] = lambda _: None,
-        most: int = MOST_READS,
-        *,
-        loop: bool = False,
-    ) -> None:
-        super().__init__(store, given, keep, drop, most)
-        self._loop = loop
-        if loop:
-            self.name = "loop"
+    _loop = False  # EROFS has a loop device, though it may take files
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
         """See `Device`: a loop device that nobody has served meanwhile gets a new file."""
@@ -190,6 +158,13 @@ class FlatDevice(FuseDevice):
             return _open(path, metadata)
         finally:
             os.close(loop)
+
+
+class LoopDevice(FlatDevice):
+    """`FlatDevice` with a loop device, whether it is needed or not."""
+
+    name = "loop"
+    _loop = True
 
 
 def _open(path: str, metadata: Path) -> int:

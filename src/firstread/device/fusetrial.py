@@ -19,7 +19,7 @@ from pathlib import Path
 
 from firstread.device import syscalls
 from firstread.device.base import Read
-from firstread.device.flatdevice import FlatDevice
+from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.mixeddevice import MixedDevice
 from firstread.erofs.tree import Device, Node, chunk_address, directory
@@ -50,22 +50,15 @@ def prove_fuse(scratch: Path) -> str:
     return "the first read was asked for, and got the right bytes"
 
 
-def prove_flat(scratch: Path, *, loop: bool = False) -> str:
-    """`prove_fuse` for EROFS on a file over FUSE.
-
-    Args:
-        scratch: as there.
-        loop: with a loop device, whether it is needed or not.
-    """
-    _prove(
-        scratch, lambda store: FlatDevice(store, loop=loop), "use Linux 5.15 or later with EROFS"
-    )
+def prove_flat(scratch: Path, device: type[FlatDevice] = FlatDevice) -> str:
+    """`prove_fuse` for EROFS on a file over FUSE."""
+    _prove(scratch, device, "use Linux 5.15 or later with EROFS")
     return "EROFS on a file over FUSE asked for absent data, and got the right bytes"
 
 
 def prove_loop(scratch: Path) -> str:
     """`prove_flat`, with a loop device."""
-    return prove_flat(scratch, loop=True)
+    return prove_flat(scratch, LoopDevice)
 
 
 def prove_mixed(scratch: Path) -> str:

@@ -15,11 +15,11 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from firstread.device.base import MOST_READS, Pair
+from firstread.device.base import Pair
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flatdevice import FlatDevice
 from firstread.device.fuseconnection import Connection
@@ -28,7 +28,6 @@ from firstread.device.fusetree import Tree
 from firstread.device.sectortree import SectorTree
 from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
-from firstread.sectors.sectorstore import SectorStore
 
 
 class MixedDevice(FlatDevice):
@@ -36,17 +35,8 @@ class MixedDevice(FlatDevice):
 
     name = "mixed"
 
-    def __init__(
-        self,
-        store: SectorStore,
-        given: Mapping[int, Pair] = MappingProxyType({}),
-        keep: Callable[[int, Pair], None] = lambda _, __: None,
-        drop: Callable[[int], None] = lambda _: None,
-        most: int = MOST_READS,
-    ) -> None:
-        super().__init__(store, given, keep, drop, most)
-        self._offered: frozenset[bytes] = frozenset()  # to the next mount
-        self._borrowed: dict[Connection, frozenset[bytes]] = {}  # replaced, never changed
+    _offered: frozenset[bytes] = frozenset()  # to the next mount
+    _borrowed: Mapping[Connection, frozenset[bytes]] = MappingProxyType({})  # replaced
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
         """See `Device`."""

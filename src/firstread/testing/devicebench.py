@@ -9,6 +9,7 @@ when. Invariant: the process that serves never reads through the mount; that cou
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -173,21 +174,43 @@ class DeviceBench(ABC):
     def reads(self, timeout: float = PATIENCE_S) -> list[Read]:
         """Return the reads that come within `timeout` seconds, at the first that does."""
 
-    @abstractmethod
     def slot_of(self, read: Read) -> int:
         """Return the slot of the sector that a read is about."""
+        return self.ids.index(read.sector_id)
 
-    @abstractmethod
     def fill(self, read: Read, *, short: int = 0) -> None:
         """Fill the sector until it covers the read but for `short` bytes, and allow."""
+        whole = len(self.data[self.slot_of(read)])
+        self._write(read, min(read.offset + read.length, whole) - short)
+        self._answer(read)
 
-    @abstractmethod
     def complete(self, read: Read) -> None:
         """Fill the whole sector, unwatch it, and allow."""
+        self._write(read, len(self.data[self.slot_of(read)]))
+        self.device.unwatch_file(read.sector_id, read.fd)
+        self._answer(read)
 
-    @abstractmethod
     def deny(self, read: Read) -> None:
         """Let the read fail."""
+        self._answer(read, allow=False)
+
+    def _write(self, read: Read, until: int) -> None:
+        have = os.fstat(read.fd).st_size
+        os.pwrite(read.fd, self.data[self.slot_of(read)][have:until], have)
+
+    def _answer(self, read: Read, *, allow: bool = True) -> None:
+        self.device.answer(read.number, allow=allow)
+        os.close(read.fd)
+
+    @staticmethod
+    def _in_child(act: Callable[[], None]) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                act()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
 
     # -- what becomes of sectors, and of those who serve ---------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from firstread.device.descriptors import is_dead
-from firstread.device.flatdevice import FlatDevice
+from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.flattree import NEAR_KIB
 from firstread.device.fuseconnection import Connection
 from firstread.device.mixeddevice import MixedDevice
@@ -37,8 +37,15 @@ class _Noting(FlatDevice):
             yield mount
 
 
+class _NotingLoop(LoopDevice, _Noting):
+    pass
+
+
 class _NotingMixed(MixedDevice, _Noting):
     pass
+
+
+_DEVICES = {"flat": _Noting, "loop": _NotingLoop, "mixed": _NotingMixed}
 
 
 class FlatMount(FuseMount):
@@ -61,12 +68,8 @@ class FlatMount(FuseMount):
         super().__init__(scratch, **image)
 
     def _make(self, given: Mapping[int, tuple[int, int]]) -> FlatDevice:
-        store, keep, drop = self.store, self._keep, self.dropped.append
-        device: _Noting
-        if self._device_name == "mixed":
-            device = _NotingMixed(store, given, keep, drop)
-        else:
-            device = _Noting(store, given, keep, drop, loop=self._device_name == "loop")
+        make = _DEVICES[self._device_name]
+        device = make(self.store, given, self._keep, self.dropped.append)
         device.numbers = self.numbers
         return device
 

@@ -13,7 +13,7 @@ import os
 import queue
 import random
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from firstread.device.base import Read
@@ -121,29 +121,6 @@ class FuseMount(DeviceBench):
                 found.append(self._asked.get_nowait())
         return found
 
-    def slot_of(self, read: Read) -> int:
-        return self.ids.index(read.sector_id)
-
-    def fill(self, read: Read, *, short: int = 0) -> None:
-        self._write(read, read.offset + read.length - short)
-        self._answer(read)
-
-    def complete(self, read: Read) -> None:
-        self._write(read, len(self.data[self.slot_of(read)]))
-        self.device.unwatch_file(read.sector_id, read.fd)
-        self._answer(read)
-
-    def deny(self, read: Read) -> None:
-        self._answer(read, allow=False)
-
-    def _write(self, read: Read, until: int) -> None:
-        have = os.fstat(read.fd).st_size
-        os.pwrite(read.fd, self.data[self.slot_of(read)][have:until], have)
-
-    def _answer(self, read: Read, *, allow: bool = True) -> None:
-        self.device.answer(read.number, allow=allow)
-        os.close(read.fd)
-
     # -- what becomes of sectors, and of those who serve ---------------------------------------
 
     def empty(self, slot: int) -> None:
@@ -153,15 +130,6 @@ class FuseMount(DeviceBench):
         # A connection answers by threads of its own: another process only fills.
         self._in_child(lambda: self._write(read, read.offset + read.length))
         self._answer(read)
-
-    def _in_child(self, act: Callable[[], None]) -> None:
-        child = os.fork()
-        if child == 0:
-            try:
-                act()
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
 
     def lose(self) -> None:
         for fd in self._abort():

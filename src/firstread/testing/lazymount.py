@@ -12,7 +12,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from firstread.device.base import Read, sector_of
@@ -105,30 +105,6 @@ class LazyMount(DeviceBench):
             found.append(read)
         return found
 
-    def slot_of(self, read: Read) -> int:
-        return self.ids.index(read.sector_id)
-
-    def fill(self, read: Read, *, short: int = 0) -> None:
-        whole = len(self.data[self.slot_of(read)])
-        self._write(read, min(read.offset + read.length, whole) - short)
-        self._answer(read)
-
-    def complete(self, read: Read) -> None:
-        self._write(read, len(self.data[self.slot_of(read)]))
-        self.device.unwatch_file(read.sector_id, read.fd)
-        self._answer(read)
-
-    def deny(self, read: Read) -> None:
-        self._answer(read, allow=False)
-
-    def _write(self, read: Read, until: int) -> None:
-        have = os.fstat(read.fd).st_size
-        os.pwrite(read.fd, self.data[self.slot_of(read)][have:until], have)
-
-    def _answer(self, read: Read, *, allow: bool = True) -> None:
-        self.device.answer(read.number, allow=allow)
-        os.close(read.fd)
-
     # -- what becomes of sectors, and of those who serve ---------------------------------------
 
     def empty(self, slot: int) -> None:
@@ -138,15 +114,6 @@ class LazyMount(DeviceBench):
     def hand_over(self, read: Read) -> None:
         self._in_child(lambda: self.fill(read))
         os.close(read.fd)
-
-    def _in_child(self, act: Callable[[], None]) -> None:
-        child = os.fork()
-        if child == 0:
-            try:
-                act()
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
 
     def lose(self) -> None:
         self.group.close()
