@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import tempfile
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from firstread.mounts.table import mounted_erofs
+from firstread.testing.caches import drop_caches
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
-from firstread.testing.lazymount import output
+from firstread.testing.lazymount import output, summary
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.plainimage import PlainImage
+from firstread.testing.plainimage import PlainImage, put_plain_image
+from firstread.units import KiB
 
 pytestmark = pytest.mark.privileged
+
+SECTOR = 256 * KiB
 
 # Runs a command in a mount namespace of its own, whose /dev has no device of a kernel module.
 _NO_MODULES = (
@@ -101,6 +106,39 @@ def test_a_mount_of_another_device_is_named_once_and_can_be_unmounted(
             assert node.run("umount", place).code == 2  # nothing of ours is there any more
             assert not list((node.root / "mounts").iterdir())
             assert output(node.reading(node.mount(plain[0]) / "f0")) == plain[1].summary(0)
+
+
+def read_all(node: Daemon, place: Path, image: PlainImage, numbers: range) -> None:
+    drop_caches()
+    readers = [node.reading(place / f"f{n}", 0, SECTOR) for n in numbers]
+    assert [output(reader) for reader in readers] == [image.summary(n, 0, SECTOR) for n in numbers]
+
+
+def test_what_a_mount_of_another_device_reads_stays(tmp_path: Path) -> None:
+    """Nobody sees its reads, so no file of it may become shorter, as long as it is used."""
+    left, shares, other = (f"oci:{tmp_path}/layout{number}:latest" for number in range(3))
+    image = put_plain_image(left, count=4)
+    shared, others = put_plain_image(shares, first=2, count=3), put_plain_image(other, first=9)
+    with Daemon(tmp_path, "--device", "fanotify") as before:
+        place = before.mount(left)
+        read_all(before, place, image, range(1, 4))
+        before.end_all(signal.SIGKILL)
+        with Daemon(tmp_path, "--device", "fuse", "--cache-max", str(6 * SECTOR)) as node:
+            new, second = node.mount(shares, "shares"), node.mount(other, "other")
+
+            def fill() -> None:
+                read_all(node, new, shared, range(2))  # not all of it, which would spare it
+                read_all(node, second, others, range(8))
+
+            fill()
+            assert node.status()["store"]["evictions"]
+            read_all(node, place, image, range(1, 4))
+            with open(place / "f3", "rb") as user:
+                subprocess.run(["umount", "--lazy", place], check=True)
+                node.mount(left)  # its place is free
+                fill()
+                assert summary(user.read()) == image.summary(3, 0, SECTOR)
+            node.wait(lambda: len(os.listdir(node.root / "mounts")) == 3)
 
 
 def test_a_device_that_nobody_knows_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,17 @@ LONGEST_RETRY_S = 60.0  # while it does not look like it: files that are damaged
 
 
 class LeftAloneError(NodeError):
-    """The mount is of another device: this daemon will not serve it."""
+    """The mount is of another device: this daemon will not serve it.
+
+    Args:
+        record: of the mount, as the table has it now.
+        message: why.
+        hint: what to do.
+    """
+
+    def __init__(self, record: Mount, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.record = record
 
 
 class Orphans:
@@ -73,6 +83,11 @@ class Orphans:
         """Whether there are any. Takes no lock."""
         return bool(self._records)
 
+    def left_alone(self) -> set[str]:
+        """Return the digests of images whose mounts no daemon of this device will serve."""
+        problems = self._problems.values()
+        return {exc.record.digest for exc in problems if isinstance(exc, LeftAloneError)}
+
     def claims(self, digest: str) -> bool:
         """Return whether one of them is of this image, or may be. Takes no lock."""
         return any(mount is None or mount.digest == digest for mount in self._records.values())
@@ -83,11 +98,9 @@ class Orphans:
         Raises:
             NodeError: one of them stands there, and cannot be taken over now either.
         """
-        if any(mount.mountpoint == place for mount in self):
+        if self._at(place):
             self._attempt()
-        for path, mount in self._records.items():
-            if mount is None or mount.mountpoint != place:
-                continue
+        for path in self._at(place):
             problem = self._problems.get(path)
             if isinstance(problem, LeftAloneError):
                 message, hint = f"is left alone: {problem.message}", problem.hint
@@ -112,12 +125,33 @@ class Orphans:
                 self._records = {**self._records, path: mount}
                 if mount is not None:
                     self._take_over(mount, standing)
+            except LeftAloneError as exc:
+                self._note(self._moved(path, exc.record), exc)
             except FirstreadError as exc:
                 self._note(path, exc)
             else:
-                self._records = {p: mount for p, mount in self._records.items() if p != path}
-                self._problems = {p: exc for p, exc in self._problems.items() if p != path}
+                self._forget(path)
         self._changed()
+
+    def _at(self, place: str) -> list[Path]:
+        """Return the records of mounts that are, or were, at a mount point."""
+        return [
+            path
+            for path, mount in self._records.items()
+            if mount is not None and mount.mountpoint == place and not mount.detached
+        ]
+
+    def _moved(self, path: Path, record: Mount) -> Path:
+        """Return where a record is by now: that of a mount changes when it leaves its place."""
+        now = self._table.path(record)
+        if now != path:
+            self._forget(path)
+            self._records = {**self._records, now: record}
+        return now
+
+    def _forget(self, path: Path) -> None:
+        self._records = {p: mount for p, mount in self._records.items() if p != path}
+        self._problems = {p: exc for p, exc in self._problems.items() if p != path}
 
     def _note(self, path: Path, error: FirstreadError) -> None:
         known = self._problems.get(path)

@@ -7,11 +7,14 @@ is tried. Invariant: a mount that stands, or is used, is never forgotten: its re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from firstread.cache.imagestore import ImageStore
+from firstread.cache.membership import Member
+from firstread.errors import FirstreadError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
 from firstread.mounts.live import LiveMounts
@@ -54,6 +57,7 @@ class Recovery:
         self._images, self._fetcher, self._starts = images, fetcher, starts
         self._verify = verify
         self._anew = False  # the marks were gone when this fetcher began
+        self._spared: dict[str, Member] = {}  # images of mounts that are left alone, by digest
         self.orphans = Orphans(table, self._recover, live.lock, self._changed)
 
     def run(self) -> None:
@@ -67,13 +71,29 @@ class Recovery:
         self.orphans.adopt_all()
 
     def _changed(self) -> None:
+        self._spare(self.orphans.left_alone())
         self._fetcher.expect(reads=self.orphans.may_pass, guarded=self.orphans.exist)
+
+    def _spare(self, digests: set[str]) -> None:
+        """Keep the sectors of mounts that are left alone: nobody here sees their reads."""
+        presence = self._fetcher.presence
+        for digest in digests - self._spared.keys():
+            with contextlib.suppress(FirstreadError):  # it is tried again
+                member = Member(self._images.load(digest).block_image.index.sectors)
+                member.mounted = member.pinned = True
+                presence.serve(member)
+                self._spared[digest] = member
+        for digest in self._spared.keys() - digests:
+            member = self._spared.pop(digest)
+            presence.withdraw(member)
+            self._fetcher.cache.mounting.unwatch(member.sizes)
 
     def _recover(self, record: Mount, standing: Mapping[str, str]) -> None:
         source = str(self._images.metadata_path(record.digest))
         stands = not record.detached and standing.get(record.mountpoint) == source
         if stands or record.is_used():
-            self._take_over(record if stands else self._live.detach(record))
+            maker = device_of(record, file_system_of(record)[1])
+            self._take_over(record if stands else self._live.detach(record), maker)
             return
         log.info("mount %s is gone", record.mountpoint)
         self._table.remove(record)
@@ -81,19 +101,19 @@ class Recovery:
             if served.image.digest == record.digest:
                 self._live.withdraw(served)  # an attempt has failed halfway
 
-    def _take_over(self, record: Mount) -> None:
-        image = self._serving.find(record.digest) or self._images.load(record.digest)
+    def _take_over(self, record: Mount, maker: str) -> None:
         device = self._fetcher.presence.device
-        number, kind = file_system_of(record)
-        maker = device_of(record, kind)
         is_ours = maker in ("", device.name)
         if maker == "fanotify" and not is_ours:
             raise LeftAloneError(
+                record,
                 f"it is of the device fanotify, and this daemon has {device.name}: reads of what"
                 " is absent fail",
                 hint=f"umount {record.mountpoint}, or stop the daemon and start it with --device"
                 " fanotify",
             )
+        image = self._serving.find(record.digest) or self._images.load(record.digest)
+        number, _ = file_system_of(record)
         if not is_ours or not device.adopt(image.metadata, image.ids(), number):
             self._give_up(record)
             return

@@ -27,7 +27,8 @@ class Node:
         self.taken: list[str] = []
         self.may_pass: list[bool] = []
         self.done, self.again = threading.Event(), threading.Condition()
-        self.orphans = Orphans(self.table, self.take_over, threading.RLock(), self.changed, 0.01)
+        self.lock = threading.RLock()
+        self.orphans = Orphans(self.table, self.take_over, self.lock, self.changed, 0.01)
 
     def take_over(self, mount: Mount, _: Mapping[str, str]) -> None:
         if self.obstacle is not None:
@@ -83,8 +84,10 @@ def test_nobody_waits_for_an_image_that_is_damaged(node: Node) -> None:
 def test_a_mount_of_another_device_is_left_alone_and_said_once(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node.obstacle = LeftAloneError("it is of the device fanotify", hint="umount /mnt/a")
+    record = Mount("/mnt/a", "oci:/x:1", DIGEST)
+    node.obstacle = LeftAloneError(record, "it is of the device fanotify", hint="umount /mnt/a")
     node.orphans.adopt_all()
+    assert node.orphans.left_alone() == {DIGEST}
     with node.again:
         assert node.again.wait_for(lambda: len(node.may_pass) > 3, PATIENCE_S)
     assert not any(node.may_pass)
@@ -93,8 +96,17 @@ def test_a_mount_of_another_device_is_left_alone_and_said_once(
         node.orphans.refuse("/mnt/a")
     assert caught.value.hint == "umount /mnt/a"
     assert caplog.messages == ["mount /mnt/a is left alone: it is of the device fanotify"]
+    gone = record.taken_away()
+    with node.lock:
+        node.table.save(gone)
+        node.obstacle.record = gone
+    with node.again:
+        assert node.again.wait_for(lambda: list(node.orphans) == [gone], PATIENCE_S)
+    assert node.orphans.left_alone() == {DIGEST}
+    node.orphans.refuse("/mnt/a")  # its place is free
     node.obstacle = None
     assert node.done.wait(PATIENCE_S)
+    assert not node.orphans.left_alone()
 
 
 def test_while_a_record_cannot_be_read_any_image_may_be_its(node: Node) -> None:
