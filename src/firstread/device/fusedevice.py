@@ -130,7 +130,7 @@ class FuseDevice:
 
     def _begin(self, metadata: Path, ids: Sequence[bytes]) -> tuple[Pair, Connection]:
         """Return a connection without a file system, and its descriptors; all is watched."""
-        pair = _new_pair(len(ids))
+        pair = _new_pair(ids)
         try:
             connection = self._connect(metadata, ids, pair)
         except BaseException:
@@ -343,11 +343,11 @@ class FuseDevice:
         return read_ahead_of(file_system)
 
 
-def _new_pair(count: int) -> Pair:
-    """Return a connection without a file system, and the watches of so many sectors."""
+def _new_pair(ids: Sequence[bytes]) -> Pair:
+    """Return a connection without a file system, and the watches of these sectors."""
     fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return fd, make_watches(count)
+        return fd, make_watches(ids)
     except OSError:
         os.close(fd)
         raise

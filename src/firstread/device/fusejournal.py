@@ -4,7 +4,7 @@
 Owns the layout of that memory: first the message that was read last, then a record for each READ
 that waits. Before Linux 6.9 the kernel does not send a request twice, so the next process answers
 what stands here. Invariant: a request that was read and is not answered is the message, or it has
-a record.
+a record. So nothing is read while there is no room: it waits in the kernel.
 
 The kernel writes the message in read(2), so a process that is killed there, or right behind it,
 loses nothing. A stale entry does no harm: the kernel never uses a ``unique`` again.
@@ -12,7 +12,8 @@ loses nothing. A stale entry does no harm: the kernel never uses a ``unique`` ag
 Layout::
 
     0       message, `MESSAGE_BYTES`
-    8192    `RECORDS` records of 32 bytes: unique, node, offset (8 each), size, thread (4 each);
+    8192    how many records were ever used (8): memory behind those was never touched
+    8224    `RECORDS` records of 32 bytes: unique, node, offset (8 each), size, thread (4 each);
             one counts while its unique is not 0, which is written last
 """
 
@@ -21,12 +22,16 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from firstread.device.base import MOST_READS
+
 MESSAGE_BYTES = 8192  # FUSE_MIN_READ_BUFFER: the kernel refuses a smaller read(2)
-RECORDS = 1024  # further READs wait, but are lost with their process
+RECORDS = MOST_READS
+_USED = struct.Struct("=Q")
 _UNIQUE = struct.Struct("=Q")
 _REST = struct.Struct("=QQII")
 _RECORD_BYTES = _UNIQUE.size + _REST.size
-JOURNAL_BYTES = MESSAGE_BYTES + RECORDS * _RECORD_BYTES
+_FIRST = MESSAGE_BYTES + 32  # the first record
+JOURNAL_BYTES = _FIRST + RECORDS * _RECORD_BYTES
 
 
 class Unanswered(NamedTuple):
@@ -60,21 +65,24 @@ class FuseJournal:
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self.message = memory[:MESSAGE_BYTES]
-        used = [slot for slot in range(RECORDS) if self._unique(slot)]
-        self._slots = {self._unique(slot): slot for slot in used}
-        self._unused = max(used, default=-1) + 1  # slots from here on were never used
-        self._free = sorted(set(range(self._unused)) - set(used))
+        (self._used,) = _USED.unpack_from(memory, MESSAGE_BYTES)
+        uniques = [self._unique(slot) for slot in range(self._used)]
+        self._slots = {unique: slot for slot, unique in enumerate(uniques) if unique}
+        self._free = [slot for slot, unique in enumerate(uniques) if not unique]
+
+    def has_room(self) -> bool:
+        """Return whether another READ can be recorded. False becomes True by `remove` alone."""
+        return bool(self._free) or self._used < RECORDS
 
     def add(self, request: Unanswered) -> None:
-        """Record a READ that waits, once; before the next message is read."""
+        """Record a READ that waits, once; before the next message is read. There is room."""
         if request.unique in self._slots:
             return
         if self._free:
             slot = self._free.pop()
-        elif self._unused < RECORDS:
-            slot, self._unused = self._unused, self._unused + 1
         else:
-            return
+            slot, self._used = self._used, self._used + 1
+            _USED.pack_into(self._memory, MESSAGE_BYTES, self._used)
         unique, *rest = request
         _REST.pack_into(self._memory, _at(slot) + _UNIQUE.size, *rest)
         _UNIQUE.pack_into(self._memory, _at(slot), unique)
@@ -105,4 +113,4 @@ class FuseJournal:
 
 
 def _at(slot: int) -> int:
-    return MESSAGE_BYTES + slot * _RECORD_BYTES
+    return _FIRST + slot * _RECORD_BYTES

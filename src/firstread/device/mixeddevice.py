@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from firstread.device.base import Pair
 from firstread.device.erofsmount import open_erofs
@@ -26,8 +28,9 @@ from firstread.device.fuseconnection import Connection
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.sectortree import SectorTree
-from firstread.device.watches import Watches
+from firstread.device.watches import Watches, lent_by
 from firstread.erofs.erofsimage import ErofsImage
+from firstread.sectors.sectorstore import SectorStore
 
 
 class MixedDevice(FlatDevice):
@@ -37,6 +40,10 @@ class MixedDevice(FlatDevice):
 
     _offered: frozenset[bytes] = frozenset()  # to the next mount
     _borrowed: Mapping[Connection, frozenset[bytes]] = MappingProxyType({})  # replaced
+
+    def __init__(self, store: SectorStore, *served: Any) -> None:
+        super().__init__(store, *served)
+        self._before = {number: lent_by(pair[1]) for number, pair in self._given.items()}
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
         """See `Device`."""
@@ -51,11 +58,9 @@ class MixedDevice(FlatDevice):
 
     def borrows(self, sector_id: bytes) -> bool:
         """See `Device`."""
-        if self._given:
-            return True  # a mount is not adopted yet, which may have borrowed it
-        return sector_id in self._offered or any(
-            sector_id in ids for ids in self._borrowed.values()
-        )
+        unadopted = (self._before[number] for number in list(self._given))
+        borrowed = itertools.chain(unadopted, self._borrowed.values())
+        return sector_id in self._offered or any(sector_id in ids for ids in borrowed)
 
     def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
         return (SectorTree(image), None) if image.devices else super()._shown(image)

@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which sectors of a FUSE mount are watched, in memory that outlives the process which serves it.
 
-Owns the layout of a file without a name: a head, the mount's `FuseJournal`, and a byte of each
-device slot. As marks do for fanotify, it tells the next fetcher what the one before has left. The
-supervisor holds it, beside the connection.
+Owns the layout of a file without a name: a head, the mount's `FuseJournal`, a byte of each device
+slot, and the sector id of each. As marks do for fanotify, it tells the next fetcher what the one
+before has left, even if the image of the mount cannot be opened. The supervisor holds it, beside
+the connection.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
 import threading
 from collections.abc import Iterable, Sequence
 
+from firstread.device.base import SECTOR_ID_BYTES
 from firstread.device.fusejournal import JOURNAL_BYTES, FuseJournal
 
 NAME = "watches"
 _HEAD = struct.Struct("=8sQ")  # magic, device number of the mount
-_MAGIC = b"frwatch1"
+_MAGIC = b"frwatch2"
 _WATCHED, _LENT = 1, 2  # bits of a slot's byte
 _JOURNAL = 4096
 _SLOTS = _JOURNAL + JOURNAL_BYTES
 
 
-def make_watches(count: int) -> int:
-    """Return the descriptor of the watches of so many sectors; none is watched."""
+def make_watches(ids: Sequence[bytes]) -> int:
+    """Return the descriptor of the watches of a mount, by its sectors; none is watched."""
     fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
     try:
-        os.ftruncate(fd, _SLOTS + count)
+        os.ftruncate(fd, _size(len(ids)))
+        os.pwrite(fd, b"".join(ids), _SLOTS + len(ids))
         note_device(fd, 0)
     except OSError:
         os.close(fd)
@@ -50,7 +54,25 @@ def device_of(fd: int) -> int:
 
 def is_any_watched(fd: int) -> bool:
     """Return whether the watches of a descriptor have a sector that is watched."""
-    return _is_any(os.pread(fd, max(0, os.fstat(fd).st_size - _SLOTS), _SLOTS))
+    return _is_any(_bytes(fd))
+
+
+def lent_by(fd: int) -> frozenset[bytes]:
+    """Return the ids of the sectors that were lent by the mount of a descriptor."""
+    slots = _bytes(fd)
+    ids = os.pread(fd, len(slots) * SECTOR_ID_BYTES, _SLOTS + len(slots))
+    starts = (slot * SECTOR_ID_BYTES for slot, byte in enumerate(slots) if byte & _LENT)
+    return frozenset(ids[start : start + SECTOR_ID_BYTES] for start in starts)
+
+
+def _size(count: int) -> int:
+    return _SLOTS + count * (1 + SECTOR_ID_BYTES)
+
+
+def _bytes(fd: int) -> bytes:
+    """Return the byte of each slot."""
+    count = (os.fstat(fd).st_size - _SLOTS) // (1 + SECTOR_ID_BYTES)
+    return os.pread(fd, max(0, count), _SLOTS)
 
 
 def _is_any(watched: bytes) -> bool:
@@ -66,14 +88,19 @@ class Watches:
 
     Attributes:
         journal: of the mount.
+
+    Raises:
+        OSError: these are not the watches of such a mount.
     """
 
     def __init__(self, fd: int, ids: Sequence[bytes]) -> None:
-        # A kill while read(2) of /dev/fuse faults in a page of the journal would fail the request
-        # with EIO (fs/fuse/dev.c, fuse_copy_fill).
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids), flags))
+        if os.fstat(fd).st_size != _size(len(ids)):
+            raise OSError(errno.EINVAL, "the watches are of another mount")
+        memory = memoryview(mmap.mmap(fd, _SLOTS + len(ids)))
         self.journal = FuseJournal(memory[_JOURNAL:_SLOTS])
+        # A kill while read(2) of /dev/fuse faults in a page of the message would fail the request
+        # with EIO (fs/fuse/dev.c, fuse_copy_fill).
+        bytes(self.journal.message)
         self._watched = memory[_SLOTS:]
         self._lock = threading.Lock()  # of changes to what is watched
         self._slots: dict[bytes, list[int]] = {}

@@ -37,7 +37,7 @@ class Case:
         self.store.ensure(IDS)
         for slot, sector_id in enumerate(IDS):
             self.store.path(sector_id).write_bytes(content(slot))
-        fd = make_watches(COUNT)
+        fd = make_watches(IDS)
         self.watches = Watches(fd, IDS)
         os.close(fd)
         self.most = 3

@@ -11,14 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.device.fusejournal import JOURNAL_BYTES, RECORDS, FuseJournal, Unanswered
-from firstread.device.watches import Watches, device_of, is_any_watched, make_watches, note_device
+from firstread.device.watches import (
+    Watches,
+    device_of,
+    is_any_watched,
+    lent_by,
+    make_watches,
+    note_device,
+)
 
 IDS = [b"a" * 32, b"b" * 32, b"a" * 32]
 
 
 @pytest.fixture
 def fd() -> Iterator[int]:
-    made = make_watches(len(IDS))
+    made = make_watches(IDS)
     yield made
     os.close(made)
 
@@ -52,6 +59,7 @@ def test_files_that_are_lent_are_noted_beside_watches(fd: int) -> None:
     watches.set(IDS, on=False)
     assert not watches.exist()
     assert Watches(fd, IDS).lent() == {IDS[0]}
+    assert lent_by(fd) == {IDS[0]}  # for who cannot open the image
 
 
 def test_watches_know_their_mount(fd: int) -> None:
@@ -99,12 +107,29 @@ def test_the_next_process_finds_waiting_reads(steps: list[tuple[bool, int]]) -> 
     assert FuseJournal(memory).records() == []
 
 
-def test_a_read_without_room_in_the_journal_is_left_out() -> None:
-    journal = FuseJournal(memoryview(bytearray(JOURNAL_BYTES)))
-    for unique in range(1, RECORDS + 3):
+def test_a_journal_says_when_it_is_full() -> None:
+    memory = memoryview(bytearray(JOURNAL_BYTES))
+    journal = FuseJournal(memory)
+    for unique in range(1, RECORDS + 1):
+        assert journal.has_room()
         journal.add(read(unique))
-    journal.remove(RECORDS + 2)  # it has no record
-    assert len(journal.records()) == RECORDS
+    journal = FuseJournal(memory)
+    assert not journal.has_room()
+    journal.add(read(RECORDS))  # it is there
     journal.remove(1)
+    assert journal.has_room()
     journal.add(read(1 << 63))
-    assert read(1 << 63) in journal.records()
+    assert read(1 << 63) in FuseJournal(memory).records()
+    assert not journal.has_room()
+
+
+def test_a_journal_takes_no_memory_before_it_is_used(fd: int) -> None:
+    for _ in range(2):
+        Watches(fd, IDS).journal.add(read(2))
+    assert os.fstat(fd).st_blocks * 512 <= 9 * 4096
+    assert len(Watches(fd, IDS).journal.records()) == 1
+
+
+def test_the_watches_of_another_mount_are_refused(fd: int) -> None:
+    with pytest.raises(OSError, match="of another mount"):
+        Watches(fd, IDS[:2])
