@@ -10,11 +10,6 @@ Facts about a connection (Linux 6.18; tests/privileged/test_device_fuse.py shows
 
 * Whoever has the descriptor may read requests and answer those that others have read.
 * read(2) gives ENODEV once the file system is unmounted and nobody uses it any more.
-* A killed reader waits for the answer to what it reads by itself, deaf to SIGKILL; only INTERRUPT
-  tells. For read-ahead it does not wait. INTERRUPT comes for any signal, but a read of a file must
-  not fail with EINTR, so only a reader that is being killed gets that answer.
-* INTERRUPT comes once for a request. After it, the state of the reader is checked every second,
-  because a later SIGKILL raises no other.
 * Read-ahead goes on when its reader is gone, and others may wait for the same pages. So a request
   is never failed because its reader has died, and `Read.pid` is 0.
 """
@@ -34,6 +29,7 @@ from firstread.device import fuseprotocol as fuse
 from firstread.device.fusejournal import FuseJournal, Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
+from firstread.device.fusesignals import Signalled, is_being_killed
 from firstread.device.fusetree import Tree
 from firstread.erofs.extents import Extent
 from firstread.errors import FirstreadError
@@ -41,16 +37,16 @@ from firstread.errors import FirstreadError
 log = logging.getLogger("device")
 
 READ_AHEAD_BYTES = fuse.MOST_BYTES
-ATTEMPTS = 8  # to read what was allowed; somebody may have emptied it meanwhile
-LOOK_S = 1.0  # between checks of readers that heard a signal, and between retries
+ATTEMPTS = 8  # to read what was allowed, while nobody fills it or empties it anew
+LOOK_S = 1.0  # between looks at readers that heard a signal, and between retries
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EBADF})  # of an answer: nobody waits for it
 _SHORT = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )  # a resource that this process lacks for now
-_SIGKILL_BIT = 1 << 8
 DENIED = OSError(errno.EIO, "denied")  # the fetcher has said why
+KILLED = InterruptedError(errno.EINTR, "the reader is being killed")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +58,8 @@ class Waiting:
         parts: of the file.
         slots: that were asked for.
         left: parts that are not answered yet.
-        attempt: how often all parts were answered.
+        in_vain: attempts to read what was allowed, since its files were as they are.
+        written: when these files were written, and how long they are.
         failed: a part was denied.
         parked: this process lacked a resource for it.
     """
@@ -71,7 +68,8 @@ class Waiting:
     parts: Sequence[Extent]
     slots: set[int] = field(default_factory=set)
     left: int = 0
-    attempt: int = 0
+    in_vain: int = 0
+    written: Sequence[tuple[int, int]] = ()
     failed: bool = False
     parked: bool = False
 
@@ -115,10 +113,11 @@ class Connection:
         self._users = 1  # of the descriptor: the threads
         self._is_started = False
         self._waiting: dict[int, Waiting] = {}  # by unique, until it is answered
-        self._interrupted: dict[int, Waiting] = {}  # those whose reader has heard a signal
+        self._signalled = Signalled()
         self._parked: list[Waiting] = []  # those that this process lacks a resource for
         self._unfinished = 0  # READs of which all parts are answered
         self._lock = threading.Lock()  # of these, and of the journal's records
+        self._room = threading.Condition(self._lock)  # in the journal
 
     def start(self) -> None:
         """Serve from now on, in a thread."""
@@ -146,6 +145,7 @@ class Connection:
         message = self._journal.message
         self._repeat(reader, buffer)
         while True:
+            self._await_room()
             try:
                 size = os.readv(self._fd, [message])
             except OSError as exc:
@@ -161,6 +161,13 @@ class Connection:
             self._handle(request, message[fuse.BODY : size], reader, buffer)
         reader.close()
         self.abandon()
+
+    def _await_room(self) -> None:
+        """Return once a READ can be kept: until then it waits in the kernel, and others with it."""
+        if not self._journal.has_room():
+            log.warning("reads of %s wait: no more are taken until some go on", self._name)
+            with self._room:
+                self._room.wait_for(self._journal.has_room)
 
     def _repeat(self, reader: SectorReader, buffer: memoryview) -> None:
         """Answer the requests that another process left, unless the kernel resends them."""
@@ -234,6 +241,9 @@ class Connection:
         try:
             missing = reader.read(waiting.parts, buffer, waiting.slots)
             if missing:
+                self._note_vain(
+                    waiting, [p.slot for p in missing if p.slot in waiting.slots], reader
+                )
                 self._wait(waiting, missing)
             else:
                 self._answer(unique, buffer[: sum(part.length for part in waiting.parts)])
@@ -244,14 +254,28 @@ class Connection:
             else:
                 self._fail(unique, exc)
 
+    def _note_vain(self, waiting: Waiting, slots: Sequence[int], reader: SectorReader) -> None:
+        """Note that sectors are absent though they were allowed.
+
+        They were emptied meanwhile, and come anew. One that neither comes nor goes is a lie.
+
+        Raises:
+            OSError: it is.
+        """
+        if not slots:
+            return
+        written = reader.written(slots)
+        waiting.in_vain = waiting.in_vain + 1 if written == waiting.written else 1
+        waiting.written = written
+        if waiting.in_vain >= ATTEMPTS:
+            raise OSError(errno.EIO, "what was allowed is absent")
+
     def _wait(self, waiting: Waiting, missing: Sequence[Extent]) -> None:
         """Ask for the missing parts of a READ.
 
         Raises:
             OSError, FirstreadError: nothing is asked for.
         """
-        if waiting.attempt >= ATTEMPTS:
-            raise OSError(errno.EIO, "what was allowed is absent")
         asked = {part.slot for part in missing} - waiting.slots
         waiting.left = len(missing)
         waiting.slots |= asked
@@ -300,7 +324,7 @@ class Connection:
         """Answer READs that have waited, until the connection ends."""
         looked = 0.0
         while not self._is_over:
-            restless = bool(self._interrupted or self._parked)
+            restless = bool(self._signalled or self._parked)
             try:
                 waiting = self._done.get(timeout=LOOK_S if restless else None)
             except queue.Empty:
@@ -309,11 +333,10 @@ class Connection:
                 self._finish(waiting)
                 with self._lock:
                     self._unfinished -= 1
-            is_due = time.monotonic() - looked >= LOOK_S
-            if is_due or waiting is None:
-                self._free_killed()
-            if is_due:
+            if time.monotonic() - looked >= LOOK_S:
                 looked = time.monotonic()
+                for unique in self._signalled.killed():
+                    self._fail(unique, KILLED)
                 self._retry_parked()
         self._release()
 
@@ -324,7 +347,6 @@ class Connection:
         if waiting.failed:
             self._fail(unique, DENIED)
             return
-        waiting.attempt += 1
         self._retry(waiting)
 
     def _retry(self, waiting: Waiting) -> None:
@@ -337,19 +359,14 @@ class Connection:
 
     def _interrupt(self, unique: int) -> None:
         """Note that the reader of a READ has heard a signal."""
-        with self._lock:
-            waiting = self._waiting.get(unique)
-            if waiting is None:
-                return
-            self._interrupted[unique] = waiting
-        self._done.put(None)
-
-    def _free_killed(self) -> None:
-        with self._lock:
-            interrupted = list(self._interrupted.values())
-        for waiting in interrupted:
-            if _is_being_killed(waiting.request.pid):
-                self._fail(waiting.request.unique, InterruptedError(errno.EINTR, "killed"))
+        waiting = self._waiting.get(unique)
+        if waiting is not None and is_being_killed(waiting.request.pid):
+            self._fail(unique, KILLED)
+        elif waiting is not None:
+            self._signalled.add(unique, waiting.request.pid)
+            if unique not in self._waiting:
+                self._signalled.discard(unique)  # it was answered meanwhile
+            self._done.put(None)
 
     def _retry_parked(self) -> None:
         with self._lock:
@@ -378,15 +395,6 @@ class Connection:
         if unique in self._waiting:  # once the answer is out: a death before it loses nothing
             with self._lock:
                 self._waiting.pop(unique, None)
-                self._interrupted.pop(unique, None)
                 self._journal.remove(unique)
-
-
-def _is_being_killed(pid: int) -> bool:
-    """Return whether SIGKILL is on its way to a thread. Source: proc_pid_status(5)."""
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            masks = [line.split()[1] for line in status if line.startswith(("SigPnd", "ShdPnd"))]
-    except OSError:
-        return False
-    return any(int(mask, 16) & _SIGKILL_BIT for mask in masks)
+                self._room.notify()
+            self._signalled.discard(unique)

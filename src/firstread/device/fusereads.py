@@ -87,6 +87,15 @@ class SectorReader:
                     raise OSError(errno.EIO, "an absent sector is not watched")
         return missing
 
+    def written(self, slots: Iterable[int]) -> list[tuple[int, int]]:
+        """Return when each sector file was written, in nanoseconds, and its bytes.
+
+        Raises:
+            OSError, NodeError: one of them cannot be opened.
+        """
+        found = [os.fstat(self._file(slot)) for slot in slots]
+        return [(status.st_mtime_ns, status.st_size) for status in found]
+
     def _file(self, slot: int) -> int:
         fd = self._files.pop(slot, None)
         if fd is None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device import fuseconnection
+from firstread.device import fuseconnection, fusejournal, fusesignals
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fuseconnection import Connection, Waiting
+from firstread.device.fusejournal import Unanswered
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
 from firstread.device.watches import Watches, make_watches
@@ -46,7 +47,7 @@ class Server:
         self.kernel.settimeout(PATIENCE_S)
         self.store = SectorStore(scratch / "store", filesystems=None)
         self.store.ensure(IDS)
-        self.watches_fd = watches_fd if watches_fd >= 0 else make_watches(len(IDS))
+        self.watches_fd = watches_fd if watches_fd >= 0 else make_watches(IDS)
         self.watches = Watches(self.watches_fd, IDS)
         self.asked: queue.SimpleQueue[tuple[Waiting, Extent]] = queue.SimpleQueue()
         self.errors: list[OSError] = []
@@ -155,6 +156,44 @@ def test_a_read_is_asked_for_once_more_only_so_often(server: Server) -> None:
     assert server.answer() == (6, errno.EIO, b"")
 
 
+def test_a_read_outlasts_any_number_of_evictions(server: Server) -> None:
+    """The evictor empties a file and a fetch fills it anew, so it is not the one of before."""
+    watch(server, 0)
+    server.kernel.send(server.read(6, BLOCK))
+    path = server.store.path(IDS[0])
+    for number in range(3 * fuseconnection.ATTEMPTS):
+        waiting, _ = server.take()
+        server.fill(0)
+        server.store.empty(IDS[0])
+        os.utime(path, ns=(number, number))  # the clock of a file system ticks slowly
+        server.allow(waiting)
+    waiting, _ = server.take()
+    server.fill(0)
+    server.allow(waiting)
+    assert server.answer() == (6, 0, CONTENT[0])
+
+
+def test_no_read_is_taken_that_the_journal_has_no_room_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.9 it would be lost with this process."""
+    monkeypatch.setattr(fusejournal, "RECORDS", 2)
+    watch(server, 0)
+    for unique in (6, 8, 10, 12):
+        server.kernel.send(server.read(unique, BLOCK))
+    asked = {}
+    for answered in (6, 8, 10, 12):
+        while answered not in asked:
+            waiting, _ = server.take()
+            asked[waiting.request.unique] = waiting
+        recorded = {read.unique for read in server.watches.journal.records()}
+        assert set(asked) <= recorded
+        assert len(recorded) <= 2
+        server.fill(0)
+        server.allow(asked.pop(answered))
+        assert server.answer() == (answered, 0, CONTENT[0])
+
+
 def test_a_denied_part_fails_the_read(server: Server) -> None:
     watch(server, 0, 1)
     server.fill(2)
@@ -238,6 +277,27 @@ def test_the_next_process_answers_recorded_reads(
     for server in (first, second):
         server.close()
     os.close(first.watches_fd)
+
+
+def test_each_reader_that_another_process_has_left_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be killed by now. With a look at all for each, a thousand took half a minute."""
+    looked: list[int] = []
+    monkeypatch.setattr(fuseconnection, "is_being_killed", looked.append)
+    monkeypatch.setattr(fusesignals, "is_being_killed", looked.append)
+    monkeypatch.setattr(fuse, "resend", lambda: bytes(1 << 22))
+    server, count = Server(tmp_path), 300
+    for unique in range(2, 2 + 2 * count, 2):
+        server.watches.journal.add(Unanswered(unique, server.node, 0, BLOCK, SELF))
+    watch(server, 0)
+    server.fill(0)
+    server.connection.go_on()
+    for waiting in [server.take()[0] for _ in range(count)]:
+        server.allow(waiting)
+    assert {server.answer()[:2] for _ in range(count)} == {(2 * n + 2, 0) for n in range(count)}
+    assert len(looked) <= count + fusesignals.LOOKS
+    server.close()
 
 
 def test_a_message_that_nobody_has_looked_at_is_answered(
