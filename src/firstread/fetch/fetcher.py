@@ -16,6 +16,7 @@ from typing import Final
 
 from firstread.cache.flush import Flusher
 from firstread.cache.integrity import Checks
+from firstread.cache.membership import Member
 from firstread.cache.nodecache import Cache
 from firstread.cache.nodeimage import NodeImage
 from firstread.cache.pending import Awaits, PendingRead
@@ -113,7 +114,11 @@ class Fetcher:
     # -- images --------------------------------------------------------------------------------
 
     def serve(
-        self, image: NodeImage, source: Origin, open_repository: Callable[[], Repository]
+        self,
+        image: NodeImage,
+        source: Origin,
+        open_repository: Callable[[], Repository],
+        prepare: Callable[[Member], None] = lambda _: None,
     ) -> Served:
         """Answer events of the sectors of `image` from now on, from one source.
 
@@ -121,17 +126,19 @@ class Fetcher:
             image: which.
             source: images that come from the same one share its lane.
             open_repository: opens it, when it is needed.
+            prepare: what is to be known of the sectors before an event is answered.
         """
         key = (image.digest, source)
         with self._lock:
             served = self._served.get(key)
-            if served is None:
-                if source not in self._lanes:
-                    lane = self._lane(source[0], open_repository)
-                    self._lanes = {**self._lanes, source: lane}
-                served = Served(image, self._lanes[source])
-                self._served = {**self._served, key: served}
-                self.providers.add(served)
+            if served is not None:
+                prepare(served.member)
+                return served
+            lane = self._lanes.get(source) or self._lane(source[0], open_repository)
+            served = Served(image, lane)
+            self.providers.add(served, prepare)
+            self._lanes = {**self._lanes, source: lane}
+            self._served = {**self._served, key: served}
         return served
 
     def withdraw(self, served: Served) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from firstread.cache.membership import Member
@@ -52,11 +52,16 @@ class Providers:
         self._asked: set[bytes] = set()  # sectors whose content has not shown their size
         self._lock = threading.Lock()  # of all three
 
-    def add(self, served: Served) -> None:
-        """Ask an image for its sectors from now on."""
+    def add(self, served: Served, prepare: Callable[[Member], None] = lambda _: None) -> None:
+        """Ask an image for its sectors from now on, once `prepare` has returned."""
+        self._presence.serve(served.member)
+        try:
+            prepare(served.member)
+        except BaseException:
+            self._presence.withdraw(served.member)
+            raise
         with self._lock:
             self._served[served.member] = served
-        self._presence.serve(served.member)
 
     def remove(self, served: Served) -> None:
         """Do not ask an image any more."""

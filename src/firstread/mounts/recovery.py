@@ -8,6 +8,7 @@ is tried. Invariant: a mount that stands, or is used, is never forgotten: its re
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,9 +118,9 @@ class Recovery:
         if not is_ours or not device.adopt(image.metadata, image.ids(), number):
             self._give_up(record)
             return
-        served = self._serving.serve(image, record)
-        doubt = self._verify != "never"
-        self._fetcher.cache.mounting.adopt(served.member, anew=self._anew, doubt=doubt)
+        mounting, doubt = self._fetcher.cache.mounting, self._verify != "never"
+        adopt = functools.partial(mounting.adopt, anew=self._anew, doubt=doubt)
+        served = self._serving.serve(image, record, adopt)  # no read is answered without doubts
         device.go_on(number)
         if not record.detached:
             self._live.note_file_system(record)

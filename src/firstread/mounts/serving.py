@@ -8,7 +8,9 @@ serving of an image. `find` and `images` take no lock.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage
 from firstread.config import PolicyTable
 from firstread.fetch.fetcher import Fetcher
@@ -51,13 +53,19 @@ class Serving:
         images = (served.image for served in self.images())
         return next((image for image in images if image.digest == digest), None)
 
-    def serve(self, image: NodeImage, record: Mount) -> Served:
-        """Answer reads of an image that is mounted, or about to be."""
+    def serve(
+        self,
+        image: NodeImage,
+        record: Mount,
+        prepare: Callable[[Member], None] = lambda _: None,
+    ) -> Served:
+        """Answer reads of an image that is mounted, or about to be; as `Fetcher.serve`."""
         reference = _repository_of(record)
         served = self._fetcher.serve(
             image,
             (str(reference), record.access),
             lambda: self._network.open_warm(reference, record.access),
+            prepare,
         )
         if not record.detached:
             self.apply_policies(record, served)

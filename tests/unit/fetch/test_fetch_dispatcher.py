@@ -6,18 +6,20 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage
 from firstread.config import CacheTable, PolicyTable
 from firstread.device.base import Read
 from firstread.device.fanotify import Group
 from firstread.device.fanotifydevice import FanotifyDevice
+from firstread.errors import NodeError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
 from firstread.registry.access import Access
@@ -64,13 +66,19 @@ class Bench:
             limits=CacheTable(),
         )
 
-    def serve(self, *entries: SectorEntry, digest: str = "sha256:a") -> Served:
+    def serve(
+        self,
+        *entries: SectorEntry,
+        digest: str = "sha256:a",
+        prepare: Callable[[Member], None] = lambda _: None,
+    ) -> Served:
         rows = list(entries or (sector.entry for sector in self.sectors.wanted))
         first = self.sectors.wanted[0]
         index = SimpleNamespace(sectors=rows, geometry=first.geometry)
         block = cast(BlockImage, SimpleNamespace(index=index, blobs=[first.blob], hot_sectors=list))
         image = NodeImage(digest, self.root, block, {})
-        return self.fetcher.serve(image, (digest, Access()), lambda: pytest.fail("it is all here"))
+        source = digest, Access()
+        return self.fetcher.serve(image, source, lambda: pytest.fail("it is all here"), prepare)
 
     def read(self, number: int, fd: int | None = None, sector_id: bytes = b"") -> int:
         fd = self.store.open(self.ids[0]) if fd is None else fd
@@ -114,6 +122,38 @@ def test_a_read_of_a_mount_that_is_not_served_yet_waits_for_it(bench: Bench) -> 
     assert bench.kernel.answers == [(2, True)]
     bench.fetcher.expect(reads=False, guarded=False)
     assert bench.kernel.answers == [(2, True), (1, True)]
+
+
+def test_a_read_while_a_mount_is_taken_over_waits_for_its_doubts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sectors are whole, but nobody has checked them since the fetcher before."""
+    checked: list[int] = []
+    monkeypatch.setattr(bench.fetcher.checks, "read", lambda read, _: checked.append(read.number))
+    bench.fetcher.expect(reads=True, guarded=True)
+
+    def adopt(member: Member) -> None:
+        bench.read(1)
+        bench.fetcher.cache.mounting.adopt(member, anew=False, doubt=True)
+        bench.read(2)
+
+    bench.serve(prepare=adopt)
+    bench.fetcher.expect(reads=False, guarded=False)
+    assert bench.kernel.answers == []
+    assert checked == [1, 2]
+
+
+def test_an_image_that_cannot_be_prepared_is_not_served(bench: Bench) -> None:
+    def fail(_: Member) -> None:
+        raise NodeError("too many open files")
+
+    with pytest.raises(NodeError):
+        bench.serve(prepare=fail)
+    assert not bench.fetcher.served()
+    assert not bench.fetcher.presence.is_mounted(bench.ids[0])
+    bench.serve()
+    bench.read(1)
+    assert bench.kernel.answers == [(1, True)]
 
 
 def test_a_read_of_a_sector_that_nobody_has_fails(bench: Bench) -> None:
