@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 from firstread.erofs.extents import Extent
@@ -57,10 +57,11 @@ class DiskReads:
             for _, piece in self.map.pieces(offset, length)
         )
 
-    def ask(self, offset: int, length: int, told: Told) -> None:
+    def ask(self, client: Hashable, offset: int, length: int, told: Told) -> None:
         """Have all of a range fetched.
 
         Args:
+            client: see `SectorFeed.ask`.
             offset: first byte.
             length: bytes.
             told: called once; it must not block.
@@ -69,7 +70,7 @@ class DiskReads:
         waiting = _All(len(wanted) + 1, told)
         for piece in wanted:
             try:
-                self.feed.ask(piece.slot, piece.start + piece.length, waiting.told)
+                self.feed.ask(client, piece.slot, piece.start + piece.length, waiting.told)
             except FirstreadError as exc:
                 waiting.told(exc)
         waiting.told(None)

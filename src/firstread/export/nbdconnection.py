@@ -92,6 +92,7 @@ class Connection:
                     self._ready.put(None)
                     self._later.join()
         finally:
+            self._disk.feed.forget(self)
             self._reader.close()
             self._channel.close()
 
@@ -162,7 +163,8 @@ class Connection:
             self._later = threading.Thread(target=self._answer_later, name="nbd", daemon=True)
             self._later.start()
         ready = self._ready
-        self._disk.ask(request.offset, request.length, lambda error: ready.put((request, error)))
+        offset, length = request.offset, request.length
+        self._disk.ask(self, offset, length, lambda error: ready.put((request, error)))
 
     def _answer_later(self) -> None:
         while (item := self._ready.get()) is not None:

@@ -34,7 +34,7 @@ from firstread.signals import handling
 log = logging.getLogger("export")
 
 MAX_CONNECTIONS: Final = 64
-_END_S = 5.0  # for a client's thread to end
+_END_S = 5.0  # for all threads of clients to end
 _PAUSE_S = 0.2  # after an accept that failed, such as for want of descriptors
 
 
@@ -118,8 +118,9 @@ class Server:
                 listener.shutdown(socket.SHUT_RDWR)
             for client in clients:
                 client.shut()
+            until = time.monotonic() + _END_S
             for thread in [*threads, *clients.values()]:
-                thread.join(_END_S)
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _accept(self, listener: socket.socket) -> None:
         while not self._is_closing:

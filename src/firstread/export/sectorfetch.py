@@ -44,16 +44,16 @@ def fetch_sector(
     sector: Wanted,
     verified: int,
     means: Means,
-    asked: float,
+    since: Callable[[], float | None],
     on_growth: Callable[[int], None],
 ) -> None:
-    """Fetch what is missing of a sector, and flush its file.
+    """Fetch what is missing of a sector, and flush its file; a failure ends it if nobody waits.
 
     Args:
         sector: which.
         verified: bytes that its file has.
         means: of the server.
-        asked: when somebody asked for it, by the monotonic clock.
+        since: returns since when somebody waits for it, by the monotonic clock; None for nobody.
         on_growth: told how many bytes it has, after each frame.
 
     Raises:
@@ -67,6 +67,9 @@ def fetch_sector(
             error = exc.error.about(layer=sector.blob.digest)
             failures = 1 if exc.verified > verified else failures + 1
             verified = exc.verified
+            asked = since()
+            if asked is None:
+                return
             left = asked + means.stall_s - time.monotonic()
             if is_hopeless(error, failures, "refetch") or (may_pass(error) and left <= 0):
                 log.warning("cannot read sector %s: %s", name, error)

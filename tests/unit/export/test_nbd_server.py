@@ -8,22 +8,27 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Hashable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstread.erofs.format import BLOCK
-from firstread.export import nbdchannel, nbdconnection, nbdserver, sectorfetch
+from firstread.export import nbdchannel, nbdconnection, nbdserver, sectorfeed, sectorfetch
 from firstread.export import nbdwire as wire
 from firstread.export.nbdnegotiation import MAX_REQUEST
 from firstread.export.nbdwire import Chunk, Command, Error, Option
+from firstread.export.sectorfeed import SectorFeed
 from firstread.sectors.image import BlockImage
+from firstread.sectors.source import Wanted
 from firstread.testing.faultsource import FaultSource
 from firstread.testing.featurestory import content
 from firstread.testing.images import Dir, File, Image, Layer, Whiteout
 from firstread.testing.nbdclient import NbdClient, serving, string
 from firstread.testing.packed import MemoryRepository, converted, opened
+from firstread.testing.patience import PATIENCE_S
 from firstread.testing.wholedisk import whole_disk
 
 IMAGE = Image(
@@ -331,6 +336,87 @@ def test_a_client_that_goes_in_a_read_leaves_the_others(image: Served, tmp_path:
         with NbdClient.connect(path) as client:
             client.go()
             assert client.read(0, len(disk)).data == disk
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """One sector at a time; the ids of those that were begun."""
+    begun: list[bytes] = []
+    fetch = sectorfetch.fetch_sector
+
+    def noted(sector: Wanted, *arguments: Any) -> None:
+        begun.append(sector.entry.id)
+        fetch(sector, *arguments)
+
+    monkeypatch.setattr(sectorfeed, "WORKERS", 1)
+    monkeypatch.setattr(sectorfeed, "fetch_sector", noted)
+    return begun
+
+
+def test_clients_take_turns(image: Served, tmp_path: Path, order: list[bytes]) -> None:
+    source, disk = FaultSource(image[0], "h"), image[2]
+    with (
+        serving(source, image[1], tmp_path) as path,
+        NbdClient.connect(path) as greedy,
+        NbdClient.connect(path) as modest,
+    ):
+        for client in (greedy, modest):
+            client.go(structured=False)
+        greedy.ask(Command.READ, 0, len(disk) - BLOCK)
+        greedy.ask(Command.READ, 0, BLOCK)  # it is answered, so the first has asked for all
+        greedy.receive(16 + BLOCK)
+        modest.ask(Command.READ, len(disk) - BLOCK, BLOCK)
+        modest.ask(Command.READ, 0, BLOCK)
+        modest.receive(16 + BLOCK)
+        source.wake()
+        assert modest.receive(16 + BLOCK)[16:] == disk[-BLOCK:]
+        assert greedy.receive(16 + len(disk) - BLOCK)[16:] == disk[:-BLOCK]
+    last = image[1].index.sectors[-1].id
+    assert order.index(last) == 2  # behind the one in flight, and one more
+    assert len(order) == len(set(order))
+
+
+def test_nothing_is_begun_for_a_client_that_is_gone(
+    image: Served, tmp_path: Path, order: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = threading.Event()
+    forget = SectorFeed.forget
+
+    def forgotten(feed: SectorFeed, client: Hashable) -> None:
+        forget(feed, client)
+        left.set()
+
+    monkeypatch.setattr(SectorFeed, "forget", forgotten)
+    source, disk = FaultSource(image[0], "hE"), image[2]
+    with serving(source, image[1], tmp_path) as path:
+        with NbdClient.connect(path) as client:
+            client.go(structured=False)
+            client.ask(Command.READ, 0, len(disk) - BLOCK)
+            client.read(0, BLOCK)
+        assert left.wait(PATIENCE_S)
+        with NbdClient.connect(path) as client:
+            client.go()
+            cookie = client.ask(Command.READ, len(disk) - BLOCK, BLOCK)
+            source.wake()
+            assert client._chunks(cookie, len(disk) - BLOCK, BLOCK).data == disk[-BLOCK:]
+    assert order == [order[0], image[1].index.sectors[-1].id]
+
+
+def test_a_server_waits_for_all_clients_as_long_as_for_one(
+    image: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nbdserver, "_END_S", 1.0)
+    source = FaultSource(image[0], "h*")
+    with contextlib.ExitStack() as clients:
+        with serving(source, image[1], tmp_path) as path:
+            for _ in range(10):
+                client = clients.enter_context(NbdClient.connect(path))
+                client.go(structured=False)
+                client.ask(Command.READ, len(image[2]) - BLOCK, BLOCK)
+                client.ask(Command.DISCONNECT, 0, 0)  # which waits for the answer
+            began = time.monotonic()
+        assert time.monotonic() - began < 8.0
+    source.wake()
 
 
 def test_an_option_with_a_name_that_is_cut_off(path: Path) -> None:
