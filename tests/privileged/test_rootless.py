@@ -60,7 +60,9 @@ def user(scratch: Path) -> Iterator[OrdinaryUser]:
 
 
 def mounted(user: OrdinaryUser, image: Image, name: str = "mnt") -> Path:
-    place = user.own_directory(user.home / name)
+    place = user.home / name
+    if not place.exists():
+        user.own_directory(place)
     ran = user.run("mount", image[0], place)
     assert (ran.code, ran.stderr) == (0, ""), ran
     assert f"seen by: firstread enter ls {place}" in ran.stdout
@@ -154,6 +156,26 @@ def test_commands_find_the_namespace_through_the_daemon(user: OrdinaryUser, imag
     os.kill(int(keeper), signal.SIGKILL)
     assert user.run("umount", place).code == 0
     assert user.inside("ls", place) == Ran(0, "", "")
+
+
+def test_a_namespace_that_cannot_be_joined(user: OrdinaryUser, image: Image) -> None:
+    """As where a daemon runs in a container that has this run directory."""
+    place = mounted(user, image)
+    keeper, *_ = (user.run_dir / "namespace").read_text().split()
+    os.kill(int(keeper), signal.SIGKILL)
+    (user.run_dir / "daemon.pid").write_text("1\n")
+    words = f"a daemon runs in {user.run_dir}, and its namespaces cannot be joined"
+    ran = user.run("umount", place)
+    assert ran.code == 5
+    assert words in ran.stderr
+    ran = user.run("doctor")
+    assert ran.code == 5
+    assert f"FAIL  user namespace: {words}\n      try again" in ran.stdout
+    assert "ok    device fuse: works" in ran.stdout
+    assert "nsenter" not in ran.stdout
+    assert ran.stdout.count("firstread daemon --stop") == 2
+    assert user.run("daemon", "--stop").code == 0
+    assert shows(user, mounted(user, image), image, 0)
 
 
 def test_commands_at_the_same_time_share_one_namespace(user: OrdinaryUser, image: Image) -> None:

@@ -294,7 +294,7 @@ def node_options(command: F) -> F:
 
     @functools.wraps(command)
     def in_namespace(*, run_dir: Path, **arguments: Any) -> Any:
-        if os.geteuid():
+        if os.geteuid() and not arguments.get("stop"):  # that helps whom others do not let in
             from firstread.control.usernamespace import join
 
             join(run_dir, arguments.get("root"))

@@ -12,6 +12,9 @@ import os
 from typing import Any
 
 from firstread.errors import NodeError
+from firstread.idmaps import owner
+
+ANEW = "end that daemon (firstread daemon --stop), and the next command starts one here"
 
 
 def mount_namespace(process: int | str = "self") -> str:
@@ -53,8 +56,14 @@ def apart(what: str, status: dict[str, Any]) -> NodeError:
         why = "this command has another root directory than the daemon"
     else:
         why = f"the daemon is in the mount namespace {theirs}, this command in {ours}"
-    return NodeError(
-        f"{what}: {why}",
-        hint=f"run it where the daemon is (nsenter --target {pid} --mount --root --wd=/"
-        " firstread …), or have a daemon here: another --root and --run-dir, or end that one",
+    return NodeError(f"{what}: {why}", hint=way_to(pid))
+
+
+def way_to(pid: int) -> str:
+    """Return what helps who is in another mount namespace than process `pid` of a daemon."""
+    if owner():  # nsenter takes more rights than an ordinary user may have there
+        return f"run it outside of other namespaces, where firstread joins its own; or {ANEW}"
+    return (
+        f"run it where the daemon is (nsenter --target {pid} --mount --root --wd=/"
+        " firstread …), or have a daemon here: another --root and --run-dir, or end that one"
     )

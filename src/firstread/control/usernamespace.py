@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from firstread.control.client import Client
+from firstread.control.namespace import ANEW
 from firstread.device import syscalls
 from firstread.errors import NodeError, from_os_error
 from firstread.private import check_way, private_directory
@@ -62,15 +63,23 @@ def enter(root: Path, run_dir: Path) -> None:
     private_directory(run_dir)
     with open(run_dir / f"{RECORD}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if join(run_dir):
-            return
-        if Client(run_dir).alive():
-            raise NodeError(
-                f"a daemon runs in {run_dir}, and its namespaces cannot be joined",
-                hint="try again; if that does not help: firstread daemon --stop",
-            )
-        make()
-        _keep(run_dir / RECORD)
+        if not join(run_dir):
+            require_none(run_dir)
+            make()
+            _keep(run_dir / RECORD)
+
+
+def require_none(run_dir: Path) -> None:
+    """Check that no daemon runs whose namespaces could not be joined.
+
+    Raises:
+        NodeError: one does: what it has mounted would not be seen in others.
+    """
+    if Client(run_dir).alive():
+        raise NodeError(
+            f"a daemon runs in {run_dir}, and its namespaces cannot be joined",
+            hint=f"try again; if that does not help: {ANEW}",
+        )
 
 
 def join(run_dir: Path, root: Path | None = None) -> bool:
@@ -99,7 +108,9 @@ def join(run_dir: Path, root: Path | None = None) -> bool:
             try:
                 _join([file.fileno() for file in files])
             except OSError as exc:
-                raise from_os_error(exc, f"cannot join the namespaces of process {pid}") from exc
+                error = from_os_error(exc, f"cannot join the namespaces of process {pid}")
+                error.hint = f"run it outside of other namespaces; if that does not help: {ANEW}"
+                raise error from exc
             return True
     return False
 

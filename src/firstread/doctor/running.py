@@ -11,7 +11,7 @@ import msgspec
 
 from firstread.config import RegistryTable, load_config
 from firstread.control.client import Client, socket_path
-from firstread.control.namespace import mount_namespace
+from firstread.control.namespace import mount_namespace, way_to
 from firstread.daemon.confinement import confined
 from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.errors import FirstreadError
@@ -138,8 +138,7 @@ def _namespace(status: dict[str, Any]) -> Finding:
     return warned(
         name,
         f"the daemon is in {theirs or 'one that it does not tell'}, this command in {ours}",
-        "what it mounts is seen here only where mounts propagate (docs/kubernetes.md); start it"
-        f" where its mounts are used, or go there: nsenter --target {pid} --mount",
+        f"what it mounts is seen here only where mounts propagate; {way_to(pid)}",
     )
 
 

@@ -160,7 +160,10 @@ class OrdinaryUser:
         return subprocess.Popen(self.command(*program(*arguments)), **{**pipes, **options})
 
     def _binds(self) -> Iterator[str]:
-        """Yield what gives the user other databases, and a Python that it can reach."""
+        """Yield what gives the user other databases, /dev/fuse, and a Python that it can reach."""
+        devices = f"{self.scratch}/etc/dev"  # as udev would make it; not every machine has udev
+        yield f"mkdir -p {devices}; mount -t tmpfs none {devices}"
+        yield f"mknod -m 666 {devices}/fuse c 10 229; mount --bind {devices}/fuse /dev/fuse"
         for name in _DATABASES:
             if Path("/etc", name).exists():
                 yield f"mount --bind {self.scratch}/etc/{name} /etc/{name}"
