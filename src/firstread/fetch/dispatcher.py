@@ -113,6 +113,8 @@ class Dispatcher:
             case Step.DECIDE if offer is not None:
                 self._providers.note_asked(read.sector_id)
                 self._check(read, offer, self._checks.decide)
+            case Step.AWAIT_EMPTYING:
+                pass  # presence keeps it
             case Step.AWAIT_MOUNT:
                 self._await_mount(read)
             case Step.RETRY:

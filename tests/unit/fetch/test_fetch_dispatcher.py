@@ -104,6 +104,19 @@ def test_a_read_of_what_is_here_goes_on_at_once(bench: Bench) -> None:
         os.fstat(fd)
 
 
+def test_a_read_of_a_sector_that_is_being_emptied_waits_for_the_end_of_that(bench: Bench) -> None:
+    bench.serve()
+    presence, first = bench.fetcher.presence, bench.ids[0]
+    with presence.holding(first):
+        assert presence.clock.condemn(first)
+    bench.read(7)
+    assert bench.kernel.answers == []
+    assert bench.fetcher.waiting() == 1
+    presence.clock.spared(first)
+    bench.fetcher.again(presence.unpark(first))
+    assert bench.kernel.answers == [(7, True)]
+
+
 def test_a_read_that_says_its_sector_is_not_looked_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
