@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.images.build import default_cache
-from tests.packages.cleanroot import CleanRoot, Done
+from tests.packages.cleanroot import CleanRoot, Done, debian
 from tools.release.programs import run
 
 from firstread.errors import FirstreadError, NodeError
@@ -61,8 +61,8 @@ def main() -> int:
     for suite in options.suite or SUITES:
         begin = time.monotonic()
         try:
-            with CleanRoot(suite, cache) as root:
-                Life(root, options.package).live()
+            with CleanRoot(debian(suite, cache)) as root:
+                Life(suite, root, options.package).live()
         except FirstreadError as exc:
             print(f"{suite}: failed: {exc}", file=sys.stderr)
             return 1
@@ -73,7 +73,8 @@ def main() -> int:
 class Life:
     """The life of a package in a clean system; each step raises NodeError if it went wrong."""
 
-    def __init__(self, root: CleanRoot, package: Path) -> None:
+    def __init__(self, suite: str, root: CleanRoot, package: Path) -> None:
+        self._suite = suite
         self._root = root
         self._package = package
         self._sums: dict[str, str] = {}
@@ -92,7 +93,7 @@ class Life:
             self.purge,
         ]
         for step in steps:
-            print(f"{self._root.suite}: {step.__name__}: {step()}", flush=True)
+            print(f"{self._suite}: {step.__name__}: {step()}", flush=True)
 
     def install(self) -> str:
         place = self._root.top / "root"

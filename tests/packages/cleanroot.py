@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clean Debian system in a directory, with mount and process namespaces of its own.
+"""A clean system in a directory, with mount and process namespaces of its own.
 
-Owns its making by debootstrap from the host's mirror, which happens once per suite, and its end:
-with the first process in the namespaces every other one ends, and every mount goes.
+Owns its end: with the first process in the namespaces every other one ends, and every mount goes.
+debootstrap makes a Debian system from the host's mirror, once per suite.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from benchmarks.images.root import LENT, debian_mirror, lend
+from tools.release.programs import run
 
 from firstread.errors import NodeError
 
@@ -47,21 +49,22 @@ class Done:
 
 
 class CleanRoot:
-    """A system that runs while the context lasts.
+    """A copy of a system that runs while the context lasts.
 
     Args:
-        suite: of Debian.
-        cache: directory that keeps the roots of suites; on a real file system.
+        made: its root directory; on a real file system.
+        emulated: whether its programs are those of arm64.
     """
 
-    def __init__(self, suite: str, cache: Path) -> None:
-        self.suite = suite
-        made = _base(suite, cache)
-        self._scratch = Path(tempfile.mkdtemp(prefix=".root-", dir=cache))
+    def __init__(self, made: Path, *, emulated: bool = False) -> None:
+        self._scratch = Path(tempfile.mkdtemp(prefix=".root-", dir=made.parent))
         self.top = self._scratch / "root"
         subprocess.run(("cp", "-a", "--reflink=auto", made, self.top), check=True)
         lend(self._scratch)
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc"]
+        if emulated:
+            command = [sys.executable, "-m", "tools.release.emulation", *command]
+        self._joined = ["-m", "-p", "-r", "-w", *(["-U", "--preserve-credentials"] * emulated)]
         self._first = subprocess.Popen(
             [*command, _ENTER],
             env=os.environ | {"ROOT": str(self.top), "LENT": str(self._scratch / "tmp")},
@@ -71,7 +74,7 @@ class CleanRoot:
         assert self._first.stdout is not None
         if self._first.stdout.readline() != "ready\n":
             self.close()
-            raise NodeError(f"cannot enter a root of {suite}")
+            raise NodeError(f"cannot enter a copy of {made}")
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
         self._inside = int(children.read_text())
 
@@ -109,27 +112,22 @@ class CleanRoot:
         self.close()
 
     def _entered(self, command: Sequence[str]) -> list[str]:
-        return ["nsenter", f"--target={self._inside}", "-m", "-p", "-r", "-w", "--", *command]
+        return ["nsenter", f"--target={self._inside}", *self._joined, "--", *command]
 
 
-def _base(suite: str, cache: Path) -> Path:
-    """Return the pristine root of a suite, made by debootstrap if the cache lacks it."""
+def debian(suite: str, cache: Path) -> Path:
+    """Return the root directory of a suite, made by debootstrap if the cache lacks it.
+
+    Raises:
+        NodeError: debootstrap failed.
+    """
     place = cache / f"root-{suite}"
     if place.exists():
         return place
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         top = Path(scratch, "root")
-        done = subprocess.run(
-            ("debootstrap", "--variant=minbase", suite, top, debian_mirror()),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            raise NodeError(f"debootstrap of {suite} failed: {done.stdout[-1000:]}")
+        run("debootstrap", "--variant=minbase", suite, top, debian_mirror())
         for package in top.glob("var/cache/apt/archives/*.deb"):
             package.unlink()
         top.rename(place)

@@ -24,7 +24,7 @@ from typing import Final
 
 from tools.release.aptarchive import download, index_packages
 from tools.release.programs import main, run, source_date
-from tools.release.wheelhouse import TOP, pythons
+from tools.release.wheelhouse import MACHINES, TOP, pythons
 
 from firstread.layouts.archive import OciArchiveWriter
 from firstread.oci.model import (
@@ -48,6 +48,7 @@ component that configures containerd."""
 _OMITTED: Final = tuple(f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man"))
 _KEPT: Final = ("/usr/share/doc/*/copyright",)
 _EMPTIED: Final = (  # what programs keep for their next run, or note of this one
+    "etc/apt/sources.list",  # names the archive of this build
     "etc/hostname",
     "etc/resolv.conf",
     "var/cache/ldconfig/aux-cache",
@@ -114,13 +115,20 @@ def _make_root(archive: Path, arch: str, layer: Path, epoch: int) -> None:
     omitted = [*_OMITTED, *(f"/usr/lib/firstread/*.cpython-{each}-*" for each in others)]
     filters = [f"path-exclude={each}" for each in omitted] + [f"path-include={e}" for e in _KEPT]
     patterns = " ".join(f'"$1"/{each}' for each in _EMPTIED)
+    foreign = MACHINES[arch] != os.uname().machine
+    emulated = (sys.executable, "-m", "tools.release.emulation") if foreign else ()
     command = [
-        *("unshare", "--net", "mmdebstrap", "--mode=root", "--variant=essential"),
+        *(*emulated, "unshare", "--net", "mmdebstrap", "--mode=root", "--variant=essential"),
         f"--architectures={arch}",
         f"--include={','.join(('firstread', *PACKAGES))}",
         *(f"--dpkgopt={each}" for each in filters),
         f"--customize-hook=rm -rf {patterns}",
-        *("--skip=check/empty", SUITE, str(layer), f"deb [trusted=yes] copy:{archive} ./"),
+        *(
+            "--skip=check/empty,check/qemu",
+            SUITE,
+            str(layer),
+            f"deb [trusted=yes] copy:{archive} ./",
+        ),
     ]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
     run(*command, environment=environment)

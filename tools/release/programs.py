@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs that a build runs, and what it knows of its surroundings.
 
-Whatever goes wrong is a FirstreadError; `main` prints it and gives the exit code.
+Each failure is a FirstreadError; `main` prints it and gives the exit code.
 """
 
 from __future__ import annotations

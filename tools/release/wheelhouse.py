@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +71,27 @@ def join(wheels: Path, arch: str, site: Path) -> None:
             offline = ("--no-index", "--find-links", wheels, "--no-compile")
             _pip("install", "--target", scratch, *offline, *_target(arch, python), *_locked())
             _merge(Path(scratch), site)
+
+
+def install(names: Sequence[str], arch: str, python: str, target: Path) -> None:
+    """Install what only tests need into `target`, in the versions of requirements.lock.
+
+    Args:
+        names: of libraries, and of all that they depend on.
+        arch: one of `MACHINES`.
+        python: version, such as ``3.13``.
+        target: a directory that does not exist.
+
+    Raises:
+        NodeError: pip cannot install one.
+    """
+    entries = re.split(r"\n(?=\S)", (TOP / "requirements.lock").read_text())
+    wanted = [entry for entry in entries if entry.partition("==")[0] in names]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(wanted))
+        file.flush()
+        options = ("--no-deps", "--require-hashes", "--no-compile", f"--requirement={file.name}")
+        _pip("install", "--target", target, *_target(arch, python), *options)
 
 
 def _pip(*arguments: str | Path) -> None:
