@@ -21,7 +21,7 @@ from firstread.errors import NodeError
 _KEYS: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def configure(suite: str, place: Path, arch: str | None = None) -> Path:
+def configure(suite: str, place: Path, arch: str | None = None, *, updates: bool = False) -> Path:
     """Write a configuration of apt that knows one suite of Debian's archive; return its path.
 
     Args:
@@ -29,16 +29,21 @@ def configure(suite: str, place: Path, arch: str | None = None) -> Path:
         place: directory for lists and downloads.
         arch: of the packages, by Debian's name; the host's unless given. With one, nothing
             counts as installed.
+        updates: whether it knows the suite's updates, too, and security updates if the host does.
 
     Raises:
         NodeError: the host's apt knows no mirror of Debian's archive.
     """
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian"]
-    mirrors = sorted(set(run(*command).split()))
+    mirrors = _mirrors("Debian")
     if not mirrors:
         raise NodeError("apt knows no mirror of Debian's archive", hint="run this on Debian")
+    sources = [f"{mirrors[0]} {suite}"]
+    if updates:
+        sources.append(f"{mirrors[0]} {suite}-updates")
+        sources += [f"{mirror} {suite}-security" for mirror in _mirrors("Debian-Security")[:1]]
     signed = f"[signed-by={_KEYS}] " if _KEYS.exists() else ""
-    (place / "sources.list").write_text(f"deb {signed}{mirrors[0]} {suite} main\n")
+    lines = [f"deb {signed}{source} main\n" for source in sources]
+    (place / "sources.list").write_text("".join(lines))
     for name in ("lists/partial", "archives/partial", "none"):
         (place / name).mkdir(parents=True, exist_ok=True)
     settings: dict[str, object] = {
@@ -61,7 +66,7 @@ def configure(suite: str, place: Path, arch: str | None = None) -> Path:
 
 
 def download(suite: str, arch: str, wanted: Sequence[str], target: Path) -> Path:
-    """Download packages and all that they depend on, and make `target` an archive of them.
+    """Download packages, updated, and all that they depend on, and make `target` an archive of them.
 
     Args:
         suite: of Debian.
@@ -72,10 +77,11 @@ def download(suite: str, arch: str, wanted: Sequence[str], target: Path) -> Path
     Raises:
         NodeError: a package cannot be had.
     """
+    target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         place = Path(scratch)
-        environment = os.environ | {"APT_CONFIG": str(configure(suite, place, arch))}
+        environment = os.environ | {"APT_CONFIG": str(configure(suite, place, arch, updates=True))}
         run("apt-get", "update", "--quiet=2", environment=environment)
         options = ["--download-only", "--yes", "--quiet=2", "--no-install-recommends"]
         run("apt-get", "install", *options, *wanted, environment=environment)
@@ -87,6 +93,12 @@ def download(suite: str, arch: str, wanted: Sequence[str], target: Path) -> Path
         index_packages(packages, suite)
         packages.rename(target)
     return target
+
+
+def _mirrors(label: str) -> list[str]:
+    """Return the addresses that the host's apt has for the archive of this label."""
+    command = ("apt-get", "indextargets", "--format", "$(REPO_URI)", f"Label: {label}")
+    return sorted(set(run(*command).split()))
 
 
 def index_packages(directory: Path, suite: str) -> None:

@@ -27,7 +27,7 @@ from typing import Final
 
 from tools.release.manpages import pages, settings
 from tools.release.programs import main, run, source_date
-from tools.release.wheelhouse import MACHINES, TOP, fetch, join, pythons
+from tools.release.wheelhouse import GLIBC, MACHINES, TOP, fetch, join, pythons
 
 from firstread.cli.completion import SHELLS
 from firstread.testing.command import firstread
@@ -41,8 +41,7 @@ HOME: Final = "usr/lib/firstread"
 SITE: Final = f"{HOME}/lib/python3/site-packages"
 DOC: Final = "usr/share/doc/firstread"
 
-_LIBRARIES: Final = ("libc6 (>= 2.34)", "libgcc-s1", "libstdc++6 (>= 11)")  # Debian 12 has newer
-_PROGRAMS: Final = ("mount", "procps")
+_LIBRARIES: Final = (f"libc6 (>= {GLIBC})", "libstdc++6 (>= 9)")  # that wheels may need
 _COMPLETIONS: Final = dict(
     zip(
         SHELLS,
@@ -108,7 +107,7 @@ def build(wheel: Path, arch: str, cache: Path, output: Path, epoch: int) -> Path
         version = debian_version(metadata["Version"])
         _add_documents(root, version, epoch)
         _add_control(root, arch, version)
-        for path in root.rglob("*"):
+        for path in (root, *root.rglob("*")):
             _normalize(path, epoch)
         made = Path(scratch, f"{PACKAGE}_{version}_{arch}.deb")
         run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", root, made)
@@ -176,7 +175,7 @@ def _add_control(root: Path, arch: str, version: str) -> None:
         "Architecture": arch,
         "Maintainer": MAINTAINER,
         "Installed-Size": str(sum(path.stat().st_size for path in files) // 1024),
-        "Depends": ", ".join(["ca-certificates", *_LIBRARIES, *_PROGRAMS, *python]),
+        "Depends": ", ".join(["ca-certificates", *_LIBRARIES, *python]),
         "Recommends": "crun | runc",
         "Suggests": "containerd, uidmap",
         "Description": _DESCRIPTION.rstrip("\n"),

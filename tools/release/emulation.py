@@ -38,20 +38,29 @@ def enter() -> None:
         raise NodeError(f"there is no {QEMU}", hint="install qemu-user-static")
     ready, begin = os.pipe()
     parent = os.getpid()
-    if not (child := os.fork()):  # it stays outside, and may map users
+    if not (child := os.fork()):  # it stays outside, where root may map users
         os.close(begin)
         os.read(ready, 1)
-        for kind in ("uid", "gid"):
-            with open(f"/proc/{parent}/{kind}_map", "w") as file:
-                file.write(_ALL)
-        os._exit(0)
+        os._exit(_map_users(parent))
+    os.close(ready)
     unshare(CLONE_NEWUSER | CLONE_NEWNS)
-    os.write(begin, b"x")
+    os.close(begin)
     if os.waitpid(child, 0)[1]:
         raise NodeError("this user cannot map users", hint="run it as root")
     run("mount", "-t", "binfmt_misc", "none", _MISC)
     with open(f"{_MISC}/register", "w") as file:
         file.write(_LINE)
+
+
+def _map_users(process: int) -> int:
+    """Give all users and groups their own numbers in a namespace; return an exit code."""
+    try:
+        for kind in ("uid", "gid"):
+            with open(f"/proc/{process}/{kind}_map", "w") as file:
+                file.write(_ALL)
+    except OSError:
+        return 1
+    return 0
 
 
 def main() -> None:

@@ -16,8 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -82,35 +81,27 @@ def build(package: Path, cache: Path, output: Path, epoch: int) -> tuple[Path, s
         NodeError: a package cannot be had, a program failed, or the archive cannot be written.
         OSError: a file cannot be read or written.
     """
-    wanted = "--showformat=${Architecture} ${Version} ${Depends}"
-    arch, version, depends = run("dpkg-deb", "--show", wanted, package).split(" ", 2)
-    debian = cache / f"debian-{SUITE}-{arch}"
+    shown = "--showformat=${Architecture} ${Version} ${Depends}"
+    arch, version, depends = run("dpkg-deb", "--show", shown, package).split(" ", 2)
+    names = [each.split()[0] for each in depends.split(",")]
+    wanted = [f"?and(?architecture({arch}),?essential)", *names, *PACKAGES]
+    key = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:12]
+    debian = cache / f"debian-{SUITE}-{arch}-{key}"
     if not debian.exists():
-        names = [each.split()[0] for each in depends.split(",")]
-        essential = f"?and(?architecture({arch}),?essential)"
-        download(SUITE, arch, [essential, *names, *PACKAGES], debian)
+        download(SUITE, arch, wanted, debian)
     output.mkdir(parents=True, exist_ok=True)
     target = output.absolute() / f"firstread-node_{version}_{arch}.oci.tar"
     with tempfile.TemporaryDirectory(prefix="firstread-image-", dir=output) as scratch:
         layer = Path(scratch, "layer.tar")
-        with _archive(debian, package, Path(scratch)) as archive:
-            _make_root(archive, arch, layer, epoch)
+        ours = Path(scratch, "packages")
+        ours.mkdir()
+        shutil.copy(package, ours)
+        index_packages(ours, SUITE)
+        _make_root((debian, ours), arch, layer, epoch)
         return target, _write(layer, arch, version, epoch, target)
 
 
-@contextmanager
-def _archive(debian: Path, package: Path, scratch: Path) -> Iterator[Path]:
-    """Give an archive with Debian's packages and our own."""
-    archive = scratch / "archive"
-    shutil.copytree(debian, archive, copy_function=os.link)
-    for name in ("Packages", "Release"):
-        (archive / name).unlink()  # and not through a link into the cache
-    shutil.copy(package, archive)
-    index_packages(archive, SUITE)
-    yield archive
-
-
-def _make_root(archive: Path, arch: str, layer: Path, epoch: int) -> None:
+def _make_root(archives: Sequence[Path], arch: str, layer: Path, epoch: int) -> None:
     others = [f"{python[0]}{python[2:]}" for python in pythons() if python != PYTHON]
     omitted = [*_OMITTED, *(f"/usr/lib/firstread/*.cpython-{each}-*" for each in others)]
     filters = [f"path-exclude={each}" for each in omitted] + [f"path-include={e}" for e in _KEPT]
@@ -123,12 +114,8 @@ def _make_root(archive: Path, arch: str, layer: Path, epoch: int) -> None:
         f"--include={','.join(('firstread', *PACKAGES))}",
         *(f"--dpkgopt={each}" for each in filters),
         f"--customize-hook=rm -rf {patterns}",
-        *(
-            "--skip=check/empty,check/qemu",
-            SUITE,
-            str(layer),
-            f"deb [trusted=yes] copy:{archive} ./",
-        ),
+        *("--skip=check/empty,check/qemu", SUITE, str(layer)),
+        *(f"deb [trusted=yes] copy:{archive.absolute()} ./" for archive in archives),
     ]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
     run(*command, environment=environment)

@@ -27,7 +27,10 @@ LOCK: Final = TOP / "packaging/requirements.lock"
 MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 """Names of `uname -m`, by Debian's of an architecture."""
 
-_GLIBC_MINORS: Final = (17, 24, 27, 28)  # of manylinux tags that Debian 12 satisfies
+GLIBC: Final = "2.28"
+"""The newest C library that a wheel may ask for: that of manylinux_2_28."""
+
+_MINORS: Final = (17, 24, 27, 28)
 _CLASSIFIER: Final = re.compile(r"Programming Language :: Python :: (3\.\d+)")
 _UNUSED: Final = re.compile(
     r"bin/|zstandard/_cffi\.|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url)"
@@ -100,7 +103,7 @@ def _pip(*arguments: str | Path) -> None:
 
 
 def _target(arch: str, python: str) -> list[str]:
-    tags = [f"manylinux_2_{minor}_{MACHINES[arch]}" for minor in _GLIBC_MINORS]
+    tags = [f"manylinux_2_{minor}_{MACHINES[arch]}" for minor in _MINORS]
     tags.append(f"manylinux2014_{MACHINES[arch]}")
     platforms = [option for tag in tags for option in ("--platform", tag)]
     return ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]
