@@ -7,7 +7,8 @@
 # make test-kernels  tries each device on Debian's kernels, in guests; DEPTH=full also its suite, run and containerd
 # make dist   builds wheel and sdist; make deb a Debian package (ARCH=arm64 for that); make image the node's image
 # make test-deb  installs, upgrades and removes the package in clean roots of Debian, by SUITES
-# make test-arm64  runs the package, the image and the unit tests of formats as arm64, under qemu
+# make test-image  imports the node's image into containerd and starts a pod of it
+# make test-arm64  runs the image and the unit tests of formats as arm64, under qemu
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -25,7 +26,7 @@ DEB = dist/firstread_$(VERSION)_$(ARCH).deb
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat --format=%Y pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm test-deb test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -78,6 +79,9 @@ image: deb
 
 test-deb: packages deb
 	@$(BIN)/python -m tests.packages $(DEB) $(addprefix --suite=,$(SUITES))
+
+test-image: packages image
+	@$(BIN)/python -m tests.packages.imported dist/firstread-node_$(VERSION)_$(ARCH).oci.tar
 
 test-arm64: ARCH := arm64
 test-arm64: image

@@ -66,7 +66,7 @@ def configure(suite: str, place: Path, arch: str | None = None, *, updates: bool
 
 
 def download(suite: str, arch: str, wanted: Sequence[str], target: Path) -> Path:
-    """Download packages, updated, and all that they depend on, and make `target` an archive of them.
+    """Download packages, with updates, and their dependencies; make `target` an archive of them.
 
     Args:
         suite: of Debian.

@@ -17,7 +17,7 @@ from typing import Final
 import click
 
 from firstread import __version__, config, errors
-from firstread.cli.main import cli
+from firstread.cli.main import VERBS, cli
 
 _FILES: Final = {
     "/etc/firstread/config.toml": "settings of the node, see \\fBfirstread.toml\\fR(5)",
@@ -149,7 +149,8 @@ def _verbatim(text: str) -> list[str]:
 
 
 def _summary(ctx: click.Context) -> str:
-    text = ctx.command.get_short_help_str(limit=200).rstrip(".")
+    listed = VERBS.get(ctx.info_name or "") if ctx.parent and not ctx.parent.parent else None
+    text = (listed or ctx.command.get_short_help_str(limit=200)).rstrip(".")
     return text[:1].lower() + text[1:]
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.packages.imported import image_of_the_daemonset
 from tools.release.debpackage import CONFIG, SCRIPTS, UNITS, debian_version
 from tools.release.manpages import contexts, pages, settings
 from tools.release.programs import main, source_date
 from tools.release.wheelhouse import LOCK, TOP, pythons
 
+from firstread import __version__
 from firstread.config import Config, load_config
 from firstread.device.syscalls import NUMBERS
 from firstread.errors import NodeError, UsageError
@@ -114,6 +116,10 @@ def test_the_lock_file_of_the_package_is_a_part_of_the_other() -> None:
 def test_no_file_names_a_package_registry() -> None:
     for lock in (LOCK, TOP / "requirements.lock"):
         assert "://" not in lock.read_text()
+
+
+def test_the_daemonset_names_the_image_of_this_version() -> None:
+    assert image_of_the_daemonset() == f"registry.example/firstread-node:{__version__}"
 
 
 def test_pythons_are_those_of_the_classifiers() -> None:
@@ -240,8 +246,8 @@ def test_a_build_needs_a_date(
 
 
 def test_a_build_that_fails_says_why(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.release.debpackage", tmp_path / "none.whl"]
-    places = ["--cache", tmp_path / "cache", "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "tools.release.debpackage", f"{tmp_path}/none.whl"]
+    places = [f"--cache={tmp_path}/cache", f"--output={tmp_path}/out"]
     done = subprocess.run(
         [*command, *places],
         cwd=TOP,
