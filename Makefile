@@ -66,7 +66,7 @@ test-vm: packages setup
 
 dist: setup
 	@rm -f dist/firstread-$(VERSION)*
-	$(BIN)/hatchling build --target wheel --target sdist dist
+	$(BIN)/hatchling build --target wheel --target sdist --directory dist
 
 # pip and Debian's mirror are asked only for what build/ lacks.
 deb: dist
