@@ -5,6 +5,10 @@
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
 # make death  kills the fetcher every 2 s for 5 minutes of reads, then supervisor and fetcher at once 50 times; by each device
 # make test-kernels  tries each device on Debian's kernels, in guests; DEPTH=full also its suite, run and containerd
+# make dist   builds wheel and sdist; make deb a Debian package (ARCH=arm64 for that); make image the node's image
+# make test-deb  installs, upgrades and removes the package in clean roots of Debian, by SUITES
+# make test-image  imports the node's image into containerd and starts a pod of it
+# make test-arm64  runs the image and the unit tests of formats as arm64, under qemu
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -15,8 +19,14 @@ BIN := .venv/bin
 APT := attr acl busybox-static ca-certificates chromium containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
        iproute2 libarchive-tools libnbd-bin make mount procps python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
 
+ARCH ?= amd64
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DEB = dist/firstread_$(VERSION)_$(ARCH).deb
+# The date of everything that is built; an unpacked sdist has it in its files.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat --format=%Y pyproject.toml)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -54,6 +64,29 @@ test-vm: packages setup
 	@tools/packages.sh qemu-system-x86 qemu-utils kmod
 	@$(BIN)/python -m tests.kernels.rootdisk --docs
 
+dist: setup
+	@rm -f dist/firstread-$(VERSION)*
+	$(BIN)/hatchling build --target wheel --target sdist --directory dist
+
+# pip and Debian's mirror are asked only for what build/ lacks.
+deb: dist
+	@tools/packages.sh elfutils
+	@$(BIN)/python -m tools.release.debpackage --arch $(ARCH) dist/firstread-$(VERSION)-py3-none-any.whl
+
+image: deb
+	@tools/packages.sh dpkg-dev mmdebstrap $(if $(filter arm64,$(ARCH)),qemu-user-static)
+	@$(BIN)/python -m tools.release.nodeimage $(DEB)
+
+test-deb: packages deb
+	@$(BIN)/python -m tests.packages $(DEB) $(addprefix --suite=,$(SUITES))
+
+test-image: packages image
+	@$(BIN)/python -m tests.packages.imported dist/firstread-node_$(VERSION)_$(ARCH).oci.tar
+
+test-arm64: ARCH := arm64
+test-arm64: image
+	@$(BIN)/python -m tests.packages.arm64 dist/firstread-node_$(VERSION)_arm64.oci.tar
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,6 +123,9 @@ lock:
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra plots \
 	    --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --constraint requirements.lock \
+	    --output-file packaging/requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

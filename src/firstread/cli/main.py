@@ -54,6 +54,7 @@ VERBS = {
     "uninstall": "Remove the snapshotter from containerd's configuration.",
     "tune": "Simulate starts of an image with other settings, from its traces.",
     "doctor": "Check that this host can serve lazy mounts, and say what to do if not.",
+    "completion": "Print the completion script of a shell.",
     "version": "Show the versions of command, daemon and kernel.",
 }
 

@@ -95,15 +95,21 @@ _clone = _function("syscall", _LONG, _LONG, *[ctypes.c_ulong] * 5)
 _seccomp = _function("syscall", _LONG, _LONG, _UINT, _UINT, _STR)
 _ioprio_set = _function("syscall", _LONG, _LONG, _INT, _INT, _INT)
 
-_SYS_CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
-_SYS_IOPRIO_SET = {"aarch64": 30}.get(os.uname().machine, 251)
+# The calls whose number depends on the architecture: all that are older than pidfd_send_signal.
+NUMBERS = {
+    "x86_64": {"clone": 56, "ioprio_set": 251, "seccomp": 317},
+    "aarch64": {"clone": 220, "ioprio_set": 30, "seccomp": 277},
+}
+_OURS = NUMBERS.get(os.uname().machine, NUMBERS["x86_64"])
+_SYS_CLONE = _OURS["clone"]
+_SYS_IOPRIO_SET = _OURS["ioprio_set"]
+_SYS_SECCOMP = _OURS["seccomp"]
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_PIDFD_GETFD = 438
-_SYS_SECCOMP = {"aarch64": 277}.get(os.uname().machine, 317)
 _SYS_CACHESTAT = 451  # Linux >= 6.5
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from firstread import __version__
+from firstread.cli.completion import SHELLS
 from firstread.cli.nodestate import container_store
 from firstread.cli.timeline import Timeline
 from firstread.errors import NodeError
@@ -139,13 +141,18 @@ def test_the_versions(places: tuple[str, ...], tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_shells_complete(shell: str) -> None:
-    """Uses the lines of docs/run.md."""
-    assert f"_FIRSTREAD_COMPLETE={shell}_source firstread" in RUN_DOC.read_text()
-    env = os.environ | {"_FIRSTREAD_COMPLETE": f"{shell}_source"}
-    done = subprocess.run(program(), capture_output=True, text=True, env=env, check=True)
-    assert f"_FIRSTREAD_COMPLETE={shell}_complete" in done.stdout
+    assert f"firstread completion {shell}" in RUN_DOC.read_text()
+    ran = firstread("completion", shell)
+    assert (ran.code, ran.stderr) == (0, "")
+    assert f"_FIRSTREAD_COMPLETE={shell}_complete" in ran.stdout
+    if shutil.which(shell):
+        command = [shell, "-n"]
+        checked = subprocess.run(
+            command, input=ran.stdout, capture_output=True, text=True, check=True
+        )
+        assert checked.stderr == ""
 
 
 @pytest.mark.parametrize(

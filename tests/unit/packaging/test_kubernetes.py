@@ -286,17 +286,6 @@ def test_kustomize_puts_it_together(name: str) -> None:
     assert len(spec.get("initContainers", [])) == (name == "examples")
 
 
-def test_the_image_leaves_out_what_only_development_needs() -> None:
-    text = (TOP / "packaging/Containerfile").read_text()
-    match = re.search(r"pip uninstall --yes ((?:[\w-]+|\\\n|\s)+)", text)
-    assert match is not None
-    removed = set(match[1].replace("\\\n", " ").split())
-    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    development = extras["optional-dependencies"]["dev"] + extras["optional-dependencies"]["build"]
-    names = {re.split("[=<>~]", requirement)[0] for requirement in development}
-    assert removed == names | {"setuptools"}  # which comes with grpcio-tools
-
-
 def test_every_value_of_the_document_is_there() -> None:
     """The table of docs/kubernetes.md names files and what is in them."""
     rows = re.findall(
