@@ -210,8 +210,8 @@ def test_a_start_fetches_only_what_it_reads(
         first = registry.counts
         assert (shown.returncode, shown.stdout[:3]) == (0, "12.")
         assert 0 < first.bytes_of("blobs") < whole / 3
-        # Manifest, config, metadata; then requests for a few sectors. On a fast link that is one for
-        # each; beside load the link seems slow, and a request ends early in a sector of which
+        # Manifest, config, metadata; then requests for a few sectors. On a fast link that is one
+        # for each; beside load the link seems slow, and a request ends early in a sector of which
         # nobody has read the rest (`firstread.fetch.queue.request_end`).
         present, sectors = map(int, _words(shown.stderr, r"(\d+) of (\d+) sectors"))
         assert 0 < present < sectors / 3
