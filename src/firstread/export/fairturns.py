@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose sector is fetched next: clients take turns, however much each asks for. Pure.
+"""The order in which sectors are fetched: clients take turns, however much each asks for. Pure.
 
 Invariant: a client with something left waits for at most one sector of each other client.
 """
