@@ -16,6 +16,9 @@ class FairTurns:
     def __init__(self) -> None:
         self._wanted: OrderedDict[Hashable, dict[bytes, None]] = OrderedDict()  # next turn first
 
+    def __len__(self) -> int:
+        return len(self._wanted)
+
     def add(self, client: Hashable, key: bytes) -> None:
         """Note that a client wants a sector; once."""
         self._wanted.setdefault(client, {})[key] = None
