@@ -19,6 +19,7 @@ from firstread.testing.machine import Machine
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import push_pause, runnable_registry
+from firstread.units import KiB
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
@@ -88,6 +89,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
     """A converted image with one sector per file, in an OCI layout, and its content."""
     reference = f"oci:{tmp_path_factory.mktemp('plain')}/layout:latest"
     return reference, put_plain_image(reference, first=100)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
+    """An image of 400 small sectors, one per file, so that there is always one in flight."""
+    reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
+    return reference, put_plain_image(
+        reference, count=400, sector_bytes=64 * KiB, frame_bytes=4 * KiB
+    )
 
 
 @pytest.fixture(scope="session")

@@ -210,13 +210,15 @@ def test_a_start_fetches_only_what_it_reads(
         first = registry.counts
         assert (shown.returncode, shown.stdout[:3]) == (0, "12.")
         assert 0 < first.bytes_of("blobs") < whole / 3
-        # Manifest, config, metadata; then at most one request for each of a few sectors.
+        # Manifest, config, metadata; then requests for a few sectors. On a fast link that is one
+        # for each; beside load the link seems slow, and a request ends early in a sector of which
+        # nobody has read the rest (`firstread.fetch.queue.request_end`).
         present, sectors = map(int, _words(shown.stderr, r"(\d+) of (\d+) sectors"))
         assert 0 < present < sectors / 3
-        assert first.requests_of("GET") <= 3 + present
+        assert first.requests_of("GET") <= 3 + 2 * present
         fetched, requests = _words(shown.stderr, r"fetched +(\S+ \S+) in (\d+) requests")
         assert fetched != "0 B"
-        assert int(requests) <= present
+        assert 0 < int(requests) <= first.requests_of("GET") - 3
 
         registry.forget()
         again = machine.run("--rm", "--stats", name, "sh", "-c", "cat /etc/debian_version")

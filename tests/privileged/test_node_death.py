@@ -27,16 +27,7 @@ pytestmark = pytest.mark.privileged
 
 EIO = "errno 5"
 SECTOR = 64 * KiB
-COUNT = 400
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """An image of many small sectors, so that there is always one in flight."""
-    reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
-    return reference, put_plain_image(
-        reference, count=COUNT, sector_bytes=SECTOR, frame_bytes=4 * KiB
-    )
+COUNT = 400  # files of `many`
 
 
 def read_all(place: Path, threads: int = 2) -> subprocess.Popen[str]:

@@ -31,17 +31,8 @@ pytestmark = [
 ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed"])
 BOTH = pytest.mark.parametrize("device", ["flat", "loop"])
 SECTOR = 64 * KiB
-COUNT = 60
+COUNT = 60  # files of `many` that are read
 EIO = "errno 5"
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """An image of many small sectors, so that there is always one in flight."""
-    reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
-    return reference, put_plain_image(
-        reference, count=COUNT, sector_bytes=SECTOR, frame_bytes=4 * KiB
-    )
 
 
 @ALL

@@ -30,17 +30,8 @@ from firstread.units import KiB
 pytestmark = pytest.mark.privileged
 
 SECTOR = 64 * KiB
-COUNT = 300
+COUNT = 300  # files of `many` that are read
 EIO = "errno 5"
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
-    """An image of many small sectors, so that there is always one in flight."""
-    reference = f"oci:{tmp_path_factory.mktemp('many')}/layout:latest"
-    return reference, put_plain_image(
-        reference, count=COUNT, sector_bytes=SECTOR, frame_bytes=4 * KiB
-    )
 
 
 class Waiting:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from firstread.daemon.succession import connect
 from firstread.errors import NodeError, from_os_error
+from firstread.idmaps import owner
 from firstread.private import peer_pid
 from firstread.readable import is_readable
 
@@ -58,7 +59,7 @@ def _refuse_service(pid: int) -> None:
     if any(setting.startswith(b"NOTIFY_SOCKET=") for setting in environment):
         raise NodeError(
             f"systemd runs the daemon (process {pid}), and would start it again",
-            hint="systemctl stop firstread",
+            hint=f"systemctl {'--user ' if owner() else ''}stop firstread",
         )
 
 

@@ -16,6 +16,7 @@ Facts about a connection (Linux 6.18; tests/privileged/test_device_fuse.py shows
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,7 +24,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fusejournal import FuseJournal, Unanswered
@@ -31,13 +31,13 @@ from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusesignals import Signalled, is_being_killed
 from firstread.device.fusetree import Tree
+from firstread.device.fusewaiting import Waiting
 from firstread.erofs.extents import Extent
 from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
 
 READ_AHEAD_BYTES = fuse.MOST_BYTES
-ATTEMPTS = 8  # to read what was allowed, while nobody fills it or empties it anew
 LOOK_S = 1.0  # between looks at readers that heard a signal, and between retries
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
@@ -47,31 +47,6 @@ _SHORT = frozenset(
 )  # a resource that this process lacks for now
 DENIED = OSError(errno.EIO, "denied")  # the fetcher has said why
 KILLED = InterruptedError(errno.EINTR, "the reader is being killed")
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A READ, which may have to wait for absent bytes.
-
-    Args:
-        request: it.
-        parts: of the file.
-        slots: that were asked for.
-        left: parts that are not answered yet.
-        in_vain: attempts to read what was allowed, since its files were as they are.
-        written: when these files were written, and how long they are.
-        failed: a part was denied.
-        parked: this process lacked a resource for it.
-    """
-
-    request: Unanswered
-    parts: Sequence[Extent]
-    slots: set[int] = field(default_factory=set)
-    left: int = 0
-    in_vain: int = 0
-    written: Sequence[tuple[int, int]] = ()
-    failed: bool = False
-    parked: bool = False
 
 
 Ask = Callable[["Connection", Waiting, Sequence[Extent]], None]
@@ -241,9 +216,7 @@ class Connection:
         try:
             missing = reader.read(waiting.parts, buffer, waiting.slots)
             if missing:
-                self._note_vain(
-                    waiting, [p.slot for p in missing if p.slot in waiting.slots], reader
-                )
+                waiting.note_vain(missing, reader)
                 self._wait(waiting, missing)
             else:
                 self._answer(unique, buffer[: sum(part.length for part in waiting.parts)])
@@ -253,22 +226,6 @@ class Connection:
                 self._park(waiting, exc)
             else:
                 self._fail(unique, exc)
-
-    def _note_vain(self, waiting: Waiting, slots: Sequence[int], reader: SectorReader) -> None:
-        """Note that sectors are absent though they were allowed.
-
-        They were emptied meanwhile, and come anew. One that neither comes nor goes is a lie.
-
-        Raises:
-            OSError: it is.
-        """
-        if not slots:
-            return
-        written = reader.written(slots)
-        waiting.in_vain = waiting.in_vain + 1 if written == waiting.written else 1
-        waiting.written = written
-        if waiting.in_vain >= ATTEMPTS:
-            raise OSError(errno.EIO, "what was allowed is absent")
 
     def _wait(self, waiting: Waiting, missing: Sequence[Extent]) -> None:
         """Ask for the missing parts of a READ.
@@ -303,8 +260,11 @@ class Connection:
             self._users += is_first
             self._waiting[waiting.request.unique] = waiting
             self._journal.add(waiting.request)
-        if is_first:
-            threading.Thread(target=self._finish_all, name="fuse-reads", daemon=True).start()
+        while is_first:  # without that thread nobody would answer it
+            with contextlib.suppress(RuntimeError):  # no more threads just now
+                threading.Thread(target=self._finish_all, name="fuse-reads", daemon=True).start()
+                return
+            time.sleep(LOOK_S)
 
     def answered(self, waiting: Waiting, *, allow: bool) -> None:
         """Note the answer to one part of a READ; with the last one, have the READ answered."""

@@ -35,10 +35,11 @@ from firstread.device import syscalls
 from firstread.device.base import MOST_READS, Capabilities, Pair, Read
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
-from firstread.device.fuseconnection import Connection, Waiting
+from firstread.device.fuseconnection import Connection
 from firstread.device.fuseprotocol import MOST_BYTES
 from firstread.device.fusereads import Inside, SectorReader
 from firstread.device.fusetree import FuseTree, Tree
+from firstread.device.fusewaiting import Waiting
 from firstread.device.readahead import read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device

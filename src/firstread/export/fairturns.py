@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose sector is fetched next: clients take turns, however much each asks for. Pure.
+"""The order in which sectors are fetched: clients take turns, however much each asks for. Pure.
 
 Invariant: a client with something left waits for at most one sector of each other client.
 """
@@ -15,6 +15,9 @@ class FairTurns:
 
     def __init__(self) -> None:
         self._wanted: OrderedDict[Hashable, dict[bytes, None]] = OrderedDict()  # next turn first
+
+    def __len__(self) -> int:
+        return len(self._wanted)
 
     def add(self, client: Hashable, key: bytes) -> None:
         """Note that a client wants a sector; once."""

@@ -82,8 +82,8 @@ class SectorFeed:
             client: whose turn it takes.
             slot: of the sector.
             end: how many bytes.
-            told: called at once, or later in another thread, where it must not block; not any more
-                after `forget`.
+            told: called at once, or later in another thread, where it must not block; perhaps
+                never if the client is forgotten before.
 
         Raises:
             NodeError: the sector's file cannot be made, or the server stops.
@@ -98,7 +98,6 @@ class SectorFeed:
                 waiter = _Waiter(client, end, told, time.monotonic())
                 self._waiting.setdefault(key, []).append(waiter)
                 self._turns.add(client, key)
-                self._changed.notify()
                 return
         told(None)
 
@@ -157,11 +156,12 @@ class SectorFeed:
     # -- threads that fetch --------------------------------------------------------------------
 
     def _have_a_worker(self) -> None:
-        """See to it that there is a thread for what comes. With the lock held.
+        """Wake a thread for what comes, or make one. With the lock held.
 
         Raises:
             NodeError: there is none, and none can be made.
         """
+        self._changed.notify()
         if self._idle or self._workers >= WORKERS:
             return
         try:
@@ -186,6 +186,8 @@ class SectorFeed:
                     self._idle -= 1
                 elif key in self._waiting and key not in self._in_flight:
                     self._in_flight.add(key)
+                    if self._turns:
+                        self._have_a_worker()  # who is awake by now takes but one
                     return self._by_id[key]
         return None
 

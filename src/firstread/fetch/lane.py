@@ -173,6 +173,7 @@ class Lane:
         A read on a link that is merely slow is not given up as long as something comes.
         """
         with self._changed:
+            self._staff()
             covered = self._backlog.all_covered()
             lost = self._backlog.late(lambda s: self._policy(s).stall_s, time.monotonic())
         self._outcome.allow(covered)
@@ -241,8 +242,12 @@ class Lane:
         if self._idle:
             self._changed.notify()
         elif self._backlog.queued and self._threads < max(self._workers, self._least_workers):
-            self._threads += 1
-            threading.Thread(target=self._work, name="lane", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="lane", daemon=True).start()
+            except RuntimeError as exc:  # `expire` tries it again
+                log.warning("reads wait: %s", exc)
+            else:
+                self._threads += 1
 
     def _work(self) -> None:
         window = Window()

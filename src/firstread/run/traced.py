@@ -75,17 +75,7 @@ def trace_container(
     Raises:
         FirstreadError: as `run_container`; or the reads could not be traced.
     """
-    current, ends = [record], list[int]()
-    readiness = Readiness(conditions, lambda: _stop(store, current[-1]))
-    interruption = _Interruption(lambda: _stop(store, current[-1]))
-    watch = threading.Thread(target=lambda: _note_end(current[-1], ends), daemon=True)
-
-    def started(record: Record) -> None:
-        current.append(record)
-        interruption.started()
-        watch.start()
-        if conditions:
-            readiness.start()
+    course = _Course(store, record, conditions)
 
     def unused() -> None:
         tracer.close()
@@ -99,27 +89,71 @@ def trace_container(
             options,
             store.state_dir,
             record=record,
-            on_start=started,
-            on_output=readiness.look,
-            on_signal=interruption.note,
+            on_start=course.started,
+            on_output=course.readiness.look,
+            on_signal=course.interruption.note,
             on_unused=unused,
         )
     finally:
-        readiness.close()
-    watch.join()
-    if readiness.over_ns is not None:
-        end_us, ready = tracer.since_us(readiness.over_ns), readiness.ready
-    else:
-        end_us = tracer.since_us(ends[0] if ends else time.monotonic_ns())
-        ready = not code and interruption.signal is None and not conditions.show_ready
-    return TracedStart(
-        reads=tracer.reads(end_us),
-        read_ahead_kib=tracer.read_ahead_kib,
-        ready_us=end_us if ready else None,
-        code=code,
-        stopped=readiness.over_ns is not None,
-        signal=interruption.signal,
-    )
+        course.readiness.close()
+    return course.traced(tracer, code)
+
+
+class _Course:
+    """The way of a container from its start to its end.
+
+    Args:
+        store: of the container.
+        record: of the container.
+        conditions: that end its start; perhaps none.
+    """
+
+    def __init__(self, store: ContainerStore, record: Record, conditions: Conditions) -> None:
+        self._store, self._record, self._conditions = store, record, conditions
+        self.readiness = Readiness(conditions, self._stop)
+        self.interruption = _Interruption(self._stop)
+        self._ended_ns: int | None = None
+        self._watch = threading.Thread(target=self._note_end, daemon=True)
+
+    def started(self, record: Record) -> None:
+        """Note that the container runs."""
+        self._record = record
+        self.interruption.started()
+        self._watch.start()
+        if self._conditions:
+            self.readiness.start()
+
+    def _stop(self) -> None:
+        try:
+            stop_container(self._store, self._record, STOP_SECONDS)
+        except FirstreadError as exc:
+            _log.warning("%s", exc)
+
+    def _note_end(self) -> None:
+        """Note when the container's first process ends: the cleanup takes longer."""
+        process = self._record.process
+        pidfd = open_process(process) if process else None
+        if pidfd is not None:
+            is_readable(pidfd, None)
+            self._ended_ns = time.monotonic_ns()
+            os.close(pidfd)
+
+    def traced(self, tracer: Tracer, code: int) -> TracedStart:
+        """Return what the trace says of the container, which has ended with `code`."""
+        self._watch.join()
+        over_ns, signal = self.readiness.over_ns, self.interruption.signal
+        ready = self.readiness.ready
+        if over_ns is None:
+            ready = not code and signal is None and not self._conditions.show_ready
+        end_us = tracer.since_us(over_ns or self._ended_ns or time.monotonic_ns())
+        return TracedStart(
+            reads=tracer.reads(end_us),
+            read_ahead_kib=tracer.read_ahead_kib,
+            ready_us=end_us if ready else None,
+            code=code,
+            stopped=over_ns is not None,
+            signal=signal,
+        )
 
 
 class _Interruption:
@@ -146,19 +180,3 @@ class _Interruption:
     def _act(self) -> None:
         if self._is_running and self.signal is not None:
             threading.Thread(target=self._stop, daemon=True).start()
-
-
-def _stop(store: ContainerStore, record: Record) -> None:
-    try:
-        stop_container(store, record, STOP_SECONDS)
-    except FirstreadError as exc:
-        _log.warning("%s", exc)
-
-
-def _note_end(record: Record, moments: list[int]) -> None:
-    """Note when the container's first process ends: the cleanup takes longer."""
-    pidfd = open_process(record.process) if record.process else None
-    if pidfd is not None:
-        is_readable(pidfd, None)
-        moments.append(time.monotonic_ns())
-        os.close(pidfd)

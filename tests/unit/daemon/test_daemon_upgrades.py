@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 import pytest
 
+from firstread.daemon import succession
+from firstread.daemon.succession import READY, YOURS, claim
 from firstread.daemon.upgrades import Phase, Reply, reply_to
 
 REPLACE = {"ask": "replace", "root": "/root"}
@@ -37,3 +41,35 @@ def test_another_process_takes_the_place_of_its_own_root_only_and_of_no_service(
     assert reply(REPLACE) == Reply(does="replace")
     assert "has the --root /root" in reply(REPLACE | {"root": "/other"}).error
     assert "belongs to a service manager" in reply(REPLACE, is_service=True).error
+
+
+class Late(socket.socket):
+    """A socket on which a message comes just behind the time for it."""
+
+    is_late = True
+
+    def recv(self, *arguments: int) -> bytes:
+        if self.is_late:
+            self.is_late = False
+            raise TimeoutError
+        return super().recv(*arguments)
+
+
+def test_a_successor_that_hears_late_that_it_has_the_place_takes_it() -> None:
+    """Its predecessor has ended, so otherwise nobody would serve."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, Late(fileno=ours.detach()) as late:
+        theirs.send(YOURS)
+        assert claim(late, os.getpid())
+
+
+def test_a_predecessor_hears_that_its_successor_has_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(succession, "TURN_S", 0.05)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        assert not claim(ours, os.getpid())
+        assert theirs.recv(64) == READY
+        with pytest.raises(BrokenPipeError):
+            theirs.send(YOURS)

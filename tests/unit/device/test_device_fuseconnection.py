@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device import fuseconnection, fusejournal, fusesignals
+from firstread.device import fuseconnection, fusejournal, fusesignals, fusewaiting
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseconnection import Connection, Waiting
+from firstread.device.fuseconnection import Connection
 from firstread.device.fusejournal import Unanswered
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
+from firstread.device.fusewaiting import Waiting
 from firstread.device.watches import Watches, make_watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
@@ -151,7 +152,7 @@ def test_a_sector_that_becomes_watched_meanwhile_is_asked_for_too(server: Server
 def test_a_read_is_asked_for_once_more_only_so_often(server: Server) -> None:
     watch(server, 0, 1, 2)
     server.kernel.send(server.read(6, BLOCK))
-    for _ in range(fuseconnection.ATTEMPTS):
+    for _ in range(fusewaiting.ATTEMPTS):
         server.allow(server.take()[0])  # and it is absent
     assert server.answer() == (6, errno.EIO, b"")
 
@@ -161,7 +162,7 @@ def test_a_read_outlasts_any_number_of_evictions(server: Server) -> None:
     watch(server, 0)
     server.kernel.send(server.read(6, BLOCK))
     path = server.store.path(IDS[0])
-    for number in range(3 * fuseconnection.ATTEMPTS):
+    for number in range(3 * fusewaiting.ATTEMPTS):
         waiting, _ = server.take()
         server.fill(0)
         server.store.empty(IDS[0])
@@ -217,6 +218,28 @@ def test_a_read_waits_while_the_process_is_short_of_something(
     assert not server.errors
     server.allow(waiting)
     assert server.answer() == (6, 0, CONTENT[0])
+
+
+def test_a_read_waits_while_there_can_be_no_more_threads(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [RuntimeError("can't start new thread")] * 2
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if left:
+                raise left.pop()
+            super().start()
+
+    monkeypatch.setattr(fuseconnection, "LOOK_S", 0.02)
+    monkeypatch.setattr(threading, "Thread", Thread)
+    watch(server, 0)
+    for unique in (6, 8):
+        server.kernel.send(server.read(unique, BLOCK))
+        waiting, _ = server.take()
+        server.fill(0)
+        server.allow(waiting)
+        assert server.answer() == (unique, 0, CONTENT[0])
 
 
 def test_another_error_fails_the_read(server: Server) -> None:

@@ -376,6 +376,31 @@ def test_clients_take_turns(image: Served, tmp_path: Path, order: list[bytes]) -
     assert len(order) == len(set(order))
 
 
+def test_sectors_of_one_read_come_side_by_side(
+    image: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a worker is idle that has fetched one before."""
+    begun = threading.Semaphore(0)
+    fetch = sectorfetch.fetch_sector
+
+    def noted(*arguments: Any) -> None:
+        begun.release()
+        fetch(*arguments)
+
+    monkeypatch.setattr(sectorfeed, "fetch_sector", noted)
+    source, disk = FaultSource(image[0]), image[2]
+    with serving(source, image[1], tmp_path) as path, NbdClient.connect(path) as client:
+        client.go(structured=False)
+        assert client.read(len(disk) - BLOCK, BLOCK).data == disk[-BLOCK:]
+        source.script("h*")
+        client.ask(Command.READ, 0, len(disk))
+        for _ in range(1 + sectorfeed.WORKERS):
+            assert begun.acquire(timeout=PATIENCE_S)
+        source.script("")
+        source.wake()
+        assert client.receive(16 + len(disk))[16:] == disk
+
+
 def test_nothing_is_begun_for_a_client_that_is_gone(
     image: Served, tmp_path: Path, order: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

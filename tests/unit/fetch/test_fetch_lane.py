@@ -945,3 +945,19 @@ def test_a_read_of_what_comes_in_the_background_is_not_slowed_down(make: Make) -
     bench.files.wait(lambda: bench.files.size(sectors.wanted[0]))
     bench.answered(bench.read(0, offset=MiB - FRAME))
     bench.whole(0)
+
+
+def test_reads_wait_while_there_can_be_no_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bench = make(workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        number = bench.read(0)
+        bench.lane.expire()
+    assert not bench.files.given_up
+    bench.lane.expire()
+    bench.answered(number)

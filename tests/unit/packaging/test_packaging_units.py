@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from firstread.cli.daemon import command as daemon_command
+from firstread.cli.enter import command as enter_command
 from firstread.cli.main import VERBS
 from firstread.cli.snapshotter import command as snapshotter_command
 from firstread.control import client
@@ -26,6 +27,7 @@ from firstread.doctor.host import OPEN_FILES
 PACKAGING = Path(__file__).parents[3] / "packaging"
 FUSE_MOUNTS = 2000  # docs/node.md, "systemd"
 UNITS = ("firstread.service", "firstread-snapshotter.service")
+USERS = ("user/firstread.service", "user/firstread-namespace.service")
 
 # A mount that is made in a mount namespace of the service's own is seen by nobody else, and those
 # of others that come later may not be seen by the service. Source: systemd.exec(5).
@@ -74,21 +76,27 @@ def service(name: str) -> dict[str, str]:
     return {key: given[0] for key, given in values.items()}
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", UNITS + USERS)
 def test_no_unit_has_a_mount_namespace_of_its_own(name: str) -> None:
     assert [key for key in service(name) if NAMESPACED.fullmatch(key)] == []
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", UNITS + USERS)
 def test_commands_are_those_of_firstread(name: str) -> None:
-    known = {"daemon": daemon_command, "snapshotter": snapshotter_command}
+    known = {
+        "daemon": daemon_command,
+        "snapshotter": snapshotter_command,
+        "enter": enter_command,
+    }
     lines = [value for key, value in service(name).items() if key.startswith("Exec")]
     assert lines
     for line in lines:
         program, verb, *options = line.split()
         assert program == "/usr/bin/firstread"
         assert verb in VERBS
-        assert set(options) <= {name for each in known[verb].params for name in each.opts}
+        assert verb == "enter" or set(options) <= {
+            name for each in known[verb].params for name in each.opts
+        }
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -165,3 +173,17 @@ def test_the_order_of_a_start() -> None:
     # Wants and not Requires: ordinary images work without the daemon.
     assert snapshotter["Wants"] == ["firstread.service"]
     assert "Requires" not in snapshotter
+
+
+def test_a_users_service_is_that_of_the_machine_without_its_rights() -> None:
+    daemon, namespace = (service(name) for name in USERS)
+    machines = service("firstread.service")
+    assert {key for key, value in daemon.items() if machines.get(key) != value} == set()
+    assert not {"CapabilityBoundingSet", "OOMScoreAdjust", "SystemCallFilter"} & daemon.keys()
+    # With the keeper in the daemon's control group, the service would never end, and its end would
+    # be that of all mounts.
+    assert read(USERS[0])["Unit"]["Requires"] == ["firstread-namespace.service"]
+    assert read(USERS[0])["Unit"]["After"] == ["firstread-namespace.service"]
+    assert (namespace["Type"], namespace["RemainAfterExit"]) == ("oneshot", "yes")
+    assert namespace["ExecStart"].split()[1:] == ["enter", "true"]
+    assert "NoNewPrivileges" not in namespace  # newuidmap
