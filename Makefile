@@ -13,7 +13,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 APT := attr acl busybox-static ca-certificates chromium containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
-       iproute2 libarchive-tools libnbd-bin make mount procps python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
+       iproute2 libarchive-tools libnbd-bin make mount procps prometheus python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm fuzz soak death lint format lock bench bench-model clean

@@ -29,6 +29,7 @@ from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode
 from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
@@ -105,22 +106,22 @@ class Node:
         proof: KernelProof | None = None,
     ) -> None:
         self.network = network
-        self._fetcher = fetcher
+        self._fetcher, self._counts = fetcher, NodeCounts()
         cache, table, shared = fetcher.cache, MountTable(root), run_dir / "images"
         self._images = images = ImageStore(root, is_used=self._is_used)
         cache.use(IdleImages(images, store, fetcher.presence.is_needed))
         self._serving = serving = Serving(fetcher, network, policy, prefetch)
         self._live = live = LiveMounts(table, serving, images, cache, shared)
         device = fetcher.presence.device
-        self._starts = starts = Starts(device, self._waited, live.note_started)
+        self._starts = starts = Starts(device, self._waited, live.note_started, self._started)
         self._recovery = Recovery(table, live, serving, images, fetcher, starts, verify=verify)
         orphans = self._recovery.orphans
         proof = proof or KernelProof(root)
         self._mounter = Mounter(
-            live, orphans, serving, store, fetcher, proof, starts, verify=verify
+            live, orphans, serving, store, fetcher, proof, starts, self._counts, verify=verify
         )
         self._sharing = Sharing(live, orphans, self._mounter, shared)
-        self._puller = Puller(images, network, serving, cache, verify=verify)
+        self._puller = Puller(images, network, serving, cache, self._counts, verify=verify)
         self.maintenance = OnlineMaintenance(images, store, fetcher, live.lock, live.uses)
 
     def _is_used(self, digest: str) -> bool:
@@ -131,6 +132,13 @@ class Node:
         """Return how many reads of an image have waited so far."""
         self._fetcher.count_answered()
         return served.stats.waits
+
+    def _started(self, served: Served) -> None:
+        """Count the start of an image, once it is over."""
+        history = served.history
+        if history.began_with_mount() and not history.is_told:
+            history.is_told = True
+            self._counts.started(history.start_s())
 
     def recover(self) -> None:
         """Take over the mounts that a fetcher before has left. As `Recovery.run`."""
@@ -144,7 +152,8 @@ class Node:
         waiter: Waiting = PATIENT,
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not here. As `Puller.pull`."""
-        return self._puller.pull(reference, access, policy, waiter=waiter)
+        with self._counts.failures():
+            return self._puller.pull(reference, access, policy, waiter=waiter)
 
     # -- mount, umount -------------------------------------------------------------------------
 
@@ -181,19 +190,20 @@ class Node:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
         reference = parse_reference(name)
-        for _ in range(ATTEMPTS):
-            image = self._puller.pull_sound(
-                reference, access, policy, note_resolved, waiter, asked.prefetch
-            )
-            times.append(time.monotonic())
-            waiter.check()
-            target = None if directory is None else _target(directory, name)
-            order = _Order(name, reference, target, access, holder, asked, command, waiter)
-            record = self._mount(image, order)
-            if record is not None:
-                break
-        else:
-            raise NodeError("the image is pruned whenever it has come", image=name)
+        with self._counts.failures():
+            for _ in range(ATTEMPTS):
+                image = self._puller.pull_sound(
+                    reference, access, policy, note_resolved, waiter, asked.prefetch
+                )
+                times.append(time.monotonic())
+                waiter.check()
+                target = None if directory is None else _target(directory, name)
+                order = _Order(name, reference, target, access, holder, asked, command, waiter)
+                record = self._mount(image, order)
+                if record is not None:
+                    break
+            else:
+                raise NodeError("the image is pruned whenever it has come", image=name)
         times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
@@ -306,6 +316,7 @@ class Node:
             mounts=[self._mount_status(mount) for mount in self._live],
             endpoints=self.network.endpoints(),
             store=self.maintenance.figures(),
+            totals=self._counts.document(self._fetcher.totals),
         )
 
     def history(self, directory: str) -> MountHistory:

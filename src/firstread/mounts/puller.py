@@ -16,6 +16,7 @@ from firstread.cache.nodecache import Cache
 from firstread.cache.nodeimage import NodeImage
 from firstread.errors import ImageError, NotFoundError, SourceError
 from firstread.fetch.startplan import Mode
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.network import Network
 from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.serving import Serving
@@ -35,6 +36,7 @@ class Puller:
         network: how registries are reached.
         serving: knows what is mounted, and opened therefore.
         cache: makes room for metadata.
+        counts: of the node.
         verify: when what is here is checked, see `firstread.config`.
     """
 
@@ -44,11 +46,12 @@ class Puller:
         network: Network,
         serving: Serving,
         cache: Cache,
+        counts: NodeCounts,
         *,
         verify: str,
     ) -> None:
         self._images, self._network, self._serving = images, network, serving
-        self._cache, self._verify = cache, verify
+        self._cache, self._counts, self._verify = cache, counts, verify
 
     def pull(
         self,
@@ -157,7 +160,11 @@ class Puller:
             self._cache.mounts_changed()  # its metadata may be too much
             return image
 
-        return self._network.ask("pull", reference, access, fetch, waiter)
+        began = time.monotonic()
+        image, resolved = self._network.ask("pull", reference, access, fetch, waiter)
+        resolved = max(began, resolved)  # it may have joined a pull
+        self._counts.pulled(resolved - began, time.monotonic() - resolved)
+        return image, resolved
 
     def _found_again(self, reference: Reference, access: Access, waiter: Waiting) -> str | None:
         """Return the digest of what a directory on a disk has under a name that is known here.

@@ -21,6 +21,7 @@ class _Failing(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+        self.codes: list[str] = []
 
     def service(self, details: Any) -> Any:
         def one(request: Any) -> Any:
@@ -31,8 +32,8 @@ class _Failing(grpc.GenericRpcHandler):  # type: ignore[misc]
             yield
 
         if details.method.endswith("List"):
-            return grpc.unary_stream_rpc_method_handler(_guarded_stream(several))
-        return grpc.unary_unary_rpc_method_handler(_guarded(one))
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(several, self.codes.append))
+        return grpc.unary_unary_rpc_method_handler(_guarded(one, self.codes.append))
 
 
 @pytest.mark.parametrize("letter", ["x", "%", "\u00e9", "\U0001f600", "\udc80", "\n"])
@@ -45,7 +46,8 @@ def test_a_long_error_reaches_the_client(
     if isinstance(error, FirstreadError):
         error.about(image="r.example/a:b")
     server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((_Failing(error),))
+    failing = _Failing(error)
+    server.add_generic_rpc_handlers((failing,))
     server.add_insecure_port(f"unix://{tmp_path}/s")
     server.start()
     try:
@@ -60,3 +62,4 @@ def test_a_long_error_reaches_the_client(
         assert caught.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED
         assert caught.details().startswith("firstread: ")
         assert len(caught.details()) <= MAX_DETAILS
+    assert failing.codes == [one.value.code().name, several.value.code().name]
