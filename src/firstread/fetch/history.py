@@ -122,6 +122,7 @@ class History:
 
     Attributes:
         is_told: the start that this is about is over, and counted.
+        context: W3C trace context of who asked for the first mount, or empty.
     """
 
     def __init__(self, sectors: SectorMap, log: TraceLog) -> None:
@@ -134,15 +135,22 @@ class History:
         self._came_by = bytearray(count)  # by slot: 1 + the cause; 0 for a sector that did not come
         self._lost = 0
         self.is_told = False
+        self.context = ""
         self._lock = threading.Lock()
 
     # -- what happens --------------------------------------------------------------------------
 
-    def mounted(self, began: float, steps: Mapping[str, float]) -> None:
-        """Note the steps of the first mount, in seconds, and its begin, in monotonic seconds."""
+    def mounted(self, began: float, steps: Mapping[str, float], context: str = "") -> None:
+        """Note the first mount.
+
+        Args:
+            began: when somebody asked for it, in monotonic seconds.
+            steps: of it, in seconds.
+            context: see `context`.
+        """
         with self._lock:
             if not self._steps and began <= self._began:
-                self._began, self._steps = began, dict(steps)
+                self._began, self._steps, self.context = began, dict(steps), context
 
     def requested(self, filling: Filling, size: int) -> int | None:
         """Note a request of `size` bytes that begins with this sector; return its number."""

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -50,6 +51,7 @@ from firstread.mounts.recovery import Recovery
 from firstread.mounts.serving import Serving
 from firstread.mounts.sharing import Sharing
 from firstread.mounts.starting import Starts
+from firstread.mounts.startspans import StartFacts
 from firstread.mounts.table import Mount, MountTable
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
@@ -89,6 +91,8 @@ class Node:
 
     Attributes:
         network: as given.
+        on_start: takes the facts of each start that is over, as a function that gathers them; must
+            neither block nor raise.
         maintenance: of what is on the node.
     """
 
@@ -106,6 +110,7 @@ class Node:
         proof: KernelProof | None = None,
     ) -> None:
         self.network = network
+        self.on_start: Callable[[Callable[[], StartFacts]], None] = lambda _: None
         self._fetcher, self._counts = fetcher, NodeCounts()
         cache, table, shared = fetcher.cache, MountTable(root), run_dir / "images"
         self._images = images = ImageStore(root, is_used=self._is_used)
@@ -133,12 +138,25 @@ class Node:
         self._fetcher.count_answered()
         return served.stats.waits
 
-    def _started(self, served: Served) -> None:
-        """Count the start of an image, once it is over."""
+    def _started(self, record: Mount, served: Served) -> None:
+        """Count and tell the start of an image, once it is over."""
         history = served.history
         if history.began_with_mount() and not history.is_told:
             history.is_told = True
             self._counts.started(history.start_s())
+            self.on_start(partial(self._facts, record, served))
+
+    def _facts(self, record: Mount, served: Served) -> StartFacts:
+        return StartFacts(
+            image=record.image,
+            digest=record.digest,
+            device=record.device,
+            context=served.history.context,
+            pull=self._puller.take_lately(record.digest),
+            history=served.history.document(()),
+            offset_s=time.time() - time.monotonic(),
+            figures=served.stats.figures(),
+        )
 
     def recover(self) -> None:
         """Take over the mounts that a fetcher before has left. As `Recovery.run`."""
@@ -150,10 +168,11 @@ class Node:
         access: Access,
         policy: str = "missing",
         waiter: Waiting = PATIENT,
+        context: str = "",
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not here. As `Puller.pull`."""
         with self._counts.failures():
-            return self._puller.pull(reference, access, policy, waiter=waiter)
+            return self._puller.pull(reference, access, policy, waiter=waiter, context=context)
 
     # -- mount, umount -------------------------------------------------------------------------
 
@@ -168,6 +187,7 @@ class Node:
         asked: Asked = AS_CONFIGURED,
         command: str = "",
         waiter: Waiting = PATIENT,
+        context: str = "",
     ) -> Mounted:
         """Mount an image.
 
@@ -180,6 +200,7 @@ class Node:
             asked: policies for reads through it.
             command: names this request, in case that it comes again because a fetcher has died.
             waiter: who waits for it.
+            context: W3C trace context of who asks, or empty.
 
         Raises:
             FirstreadError: it cannot be mounted; nothing is left then.
@@ -209,7 +230,7 @@ class Node:
         steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
         live = self._live.find(record.mountpoint)
         if live is not None:
-            live.served.history.mounted(begun, structs.asdict(steps))
+            live.served.history.mounted(begun, structs.asdict(steps), context)
         return Mounted(
             mountpoint=record.mountpoint,
             digest=image.digest,

@@ -8,8 +8,11 @@ the mounts.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodecache import Cache
@@ -20,12 +23,15 @@ from firstread.mounts.counts import NodeCounts
 from firstread.mounts.network import Network
 from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.serving import Serving
+from firstread.mounts.startspans import PullFacts
 from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 
 log = logging.getLogger("node")
+
+REMEMBERED: Final = 256  # pulls whose times are kept for the traces of starts
 
 
 class Puller:
@@ -52,6 +58,8 @@ class Puller:
     ) -> None:
         self._images, self._network, self._serving = images, network, serving
         self._cache, self._counts, self._verify = cache, counts, verify
+        self._lately: OrderedDict[str, PullFacts] = OrderedDict()  # by digest
+        self._lock = threading.Lock()
 
     def pull(
         self,
@@ -61,6 +69,7 @@ class Puller:
         on_resolved: Callable[[float], None] = lambda _: None,
         waiter: Waiting = PATIENT,
         prefetch: Mode | None = None,
+        context: str = "",
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not on the node.
 
@@ -76,6 +85,7 @@ class Puller:
                 monotonic seconds.
             waiter: who waits for it.
             prefetch: what they want of it though nobody reads it.
+            context: W3C trace context of who asks, or empty.
 
         Raises:
             FirstreadError: it cannot be had; names the image.
@@ -102,7 +112,7 @@ class Puller:
                 hint="its registry is asked without --pull never",
                 image=str(reference),
             )
-        image, resolved = self._fetch(reference, access, waiter, prefetch)
+        image, resolved = self._fetch(reference, access, waiter, prefetch, context)
         on_resolved(resolved)
         return image
 
@@ -147,6 +157,7 @@ class Puller:
         access: Access,
         waiter: Waiting,
         prefetch: Mode | None = None,
+        context: str = "",
     ) -> tuple[NodeImage, float]:
         """Return an image, and when its name was resolved."""
 
@@ -163,8 +174,18 @@ class Puller:
         began = time.monotonic()
         image, resolved = self._network.ask("pull", reference, access, fetch, waiter)
         resolved = max(began, resolved)  # it may have joined a pull
-        self._counts.pulled(resolved - began, time.monotonic() - resolved)
+        ended = time.monotonic()
+        self._counts.pulled(resolved - began, ended - resolved)
+        with self._lock:
+            self._lately.setdefault(image.digest, PullFacts(began, resolved, ended, context))
+            if len(self._lately) > REMEMBERED:
+                self._lately.popitem(last=False)
         return image, resolved
+
+    def take_lately(self, digest: str) -> PullFacts | None:
+        """Return the first pull of an image since this was last asked, if it is remembered."""
+        with self._lock:
+            return self._lately.pop(digest, None)
 
     def _found_again(self, reference: Reference, access: Access, waiter: Waiting) -> str | None:
         """Return the digest of what a directory on a disk has under a name that is known here.

@@ -72,7 +72,7 @@ class Starts:
         device: sets their read-ahead.
         reads: gives how many reads of an image have waited so far.
         note: is called with the record of a mount that has started, and has the large read-ahead.
-        over: is called with the image of a mount that has started.
+        over: is called with the record and the image of a mount that has started.
         look_s: between looks.
         clock: gives monotonic seconds.
     """
@@ -82,7 +82,7 @@ class Starts:
         device: Device,
         reads: Callable[[Served], int],
         note: Callable[[Mount], None],
-        over: Callable[[Served], None],
+        over: Callable[[Mount, Served], None],
         look_s: float = LOOK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -131,7 +131,7 @@ class Starts:
             for each in ended:
                 if each.record.starting and self._set(each.record, STEADY_KIB):
                     self._note(each.record)
-                self._over(each.served)
+                self._over(each.record, each.served)
             with self._lock:
                 self._starts = [each for each in self._starts if each not in ended]
                 if not self._starts:

@@ -159,7 +159,7 @@ def _guarded(
 @contextlib.contextmanager
 def _caller(context: grpc.ServicerContext) -> Iterator[None]:
     """Work for the client of a call while it waits. Raises RefusalError if it has gone."""
-    caller = Caller()
+    caller = Caller(dict(context.invocation_metadata()).get("traceparent", ""))
     if not context.add_callback(caller.leave):
         caller.leave()  # it went while no thread was free
     caller.check()
