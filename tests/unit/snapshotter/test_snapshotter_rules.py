@@ -324,6 +324,16 @@ def test_a_conversion_that_cannot_be_had(node: Node, caplog: pytest.LogCaptureFi
     assert node.snapshots.fallbacks.ordinary_pulls["failed"] == 1
 
 
+@pytest.mark.parametrize("converted", [True, False])
+def test_the_snapshots_of_a_lazy_image_add_up_to_what_it_takes(node: Node, converted: bool) -> None:
+    node.conversions[ONE] = CONVERSION
+    first = node.prepare("c1", "", layer(last=False, converted=converted))
+    second = node.prepare("c2", first, layer(last=True, converted=converted))
+    image = f"docker://example.com/app@{ONE if converted else OTHER}"
+    taken = [node.snapshots.usage(name) for name in (first, second)]
+    assert sorted(taken) == [(0, 0), node.images.usage(image)]
+
+
 @pytest.mark.parametrize("labels", [layer(last=True), {}])
 def test_ordinary_images_are_refused(tmp_path: Path, labels: dict[str, str]) -> None:
     node = Node(tmp_path, Policy(require_lazy=True))
