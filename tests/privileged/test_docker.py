@@ -86,8 +86,7 @@ def fetched(registry: DockerRegistry) -> int:
 
 def pulled(node: Containerd, image: str, *options: str) -> Ran:
     """Run ``firstread pull`` for docker, as docs/docker.md says."""
-    where = ("--namespace", NAMESPACE, "--containerd", str(node.socket))
-    return firstread("pull", *options, *where, image)
+    return node.firstread_pull(image, *options, namespace=NAMESPACE)
 
 
 def config_of(image: str) -> dict[str, Any]:

@@ -70,15 +70,20 @@ class NodeCounts:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def failures(self) -> Iterator[None]:
-        """Count the error of a pull or a mount in the block, unless its client has gone."""
+    def failures(self, policy: str) -> Iterator[None]:
+        """Count the error of a pull or a mount in the block, unless its client has gone.
+
+        Args:
+            policy: see `Puller.pull`; ``never`` asks whether an image is here, and no is an answer.
+        """
         try:
             yield
         except GoneError:
             raise
         except Exception as exc:
-            with self._lock:
-                self._failed[fault_of(exc)] += 1
+            if policy != "never":
+                with self._lock:
+                    self._failed[fault_of(exc)] += 1
             raise
 
     def pulled(self, resolve_s: float, metadata_s: float) -> None:

@@ -171,7 +171,7 @@ class Node:
         context: str = "",
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not here. As `Puller.pull`."""
-        with self._counts.failures():
+        with self._counts.failures(policy):
             return self._puller.pull(reference, access, policy, waiter=waiter, context=context)
 
     # -- mount, umount -------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Node:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
         reference = parse_reference(name)
-        with self._counts.failures():
+        with self._counts.failures(policy):
             for _ in range(ATTEMPTS):
                 image = self._puller.pull_sound(
                     reference, access, policy, note_resolved, waiter, asked.prefetch

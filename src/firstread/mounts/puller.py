@@ -177,13 +177,14 @@ class Puller:
         ended = time.monotonic()
         self._counts.pulled(resolved - began, ended - resolved)
         with self._lock:
-            self._lately.setdefault(image.digest, PullFacts(began, resolved, ended, context))
+            self._lately[image.digest] = PullFacts(began, resolved, ended, context)
+            self._lately.move_to_end(image.digest)
             if len(self._lately) > REMEMBERED:
                 self._lately.popitem(last=False)
         return image, resolved
 
     def take_lately(self, digest: str) -> PullFacts | None:
-        """Return the first pull of an image since this was last asked, if it is remembered."""
+        """Return the last pull of an image since this was last asked, if it is remembered."""
         with self._lock:
             return self._lately.pop(digest, None)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The starts of mounts: when one is over, and its read-ahead: small until then, large afterwards.
 
-While it lasts, the kernel reads little beyond what is asked for, so no
-reader waits for cold neighbours of what it needs. Nobody tells when a workload is ready, so the
-rule (`Start`) looks at what it does. Invariant: a mount that was made whole, or has started, has
+While a start lasts, the kernel reads little beyond what is asked for, so no reader waits for cold
+neighbours of what it needs. Nobody tells when a workload is ready, so the rule (`Start`) looks at
+what it does. Invariant: a mount that was made whole, or has started, has
 the large read-ahead, whoever joins it, and a start ends.
 """
 

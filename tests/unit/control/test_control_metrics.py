@@ -25,7 +25,7 @@ from firstread.control.metrics import FAMILIES, NodeMetrics
 from firstread.control.metricserver import check_address
 from firstread.daemon.logs import JsonFormatter
 from firstread.documents import encode
-from firstread.errors import NodeError, TransportError, UsageError
+from firstread.errors import NodeError, NotFoundError, TransportError, UsageError
 from firstread.fetch.stats import FEED, LATENCIES, Feed, ImageStats
 from firstread.mounts.counts import NodeCounts
 from firstread.mounts.nodestatus import EndpointStatus, MountStatus, Policies
@@ -186,10 +186,12 @@ def test_counters_of_all_images_outlive_each_of_them() -> None:
 def test_failures_are_counted_by_whose_fault_they_are() -> None:
     counts = NodeCounts()
     for error in (NodeError("full"), TransportError("away"), RuntimeError("a bug")):
-        with pytest.raises(type(error)), counts.failures():
+        with pytest.raises(type(error)), counts.failures("missing"):
             raise error
-    with pytest.raises(GoneError), counts.failures():
+    with pytest.raises(GoneError), counts.failures("missing"):
         raise GoneError("nobody waits")
+    with pytest.raises(NotFoundError), counts.failures("never"):  # as the snapshotter asks first
+        raise NotFoundError("the image is not on this node")
     failed = counts.document(ImageStats()).failed_requests
     assert failed == {"usage": 0, "image": 0, "source": 1, "node": 1, "firstread": 1}
 
