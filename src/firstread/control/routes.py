@@ -167,7 +167,10 @@ def _mount(call: Call) -> Mounted:
 def _pull(call: Call) -> Pulled:
     request = call.read(PullRequest)
     reference = parse_reference(request.image)
-    image = call.node.pull(reference, request.access, request.policy, call.client, request.context)
+    context = request.context
+    image = call.node.pull(
+        reference, request.access, request.policy, waiter=call.client, context=context
+    )
     return Pulled(image.digest, image.config)
 
 
