@@ -9,6 +9,7 @@
 # make test-deb  installs, upgrades and removes the package in clean roots of Debian, by SUITES
 # make test-image  imports the node's image into containerd and starts a pod of it
 # make test-arm64  runs the image and the unit tests of formats as arm64, under qemu
+# make test-docker  runs a dockerd on our snapshotter, if there is one in PATH
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 APT := attr acl busybox-static ca-certificates chromium containerd crun curl runc debootstrap docker-registry e2fsprogs erofs-utils fuse3 \
-       iproute2 libarchive-tools libnbd-bin make mount procps python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
+       iproute2 libarchive-tools libnbd-bin make mount procps prometheus python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
 
 ARCH ?= amd64
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -26,7 +27,7 @@ DEB = dist/firstread_$(VERSION)_$(ARCH).deb
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat --format=%Y pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-docker test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -59,6 +60,9 @@ test-go: setup
 test-kernels: packages setup
 	@tools/packages.sh qemu-system-x86 kmod
 	@$(BIN)/python -m tests.kernels $(DEPTH) $(addprefix --kernel=,$(KERNELS)) $(addprefix --device=,$(DEVICES)) --docs
+
+test-docker: packages setup
+	$(BIN)/pytest -m docker tests/privileged/test_docker.py
 
 test-vm: packages setup
 	@tools/packages.sh qemu-system-x86 qemu-utils kmod
@@ -121,10 +125,10 @@ death: packages setup
 lock:
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra plots \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra otel --extra plots \
 	    --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --constraint requirements.lock \
+	    --no-emit-index-url --no-emit-find-links --extra otel --constraint requirements.lock \
 	    --output-file packaging/requirements.lock pyproject.toml
 
 clean:

@@ -53,9 +53,9 @@ on its control socket.
 
 _FETCH: Final = "One of `mounts` of [status](#status), when all of its sectors are here.\n"
 _WATCH: Final = """\
-Counters of `mounts` begin with the fetcher, and a sector that several images share is counted for
-the one that was mounted first. With `--watch` an object a second. `status --metrics` prints the
-same as Prometheus metrics, named `firstread_…`; `daemon --metrics HOST:PORT` serves them.
+Counters of `mounts` and `totals` begin with the fetcher, and a sector that several images share is
+counted for the one that was mounted first. With `--watch` an object a second. `status --metrics`
+prints the same as Prometheus [metrics](metrics.md); `daemon --metrics HOST:PORT` serves them.
 """
 _SOUND: Final = "An image that is not as it should be is an error of code 3.\n"
 _VERIFIED: Final = (

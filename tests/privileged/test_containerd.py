@@ -271,6 +271,26 @@ def test_ctr(registry: DockerRegistry, node: Containerd) -> None:
     assert "ordinary:latest is not lazy" in not_lazy.stderr
 
 
+def test_layers_are_copied_for_clients_that_read_them(
+    registry: DockerRegistry, node: Containerd
+) -> None:
+    image = f"{registry.host}/app:latest"
+    absent = node.firstread_pull(image, "--layers")
+    assert (absent.code, absent.stdout) == (2, "")
+    assert "does not have the image" in absent.stderr
+    assert node.firstread_pull(image).code == 0
+    before = node.ctr("images", "ls", "--quiet", namespace="default").stdout
+    copied = node.firstread_pull(image, "--layers")
+    assert copied.code == 0, copied
+    assert copied.stdout.startswith("copied 2 layers of "), copied
+    assert node.firstread_pull(image, "--layers").stdout.startswith("copied 0 layers of ")
+    assert node.ctr("images", "ls", "--quiet", namespace="default").stdout == before
+    archive = node.scratch / "exported.tar"
+    exported = node.ctr("images", "export", str(archive), image, namespace="default")
+    assert exported.code == 0, exported
+    assert archive.stat().st_size > 24 * MiB
+
+
 def test_ctr_pulls_lazily_or_is_refused(registry: DockerRegistry, node: Containerd) -> None:
     """containerd 2's ctr asks first; that of 1.x fetches everything, and can then only unpack."""
     image = f"{registry.host}/app:latest"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -60,6 +61,36 @@ def test_the_kubelet_has_statistics(registry: DockerRegistry, node: Containerd) 
     image = f"{registry.host}/app:latest"
     node.pull(image, runtime_handler=HANDLER)
     assert_measured(node, image, HANDLER)
+
+
+def test_the_start_of_a_pod_is_below_the_spans_of_containerd(
+    registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.proto")
+    from firstread.testing.otlpreceiver import OtlpReceiver
+
+    with OtlpReceiver() as receiver:
+        endpoint = f"http://127.0.0.1:{receiver.http_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        scratch = Path(tempfile.mkdtemp(prefix="frc-"))
+        image = f"{registry.host}/app:latest"
+        with Containerd(scratch, f"{registry.host}/pause:1") as node:
+            node.pull(image)
+            assert node.run(image, *read(1)) == [f"{digest_of(1)}  /data/1"]
+            node.wait(lambda: {"firstread.start", "pull"} <= above(receiver.spans).keys())
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = above(receiver.spans)
+    assert found["firstread.start"].endswith("Snapshots/Prepare")
+    assert found["pull"].endswith("Snapshots/Prepare")
+    assert (found["metadata"], found["first read"]) == ("pull", "first reads")
+    assert {found[name] for name in ("mount", "first reads", "ready")} == {"firstread.start"}
+
+
+def above(spans: list[Any]) -> dict[str, str]:
+    """Return the name of the span above each that has come with the one above it."""
+    names = {span.span_id: span.name for span in spans}
+    return {s.name: names[s.parent_span_id] for s in spans if s.parent_span_id in names}
 
 
 def test_other_pods_do_not_use_firstread(registry: DockerRegistry, node: Containerd) -> None:

@@ -90,6 +90,7 @@ MEASURED: dict[str, Measured] = {
     "convert.record._KEY": using("convert.record._KEY", "fullmatch"),
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
+    "mounts.startspans._CONTEXT": using("mounts.startspans._CONTEXT", "fullmatch"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
     "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),
     "registry.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),

@@ -32,19 +32,34 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
 @click.option(
     "--snapshotter", default="firstread", show_default=True, help="Its name in containerd."
 )
-def command(image: Any, namespace: str, address: Path, snapshotter: str) -> None:
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Copy the layers of an image that is in containerd; it stays lazy.",
+)
+def command(image: Any, namespace: str, address: Path, snapshotter: str, layers: bool) -> None:
     """Pull IMAGE into containerd, without its data.
 
     This replaces the pull of clients that fetch whole images before they ask, such as ctr of
     containerd 1.6. Then 'ctr run --snapshotter firstread IMAGE ID' runs the image. Kubernetes and
     crictl need no such help.
+
+    A lazy pull, by whichever client, leaves layers in the registry. With --layers, they are copied
+    for clients that save or export IMAGE, or push what was built from it (docs/docker.md).
     """
     from firstread.snapshotter.containerdpull import pull
+    from firstread.snapshotter.layercopy import copy_layers
+    from firstread.units import counted, format_size
 
     if image.transport != "docker":
         raise UsageError(f"{image} is not in a registry", hint="push it to one first")
     steps = [""]
     begun = time.monotonic()
     with PeriodicLines(lambda: f"after {time.monotonic() - begun:.0f} s: {steps[-1]}"):
-        name = pull(image, address.absolute(), namespace, snapshotter, on_step=steps.append)
-    report([f"{name} is in containerd's namespace {namespace}"])
+        if layers:
+            count, size = copy_layers(image, address.absolute(), namespace, on_step=steps.append)
+            said = f"copied {counted(count, 'layer')} of {image}, {format_size(size)}"
+        else:
+            name = pull(image, address.absolute(), namespace, snapshotter, on_step=steps.append)
+            said = f"{name} is in containerd's namespace {namespace}"
+    report([said])

@@ -72,6 +72,7 @@ class Client(Exchange):
             NodeError: it would not be seen here; nothing is left of it.
         """
         request["command"] = os.urandom(8).hex()  # by which the next fetcher knows it
+        request.setdefault("context", os.environ.get("TRACEPARENT", ""))
         directory = request.get("directory")
         try:
             answer = json.loads(self._repeated("POST", "/mount", json.dumps(request).encode()))

@@ -19,6 +19,7 @@ from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.node import Node
 from firstread.mounts.nodestatus import Mounted, MountHistory, Pulled
 from firstread.mounts.pulls import Waiting
+from firstread.mounts.startspans import checked_context
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
 from firstread.registry.logins import Credentials
@@ -43,6 +44,10 @@ class PullRequest(msgspec.Struct):
     image: str
     access: Access = Access()
     policy: str = "missing"
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        self.context = checked_context(self.context)
 
 
 class MountRequest(PullRequest):
@@ -152,6 +157,7 @@ def _mount(call: Call) -> Mounted:
             asked=request.policies,
             command=request.command,
             waiter=call.client,
+            context=request.context,
         )
     if request.directory is not None:
         call.undo = lambda: node.umount(mounted.mountpoint)
@@ -161,7 +167,10 @@ def _mount(call: Call) -> Mounted:
 def _pull(call: Call) -> Pulled:
     request = call.read(PullRequest)
     reference = parse_reference(request.image)
-    image = call.node.pull(reference, request.access, request.policy, waiter=call.client)
+    context = request.context
+    image = call.node.pull(
+        reference, request.access, request.policy, waiter=call.client, context=context
+    )
     return Pulled(image.digest, image.config)
 
 

@@ -64,6 +64,7 @@ from firstread.daemon.protocol import (
     send_held,
     set_patience,
 )
+from firstread.daemon.spanexporter import SpanExporter, is_installed, wants_traces
 from firstread.daemon.tracecollector import Collector
 from firstread.device.base import Device, Pair, Read, ServedDevice, no_ranges
 from firstread.device.fanotify import Group
@@ -190,6 +191,12 @@ class FetcherServer:
             log.warning("no traces are collected: %s", no_ranges())
         elif config.trace.collect:
             Collector(fetcher, root, Path(config.trace.collect)).start()
+        if wants_traces(os.environ) and not is_installed():
+            log.warning("no traces of starts: pip install 'firstread[otel]'")
+        elif wants_traces(os.environ):
+            exporter = SpanExporter()
+            exporter.start()
+            node.on_start = exporter.put
         return fetcher, node
 
     def _make_device(self, kind: Kind, store: SectorStore) -> Device:

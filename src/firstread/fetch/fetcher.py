@@ -35,7 +35,7 @@ from firstread.fetch.readers import may_have_read
 from firstread.fetch.reads import Reads
 from firstread.fetch.sectorfiles import SectorFiles
 from firstread.fetch.served import Served
-from firstread.fetch.stats import Feed, LaneCounts
+from firstread.fetch.stats import Feed, ImageStats, LaneCounts
 from firstread.fetch.tracelog import TraceLog
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
@@ -60,6 +60,7 @@ class Fetcher:
         most_waiting: events that there is room for.
 
     Attributes:
+        totals: counters of all images since this fetcher began.
         ended_logs: gets the records of images that are withdrawn, with their digests.
     """
 
@@ -75,7 +76,7 @@ class Fetcher:
         prefetch: PrefetchTable = NO_LIMITS,
         most_waiting: int = MOST_READS,
     ) -> None:
-        self.store, self.feed = store, Feed()
+        self.store, self.feed, self.totals = store, Feed(), ImageStats()
         self.presence = Presence(store, device, self.again, self._forget_file)
         self.cache = Cache(self.presence, store, limits)
         self.providers = Providers(self.presence, policy)
@@ -135,7 +136,7 @@ class Fetcher:
                 prepare(served.member)
                 return served
             lane = self._lanes.get(source) or self._lane(source[0], open_repository)
-            served = Served(image, lane)
+            served = Served(image, lane, self.totals)
             self.providers.add(served, prepare)
             self._lanes = {**self._lanes, source: lane}
             self._served = {**self._served, key: served}

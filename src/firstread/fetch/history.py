@@ -119,6 +119,10 @@ class History:
     Args:
         sectors: of the image.
         log: of its reads.
+
+    Attributes:
+        is_told: the start that this is about is over, and counted.
+        context: W3C trace context of who asked for the first mount, or empty.
     """
 
     def __init__(self, sectors: SectorMap, log: TraceLog) -> None:
@@ -130,15 +134,23 @@ class History:
         self._came_at = array("d", bytes(8 * count))  # by slot
         self._came_by = bytearray(count)  # by slot: 1 + the cause; 0 for a sector that did not come
         self._lost = 0
+        self.is_told = False
+        self.context = ""
         self._lock = threading.Lock()
 
     # -- what happens --------------------------------------------------------------------------
 
-    def mounted(self, began: float, steps: Mapping[str, float]) -> None:
-        """Note the steps of the first mount, in seconds, and its begin, in monotonic seconds."""
+    def mounted(self, began: float, steps: Mapping[str, float], context: str = "") -> None:
+        """Note the first mount.
+
+        Args:
+            began: when somebody asked for it, in monotonic seconds.
+            steps: of it, in seconds.
+            context: see `context`.
+        """
         with self._lock:
             if not self._steps and began <= self._began:
-                self._began, self._steps = began, dict(steps)
+                self._began, self._steps, self.context = began, dict(steps), context
 
     def requested(self, filling: Filling, size: int) -> int | None:
         """Note a request of `size` bytes that begins with this sector; return its number."""
@@ -161,6 +173,10 @@ class History:
             self._requests[number + 1] = time.monotonic() - self._requests[number]
             self._requests[number + 5] += count
 
+    def began_with_mount(self) -> bool:
+        """Return whether the record begins with a mount, not with a later fetcher."""
+        return bool(self._steps)
+
     def present(self, filling: Filling) -> None:
         """Note that a sector came whole."""
         # The rest of a sector that a read has asked for comes when there is nothing else to do.
@@ -173,6 +189,11 @@ class History:
             self._came_at[slot], self._came_by[slot] = time.monotonic(), 1 + cause
 
     # -- what is told --------------------------------------------------------------------------
+
+    def start_s(self) -> float:
+        """Return the seconds from the begin until the last step, and the last read that waited."""
+        answers = (came + seconds - self._began for came, seconds, _ in self._log.reads())
+        return max(sum(self._steps.values()), max(answers, default=0.0))
 
     def came(self) -> dict[str, int]:
         """Return how many sectors came, by cause."""

@@ -218,8 +218,8 @@ class Outcomes:
         failed_reads: int = 0,
     ) -> None:
         """Note an error at all whom it concerns; one line in the log is enough."""
-        for served in concerned:
-            served.stats.error(str(error), failed_reads=failed_reads)
+        for number, served in enumerate(concerned):
+            served.stats.error(str(error), failed_reads=failed_reads, is_known=number > 0)
         for served in concerned[:1]:
             fields = {
                 "image": served.image.digest,

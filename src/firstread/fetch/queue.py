@@ -36,6 +36,9 @@ class Cause(enum.IntEnum):
     BACKGROUND = 4  # all of its image is to be on this node some time
 
 
+CAUSES = tuple(cause.name.lower() for cause in Cause)
+"""Their names in documents and metrics."""
+
 STREAMED = (Cause.HOT, Cause.BACKGROUND)
 """What one worker at a time fetches, in order, with long requests; see `Stream`."""
 

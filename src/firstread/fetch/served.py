@@ -21,16 +21,17 @@ class Served:
     Args:
         image: which.
         lane: of its source.
+        totals: counters of all images.
     """
 
-    def __init__(self, image: NodeImage, lane: Lane) -> None:
+    def __init__(self, image: NodeImage, lane: Lane, totals: ImageStats) -> None:
         self.image = image
         self.lane = lane
         self.sectors = SectorMap(image)
         self.hot = image.block_image.hot_sectors()  # places, in the order of a start
         rows = image.block_image.index.sectors
         self.member = Member(rows, (rows[slot].id for slot in self.hot))
-        self.stats = ImageStats()
+        self.stats = ImageStats(totals)
         self.plan: StartPlan | None = None  # what is fetched of it though nobody reads it
         self.log = TraceLog(time.monotonic())
         self.history = History(self.sectors, self.log)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of each image, and the feed of what happens.
+"""Counters of each image and of all together, and the feed of what happens.
 
-Owns numbers only. Safe to use from several threads: one lock guards the counters of an image, for a
-few instructions.
+Owns numbers only. Invariant: counters of all images never fall, whatever is unmounted. Safe to use
+from several threads: one lock guards the counters of an image, for a few instructions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from firstread.documents import Bytes, Document, Seconds
+from firstread.fetch.durations import Durations
 from firstread.fetch.happening import KINDS, Happening
 from firstread.fetch.history import History
 from firstread.fetch.queue import Filling
@@ -53,9 +54,15 @@ class ReadFigures(Document):
 
 
 class ImageStats:
-    """Counters of one image."""
+    """Counters of one image.
 
-    def __init__(self) -> None:
+    Args:
+        totals: counters of all images, which count the same; None for these themselves.
+    """
+
+    def __init__(self, totals: ImageStats | None = None) -> None:
+        self._totals = totals
+        self.first_reads = Durations()
         self.events = 0  # sectors that a read asked for
         self.waits = 0  # events of the kernel: reads that came while a sector was not whole
         self.requests: Counter[str] = Counter()
@@ -73,23 +80,38 @@ class ImageStats:
             self.waits += waits
             if request:
                 self.requests[request] += 1
+        if self._totals is not None:
+            self._totals.add(events=events, waits=waits, request=request)
 
     def add_bytes(self, count: int, cause: str) -> None:
         """Count compressed bytes that came."""
         with self._lock:
             self.received[cause] += count
+        if self._totals is not None:
+            self._totals.add_bytes(count, cause)
 
     def answered(self, seconds: float) -> None:
         """Note how long a read waited."""
         with self._lock:
             self._latencies.append(seconds)
+        self.first_reads.add(seconds)
+        if self._totals is not None:
+            self._totals.answered(seconds)
 
-    def error(self, message: str, *, failed_reads: int = 0) -> None:
-        """Note an error, and the reads that failed with it."""
+    def error(self, message: str, *, failed_reads: int = 0, is_known: bool = False) -> None:
+        """Note an error, and the reads that failed with it.
+
+        Args:
+            message: of it.
+            failed_reads: reads that failed with it.
+            is_known: another image, whose sector it is as well, has noted it.
+        """
         with self._lock:
             self.last_error = message
             self.fetch_errors += 1
             self.failed_reads += failed_reads
+        if self._totals is not None and not is_known:
+            self._totals.error(message, failed_reads=failed_reads)
 
     def figures(self) -> ReadFigures:
         """Return all of it."""

@@ -16,6 +16,7 @@ from firstread.errors import FirstreadError, NodeError, UsageError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
 from firstread.mounts.conflicts import SizeConflicts
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import Orphans
@@ -36,6 +37,7 @@ class Mounter:
         fetcher: that fills them.
         proof: that this kernel fails closed.
         starts: of the mounts.
+        counts: of the node.
         verify: when sectors that are present are checked, see `firstread.config`.
     """
 
@@ -48,10 +50,12 @@ class Mounter:
         fetcher: Fetcher,
         proof: KernelProof,
         starts: Starts,
+        counts: NodeCounts,
         *,
         verify: str,
     ) -> None:
         self._live, self._orphans, self._serving = live, orphans, serving
+        self._counts = counts
         self._proof, self._starts, self._verify = proof, starts, verify
         self._cache, self._device = fetcher.cache, fetcher.presence.device
         self._conflicts = SizeConflicts(store, fetcher)
@@ -87,11 +91,12 @@ class Mounter:
         return record
 
     def _make(self, image: NodeImage, record: Mount) -> None:
-        served = None
+        served, began = None, time.monotonic()
         try:
             # First the image counts as mounted, so that nothing of it is removed from now on.
             served = self._serving.serve(image, record)
             missing, doubted = self._cache.mounting.prepare(served.member, self._verify)
+            absent = len(served.member.absent)
             self._cache.make_files(missing)
             self._serving.prepare(served)
             self._serving.prefetch(served, record)  # while the kernel mounts
@@ -103,6 +108,7 @@ class Mounter:
             raise
         served.log.begin(time.monotonic(), cold=bool(served.member.absent))
         self._live.add(record, served)
+        self._counts.mounted(time.monotonic() - began, len(served.sectors) - absent, absent)
 
     def _attach(self, served: Served, record: Mount, doubted: list[bytes]) -> None:
         """Mount an image: all of it, or nothing."""

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -29,6 +30,7 @@ from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode
 from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.conflicts import Conflict, UnprovenError, prove
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.kernelproof import KernelProof
 from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
@@ -49,6 +51,7 @@ from firstread.mounts.recovery import Recovery
 from firstread.mounts.serving import Serving
 from firstread.mounts.sharing import Sharing
 from firstread.mounts.starting import Starts
+from firstread.mounts.startspans import StartFacts
 from firstread.mounts.table import Mount, MountTable
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
@@ -88,6 +91,8 @@ class Node:
 
     Attributes:
         network: as given.
+        on_start: takes the facts of each start that is over, as a function that gathers them; must
+            neither block nor raise.
         maintenance: of what is on the node.
     """
 
@@ -105,22 +110,23 @@ class Node:
         proof: KernelProof | None = None,
     ) -> None:
         self.network = network
-        self._fetcher = fetcher
+        self.on_start: Callable[[Callable[[], StartFacts]], None] = lambda _: None
+        self._fetcher, self._counts = fetcher, NodeCounts()
         cache, table, shared = fetcher.cache, MountTable(root), run_dir / "images"
         self._images = images = ImageStore(root, is_used=self._is_used)
         cache.use(IdleImages(images, store, fetcher.presence.is_needed))
         self._serving = serving = Serving(fetcher, network, policy, prefetch)
         self._live = live = LiveMounts(table, serving, images, cache, shared)
         device = fetcher.presence.device
-        self._starts = starts = Starts(device, self._waited, live.note_started)
+        self._starts = starts = Starts(device, self._waited, live.note_started, self._started)
         self._recovery = Recovery(table, live, serving, images, fetcher, starts, verify=verify)
         orphans = self._recovery.orphans
         proof = proof or KernelProof(root)
         self._mounter = Mounter(
-            live, orphans, serving, store, fetcher, proof, starts, verify=verify
+            live, orphans, serving, store, fetcher, proof, starts, self._counts, verify=verify
         )
         self._sharing = Sharing(live, orphans, self._mounter, shared)
-        self._puller = Puller(images, network, serving, cache, verify=verify)
+        self._puller = Puller(images, network, serving, cache, self._counts, verify=verify)
         self.maintenance = OnlineMaintenance(images, store, fetcher, live.lock, live.uses)
 
     def _is_used(self, digest: str) -> bool:
@@ -132,6 +138,26 @@ class Node:
         self._fetcher.count_answered()
         return served.stats.waits
 
+    def _started(self, record: Mount, served: Served) -> None:
+        """Count and tell the start of an image, once it is over."""
+        history = served.history
+        if history.began_with_mount() and not history.is_told:
+            history.is_told = True
+            self._counts.started(history.start_s())
+            self.on_start(partial(self._facts, record, served))
+
+    def _facts(self, record: Mount, served: Served) -> StartFacts:
+        return StartFacts(
+            image=record.image,
+            digest=record.digest,
+            device=record.device,
+            context=served.history.context,
+            pull=self._puller.take_lately(record.digest),
+            history=served.history.document(()),
+            offset_s=time.time() - time.monotonic(),
+            figures=served.stats.figures(),
+        )
+
     def recover(self) -> None:
         """Take over the mounts that a fetcher before has left. As `Recovery.run`."""
         self._recovery.run()
@@ -142,9 +168,11 @@ class Node:
         access: Access,
         policy: str = "missing",
         waiter: Waiting = PATIENT,
+        context: str = "",
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not here. As `Puller.pull`."""
-        return self._puller.pull(reference, access, policy, waiter=waiter)
+        with self._counts.failures(policy):
+            return self._puller.pull(reference, access, policy, waiter=waiter, context=context)
 
     # -- mount, umount -------------------------------------------------------------------------
 
@@ -159,6 +187,7 @@ class Node:
         asked: Asked = AS_CONFIGURED,
         command: str = "",
         waiter: Waiting = PATIENT,
+        context: str = "",
     ) -> Mounted:
         """Mount an image.
 
@@ -171,6 +200,7 @@ class Node:
             asked: policies for reads through it.
             command: names this request, in case that it comes again because a fetcher has died.
             waiter: who waits for it.
+            context: W3C trace context of who asks, or empty.
 
         Raises:
             FirstreadError: it cannot be mounted; nothing is left then.
@@ -181,25 +211,26 @@ class Node:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
         reference = parse_reference(name)
-        for _ in range(ATTEMPTS):
-            image = self._puller.pull_sound(
-                reference, access, policy, note_resolved, waiter, asked.prefetch
-            )
-            times.append(time.monotonic())
-            waiter.check()
-            target = None if directory is None else _target(directory, name)
-            order = _Order(name, reference, target, access, holder, asked, command, waiter)
-            record = self._mount(image, order)
-            if record is not None:
-                break
-        else:
-            raise NodeError("the image is pruned whenever it has come", image=name)
+        with self._counts.failures(policy):
+            for _ in range(ATTEMPTS):
+                image = self._puller.pull_sound(
+                    reference, access, policy, note_resolved, waiter, asked.prefetch
+                )
+                times.append(time.monotonic())
+                waiter.check()
+                target = None if directory is None else _target(directory, name)
+                order = _Order(name, reference, target, access, holder, asked, command, waiter)
+                record = self._mount(image, order)
+                if record is not None:
+                    break
+            else:
+                raise NodeError("the image is pruned whenever it has come", image=name)
         times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
         live = self._live.find(record.mountpoint)
         if live is not None:
-            live.served.history.mounted(begun, structs.asdict(steps))
+            live.served.history.mounted(begun, structs.asdict(steps), context)
         return Mounted(
             mountpoint=record.mountpoint,
             digest=image.digest,
@@ -306,6 +337,7 @@ class Node:
             mounts=[self._mount_status(mount) for mount in self._live],
             endpoints=self.network.endpoints(),
             store=self.maintenance.figures(),
+            totals=self._counts.document(self._fetcher.totals),
         )
 
     def history(self, directory: str) -> MountHistory:

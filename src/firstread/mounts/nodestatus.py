@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
@@ -13,6 +14,7 @@ from firstread.documents import Bytes, Digest, Document, Seconds
 from firstread.fetch.history import ImageHistory
 from firstread.fetch.startplan import StartPlan
 from firstread.fetch.stats import ReadFigures
+from firstread.mounts.counts import Totals
 
 
 class Steps(Document):
@@ -196,7 +198,7 @@ class EndpointStatus(Document):
     last_error: str | None
 
 
-class NodeStatus(Document):
+class NodeStatus(Document, kw_only=True):
     """What a node knows of itself.
 
     mounts: all that stand at a mount point
@@ -204,5 +206,6 @@ class NodeStatus(Document):
     """
 
     store: OnlineFigures
+    totals: Totals | UnsetType = UNSET  # unless it is old
     mounts: list[MountStatus]
     endpoints: list[EndpointStatus]

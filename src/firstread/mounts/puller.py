@@ -8,23 +8,30 @@ the mounts.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodecache import Cache
 from firstread.cache.nodeimage import NodeImage
 from firstread.errors import ImageError, NotFoundError, SourceError
 from firstread.fetch.startplan import Mode
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.network import Network
 from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.serving import Serving
+from firstread.mounts.startspans import PullFacts
 from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 
 log = logging.getLogger("node")
+
+REMEMBERED: Final = 256  # pulls whose times are kept for the traces of starts
 
 
 class Puller:
@@ -35,6 +42,7 @@ class Puller:
         network: how registries are reached.
         serving: knows what is mounted, and opened therefore.
         cache: makes room for metadata.
+        counts: of the node.
         verify: when what is here is checked, see `firstread.config`.
     """
 
@@ -44,11 +52,14 @@ class Puller:
         network: Network,
         serving: Serving,
         cache: Cache,
+        counts: NodeCounts,
         *,
         verify: str,
     ) -> None:
         self._images, self._network, self._serving = images, network, serving
-        self._cache, self._verify = cache, verify
+        self._cache, self._counts, self._verify = cache, counts, verify
+        self._lately: OrderedDict[str, PullFacts] = OrderedDict()  # by digest
+        self._lock = threading.Lock()
 
     def pull(
         self,
@@ -58,6 +69,7 @@ class Puller:
         on_resolved: Callable[[float], None] = lambda _: None,
         waiter: Waiting = PATIENT,
         prefetch: Mode | None = None,
+        context: str = "",
     ) -> NodeImage:
         """Return an image; its metadata is fetched if it is not on the node.
 
@@ -73,6 +85,7 @@ class Puller:
                 monotonic seconds.
             waiter: who waits for it.
             prefetch: what they want of it though nobody reads it.
+            context: W3C trace context of who asks, or empty.
 
         Raises:
             FirstreadError: it cannot be had; names the image.
@@ -99,7 +112,7 @@ class Puller:
                 hint="its registry is asked without --pull never",
                 image=str(reference),
             )
-        image, resolved = self._fetch(reference, access, waiter, prefetch)
+        image, resolved = self._fetch(reference, access, waiter, prefetch, context)
         on_resolved(resolved)
         return image
 
@@ -144,6 +157,7 @@ class Puller:
         access: Access,
         waiter: Waiting,
         prefetch: Mode | None = None,
+        context: str = "",
     ) -> tuple[NodeImage, float]:
         """Return an image, and when its name was resolved."""
 
@@ -157,7 +171,22 @@ class Puller:
             self._cache.mounts_changed()  # its metadata may be too much
             return image
 
-        return self._network.ask("pull", reference, access, fetch, waiter)
+        began = time.monotonic()
+        image, resolved = self._network.ask("pull", reference, access, fetch, waiter)
+        resolved = max(began, resolved)  # it may have joined a pull
+        ended = time.monotonic()
+        self._counts.pulled(resolved - began, ended - resolved)
+        with self._lock:
+            self._lately[image.digest] = PullFacts(began, resolved, ended, context)
+            self._lately.move_to_end(image.digest)
+            if len(self._lately) > REMEMBERED:
+                self._lately.popitem(last=False)
+        return image, resolved
+
+    def take_lately(self, digest: str) -> PullFacts | None:
+        """Return the last pull of an image since this was last asked, if it is remembered."""
+        with self._lock:
+            return self._lately.pop(digest, None)
 
     def _found_again(self, reference: Reference, access: Access, waiter: Waiting) -> str | None:
         """Return the digest of what a directory on a disk has under a name that is known here.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The read-ahead of mounts: small while an image starts, large afterwards.
+"""The starts of mounts: when one is over, and its read-ahead: small until then, large afterwards.
 
-Owns when a start is over. While it lasts, the kernel reads little beyond what is asked for, so no
-reader waits for cold neighbours of what it needs. Nobody tells when a workload is ready, so the
-rule (`Start`) looks at what it does. Invariant: a mount that was made whole, or has started, has
+While a start lasts, the kernel reads little beyond what is asked for, so no reader waits for cold
+neighbours of what it needs. Nobody tells when a workload is ready, so the rule (`Start`) looks at
+what it does. Invariant: a mount that was made whole, or has started, has
 the large read-ahead, whoever joins it, and a start ends.
 """
 
@@ -71,7 +71,8 @@ class Starts:
     Args:
         device: sets their read-ahead.
         reads: gives how many reads of an image have waited so far.
-        over: is called with the record of a mount that has started.
+        note: is called with the record of a mount that has started, and has the large read-ahead.
+        over: is called with the record and the image of a mount that has started.
         look_s: between looks.
         clock: gives monotonic seconds.
     """
@@ -80,11 +81,12 @@ class Starts:
         self,
         device: Device,
         reads: Callable[[Served], int],
-        over: Callable[[Mount], None],
+        note: Callable[[Mount], None],
+        over: Callable[[Mount, Served], None],
         look_s: float = LOOK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._device, self._reads, self._over = device, reads, over
+        self._device, self._reads, self._note, self._over = device, reads, note, over
         self._look_s, self._clock = look_s, clock
         self._lock = threading.Lock()
         self._starts: list[_Starting] = []
@@ -94,14 +96,12 @@ class Starts:
         """Give a mount that stands the read-ahead that it should have; see `Mount.starting`."""
         knows = bool(served.member.hot)
         start_kib = self._device.capabilities.known_start_kib if knows else START_KIB
-        if not self._set(record, start_kib if record.starting else STEADY_KIB):
-            return
-        if record.starting:
-            start = Start(self._clock(), self._reads(served), _hot(served), knows_start=knows)
-            with self._lock:
-                self._starts.append(_Starting(record, served, start))
-                if len(self._starts) == 1:
-                    threading.Thread(target=self._run, name="starts", daemon=True).start()
+        self._set(record, start_kib if record.starting else STEADY_KIB)
+        start = Start(self._clock(), self._reads(served), _hot(served), knows_start=knows)
+        with self._lock:
+            self._starts.append(_Starting(record, served, start))
+            if len(self._starts) == 1:
+                threading.Thread(target=self._run, name="starts", daemon=True).start()
 
     def read_ahead_kib(self, record: Mount) -> int | None:
         """Return the read-ahead of a mount; None if it is not known here."""
@@ -129,8 +129,9 @@ class Starts:
                 looked = list(self._starts)
             ended = [each for each in looked if self._is_over(each)]
             for each in ended:
-                if self._set(each.record, STEADY_KIB):
-                    self._over(each.record)
+                if each.record.starting and self._set(each.record, STEADY_KIB):
+                    self._note(each.record)
+                self._over(each.record, each.served)
             with self._lock:
                 self._starts = [each for each in self._starts if each not in ended]
                 if not self._starts:
@@ -138,7 +139,7 @@ class Starts:
 
     def _is_over(self, each: _Starting) -> bool:
         served = each.served
-        if not served.member.absent or not each.record.is_used():
+        if not (each.record.starting and served.member.absent and each.record.is_used()):
             return True
         return each.start.is_over(self._clock(), self._reads(served), _hot(served))
 

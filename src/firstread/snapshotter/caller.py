@@ -17,9 +17,14 @@ from firstread.snapshotter.refusal import Refusal, RefusalError
 
 
 class Caller:
-    """The client of one call. Safe for threads."""
+    """The client of one call. Safe for threads.
 
-    def __init__(self) -> None:
+    Args:
+        context: W3C trace context that it works in, or empty.
+    """
+
+    def __init__(self, context: str = "") -> None:
+        self.context = context
         self._gone = False
         self._stops: list[Callable[[], None]] = []
         self._lock = threading.Lock()

@@ -5,35 +5,33 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
-
-from prometheus_client import CollectorRegistry, Counter
+from collections import Counter, OrderedDict
+from typing import Final
 
 log = logging.getLogger("snapshotter")
 
+CAUSES: Final = ("not-converted", "failed", "derived", "client")
 _REMEMBERED = 1024  # images whose reason was logged
 
 
 class Fallbacks:
-    """The counters of a snapshotter, in a `registry` of their own."""
+    """Counts images that were pulled.
+
+    Attributes:
+        lazy_pulls: images pulled without their data.
+        ordinary_pulls: images pulled as a whole, by cause.
+    """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._lazy = Counter(
-            "firstread_lazy_pulls", "Images pulled without their data", registry=self.registry
-        )
-        self._ordinary = Counter(
-            "firstread_ordinary_pulls",
-            "Images pulled as a whole, by the reason",
-            ["cause"],
-            registry=self.registry,
-        )
+        self.lazy_pulls = 0
+        self.ordinary_pulls = Counter[str](dict.fromkeys(CAUSES, 0))
         self._told: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def lazy(self, image: str) -> None:
         """Count an image whose last layer is lazy."""
-        self._lazy.inc()
+        with self._lock:
+            self.lazy_pulls += 1
         log.info("%s is lazy", image)
 
     def ordinary(self, image: str, cause: str, why: str) -> None:
@@ -41,7 +39,7 @@ class Fallbacks:
 
         Args:
             image: identifies it.
-            cause: one of few, for the metric.
+            cause: one of `CAUSES`.
             why: for people.
         """
         with self._lock:
@@ -50,5 +48,5 @@ class Fallbacks:
             self._told[image] = None
             if len(self._told) > _REMEMBERED:
                 self._told.popitem(last=False)
-        self._ordinary.labels(cause).inc()
+            self.ordinary_pulls[cause] += 1
         log.warning("%s is not lazy: %s", image, why)

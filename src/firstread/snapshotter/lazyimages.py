@@ -89,7 +89,7 @@ class DaemonImages:
 
     def _have(self, image: str, ask: Callable[..., Any], **request: Any) -> Any:
         """Ask the daemon for an image; only one that is not on this node needs a seat."""
-        request |= {"image": image, "access": self._access}
+        request |= {"image": image, "access": self._access, "context": current().context}
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):
                 return ask(daemon, policy="never", **request)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from firstread.snapshotter.caller import Caller, serving
 from firstread.snapshotter.messages import SERVICE, Mount, encode
 from firstread.snapshotter.records import Record
 from firstread.snapshotter.refusal import RefusalError
+from firstread.snapshotter.snapshotmetrics import CallCounts
 from firstread.snapshotter.snapshots import Snapshotter
 
 log = logging.getLogger("snapshotter")
@@ -42,10 +44,11 @@ class Service:
 
     Args:
         snapshotter: does the work.
+        calls: counts what comes.
     """
 
-    def __init__(self, snapshotter: Snapshotter) -> None:
-        self._snapshots = snapshotter
+    def __init__(self, snapshotter: Snapshotter, calls: CallCounts) -> None:
+        self._snapshots, self._calls = snapshotter, calls
 
     def handlers(self) -> dict[str, Any]:
         """Return the handlers of all methods, for grpcio."""
@@ -61,11 +64,15 @@ class Service:
             "Cleanup": (api.CleanupRequest, self._cleanup),
         }
         found = {
-            name: grpc.unary_unary_rpc_method_handler(_guarded(method), request.FromString, encode)
+            name: grpc.unary_unary_rpc_method_handler(
+                _guarded(method, partial(self._calls.add, name)), request.FromString, encode
+            )
             for name, (request, method) in methods.items()
         }
         found["List"] = grpc.unary_stream_rpc_method_handler(
-            _guarded_stream(self._list), api.ListRequest.FromString, encode
+            _guarded_stream(self._list, partial(self._calls.add, "List")),
+            api.ListRequest.FromString,
+            encode,
         )
         return found
 
@@ -132,13 +139,19 @@ def _timestamp(nanoseconds: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
-def _guarded(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+def _guarded(
+    method: Callable[[Any], Any], count: Callable[[str], None]
+) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """Return a method whose errors become statuses; `count` is told the code of each call."""
+
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             with _caller(context):
-                return method(request)
+                answer = method(request)
         except Exception as exc:  # noqa: BLE001 - nothing but a status leaves here
-            return _abort(context, exc)
+            return _abort(context, exc, count)
+        count("OK")
+        return answer
 
     return call
 
@@ -146,7 +159,7 @@ def _guarded(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContex
 @contextlib.contextmanager
 def _caller(context: grpc.ServicerContext) -> Iterator[None]:
     """Work for the client of a call while it waits. Raises RefusalError if it has gone."""
-    caller = Caller()
+    caller = Caller(dict(context.invocation_metadata()).get("traceparent", ""))
     if not context.add_callback(caller.leave):
         caller.leave()  # it went while no thread was free
     caller.check()
@@ -155,20 +168,22 @@ def _caller(context: grpc.ServicerContext) -> Iterator[None]:
 
 
 def _guarded_stream(
-    method: Callable[[Any], Iterator[Any]],
+    method: Callable[[Any], Iterator[Any]], count: Callable[[str], None]
 ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
     def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
             yield from method(request)
         except Exception as exc:  # noqa: BLE001 - nothing but a status leaves here
-            _abort(context, exc)
+            _abort(context, exc, count)
+        count("OK")
 
     return call
 
 
-def _abort(context: grpc.ServicerContext, exc: Exception) -> None:
+def _abort(context: grpc.ServicerContext, exc: Exception, count: Callable[[str], None]) -> None:
     code, message = status_of(exc)
-    context.abort(code, _fitting(message))
+    count(code.name)
+    context.abort(code, _fitting(message))  # raises
 
 
 def _fitting(message: str) -> str:
@@ -193,14 +208,19 @@ def _message(exc: FirstreadError) -> str:
     return f"{exc} ({exc.hint})" if exc.hint else str(exc)
 
 
-def start_server(snapshotter: Snapshotter, address: Path) -> grpc.Server:
+def start_server(snapshotter: Snapshotter, address: Path, calls: CallCounts) -> grpc.Server:
     """Serve the API on a Unix socket that only root can use.
+
+    Args:
+        snapshotter: does the work.
+        address: of the socket.
+        calls: counts what comes.
 
     Raises:
         NodeError: listening fails.
     """
     server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
-    handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter).handlers())
+    handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter, calls).handlers())
     server.add_generic_rpc_handlers((handler,))
     try:
         check_way(address.absolute())

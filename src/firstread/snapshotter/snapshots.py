@@ -98,9 +98,13 @@ class Snapshotter:
         record = self._found(key)
         if record.kind is Kind.ACTIVE:
             return usage(self._directories.upper(record.id))
-        if record.lazy is not None:
-            return self._images.usage(record.lazy.image) if record.lazy.whole else (0, 0)
-        return record.size, record.inodes
+        if record.lazy is None:
+            return record.size, record.inodes
+        # Clients add up the snapshots of an image.
+        below = self._records.find(record.parent)
+        if not record.lazy.whole or (below and below.lazy == record.lazy):
+            return 0, 0
+        return self._images.usage(record.lazy.image)
 
     def mounts(self, key: str) -> list[Mount]:
         """Return the mounts of an active snapshot or a view."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import generate_latest
-
+from firstread.control.metricfamily import Families
 from firstread.control.metricserver import check_address, serve_metrics
 from firstread.daemon.systemd import notify
 from firstread.errors import FirstreadError, NodeError, from_os_error
@@ -27,6 +26,7 @@ from firstread.snapshotter.lazyimages import DaemonImages
 from firstread.snapshotter.nodepolicy import Policy
 from firstread.snapshotter.records import Records
 from firstread.snapshotter.service import start_server
+from firstread.snapshotter.snapshotmetrics import FAMILIES, SnapshotterFacts
 from firstread.snapshotter.snapshots import Snapshotter
 from firstread.snapshotter.unpack import Unpacker
 
@@ -84,15 +84,17 @@ def serve(settings: Settings) -> None:
         find_image=ImageLookup(settings.containerd),
         unpack=Unpacker(settings.containerd),
     )
+    facts = SnapshotterFacts(snapshotter.fallbacks)
     if settings.metrics:
-        _serve_metrics(snapshotter, settings.metrics)
+        check_address(settings.metrics)
+        serve_metrics(settings.metrics, Families(FAMILIES, lambda: facts).text)
     try:
         snapshotter.cleanup()
     except FirstreadError as exc:  # ordinary images work without a daemon
         log.warning("cannot remove what the last run left: %s", exc)
     except Exception:  # without a snapshotter containerd starts nothing at all
         log.exception("cannot remove what the last run left")
-    server = start_server(snapshotter, settings.address)
+    server = start_server(snapshotter, settings.address, facts.calls)
     log.info("the snapshotter serves %s", settings.address)
     notify("READY=1")
     while not ended.wait(LOOK_S):
@@ -134,8 +136,3 @@ def _lock(home: Path) -> int:
     except OSError as exc:
         raise from_os_error(exc, "cannot lock the snapshots") from exc
     return lock
-
-
-def _serve_metrics(snapshotter: Snapshotter, address: str) -> None:
-    check_address(address)
-    serve_metrics(address, lambda: generate_latest(snapshotter.fallbacks.registry))

@@ -215,11 +215,11 @@ class Containerd:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def firstread_pull(
-        self, image: str, *, namespace: str = "default", address: Path | None = None
+        self, image: str, *options: str, namespace: str = "default", address: Path | None = None
     ) -> Ran:
         """Run ``firstread pull``."""
         where = ("--namespace", namespace, "--containerd", str(address or self.socket))
-        return firstread("pull", *where, image)
+        return firstread("pull", *options, *where, image)
 
     def prepare_without_names(self, image: str, namespace: str = "k8s.io") -> list[str]:
         """Prepare the layers of an image in the store without naming it; return the chain ids.

@@ -20,6 +20,7 @@ from firstread.control.daemonstatus import (
     SupervisorStatus,
 )
 from firstread.fetch.stats import ImageStats
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.nodestatus import MountStatus, Policies
 from firstread.units import MiB
 
@@ -56,6 +57,7 @@ def status(*mounts: MountStatus) -> Status:
     return Status(
         store=OnlineFigures(**store),
         mounts=list(mounts),
+        totals=NodeCounts().document(ImageStats()),
         endpoints=[],
         supervisor=SupervisorStatus(11),
         fetcher=FetcherStatus(pid=12, restarts=0, healthy=True, waiting_reads=3),

@@ -61,6 +61,7 @@ class Remembering(Node):
         asked: Asked = AS_CONFIGURED,
         command: str = "",
         waiter: Waiting = PATIENT,
+        context: str = "",
     ) -> Mounted:
         self.asked, self.command = asked, command
         self._note("mount", name, directory, access, policy, holder)

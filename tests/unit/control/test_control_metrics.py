@@ -20,13 +20,16 @@ from firstread.control.daemonstatus import (
     Status,
     SupervisorStatus,
 )
-from firstread.control.metrics import NodeMetrics
+from firstread.control.metricfamily import PREFIX
+from firstread.control.metrics import FAMILIES, NodeMetrics
 from firstread.control.metricserver import check_address
 from firstread.daemon.logs import JsonFormatter
 from firstread.documents import encode
-from firstread.errors import NodeError, TransportError, UsageError
+from firstread.errors import NodeError, NotFoundError, TransportError, UsageError
 from firstread.fetch.stats import FEED, LATENCIES, Feed, ImageStats
+from firstread.mounts.counts import NodeCounts
 from firstread.mounts.nodestatus import EndpointStatus, MountStatus, Policies
+from firstread.mounts.pulls import GoneError
 from firstread.registry.health import EndpointHealth
 from firstread.registry.hosts import Endpoint
 
@@ -133,6 +136,7 @@ def status(**mount: Any) -> Status:
     return Status(
         store=store,
         mounts=[mounted],
+        totals=NodeCounts().document(ImageStats()),
         endpoints=[EndpointStatus(**health.document())],
         supervisor=SupervisorStatus(1),
         fetcher=FetcherStatus(pid=2, restarts=3, healthy=True, waiting_reads=2),
@@ -144,16 +148,52 @@ def status(**mount: Any) -> Status:
 def test_metrics_can_be_parsed_and_leave_out_what_is_not_known() -> None:
     text = NodeMetrics(lambda: status(requests_by_cause={"demand": 9})).text().decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    assert families["firstread_present"].samples[0].labels["mountpoint"] == '/with "quotes"\n'
-    assert families["firstread_requests"].samples[0].value == 9
+    (present,) = families["firstread_mount_present_sectors"].samples
+    assert present.labels["mountpoint"] == '/with "quotes"\n'
+    assert families["firstread_mount_requests"].samples[0].value == 9
     assert families["firstread_waiting_reads"].samples[0].value == 2
-    assert families["firstread_first_read_p50_s"].samples == []
+    assert families["firstread_mount_first_read_p99_seconds"].samples == []
     (requests,) = families["firstread_endpoint_requests"].samples
     assert (requests.labels, requests.value) == ({"endpoint": "m.io", "registry": "r.io"}, 1)
     assert families["firstread_endpoint_failures"].samples[0].value == 1
     assert families["firstread_endpoint_healthy"].samples[0].value == 0
     assert families["firstread_store_evictions"].samples[0].value == 2
-    assert families["firstread_store_limit_bytes"].samples[0].value == 0
+    assert families["firstread_store_limit_bytes"].samples == []
+    assert set(families) == {PREFIX + family.name for family in FAMILIES}
+
+
+def test_counters_of_all_images_outlive_each_of_them() -> None:
+    totals = ImageStats()
+    for waited_s in (0.0009, 0.0011, 400.0):
+        stats = ImageStats(totals)
+        stats.add(waits=1, request="demand")
+        stats.add_bytes(5, "demand")
+        stats.answered(waited_s)
+        stats.error("broken", failed_reads=1)
+    ImageStats(totals).error("broken", failed_reads=1, is_known=True)
+    document = NodeCounts().document(totals)
+    assert (document.waited_reads, document.bytes_fetched, document.failed_reads) == (3, 15, 3)
+    assert document.first_reads.counts == [1, 1, *[0] * 14, 1]
+    node = status()
+    node.totals = document
+    text = NodeMetrics(lambda: node).text().decode()
+    assert 'firstread_first_read_seconds_bucket{le="0.0025"} 2.0' in text
+    assert 'firstread_first_read_seconds_bucket{le="+Inf"} 3.0' in text
+    assert 'firstread_fetched_bytes_total{cause="demand"} 15.0' in text
+    assert 'firstread_requests_total{cause="background"} 0.0' in text
+
+
+def test_failures_are_counted_by_whose_fault_they_are() -> None:
+    counts = NodeCounts()
+    for error in (NodeError("full"), TransportError("away"), RuntimeError("a bug")):
+        with pytest.raises(type(error)), counts.failures("missing"):
+            raise error
+    with pytest.raises(GoneError), counts.failures("missing"):
+        raise GoneError("nobody waits")
+    with pytest.raises(NotFoundError), counts.failures("never"):  # as the snapshotter asks first
+        raise NotFoundError("the image is not on this node")
+    failed = counts.document(ImageStats()).failed_requests
+    assert failed == {"usage": 0, "image": 0, "source": 1, "node": 1, "firstread": 1}
 
 
 @pytest.mark.parametrize("address", ["", "9100", "host", "host:", "host:http", "127.0.0.1:70000"])

@@ -20,7 +20,7 @@ from firstread.fetch.outcomes import Outcomes
 from firstread.fetch.providers import Offer, Providers, best, in_turn
 from firstread.fetch.sectorfiles import SectorFiles
 from firstread.fetch.served import Served
-from firstread.fetch.stats import LaneCounts
+from firstread.fetch.stats import ImageStats, LaneCounts
 from firstread.oci.model import Descriptor
 from firstread.sectors.format import Geometry, SectorEntry
 from firstread.sectors.image import BlockImage
@@ -58,7 +58,7 @@ def served(
     entries = [SectorEntry(i, size, 0, offset + n, 1) for n, i in enumerate(ids)]
     index = SimpleNamespace(sectors=entries, geometry=Geometry(SIZE, 4 * KiB))
     block = SimpleNamespace(index=index, blobs=[blob], hot_sectors=list)
-    made = Served(NodeImage(digest, Path("/"), cast(BlockImage, block), {}), at)
+    made = Served(NodeImage(digest, Path("/"), cast(BlockImage, block), {}), at, ImageStats())
     made.lies = lies
     return made
 

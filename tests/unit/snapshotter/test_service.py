@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from firstread.errors import FirstreadError, ImageError
+from firstread.snapshotter.caller import current
 from firstread.snapshotter.service import MAX_DETAILS, _guarded, _guarded_stream
 
 
@@ -21,6 +22,7 @@ class _Failing(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+        self.codes: list[str] = []
 
     def service(self, details: Any) -> Any:
         def one(request: Any) -> Any:
@@ -31,8 +33,8 @@ class _Failing(grpc.GenericRpcHandler):  # type: ignore[misc]
             yield
 
         if details.method.endswith("List"):
-            return grpc.unary_stream_rpc_method_handler(_guarded_stream(several))
-        return grpc.unary_unary_rpc_method_handler(_guarded(one))
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(several, self.codes.append))
+        return grpc.unary_unary_rpc_method_handler(_guarded(one, self.codes.append))
 
 
 @pytest.mark.parametrize("letter", ["x", "%", "\u00e9", "\U0001f600", "\udc80", "\n"])
@@ -45,7 +47,8 @@ def test_a_long_error_reaches_the_client(
     if isinstance(error, FirstreadError):
         error.about(image="r.example/a:b")
     server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((_Failing(error),))
+    failing = _Failing(error)
+    server.add_generic_rpc_handlers((failing,))
     server.add_insecure_port(f"unix://{tmp_path}/s")
     server.start()
     try:
@@ -60,3 +63,28 @@ def test_a_long_error_reaches_the_client(
         assert caught.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED
         assert caught.details().startswith("firstread: ")
         assert len(caught.details()) <= MAX_DETAILS
+    assert failing.codes == [one.value.code().name, several.value.code().name]
+
+
+class _Asking(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers with the trace context that the work for a call is done in."""
+
+    def service(self, details: Any) -> Any:
+        del details
+        return grpc.unary_unary_rpc_method_handler(
+            _guarded(lambda _: current().context.encode(), lambda _: None)
+        )
+
+
+@pytest.mark.parametrize("sent", ["", f"00-{'a' * 32}-{'b' * 16}-01"])
+def test_work_for_a_call_knows_its_trace(tmp_path: Path, sent: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((_Asking(),))
+    server.add_insecure_port(f"unix://{tmp_path}/s")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"unix://{tmp_path}/s") as channel:
+            metadata = (("traceparent", sent),) if sent else ()
+            assert channel.unary_unary("/a/Prepare")(b"", metadata=metadata).decode() == sent
+    finally:
+        server.stop(None)

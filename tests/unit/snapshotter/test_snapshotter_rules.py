@@ -321,10 +321,17 @@ def test_a_conversion_that_cannot_be_had(node: Node, caplog: pytest.LogCaptureFi
     assert line == (
         "example.com/app:v1 is not lazy: its conversion cannot be had: the registry is down"
     )
-    count = node.snapshots.fallbacks.registry.get_sample_value(
-        "firstread_ordinary_pulls_total", {"cause": "failed"}
-    )
-    assert count == 1
+    assert node.snapshots.fallbacks.ordinary_pulls["failed"] == 1
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_the_snapshots_of_a_lazy_image_add_up_to_what_it_takes(node: Node, converted: bool) -> None:
+    node.conversions[ONE] = CONVERSION
+    first = node.prepare("c1", "", layer(last=False, converted=converted))
+    second = node.prepare("c2", first, layer(last=True, converted=converted))
+    image = f"docker://example.com/app@{ONE if converted else OTHER}"
+    taken = [node.snapshots.usage(name) for name in (first, second)]
+    assert sorted(taken) == [(0, 0), node.images.usage(image)]
 
 
 @pytest.mark.parametrize("labels", [layer(last=True), {}])
