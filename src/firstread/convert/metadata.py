@@ -19,7 +19,7 @@ from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.layers import LayerMerger
 from firstread.convert.record import LayerRecord, PackedSector
 from firstread.erofs.tree import HOLE, Device, Node, walk
-from firstread.erofs.writer import write_erofs
+from firstread.erofs.writer import ErofsDraft
 from firstread.errors import LimitError, SectorCountError
 from firstread.sectors.format import (
     BLOCK_SIZE,
@@ -195,17 +195,17 @@ def write_metadata_layer(
     for number, row in enumerate(rows):  # a record can come from a registry
         check_row(row, number, geometry, index.blobs)
     table = index.pack()
+    draft = ErofsDraft(
+        merged.root,
+        [Device(row.id, row.size // BLOCK_SIZE) for row in rows],
+        boot=index.header(),
+        trailer=table,
+        uuid=hashlib.sha256(table).digest()[:16],
+    )
     layer = _Digested(out, limit)
     compressor = zstandard.ZstdCompressor(level=METADATA_LEVEL)
     with compressor.stream_writer(layer, closefd=False) as stream:  # type: ignore[arg-type]
         content = _Digested(stream, limit)
-        stats = write_erofs(
-            content,  # type: ignore[arg-type]
-            merged.root,
-            [Device(row.id, row.size // BLOCK_SIZE) for row in rows],
-            boot=index.header(),
-            trailer=table,
-            uuid=hashlib.sha256(table).digest()[:16],
-        )
+        stats = draft.write(content)  # type: ignore[arg-type]
     ids = [row.id for row in rows]
     return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, stats.inodes)
