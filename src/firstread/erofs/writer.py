@@ -167,7 +167,7 @@ class ErofsDraft:
         )
         _write(out, pieces)
         order = self._order
-        return ErofsStats(inodes=len(order.nodes), dirs=len(order.parent), blocks=self._blocks)
+        return ErofsStats(inodes=len(order.nodes), dirs=len(order.parents), blocks=self._blocks)
 
     def _superblock(self) -> Superblock:
         layout = self._layout
@@ -226,7 +226,7 @@ class ErofsDraft:
         node, form = self._order.nodes[index], self._layout.formats[index]
         nlink = self._order.links[node]
         start = form, xattr_count, node.mode
-        owner = i_u, index + 1, node.uid, node.gid
+        owner = i_u, 0, node.uid, node.gid
         if form & EXTENDED:
             time = node.mtime, node.mtime_nsec
             return INODE_EXTENDED.pack(*start, 0, size, *owner, *time, nlink, b"")
