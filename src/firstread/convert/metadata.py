@@ -35,7 +35,7 @@ from firstread.sectors.format import (
 from firstread.units import MiB, format_size
 
 # Nodes wait for these few bytes, so the ratio counts: docs/adr/0124.
-_LEVELS = ((32 * MiB, 19), (MAX_METADATA_SIZE, 9))  # up to so many bytes: level; 3 and 40 MB/s
+_LEVELS = ((16 * MiB, 19), (MAX_METADATA_SIZE, 9))  # up to so many bytes; at 2.3 and 60 MB/s
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Order:
         for name in names:
             node = children.get(name)
             index = dots[name] if node is None else self.named.get(id(node), following)
-            following += index == following and node is not None
+            following += index == following
             indexes.append(index)
         return indexes
 

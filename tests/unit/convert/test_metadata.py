@@ -22,7 +22,7 @@ from firstread.convert.record import (
 from firstread.erofs.tree import HOLE, chunk_address
 from firstread.errors import ImageError, LimitError
 from firstread.sectors.format import Blob, Geometry
-from firstread.sectors.image import open_image
+from firstread.sectors.image import MAX_METADATA_WINDOW, open_image
 from firstread.testing.images import File, Image, Layer, Whiteout, feature_image
 from firstread.testing.packed import converted, opened
 from firstread.units import KiB, MiB
@@ -99,6 +99,18 @@ def test_a_file_of_one_chunk_has_a_chunk_of_a_whole_sector() -> None:
         b"x": GEOMETRY.sector_size,
         b"y": 4096,
     }
+
+
+def test_every_node_can_decompress_metadata() -> None:
+    """Level 19 has a window of 8 MiB at most, whatever the size."""
+    root = merge([record([sector("a")], *(file(f"{n:06}", at(0)) for n in range(5_000)))])
+    out = io.BytesIO()
+    written = write_metadata_layer(out, root, [BLOB], GEOMETRY)
+    frame = zstandard.get_frame_parameters(out.getvalue())
+    assert frame.content_size == written.size
+    assert frame.window_size <= MAX_METADATA_WINDOW
+    largest = zstandard.ZstdCompressionParameters.from_level(19, source_size=16 * MiB)
+    assert 1 << largest.window_log <= MAX_METADATA_WINDOW
 
 
 def test_names_of_one_file_are_readdressed_once() -> None:
