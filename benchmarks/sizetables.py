@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.measure import median
 from benchmarks.places import LAZY, reference, storage
+from benchmarks.predicted import predict
 from benchmarks.report import Goal, Section
 from benchmarks.sizes import LOCAL, Footprint, Kept, traces
 from benchmarks.suite.runs import Cell, Cells, Run, cells
@@ -22,17 +23,14 @@ from firstread.testing.registry import DockerRegistry
 from firstread.traces.tracefile import read_trace
 from firstread.tune.layercontent import read_content, read_frames
 from firstread.tune.link import LOOPBACK, parse_link
-from firstread.tune.replay import replay
 from firstread.tune.settings import Layouts, Setting
-from firstread.tune.simulatedlane import Costs
-from firstread.tune.workload import fit, steps
+from firstread.tune.workload import fit
 from firstread.units import KiB, format_size
 
 SIZES, PREDICTIONS = "sectors", "tune"
 GOAL = 0.15  # of the real ready time
 FRAME_SIZE, GRANULE = 256 * KiB, 4 * KiB
 MB = 1_000_000
-COSTS = Costs(trips=1, device_s=0)  # plain HTTP; a start with local data mounts as well
 ACCESS = AccessOptions(plain_http=True)
 
 
@@ -189,9 +187,7 @@ def _compared(workload: Workload, found: Cells) -> Iterator[tuple[str, str, str,
         setting = _setting(mode)
         layout, run = layouts.get(setting), cell.middle
         speed = parse_link(LOOPBACK if link == "none" else link)
-        reads = steps(fitted, layout)
-        how = replay(layout, speed, COSTS, reads, fitted.end_s, prefetch=setting.prefetch)
-        predicted = local[mode] + how.ready_s - fitted.local_s
+        predicted, how = predict(layout, speed, fitted, setting, local[mode])
         error = predicted / cell.ready_s - 1
         text = (
             f"| {workload.name} | {setting} | {link} | {predicted:.2f} | {cell.ready_s:.2f}"

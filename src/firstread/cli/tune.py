@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import click
 
 from firstread.cli.hotlines import TRACES
-from firstread.cli.options import REFERENCE, SIZE, access_options, json_option
+from firstread.cli.options import REFERENCE, SIZE, SecondsType, access_options, json_option
 from firstread.cli.output import report, show
 from firstread.errors import UsageError
 
@@ -78,6 +78,12 @@ _SIZES = ListType(lambda text: SIZE.convert(text, None, None))
     help="A trace of a start whose data was local, or a directory of them; repeatable.",
 )
 @click.option(
+    "--local",
+    "local_s",
+    type=SecondsType(0),
+    help="From the mount to ready with all data local.  [default: as in the trace]",
+)
+@click.option(
     "--link",
     "links",
     type=ListType(_link),
@@ -140,6 +146,7 @@ _SIZES = ListType(lambda text: SIZE.convert(text, None, None))
 def command(
     reference: Reference,
     traces: tuple[Path, ...],
+    local_s: float | None,
     links: tuple[LinkSpeed, ...],
     kinds: tuple[str, ...],
     sector_sizes: tuple[int, ...],
@@ -176,7 +183,7 @@ def command(
     with opened_image(reference, access) as (repository, resolved, image):
         frame_sizes = frame_sizes or (image.index.geometry.frame_size,)
         compared = settings(kinds, sector_sizes, frame_sizes, granules, prefetch)
-        question = Question(compared, links, costs, limits or (), repeat)
+        question = Question(compared, links, costs, limits or (), repeat, local_s)
         tuned = tune(repository, resolved, image, recorded, question)
     if plot is not None:
         draw(tuned, plot)

@@ -18,8 +18,9 @@ import zstandard
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.layers import LayerMerger
 from firstread.convert.record import LayerRecord, PackedSector
+from firstread.erofs.chunks import chunk_format
 from firstread.erofs.tree import HOLE, Device, Node, walk
-from firstread.erofs.writer import write_erofs
+from firstread.erofs.writer import ErofsDraft
 from firstread.errors import LimitError, SectorCountError
 from firstread.sectors.format import (
     BLOCK_SIZE,
@@ -31,9 +32,10 @@ from firstread.sectors.format import (
     SectorIndex,
     check_row,
 )
-from firstread.units import format_size
+from firstread.units import MiB, format_size
 
-METADATA_LEVEL = 9  # nodes wait for these few bytes, so the ratio counts
+# Nodes wait for these few bytes, so the ratio counts: docs/adr/0124.
+_LEVELS = ((16 * MiB, 19), (MAX_METADATA_SIZE, 9))  # up to so many bytes; at 2.3 and 60 MB/s
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ def index_blob(packed: PackedLayer) -> Blob:
     return Blob(bytes.fromhex(packed.digest.removeprefix("sha256:")), packed.size)
 
 
-def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry]:
+def assign_slots(merged: MergedLayers, blobs: Sequence[int], sector_size: int) -> list[SectorEntry]:
     """Give a device slot to every sector that the tree uses, and rewrite its chunk addresses.
 
     Args:
-        merged: afterwards its chunk addresses count device slots.
+        merged: afterwards its chunk addresses count device slots, and a file of one chunk has the
+            chunk size of a whole sector: fewer different ones compress better.
         blobs: for each layer, and for the hot sectors behind the last, the number of its blob in
             the index. A sector that is in both is a hot one.
+        sector_size: of the image, bytes.
 
     Returns:
         the rows of the sector index, in order of slots.
@@ -114,6 +118,9 @@ def assign_slots(merged: MergedLayers, blobs: Sequence[int]) -> list[SectorEntry
         )
     for node in files:
         node.chunks = tuple(_readdress(chunk, slots) for chunk in node.chunks)
+        if len(node.chunks) == 1 and node.size <= node.chunk_size:
+            chunk_format(node.chunk_size)  # a record can come from a registry
+            node.chunk_size = max(node.chunk_size, sector_size)
     return [row for _, row in rows.values()]
 
 
@@ -169,6 +176,11 @@ class WrittenMetadata:
     inodes: int
 
 
+def _level(size: int) -> int:
+    """Return the zstd level of metadata of `size` bytes."""
+    return next((level for most, level in _LEVELS if size <= most), _LEVELS[-1][1])
+
+
 def write_metadata_layer(
     out: BinaryIO,
     merged: MergedLayers,
@@ -190,22 +202,22 @@ def write_metadata_layer(
         ImageError: a record contradicts its blob.
     """
     numbers = {blob: number for number, blob in enumerate(dict.fromkeys(blobs))}
-    rows = assign_slots(merged, [numbers[blob] for blob in blobs])
+    rows = assign_slots(merged, [numbers[blob] for blob in blobs], geometry.sector_size)
     index = SectorIndex(geometry, list(numbers), rows)
     for number, row in enumerate(rows):  # a record can come from a registry
         check_row(row, number, geometry, index.blobs)
     table = index.pack()
+    draft = ErofsDraft(
+        merged.root,
+        [Device(row.id, row.size // BLOCK_SIZE) for row in rows],
+        boot=index.header(),
+        trailer=table,
+        uuid=hashlib.sha256(table).digest()[:16],
+    )
     layer = _Digested(out, limit)
-    compressor = zstandard.ZstdCompressor(level=METADATA_LEVEL)
-    with compressor.stream_writer(layer, closefd=False) as stream:  # type: ignore[arg-type]
+    compressor = zstandard.ZstdCompressor(level=_level(draft.size))
+    with compressor.stream_writer(layer, size=draft.size, closefd=False) as stream:  # type: ignore[arg-type]
         content = _Digested(stream, limit)
-        stats = write_erofs(
-            content,  # type: ignore[arg-type]
-            merged.root,
-            [Device(row.id, row.size // BLOCK_SIZE) for row in rows],
-            boot=index.header(),
-            trailer=table,
-            uuid=hashlib.sha256(table).digest()[:16],
-        )
+        stats = draft.write(content)  # type: ignore[arg-type]
     ids = [row.id for row in rows]
     return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, stats.inodes)

@@ -316,11 +316,13 @@ def _attributes(node: Node) -> tuple[object, ...]:
 def _addresses(node: Node, found: Node) -> Iterator[tuple[int, int]]:
     """Yield the addresses of each part of a file: in its layer, and in the image.
 
-    The image has chunks of the same size or, for a hot file, smaller ones.
+    The image has chunks of the same size or, for a hot file, smaller ones. The size of a single
+    chunk says nothing.
     """
     if not found.chunks:
         return
-    ratio = node.chunk_size // found.chunk_size if node.chunks else 0
+    alone = len(node.chunks) == len(found.chunks) == 1
+    ratio = 1 if alone else node.chunk_size // found.chunk_size if node.chunks else 0
     blocks = found.chunk_size // BLOCK_SIZE
     for number, address in enumerate(found.chunks):
         above = node.chunks[number // ratio] if ratio else HOLE

@@ -82,6 +82,7 @@ _KEY = re.compile(
 # Bounds for reading: a record can come from a registry.
 _Uint16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 _Uint32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Owner = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 32) - 1)]  # the last one is none
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Seconds = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Nanoseconds = Annotated[int, msgspec.Meta(ge=0, lt=1_000_000_000)]
@@ -104,8 +105,8 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 
     path: bytes
     mode: _Uint16
-    uid: _Uint32 = 0
-    gid: _Uint32 = 0
+    uid: _Owner = 0
+    gid: _Owner = 0
     mtime: _Seconds = 0
     mtime_nsec: _Nanoseconds = 0
     size: _Size = 0

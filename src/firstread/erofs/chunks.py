@@ -53,6 +53,17 @@ def count_chunks(size: int, chunk_size: int) -> int:
     return -(-size // chunk_size)
 
 
+def indexes_size(size: int, chunk_format: int) -> int:
+    """Return the bytes of the chunk indexes of a file of `size` bytes.
+
+    Raises:
+        ImageError: as `chunk_size_of`.
+    """
+    if chunk_format & ~CHUNK_BITS_MASK != CHUNK_INDEXES:
+        raise ImageError(f"chunk format {chunk_format:#x} is unknown")
+    return -(-size >> BLOCK_BITS + (chunk_format & CHUNK_BITS_MASK)) * CHUNK_INDEX_SIZE
+
+
 def _blocks_needed(size: int, chunk_size: int, count: int) -> list[int]:
     """Return the blocks of each chunk of a file; the last chunk covers the rest."""
     needed = [chunk_size >> BLOCK_BITS] * count
@@ -108,23 +119,26 @@ def decode_chunks(
     count = -(-size // chunk_size)
     if size > MAX_FILE_SIZE or offset + CHUNK_INDEX_SIZE * count > len(data):
         raise ImageError(f"the chunk indexes of a file of {size} bytes are out of bounds")
-    slots, blocks = len(device_blocks), chunk_size >> BLOCK_BITS
     left = -(-size >> BLOCK_BITS)
-    chunks = []
-    for index in _ONE.unpack_from(data, offset) if count == 1 else _indexes(data, offset, count):
-        blocks = min(blocks, left)
-        left -= blocks
-        if index == HOLE_INDEX:
-            chunks.append(HOLE)
-            continue
-        slot, block = (index >> 16 & 0xFFFF) - 1, index >> 32
-        if index & 0xFFFF or not 0 <= slot < slots:
-            raise ImageError(f"chunk index {index:#x} names no device")
-        if block + blocks > device_blocks[slot]:
-            raise ImageError(f"a chunk lies outside device slot {slot}")
-        chunks.append(slot << 32 | block)
-    return chunks
+    if count == 1:
+        return [_address(_ONE.unpack_from(data, offset)[0], left, device_blocks)]
+    blocks = chunk_size >> BLOCK_BITS
+    *whole, last = unpack_from(f"<{count}Q", data, offset)
+    chunks = [_address(index, blocks, device_blocks) for index in whole]
+    return [*chunks, _address(last, left - blocks * len(whole), device_blocks)]
 
 
-def _indexes(data: memoryview, offset: int, count: int) -> tuple[int, ...]:
-    return unpack_from(f"<{count}Q", data, offset)
+def _address(index: int, blocks: int, device_blocks: Sequence[int]) -> int:
+    """Return the address of a chunk of `blocks` blocks, as in `Node.chunks`.
+
+    Raises:
+        ImageError: it lies outside its device.
+    """
+    if index == HOLE_INDEX:
+        return HOLE
+    slot, block = (index >> 16 & 0xFFFF) - 1, index >> 32
+    if index & 0xFFFF or not 0 <= slot < len(device_blocks):
+        raise ImageError(f"chunk index {index:#x} names no device")
+    if block + blocks > device_blocks[slot]:
+        raise ImageError(f"a chunk lies outside device slot {slot}")
+    return slot << 32 | block

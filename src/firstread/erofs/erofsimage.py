@@ -9,13 +9,14 @@ Source: Linux ``fs/erofs``; this module also checks what the kernel checks late 
 
 from __future__ import annotations
 
+import functools
 import mmap
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from firstread.erofs.chunks import chunk_size_of, count_chunks, decode_chunks
+from firstread.erofs.chunks import chunk_size_of, decode_chunks, indexes_size
 from firstread.erofs.directory import Dirent, decode_block, first_name
 from firstread.erofs.format import (
     BLOCK,
@@ -57,6 +58,7 @@ _SIZED = (stat.S_IFDIR, stat.S_IFLNK)
 _TYPE_MASK = 0o170000
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
+_NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Inode(NamedTuple):
     mtime_nsec: int
     xattr_offset: int  # in the image
     xattr_size: int
+    stored: int  # bytes of the image that hold the data, or the chunk indexes
 
     @property
     def is_dir(self) -> bool:
@@ -97,6 +100,18 @@ class Inode(NamedTuple):
     @property
     def tail_offset(self) -> int:
         return self.xattr_offset + self.xattr_size
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(form: int, xattr_count: int, mode: int) -> tuple[int, bool, int] | None:
+    """Return (data layout, whether it has data, bytes of xattrs) of an inode; None if invalid.
+
+    The thousands of inodes of an image have a few dozens of shapes.
+    """
+    layout, kind = form & ~EXTENDED, mode & _TYPE_MASK
+    if layout not in _LAYOUTS.get(kind, ()):
+        return None
+    return layout, layout == CHUNK_BASED or kind in _SIZED, body_size(xattr_count)
 
 
 class ErofsImage:
@@ -126,6 +141,7 @@ class ErofsImage:
         if self.superblock.epoch_nsec >= _NSEC:
             raise ImageError("the epoch of the metadata has a second of nanoseconds or more")
         self._data = data[: self.size]
+        self._epoch = self.superblock.epoch, self.superblock.epoch_nsec
         self._meta = self.superblock.meta_blkaddr << BLOCK_BITS
         self._shared_xattrs: dict[int, tuple[bytes, bytes]] = {}
         self._shared_size = 0
@@ -177,60 +193,55 @@ class ErofsImage:
         if offset + SLOT > self.size:
             raise ImageError(f"inode {nid} is outside the metadata")
         if self._data[offset] & EXTENDED:
-            inode = self._read_extended(nid, offset)
-        else:
-            inode = self._read_compact(nid, offset)
-        self._check_bounds(inode, offset)
-        return inode
-
-    def _read_extended(self, nid: int, offset: int) -> Inode:
-        body = offset + INODE_EXTENDED.size
-        if body > self.size:
-            raise ImageError(f"inode {nid} is outside the metadata")
-        form, count, mode, zero, size, i_u, _, uid, gid, mtime, nsec, nlink, zeros = (
-            INODE_EXTENDED.unpack_from(self._data, offset)
-        )
-        if zero or zeros != _ZEROS or nsec >= _NSEC:
-            raise ImageError(f"inode {nid} has an invalid time or reserved field")
-        xattr_size = body_size(count) if count else 0
-        return Inode(nid, form, mode, nlink, size, i_u, uid, gid, mtime, nsec, body, xattr_size)
-
-    def _read_compact(self, nid: int, offset: int) -> Inode:
-        form, count, mode, nlink, size, zero, i_u, _, uid, gid, reserved = (
-            INODE_COMPACT.unpack_from(self._data, offset)
-        )
-        if zero or reserved:
-            raise ImageError(f"inode {nid} has a reserved field")
-        mtime, nsec = self.superblock.epoch, self.superblock.epoch_nsec
-        body = offset + INODE_COMPACT.size
-        xattr_size = body_size(count) if count else 0
-        return Inode(nid, form, mode, nlink, size, i_u, uid, gid, mtime, nsec, body, xattr_size)
-
-    def _check_bounds(self, inode: Inode, offset: int) -> None:
-        """Check that the layout of `inode` suits its type, and that the image contains its data."""
-        mode, size, end = inode.mode, inode.size, inode.xattr_offset + inode.xattr_size
-        kind, layout = mode & _TYPE_MASK, inode.form & LAYOUT_MASK
-        if inode.form & ~EXTENDED not in _LAYOUTS.get(kind, ()):
-            raise UnsupportedError(
-                f"inode {inode.nid} has mode {mode:o} and format {inode.form:#x}"
+            body = offset + INODE_EXTENDED.size
+            if body > self.size:
+                raise ImageError(f"inode {nid} is outside the metadata")
+            form, count, mode, zero, size, i_u, _, uid, gid, mtime, nsec, nlink, zeros = (
+                INODE_EXTENDED.unpack_from(self._data, offset)
             )
-        if bool(size) != (layout == CHUNK_BASED or kind in _SIZED):
-            raise ImageError(f"inode {inode.nid} of mode {mode:o} has {size} bytes")
+            if zero or zeros != _ZEROS or nsec >= _NSEC or _NO_ID in (uid, gid):
+                raise ImageError(f"inode {nid} has an invalid time, owner or reserved field")
+        else:
+            body = offset + INODE_COMPACT.size
+            form, count, mode, nlink, size, zero, i_u, _, uid, gid, reserved = (
+                INODE_COMPACT.unpack_from(self._data, offset)
+            )
+            if zero or reserved:
+                raise ImageError(f"inode {nid} has a reserved field")
+            mtime, nsec = self._epoch
+        shape = _shape(form, count, mode)
+        if shape is None:
+            raise UnsupportedError(f"inode {nid} has mode {mode:o} and format {form:#x}")
+        layout, has_data, xattr_size = shape
+        if (size > 0) is not has_data:
+            raise ImageError(f"inode {nid} of mode {mode:o} has {size} bytes")
+        stored, tail = size, body + xattr_size
         if layout == CHUNK_BASED:
-            indexes = count_chunks(size, chunk_size_of(inode.i_u))
-            end = align(end, CHUNK_INDEX_SIZE) + CHUNK_INDEX_SIZE * indexes
+            stored = indexes_size(size, i_u)
+            tail = align(tail, CHUNK_INDEX_SIZE) + stored
         elif size:
-            blocks, tail = divmod(size, BLOCK)
-            if layout == FLAT_INLINE:
-                end += tail
-                if not tail or end - 1 >> BLOCK_BITS != offset >> BLOCK_BITS:
-                    raise ImageError(f"the inline data of inode {inode.nid} crosses a block")
-            else:
-                blocks += bool(tail)
-            if blocks and inode.i_u + blocks > self.superblock.blocks:
-                raise ImageError(f"the data of inode {inode.nid} is outside the metadata")
-        if end > self.size:
-            raise ImageError(f"inode {inode.nid} reaches out of the metadata")
+            tail += self._inline_size(nid, offset, layout, size, i_u, tail)
+        if tail > self.size:
+            raise ImageError(f"inode {nid} reaches out of the metadata")
+        owner, time = (uid, gid), (mtime, nsec)
+        return Inode(nid, form, mode, nlink, size, i_u, *owner, *time, body, xattr_size, stored)
+
+    def _inline_size(
+        self, nid: int, offset: int, layout: int, size: int, i_u: int, tail: int
+    ) -> int:
+        """Return how many bytes of a directory or symbolic link follow its inode at `tail`.
+
+        Raises:
+            ImageError: they cross a block, or the image does not contain the other bytes.
+        """
+        blocks, rest = divmod(size, BLOCK)
+        if layout == FLAT_PLAIN:
+            blocks, rest = blocks + (rest > 0), 0
+        elif not rest or tail + rest - 1 >> BLOCK_BITS != offset >> BLOCK_BITS:
+            raise ImageError(f"the inline data of inode {nid} crosses a block")
+        if blocks and i_u + blocks > self.superblock.blocks:
+            raise ImageError(f"the data of inode {nid} is outside the metadata")
+        return rest
 
     def _block(self, inode: Inode, number: int) -> bytes:
         """Return a block of the content of a flat inode."""

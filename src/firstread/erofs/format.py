@@ -74,6 +74,7 @@ INODE_COMPACT = Struct("<HHHHIIIIHHI")
 #   4  2 i_mode          16  4 i_u       28  4 i_gid    44  4 i_nlink
 INODE_EXTENDED = Struct("<HHHHQIIIIqII16s")
 
+# i_ino: 0. The kernel makes inode numbers of nids (fs/erofs/inode.c, erofs_iget5_set).
 # i_format: bit 0 is set in an extended inode, bits 1 … 3 tell the data layout.
 # i_u: block address of a flat inode, chunk format of a chunk-based one, number of a device node.
 EXTENDED = 1

@@ -2,9 +2,10 @@
 """First pass of the EROFS writer: the position and form of every inode.
 
 Owns the order of inodes, and the choice of nid, inode form and data layout; writes no byte.
-Invariant: the tree alone decides. The root comes first, then the children of each directory side by
-side in the order of their names, directory after directory depth first. So reading a directory and
-the inodes that it lists touches one place.
+Invariant: the tree alone decides. The directories come first, then everything else, side by side
+for each directory, in the order of names; directories go depth first. So reading a directory and
+the inodes that it lists touches two places. Inodes that resemble each other lie together, and a
+directory follows the one whose names it repeats: both compress well (docs/adr/0124).
 """
 
 from __future__ import annotations
@@ -38,13 +39,21 @@ _NSEC = 1_000_000_000
 
 @dataclass(slots=True)
 class Order:
-    """The inodes of an image in order; indexes count `nodes`."""
+    """The inodes of an image in order; indexes count `nodes`.
+
+    Args:
+        links: link counts of the tree.
+        nodes: directories, then everything else.
+        parents: index of the parent of each directory.
+        first_others: index of the first child of each directory that is none.
+        named: ``id()`` of a directory, or of a node with many names -> its index.
+    """
 
     links: LinkCounts
     nodes: list[Node]
-    first_child: dict[int, int] = field(default_factory=dict)  # index of a directory -> of a child
-    parent: dict[int, int] = field(default_factory=dict)  # index of a directory -> of its parent
-    linked: dict[int, int] = field(default_factory=dict)  # id() of a node with many names -> index
+    parents: list[int]
+    first_others: list[int]
+    named: dict[int, int]
 
     @classmethod
     def of(cls, root: Node) -> Order:
@@ -53,43 +62,42 @@ class Order:
         Raises:
             ImageError: the tree has an invalid name.
         """
-        order = cls(LinkCounts.of(root), [root], parent={0: 0})
-        unlisted = [0]
+        links = LinkCounts.of(root)
+        order, others, linked = cls(links, [], [], [], {}), list[Node](), dict[int, int]()
+        unlisted = [(root, 0)]
         while unlisted:
-            index = unlisted.pop()
-            first = order.first_child[index] = len(order.nodes)
-            order._list(order.nodes[index])
-            subdirectories = [
-                number
-                for number, node in enumerate(order.nodes[first:], first)
-                if node.children is not None
-            ]
-            order.parent.update(dict.fromkeys(subdirectories, index))
+            directory, parent = unlisted.pop()
+            index = order.named[id(directory)] = len(order.nodes)
+            order.nodes.append(directory)
+            order.parents.append(parent)
+            order.first_others.append(len(others))
+            children = directory.children or {}
+            check_names(children)
+            subdirectories = []
+            for name in sorted(children):
+                node = children[name]
+                if node.children is not None:
+                    subdirectories.append((node, index))
+                elif id(node) not in linked:  # else an earlier directory names it, too
+                    if id(node) in links.counts:
+                        linked[id(node)] = len(others)
+                    others.append(node)
             unlisted += reversed(subdirectories)
+        count = len(order.nodes)
+        order.nodes += others
+        order.first_others = [count + other for other in order.first_others]
+        order.named.update((key, count + other) for key, other in linked.items())
         return order
-
-    def _list(self, directory: Node) -> None:
-        """Append the children of `directory` that no earlier directory names."""
-        children = directory.children or {}
-        check_names(children)
-        many = self.links.counts
-        for name in sorted(children):
-            node = children[name]
-            if many and id(node) in many:
-                if id(node) in self.linked:
-                    continue
-                self.linked[id(node)] = len(self.nodes)
-            self.nodes.append(node)
 
     def child_indexes(self, directory: int, names: list[bytes]) -> list[int]:
         """Return the index of each of the sorted `names`, which can include ``.`` and ``..``."""
         children = self.nodes[directory].children or {}
-        dots = {b".": directory, b"..": self.parent[directory]}
-        following = self.first_child[directory]
+        dots = {b".": directory, b"..": self.parents[directory]}
+        following = self.first_others[directory]
         indexes = []
         for name in names:
             node = children.get(name)
-            index = dots[name] if node is None else self.linked.get(id(node), following)
+            index = dots[name] if node is None else self.named.get(id(node), following)
             following += index == following
             indexes.append(index)
         return indexes

@@ -12,14 +12,14 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
-from firstread.erofs.chunks import chunk_size_of, count_chunks
+from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
 from firstread.erofs.erofsimage import ErofsImage, Inode, MappedDevice
 from firstread.erofs.format import (
     CHUNK_BASED,
-    CHUNK_INDEX_SIZE,
     FILE_TYPES,
     FT_DIR,
+    LAYOUT_MASK,
     NID_BITS,
     SLOT,
     decode_device_number,
@@ -30,6 +30,7 @@ from firstread.errors import ImageError
 __all__ = ["ErofsImage", "Inode", "MappedDevice", "read_tree", "scan", "validate"]
 
 _DOTS = (b".", b"..")
+_TYPE_MASK = 0o170000
 
 
 def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
@@ -92,7 +93,7 @@ class _Scan:
         inode = self.image.inode(nid)
         self.seen[nid] = 1
         self.count += 1
-        self.bytes_left -= SLOT + inode.xattr_size + _data_size(inode)
+        self.bytes_left -= SLOT + inode.xattr_size + inode.stored
         if self.bytes_left < 0:
             raise ImageError("inodes of the metadata overlap")
         if not inode.is_dir and inode.nlink != 1:
@@ -109,13 +110,6 @@ class _Scan:
         return self.image.inode(nid)
 
 
-def _data_size(inode: Inode) -> int:
-    """Return the bytes of the image that hold the data of `inode`."""
-    if inode.layout == CHUNK_BASED:
-        return CHUNK_INDEX_SIZE * count_chunks(inode.size, chunk_size_of(inode.i_u))
-    return inode.size
-
-
 def validate(image: ErofsImage) -> None:
     """Check the whole tree of `image`, before a mount.
 
@@ -125,9 +119,9 @@ def validate(image: ErofsImage) -> None:
     for inode, _ in scan(image):
         if inode.xattr_size:
             image.xattrs(inode)
-        if inode.layout == CHUNK_BASED:
+        if inode.form & LAYOUT_MASK == CHUNK_BASED:
             image.chunks(inode)
-        elif stat.S_ISLNK(inode.mode):
+        elif inode.mode & _TYPE_MASK == stat.S_IFLNK:
             image.readlink(inode)
 
 

@@ -69,35 +69,11 @@ def write_erofs(
     uuid: bytes = bytes(16),
     volume_name: bytes = b"",
 ) -> ErofsStats:
-    """Write the tree at `root` to `out` as an EROFS image.
-
-    Args:
-        out: written forwards only.
-        root: a directory; the slots in its chunk addresses are positions in `devices`.
-        devices: hold the file data, in order of their slots.
-        boot: at most 1024 bytes for offset 0.
-        trailer: follows everything else, in blocks of its own.
-        uuid: 16 bytes.
-        volume_name: at most 15 bytes.
-
-    Raises:
-        ImageError: a file system cannot hold the tree.
-        LimitError: the image is larger than EROFS allows.
-    """
-    if len(boot) > BOOT_SIZE or len(uuid) != 16 or len(volume_name) > 15 or not root.is_dir:
-        raise ImageError("boot area, uuid, volume name or root do not fit in an EROFS image")
-    _check_devices(devices)
-    image = _Image(root, devices, len(trailer))
-    pieces = chain(
-        [boot.ljust(BOOT_SIZE, b"\0"), image.superblock(uuid, volume_name).pack()],
-        image.device_table(),
-        [image.xattrs.shared.ljust(image.layout.offset(0) - image.table_end, b"\0")],
-        image.inodes(),
-        image.data_blocks(),
-        [trailer, bytes(-len(trailer) % BLOCK)],
+    """Write the tree at `root` to `out` as an EROFS image; arguments and errors as `ErofsDraft`."""
+    draft = ErofsDraft(
+        root, devices, boot=boot, trailer=trailer, uuid=uuid, volume_name=volume_name
     )
-    _write(out, pieces)
-    return image.stats()
+    return draft.write(out)
 
 
 def _check_devices(devices: Sequence[Device]) -> None:
@@ -123,59 +99,110 @@ def _write(out: BinaryIO, pieces: Iterator[bytes]) -> None:
     out.write(b"".join(batch))
 
 
-class _Image:
-    """One image in the making; its methods give its parts in order."""
+class ErofsDraft:
+    """An image that has a place for everything, to be written.
 
-    def __init__(self, root: Node, devices: Sequence[Device], trailer_size: int) -> None:
-        self.devices = devices
-        self.device_blocks = [device.blocks for device in devices]
-        self.table_end = DEVICE_TABLE + DEVICE_SLOT_SIZE * len(devices)
-        self.order = Order.of(root)
-        self.xattrs = XattrTable(
-            (node.xattrs for node in self.order.nodes if node.xattrs),
-            first_id=self.table_end % BLOCK // 4,
+    Args:
+        root: a directory; the slots in its chunk addresses are positions in `devices`.
+        devices: hold the file data, in order of their slots.
+        boot: at most 1024 bytes for offset 0.
+        trailer: follows everything else, in blocks of its own.
+        uuid: 16 bytes.
+        volume_name: at most 15 bytes.
+
+    Attributes:
+        size: bytes of the image.
+
+    Raises:
+        ImageError: a file system cannot hold the tree.
+        LimitError: the image is larger than EROFS allows.
+    """
+
+    def __init__(
+        self,
+        root: Node,
+        devices: Sequence[Device],
+        *,
+        boot: bytes,
+        trailer: bytes,
+        uuid: bytes,
+        volume_name: bytes = b"",
+    ) -> None:
+        if len(boot) > BOOT_SIZE or len(uuid) != 16 or len(volume_name) > 15 or not root.is_dir:
+            raise ImageError("boot area, uuid, volume name or root do not fit in an EROFS image")
+        _check_devices(devices)
+        self._boot, self._trailer = boot, trailer
+        self._uuid, self._volume_name = uuid, volume_name
+        self._devices = devices
+        self._device_blocks = [device.blocks for device in devices]
+        self._table_end = DEVICE_TABLE + DEVICE_SLOT_SIZE * len(devices)
+        self._order = Order.of(root)
+        self._xattrs = XattrTable(
+            (node.xattrs for node in self._order.nodes if node.xattrs),
+            first_id=self._table_end % BLOCK // 4,
         )
-        self.layout = Layout.of(self.order, self.xattrs, self.table_end + len(self.xattrs.shared))
-        self.first_data_block = align(self.layout.end, BLOCK) // BLOCK
-        trailer_blocks = align(trailer_size, BLOCK) // BLOCK
-        self.blocks = self.first_data_block + self.layout.blocks + trailer_blocks
-        if self.blocks + sum(self.device_blocks) > MAX_BLOCKS:
+        start = self._table_end + len(self._xattrs.shared)
+        self._layout = Layout.of(self._order, self._xattrs, start)
+        self._first_data_block = align(self._layout.end, BLOCK) // BLOCK
+        trailer_blocks = align(len(trailer), BLOCK) // BLOCK
+        self._blocks = self._first_data_block + self._layout.blocks + trailer_blocks
+        if self._blocks + sum(self._device_blocks) > MAX_BLOCKS:
             raise LimitError("the image is larger than 16 TiB, the most that EROFS can address")
+        self.size = self._blocks * BLOCK
 
-    def superblock(self, uuid: bytes, volume_name: bytes) -> Superblock:
-        layout = self.layout
+    def write(self, out: BinaryIO) -> ErofsStats:
+        """Write the image to `out`, forwards only.
+
+        Raises:
+            ImageError: the chunks of a file contradict its size, or lie outside their device.
+        """
+        table_end, inodes = self._table_end, self._layout.offset(0)
+        pieces = chain(
+            [self._boot.ljust(BOOT_SIZE, b"\0"), self._superblock().pack()],
+            self._device_table(),
+            [self._xattrs.shared.ljust(inodes - table_end, b"\0")],
+            self._inodes(),
+            self._data_blocks(),
+            [self._trailer, bytes(-len(self._trailer) % BLOCK)],
+        )
+        _write(out, pieces)
+        order = self._order
+        return ErofsStats(inodes=len(order.nodes), dirs=len(order.parents), blocks=self._blocks)
+
+    def _superblock(self) -> Superblock:
+        layout = self._layout
         return Superblock(
             epoch=layout.epoch[0],
             epoch_nsec=layout.epoch[1],
-            inodes=len(self.order.nodes),
-            blocks=self.blocks,
+            inodes=len(self._order.nodes),
+            blocks=self._blocks,
             root_nid=layout.nids[0],
             meta_blkaddr=layout.meta_blkaddr,
-            xattr_blkaddr=self.table_end // BLOCK if self.xattrs.shared else 0,
+            xattr_blkaddr=self._table_end // BLOCK if self._xattrs.shared else 0,
             chunked=layout.chunked,
-            devices=len(self.devices),
-            uuid=uuid,
-            volume_name=volume_name,
+            devices=len(self._devices),
+            uuid=self._uuid,
+            volume_name=self._volume_name,
         )
 
-    def device_table(self) -> Iterator[bytes]:
-        mapped = self.blocks
-        for device in self.devices:
+    def _device_table(self) -> Iterator[bytes]:
+        mapped = self._blocks
+        for device in self._devices:
             yield DEVICE_SLOT.pack(device.tag.hex().encode(), device.blocks, mapped, b"")
             mapped += device.blocks
 
-    def inodes(self) -> Iterator[bytes]:
+    def _inodes(self) -> Iterator[bytes]:
         """Yield each inode with its tail, up to the next inode."""
-        end = self.layout.offset(0)
-        for index in range(len(self.order.nodes)):
-            start, end = end, self.layout.offset(index + 1)
+        end = self._layout.offset(0)
+        for index in range(len(self._order.nodes)):
+            start, end = end, self._layout.offset(index + 1)
             yield self._inode(index).ljust(end - start, b"\0")
         yield bytes(-end % BLOCK)
 
     def _inode(self, index: int) -> bytes:
-        node = self.order.nodes[index]
+        node = self._order.nodes[index]
         size, i_u, tail = self._content(index)
-        xattrs = self.xattrs.body(node.xattrs) if node.xattrs else b""
+        xattrs = self._xattrs.body(node.xattrs) if node.xattrs else b""
         head = self._head(index, size, i_u, body_count(len(xattrs))) + xattrs
         if node.chunks:
             head = head.ljust(align(len(head), CHUNK_INDEX_SIZE), b"\0")
@@ -183,23 +210,23 @@ class _Image:
 
     def _content(self, index: int) -> tuple[int, int, bytes]:
         """Return ``i_size``, ``i_u`` and the bytes after the inode and its xattrs."""
-        node = self.order.nodes[index]
+        node = self._order.nodes[index]
         if node.chunks:
-            indexes = encode_chunks(node.size, node.chunk_size, node.chunks, self.device_blocks)
+            indexes = encode_chunks(node.size, node.chunk_size, node.chunks, self._device_blocks)
             return node.size, chunk_format(node.chunk_size), indexes
         if node.is_device:
             return 0, encode_device_number(*node.rdev), b""
         tail = b""
-        if self.layout.formats[index] & LAYOUT_MASK == FLAT_INLINE:
+        if self._layout.formats[index] & LAYOUT_MASK == FLAT_INLINE:
             *_, tail = self._data(index)
-        first, blocks = self.layout.data.get(index, (0, 0))
-        return flat_size(node), self.first_data_block + first if blocks else 0, tail
+        first, blocks = self._layout.data.get(index, (0, 0))
+        return flat_size(node), self._first_data_block + first if blocks else 0, tail
 
     def _head(self, index: int, size: int, i_u: int, xattr_count: int) -> bytes:
-        node, form = self.order.nodes[index], self.layout.formats[index]
-        nlink = self.order.links[node]
+        node, form = self._order.nodes[index], self._layout.formats[index]
+        nlink = self._order.links[node]
         start = form, xattr_count, node.mode
-        owner = i_u, index + 1, node.uid, node.gid
+        owner = i_u, 0, node.uid, node.gid
         if form & EXTENDED:
             time = node.mtime, node.mtime_nsec
             return INODE_EXTENDED.pack(*start, 0, size, *owner, *time, nlink, b"")
@@ -207,26 +234,19 @@ class _Image:
 
     def _data(self, index: int) -> Iterator[bytes]:
         """Yield the content of a directory or symbolic link, block by block, unpadded."""
-        node = self.order.nodes[index]
+        node = self._order.nodes[index]
         if node.children is None:
             yield node.target
             return
         names = with_dots(node.children)
-        indexes = self.order.child_indexes(index, names)
-        nids = [self.layout.nids[child] for child in indexes]
-        types = [FILE_TYPES[self.order.nodes[child].mode >> 12] for child in indexes]
+        indexes = self._order.child_indexes(index, names)
+        nids = [self._layout.nids[child] for child in indexes]
+        types = [FILE_TYPES[self._order.nodes[child].mode >> 12] for child in indexes]
         for first, end, _ in block_bounds(names):
             yield encode_block(names[first:end], nids[first:end], types[first:end])
 
-    def data_blocks(self) -> Iterator[bytes]:
+    def _data_blocks(self) -> Iterator[bytes]:
         """Yield the directory and symlink blocks that do not lie beside their inodes."""
-        for index, (_, count) in self.layout.data.items():
+        for index, (_, count) in self._layout.data.items():
             for block in islice(self._data(index), count):
                 yield block.ljust(BLOCK, b"\0")
-
-    def stats(self) -> ErofsStats:
-        return ErofsStats(
-            inodes=len(self.order.nodes),
-            dirs=len(self.order.parent),
-            blocks=self.blocks,
-        )

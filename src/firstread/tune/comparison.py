@@ -41,6 +41,8 @@ class Question(NamedTuple):
         costs: of the node.
         stores: sizes of the store, in bytes, for its hit ratio.
         repeat: starts of each trace for that.
+        local_s: seconds that each workload works until it is ready, if its trace did not keep the
+            time: a slow trace hides what a start would wait for (docs/adr/0125).
     """
 
     settings: Sequence[Setting]
@@ -48,6 +50,7 @@ class Question(NamedTuple):
     costs: Costs = Costs()
     stores: Sequence[int] = ()
     repeat: int = 1
+    local_s: float | None = None
 
 
 def tune(
@@ -72,6 +75,9 @@ def tune(
     """
     content = read_content(repository, resolved, image)
     workloads = [fit(content, trace) for trace in traces]
+    if question.local_s is not None:
+        workloads = [workload.paced(question.local_s) for workload in workloads]
+        question = question._replace(costs=question.costs._replace(traced_s=0.0))
     keys = frozenset(read.key for workload in workloads for read in workload.reads)
     read_frames(repository, content, keys)
     layouts = Layouts(content, traces, keys)

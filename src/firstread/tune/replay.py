@@ -72,9 +72,10 @@ def replay(
     lane = SimulatedLane(layout, link, costs)
     lane.fetch(MANIFEST_BYTES)
     lane.fetch(MANIFEST_BYTES)
-    if is_traced:  # it begins beside the metadata
-        lane.prefetch(prefetch)
-    lane.fetch(layout.metadata)
+    if is_traced:  # what is hot begins to come beside the metadata: docs/adr/0113
+        lane.fetch(layout.metadata, lambda: lane.prefetch(prefetch))
+    else:
+        lane.fetch(layout.metadata)
     lane.work(costs.metadata_s + layout.metadata / costs.metadata_bytes_per_s)
     if not is_traced:
         lane.prefetch(prefetch, is_traced=False)

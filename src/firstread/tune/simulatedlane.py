@@ -12,7 +12,7 @@ Invariant: each unit's bytes arrive once, in order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class Costs(NamedTuple):
     """
 
     metadata_s: float = 0.02
-    metadata_bytes_per_s: float = 3.4e6
+    metadata_bytes_per_s: float = 2.5e6
     mount_s: float = 0.01
     device_s: float = 45e-6
     request_s: float = 0.006
@@ -134,10 +134,17 @@ class SimulatedLane:
 
     # -- what the node asks for ----------------------------------------------------------------
 
-    def fetch(self, size: int) -> None:
-        """Fetch something else of `size` bytes, such as the metadata, and wait for it."""
+    def fetch(self, size: int, on_begun: Callable[[], None] = lambda: None) -> None:
+        """Fetch something else of `size` bytes, such as the metadata, and wait for it.
+
+        Args:
+            size: bytes of the answer.
+            on_begun: called when it begins to come.
+        """
         transfer = self._pipe.request(size, self._costs.request_s)
         self.requests += 1
+        self.pass_time(transfer.opens)
+        on_begun()
         while (arrived := self._pipe.step(min(self._staff(), self._resume()))) is not transfer:
             self._arrived(arrived)
         self._end(transfer, reuse=True)

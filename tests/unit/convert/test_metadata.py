@@ -22,7 +22,7 @@ from firstread.convert.record import (
 from firstread.erofs.tree import HOLE, chunk_address
 from firstread.errors import ImageError, LimitError
 from firstread.sectors.format import Blob, Geometry
-from firstread.sectors.image import open_image
+from firstread.sectors.image import MAX_METADATA_WINDOW, open_image
 from firstread.testing.images import File, Image, Layer, Whiteout, feature_image
 from firstread.testing.packed import converted, opened
 from firstread.units import KiB, MiB
@@ -53,7 +53,7 @@ def at(number: int, block: int = 0) -> int:
 def slots(records: Sequence[LayerRecord]) -> tuple[dict[str, list[int]], list[bytes]]:
     """The chunks of each file and the sector of each slot."""
     merged = merge(records)
-    rows = assign_slots(merged, list(range(len(records))))
+    rows = assign_slots(merged, list(range(len(records))), GEOMETRY.sector_size)
     children = merged.root.children or {}
     return {name.decode(): list(node.chunks) for name, node in children.items()}, [
         row.id for row in rows
@@ -89,6 +89,30 @@ def test_a_sector_of_zeros_is_a_hole() -> None:
     assert ids == [sector("a").id]
 
 
+def test_a_file_of_one_chunk_has_a_chunk_of_a_whole_sector() -> None:
+    small = file("x", at(0), chunk_size=4096, size=5)
+    two = file("y", at(0, 1), at(0, 2), chunk_size=4096)
+    merged = merge([record([sector("a")], small, two)])
+    assign_slots(merged, [0], GEOMETRY.sector_size)
+    children = merged.root.children or {}
+    assert {name: node.chunk_size for name, node in children.items()} == {
+        b"x": GEOMETRY.sector_size,
+        b"y": 4096,
+    }
+
+
+def test_every_node_can_decompress_metadata() -> None:
+    """Level 19 has a window of 8 MiB at most, whatever the size."""
+    root = merge([record([sector("a")], *(file(f"{n:06}", at(0)) for n in range(5_000)))])
+    out = io.BytesIO()
+    written = write_metadata_layer(out, root, [BLOB], GEOMETRY)
+    frame = zstandard.get_frame_parameters(out.getvalue())
+    assert frame.content_size == written.size
+    assert frame.window_size <= MAX_METADATA_WINDOW
+    largest = zstandard.ZstdCompressionParameters.from_level(19, source_size=16 * MiB)
+    assert 1 << largest.window_log <= MAX_METADATA_WINDOW
+
+
 def test_names_of_one_file_are_readdressed_once() -> None:
     lower = record([sector("gone"), sector("a")], file("g", at(0)), file("x", at(1)))
     upper = record([], Entry(b"y", 0, link=b"x"), Entry(b".wh.g", stat.S_IFREG))
@@ -99,10 +123,10 @@ def test_more_sectors_than_erofs_has_devices() -> None:
     sectors = [sector(str(number), 4096) for number in range(65_536)]
     chunks = file("x", *map(at, range(65_536)), chunk_size=4096)
     with pytest.raises(LimitError, match="65536 sectors") as caught:
-        assign_slots(merge([record(sectors, chunks)]), [0])
+        assign_slots(merge([record(sectors, chunks)]), [0], GEOMETRY.sector_size)
     assert "--sector-size" in (caught.value.hint or "")
     fewer = record(sectors[:65_535], file("x", *map(at, range(65_535)), chunk_size=4096))
-    assert len(assign_slots(merge([fewer]), [0])) == 65_535
+    assert len(assign_slots(merge([fewer]), [0], GEOMETRY.sector_size)) == 65_535
 
 
 def test_thousands_of_layers() -> None:

@@ -115,6 +115,7 @@ def test_a_record_that_claims_a_terabyte_is_refused_before_memory_is_taken() -> 
         (b"x", 1 << 16),
         (b"x", -1),
         (b"x", 0, 1 << 32),
+        (b"x", 0, (1 << 32) - 1),
         (b"x", 0, 0, 0, 1 << 63),
         (b"x", 0, 0, 0, 0, 1_000_000_000),
         (b"x", 0, 0, 0, 0, 0, -1),

@@ -262,6 +262,20 @@ def image_of(children: dict[bytes, Node]) -> tuple[bytearray, dict[bytes, int]]:
     return data, {name: meta + 32 * nid for name, nid, _ in listed}
 
 
+@pytest.mark.parametrize("offset", [pytest.param(24, id="uid"), pytest.param(28, id="gid")])
+def test_an_owner_that_the_kernel_does_not_have(offset: int) -> None:
+    root = directory()
+    root.children = {b"file": Node(stat.S_IFREG, uid=1 << 16)}
+    out = io.BytesIO()
+    write_erofs(out, root, [])
+    data = bytearray(out.getvalue())
+    (nid,) = (inode.nid for inode, _ in scan(ErofsImage(out.getvalue())) if not inode.is_dir)
+    struct.pack_into(U32, data, nid * 32 + offset, 0xFFFFFFFE)
+    validate(ErofsImage(bytes(data)))
+    struct.pack_into(U32, data, nid * 32 + offset, 0xFFFFFFFF)
+    refused(data)
+
+
 def test_files_that_share_their_chunk_indexes_are_refused() -> None:
     """Each of 20,000 files states all that follows it as its indexes: 6 GB to read."""
     names = [b"%05d" % number for number in range(20_000)]

@@ -103,6 +103,21 @@ def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         tune(found.place, resolve(found.place), found.image, [trace(READS)], asked)
 
 
+def test_a_slow_trace_is_paced_by_a_local_start() -> None:
+    found = convert()
+    compared = settings(["hot"], [1 * MiB], [16 * KiB], [4096], ["hot"])
+
+    def ask(step_us: int, local_s: float | None) -> Tuned:
+        asked = Question(compared, LINKS[:1], local_s=local_s)
+        slow = [trace(READS, step_us=step_us)]
+        return tune(found.place, resolve(found.place), found.image, slow, asked)
+
+    paced = ask(100_000, 0.003)
+    assert paced.local == pytest.approx(0.003)
+    assert paced.settings[0].ready == pytest.approx(ask(1_000_000, 0.003).settings[0].ready)
+    assert paced.settings[0].ready < ask(100_000, None).settings[0].ready
+
+
 def test_a_table_of_everything() -> None:
     found = convert()
     compared = settings(KINDS, [64 * KiB, 1 * MiB], [16 * KiB], [4096], ["none", "hot"])

@@ -143,6 +143,13 @@ def test_a_stream_begins_beside_the_metadata() -> None:
     assert later.ready_s < at_once.ready_s + 1.0
 
 
+def test_a_stream_begins_when_the_metadata_begins_to_come() -> None:
+    """A round trip after it was asked for; then a connection and another one for the stream."""
+    reads = steps(fit(CONTENT, trace(EVERYTHING, step_us=0)), hot(EVERYTHING))
+    result = replay(hot(EVERYTHING), LINK, NOTHING, reads[:1], prefetch="hot")
+    assert result.ready_s == pytest.approx(PULL_S + 2 * RTT, abs=0.05)
+
+
 def test_workers_need_the_core_of_the_workload_if_there_is_no_other() -> None:
     link, layout = LinkSpeed(80e9, 0.0001, "fast"), hot(EVERYTHING)
     stored = sum(unit.entry.length for unit in layout.units)  # on such a link all of it comes
