@@ -21,7 +21,7 @@ from firstread.mounts.nodestatus import Mounted, MountHistory, Pulled
 from firstread.mounts.pulls import Waiting
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
 
 T = TypeVar("T")
 

@@ -30,10 +30,11 @@ from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import NODE_ACCESS, Access
+from firstread.registry.credentials import Credentials
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hosts import Endpoint
 from firstread.registry.login import try_login
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 from firstread.registry.open import open_source
 from firstread.registry.remote import RemoteRepository
 

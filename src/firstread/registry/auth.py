@@ -31,8 +31,9 @@ import msgspec
 from firstread.errors import AuthError, UsageError
 from firstread.oci import gojson
 from firstread.oci.reference import DEFAULT_HOST
+from firstread.registry.credentials import Credentials
 from firstread.registry.hosts import directories
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 
 __all__ = ["Credentials", "LookUp", "auth_files", "look_up"]
 

@@ -24,7 +24,7 @@ import msgspec
 
 from firstread.errors import AuthError, FirstreadError
 from firstread.oci import gojson
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
 from firstread.units import KiB
 
 CLIENT_ID: Final = "firstread"

@@ -1,41 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials as values, and those that a process keeps in its memory.
+"""The credentials that a process keeps in its memory.
 
-Owns nothing on a disk. Invariant: a secret is in no repr, and leaves the process only through
-`Logins.dump`.
+Owns nothing on a disk. Invariant: a secret leaves the process only through `Logins.dump`.
 """
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Self
 
+from firstread.registry.credentials import Credentials
+
 MAX_REFUSED = 64  # credentials whose secrets are still taken out of messages
-TOKEN_USER = "<token>"  # noqa: S105  (how docker's helpers say that a secret is an identity token)
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What to show a registry: a user and password, or an identity token."""
-
-    username: str
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-
-    def basic(self) -> str:
-        """Return the value of an ``Authorization`` header (RFC 7617)."""
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
-
-    @classmethod
-    def of(cls, username: str, secret: str) -> Self:
-        """Return what a user name and a secret mean, `TOKEN_USER` included."""
-        if username == TOKEN_USER:
-            return cls("", identity_token=secret)
-        return cls(username, secret)
 
 
 class Logins:

@@ -25,10 +25,10 @@ from firstread.registry.auth import LookUp, look_up
 from firstread.registry.bearer import LOGIN_HINT, Authorizer, TokenRequest
 from firstread.registry.calls import within
 from firstread.registry.connections import Connections
+from firstread.registry.credentials import Credentials
 from firstread.registry.endpoint import default_endpoint, follow, origin, shown
 from firstread.registry.faults import from_response, quote_error
 from firstread.registry.hosts import Endpoint
-from firstread.registry.logins import Credentials
 from firstread.registry.options import AccessOptions
 
 SUCCESS: Final = range(200, 300)
