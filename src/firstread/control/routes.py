@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from firstread.mounts.pulls import Waiting
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
 from firstread.registry.credentials import Credentials
+from firstread.registry.pullsecrets import MAX_EACH
 
 T = TypeVar("T")
 
@@ -38,11 +39,12 @@ class Password(msgspec.Struct):
 
 
 class PullRequest(msgspec.Struct):
-    """``POST /pull``: see `Node.pull`."""
+    """``POST /pull``: see `Node.pull`. The secrets count for this call only."""
 
     image: str
     access: Access = Access()
     policy: str = "missing"
+    pull_secrets: Annotated[list[Password], msgspec.Meta(max_length=MAX_EACH)] = []
 
 
 class MountRequest(PullRequest):
@@ -61,6 +63,13 @@ class LoginRequest(msgspec.Struct):
     scope: str
     login: Password
     access: Access = Access()
+
+
+class PullSecretRequest(msgspec.Struct):
+    """``POST /pullsecret``: see `Network.keep_pull_secret`."""
+
+    image: str
+    login: Password
 
 
 class UmountRequest(msgspec.Struct):
@@ -142,7 +151,7 @@ def _mount(call: Call) -> Mounted:
     if holder and not node.holds(holder):
         call.undo = lambda: node.release(holder)
     trying = node.network.trying(request.image, given.credentials()) if given else nullcontext()
-    with trying:
+    with trying, _trying_pull_secrets(call, request):
         mounted = node.mount(
             request.image,
             request.directory,
@@ -161,14 +170,27 @@ def _mount(call: Call) -> Mounted:
 def _pull(call: Call) -> Pulled:
     request = call.read(PullRequest)
     reference = parse_reference(request.image)
-    image = call.node.pull(reference, request.access, request.policy, waiter=call.client)
+    with _trying_pull_secrets(call, request):
+        image = call.node.pull(reference, request.access, request.policy, waiter=call.client)
     return Pulled(image.digest, image.config)
+
+
+def _trying_pull_secrets(call: Call, request: PullRequest) -> AbstractContextManager[None]:
+    reference = parse_reference(request.image)
+    secrets = [each.credentials() for each in request.pull_secrets]
+    return call.node.network.trying_pull_secrets(reference, secrets)
 
 
 def _login(call: Call) -> None:
     request = call.read(LoginRequest)
     credentials = request.login.credentials()
     call.node.network.prove_login(request.scope, credentials, request.access, call.client)
+
+
+def _keep_pull_secret(call: Call) -> None:
+    request = call.read(PullSecretRequest)
+    reference = parse_reference(request.image)
+    call.node.network.keep_pull_secret(reference, request.login.credentials())
 
 
 def _umount(call: Call) -> None:
@@ -217,6 +239,7 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/history"): _history,
     ("POST", "/seen"): _seen,
     ("POST", "/login"): _login,
+    ("POST", "/pullsecret"): _keep_pull_secret,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,
     ("POST", "/cache/verify"): _verify,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,6 +208,22 @@ class Network:
                 self._logins.put(scope, before)
                 raise
 
+    def keep_pull_secret(self, reference: Reference, credentials: Credentials) -> None:
+        """Keep what a successful pull has shown, for the repository of its image.
+
+        Raises:
+            UsageError: there are too many.
+        """
+        with self._lock:
+            self._logins.pulled.keep(_repository(reference), credentials)
+            self._memory.save(self._logins.dump())
+
+    def trying_pull_secrets(
+        self, reference: Reference, several: Sequence[Credentials]
+    ) -> AbstractContextManager[None]:
+        """Have credentials for the repository of an image in a block. As `PullSecrets.trying`."""
+        return self._logins.pulled.trying(_repository(reference), several)
+
     def given(self, reference: Reference) -> Credentials | None:
         """Return the credentials in memory for an image."""
         if reference.transport != "docker":
@@ -232,7 +248,7 @@ class Network:
         reference = parse_reference(image)
         if reference.transport != "docker":
             raise UsageError("a password makes no sense here: it is no registry", image=image)
-        scope = f"{reference.host}/{reference.repository}"
+        scope = _repository(reference)
         with self._lock:
             before = self._logins.exactly(scope)
             self.login(scope, credentials)
@@ -265,3 +281,7 @@ class Network:
         else:
             log.warning("an endpoint rests", extra={"fields": fields | {"error": why}})
         self._feed.tell("endpoint", state=state, error=why or None, **fields)
+
+
+def _repository(reference: Reference) -> str:
+    return f"{reference.host}/{reference.repository}"

@@ -29,3 +29,9 @@ class Credentials:
         if username == TOKEN_USER:
             return cls("", identity_token=secret)
         return cls(username, secret)
+
+    def given(self) -> tuple[str, str]:
+        """Return the user name and the secret that `of` takes."""
+        if self.identity_token:
+            return TOKEN_USER, self.identity_token
+        return self.username, self.password

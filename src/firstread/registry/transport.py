@@ -97,6 +97,7 @@ class Transport:
             [f"repository:{reference.repository}:{actions}"] if reference.repository else [],
             self._credentials,
             self._fetch_token,
+            refuse=self._refuse,
         )
 
     def _credentials(self) -> Credentials | None:
@@ -109,6 +110,11 @@ class Transport:
             logins=options.logins,
         )
         return self._looked.credentials
+
+    def _refuse(self, credentials: Credentials) -> None:
+        if self.options.logins is not None:
+            place = f"{self._account}/{self._reference.repository}"
+            self.options.logins.pulled.refuse(place, credentials)
 
     @property
     def was_challenged(self) -> bool:

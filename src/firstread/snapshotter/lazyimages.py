@@ -13,8 +13,10 @@ from firstread.control.client import Client, connected
 from firstread.errors import ImageError, NotFoundError
 from firstread.mounts.pulls import Seats
 from firstread.oci.reference import parse_reference
+from firstread.registry.credentials import Credentials
 from firstread.snapshotter.caller import current
 from firstread.snapshotter.directories import usage
+from firstread.snapshotter.inflight import PullsInFlight
 
 HOLDER = "containerd-snapshot-"
 WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
@@ -67,11 +69,19 @@ class DaemonImages:
         root: of the daemon.
         run_dir: of the daemon.
         access: to registries, in the daemon's form; {} for the daemon's own settings.
+        pulls: in flight, whose credentials the daemon may use meanwhile.
     """
 
-    def __init__(self, root: Path, run_dir: Path, access: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run_dir: Path,
+        access: dict[str, Any] | None = None,
+        pulls: PullsInFlight | None = None,
+    ) -> None:
         self._root, self._run_dir = root, run_dir
         self._access = access or {}
+        self._pulls = pulls or PullsInFlight()
         self._waiting = Seats(*WAITING)
 
     def pull(self, reference: str) -> str:
@@ -93,8 +103,18 @@ class DaemonImages:
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):
                 return ask(daemon, policy="never", **request)
+            secrets = [_login(each) for each in self._pulls.secrets(image)]
             with self._waiting.taken(parse_reference(image).host):
-                return ask(daemon, policy="missing", **request)
+                return ask(daemon, policy="missing", pull_secrets=secrets, **request)
+
+    def keep_pull_secret(self, image: str, credentials: Credentials) -> None:
+        """Have the daemon keep what a successful pull of an image has shown.
+
+        Raises:
+            FirstreadError: it does not answer, or does not take it.
+        """
+        daemon = connected(self._root, self._run_dir)
+        daemon.post("/pullsecret", image=image, login=_login(credentials))
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[Client]:
@@ -112,3 +132,8 @@ class DaemonImages:
         status = connected(self._root, self._run_dir).get("/status")
         holders = [holder for mount in status["mounts"] for holder in mount["holders"]]
         return {int(h.removeprefix(HOLDER)) for h in holders if h.startswith(HOLDER)}
+
+
+def _login(credentials: Credentials) -> dict[str, str]:
+    username, password = credentials.given()
+    return {"username": username, "password": password}

@@ -193,15 +193,20 @@ def _message(exc: FirstreadError) -> str:
     return f"{exc} ({exc.hint})" if exc.hint else str(exc)
 
 
-def start_server(snapshotter: Snapshotter, address: Path) -> grpc.Server:
-    """Serve the API on a Unix socket that only root can use.
+def server_of(snapshotter: Snapshotter) -> grpc.Server:
+    """Return a server for the API, which does not listen yet."""
+    server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
+    handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter).handlers())
+    server.add_generic_rpc_handlers((handler,))
+    return server
+
+
+def start(server: grpc.Server, address: Path) -> None:
+    """Serve on a Unix socket that only root can use.
 
     Raises:
         NodeError: listening fails.
     """
-    server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
-    handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter).handlers())
-    server.add_generic_rpc_handlers((handler,))
     try:
         check_way(address.absolute())
         address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -216,4 +221,3 @@ def start_server(snapshotter: Snapshotter, address: Path) -> grpc.Server:
     except OSError as exc:
         raise from_os_error(exc, "cannot listen on the socket") from exc
     server.start()
-    return server
