@@ -179,6 +179,22 @@ class Inventory:
         return Plan(list(gone), images, freed)
 
 
+    def plan_without(self, digest: str, is_used: Callable[[bytes], bool]) -> Plan:
+        """Choose what to remove with an image that is not used: what no other image has.
+
+        Args:
+            digest: of the image.
+            is_used: whether a sector must stay.
+        """
+        if digest not in self.images:
+            return Plan([], [], 0)
+        unread = any(isinstance(error, NodeError) for error in self.problems.values())
+        owners = self.owners()
+        size = {i: self.sizes.get(i, 0) + self.aside.get(i, 0) for i in self.images[digest].ids()}
+        gone = [i for i in size if size[i] and owners[i] == 1 and not unread and not is_used(i)]
+        return Plan(gone, [digest], sum(size[i] for i in gone))
+
+
 class IdleImages:
     """What of the images and sectors of a node can go: a `firstread.cache.admission.Idle`.
 

@@ -110,6 +110,12 @@ class PruneRequest(msgspec.Struct):
     dry_run: bool
 
 
+class DropRequest(msgspec.Struct):
+    """``POST /cache/drop``: see `OnlineMaintenance.drop`."""
+
+    digest: str
+
+
 class VerifyRequest(msgspec.Struct):
     """``POST /cache/verify``: see `OnlineMaintenance.verify`."""
 
@@ -223,6 +229,10 @@ def _prune(call: Call) -> object:
     return call.node.maintenance.prune(request.keep_bytes, dry_run=request.dry_run)
 
 
+def _drop(call: Call) -> object:
+    return call.node.maintenance.drop(call.read(DropRequest).digest)
+
+
 def _verify(call: Call) -> object:
     request = call.read(VerifyRequest)
     with call.taking_long():
@@ -242,6 +252,7 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/pullsecret"): _keep_pull_secret,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,
+    ("POST", "/cache/drop"): _drop,
     ("POST", "/cache/verify"): _verify,
 }
 """By method and path: gives the document of the answer, or None. Beside them the handler answers

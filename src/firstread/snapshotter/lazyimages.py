@@ -52,6 +52,13 @@ class Images(Protocol):
             FirstreadError: the daemon does not answer.
         """
 
+    def drop(self, reference: str) -> None:
+        """Remove an image that is not mounted, with the sectors that no other image has.
+
+        Raises:
+            FirstreadError: the daemon does not answer.
+        """
+
     def held(self) -> set[int]:
         """Return the snapshots that have a mount.
 
@@ -125,6 +132,10 @@ class DaemonImages:
 
     def release(self, snapshot: int) -> None:
         connected(self._root, self._run_dir).release(f"{HOLDER}{snapshot}")
+
+    def drop(self, reference: str) -> None:
+        digest = parse_reference(reference).digest
+        connected(self._root, self._run_dir).post("/cache/drop", digest=digest)
 
     def held(self) -> set[int]:
         if not Client(self._run_dir).alive() and not any((self._root / "mounts").glob("*.json")):
