@@ -5,6 +5,7 @@
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)
 # make death  kills the fetcher every 2 s for 5 minutes of reads, then supervisor and fetcher at once 50 times; by each device
 # make test-kernels  tries each device on Debian's kernels, in guests; DEPTH=full also its suite, run and containerd
+# make test-kubelet  runs pods of a kubelet, if there is one in PATH
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -16,7 +17,7 @@ APT := attr acl busybox-static ca-certificates chromium containerd crun curl run
        iproute2 libarchive-tools libnbd-bin make mount procps python3-venv qemu-utils skopeo uidmap umoci util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-vm fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kubelet test-kernels test-vm fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,9 @@ test-benchmarks: packages setup
 test-go: setup
 	@command -v go >/dev/null || { echo "skipped: there is no Go"; exit 0; }; \
 	    cd tests/go && FIRSTREAD=$(CURDIR)/$(BIN)/firstread go test -count=1 -parallel 2 ./...
+
+test-kubelet: packages setup
+	$(BIN)/pytest -m kubelet -rPs tests/kubelet
 
 test-kernels: packages setup
 	@tools/packages.sh qemu-system-x86 kmod

@@ -58,7 +58,7 @@ def test_reads_of_a_pod_use_what_its_pulls_have_shown(
     assert blob_bytes(private, "app") < 16 * MiB
 
     private.change_password()
-    place = Path(f"/proc/{node.task_pid(container)}/root/data/3")
+    place = Path(f"/proc/{node.task_pid(container)}/root/data/5")
     with node.daemon.reading(place) as waiting:
         node.wait(lambda: "401" in (node.daemon.status()["mounts"][0]["last_error"] or ""))
         with pytest.raises(grpc.RpcError, match=REFUSED):
@@ -66,7 +66,7 @@ def test_reads_of_a_pod_use_what_its_pulls_have_shown(
         assert waiting.poll() is None
         node.pull(image, login=(USERNAME, NEW_PASSWORD))  # nothing to fetch, and still heard of
         assert waiting.wait() == 0
-    assert node.exec(container, *read(3)) == f"{digest_of(3)}  /data/3\n"
+    assert node.exec(container, *read(5)) == f"{digest_of(5)}  /data/5\n"
     (mount,) = node.daemon.status()["mounts"]
     assert mount["failed_reads"] == 0
 

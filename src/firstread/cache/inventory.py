@@ -178,7 +178,6 @@ class Inventory:
                 images.append(digest)
         return Plan(list(gone), images, freed)
 
-
     def plan_without(self, digest: str, is_used: Callable[[bytes], bool]) -> Plan:
         """Choose what to remove with an image that is not used: what no other image has.
 

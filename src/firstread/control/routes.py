@@ -65,11 +65,17 @@ class LoginRequest(msgspec.Struct):
     access: Access = Access()
 
 
-class PullSecretRequest(msgspec.Struct):
-    """``POST /pullsecret``: see `Network.keep_pull_secret`."""
+class PulledRequest(msgspec.Struct):
+    """``POST /pulled``: see `Network.pulled`."""
 
     image: str
-    login: Password
+    login: Password | None
+
+
+class WantsPullRequest(msgspec.Struct):
+    """``POST /wants-pull``: see `Network.wants_pull`."""
+
+    image: str
 
 
 class UmountRequest(msgspec.Struct):
@@ -193,10 +199,15 @@ def _login(call: Call) -> None:
     call.node.network.prove_login(request.scope, credentials, request.access, call.client)
 
 
-def _keep_pull_secret(call: Call) -> None:
-    request = call.read(PullSecretRequest)
-    reference = parse_reference(request.image)
-    call.node.network.keep_pull_secret(reference, request.login.credentials())
+def _pulled(call: Call) -> None:
+    request = call.read(PulledRequest)
+    credentials = request.login.credentials() if request.login else None
+    call.node.network.pulled(parse_reference(request.image), credentials)
+
+
+def _wants_pull(call: Call) -> object:
+    reference = parse_reference(call.read(WantsPullRequest).image)
+    return {"wants_pull": call.node.network.wants_pull(reference)}
 
 
 def _umount(call: Call) -> None:
@@ -249,7 +260,8 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/history"): _history,
     ("POST", "/seen"): _seen,
     ("POST", "/login"): _login,
-    ("POST", "/pullsecret"): _keep_pull_secret,
+    ("POST", "/pulled"): _pulled,
+    ("POST", "/wants-pull"): _wants_pull,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,
     ("POST", "/cache/drop"): _drop,

@@ -208,8 +208,8 @@ class Network:
                 self._logins.put(scope, before)
                 raise
 
-    def keep_pull_secret(self, reference: Reference, credentials: Credentials) -> None:
-        """Keep what a successful pull has shown, for the repository of its image.
+    def pulled(self, reference: Reference, credentials: Credentials | None) -> None:
+        """Keep what a successful pull has shown, if anything, for the repository of its image.
 
         Raises:
             UsageError: there are too many.
@@ -217,6 +217,10 @@ class Network:
         with self._lock:
             self._logins.pulled.keep(_repository(reference), credentials)
             self._memory.save(self._logins.dump())
+
+    def wants_pull(self, reference: Reference) -> bool:
+        """Return whether the registry refuses all credentials; a pull may bring others."""
+        return self._logins.pulled.is_wanted(_repository(reference))
 
     def trying_pull_secrets(
         self, reference: Reference, several: Sequence[Credentials]

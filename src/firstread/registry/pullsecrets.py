@@ -3,8 +3,8 @@
 
 Owns their order and their bounds. A registry grants rights by repository, so what a pull showed for
 a repository serves every image of it, and nothing else. Invariants: the newest comes first; one
-that the registry has refused waits behind everything else, because nobody can ask a kubelet for
-another one, and registries err; what is kept never exceeds its share of the daemon's memory.
+that the registry has refused waits behind everything else, because only a pull brings another one,
+and registries err; what is kept never exceeds its share of the daemon's memory.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MAX_EACH: Final = (
     4  # of one repository: tenants share images, and tokens of hours follow each other
 )
 MAX_BYTES: Final = 128 * KiB  # of all as JSON: half of what a daemon's memory takes
+MAX_WANTED: Final = 1024  # repositories
 REFUSED_S: Final = 60.0  # as long as an endpoint that refuses is not asked
 
 _Pair = tuple[str, Credentials]
@@ -41,11 +42,15 @@ class PullSecrets:
         self._kept: dict[_Pair, None] = {}  # the newest last
         self._tried: list[_Pair] = []  # by pulls that have not ended; the newest last
         self._refused: dict[_Pair, float] = {}  # until when
+        self._wanted: dict[str, None] = {}  # repositories; the newest last
         self._lock = threading.Lock()
 
-    def keep(self, repository: str, credentials: Credentials) -> None:
-        """Keep what a successful pull has shown; forget the oldest beyond the bounds."""
+    def keep(self, repository: str, credentials: Credentials | None) -> None:
+        """Keep what a successful pull has shown, if anything; forget the oldest beyond bounds."""
         with self._lock:
+            self._wanted.pop(repository, None)
+            if credentials is None:
+                return
             pair = repository, credentials
             self._refused.pop(pair, None)
             self._kept.pop(pair, None)
@@ -75,6 +80,18 @@ class PullSecrets:
             if pair in self._kept or pair in self._tried:
                 self._refused = {each: end for each, end in self._refused.items() if end > now}
                 self._refused[pair] = now + REFUSED_S
+
+    def want(self, repository: str) -> None:
+        """Note that the registry has refused all that this process knows: a pull has to help."""
+        with self._lock:
+            self._wanted[repository] = None
+            if len(self._wanted) > MAX_WANTED:
+                del self._wanted[next(iter(self._wanted))]
+
+    def is_wanted(self, repository: str) -> bool:
+        """Return whether the registry has refused a repository, and no pull has helped since."""
+        with self._lock:
+            return repository in self._wanted
 
     def find(self, repository: str, *, refused: bool = False) -> Credentials | None:
         """Return the newest credentials of a repository, of the `refused` ones or of the others."""

@@ -92,6 +92,7 @@ class Transport:
         self._connections = Connections(endpoint, options)
         self._reference = reference
         self._account = endpoint.host if endpoint.namespace else reference.host
+        self._place = f"{self._account}/{reference.repository}"
         self._looked: LookUp | None = None  # for credentials, last
         self._authorizer = Authorizer(
             [f"repository:{reference.repository}:{actions}"] if reference.repository else [],
@@ -113,8 +114,7 @@ class Transport:
 
     def _refuse(self, credentials: Credentials) -> None:
         if self.options.logins is not None:
-            place = f"{self._account}/{self._reference.repository}"
-            self.options.logins.pulled.refuse(place, credentials)
+            self.options.logins.pulled.refuse(self._place, credentials)
 
     @property
     def was_challenged(self) -> bool:
@@ -186,6 +186,8 @@ class Transport:
             if response.status not in expect:
                 raise self._refusal(response, what, here.url)
         except AuthError as exc:
+            if self.options.logins is not None:
+                self.options.logins.pulled.want(self._place)
             self._tell_where(exc)
             raise
         return response, here.url

@@ -3,9 +3,12 @@
 
 A kubelet gives the credentials of a pull to the image service that it is told to use
 (``imageServiceEndpoint``), and to nobody else; containerd hands none to a snapshotter. So this one
-is told to it. Owns what a pull's request says of credentials. Invariants: requests and answers go
-through as bytes, whatever the version of CRI; a pull ends as containerd ends it, even if the daemon
-does not take the credentials; they are in no message and in no log.
+is told to it. Owns what a pull's request says of credentials, and the one answer that is not
+containerd's: an image whose registry refuses the daemon is not here. A kubelet that is about to
+start a container then pulls it again, which brings new credentials and hardly a byte.
+
+Invariants: requests and answers go through as bytes, whatever the version of CRI; all else ends as
+containerd ends it, even if the daemon does not answer; credentials are in no message and no log.
 
 Facts about gRPC: a call with one answer is a stream of one, so one kind of handler fits all
 methods of the service. A client has the answer of such a call when its status arrives, so what
@@ -21,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -48,6 +51,17 @@ OPTIONS: Final = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
 ]
 _OWN: Final = ("user-agent", "grpc-accept-encoding")  # headers of one connection
+_NOT_HERE: Final = b""  # an ImageStatusResponse without an image
+
+
+class Daemon(Protocol):
+    """What the image service tells the daemon of pulls, and asks it."""
+
+    def pulled(self, image: str, credentials: Credentials | None) -> None:
+        """Take what a successful pull has shown, if anything. Raises FirstreadError."""
+
+    def wants_pull(self, image: str) -> bool:
+        """Return whether the registry refuses the daemon. Raises FirstreadError."""
 
 
 class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -56,16 +70,14 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
     Args:
         containerd: socket of its CRI.
         pulls: knows the credentials while a pull lasts.
-        keep: takes an image's name and the credentials of its successful pull.
+        daemon: keeps them after that.
     """
 
-    def __init__(
-        self, containerd: Path, pulls: PullsInFlight, keep: Callable[[str, Credentials], None]
-    ) -> None:
+    def __init__(self, containerd: Path, pulls: PullsInFlight, daemon: Daemon) -> None:
         limit = ("grpc.max_reconnect_backoff_ms", RECONNECT_MS)
         self._channel = grpc.insecure_channel(f"unix://{containerd}", options=[*OPTIONS, limit])
         self._pulls = pulls
-        self._keep = keep
+        self._daemon = daemon
         self._seats = Seats(PULLS, PULLS, "pulls run")
 
     def close(self) -> None:
@@ -73,22 +85,37 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._channel.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        service, _, method = handler_call_details.method.removeprefix("/").partition("/")
+        path = handler_call_details.method
+        service, _, method = path.removeprefix("/").partition("/")
         if not (service.startswith("runtime.") and service.endswith(".ImageService")):
             return None
-        answer = self._pull if method == "PullImage" else self._pass_on
-        path = handler_call_details.method
-        return grpc.unary_stream_rpc_method_handler(partial(_answering, partial(answer, path)))
+        known = {"PullImage": self._pull, "ImageStatus": self._status}
+        answer = partial(known.get(method, self._pass_on), path)
+        return grpc.unary_stream_rpc_method_handler(partial(_answering, answer))
 
     def _pull(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         image, credentials = shown(request)
         with self._taken(context), self._pulling(image, credentials):
             yield from self._pass_on(path, request, context)
-        if credentials is not None:
+        if image:
             try:
-                self._keep(image, credentials)
+                self._daemon.pulled(image, credentials)
             except FirstreadError as exc:
-                log.warning("cannot keep the credentials of the pull of %s: %s", image, exc)
+                log.warning("the daemon does not know of the pull of %s: %s", image, exc)
+
+    def _status(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        for answer in self._pass_on(path, request, context):
+            yield _NOT_HERE if self._wants_pull(request) else answer
+
+    def _wants_pull(self, request: bytes) -> bool:
+        try:
+            image = api.ImageStatusRequest.FromString(request).image.image
+            wants = self._daemon.wants_pull(image)
+        except (DecodeError, FirstreadError):  # it is asked by id, or the daemon is away
+            return False
+        if wants:
+            log.warning("the registry refuses the daemon: %s is to be pulled again", image)
+        return wants
 
     def _pulling(self, image: str, credentials: Credentials | None) -> AbstractContextManager[None]:
         return self._pulls.pulling(image, credentials) if credentials else nullcontext()
@@ -130,7 +157,8 @@ def shown(request: bytes) -> tuple[str, Credentials | None]:
     """Return the image of a PullImageRequest, and the credentials that fit it; None for none.
 
     As containerd reads them (ParseAuth): a user name comes first, a token for the registry itself
-    is not supported, and ``server_address`` may only confirm the registry.
+    is not supported, and ``server_address`` may only confirm the registry. The name is empty if the
+    request is wrong: containerd says what is wrong with it.
     """
     try:
         message = api.PullImageRequest.FromString(request)
@@ -142,7 +170,7 @@ def shown(request: bytes) -> tuple[str, Credentials | None]:
         if not username and auth.auth and not auth.identity_token:
             username, password = decode_pair(auth.auth)
     except (DecodeError, FirstreadError, ValueError):
-        return "", None  # containerd says what is wrong with it
+        return "", None
     token = "" if username else auth.identity_token
     size = len(username) + len(password) + len(token)
     if not (username or token) or not host or size > MAX_SECRET:

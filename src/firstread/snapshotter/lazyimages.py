@@ -114,14 +114,23 @@ class DaemonImages:
             with self._waiting.taken(parse_reference(image).host):
                 return ask(daemon, policy="missing", pull_secrets=secrets, **request)
 
-    def keep_pull_secret(self, image: str, credentials: Credentials) -> None:
-        """Have the daemon keep what a successful pull of an image has shown.
+    def pulled(self, image: str, credentials: Credentials | None) -> None:
+        """Have the daemon keep what a successful pull of an image has shown, if anything.
 
         Raises:
             FirstreadError: it does not answer, or does not take it.
         """
-        daemon = connected(self._root, self._run_dir)
-        daemon.post("/pullsecret", image=image, login=_login(credentials))
+        login = _login(credentials) if credentials else None
+        connected(self._root, self._run_dir).post("/pulled", image=image, login=login)
+
+    def wants_pull(self, image: str) -> bool:
+        """Return whether the registry refuses the daemon, and a pull may bring credentials.
+
+        Raises:
+            FirstreadError: it does not answer.
+        """
+        answer = connected(self._root, self._run_dir).post("/wants-pull", image=image)
+        return bool(answer["wants_pull"])
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[Client]:

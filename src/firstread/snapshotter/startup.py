@@ -103,7 +103,7 @@ def serve(settings: Settings) -> None:
     log.info("the snapshotter serves %s", settings.address)
     if settings.image_service is not None:
         no_core_dumps()  # passwords pass
-        image_service = ImageService(settings.containerd, pulls, images.keep_pull_secret)
+        image_service = ImageService(settings.containerd, pulls, images)
         servers.append(imageservice.server_of(image_service))
         start(servers[1], settings.image_service)
         log.info("CRI's image service is passed on at %s", settings.image_service)

@@ -16,7 +16,7 @@ from firstread.registry.credentials import Credentials
 from firstread.registry.logins import Logins
 from firstread.registry.open import open_source
 from firstread.registry.options import AccessOptions
-from firstread.registry.pullsecrets import MAX_BYTES, MAX_EACH, REFUSED_S, PullSecrets
+from firstread.registry.pullsecrets import MAX_BYTES, MAX_EACH, MAX_WANTED, REFUSED_S, PullSecrets
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
 
 HOST = "r.example:5000"
@@ -82,7 +82,21 @@ def test_a_file_takes_the_place_of_a_refused_one(tmp_path: Path) -> None:
     assert found() == OLD.password
 
 
-def test_what_is_too_much_is_forgotten_from_its_oldest() -> None:
+def test_a_refused_repository_wants_a_pull_until_there_is_one() -> None:
+    secrets = PullSecrets()
+    for helps in (NEW, None):
+        secrets.want(APP)
+        assert secrets.is_wanted(APP)
+        assert not secrets.is_wanted(OTHER)
+        secrets.keep(APP, helps)
+        assert not secrets.is_wanted(APP)
+    for number in range(MAX_WANTED + 1):
+        secrets.want(f"{HOST}/{number}")
+    assert not secrets.is_wanted(f"{HOST}/0")
+    assert secrets.is_wanted(f"{HOST}/{number}")
+
+
+def test_too_many_secrets_push_out_the_oldest() -> None:
     secrets = PullSecrets()
     for number in range(MAX_EACH + 1):
         secrets.keep(APP, Credentials("me", f"word {number}"))
@@ -135,5 +149,6 @@ def test_a_registry_that_refuses_one_gets_the_next(auth: str) -> None:
         with open_source(reference, options) as repository:
             with pytest.raises(AuthError, match="401"):
                 repository.has_blob(blob)
+            assert logins.pulled.is_wanted(place)
             assert repository.has_blob(blob)
             assert logins.pulled.find(place, refused=True) == NEW

@@ -63,13 +63,21 @@ class Between:
     containerd: Containerd
     channel: grpc.Channel
     pulls: PullsInFlight
-    kept: list[tuple[str, Credentials]] = field(default_factory=list)
+    kept: list[tuple[str, Credentials | None]] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
     failing: bool = False
 
-    def keep(self, image: str, credentials: Credentials) -> None:
+    def pulled(self, image: str, credentials: Credentials | None) -> None:
+        self._check()
+        self.kept.append((image, credentials))
+
+    def wants_pull(self, image: str) -> bool:
+        self._check()
+        return image in self.wanted
+
+    def _check(self) -> None:
         if self.failing:
             raise NodeError("no daemon answers")
-        self.kept.append((image, credentials))
 
     def pull(self, request: bytes) -> bytes:
         return b"".join(self.channel.unary_stream(PULL)(request, timeout=PATIENCE_S))
@@ -85,7 +93,7 @@ def between(tmp_path: Path) -> Iterator[Between]:
     upstream.start()
     channel = grpc.insecure_channel(f"unix://{tmp_path}/image.sock", options=limits)
     made = Between(containerd, channel, pulls)
-    service = ImageService(tmp_path / "containerd.sock", pulls, made.keep)
+    service = ImageService(tmp_path / "containerd.sock", pulls, made)
     server = imageservice.server_of(service)
     start(server, tmp_path / "image.sock")
     yield made
@@ -148,14 +156,28 @@ def test_a_pull_succeeds_though_the_daemon_does_not_answer(
     between.failing = True
     request = request_of(username="robot", password="pass word")
     assert between.pull(request) == 2 * request
-    assert f"cannot keep the credentials of the pull of {IMAGE}: no daemon" in caplog.text
+    assert f"the daemon does not know of the pull of {IMAGE}: no daemon" in caplog.text
     assert "pass word" not in caplog.text
 
 
 def test_a_pull_without_credentials_keeps_nothing(between: Between) -> None:
     for request in (request_of(), b"\xff no message", b""):
         assert between.pull(request) == 2 * request
-    assert between.kept == []
+    assert between.kept == [(IMAGE, None)]
+
+
+@pytest.mark.parametrize("state", ["wanted", "other", "failing"])
+def test_an_image_whose_registry_refuses_the_daemon_is_not_here(
+    between: Between, state: str
+) -> None:
+    between.failing = state == "failing"
+    between.wanted = [IMAGE] if state == "wanted" else ["r.example/other"]
+    status = api.ImageStatusRequest(image=api.ImageSpec(image=IMAGE)).SerializeToString()
+    for request in (status, b"\xff no message"):
+        call = between.channel.unary_stream("/runtime.v1.ImageService/ImageStatus")
+        answers = list(call(request, timeout=PATIENCE_S))
+        hidden = state == "wanted" and request is status
+        assert answers == [b"" if hidden else request] * 2
 
 
 def test_a_client_that_goes_ends_the_call_behind(between: Between) -> None:
@@ -172,7 +194,8 @@ def test_only_root_can_connect(between: Between, tmp_path: Path) -> None:
 
 
 def test_a_containerd_that_is_away_is_unavailable(tmp_path: Path) -> None:
-    service = ImageService(tmp_path / "none.sock", PullsInFlight(), lambda *_: None)
+    nobody: Any = None
+    service = ImageService(tmp_path / "none.sock", PullsInFlight(), nobody)
     server = imageservice.server_of(service)
     start(server, tmp_path / "image.sock")
     with grpc.insecure_channel(f"unix://{tmp_path}/image.sock") as channel:
