@@ -192,7 +192,7 @@ class Kubelet:
             "authorization": {"mode": "AlwaysAllow"},
             "cgroupDriver": "cgroupfs",
             "cgroupsPerQOS": False,
-            "enforceNodeAllocatable": [],
+            "enforceNodeAllocatable": ["none"],
             "failCgroupV1": False,
             "failSwapOn": False,
             "makeIPTablesUtilChains": False,

@@ -188,9 +188,10 @@ def _pull(call: Call) -> Pulled:
 
 
 def _trying_pull_secrets(call: Call, request: PullRequest) -> AbstractContextManager[None]:
-    reference = parse_reference(request.image)
     secrets = [each.credentials() for each in request.pull_secrets]
-    return call.node.network.trying_pull_secrets(reference, secrets)
+    if not secrets:
+        return nullcontext()
+    return call.node.network.trying_pull_secrets(parse_reference(request.image), secrets)
 
 
 def _login(call: Call) -> None:

@@ -19,6 +19,7 @@ from firstread.snapshotter.directories import usage
 from firstread.snapshotter.inflight import PullsInFlight
 
 HOLDER = "containerd-snapshot-"
+TOLD_S: Final = 5.0  # for what needs no registry: a kubelet waits for it
 WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
 
 
@@ -121,7 +122,7 @@ class DaemonImages:
             FirstreadError: it does not answer, or does not take it.
         """
         login = _login(credentials) if credentials else None
-        connected(self._root, self._run_dir).post("/pulled", image=image, login=login)
+        Client(self._run_dir, TOLD_S).post("/pulled", image=image, login=login)
 
     def wants_pull(self, image: str) -> bool:
         """Return whether the registry refuses the daemon, and a pull may bring credentials.
@@ -129,8 +130,7 @@ class DaemonImages:
         Raises:
             FirstreadError: it does not answer.
         """
-        answer = connected(self._root, self._run_dir).post("/wants-pull", image=image)
-        return bool(answer["wants_pull"])
+        return bool(Client(self._run_dir, TOLD_S).post("/wants-pull", image=image)["wants_pull"])
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[Client]:

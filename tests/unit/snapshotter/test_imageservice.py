@@ -20,7 +20,7 @@ from firstread.errors import NodeError
 from firstread.registry.credentials import Credentials
 from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter import imageservice
-from firstread.snapshotter.imageservice import MAX_SECRET, ImageService, shown
+from firstread.snapshotter.imageservice import MAX_MESSAGE, MAX_SECRET, ImageService, shown
 from firstread.snapshotter.inflight import PullsInFlight
 from firstread.snapshotter.service import start
 from firstread.testing.patience import PATIENCE_S
@@ -61,6 +61,7 @@ class Containerd(grpc.GenericRpcHandler):  # type: ignore[misc]
 @dataclass
 class Between:
     containerd: Containerd
+    address: str
     channel: grpc.Channel
     pulls: PullsInFlight
     kept: list[tuple[str, Credentials | None]] = field(default_factory=list)
@@ -91,8 +92,9 @@ def between(tmp_path: Path) -> Iterator[Between]:
     upstream = grpc.server(ThreadPoolExecutor(4), handlers=[containerd], options=limits)
     upstream.add_insecure_port(f"unix://{tmp_path}/containerd.sock")
     upstream.start()
-    channel = grpc.insecure_channel(f"unix://{tmp_path}/image.sock", options=limits)
-    made = Between(containerd, channel, pulls)
+    address = f"unix://{tmp_path}/image.sock"
+    channel = grpc.insecure_channel(address, options=limits)
+    made = Between(containerd, address, channel, pulls)
     service = ImageService(tmp_path / "containerd.sock", pulls, made)
     server = imageservice.server_of(service)
     start(server, tmp_path / "image.sock")
@@ -117,6 +119,15 @@ def test_what_it_does_not_know_goes_through(between: Between) -> None:
     assert dict(call.trailing_metadata())["more"] == "of it"
     method, request, metadata = between.containerd.seen[0]
     assert (method, request, metadata["trace"]) == (path, data, "7")
+
+
+def test_a_message_of_too_many_bytes_ends_its_call(between: Between) -> None:
+    with grpc.insecure_channel(between.address, [("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_stream(PULL)(bytes(MAX_MESSAGE + 1), timeout=PATIENCE_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert between.containerd.seen == []
 
 
 @pytest.mark.parametrize("path", ["/runtime.v1.RuntimeService/Status", "/x.ImageService/PullImage"])
