@@ -197,6 +197,7 @@ class Kubelet:
             "failSwapOn": False,
             "makeIPTablesUtilChains": False,
             "containerRuntimeEndpoint": f"unix://{self.node.socket}",
+            "volumePluginDir": str(self.directory / "plugins"),
             "staticPodPath": str(self.manifests),
             "podLogsDir": str(self.node.logs),
             "contentType": "application/json",

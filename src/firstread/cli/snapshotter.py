@@ -94,9 +94,13 @@ def command(
     """
     from firstread.config import load_config
     from firstread.daemon.logs import configure_logging
+    from firstread.errors import UsageError
     from firstread.snapshotter.nodepolicy import Policy
     from firstread.snapshotter.startup import Settings, overlay_options, serve
 
+    sockets = [path.resolve() for path in (address, containerd, image_service) if path]
+    if len(set(sockets)) < len(sockets):
+        raise UsageError("--address, --containerd and --image-service have to be different sockets")
     require_lazy = require_lazy or load_config(config_path).policy.require == "lazy"
     configure_logging(log_level.upper())
     policy = Policy(require_lazy, excepted, remap_ids, overlay_options())

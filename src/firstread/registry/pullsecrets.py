@@ -20,9 +20,7 @@ from typing import Any, Final
 from firstread.registry.credentials import Credentials
 from firstread.units import KiB
 
-MAX_EACH: Final = (
-    4  # of one repository: tenants share images, and tokens of hours follow each other
-)
+MAX_EACH: Final = 4  # of one repository: tenants share it, and tokens follow each other
 MAX_BYTES: Final = 128 * KiB  # of all as JSON: half of what a daemon's memory takes
 MAX_WANTED: Final = 1024  # repositories
 REFUSED_S: Final = 60.0  # as long as an endpoint that refuses is not asked
@@ -81,15 +79,19 @@ class PullSecrets:
                 self._refused = {each: end for each, end in self._refused.items() if end > now}
                 self._refused[pair] = now + REFUSED_S
 
-    def want(self, repository: str) -> None:
-        """Note that the registry has refused all that this process knows: a pull has to help."""
+    def answered(self, repository: str, *, refused: bool) -> None:
+        """Note whether the registry refuses what this process shows for a repository."""
+        if not refused and repository not in self._wanted:
+            return  # as almost always
         with self._lock:
-            self._wanted[repository] = None
+            self._wanted.pop(repository, None)
+            if refused:
+                self._wanted[repository] = None
             if len(self._wanted) > MAX_WANTED:
                 del self._wanted[next(iter(self._wanted))]
 
     def is_wanted(self, repository: str) -> bool:
-        """Return whether the registry has refused a repository, and no pull has helped since."""
+        """Return whether the registry refuses a repository, and no pull has helped since."""
         with self._lock:
             return repository in self._wanted
 

@@ -116,6 +116,10 @@ class Transport:
         if self.options.logins is not None:
             self.options.logins.pulled.refuse(self._place, credentials)
 
+    def _note(self, *, refused: bool) -> None:
+        if self.options.logins is not None:
+            self.options.logins.pulled.answered(self._place, refused=refused)
+
     @property
     def was_challenged(self) -> bool:
         """Whether the registry has asked for credentials."""
@@ -186,10 +190,10 @@ class Transport:
             if response.status not in expect:
                 raise self._refusal(response, what, here.url)
         except AuthError as exc:
-            if self.options.logins is not None:
-                self.options.logins.pulled.want(self._place)
+            self._note(refused=True)
             self._tell_where(exc)
             raise
+        self._note(refused=False)
         return response, here.url
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ log = logging.getLogger("imageservice")
 
 THREADS: Final = 96  # calls at a time
 PULLS: Final = 80  # of them: the others are for calls that take no time
+CALLS: Final = 1000  # with those that wait for a thread
 MAX_MESSAGE: Final = 16 * MiB  # what a kubelet takes; gRPC's own limit is 4 MiB
 MAX_SECRET: Final = 16 * KiB  # bytes; registries take no headers that are longer
 LONGEST_S: Final = 86400.0  # of a pull: a kubelet sets it no end, which gRPC knows as 292 years
@@ -123,13 +124,13 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
     @contextlib.contextmanager
     def _taken(self, context: grpc.ServicerContext) -> Iterator[None]:
         try:
-            self._seats.take("")
+            self._seats.take("containerd")
         except BusyError as exc:
             context.abort(grpc.StatusCode.UNAVAILABLE, f"firstread: {exc}")
         try:
             yield
         finally:
-            self._seats.give_back("")
+            self._seats.give_back("containerd")
 
     def _pass_on(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         metadata = [each for each in context.invocation_metadata() if each[0] not in _OWN]
@@ -181,4 +182,4 @@ def shown(request: bytes) -> tuple[str, Credentials | None]:
 def server_of(service: ImageService) -> grpc.Server:
     """Return a server for an image service, which does not listen yet."""
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="image")
-    return grpc.server(threads, handlers=[service], options=OPTIONS)
+    return grpc.server(threads, handlers=[service], options=OPTIONS, maximum_concurrent_rpcs=CALLS)

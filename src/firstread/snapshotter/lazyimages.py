@@ -122,7 +122,7 @@ class DaemonImages:
             FirstreadError: it does not answer, or does not take it.
         """
         login = _login(credentials) if credentials else None
-        Client(self._run_dir, TOLD_S).post("/pulled", image=image, login=login)
+        Client(self._run_dir, TOLD_S).pulled(image=image, login=login)
 
     def wants_pull(self, image: str) -> bool:
         """Return whether the registry refuses the daemon, and a pull may bring credentials.

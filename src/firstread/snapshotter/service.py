@@ -205,10 +205,12 @@ def start(server: grpc.Server, address: Path) -> None:
     """Serve on a Unix socket that only root can use.
 
     Raises:
-        NodeError: listening fails.
+        NodeError: listening fails, or something else than a socket is there.
     """
     try:
         check_way(address.absolute())
+        if address.exists() and not address.is_socket():
+            raise NodeError(f"{address} is there, and is no socket", hint="choose another path")
         address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         address.unlink(missing_ok=True)  # of an earlier process, which is gone: we hold the lock
         mask = os.umask(0o177)

@@ -82,18 +82,26 @@ def test_a_file_takes_the_place_of_a_refused_one(tmp_path: Path) -> None:
     assert found() == OLD.password
 
 
-def test_a_refused_repository_wants_a_pull_until_there_is_one() -> None:
+@pytest.mark.parametrize("help_", ["a secret", "a pull without one", "an answer"])
+def test_a_refused_repository_wants_a_pull_until_something_helps(help_: str) -> None:
     secrets = PullSecrets()
-    for helps in (NEW, None):
-        secrets.want(APP)
-        assert secrets.is_wanted(APP)
-        assert not secrets.is_wanted(OTHER)
-        secrets.keep(APP, helps)
-        assert not secrets.is_wanted(APP)
+    secrets.answered(APP, refused=True)
+    secrets.answered(OTHER, refused=False)
+    assert secrets.is_wanted(APP)
+    assert not secrets.is_wanted(OTHER)
+    if help_ == "an answer":
+        secrets.answered(APP, refused=False)
+    else:
+        secrets.keep(APP, NEW if help_ == "a secret" else None)
+    assert not secrets.is_wanted(APP)
+
+
+def test_only_so_many_repositories_want_a_pull() -> None:
+    secrets = PullSecrets()
     for number in range(MAX_WANTED + 1):
-        secrets.want(f"{HOST}/{number}")
+        secrets.answered(f"{HOST}/{number}", refused=True)
     assert not secrets.is_wanted(f"{HOST}/0")
-    assert secrets.is_wanted(f"{HOST}/{number}")
+    assert secrets.is_wanted(f"{HOST}/{MAX_WANTED}")
 
 
 def test_too_many_secrets_push_out_the_oldest() -> None:
@@ -151,4 +159,5 @@ def test_a_registry_that_refuses_one_gets_the_next(auth: str) -> None:
                 repository.has_blob(blob)
             assert logins.pulled.is_wanted(place)
             assert repository.has_blob(blob)
+            assert not logins.pulled.is_wanted(place)
             assert logins.pulled.find(place, refused=True) == NEW
