@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import sys
 import threading
 import urllib.parse
 from typing import Any, Final, Self
@@ -142,6 +143,10 @@ class _Server(http.server.ThreadingHTTPServer):
     def __init__(self, api: ApiServer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.api = api
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a kubelet that ends
+            super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
