@@ -178,20 +178,23 @@ class Inventory:
                 images.append(digest)
         return Plan(list(gone), images, freed)
 
-    def plan_without(self, digest: str, is_used: Callable[[bytes], bool]) -> Plan:
-        """Choose what to remove with an image that is not used: what no other image has.
+    def plan_without(self, digests: Collection[str], is_used: Callable[[bytes], bool]) -> Plan:
+        """Choose what to remove with images that are not used: what no other image has.
 
         Args:
-            digest: of the image.
+            digests: of the images; those that cannot be opened stay.
             is_used: whether a sector must stay.
         """
-        if digest not in self.images:
-            return Plan([], [], 0)
+        leaving = [digest for digest in digests if digest in self.images]
+        stay = {i for d, image in self.images.items() if d not in leaving for i in image.ids()}
         unread = any(isinstance(error, NodeError) for error in self.problems.values())
-        owners = self.owners()
-        size = {i: self.sizes.get(i, 0) + self.aside.get(i, 0) for i in self.images[digest].ids()}
-        gone = [i for i in size if size[i] and owners[i] == 1 and not unread and not is_used(i)]
-        return Plan(gone, [digest], sum(size[i] for i in gone))
+        size = {
+            i: self.sizes.get(i, 0) + self.aside.get(i, 0)
+            for d in leaving
+            for i in self.images[d].ids()
+        }
+        gone = [i for i in size if size[i] and i not in stay and not unread and not is_used(i)]
+        return Plan(gone, leaving, sum(size[i] for i in gone))
 
 
 class IdleImages:

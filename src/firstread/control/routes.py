@@ -119,7 +119,7 @@ class PruneRequest(msgspec.Struct):
 class DropRequest(msgspec.Struct):
     """``POST /cache/drop``: see `OnlineMaintenance.drop`."""
 
-    digest: str
+    digests: list[str]
 
 
 class VerifyRequest(msgspec.Struct):
@@ -242,7 +242,7 @@ def _prune(call: Call) -> object:
 
 
 def _drop(call: Call) -> object:
-    return call.node.maintenance.drop(call.read(DropRequest).digest)
+    return call.node.maintenance.drop(call.read(DropRequest).digests)
 
 
 def _verify(call: Call) -> object:

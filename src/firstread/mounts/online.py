@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec import structs
 
@@ -71,13 +71,12 @@ class OnlineMaintenance:
             plan = inventory.plan(self._fetcher.presence.is_needed, self._used(), keep_bytes)
             return plan.document() if dry_run else self._carry_out(plan)
 
-    def drop(self, digest: str) -> Pruned:
-        """Remove an image, and the sectors that no other image has, unless it is mounted."""
+    def drop(self, digests: Collection[str]) -> Pruned:
+        """Remove images that are not mounted, and the sectors that no other image has."""
         with self._lock:
-            if digest in self._used():
-                return Plan([], [], 0).document()
+            idle = set(digests) - self._used()
             inventory = take_inventory(self._images, self._store)
-            return self._carry_out(inventory.plan_without(digest, self._fetcher.presence.is_needed))
+            return self._carry_out(inventory.plan_without(idle, self._fetcher.presence.is_needed))
 
     def _used(self) -> set[str]:
         return {served.image.digest for served in self._fetcher.served()}

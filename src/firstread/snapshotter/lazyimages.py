@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -53,8 +53,8 @@ class Images(Protocol):
             FirstreadError: the daemon does not answer.
         """
 
-    def drop(self, reference: str) -> None:
-        """Remove an image that is not mounted, with the sectors that no other image has.
+    def drop(self, references: Collection[str]) -> None:
+        """Remove images that are not mounted, with the sectors that no other image has.
 
         Raises:
             FirstreadError: the daemon does not answer.
@@ -142,9 +142,9 @@ class DaemonImages:
     def release(self, snapshot: int) -> None:
         connected(self._root, self._run_dir).release(f"{HOLDER}{snapshot}")
 
-    def drop(self, reference: str) -> None:
-        digest = parse_reference(reference).digest
-        connected(self._root, self._run_dir).post("/cache/drop", digest=digest)
+    def drop(self, references: Collection[str]) -> None:
+        digests = [parse_reference(reference).digest for reference in references]
+        connected(self._root, self._run_dir).post("/cache/drop", digests=digests)
 
     def held(self) -> set[int]:
         if not Client(self._run_dir).alive() and not any((self._root / "mounts").glob("*.json")):

@@ -197,8 +197,8 @@ class Snapshotter:
         with self._records.transaction():
             left, self._left = self._left, set()
             used = {record.lazy.image for record in self._records.all() if record.lazy is not None}
-        for image in left - used:
-            self._images.drop(image)
+        if gone := left - used:
+            self._images.drop(gone)
 
     def _remember(self, asked: Asked, parent: str, labels: Mapping[str, str], lazy: Lazy) -> None:
         """Record a new lazy snapshot, with all that unpacking it would need."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,9 +68,9 @@ class DirectoryImages:
         self._check()
         self.holders.pop(snapshot, None)
 
-    def drop(self, reference: str) -> None:
+    def drop(self, references: Collection[str]) -> None:
         self._check()
-        self.dropped.append(reference)
+        self.dropped += references
 
     def held(self) -> set[int]:
         self._check()
