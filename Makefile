@@ -10,6 +10,7 @@
 # make test-image  imports the node's image into containerd and starts a pod of it
 # make test-arm64  runs the image and the unit tests of formats as arm64, under qemu
 # make test-docker  runs a dockerd on our snapshotter, if there is one in PATH
+# make test-kubelet  runs pods of a kubelet, if there is one in PATH
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -27,7 +28,7 @@ DEB = dist/firstread_$(VERSION)_$(ARCH).deb
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat --format=%Y pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-docker test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-kubelet test-docker test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +57,9 @@ test-benchmarks: packages setup
 test-go: setup
 	@command -v go >/dev/null || { echo "skipped: there is no Go"; exit 0; }; \
 	    cd tests/go && FIRSTREAD=$(CURDIR)/$(BIN)/firstread go test -count=1 -parallel 2 ./...
+
+test-kubelet: packages setup
+	$(BIN)/pytest -m kubelet -rPs tests/kubelet
 
 test-kernels: packages setup
 	@tools/packages.sh qemu-system-x86 kmod

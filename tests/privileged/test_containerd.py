@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -159,6 +160,8 @@ def test_containers_share_one_mount_until_the_last_is_gone(
     node.wait_collected(lambda: node.snapshots() == [])
     left = node.daemon.root / "snapshotter/snapshots"
     node.wait_collected(lambda: os.listdir(left) == [])
+    listing = json.loads(node.daemon.run("cache", "ls", "--json").stdout)
+    assert (listing["images"], listing["store"]["sectors"]) == ([], 0)
 
 
 def test_containers_do_not_notice_deaths(registry: DockerRegistry, node: Containerd) -> None:

@@ -59,7 +59,7 @@ def test_a_pod_of_the_class_is_lazy(registry: DockerRegistry, node: Containerd, 
 
 def test_the_kubelet_has_statistics(registry: DockerRegistry, node: Containerd) -> None:
     image = f"{registry.host}/app:latest"
-    node.pull(image, runtime_handler=HANDLER)
+    node.pull(image, pod=node.pod_config(), runtime_handler=HANDLER)
     assert_measured(node, image, HANDLER)
 
 

@@ -26,7 +26,7 @@ ROOMS: dict[str, str] = {
         "units userdirs idmaps errors"
     ),
     "report": "mounts fetch device traces sectors erofs documents printable units errors",
-    "snapshotter": "daemon control mounts cache sectors registry oci private trees errors",
+    "snapshotter": "daemon control mounts cache sectors registry oci private trees units errors",
     "run": (
         "device traces sectors oci mountinfo printable private readable signals trees units idmaps "
         "errors"

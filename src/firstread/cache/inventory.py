@@ -178,6 +178,24 @@ class Inventory:
                 images.append(digest)
         return Plan(list(gone), images, freed)
 
+    def plan_without(self, digests: Collection[str], is_used: Callable[[bytes], bool]) -> Plan:
+        """Choose what to remove with images that are not used: what no other image has.
+
+        Args:
+            digests: of the images; those that cannot be opened stay.
+            is_used: whether a sector must stay.
+        """
+        leaving = [digest for digest in digests if digest in self.images]
+        stay = {i for d, image in self.images.items() if d not in leaving for i in image.ids()}
+        unread = any(isinstance(error, NodeError) for error in self.problems.values())
+        size = {
+            i: self.sizes.get(i, 0) + self.aside.get(i, 0)
+            for d in leaving
+            for i in self.images[d].ids()
+        }
+        gone = [i for i in size if size[i] and i not in stay and not unread and not is_used(i)]
+        return Plan(gone, leaving, sum(size[i] for i in gone))
+
 
 class IdleImages:
     """What of the images and sectors of a node can go: a `firstread.cache.admission.Idle`.

@@ -205,7 +205,8 @@ def registry_logins(
     source: Reference, destination: Reference | None, login: tuple[str, str] | None
 ) -> Logins | None:
     """Return the password for the one registry that it belongs to."""
-    from firstread.registry.logins import Credentials, Logins
+    from firstread.registry.credentials import Credentials
+    from firstread.registry.logins import Logins
 
     if login is None:
         return None

@@ -44,8 +44,8 @@ def command(
     from firstread.control.client import Client
     from firstread.oci.reference import parse_reference
     from firstread.private import private_directory
+    from firstread.registry.credentials import Credentials
     from firstread.registry.login import try_login
-    from firstread.registry.logins import Credentials
 
     if login is None:
         raise UsageError("name the user", hint=f"firstread login {scope} --username NAME …")

@@ -35,6 +35,13 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
     help="Socket of containerd, for the image of a layer that a client does not name.",
 )
 @click.option(
+    "--image-service",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Socket for the kubelet (imageServiceEndpoint): passes its image calls on to containerd, "
+    "and lets the daemon use the credentials of its pulls (docs/kubernetes.md).",
+)
+@click.option(
     "--config",
     "config_path",
     envvar="FIRSTREAD_CONFIG",
@@ -72,6 +79,7 @@ def command(
     access: AccessOptions,
     address: Path,
     containerd: Path,
+    image_service: Path | None,
     config_path: Path | None,
     require_lazy: bool,
     excepted: tuple[str, ...],
@@ -86,12 +94,18 @@ def command(
     """
     from firstread.config import load_config
     from firstread.daemon.logs import configure_logging
+    from firstread.errors import UsageError
     from firstread.snapshotter.nodepolicy import Policy
     from firstread.snapshotter.startup import Settings, overlay_options, serve
 
+    sockets = [path.resolve() for path in (address, containerd, image_service) if path]
+    if len(set(sockets)) < len(sockets):
+        raise UsageError("--address, --containerd and --image-service have to be different sockets")
     require_lazy = require_lazy or load_config(config_path).policy.require == "lazy"
     configure_logging(log_level.upper())
     policy = Policy(require_lazy, excepted, remap_ids, overlay_options())
     request = access_request(access)
-    settings = Settings(root, run_dir, address, policy, containerd.absolute(), metrics, request)
+    settings = Settings(
+        root, run_dir, address, policy, containerd.absolute(), metrics, request, image_service
+    )
     serve(settings)

@@ -100,6 +100,10 @@ class Client(Exchange):
         """Ask for an image without a mount; otherwise as `mount`."""
         return json.loads(self._repeated("POST", "/pull", json.dumps(request).encode()))
 
+    def pulled(self, **request: Any) -> None:
+        """Tell of a pull of somebody else; otherwise as `mount`."""
+        self._repeated("POST", "/pulled", json.dumps(request).encode())
+
     def umount(self, directory: str, *, lazy: bool = False) -> None:
         """Ask for the end of a mount; otherwise as `mount`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -22,7 +22,8 @@ from firstread.mounts.pulls import Waiting
 from firstread.mounts.startspans import checked_context
 from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
+from firstread.registry.pullsecrets import MAX_EACH
 
 T = TypeVar("T")
 
@@ -39,12 +40,13 @@ class Password(msgspec.Struct):
 
 
 class PullRequest(msgspec.Struct):
-    """``POST /pull``: see `Node.pull`."""
+    """``POST /pull``: see `Node.pull`. The secrets count for this call only."""
 
     image: str
     access: Access = Access()
     policy: str = "missing"
     context: str = ""
+    pull_secrets: Annotated[list[Password], msgspec.Meta(max_length=MAX_EACH)] = []
 
     def __post_init__(self) -> None:
         self.context = checked_context(self.context)
@@ -66,6 +68,19 @@ class LoginRequest(msgspec.Struct):
     scope: str
     login: Password
     access: Access = Access()
+
+
+class PulledRequest(msgspec.Struct):
+    """``POST /pulled``: see `Network.pulled`."""
+
+    image: str
+    login: Password | None
+
+
+class WantsPullRequest(msgspec.Struct):
+    """``POST /wants-pull``: see `Network.wants_pull`."""
+
+    image: str
 
 
 class UmountRequest(msgspec.Struct):
@@ -104,6 +119,12 @@ class PruneRequest(msgspec.Struct):
 
     keep_bytes: int
     dry_run: bool
+
+
+class DropRequest(msgspec.Struct):
+    """``POST /cache/drop``: see `OnlineMaintenance.drop`."""
+
+    digests: list[str]
 
 
 class VerifyRequest(msgspec.Struct):
@@ -147,7 +168,7 @@ def _mount(call: Call) -> Mounted:
     if holder and not node.holds(holder):
         call.undo = lambda: node.release(holder)
     trying = node.network.trying(request.image, given.credentials()) if given else nullcontext()
-    with trying:
+    with trying, _trying_pull_secrets(call, request):
         mounted = node.mount(
             request.image,
             request.directory,
@@ -168,16 +189,35 @@ def _pull(call: Call) -> Pulled:
     request = call.read(PullRequest)
     reference = parse_reference(request.image)
     context = request.context
-    image = call.node.pull(
-        reference, request.access, request.policy, waiter=call.client, context=context
-    )
+    with _trying_pull_secrets(call, request):
+        image = call.node.pull(
+            reference, request.access, request.policy, waiter=call.client, context=context
+        )
     return Pulled(image.digest, image.config)
+
+
+def _trying_pull_secrets(call: Call, request: PullRequest) -> AbstractContextManager[None]:
+    secrets = [each.credentials() for each in request.pull_secrets]
+    if not secrets:
+        return nullcontext()
+    return call.node.network.trying_pull_secrets(parse_reference(request.image), secrets)
 
 
 def _login(call: Call) -> None:
     request = call.read(LoginRequest)
     credentials = request.login.credentials()
     call.node.network.prove_login(request.scope, credentials, request.access, call.client)
+
+
+def _pulled(call: Call) -> None:
+    request = call.read(PulledRequest)
+    credentials = request.login.credentials() if request.login else None
+    call.node.network.pulled(parse_reference(request.image), credentials)
+
+
+def _wants_pull(call: Call) -> object:
+    reference = parse_reference(call.read(WantsPullRequest).image)
+    return {"wants_pull": call.node.network.wants_pull(reference)}
 
 
 def _umount(call: Call) -> None:
@@ -210,6 +250,10 @@ def _prune(call: Call) -> object:
     return call.node.maintenance.prune(request.keep_bytes, dry_run=request.dry_run)
 
 
+def _drop(call: Call) -> object:
+    return call.node.maintenance.drop(call.read(DropRequest).digests)
+
+
 def _verify(call: Call) -> object:
     request = call.read(VerifyRequest)
     with call.taking_long():
@@ -226,8 +270,11 @@ ROUTES: Final[dict[tuple[str, str], Callable[[Call], object]]] = {
     ("POST", "/history"): _history,
     ("POST", "/seen"): _seen,
     ("POST", "/login"): _login,
+    ("POST", "/pulled"): _pulled,
+    ("POST", "/wants-pull"): _wants_pull,
     ("POST", "/pull"): _pull,
     ("POST", "/cache/prune"): _prune,
+    ("POST", "/cache/drop"): _drop,
     ("POST", "/cache/verify"): _verify,
 }
 """By method and path: gives the document of the answer, or None. Beside them the handler answers

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +30,11 @@ from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import NODE_ACCESS, Access
+from firstread.registry.credentials import Credentials
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hosts import Endpoint
 from firstread.registry.login import try_login
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 from firstread.registry.open import open_source
 from firstread.registry.remote import RemoteRepository
 
@@ -207,6 +208,26 @@ class Network:
                 self._logins.put(scope, before)
                 raise
 
+    def pulled(self, reference: Reference, credentials: Credentials | None) -> None:
+        """Keep what a successful pull has shown, if anything, for the repository of its image.
+
+        Raises:
+            UsageError: there are too many.
+        """
+        with self._lock:
+            self._logins.pulled.keep(_repository(reference), credentials)
+            self._memory.save(self._logins.dump())
+
+    def wants_pull(self, reference: Reference) -> bool:
+        """Return whether the registry refuses all credentials; a pull may bring others."""
+        return self._logins.pulled.is_wanted(_repository(reference))
+
+    def trying_pull_secrets(
+        self, reference: Reference, several: Sequence[Credentials]
+    ) -> AbstractContextManager[None]:
+        """Have credentials for the repository of an image in a block. As `PullSecrets.trying`."""
+        return self._logins.pulled.trying(_repository(reference), several)
+
     def given(self, reference: Reference) -> Credentials | None:
         """Return the credentials in memory for an image."""
         if reference.transport != "docker":
@@ -231,7 +252,7 @@ class Network:
         reference = parse_reference(image)
         if reference.transport != "docker":
             raise UsageError("a password makes no sense here: it is no registry", image=image)
-        scope = f"{reference.host}/{reference.repository}"
+        scope = _repository(reference)
         with self._lock:
             before = self._logins.exactly(scope)
             self.login(scope, credentials)
@@ -264,3 +285,7 @@ class Network:
         else:
             log.warning("an endpoint rests", extra={"fields": fields | {"error": why}})
         self._feed.tell("endpoint", state=state, error=why or None, **fields)
+
+
+def _repository(reference: Reference) -> str:
+    return f"{reference.host}/{reference.repository}"

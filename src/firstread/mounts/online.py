@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec import structs
 
@@ -68,15 +68,26 @@ class OnlineMaintenance:
         """Remove what nobody uses, until `keep_bytes` are left. No mount is made meanwhile."""
         with self._lock:
             inventory = take_inventory(self._images, self._store)
-            used = {served.image.digest for served in self._fetcher.served()}
-            plan = inventory.plan(self._fetcher.presence.is_needed, used, keep_bytes)
-            if dry_run:
-                return plan.document()
-            cache = self._fetcher.cache
-            freed = {i: cache.disposal.remove(i).bytes for i in plan.sectors}
-            images = [digest for digest in plan.images if self._images.remove(digest)]
-            cache.mounts_changed()
-            cache.tidy()
+            plan = inventory.plan(self._fetcher.presence.is_needed, self._used(), keep_bytes)
+            return plan.document() if dry_run else self._carry_out(plan)
+
+    def drop(self, digests: Collection[str]) -> Pruned:
+        """Remove images that are not mounted, and the sectors that no other image has."""
+        with self._lock:
+            idle = set(digests) - self._used()
+            inventory = take_inventory(self._images, self._store)
+            return self._carry_out(inventory.plan_without(idle, self._fetcher.presence.is_needed))
+
+    def _used(self) -> set[str]:
+        return {served.image.digest for served in self._fetcher.served()}
+
+    def _carry_out(self, plan: Plan) -> Pruned:
+        """Do what was planned; the lock is held."""
+        cache = self._fetcher.cache
+        freed = {i: cache.disposal.remove(i).bytes for i in plan.sectors}
+        images = [digest for digest in plan.images if self._images.remove(digest)]
+        cache.mounts_changed()
+        cache.tidy()
         sectors = [sector_id for sector_id, size in freed.items() if size]
         return Plan(sectors, images, sum(freed.values())).document()
 

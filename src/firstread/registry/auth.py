@@ -31,8 +31,9 @@ import msgspec
 from firstread.errors import AuthError, UsageError
 from firstread.oci import gojson
 from firstread.oci.reference import DEFAULT_HOST
+from firstread.registry.credentials import Credentials
 from firstread.registry.hosts import directories
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 
 __all__ = ["Credentials", "LookUp", "auth_files", "look_up"]
 
@@ -106,7 +107,8 @@ def look_up(
         repository: containers-auth.json may have credentials for a part of a registry.
         auth_file: the only file to look in; else that of `directory`, docker's, then podman's.
         directory: of a file for each host, see the module.
-        logins: given to this process; they go before all files.
+        logins: given to this process; they go before all files. Those of pulls that the registry
+            has refused lately go after them.
 
     Raises:
         UsageError: a file is not valid.
@@ -137,6 +139,8 @@ def _sources(
     for path in [auth_file] if auth_file else auth_files():
         required = auth_file is not None
         yield str(path), path.exists, partial(_of_file, path, host, repository, required)
+    if logins is not None and (refused := logins.pulled.find(f"{host}/{repository}", refused=True)):
+        yield "what it has refused", lambda: True, lambda: refused
 
 
 def _of_file(path: Path, host: str, repository: str, required: bool) -> Credentials | None:
@@ -234,17 +238,22 @@ def _decode(login: _Login, path: Path) -> Credentials | None:
     username, password = login.username or "", login.password or ""
     if login.auth:
         try:
-            # As Go reads it: line ends may be anywhere. Padding need not be there.
-            text = login.auth.replace("\n", "").replace("\r", "")
-            pair = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode()
-        except ValueError:  # not base64, or not UTF-8
+            username, password = decode_pair(login.auth)
+        except ValueError:
             raise UsageError(f"an entry of {path} is damaged", hint="log in again") from None
-        username, _, password = pair.partition(":")
-        password = password.strip("\0")  # old versions of docker padded it
     identity_token = login.identitytoken or ""
     if not (username or identity_token):
         return None  # what docker leaves in the file when a helper has the secret
     return Credentials(username, password, identity_token)
+
+
+def decode_pair(text: str) -> tuple[str, str]:
+    """Return user name and password of docker's ``auth``. Raises ValueError: it is damaged."""
+    # As Go reads it: line ends may be anywhere. Padding need not be there.
+    text = text.replace("\n", "").replace("\r", "")
+    pair = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode()
+    username, _, password = pair.partition(":")
+    return username, password.strip("\0")  # old versions of docker padded it
 
 
 def _ask_helper(name: str, host: str) -> Credentials | None:

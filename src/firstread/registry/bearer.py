@@ -24,7 +24,7 @@ import msgspec
 
 from firstread.errors import AuthError, FirstreadError
 from firstread.oci import gojson
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
 from firstread.units import KiB
 
 CLIENT_ID: Final = "firstread"
@@ -153,6 +153,7 @@ class Authorizer:
         credentials: looks them up anew; called whenever a registry asks.
         fetch: sends a token request, and returns the body of a successful answer.
         clock: monotonic seconds.
+        refuse: is told of credentials that the registry does not take.
     """
 
     def __init__(
@@ -161,10 +162,12 @@ class Authorizer:
         credentials: Callable[[], Credentials | None],
         fetch: Callable[[TokenRequest], bytes],
         clock: Callable[[], float] = time.monotonic,
+        refuse: Callable[[Credentials], None] = lambda _: None,
     ) -> None:
         self._scopes = list(scopes)
         self._credentials = credentials
         self._fetch = fetch
+        self._refuse = refuse
         self._clock = clock
         self._lock = threading.Lock()
         self._challenge: Challenge | None = None
@@ -213,6 +216,7 @@ class Authorizer:
             if self._grant is not None and self._grant.header != shown:
                 return True  # refused was an older one
             self._challenge = parse_challenge(challenge) or (self._challenge if denied else None)
+            self._blame()
             if denied and not self._outdated():
                 return False
             self._grant = self._obtain()
@@ -234,9 +238,20 @@ class Authorizer:
     def _outdated(self) -> bool:
         """Return whether another grant could differ from what was denied; the lock is held."""
         grant = self._grant
-        if grant is None or self._credentials() != grant.credentials:
-            return True
-        return grant.ends < math.inf and self._clock() - grant.since > DENIED_AFTER
+        return grant is None or self._credentials() != grant.credentials or self._may_have_ended()
+
+    def _may_have_ended(self) -> bool:
+        """Return whether the grant is a token that is not new; the lock is held."""
+        grant = self._grant
+        if grant is None or grant.ends == math.inf:
+            return False
+        return self._clock() - grant.since > DENIED_AFTER
+
+    def _blame(self) -> None:
+        """Note that credentials paid for what was refused, unless it was an old token's fault."""
+        grant = self._grant
+        if grant is not None and grant.credentials is not None and not self._may_have_ended():
+            self._refuse(grant.credentials)
 
     def _renewed(self, grant: _Grant) -> _Grant | None:
         """Return a new grant, or the old one if there is none and it is still valid."""
@@ -261,7 +276,12 @@ class Authorizer:
             return _Grant(credentials.basic(), credentials, asked, renew_at, math.inf)
         if not _is_http(challenge.realm):
             raise AuthError("the registry names no valid token server")
-        data = self._fetch(token_request(challenge, self._wanted(challenge), credentials))
+        try:
+            data = self._fetch(token_request(challenge, self._wanted(challenge), credentials))
+        except AuthError:
+            if credentials is not None:
+                self._refuse(credentials)
+            raise
         try:
             answer = gojson.decode(data, _TokenAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

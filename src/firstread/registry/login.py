@@ -14,8 +14,9 @@ from firstread.errors import AuthError, NotFoundError, UsageError
 from firstread.oci.reference import Reference
 from firstread.registry.answer import Answer
 from firstread.registry.backoff import Backoff
+from firstread.registry.credentials import Credentials
 from firstread.registry.endpoint import endpoints_of
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 from firstread.registry.options import AccessOptions
 from firstread.registry.transport import Transport
 

@@ -1,53 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials as values, and those that a process keeps in its memory.
+"""The credentials that a process keeps in its memory.
 
-Owns nothing on a disk. Invariant: a secret is in no repr, and leaves the process only through
-`Logins.dump`.
+Owns nothing on a disk. Invariant: a secret leaves the process only through `Logins.dump`.
 """
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import astuple
+from typing import Any, Final, Self
 
-MAX_REFUSED = 64  # credentials whose secrets are still taken out of messages
-TOKEN_USER = "<token>"  # noqa: S105  (how docker's helpers say that a secret is an identity token)
+from firstread.registry.credentials import Credentials
+from firstread.registry.pullsecrets import PullSecrets
 
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What to show a registry: a user and password, or an identity token."""
-
-    username: str
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-
-    def basic(self) -> str:
-        """Return the value of an ``Authorization`` header (RFC 7617)."""
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
-
-    @classmethod
-    def of(cls, username: str, secret: str) -> Self:
-        """Return what a user name and a secret mean, `TOKEN_USER` included."""
-        if username == TOKEN_USER:
-            return cls("", identity_token=secret)
-        return cls(username, secret)
+MAX_REFUSED: Final = 64  # credentials whose secrets are still taken out of messages
+_PULLED: Final = "of pulls"  # in a document; to an earlier version a login without a secret
 
 
 class Logins:
     """Credentials by registry, or by a part of one: ``HOST``, ``HOST/REPOSITORY``.
 
     Safe for threads. A copy in another process has none: secrets do not travel with options.
+
+    Attributes:
+        pulled: those that pulls were given.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, Credentials] = {}
         self._refused: deque[Credentials] = deque(maxlen=MAX_REFUSED)
         self._lock = threading.Lock()
+        self.pulled = PullSecrets()
 
     def put(self, scope: str, credentials: Credentials | None) -> Credentials | None:
         """Keep credentials, or none, in place of those that `scope` had, and return those."""
@@ -68,33 +52,33 @@ class Logins:
             return self._known.get(scope)
 
     def find(self, host: str, repository: str) -> Credentials | None:
-        """Return the credentials for a repository: of the most specific scope."""
+        """Return the credentials of the most specific scope, then those of the newest pull."""
         parts = [host, *repository.split("/")] if repository else [host]
         with self._lock:
             for count in range(len(parts), 0, -1):
                 if (found := self._known.get("/".join(parts[:count]))) is not None:
                     return found
-        return None
+        return self.pulled.find(f"{host}/{repository}")
 
     def secrets(self) -> list[str]:
         """Return all secrets, to be taken out of messages."""
         with self._lock:
-            known = [*self._known.values(), *self._refused]
+            known = [*self._known.values(), *self._refused, *self.pulled.all()]
         forms = [(c.password, c.identity_token, c.basic().partition(" ")[2]) for c in known]
         return [secret for each in forms for secret in each if secret]
 
     def dump(self) -> dict[str, Any]:
         """Return all of it as JSON types, secrets included."""
         with self._lock:
-            return {
-                scope: [c.username, c.password, c.identity_token]
-                for scope, c in self._known.items()
-            }
+            known: dict[str, Any] = {scope: astuple(c) for scope, c in self._known.items()}
+            return known | {_PULLED: ["", "", "", *self.pulled.dump()]}
 
     def load(self, document: dict[str, Any]) -> None:
         """Take what `dump` gave."""
         with self._lock:
+            _, _, _, *pulled = document.pop(_PULLED, ["", "", ""])
             self._known = {scope: Credentials(*fields[:3]) for scope, fields in document.items()}
+            self.pulled.load(*pulled or ([], []))
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         return type(self), ()

@@ -25,10 +25,10 @@ from firstread.registry.auth import LookUp, look_up
 from firstread.registry.bearer import LOGIN_HINT, Authorizer, TokenRequest
 from firstread.registry.calls import within
 from firstread.registry.connections import Connections
+from firstread.registry.credentials import Credentials
 from firstread.registry.endpoint import default_endpoint, follow, origin, shown
 from firstread.registry.faults import from_response, quote_error
 from firstread.registry.hosts import Endpoint
-from firstread.registry.logins import Credentials
 from firstread.registry.options import AccessOptions
 
 SUCCESS: Final = range(200, 300)
@@ -92,11 +92,13 @@ class Transport:
         self._connections = Connections(endpoint, options)
         self._reference = reference
         self._account = endpoint.host if endpoint.namespace else reference.host
+        self._place = f"{self._account}/{reference.repository}"
         self._looked: LookUp | None = None  # for credentials, last
         self._authorizer = Authorizer(
             [f"repository:{reference.repository}:{actions}"] if reference.repository else [],
             self._credentials,
             self._fetch_token,
+            refuse=self._refuse,
         )
 
     def _credentials(self) -> Credentials | None:
@@ -109,6 +111,14 @@ class Transport:
             logins=options.logins,
         )
         return self._looked.credentials
+
+    def _refuse(self, credentials: Credentials) -> None:
+        if self.options.logins is not None:
+            self.options.logins.pulled.refuse(self._place, credentials)
+
+    def _note(self, *, refused: bool) -> None:
+        if self.options.logins is not None:
+            self.options.logins.pulled.answered(self._place, refused=refused)
 
     @property
     def was_challenged(self) -> bool:
@@ -180,8 +190,10 @@ class Transport:
             if response.status not in expect:
                 raise self._refusal(response, what, here.url)
         except AuthError as exc:
+            self._note(refused=True)
             self._tell_where(exc)
             raise
+        self._note(refused=False)
         return response, here.url
 
     def close(self) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,10 +13,13 @@ from firstread.control.client import Client, connected
 from firstread.errors import ImageError, NotFoundError
 from firstread.mounts.pulls import Seats
 from firstread.oci.reference import parse_reference
+from firstread.registry.credentials import Credentials
 from firstread.snapshotter.caller import current
 from firstread.snapshotter.directories import usage
+from firstread.snapshotter.inflight import PullsInFlight
 
 HOLDER = "containerd-snapshot-"
+TOLD_S: Final = 5.0  # for what needs no registry: a kubelet waits for it
 WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
 
 
@@ -50,6 +53,13 @@ class Images(Protocol):
             FirstreadError: the daemon does not answer.
         """
 
+    def drop(self, references: Collection[str]) -> None:
+        """Remove images that are not mounted, with the sectors that no other image has.
+
+        Raises:
+            FirstreadError: the daemon does not answer.
+        """
+
     def held(self) -> set[int]:
         """Return the snapshots that have a mount.
 
@@ -67,11 +77,19 @@ class DaemonImages:
         root: of the daemon.
         run_dir: of the daemon.
         access: to registries, in the daemon's form; {} for the daemon's own settings.
+        pulls: in flight, whose credentials the daemon may use meanwhile.
     """
 
-    def __init__(self, root: Path, run_dir: Path, access: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run_dir: Path,
+        access: dict[str, Any] | None = None,
+        pulls: PullsInFlight | None = None,
+    ) -> None:
         self._root, self._run_dir = root, run_dir
         self._access = access or {}
+        self._pulls = pulls or PullsInFlight()
         self._waiting = Seats(*WAITING)
 
     def pull(self, reference: str) -> str:
@@ -93,8 +111,26 @@ class DaemonImages:
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):
                 return ask(daemon, policy="never", **request)
+            secrets = [_login(each) for each in self._pulls.secrets(image)]
             with self._waiting.taken(parse_reference(image).host):
-                return ask(daemon, policy="missing", **request)
+                return ask(daemon, policy="missing", pull_secrets=secrets, **request)
+
+    def pulled(self, image: str, credentials: Credentials | None) -> None:
+        """Have the daemon keep what a successful pull of an image has shown, if anything.
+
+        Raises:
+            FirstreadError: it does not answer, or does not take it.
+        """
+        login = _login(credentials) if credentials else None
+        Client(self._run_dir, TOLD_S).pulled(image=image, login=login)
+
+    def wants_pull(self, image: str) -> bool:
+        """Return whether the registry refuses the daemon, and a pull may bring credentials.
+
+        Raises:
+            FirstreadError: it does not answer.
+        """
+        return bool(Client(self._run_dir, TOLD_S).post("/wants-pull", image=image)["wants_pull"])
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[Client]:
@@ -106,9 +142,18 @@ class DaemonImages:
     def release(self, snapshot: int) -> None:
         connected(self._root, self._run_dir).release(f"{HOLDER}{snapshot}")
 
+    def drop(self, references: Collection[str]) -> None:
+        digests = [parse_reference(reference).digest for reference in references]
+        connected(self._root, self._run_dir).post("/cache/drop", digests=digests)
+
     def held(self) -> set[int]:
         if not Client(self._run_dir).alive() and not any((self._root / "mounts").glob("*.json")):
             return set()  # no daemon, no mounts: there is no reason to start one
         status = connected(self._root, self._run_dir).get("/status")
         holders = [holder for mount in status["mounts"] for holder in mount["holders"]]
         return {int(h.removeprefix(HOLDER)) for h in holders if h.startswith(HOLDER)}
+
+
+def _login(credentials: Credentials) -> dict[str, str]:
+    username, password = credentials.given()
+    return {"username": username, "password": password}

@@ -208,22 +208,29 @@ def _message(exc: FirstreadError) -> str:
     return f"{exc} ({exc.hint})" if exc.hint else str(exc)
 
 
-def start_server(snapshotter: Snapshotter, address: Path, calls: CallCounts) -> grpc.Server:
-    """Serve the API on a Unix socket that only root can use.
+def server_of(snapshotter: Snapshotter, calls: CallCounts) -> grpc.Server:
+    """Return a server for the API, which does not listen yet.
 
     Args:
         snapshotter: does the work.
-        address: of the socket.
         calls: counts what comes.
-
-    Raises:
-        NodeError: listening fails.
     """
     server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
     handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter, calls).handlers())
     server.add_generic_rpc_handlers((handler,))
+    return server
+
+
+def start(server: grpc.Server, address: Path) -> None:
+    """Serve on a Unix socket that only root can use.
+
+    Raises:
+        NodeError: listening fails, or something else than a socket is there.
+    """
     try:
         check_way(address.absolute())
+        if address.exists() and not address.is_socket():
+            raise NodeError(f"{address} is there, and is no socket", hint="choose another path")
         address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         address.unlink(missing_ok=True)  # of an earlier process, which is gone: we hold the lock
         mask = os.umask(0o177)
@@ -236,4 +243,3 @@ def start_server(snapshotter: Snapshotter, address: Path, calls: CallCounts) -> 
     except OSError as exc:
         raise from_os_error(exc, "cannot listen on the socket") from exc
     server.start()
-    return server

@@ -82,6 +82,7 @@ class Snapshotter:
         self._clock = clock
         self._choice = ImageChoice(images, policy, attached, find_image)
         self._ordinary = OrdinarySnapshots(records, directories, policy, unpack)
+        self._left: set[str] = set()  # images that have lost a snapshot since the last cleanup
         self.fallbacks = self._choice.fallbacks
 
     def stat(self, key: str) -> Record:
@@ -177,17 +178,31 @@ class Snapshotter:
                 message = f"cannot remove snapshot {key}: it has children"
                 raise RefusalError(Refusal.FAILED_PRECONDITION, message)
             self._records.remove(record)
+            if record.lazy is not None:
+                self._left.add(record.lazy.image)
         self._directories.remove(record.id)
         self._release(record)
 
     def cleanup(self) -> None:
-        """Remove what crashes left behind: directories and mounts without a snapshot."""
+        """Remove what crashes left behind, and images without a snapshot.
+
+        containerd calls it when it has collected garbage, and has let its lock go.
+        """
         with self._records.transaction():  # so that nothing is made meanwhile
             self._directories.sweep([record.id for record in self._records.all()])
         held = self._images.held()  # before the records: a holder is recorded first
         in_use = {record.id for record in self._records.all() if record.kind is not Kind.COMMITTED}
         for snapshot in held - in_use:
             self._images.release(snapshot)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Give back the room of images whose snapshots are gone, as their users expect of it."""
+        with self._records.transaction():
+            left, self._left = self._left, set()
+            used = {record.lazy.image for record in self._records.all() if record.lazy is not None}
+        if gone := left - used:
+            self._images.drop(gone)
 
     def _remember(self, asked: Asked, parent: str, labels: Mapping[str, str], lazy: Lazy) -> None:
         """Record a new lazy snapshot, with all that unpacking it would need."""

@@ -16,16 +16,19 @@ from firstread.control.metricfamily import Families
 from firstread.control.metricserver import check_address, serve_metrics
 from firstread.daemon.systemd import notify
 from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.mounts.secrets import no_core_dumps
 from firstread.private import private_directory
-from firstread.snapshotter import imagefs
+from firstread.snapshotter import imagefs, imageservice
 from firstread.snapshotter.attachedimages import AttachedImages
 from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.imagelookup import ImageLookup
+from firstread.snapshotter.imageservice import ImageService
+from firstread.snapshotter.inflight import PullsInFlight
 from firstread.snapshotter.lazyimages import DaemonImages
 from firstread.snapshotter.nodepolicy import Policy
 from firstread.snapshotter.records import Records
-from firstread.snapshotter.service import start_server
+from firstread.snapshotter.service import server_of, start
 from firstread.snapshotter.snapshotmetrics import FAMILIES, SnapshotterFacts
 from firstread.snapshotter.snapshots import Snapshotter
 from firstread.snapshotter.unpack import Unpacker
@@ -48,6 +51,7 @@ class Settings:
         containerd: its socket, for the image lookup.
         metrics: ``HOST:PORT`` for Prometheus, or empty.
         access: to registries, in the daemon's form.
+        image_service: socket for the kubelet's image calls, if it is to be served.
     """
 
     root: Path
@@ -57,6 +61,7 @@ class Settings:
     containerd: Path = SOCKET
     metrics: str = ""
     access: dict[str, Any] = field(default_factory=dict)
+    image_service: Path | None = None
 
 
 def serve(settings: Settings) -> None:
@@ -74,7 +79,8 @@ def serve(settings: Settings) -> None:
     directories = Directories(home / "snapshots")
     lock = _lock(home)
     records = Records(home / "records.db")
-    images = DaemonImages(settings.root, settings.run_dir, settings.access)
+    pulls = PullsInFlight()
+    images = DaemonImages(settings.root, settings.run_dir, settings.access, pulls)
     snapshotter = Snapshotter(
         records,
         directories,
@@ -94,13 +100,21 @@ def serve(settings: Settings) -> None:
         log.warning("cannot remove what the last run left: %s", exc)
     except Exception:  # without a snapshotter containerd starts nothing at all
         log.exception("cannot remove what the last run left")
-    server = start_server(snapshotter, settings.address, facts.calls)
+    servers = [server_of(snapshotter, facts.calls)]
+    start(servers[0], settings.address)
     log.info("the snapshotter serves %s", settings.address)
+    if settings.image_service is not None:
+        no_core_dumps()  # passwords pass
+        image_service = ImageService(settings.containerd, pulls, images)
+        servers.append(imageservice.server_of(image_service))
+        start(servers[1], settings.image_service)
+        log.info("CRI's image service is passed on at %s", settings.image_service)
     notify("READY=1")
     while not ended.wait(LOOK_S):
         pass  # a signal just before a wait does not end it
     notify("STOPPING=1")
-    server.stop(GRACE_S).wait()
+    for stopped in [server.stop(GRACE_S) for server in servers]:
+        stopped.wait()
     records.close()
     os.close(lock)
 

@@ -52,6 +52,7 @@ class Containerd:
         handler: a runtime that uses our snapshotter; takes containerd 2.
         proxies: sockets of other snapshotters, by name.
         device: of the daemon; empty for what it chooses.
+        image_service: have image calls go through the snapshotter, as a kubelet can.
     """
 
     def __init__(
@@ -65,14 +66,18 @@ class Containerd:
         handler: str = "",
         proxies: Mapping[str, Path] | None = None,
         device: str = "",
+        image_service: bool = False,
     ) -> None:
         self.scratch = scratch
+        self.images = scratch / ("i.sock" if image_service else "c.sock")
         chosen = ("--device", device) if device else ()
         self.daemon = Daemon(scratch / "node", *chosen, manager=manager)
         self.socket = scratch / "c.sock"
         self.logs = scratch / "pods"
         self._address = scratch / "s.sock"
-        self._options = options
+        self._options = (
+            (*options, "--image-service", str(self.images)) if image_service else options
+        )
         self._command = command
         self._containerd: subprocess.Popen[bytes] | None = None
         self._snapshotter: subprocess.Popen[bytes] | None = None
@@ -258,6 +263,7 @@ class Containerd:
         *,
         pod: cri.PodConfig | None = None,
         runtime_handler: str = "",
+        login: tuple[str, str] | None = None,
     ) -> str:
         """Pull an image, as the kubelet does; return its id.
 
@@ -266,9 +272,11 @@ class Containerd:
             timeout_s: for the whole pull.
             pod: that needs it.
             runtime_handler: of the pod's RuntimeClass; empty for none.
+            login: user name and password for the registry.
         """
         spec = cri.ImageSpec(image=image, runtime_handler=runtime_handler)
-        request = cri.PullImageRequest(image=spec, sandbox_config=pod)
+        auth = cri.AuthConfig(username=login[0], password=login[1]) if login else None
+        request = cri.PullImageRequest(image=spec, auth=auth, sandbox_config=pod)
         return self.call("PullImage", request, cri.PullImageResponse, timeout_s).image_ref
 
     def remove_image(self, image: str) -> None:
@@ -345,9 +353,11 @@ class Containerd:
         self, method: str, request: Message, answer: type[M], timeout_s: float = PATIENCE_S
     ) -> M:
         """Call a method of CRI. Raises `grpc.RpcError`."""
-        service = "ImageService" if "Image" in method else "RuntimeService"
-        with grpc.insecure_channel(f"unix://{self.socket}") as channel:
-            call = channel.unary_unary(f"/runtime.v1.{service}/{method}", encode, answer.FromString)
+        images = "Image" in method
+        path = f"/runtime.v1.{'ImageService' if images else 'RuntimeService'}/{method}"
+        socket = self.images if images else self.socket
+        with grpc.insecure_channel(f"unix://{socket}") as channel:
+            call = channel.unary_unary(path, encode, answer.FromString)
             found: M = call(request, timeout=timeout_s)
             return found
 

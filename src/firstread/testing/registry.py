@@ -25,12 +25,16 @@ from firstread.errors import NodeError
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
 
-__all__ = ["PASSWORD", "USERNAME", "Counts", "DockerRegistry", "ScriptedRegistry"]
+__all__ = ["NEW_PASSWORD", "PASSWORD", "USERNAME", "Counts", "DockerRegistry", "ScriptedRegistry"]
 
 _PROGRAM: Final = "docker-registry"  # Debian's package of the same name
 
-# bcrypt of `PASSWORD`: docker-registry accepts no other hash.
-_HTPASSWD: Final = "tester:$2b$04$I0BrReE8uYnAbjCZRSOicuO5P4NRMQT1pAciEfTReye4SHFNd5la2\n"
+NEW_PASSWORD: Final = "open barley"
+# By bcrypt: docker-registry accepts no other hash.
+_HTPASSWD: Final = {
+    PASSWORD: "tester:$2b$04$I0BrReE8uYnAbjCZRSOicuO5P4NRMQT1pAciEfTReye4SHFNd5la2\n",
+    NEW_PASSWORD: "tester:$2b$04$I0BrReE8uYnAbjCZRSOicuS5wWjjJtP4vhXObjE1gTbsJj6tG.lwC\n",
+}
 
 _LOG_LINE: Final = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
 
@@ -146,6 +150,11 @@ class DockerRegistry:
         self.stop()
         self._run()
 
+    def change_password(self, password: str = NEW_PASSWORD) -> None:
+        """Demand another password from now on, `PASSWORD` or `NEW_PASSWORD`."""
+        (self._base / "htpasswd").write_text(_HTPASSWD[password])
+        self.restart()  # it would notice the change a moment later
+
     @property
     def _log(self) -> Path:
         return self._base / "log"
@@ -154,7 +163,7 @@ class DockerRegistry:
         with socket.socket() as probe:
             probe.bind((self._address, 0))
             self.host = f"{self._address}:{probe.getsockname()[1]}"
-        (self._base / "htpasswd").write_text(_HTPASSWD)
+        (self._base / "htpasswd").write_text(_HTPASSWD[PASSWORD])
         # JSON is YAML, too.
         (self._base / "config.yml").write_text(json.dumps(self._config()))
         self._run()

@@ -119,6 +119,20 @@ def test_an_image_goes_right_behind_its_sectors(node: Node) -> None:
     assert rest[2:] == [old.digest, new.digest]  # the store of images refuses a used one
 
 
+def test_an_image_takes_along_what_no_other_has(node: Node) -> None:
+    old, new = node.by_name["old"], node.by_name["new"]
+    alone = set(old.ids()) - set(new.ids())
+    plan = node.stock().plan_without([old.digest], lambda _: False)
+    assert (set(plan.sectors), plan.images, plan.bytes) == (alone, [old.digest], 2 * SECTOR)
+    kept = node.stock().plan_without([old.digest], alone.__contains__)
+    assert (kept.sectors, kept.images) == ([], [old.digest])
+    assert node.stock().plan_without(["sha256:unknown"], lambda _: False).images == []
+    both = node.stock().plan_without([old.digest, new.digest], lambda _: False)
+    assert set(both.sectors) == {*old.ids(), *new.ids()}
+    with unreadable(new.directory / "config.json"):
+        assert node.stock().plan_without([old.digest], lambda _: False).sectors == []
+
+
 def test_files_without_bytes_go_whatever_is_kept(node: Node) -> None:
     empty = bytes(32)
     node.store.ensure([empty])

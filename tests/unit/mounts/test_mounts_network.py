@@ -20,7 +20,7 @@ from firstread.oci.model import describe
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
 from firstread.testing.scripted import PASSWORD, ScriptedRegistry
 
 PLAIN = Access(plain_http=True)

@@ -296,3 +296,11 @@ def test_every_value_of_the_document_is_there() -> None:
     assert len(rows) > 5
     for name, text in rows:
         assert text in (KUBERNETES / name).read_text(), (name, text)
+
+
+def test_the_kubelet_is_told_of_the_socket_that_the_service_serves() -> None:
+    document = load(KUBERNETES / "kubelet/90-firstread.conf")
+    assert set(document) == {"apiVersion", "kind", "imageServiceEndpoint"}
+    socket = document["imageServiceEndpoint"].removeprefix("unix://")
+    unit = (TOP / "packaging/firstread-snapshotter.service").read_text()
+    assert f"--image-service={socket}\n" in unit

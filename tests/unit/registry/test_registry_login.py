@@ -11,8 +11,9 @@ import pytest
 
 from firstread.errors import AuthError, FirstreadError, NotFoundError, TransportError, UsageError
 from firstread.oci.reference import parse_reference
+from firstread.registry.credentials import Credentials
 from firstread.registry.login import try_login
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.logins import Logins
 from firstread.registry.open import open_source
 from firstread.registry.options import AccessOptions
 from firstread.testing.scripted import IDENTITY_TOKEN, PASSWORD, USERNAME, ScriptedRegistry

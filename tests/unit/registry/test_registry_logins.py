@@ -11,7 +11,8 @@ import pytest
 
 from firstread.errors import UsageError
 from firstread.registry.auth import look_up
-from firstread.registry.logins import TOKEN_USER, Credentials, Logins
+from firstread.registry.credentials import TOKEN_USER, Credentials
+from firstread.registry.logins import Logins
 
 WIDE, NARROW = Credentials.of("me", "wide word"), Credentials.of("you", "narrow word")
 HOST = "r.example:5000"

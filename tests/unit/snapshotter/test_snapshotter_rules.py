@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ class DirectoryImages:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.pulled: list[str] = []
+        self.dropped: list[str] = []
         self.holders: dict[int, str] = {}
         self.error: FirstreadError | None = None
         self.meanwhile: Callable[[], object] = lambda: None
@@ -66,6 +67,10 @@ class DirectoryImages:
     def release(self, snapshot: int) -> None:
         self._check()
         self.holders.pop(snapshot, None)
+
+    def drop(self, references: Collection[str]) -> None:
+        self._check()
+        self.dropped += references
 
     def held(self) -> set[int]:
         self._check()
@@ -208,6 +213,19 @@ def test_what_could_not_be_released_is_released_later(node: Node) -> None:
     assert len(node.images.holders) == 1
     node.snapshots.cleanup()
     assert node.images.holders == {}
+
+
+def test_an_image_is_dropped_when_its_last_snapshot_is_gone(node: Node) -> None:
+    first = node.prepare("c1", "", layer(last=False, converted=True))
+    second = node.prepare("c2", first, layer(last=True, converted=True))
+    node.snapshots.remove(second)
+    node.snapshots.cleanup()
+    assert node.images.dropped == []
+    node.snapshots.remove(first)
+    assert node.images.dropped == []  # containerd has locked all snapshots
+    node.snapshots.cleanup()
+    node.snapshots.cleanup()
+    assert node.images.dropped == [PINNED]
 
 
 def test_an_attached_conversion(node: Node) -> None:
