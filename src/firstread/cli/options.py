@@ -38,17 +38,26 @@ class ReferenceType(click.ParamType["Reference"]):
         return value if isinstance(value, Reference) else parse_reference(value)
 
 
-class PlatformType(click.ParamType["Platform"]):
-    """A platform, such as linux/arm64."""
+class PlatformType(click.ParamType["Platform | str"]):
+    """A platform, such as linux/arm64.
+
+    Args:
+        all_too: ``all`` is one.
+    """
 
     name = "platform"
 
+    def __init__(self, *, all_too: bool = False) -> None:
+        self._all_too = all_too
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Platform:
+    ) -> Platform | str:
         from firstread.oci.platform import Platform, parse_platform
 
-        return value if isinstance(value, Platform) else parse_platform(value)
+        if isinstance(value, Platform) or (self._all_too and value == "all"):
+            return value  # type: ignore[no-any-return]
+        return parse_platform(value)
 
 
 class SizeType(click.ParamType[int]):
