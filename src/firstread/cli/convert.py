@@ -51,6 +51,12 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 )
 @click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @packing_options
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Pack all layers again, without the cache (in FIRSTREAD_CACHE, else in"
+    " ~/.cache/firstread).",
+)
 @access_options
 @login_options
 @json_option
@@ -61,6 +67,7 @@ def command(
     platform: Platform | Literal["all"] | None,
     traces: tuple[Path, ...],
     packing: Callable[[AccessOptions], ConvertOptions],
+    no_cache: bool,
     access: AccessOptions,
     login: tuple[str, str] | None,
     as_json: bool,
@@ -80,6 +87,7 @@ def command(
     firstread find it by the name or digest of SOURCE, all others pull SOURCE as before. DEST is
     then an optional further name.
     """
+    from firstread.convert.layercache import LayerCache, default_cache_dir
     from firstread.memory import keep_large_buffers
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
@@ -102,7 +110,11 @@ def command(
         )
     everything = platform == "all"
     options = dataclasses.replace(
-        options, platform=None if platform == "all" else platform, traces=read_traces(traces)
+        options,
+        platform=None if platform == "all" else platform,
+        traces=read_traces(traces),
+        cache=None if no_cache else LayerCache(default_cache_dir()),
+        reuse=not no_cache,
     )
     with unwinding_on_signals():
         document, lines = _convert(

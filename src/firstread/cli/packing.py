@@ -47,20 +47,14 @@ _PACKING = (
         help="Make no hot sectors. Without --trace they hold what the image's own command reads"
         " first.",
     ),
-    click.option(
-        "--no-cache",
-        is_flag=True,
-        help="Pack all layers again, without the cache (in FIRSTREAD_CACHE, else in"
-        " ~/.cache/firstread).",
-    ),
 )
 
 
 def packing_options(command: F) -> F:
     """Add the options for how layers are packed.
 
-    `command` gets them as one argument: ``packing``, which makes `ConvertOptions` of
-    `AccessOptions`.
+    `command` gets them as one argument: ``packing``, which makes `ConvertOptions`, without a cache,
+    of `AccessOptions`.
 
     Raises:
         UsageError: sizes that do not fit together.
@@ -74,14 +68,13 @@ def packing_options(command: F) -> F:
         level: int,
         jobs: int | None,
         no_hot: bool,
-        no_cache: bool,
         **arguments: Any,
     ) -> Any:
         from firstread.sectors.format import DEFAULT_SECTOR_SIZE, Geometry
 
         Geometry(sector_size or max(DEFAULT_SECTOR_SIZE, frame_size), frame_size)
         sizes = sector_size, frame_size
-        packing = functools.partial(_options, sizes, level, jobs, not no_hot, not no_cache)
+        packing = functools.partial(_options, sizes, level, jobs, not no_hot)
         return command(packing=packing, **arguments)
 
     result: Any = with_packing
@@ -95,11 +88,9 @@ def _options(
     level: int,
     jobs: int | None,
     static: bool,
-    reuse: bool,
     access: AccessOptions,
 ) -> ConvertOptions:
     from firstread.convert.conversion import ConvertOptions
-    from firstread.convert.layercache import LayerCache, default_cache_dir
     from firstread.convert.record import Parameters
     from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 
@@ -110,7 +101,5 @@ def _options(
         jobs=jobs or len(os.sched_getaffinity(0)),
         source_options=access,
         destination_options=access,
-        cache=LayerCache(default_cache_dir()) if reuse else None,
-        reuse=reuse,
         static=static,
     )

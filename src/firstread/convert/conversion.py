@@ -326,7 +326,7 @@ class ImageConversion:
             uploaded_blobs=self.uploaded + done.uploaded,
             seconds=time.monotonic() - started,
             attached_to=image.descriptor.digest if self.attach else None,
-            platform=str(platform_of(image.config)) if self.attach or self.part else None,
+            platform=str(platform_of(image.config)) or None,
             other_platforms=list(image.others),
             hot=hot_sectors(done.hot),
         )

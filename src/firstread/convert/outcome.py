@@ -99,7 +99,7 @@ class Conversion(Document, kw_only=True):
     uploaded_blobs: that the destination did not have
     seconds: wall-clock time
     attached_to: with `--attach`: the manifest that the image refers to
-    platform: with `--attach` or `--platform all`: what it runs on
+    platform: what it runs on; null if the image does not say
     other_platforms: that the reference has images for, too, if it is an index: they were not
         converted
     hot: as for [optimize](#optimize); null if there are no hot sectors

@@ -106,16 +106,21 @@ class Leaves:
     Args:
         top: descriptor of the manifest or index that has the name.
         data: its bytes.
-        index: the document; None if the name is that of one image.
+        document: that they hold.
         images: entries of images, of nested indexes as well, in order.
         left_out: other entries, and why each is no image.
     """
 
     top: Descriptor
     data: bytes
-    index: Index | None
+    document: Manifest | Index
     images: list[Descriptor]
     left_out: list[tuple[Descriptor, str]]
+
+    @property
+    def index(self) -> Index | None:
+        """The document, unless the name is that of one image."""
+        return self.document if isinstance(self.document, Index) else None
 
 
 def leaves(repository: Repository, reference: str | None = None) -> Leaves:
@@ -132,7 +137,7 @@ def leaves(repository: Repository, reference: str | None = None) -> Leaves:
     top, data = repository.get_manifest(reference)
     document = parse_manifest(data, top.media_type)
     if isinstance(document, Manifest):
-        return Leaves(top, data, None, [top], [])
+        return Leaves(top, data, document, [top], [])
     images: list[Descriptor] = []
     left_out: list[tuple[Descriptor, str]] = []
     pending = [(document, 1)]
@@ -186,7 +191,7 @@ def resolve_all(repository: Repository) -> tuple[Leaves, list[ResolvedImage]]:
             document = parse_manifest(data, descriptor.media_type)
             if isinstance(document, Index):
                 raise ImageError(f"the index calls {entry.digest} an image, and it is an index")
-            if found.index is not None and not _is_image(document):
+            if found.index is not None and not is_image(document):
                 artifacts.append((entry, "it is an artifact"))
             else:
                 images[entry.digest] = load(repository, descriptor, document, data)
@@ -292,7 +297,7 @@ def load(
     Raises:
         As `resolve`.
     """
-    if not _is_image(manifest):
+    if not is_image(manifest):
         raise UnsupportedError(
             f"this is not a container image: its config is {manifest.config.media_type}",
             hint="name a container image; this is an artifact of another kind",
@@ -304,8 +309,8 @@ def load(
     return ResolvedImage(descriptor, manifest, data, config, raw)
 
 
-def _is_image(manifest: Manifest) -> bool:
-    """Return whether a manifest belongs to a container image, not to an artifact."""
+def is_image(manifest: Manifest) -> bool:
+    """Return whether a manifest is that of a container image, not of an artifact."""
     docker = manifest.media_type == DOCKER_MANIFEST
     return manifest.config.media_type in (CONFIGS | OLD_CONFIGS if docker else CONFIGS)
 

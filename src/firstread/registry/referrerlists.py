@@ -188,7 +188,7 @@ def _listed(
         seen += count
         if seen > MAX_ENTRIES:
             break
-        following = _following(answer)
+        following = following_page(answer)
         if following is None:
             return found
         url = following
@@ -200,7 +200,12 @@ def _is_list(answer: Answer) -> bool:
     return answer.status == 200 and media_type == OCI_INDEX
 
 
-def _following(answer: Answer) -> str | None:
+def following_page(answer: Answer) -> str | None:
+    """Return the address of the next page of a list; None after the last.
+
+    Raises:
+        SourceError: it is on another host.
+    """
     target = next_page(answer.headers.get("Link", ""))
     if target is None:
         return None
