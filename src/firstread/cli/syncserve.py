@@ -99,5 +99,7 @@ def serve(
         service.start(watch_s)
         try:
             server.serve_forever()
+        except (SystemExit, KeyboardInterrupt):
+            pass  # the way to end it
         finally:
             service.stop()

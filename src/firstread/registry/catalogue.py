@@ -44,6 +44,7 @@ from firstread.registry.transport import Transport
 PAGE: Final = 1000  # names that we ask for at a time
 MAX_NAMES: Final = 100_000  # of one list
 MAX_PAGES: Final = 10_000  # of one list; some registries give few names at a time
+NOT_IMPLEMENTED: Final = 501
 CATALOGUE_SCOPE: Final = "registry:catalog:*"
 
 
@@ -71,9 +72,11 @@ def list_repositories(host: str, options: AccessOptions) -> list[str]:
         raise
     except (SourceError, ImageError) as exc:
         kind = type(exc) if isinstance(exc, AuthError) else SourceError
+        said = exc.message if what in exc.message else f"{what}: {exc.message}"
         raise kind(
-            f"{what}: it shows no catalogue ({exc.message})",
-            hint=f"name repositories, such as {host}/team/app:v*, whose tags every registry lists",
+            said,
+            hint="the registry shows no catalogue: name repositories, such as"
+            f" {host}/team/app:v*, whose tags every registry lists",
         ) from exc
     return found
 
@@ -117,7 +120,10 @@ def _pages(repository: Reference, path: str, what: str, options: AccessOptions) 
     count = 0
     try:
         for _ in range(MAX_PAGES):
-            answer = backoff.insist(partial(transport.request, "GET", url, what=what))
+            ask = partial(transport.request, "GET", url, what=what, expect=(200, NOT_IMPLEMENTED))
+            answer = backoff.insist(ask)
+            if answer.status == NOT_IMPLEMENTED:  # not worth another attempt, as 5xx are else
+                raise SourceError(f"{what}: the registry has no such list")
             page = decode(answer.data, _Page, "the list")
             yield page
             count += len(page.repositories or page.tags or ())

@@ -53,4 +53,9 @@ class Beside(Target):
         return Done([converted(work, image) for image in done.images], done.images[0].digest)
 
     def repeat(self, work: Work, done: Done) -> list[SyncedImage]:
-        return [structs.replace(row, image=str(work.name), result=PRESENT) for row in done.rows]
+        return [
+            structs.replace(
+                row, image=str(work.name), result=PRESENT, seconds=0.0, size=0, packed_bytes=0
+            )
+            for row in done.rows
+        ]

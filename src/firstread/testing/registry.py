@@ -137,6 +137,10 @@ class DockerRegistry:
         self._settle()
         self._forgotten = self._log.stat().st_size
 
+    def open_uploads(self) -> int:
+        """Return the number of uploads that are neither ended nor cancelled."""
+        return len(list(self.storage.rglob("_uploads/*")))
+
     def stop(self) -> None:
         """Stop the server; its data stays until the context ends."""
         process, self._process = self._process, None
