@@ -83,6 +83,11 @@ def serve(
     if tls_key is not None and tls_cert is None:
         raise UsageError("--tls-key belongs to a --tls-cert")
     chosen = target(places)
+    if not chosen.sources:
+        raise UsageError(
+            "there is no SOURCE",
+            hint="firstread sync serve SOURCE... DEST, or firstread sync serve --attach SOURCE...",
+        )
     patterns = [parse_pattern(word) for word in chosen.sources]
     wanted = Wanted(patterns, only=patterns, excluded=excluded)
     service = PushService(chosen.sync, wanted, chosen.access, chosen.at_once)
