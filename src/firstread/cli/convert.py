@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
+    PLATFORM,
     REFERENCE,
-    PlatformType,
     access_options,
     json_option,
     login_options,
@@ -35,6 +35,17 @@ TAKE_ANOTHER = "nodes take another conversion attached to it"
 MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 
 
+class _PlatformsType(click.ParamType["Platform | str"]):
+    """A platform, or ``all``."""
+
+    name = "platform"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Platform | str:
+        return value if value == "all" else PLATFORM.convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("source", type=REFERENCE)
 @click.argument("destination", metavar="DEST", type=REFERENCE, required=False)
@@ -45,7 +56,7 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 )
 @click.option(
     "--platform",
-    type=PlatformType(all_too=True),
+    type=_PlatformsType(),
     help="Which image of an index, such as linux/arm64, or all.  [default: this machine's; with"
     " --attach every one for Linux]",
 )

@@ -38,26 +38,17 @@ class ReferenceType(click.ParamType["Reference"]):
         return value if isinstance(value, Reference) else parse_reference(value)
 
 
-class PlatformType(click.ParamType["Platform | str"]):
-    """A platform, such as linux/arm64.
-
-    Args:
-        all_too: ``all`` is one.
-    """
+class PlatformType(click.ParamType["Platform"]):
+    """A platform, such as linux/arm64."""
 
     name = "platform"
 
-    def __init__(self, *, all_too: bool = False) -> None:
-        self._all_too = all_too
-
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Platform | str:
+    ) -> Platform:
         from firstread.oci.platform import Platform, parse_platform
 
-        if isinstance(value, Platform) or (self._all_too and value == "all"):
-            return value  # type: ignore[no-any-return]
-        return parse_platform(value)
+        return value if isinstance(value, Platform) else parse_platform(value)
 
 
 class SizeType(click.ParamType[int]):
@@ -72,13 +63,6 @@ class SizeType(click.ParamType[int]):
             return parse_size(value)
         except UsageError as exc:
             self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
-
-
-class SectorSizeType(SizeType):
-    """A number of bytes, or ``auto``, which is 0."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return 0 if value == "auto" else super().convert(value, param, ctx)
 
 
 class SecondsType(click.ParamType[float]):
@@ -131,6 +115,10 @@ class PlaceType(click.ParamType[Path]):
 REFERENCE = ReferenceType()
 PLATFORM = PlatformType()
 SIZE = SizeType()
+
+platform_option = click.option(
+    "--platform", type=PLATFORM, help="Which image of an index.  [default: this machine's]"
+)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md)."

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from firstread.cli.options import SIZE, SectorSizeType
+from firstread.cli.options import SIZE, SizeType
 
 if TYPE_CHECKING:
     from firstread.convert.conversion import ConvertOptions
     from firstread.registry.options import AccessOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SectorSizeType(SizeType):
+    """A number of bytes, or ``auto``, which is 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "auto" else super().convert(value, param, ctx)
+
 
 _PACKING = (
     click.option(

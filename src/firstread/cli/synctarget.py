@@ -17,9 +17,9 @@ from firstread.errors import UsageError
 if TYPE_CHECKING:
     from firstread.convert.conversion import ConvertOptions
     from firstread.registry.options import AccessOptions
+    from firstread.sync.conversiontarget import Target
     from firstread.sync.pattern import Pattern
     from firstread.sync.syncing import Sync
-    from firstread.sync.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,8 +15,8 @@ from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import Leaves, choose_in
 from firstread.sectors.attached import find_attached
+from firstread.sync.conversiontarget import Done, Target, Work, converted
 from firstread.sync.synced import PRESENT, SyncedImage, skipped
-from firstread.sync.target import Done, Target, Work, converted
 
 
 class Beside(Target):

@@ -22,9 +22,9 @@ from firstread.oci.repository import Repository
 from firstread.oci.resolve import Leaves, choose_in
 from firstread.registry.open import open_destination, open_source
 from firstread.sectors.image import SOURCE_DIGEST, is_block_image
+from firstread.sync.conversiontarget import Done, Target, Work, converted
 from firstread.sync.mapping import Mapping
 from firstread.sync.synced import PRESENT, SyncedImage
-from firstread.sync.target import Done, Target, Work, converted
 
 
 class Elsewhere(Target):

@@ -20,8 +20,8 @@ from firstread.convert.progress import NoProgress
 from firstread.errors import FirstreadError
 from firstread.oci.reference import Reference
 from firstread.redact import redact
+from firstread.sync.conversiontarget import Target, Work
 from firstread.sync.synced import SyncedImage, failed
-from firstread.sync.target import Target, Work
 
 LOOKING: Final = 8  # repositories that are looked at at a time
 GRACE_S: Final = 3.0  # for conversions to cancel their uploads, when they are stopped

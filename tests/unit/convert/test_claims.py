@@ -12,7 +12,7 @@ from firstread.convert.claims import Claim, LayerClaims
 SHARED, OWN, OTHER = (Claim(name, "parameters", "place") for name in "abc")
 
 
-def test_what_somebody_has_is_left_to_him() -> None:
+def test_a_claim_is_exclusive() -> None:
     claims = LayerClaims()
     with claims.claiming([SHARED, OWN]) as mine:
         assert mine == [SHARED, OWN]
@@ -22,7 +22,7 @@ def test_what_somebody_has_is_left_to_him() -> None:
         assert all_of_them == [SHARED, OTHER]
 
 
-def test_who_needs_only_what_others_have_waits_for_it() -> None:
+def test_a_conversion_waits_for_a_layer_that_another_one_packs() -> None:
     claims = LayerClaims()
     order: list[str] = []
 

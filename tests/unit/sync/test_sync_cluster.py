@@ -246,7 +246,7 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_what_is_not_supported_is_said(tmp_path: Path) -> None:
+def test_unsupported_fields_are_named(tmp_path: Path) -> None:
     with serving() as server:
         path = write(tmp_path / "config", server, {}, **{"proxy-url": "http://a"})
         with pytest.raises(UsageError, match="proxy-url is not supported"):

@@ -54,7 +54,7 @@ def test_lists_of_referrers_and_signatures_fit_no_pattern(tag: str) -> None:
     "text",
     ["*.example/a:b", "r.example/A*", "r.example/[a]*:b", "oci:*:a", "r.example/*@b", "a b*"],
 )
-def test_what_is_no_pattern(text: str) -> None:
+def test_bad_patterns(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_source(text)
     assert text in caught.value.message
@@ -90,7 +90,7 @@ def test_a_destination(text: str, source: str, destination: str) -> None:
         "?/*",
     ],
 )
-def test_what_is_no_destination(text: str) -> None:
+def test_bad_destinations(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_mapping(text)
     assert text in caught.value.message
@@ -179,7 +179,7 @@ def test_an_event_of_harbor() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{}", b'{"events":3}', b"\xff", b"[" * 100_000, b'{"type":1}']
 )
-def test_what_is_no_notification(data: bytes) -> None:
+def test_bad_notifications(data: bytes) -> None:
     with pytest.raises(ImageError):
         parse_notification(data, "r.example")
 

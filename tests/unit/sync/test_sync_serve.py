@@ -90,7 +90,7 @@ def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
         yield running
 
 
-def test_what_it_answers(endpoint: Endpoint) -> None:
+def test_answers(endpoint: Endpoint) -> None:
     assert endpoint.ask("GET", "/healthz")[:2] == (200, b"ok\n")
     assert endpoint.ask("GET", "/metrics")[:2] == (200, b"metrics 1\n")
     assert endpoint.ask("GET", "/notifications")[0] == 404
@@ -183,7 +183,7 @@ def test_over_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "secret", ["", "short", "line\nfeed and more of it", "ümlaute are no header"]
 )
-def test_what_is_no_secret(tmp_path: Path, secret: str) -> None:
+def test_bad_secrets(tmp_path: Path, secret: str) -> None:
     (tmp_path / "secret").write_text(secret)
     with pytest.raises(UsageError, match="is no secret"):
         Secret(tmp_path / "secret")
