@@ -71,6 +71,7 @@ def serve(
     other places are ignored, and so are pushes of conversions.
     """
     import logging
+    import threading
 
     from firstread.control.metricserver import split_address
     from firstread.daemon.logs import configure_logging
@@ -102,9 +103,10 @@ def serve(
         bound, number = server.server_address[:2]
         logging.getLogger("sync").info("listening at %s:%d", bound, number)
         service.start(watch_s)
+        # In a thread of its own: a signal would interrupt the server anywhere.
+        threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
         try:
-            server.serve_forever()
+            threading.Event().wait()
         except (SystemExit, KeyboardInterrupt):
-            pass  # the way to end it
-        finally:
+            server.shutdown()
             service.stop()

@@ -138,9 +138,12 @@ def _nothing_to_convert(found: Leaves) -> str | None:
         if is_block_image(document):
             return "it is converted already"
         return None if is_image(document) else "it is no container image"
-    if SOURCE_DIGEST in (document.annotations or {}):
-        return "it is converted already"
-    return None if found.images else "its index has no image"
+    if not found.images:
+        return "its index has no image"
+    # A builder may hand an index's annotations down, but hardly those of its entries.
+    noted = [document.annotations, *(entry.annotations for entry in found.images)]
+    made = all(SOURCE_DIGEST in (annotations or {}) for annotations in noted)
+    return "it is converted already" if made else None
 
 
 def converted(work: Work, made: Conversion) -> SyncedImage:

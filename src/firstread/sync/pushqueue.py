@@ -8,12 +8,29 @@ converts an image that somebody else is converting; memory is bounded.
 from __future__ import annotations
 
 import threading
-from typing import Final
+import time
+from typing import Final, NamedTuple
 
 from firstread.errors import BusyError
 from firstread.oci.reference import Reference
 
 MAX_WAITING: Final = 10_000  # images
+
+
+class Push(NamedTuple):
+    """An image in the queue.
+
+    Args:
+        name: its tag.
+        digest: of what was pushed; empty if it is not known.
+        attempt: conversions of it that have failed.
+        due: monotonic seconds before which nobody takes it.
+    """
+
+    name: Reference
+    digest: str = ""
+    attempt: int = 0
+    due: float = 0.0
 
 
 class PushQueue:
@@ -25,8 +42,8 @@ class PushQueue:
 
     def __init__(self, most: int = MAX_WAITING) -> None:
         self._most = most
-        self._waiting: dict[Reference, str] = {}  # digest that was pushed, the first come first
-        self._running: dict[Reference, str] = {}
+        self._waiting: dict[Reference, Push] = {}  # the first come first
+        self._running: dict[Reference, Push] = {}
         self._changed = threading.Condition()
 
     def put(self, name: Reference, digest: str = "") -> bool:
@@ -40,28 +57,43 @@ class PushQueue:
             BusyError: there is no room.
         """
         with self._changed:
-            if digest and digest == self._running.get(name):
+            running = self._running.get(name)
+            if running is not None and digest and digest == running.digest:
                 return False
             known = name in self._waiting
             if not known and len(self._waiting) >= self._most:
                 raise BusyError(f"{self._most} images wait for their conversion")
-            self._waiting[name] = digest
+            self._waiting[name] = Push(name, digest)
             self._changed.notify()
             return not known
 
-    def take(self) -> Reference:
+    def take(self) -> Push:
         """Return the image that has waited longest; wait for one. The caller calls `done`."""
         with self._changed:
-            while (name := self._next()) is None:
-                self._changed.wait()
-            self._running[name] = self._waiting.pop(name)
-            return name
+            while True:
+                ready = [each for each in self._waiting.values() if each.name not in self._running]
+                now = time.monotonic()
+                push = next((each for each in ready if each.due <= now), None)
+                if push is not None:
+                    self._running[push.name] = self._waiting.pop(push.name)
+                    return push
+                self._changed.wait(min((each.due - now for each in ready), default=None))
 
-    def done(self, name: Reference) -> None:
-        """Note that an image that `take` gave is dealt with."""
+    def done(self, push: Push, again_s: float | None = None) -> None:
+        """Note that an image that `take` gave is dealt with.
+
+        Args:
+            push: what it gave.
+            again_s: seconds until another attempt, unless it was pushed again meanwhile; None for
+                none.
+        """
         with self._changed:
-            del self._running[name]
-            self._changed.notify()
+            del self._running[push.name]
+            if again_s is not None:
+                due = time.monotonic() + again_s
+                again = push._replace(attempt=push.attempt + 1, due=due)
+                self._waiting.setdefault(push.name, again)
+            self._changed.notify_all()
 
     @property
     def running(self) -> int:
@@ -70,6 +102,3 @@ class PushQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def _next(self) -> Reference | None:
-        return next((name for name in self._waiting if name not in self._running), None)

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from firstread.errors import BusyError, FirstreadError, UsageError
+from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError
 from firstread.oci.reference import Reference
 from firstread.registry.options import AccessOptions
 from firstread.sync.notifications import parse_notification
@@ -27,8 +28,22 @@ from firstread.sync.syncing import GRACE_S, Sync
 
 log = logging.getLogger("sync")
 
+AGAIN_S: Final = (0.2, 5.0, 60.0)  # until an image is tried again that failed for a moment
 ROOM_S: Final = 1.0  # until a full queue is tried again
 _BUCKETS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+def _again_s(rows: Sequence[SyncedImage], attempt: int) -> float | None:
+    """Return after how many seconds an image is worth another attempt; None if it is not.
+
+    docker-registry tells of a push before it writes the tag, so a tag can be missing for a moment.
+    """
+    passing = [
+        row.error.retryable or row.error.error == NotFoundError.__name__
+        for row in rows
+        if row.error is not None
+    ]
+    return AGAIN_S[attempt] if any(passing) and attempt < len(AGAIN_S) else None
 
 
 class PushService:
@@ -119,15 +134,16 @@ class PushService:
             time.sleep(0.02)
 
     def _work(self) -> None:
-        while True:
-            name = self._queue.take()
+        while not self._sync.stopped:
+            push = self._queue.take()
             with self._seconds.time():
-                rows = self._sync.run([name])
+                rows = self._sync.run([push.name])
+            again_s = _again_s(rows, push.attempt)
             for row in rows:
-                self._tell(row)
-            self._queue.done(name)
+                self._tell(row, again=again_s is not None)
+            self._queue.done(push, again_s)
 
-    def _tell(self, row: SyncedImage) -> None:
+    def _tell(self, row: SyncedImage, *, again: bool) -> None:
         self._results.labels(row.result).inc()
         fields = {
             "image": row.image,
@@ -138,7 +154,9 @@ class PushService:
             "packed_bytes": row.packed_bytes,
         }
         if row.result == FAILED and row.error is not None:
-            log.error("an image is not converted: %s", row.error.message, extra={"fields": fields})
+            level, words = (logging.INFO, "yet") if again else (logging.ERROR, "")
+            text = " ".join(filter(None, ("an image is not converted", words)))
+            log.log(level, "%s: %s", text, row.error.message, extra={"fields": fields})
         else:
             log.info("%s", row.reason or row.result, extra={"fields": fields})
 

@@ -90,6 +90,11 @@ class Sync:
             tally.failed += sum(row.error is not None for row in done)
         return rows
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, or a run was interrupted: no later run converts anything."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Have conversions end with an error as soon as they read or send anything."""
         self._stopped.set()

@@ -221,6 +221,22 @@ def test_a_server_that_fails(tmp_path: Path) -> None:
         images(path)
 
 
+def test_a_list_of_pods_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.sync.cluster.MAX_PAGES", len(PODS) - 1)
+    with serving() as server, pytest.raises(SourceError, match="more than 3 pages"):
+        images(write(tmp_path / "config", server, {"token": TOKEN}))
+
+
+def test_a_plugin_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.sync.kubeconfig.PLUGIN_S", 0.1)
+    version = "client.authentication.k8s.io/v1"
+    user = {"exec": {"apiVersion": version, "command": "sleep", "args": ["60"]}}
+    with serving() as server:
+        path = write(tmp_path / "config", server, user)
+        with pytest.raises(AuthError, match="TimeoutExpired"):
+            read_kubeconfig(path)
+
+
 DAMAGED = {
     "no YAML": ("a: [secret", "is not valid YAML in line 1"),
     "no object": ("- secret", "is not a kubeconfig"),

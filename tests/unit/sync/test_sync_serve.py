@@ -19,11 +19,20 @@ from typing import Any
 
 import pytest
 
+from firstread.convert.conversion import ConvertOptions
+from firstread.convert.layercache import LayerCache
 from firstread.errors import BusyError, NodeError, UsageError
+from firstread.oci.model import OCI_MANIFEST
 from firstread.oci.reference import parse_reference
 from firstread.registry.open import open_source
-from firstread.sync import webhook
+from firstread.registry.options import AccessOptions
+from firstread.sync import pushservice, webhook
+from firstread.sync.beside import Beside
 from firstread.sync.notifications import parse_notification
+from firstread.sync.pattern import parse_pattern
+from firstread.sync.pushservice import PushService
+from firstread.sync.sources import Wanted
+from firstread.sync.syncing import Sync
 from firstread.sync.webhook import MAX_BODY, Secret, WebhookServer, tls_context
 from firstread.testing.certificates import make_certificate
 from firstread.testing.command import firstread, program
@@ -228,6 +237,30 @@ def await_conversion(name: str, original: str) -> None:
             return
         assert time.monotonic() < until, ran
         time.sleep(0.05)
+
+
+def test_a_notification_that_comes_before_its_tag(
+    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docker-registry sends it so."""
+    monkeypatch.setattr(pushservice, "AGAIN_S", (0.05,) * 1000)
+    name = f"{registry.host}/team/app:v1"
+    options = ConvertOptions(cache=LayerCache(tmp_path / "cache"), static=False)
+    pattern = [parse_pattern(f"{registry.host}/*:*")]
+    sync = Sync(Beside(options), 1)
+    service = PushService(sync, Wanted(pattern, only=pattern), AccessOptions(), 1)
+    event = {
+        "action": "push",
+        "target": {"repository": "team/app", "tag": "v1", "mediaType": OCI_MANIFEST},
+    }
+    assert service.take(json.dumps({"events": [event]}).encode()) == 1
+    service.start(None)
+    until = time.monotonic() + PATIENCE_S
+    while b'firstread_sync_images_total{result="failed"}' not in service.metrics():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    await_conversion(name, push(name, image(1)))
+    service.stop()
 
 
 @pytest.mark.parametrize("way", ["DEST", "--attach"])
