@@ -28,7 +28,7 @@ from firstread.sync.syncing import GRACE_S, Sync
 
 log = logging.getLogger("sync")
 
-AGAIN_S: Final = (0.2, 5.0, 60.0)  # until an image is tried again that failed for a moment
+AGAIN_S: Final = (0.2, 1.0, 5.0, 30.0, 120.0)  # until an image is tried again
 ROOM_S: Final = 1.0  # until a full queue is tried again
 _BUCKETS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 

@@ -183,7 +183,7 @@ def test_files_conditions_and_other_things(registry: DockerRegistry, tmp_path: P
 def test_two_syncs_at_once(registry: DockerRegistry, tmp_path: Path) -> None:
     """Neither is partial or wrong, in one registry and with one list of referrers."""
     host = registry.host
-    digests = {n: push(f"{host}/team/app{n}:v1", app(n)) for n in range(4)}
+    digests = {n: push(f"{host}/team/app{n}:v1", app(n)) for n in range(2)}
     for target in ("--attach", f"{host}/lazy/*"):
         command = program("sync", *SMALL, "--json", f"{host}/team/*:v1", target)
         processes = [
@@ -201,13 +201,13 @@ def test_two_syncs_at_once(registry: DockerRegistry, tmp_path: Path) -> None:
         for number, digest in digests.items():
             name = f"{host}/{prefix}team/app{number}:v1"
             assert inspected(name)["source_digest"] == digest
-            assert firstread("verify", name, "--source", f"{host}/team/app{number}:v1").code == 0
+            assert firstread("verify", name).code == 0
     assert registry.open_uploads() == 0
 
 
 def test_an_interrupted_sync_leaves_no_upload_and_goes_on_later(registry: DockerRegistry) -> None:
     host = registry.host
-    for number in range(4):
+    for number in range(3):
         push(f"{host}/team/app{number}:v1", app(number))
     command = program("sync", *SMALL, "--images=1", f"{host}/team/*:v1", f"{host}/lazy/*")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -221,8 +221,8 @@ def test_an_interrupted_sync_leaves_no_upload_and_goes_on_later(registry: Docker
     assert registry.open_uploads() == 0
     synced = sync(f"{host}/team/*:v1", f"{host}/lazy/*")
     assert synced["present"] >= 1
-    assert synced["present"] + synced["converted"] == 4
-    for number in range(4):
+    assert synced["present"] + synced["converted"] == 3
+    for number in range(3):
         assert firstread("verify", f"{host}/lazy/team/app{number}:v1").code == 0
 
 
