@@ -11,7 +11,7 @@ Sources: Kubernetes API, core/v1 ``Pod``; "Retrieving large results sets in chun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -79,9 +79,6 @@ class _PodList(msgspec.Struct, frozen=True):
     metadata: _Meta = _Meta()
 
 
-_Ask = Callable[[str], _PodList]
-
-
 def running_images(
     access: ClusterAccess, namespace: str = "", options: AccessOptions | None = None
 ) -> list[str]:
@@ -98,13 +95,11 @@ def running_images(
         UsageError: a certificate or key is not valid.
     """
     options = options or AccessOptions()
+    path = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods" if namespace else "/api/v1/pods"
     found: dict[str, None] = {}
     with ExitStack() as stack:
-        ask = _asker(access, options, stack)
-        path = (
-            f"/api/v1/namespaces/{quote(namespace, safe='')}/pods" if namespace else "/api/v1/pods"
-        )
-        for page in _pages(ask, path, options):
+        server = _ApiServer(access, options, stack)
+        for page in _pages(server, path, options):
             for pod in page.items:
                 if pod.status.phase not in _ENDED:
                     found.update(dict.fromkeys(_images(pod.spec)))
@@ -121,11 +116,11 @@ def _images(spec: _Spec) -> Iterator[str]:
             yield volume.image.reference
 
 
-def _pages(ask: _Ask, path: str, options: AccessOptions) -> Iterator[_PodList]:
+def _pages(server: _ApiServer, path: str, options: AccessOptions) -> Iterator[_PodList]:
     backoff, more = Backoff(options), ""
     for _ in range(MAX_PAGES):
         query = urlencode({"limit": PAGE, **({"continue": more} if more else {})})
-        page = backoff.insist(partial(ask, f"{path}?{query}"))
+        page = backoff.insist(partial(server.list_pods, f"{path}?{query}"))
         yield page
         more = page.metadata.more
         if not more:
@@ -133,44 +128,64 @@ def _pages(ask: _Ask, path: str, options: AccessOptions) -> Iterator[_PodList]:
     raise SourceError(f"the list of pods has more than {MAX_PAGES} pages")
 
 
-def _asker(access: ClusterAccess, options: AccessOptions, stack: ExitStack) -> _Ask:
-    """Return the function that asks the API server, until `stack` ends."""
-    parts = urlsplit(access.server)
-    clients: tuple[tuple[Path, Path | None], ...] = ()
-    if access.certificate:
-        pair = in_memory(access.certificate, "certificate"), in_memory(access.key, "key")
-        clients = ((stack.enter_context(pair[0]), stack.enter_context(pair[1])),)
-    ca = stack.enter_context(in_memory(access.ca, "ca")) if access.ca else None
-    endpoint = Endpoint(parts.scheme, parts.netloc, clients=clients, skip_verify=access.skip_verify)
-    what = f"cannot list the pods of {parts.netloc}"
-    try:
-        connections = Connections(endpoint, replace(options, ca_file=ca, insecure_tls=False))
-    except UsageError:
-        raise UsageError("a certificate or key of the kubeconfig is not valid") from None
-    stack.callback(connections.close)
-    headers = {"Accept": "application/json"}
-    if access.authorization:
-        headers["Authorization"] = access.authorization
+class _ApiServer:
+    """The API server of a cluster.
 
-    def ask(target: str) -> _PodList:
-        url = f"{access.server}{target}"
+    Args:
+        access: how it is reached.
+        options: time limits.
+        stack: ends connections and gives certificates back.
+
+    Raises:
+        UsageError: a certificate or key is not valid.
+    """
+
+    def __init__(self, access: ClusterAccess, options: AccessOptions, stack: ExitStack) -> None:
+        parts = urlsplit(access.server)
+        clients: tuple[tuple[Path, Path | None], ...] = ()
+        if access.certificate:
+            certificate = stack.enter_context(in_memory(access.certificate, "certificate"))
+            clients = ((certificate, stack.enter_context(in_memory(access.key, "key"))),)
+        ca = stack.enter_context(in_memory(access.ca, "ca")) if access.ca else None
+        endpoint = Endpoint(
+            parts.scheme, parts.netloc, clients=clients, skip_verify=access.skip_verify
+        )
+        options = replace(options, ca_file=ca, insecure_tls=False)
         try:
-            response = connections.request("GET", url, headers, None)
-            if response.status != OK:
-                release(response)
-                raise _refusal(what, response.status)
-            data = read_whole(response, what, url, options.answer_timeout)
-            return decode(data, _PodList, "the list of pods")
-        except SourceError as exc:  # those of a registry, which this is not
+            self._connections = Connections(endpoint, options)
+        except UsageError:  # it would name a file that nobody knows
+            raise UsageError("a certificate or key of the kubeconfig is not valid") from None
+        stack.callback(self._connections.close)
+        self._url, self._options = access.server, options
+        self._what = f"cannot list the pods of {parts.netloc}"
+        self._headers = {"Accept": "application/json"}
+        if access.authorization:
+            self._headers["Authorization"] = access.authorization
+
+    def list_pods(self, target: str) -> _PodList:
+        """Return a page of a list, in one attempt.
+
+        Raises:
+            SourceError: the server gives none.
+        """
+        try:
+            return self._ask(f"{self._url}{target}")
+        except SourceError as exc:  # in the words for a registry, which this is not
             exc.message = exc.message.replace("registry ", "", 1)
             exc.hint = _HINTS.get(type(exc), exc.hint)
-            if what not in exc.message:
-                exc.message = f"{what}: {exc.message}"
+            if self._what not in exc.message:
+                exc.message = f"{self._what}: {exc.message}"
             raise
         except ImageError as exc:
-            raise SourceError(f"{what}: {exc.message}", hint=_HINTS[SourceError]) from exc
+            raise SourceError(f"{self._what}: {exc.message}", hint=_HINTS[SourceError]) from exc
 
-    return ask
+    def _ask(self, url: str) -> _PodList:
+        response = self._connections.request("GET", url, self._headers, None)
+        if response.status != OK:
+            release(response)
+            raise _refusal(self._what, response.status)
+        data = read_whole(response, self._what, url, self._options.answer_timeout)
+        return decode(data, _PodList, "the list of pods")
 
 
 def _refusal(what: str, status: int) -> SourceError:

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from msgspec import structs
 
 from firstread.convert.progress import NoProgress
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, UsageError
 from firstread.oci.reference import Reference
 from firstread.redact import redact
 from firstread.sync.conversiontarget import Target, Work
@@ -74,16 +74,16 @@ class Sync:
             A row for each image and platform.
         """
         tally = tally or Tally()
-        rows: list[SyncedImage] = []
-        equal: dict[tuple[str, ...], list[Work]] = {}
-        for found in self._look(names, tally):
-            if isinstance(found, SyncedImage):
-                rows.append(found)
-            else:
-                equal.setdefault(found.key, []).append(found)
+        found = list(self._look(names, tally))
+        rows = [each for each in found if isinstance(each, SyncedImage)]
+        todo, refused = sort_out([each for each in found if isinstance(each, Work)], rows)
+        rows += refused
         if dry:
-            return rows + [work.missing() for works in equal.values() for work in works]
-        tally.to_convert = sum(map(len, equal.values()))
+            return rows + [work.missing() for work in todo]
+        equal: dict[tuple[str, ...], list[Work]] = {}
+        for work in todo:
+            equal.setdefault(work.key, []).append(work)
+        tally.to_convert = len(todo)
         for works, done in self._each(self._convert, list(equal.values()), self._at_once):
             rows += done
             tally.done += len(works)
@@ -147,6 +147,28 @@ class Sync:
             raise
         finally:
             pool.shutdown(wait=False)
+
+
+def sort_out(
+    works: Iterable[Work], rows: Iterable[SyncedImage]
+) -> tuple[list[Work], list[SyncedImage]]:
+    """Return the work that can be done, and rows for images whose destination is another one's.
+
+    Two registries can have one repository and tag. An image whose conversion is there keeps its
+    destination, else the first in the order of names gets it. Pure.
+    """
+    owners: dict[str, str] = {row.destination: row.image for row in rows if row.destination}
+    todo: list[Work] = []
+    refused: list[SyncedImage] = []
+    for work in sorted(works, key=lambda each: str(each.name)):
+        name, there = str(work.name), str(work.destination)
+        owner = name if work.destination is None else owners.setdefault(there, name)
+        if owner == name:
+            todo.append(work)
+            continue
+        error = UsageError(f"{owner} has the same destination", hint="give each its own DEST")
+        refused.append(_failed(work, error))
+    return todo, refused
 
 
 class _Stoppable(NoProgress):

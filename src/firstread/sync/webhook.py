@@ -156,7 +156,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, b"not found\n")
 
     def do_POST(self) -> None:
-        self._left = MAX_BODY
+        self._left = min(self._length() or 0, MAX_BODY)
         try:
             if self.path.partition("?")[0] != "/notifications":
                 self._answer(404, b"not found\n")
@@ -184,16 +184,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         """Return the body of the request; None if an answer has said why not."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        length = self._length()
+        if length is None:
             self._answer(411, b"say Content-Length\n")
-        elif len(length) > 9 or int(length) > MAX_BODY:
+        elif length > MAX_BODY:
             self._answer(413, f"more than {MAX_BODY} bytes\n".encode())
         else:
-            body = self.rfile.read(int(length))
+            body = self.rfile.read(length)
             self._left = 0
-            return body if len(body) == int(length) else None
+            return body if len(body) == length else None
         return None
+
+    def _length(self) -> int | None:
+        """Return the length that the request states for its body; None if it states none."""
+        text = self.headers.get("Content-Length", "")[:19]
+        return int(text) if text.isascii() and text.isdecimal() else None
 
     def _answer(self, status: int, data: bytes, media_type: str = "text/plain") -> None:
         self.connection.settimeout(REQUEST_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from firstread.errors import BusyError, ImageError, LimitError, NodeError, UsageError
 from firstread.oci.model import DOCKER_MANIFEST, OCI_INDEX
 from firstread.oci.reference import Reference, parse_reference
+from firstread.sync.conversiontarget import Work
 from firstread.sync.mapping import parse_mapping
 from firstread.sync.notifications import MAX_EVENTS, parse_notification
 from firstread.sync.pattern import Pattern, parse_pattern, parse_source
 from firstread.sync.pushqueue import PushQueue
 from firstread.sync.sources import Wanted, read_names
+from firstread.sync.syncing import sort_out
 
 HEX = "0123456789abcdef" * 4
 
@@ -128,6 +131,28 @@ def test_a_file_of_names(tmp_path: Path) -> None:
         read_names(path)
     with pytest.raises(NodeError):
         read_names(tmp_path)
+
+
+def work(name: str, digest: str = HEX) -> Work:
+    reference = parse_reference(name)
+    source = replace(reference, digest=f"sha256:{digest}")
+    return Work(reference, source, parse_mapping("m.example/*").of(reference))
+
+
+def test_a_destination_has_one_image() -> None:
+    first, second = work("a.example/app:v1"), work("b.example/app:v1")
+    todo, refused = sort_out([second, first], [])
+    assert todo == [first]
+    (row,) = refused
+    assert (row.image, row.result) == ("docker://b.example/app:v1", "failed")
+    assert row.error is not None
+    assert "docker://a.example/app:v1 has the same destination" in row.error.message
+    # What is there already stays.
+    there = second.missing()
+    assert sort_out([first], [there])[0] == []
+    assert sort_out([second], [there])[0] == [second]
+    attached = replace(first, destination=None)
+    assert sort_out([attached, replace(second, destination=None)], [])[1] == []
 
 
 # Notifications.
