@@ -193,7 +193,8 @@ def _lines(synced: Synced) -> list[str]:
 def _row(each: SyncedImage) -> tuple[str, ...]:
     name = each.image.removeprefix("docker://")
     if each.result != "converted":
-        return (name, each.platform or "-", each.result, "-", "-", "-")
+        word = "to convert" if each.result == "missing" else each.result
+        return (name, each.platform or "-", word, "-", "-", "-")
     sizes = format_size(each.packed_bytes), format_size(each.size)
     return (name, each.platform or "-", each.result, f"{each.seconds:.1f}", *sizes)
 

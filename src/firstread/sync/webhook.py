@@ -47,6 +47,7 @@ MAX_CONNECTIONS: Final = 32  # at a time
 REQUEST_S: Final = 15.0  # for a whole request to arrive, however slowly it does
 LEAST_SECRET: Final = 16  # characters
 MAX_SECRET: Final = 4096  # bytes
+QUIET_S: Final = 10.0  # after a line of the log about a bad request
 RETRY_S: Final = 30  # for a registry to wait when the queue is full
 
 Take = Callable[[bytes], int]
@@ -116,6 +117,7 @@ class WebhookServer(BoundedThreadsMixIn, socketserver.TCPServer):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.secret, self.take, self.metrics, self.tls = secret, take, metrics, tls
+        self._quiet_until = 0.0
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, Handler)
@@ -130,6 +132,13 @@ class WebhookServer(BoundedThreadsMixIn, socketserver.TCPServer):
                 super().finish_request(encrypted, client_address)
         else:
             super().finish_request(request, client_address)
+
+    def tell(self, text: str) -> None:
+        """Log what went wrong, but no more than a line in `QUIET_S`: anybody can cause it."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET_S
+            log.warning("%s", text)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a connection broke", exc_info=True)
@@ -161,19 +170,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.path.partition("?")[0] != "/notifications":
                 self._answer(404, b"not found\n")
             elif not self.server.secret.is_shown(self.headers.get("Authorization")):
-                log.warning("a request without the secret, from %s", self.client_address[0])
+                self.server.tell(f"a request of {self.client_address[0]} lacks the secret")
                 self._answer(401, b"unauthorized\n")
             elif (body := self._body()) is not None:
                 taken = self.server.take(body)
                 self._answer(202, json.dumps({"queued": taken}).encode(), "application/json")
         except ImageError as exc:
-            log.warning("a notification is not valid: %s", exc)
+            self.server.tell(f"a notification is not valid: {exc}")
             self._answer(400, f"{exc}\n".encode())
         except BusyError as exc:
-            log.warning("a notification is not taken: %s", exc)
+            self.server.tell(f"a notification is not taken: {exc}")
             self._answer(503, f"{exc}\n".encode())
         except FirstreadError as exc:
-            log.error("a notification cannot be taken: %s", exc)  # noqa: TRY400 - no traceback
+            self.server.tell(f"a notification cannot be taken: {exc}")
             self._answer(500, b"see the log\n")
 
     def finish(self) -> None:

@@ -119,6 +119,16 @@ def test_a_forged_notification_costs_nothing(endpoint: Endpoint, shown: str) -> 
     assert endpoint.taken == []
 
 
+def test_bad_requests_do_not_flood_the_log(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        assert endpoint.notify(secret="wrong") == 401
+    assert [record.getMessage() for record in caplog.records if record.name == "webhook"] == [
+        "a request of 127.0.0.1 lacks the secret"
+    ]
+
+
 def test_a_huge_notification_is_refused(endpoint: Endpoint) -> None:
     assert endpoint.notify(ENVELOPE.ljust(MAX_BODY)) == 202
     assert endpoint.notify(ENVELOPE.ljust(MAX_BODY + 1)) == 413
