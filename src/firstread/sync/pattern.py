@@ -98,4 +98,6 @@ def parse_pattern(text: str) -> Pattern:
     repository, _, tag = path.partition(":")
     if not WILDCARDS.isdisjoint(first) or name.digest is not None:
         raise UsageError(f"{text!r}: only repository and tag can be a pattern", hint=_HINT)
+    if WILDCARDS.isdisjoint(repository):
+        repository = name.repository  # on Docker Hub with library/
     return Pattern(name.host, repository, tag or name.tag or "")

@@ -46,6 +46,7 @@ def test_a_pattern_fits(pattern: str, fitting: list[str], others: list[str]) -> 
 def test_a_pattern_of_docker_hub() -> None:
     assert parse_pattern("team/*:v*") == Pattern("docker.io", "team/*", "v*")
     assert parse_pattern("index.docker.io/team/*:v*").host == "docker.io"
+    assert parse_pattern("nginx:1.*").fits(parse_reference("nginx:1.27"))
 
 
 @pytest.mark.parametrize("tag", [f"sha256-{HEX}", f"sha256-{HEX}.sig", f"sha512-{HEX}.att"])
