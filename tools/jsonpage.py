@@ -30,12 +30,13 @@ from firstread.cli.shown import (
     Versions,
 )
 from firstread.control.daemonstatus import Status
-from firstread.convert.outcome import Attachments, Conversion, Optimization
+from firstread.convert.outcome import Attachments, Conversion, Conversions, Optimization
 from firstread.documents import Described, ErrorDocument, Unit
 from firstread.fetch.happening import KINDS
 from firstread.fetch.tracelog import SeenReads
 from firstread.mounts.nodestatus import Mounted
 from firstread.report.startrecord import StartRecord
+from firstread.sync.synced import Synced
 from firstread.tune.tuned import Tuned
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "json.md"
@@ -51,6 +52,7 @@ name that is not UTF-8 has `\\xNN` for the bytes that are not. The daemon answer
 on its control socket.
 """
 
+_SYNC: Final = "With `--watch` an object for each run.\n"
 _FETCH: Final = "One of `mounts` of [status](#status), when all of its sectors are here.\n"
 _WATCH: Final = """\
 Counters of `mounts` and `totals` begin with the fetcher, and a sector that several images share is
@@ -68,7 +70,9 @@ _EVENTS: Final = "An object a line, as it happens; `event` says which.\n"
 
 SECTIONS: Final[dict[str, tuple[str, type | None, str]]] = {
     "convert": ("", Conversion, ""),
+    "convert --platform all": ("", Conversions, ""),
     "convert --attach": ("A name can have an image for each platform.\n", Attachments, ""),
+    "sync": (_SYNC, Synced, ""),
     "optimize": ("", Optimization, ""),
     "inspect": ("", ImageShown, ""),
     "verify": ("", ImageVerified, _SOUND),

@@ -16,7 +16,7 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "tune doctor report snapshotter run daemon export control mounts fetch cache convert "
+        "tune doctor report sync snapshotter run daemon export control mounts fetch cache convert "
         "traces sectors erofs registry oci config documents memory printable private redact "
         "signals units userdirs idmaps wholefile errors __init__"
     ),
@@ -26,6 +26,7 @@ ROOMS: dict[str, str] = {
         "units userdirs idmaps errors"
     ),
     "report": "mounts fetch device traces sectors erofs documents printable units errors",
+    "sync": "control convert sectors registry oci documents redact units errors",
     "snapshotter": "daemon control mounts cache sectors registry oci private trees units errors",
     "run": (
         "device traces sectors oci mountinfo printable private readable signals trees units idmaps "

@@ -17,6 +17,7 @@ THREATS = (
     "A malicious container",
     "Other users of the machine",
     "A client of an NBD export",
+    "A client of the webhook",
     "A tampered store",
     "If the daemon itself is taken over",
 )

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,19 +14,18 @@ from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
     PLATFORM,
     REFERENCE,
-    SIZE,
-    SectorSizeType,
     access_options,
     json_option,
     login_options,
 )
 from firstread.cli.output import report, show
+from firstread.cli.packing import packing_options
 from firstread.errors import UsageError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.convert.conversion import ConvertOptions
-    from firstread.convert.outcome import Attachments, Conversion
+    from firstread.convert.outcome import Attachments, Conversion, Conversions, Skipped
     from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
     from firstread.registry.logins import Logins
@@ -34,6 +33,17 @@ if TYPE_CHECKING:
 
 TAKE_ANOTHER = "nodes take another conversion attached to it"
 MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
+
+
+class _PlatformsType(click.ParamType["Platform | str"]):
+    """A platform, or ``all``."""
+
+    name = "platform"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Platform | str:
+        return value if value == "all" else PLATFORM.convert(value, param, ctx)
 
 
 @click.command()
@@ -46,32 +56,12 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 )
 @click.option(
     "--platform",
-    type=PLATFORM,
-    help="Which image of an index, such as linux/arm64.  [default: this machine's; with"
+    type=_PlatformsType(),
+    help="Which image of an index, such as linux/arm64, or all.  [default: this machine's; with"
     " --attach every one for Linux]",
 )
-@click.option(
-    "--sector-size",
-    type=SectorSizeType(),
-    default="auto",
-    show_default=True,
-    help="Unit of fetching, such as 4MiB; auto takes a larger one for very large images.",
-)
-@click.option(
-    "--frame-size", type=SIZE, default="256KiB", show_default=True, help="Unit of compression."
-)
-@click.option(
-    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Level of zstd."
-)
-@click.option(
-    "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
-)
-@click.option(
-    "--no-hot",
-    is_flag=True,
-    help="Make no hot sectors. Without --trace they hold what the image's own command reads first.",
-)
 @click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
+@packing_options
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -85,13 +75,9 @@ def command(
     source: Reference,
     destination: Reference | None,
     attach: bool,
-    platform: Platform | None,
-    sector_size: int,
-    frame_size: int,
-    level: int,
-    jobs: int | None,
-    no_hot: bool,
+    platform: Platform | Literal["all"] | None,
     traces: tuple[Path, ...],
+    packing: Callable[[AccessOptions], ConvertOptions],
     no_cache: bool,
     access: AccessOptions,
     login: tuple[str, str] | None,
@@ -106,12 +92,14 @@ def command(
     downloaded nor packed again. A password on stdin is for the registry of DEST, or for that of
     SOURCE if DEST is on a disk or left out.
 
+    With --platform all an index becomes an index of converted images; what it lacks is named.
+
     With --attach the result goes beside SOURCE, as an OCI referrer of its manifest: nodes with
     firstread find it by the name or digest of SOURCE, all others pull SOURCE as before. DEST is
     then an optional further name.
     """
+    from firstread.convert.layercache import LayerCache, default_cache_dir
     from firstread.memory import keep_large_buffers
-    from firstread.sectors.format import DEFAULT_SECTOR_SIZE, Geometry
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
 
@@ -120,51 +108,33 @@ def command(
             "there is no DEST for the result",
             hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
         )
-    if no_hot and traces:
-        raise UsageError(
-            "--no-hot makes no hot sectors, which a trace is for",
-            hint="leave out one of --no-hot and --trace",
-        )
-    Geometry(sector_size or max(DEFAULT_SECTOR_SIZE, frame_size), frame_size)
     # Only the registry itself: a mirror's copy is no base for a conversion.
     access = dataclasses.replace(
         access, mirrors=False, logins=registry_logins(source, destination, login)
     )
     keep_large_buffers()
-    options = _options(platform, (sector_size, frame_size), level, jobs, access, not no_cache)
-    options = dataclasses.replace(options, traces=read_traces(traces), static=not no_hot)
+    options = packing(access)
+    if traces and not options.static:
+        raise UsageError(
+            "--no-hot makes no hot sectors, which a trace is for",
+            hint="leave out one of --no-hot and --trace",
+        )
+    everything = platform == "all"
+    options = dataclasses.replace(
+        options,
+        platform=None if platform == "all" else platform,
+        traces=read_traces(traces),
+        cache=None if no_cache else LayerCache(default_cache_dir()),
+        reuse=not no_cache,
+    )
     with unwinding_on_signals():
-        document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
+        document, lines = _convert(
+            source, destination, options, attach=attach, everything=everything, quiet=as_json
+        )
     if as_json:
         show(document)
     else:
         report(lines)
-
-
-def _options(
-    platform: Platform | None,
-    sizes: tuple[int, int],
-    level: int,
-    jobs: int | None,
-    access: AccessOptions,
-    reuse: bool,
-) -> ConvertOptions:
-    from firstread.convert.conversion import ConvertOptions
-    from firstread.convert.layercache import LayerCache, default_cache_dir
-    from firstread.convert.record import Parameters
-    from firstread.sectors.format import DEFAULT_SECTOR_SIZE
-
-    sector_size, frame_size = sizes
-    return ConvertOptions(
-        platform=platform,
-        parameters=Parameters(sector_size or DEFAULT_SECTOR_SIZE, frame_size, level),
-        auto_sector_size=not sector_size,
-        jobs=jobs or len(os.sched_getaffinity(0)),
-        source_options=access,
-        destination_options=access,
-        cache=LayerCache(default_cache_dir()) if reuse else None,
-        reuse=reuse,
-    )
 
 
 def _convert(
@@ -173,17 +143,22 @@ def _convert(
     options: ConvertOptions,
     *,
     attach: bool,
+    everything: bool,
     quiet: bool,
 ) -> tuple[object, list[str]]:
     """Convert; return the result as JSON, and as lines for people."""
     from firstread.cli.progressdisplay import LayerProgress
     from firstread.convert.attach import attach as convert_attached
     from firstread.convert.conversion import convert
+    from firstread.convert.platforms import convert_all
 
     with LayerProgress(quiet=quiet) as progress:
         if attach or destination is None:
             attached = convert_attached(source, options, destination=destination, progress=progress)
             return attached, _attached_lines(attached)
+        if everything:
+            results = convert_all(source, destination, options, progress=progress)
+            return results, _lines_of_all(results)
         result = convert(source, destination, options, progress=progress)
         return result, _lines(result.destination, result)
 
@@ -195,10 +170,36 @@ def _attached_lines(attached: Attachments) -> list[str]:
         lines += [*_lines(title, image), f"  attached  to {image.attached_to}"]
         if chosen != image.digest:
             lines.append(f"  note      {TAKE_ANOTHER}: {chosen}")
-    return [
-        *lines,
-        *(f"{image.platform}: left alone, since {image.reason}" for image in attached.skipped),
-    ]
+    return [*lines, *_skipped_lines(attached.skipped)]
+
+
+def _lines_of_all(results: Conversions) -> list[str]:
+    lines = []
+    for image in results.images:
+        lines += _lines(f"{results.destination} for {image.platform or 'one platform'}", image)
+    if len({image.digest for image in results.images} | {results.digest}) > 1:
+        before = "  (as before)" if results.unchanged else ""
+        images = counted(len(results.images), "image")
+        lines.append(f"{results.destination}: {results.digest}, an index of {images}{before}")
+    return [*lines, *_skipped_lines(results.skipped)]
+
+
+def _skipped_lines(skipped: list[Skipped]) -> list[str]:
+    """Return a line for each reason why entries of an index were left alone."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in skipped:
+        by_reason.setdefault(entry.reason, []).append(entry.platform or "no platform")
+    lines = []
+    for reason, platforms in list(by_reason.items())[:MAX_NAMES]:
+        times = f" ({len(platforms)} times)" if len(platforms) > 1 else ""
+        lines.append(f"{_names(dict.fromkeys(platforms))}: left alone, since {reason}{times}")
+    return lines
+
+
+def _names(names: Iterable[str]) -> str:
+    found = [name[:MAX_NAME] for name in names]
+    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
+    return f"{', '.join(found[:MAX_NAMES])}{more}"
 
 
 def registry_logins(
@@ -236,10 +237,9 @@ def _lines(title: str, result: Conversion) -> list[str]:
         if layer.dropped_xattrs:
             names = ", ".join(layer.dropped_xattrs)
             lines.append(f"  left out  extended attributes that Linux cannot hold: {names}")
-    if others := result.other_platforms:
-        more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
-        names = ", ".join(name[:MAX_NAME] for name in others[:MAX_NAMES])
-        lines.append(f"  left out  {names}{more}, also in the index: --platform chooses one")
+    if result.other_platforms:
+        others = _names(result.other_platforms)
+        lines.append(f"  left out  {others}, also in the index: --platform chooses one, or all")
     packed = sum(layer.content_size for layer in result.layers if layer.how == "packed")
     rate = f", {format_size(packed / max(result.seconds, 1e-3))}/s of content" if packed else ""
     lines.append(f"  took      {result.seconds:.1f} s{rate}")

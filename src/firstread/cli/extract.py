@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from firstread.cli.options import REFERENCE, access_options, json_option
+from firstread.cli.options import REFERENCE, access_options, json_option, platform_option
 from firstread.cli.output import report, show
 from firstread.units import counted
 
 if TYPE_CHECKING:
     from firstread.convert.extraction import LeftOut
+    from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
     from firstread.registry.options import AccessOptions
 
@@ -27,10 +28,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also make device nodes, set-user-id and set-group-id bits and file capabilities.",
 )
+@platform_option
 @access_options
 @json_option
 def command(
-    reference: Reference, directory: Path, privileged: bool, access: AccessOptions, as_json: bool
+    reference: Reference,
+    directory: Path,
+    privileged: bool,
+    platform: Platform | None,
+    access: AccessOptions,
+    as_json: bool,
 ) -> None:
     """Unpack the converted image REF into DIR, a new or empty directory.
 
@@ -42,7 +49,7 @@ def command(
     from firstread.erofs.reader import read_tree
     from firstread.sectors.content import ContentReader
 
-    with opened_image(reference, access) as (repository, resolved, image):
+    with opened_image(reference, access, platform) as (repository, resolved, image):
         content = ContentReader.of(repository, image)
         tree = read_tree(image.erofs)
         names, left_out = extract(tree, content, directory, privileged=privileged)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from firstread.cli.options import REFERENCE, access_options, json_option
+from firstread.cli.options import REFERENCE, access_options, json_option, platform_option
 from firstread.cli.output import report, show
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.cli.shown import ImageShown
+    from firstread.oci.platform import Platform
     from firstread.oci.reference import Reference
     from firstread.oci.resolve import ResolvedImage
     from firstread.registry.options import AccessOptions
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", metavar="REF", type=REFERENCE)
 @click.option("--files", is_flag=True, help="List the files of each sector.")
+@platform_option
 @access_options
 @json_option
-def command(reference: Reference, files: bool, access: AccessOptions, as_json: bool) -> None:
+def command(
+    reference: Reference,
+    files: bool,
+    platform: Platform | None,
+    access: AccessOptions,
+    as_json: bool,
+) -> None:
     """Show the parts of the converted image REF, from its manifest and metadata alone."""
     from firstread.cli.opening import opened_image
 
-    with opened_image(reference, access) as (_, resolved, image):
+    with opened_image(reference, access, platform) as (_, resolved, image):
         document = _describe(reference, resolved, image, files=files)
     if as_json:
         show(document)

@@ -26,6 +26,7 @@ from firstread.redact import redact
 
 VERBS = {
     "convert": "Turn an OCI image into a block-device image.",
+    "sync": "Convert all images of registries and clusters that are not converted yet.",
     "optimize": "Copy what a start reads into hot sectors of a converted image.",
     "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",

@@ -65,13 +65,6 @@ class SizeType(click.ParamType[int]):
             self.fail(f"{exc.message}: {exc.hint}" if exc.hint else exc.message, param, ctx)
 
 
-class SectorSizeType(SizeType):
-    """A number of bytes, or ``auto``, which is 0."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return 0 if value == "auto" else super().convert(value, param, ctx)
-
-
 class SecondsType(click.ParamType[float]):
     """A time to wait, in seconds.
 
@@ -122,6 +115,10 @@ class PlaceType(click.ParamType[Path]):
 REFERENCE = ReferenceType()
 PLATFORM = PlatformType()
 SIZE = SizeType()
+
+platform_option = click.option(
+    "--platform", type=PLATFORM, help="Which image of an index.  [default: this machine's]"
+)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md)."

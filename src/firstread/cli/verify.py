@@ -34,7 +34,7 @@ SHOWN = 20  # differences to list
 @click.option(
     "--platform",
     type=PLATFORM,
-    help="Platform in the source's index.  [default: this machine's]",
+    help="Which image of an index, for both.  [default: this machine's]",
 )
 @access_options
 @json_option
@@ -53,7 +53,7 @@ def command(
     from firstread.cli.opening import opened_image
 
     started = time.monotonic()
-    with opened_image(reference, access) as (repository, resolved, image):
+    with opened_image(reference, access, platform) as (repository, resolved, image):
         check, root = _check(repository, resolved, image)
         if source is not None:
             _compare(repository, image, check, root, source, platform, access)

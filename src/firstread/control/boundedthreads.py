@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that have a thread for each connection, and a limit of them."""
+"""Servers that have a thread for each connection, a limit of them, and of the time of a request."""
 
 from __future__ import annotations
 
+import io
+import socket
 import socketserver
 import threading
+import time
 from typing import Any
 
 
@@ -37,3 +40,25 @@ class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+
+
+class Incoming(io.RawIOBase):
+    """What a client sends, however slowly, until its time is up.
+
+    Attributes:
+        until: end of its time, monotonic seconds.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.until = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from firstread.control.boundedthreads import Incoming
 from firstread.control.routes import ROUTES, Call
 from firstread.documents import encode
 from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError
@@ -34,24 +35,6 @@ log = logging.getLogger("control")
 MAX_REQUEST_BYTES = 1 * MiB
 ANSWER_S = 600.0  # for a client that does not read what it asked for
 QUIET_S = 5.0  # without an event, before a look whether the client is still there
-
-
-class _Incoming(io.RawIOBase):
-    """What a client sends, until its time is up."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.until = 0.0  # monotonic seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        left = self.until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
 
 
 class _Client:
@@ -76,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._incoming = _Incoming(self.connection)
+        self._incoming = Incoming(self.connection)
         self.rfile = io.BufferedReader(self._incoming)
 
     def handle_one_request(self) -> None:

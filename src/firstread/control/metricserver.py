@@ -35,7 +35,7 @@ def check_address(address: str) -> None:
         UsageError: it is not such an address.
         NodeError: it cannot be listened on.
     """
-    host, port = _split(address)
+    host, port = split_address(address)
     if 0 < port < FIRST_PORT:
         raise UsageError(
             f"metrics cannot be served at {address}: ports below {FIRST_PORT} need a privilege"
@@ -46,7 +46,8 @@ def check_address(address: str) -> None:
         pass
 
 
-def _split(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``; no host is this machine. Raises: UsageError."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{address!r} is not HOST:PORT")
@@ -72,7 +73,7 @@ def serve_metrics(address: str, text: Callable[[], bytes]) -> None:
         UsageError: `address` is not one.
         NodeError: it cannot be listened on.
     """
-    host, port = _split(address)
+    host, port = split_address(address)
     with _listening_at(address):
         server = _Server((host, port), text)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

@@ -14,21 +14,22 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
+from firstread.convert.claims import LayerClaims
 from firstread.convert.conversion import ConvertOptions, ImageConversion
 from firstread.convert.destination import check_destination, check_name, repository_of
 from firstread.convert.job import naming_image
 from firstread.convert.original import source_layers
 from firstread.convert.outcome import Attachments, Skipped
+from firstread.convert.platforms import all_images
 from firstread.convert.progress import Progress
-from firstread.errors import SourceError, UnsupportedError, UsageError
+from firstread.errors import SourceError, UsageError
 from firstread.oci.model import OCI_MANIFEST, Descriptor
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Repository, naming
-from firstread.oci.resolve import ResolvedImage, platform_of, resolve, resolve_all
+from firstread.oci.resolve import ResolvedImage, resolve
 from firstread.registry.open import open_destination, open_source
 from firstread.sectors.attached import find_attached
-from firstread.sectors.image import is_block_image, is_block_layer
 
 log = logging.getLogger("attach")
 
@@ -40,6 +41,7 @@ def attach(
     destination: Reference | None = None,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    claims: LayerClaims | None = None,
 ) -> Attachments:
     """Convert the images that `source` names, and attach each result to its original.
 
@@ -50,6 +52,7 @@ def attach(
         destination: one more name for the result, in the same repository.
         progress: shows what is going on.
         executor: as for `firstread.convert.conversion.convert`.
+        claims: likewise.
 
     Raises:
         FirstreadError: names the image. Earlier attachments stay.
@@ -72,6 +75,7 @@ def attach(
                     repository,
                     progress,
                     executor,
+                    claims,
                     attach=True,
                 )
                 images.append(work.run(image, source_layers(image), time.monotonic()))
@@ -87,33 +91,11 @@ def attach(
 def _chosen(
     originals: Repository, platform: Platform | None
 ) -> tuple[list[ResolvedImage], list[Skipped]]:
-    """Return the images to convert, and those that stay as they are."""
+    """Return the images to convert, and what stays as it is."""
     if platform is not None:
         return [resolve(originals, platform)], []
-    found = list(resolve_all(originals))
-    reasons = [_reason(image) for image in found] if len(found) > 1 else [None]
-    chosen = [image for image, reason in zip(found, reasons, strict=True) if reason is None]
-    skipped = [
-        Skipped(image.descriptor.digest, str(platform_of(image.config)), reason)
-        for image, reason in zip(found, reasons, strict=True)
-        if reason is not None
-    ]
-    if not chosen:
-        raise UnsupportedError(
-            "the index has no image that can be converted",
-            hint="; ".join(f"{image.platform or 'unknown'}: {image.reason}" for image in skipped),
-        )
-    return chosen, skipped
-
-
-def _reason(image: ResolvedImage) -> str | None:
-    """Return why an image of an index stays unconverted; None if nothing prevents it."""
-    if is_block_image(image.manifest):
-        return "it is converted already"
-    if any(map(is_block_layer, image.manifest.layers)):
-        return "it was built FROM a converted image"
-    os = platform_of(image.config).os
-    return f"it is for {os}" if os not in ("", "linux") else None
+    images = all_images(originals)
+    return images.chosen, images.skipped
 
 
 def _check(source: Reference, destination: Reference | None) -> None:

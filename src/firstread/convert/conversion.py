@@ -9,13 +9,14 @@ none stays behind, whatever happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import msgspec
 
 from firstread.convert.blobwriter import PackedLayer
+from firstread.convert.claims import Claim, LayerClaims
 from firstread.convert.destination import check_destination, check_name
 from firstread.convert.hotblob import Start, recorded_start
 from firstread.convert.job import LayerJob, naming_image
@@ -31,6 +32,7 @@ from firstread.convert.reuse import KnownLayers, preferred, previous_at, previou
 from firstread.convert.sectorsize import choose_sector_size, larger_sector_size
 from firstread.errors import ImageError, SectorCountError
 from firstread.memory import give_back
+from firstread.oci.model import Descriptor, Manifest
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Repository
@@ -81,6 +83,7 @@ def convert(
     *,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    claims: LayerClaims | None = None,
 ) -> Conversion:
     """Convert the image at `source` and tag the result as `destination`.
 
@@ -91,6 +94,7 @@ def convert(
         progress: shows what is going on.
         executor: runs `convert_layer` for each layer; it may use other processes or machines that
             can open both source and destination. Threads if None.
+        claims: shared by conversions at the same time.
 
     Raises:
         FirstreadError: names the image and, where there is one, the layer.
@@ -103,7 +107,7 @@ def convert(
         with open_destination(destination, options.destination_options) as opened:
             check_name(opened_source, image, opened.reference)
             work = ImageConversion(
-                source, destination, options, opened_source, opened, progress, executor
+                source, destination, options, opened_source, opened, progress, executor, claims
             )
             return work.run(image, layers, started)
 
@@ -119,7 +123,9 @@ class ImageConversion:
         destination_repository: opened for writing.
         progress: shows what is going on.
         executor: as for `convert`.
+        claims: as for `convert`.
         attach: make the result refer to its source, in the same repository.
+        part: leave the publication of the manifest to whoever makes an index of several.
     """
 
     def __init__(
@@ -131,16 +137,20 @@ class ImageConversion:
         destination_repository: Destination,
         progress: Progress | None = None,
         executor: Executor | None = None,
+        claims: LayerClaims | None = None,
         *,
         attach: bool = False,
+        part: bool = False,
     ) -> None:
         self.source, self.destination, self.options = source, destination, options
         self.destination_repository = destination_repository
         self.parameters = options.parameters
-        self.attach = attach
+        self.attach, self.part = attach, part
+        self.manifest: Manifest  # of the result, once there is one
         self.uploaded = 0
         self._progress = progress or NoProgress()
         self._source_repository, self._executor = source_repository, executor
+        self._claims = claims or LayerClaims()
 
     def run(self, image: ResolvedImage, layers: list[SourceLayer], started: float) -> Conversion:
         """Convert `image`, which consists of `layers`.
@@ -174,7 +184,7 @@ class ImageConversion:
             previous = (
                 previous_attached(repository, image.descriptor, self.parameters)
                 if self.attach
-                else previous_at(repository)
+                else previous_at(repository, image if self.part else None)
             )
         known = KnownLayers(
             repository,
@@ -197,6 +207,7 @@ class ImageConversion:
                 self.parameters,
                 digest,
                 attach=self.attach,
+                part=self.part,
                 above=preferred(repository, image.descriptor) if by_trace else None,
                 start=self._start(),
                 static=not self.options.traces,
@@ -209,6 +220,7 @@ class ImageConversion:
                     " use --no-cache"
                 )
             raise
+        self.manifest = done.manifest
         return self._report(image, made, how, done, started)
 
     def _start(self) -> Start | None:
@@ -230,30 +242,47 @@ class ImageConversion:
             packed[diff_id], how[diff_id] = result, word
             self._progress.done(todo.pop(diff_id).digest, word)
 
-        for diff_id in list(todo):
-            if found := known.get(diff_id):
-                done(diff_id, found, "known")
-        for diff_id, found in known.mount(list(todo)).items():
-            done(diff_id, found, "known")
+        while todo:
+            with self._claims.claiming(list(map(self._claim, todo))) as mine:
+                self._find_or_pack(mine, todo, known, done)
+        return packed, how
+
+    def _claim(self, diff_id: str) -> Claim:
+        return Claim(diff_id, self.parameters.key, self.destination.host or self.destination.path)
+
+    def _find_or_pack(
+        self,
+        mine: list[Claim],
+        todo: dict[str, Descriptor],
+        known: KnownLayers,
+        done: Callable[[str, PackedLayer, str], None],
+    ) -> None:
+        """Deal with the layers of our claims; tell `done` of each as soon as it is packed."""
+
+        def settled(diff_id: str, result: PackedLayer, word: str) -> None:
+            done(diff_id, result, word)
+            self._claims.release(mine, self._claim(diff_id))
+
+        for claim in list(mine):
+            if found := known.get(claim.diff_id):
+                settled(claim.diff_id, found, "known")
+        for diff_id, found in known.mount([claim.diff_id for claim in mine]).items():
+            settled(diff_id, found, "known")
 
         def finished(job: LayerJob, result: PackedLayer, uploaded: bool) -> None:
             known.remember(result, job.diff_id)
             self.uploaded += uploaded
-            done(job.diff_id, result, "packed")
+            settled(job.diff_id, result, "packed")
 
-        if todo:
-            workers, in_flight = concurrency(
-                self.parameters.sector_size, self.options.jobs, len(todo)
-            )
-            jobs = [self._job(SourceLayer(todo[key], key), in_flight) for key in todo]
-            pool = LayerPool(
-                self._source_repository,
-                self.destination_repository,
-                self._progress,
-                self._executor,
-            )
-            pool.run(jobs, workers, finished)
-        return packed, how
+        if not mine:
+            return
+        jobs, size = self.options.jobs, self.parameters.sector_size
+        workers, in_flight = concurrency(size, jobs, len(mine))
+        pool = LayerPool(
+            self._source_repository, self.destination_repository, self._progress, self._executor
+        )
+        layers = [SourceLayer(todo[claim.diff_id], claim.diff_id) for claim in mine]
+        pool.run([self._job(layer, in_flight) for layer in layers], workers, finished)
 
     def _job(self, layer: SourceLayer, in_flight: int) -> LayerJob:
         return LayerJob(
@@ -297,7 +326,7 @@ class ImageConversion:
             uploaded_blobs=self.uploaded + done.uploaded,
             seconds=time.monotonic() - started,
             attached_to=image.descriptor.digest if self.attach else None,
-            platform=str(platform_of(image.config)) if self.attach else None,
+            platform=str(platform_of(image.config)) or None,
             other_platforms=list(image.others),
             hot=hot_sectors(done.hot),
         )

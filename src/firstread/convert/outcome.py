@@ -99,7 +99,7 @@ class Conversion(Document, kw_only=True):
     uploaded_blobs: that the destination did not have
     seconds: wall-clock time
     attached_to: with `--attach`: the manifest that the image refers to
-    platform: with `--attach`: what it runs on
+    platform: what it runs on; null if the image does not say
     other_platforms: that the reference has images for, too, if it is an index: they were not
         converted
     hot: as for [optimize](#optimize); null if there are no hot sectors
@@ -128,9 +128,10 @@ class Conversion(Document, kw_only=True):
 
 
 class Skipped(Document):
-    """An image of an index that was left alone.
+    """An entry of an index that was left alone.
 
-    digest, platform: of the image
+    digest: of what it names
+    platform: of the image, empty if the entry has none
     reason: why
     """
 
@@ -153,6 +154,29 @@ class Attachments(Document):
     source: str
     images: Annotated[list[Conversion], DESCRIBED]
     chosen: list[Digest]
+    skipped: list[Skipped]
+    seconds: Seconds
+
+
+class Conversions(Document):
+    """The conversions of all images of one name, under one name.
+
+    source: reference of the ordinary image or index
+    source_digest: of what it names
+    destination: reference of the result: an index, if the source is one
+    digest: of the result
+    unchanged: the destination's tag named it before
+    images: an object as for [convert](#convert) for each image that was converted
+    skipped: other entries of the index
+    seconds: wall-clock time
+    """
+
+    source: str
+    source_digest: Digest
+    destination: str
+    digest: Digest
+    unchanged: bool
+    images: Annotated[list[Conversion], DESCRIBED]
     skipped: list[Skipped]
     seconds: Seconds
 

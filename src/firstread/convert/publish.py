@@ -83,6 +83,7 @@ def publish(
     previous: str | None,
     *,
     attach: bool = False,
+    part: bool = False,
     above: Attached | None = None,
     start: Start | None = None,
     static: bool = False,
@@ -98,6 +99,7 @@ def publish(
         parameters: that they were packed with.
         previous: digest of the manifest that is published there now.
         attach: make the image a referrer of the source's manifest; it needs no tag then.
+        part: publish all but the manifest, which an index will name.
         above: the attached image that nodes take now, and shall leave for this one.
         start: says what hot sectors will hold; None for none.
         static: no run has shown that.
@@ -131,8 +133,9 @@ def publish(
             spool.write(config)
             spool.seek(0)
             uploaded += repository.put_blob(manifest.config, spool)  # type: ignore[arg-type]
-        put = repository.put_referrer if attach else repository.put_manifest
-        put(data, OCI_MANIFEST, repository.reference.tag)
+        if not part:
+            put = repository.put_referrer if attach else repository.put_manifest
+            put(data, OCI_MANIFEST, repository.reference.tag)
     return Published(manifest, digest, digest == previous, uploaded, written, facts, hot)
 
 

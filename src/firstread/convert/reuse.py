@@ -18,15 +18,15 @@ from firstread.convert.layercache import LayerCache
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import RecordedLayers
 from firstread.errors import FirstreadError, ImageError, NotFoundError, SourceError
-from firstread.oci.model import Descriptor, Manifest, diff_ids, parse_manifest
+from firstread.oci.model import Descriptor, Index, Manifest, diff_ids, parse_manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
-from firstread.oci.resolve import load
+from firstread.oci.resolve import ResolvedImage, choose, load, platform_of
 from firstread.registry.open import open_destination
 from firstread.registry.options import AccessOptions
 from firstread.sectors.attached import Attached, all_attached, find_attached
 from firstread.sectors.hotnote import NO_TRACE
-from firstread.sectors.image import HOT, PARAMETERS, is_block_image
+from firstread.sectors.image import HOT, PARAMETERS, SOURCE_DIGEST, is_block_image
 
 
 class Previous(NamedTuple):
@@ -36,13 +36,30 @@ class Previous(NamedTuple):
     layers: RecordedLayers
 
 
-def previous_at(destination: Repository) -> Previous | None:
-    """Return the image that the destination's reference names, if it is a converted one."""
+def previous_at(destination: Repository, part: ResolvedImage | None = None) -> Previous | None:
+    """Return the image that the destination's reference names, if it is a converted one.
+
+    Args:
+        destination: opened for the result.
+        part: look into an index as well, for the image that was made of this one, or else for
+            another of its platform.
+    """
     with suppress(FirstreadError):  # nothing is there, or something else, which will be replaced
         descriptor, data = destination.get_manifest()
-        manifest = parse_manifest(data, descriptor.media_type)
-        if isinstance(manifest, Manifest) and is_block_image(manifest):
-            return _previous(destination, descriptor, manifest, data)
+        document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Index) and part is not None:
+            entry = _made_of(document, part) or choose(document, platform_of(part.config))
+            descriptor, data = destination.get_manifest(entry.digest)
+            document = parse_manifest(data, descriptor.media_type)
+        if isinstance(document, Manifest) and is_block_image(document):
+            return _previous(destination, descriptor, document, data)
+    return None
+
+
+def _made_of(index: Index, image: ResolvedImage) -> Descriptor | None:
+    for entry in index.manifests:
+        if (entry.annotations or {}).get(SOURCE_DIGEST) == image.descriptor.digest:
+            return entry
     return None
 
 

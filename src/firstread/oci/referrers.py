@@ -36,6 +36,13 @@ def referrers_tag(digest: str) -> str:
     return f"{algorithm[:32]}-{encoded[:64]}"
 
 
+def is_about_a_digest(tag: str) -> bool:
+    """Return whether clients keep something about a manifest at a tag, such as a signature."""
+    algorithm, _, rest = tag.partition("-")
+    encoded = rest.partition(".")[0]  # cosign adds .sig, .att or .sbom
+    return algorithm in ("sha256", "sha512") and len(encoded) == 64 and encoded.isalnum()
+
+
 def describe_referrer(data: bytes, media_type: str) -> tuple[Descriptor, Descriptor]:
     """Return the subject of a manifest, and its own entry in a list.
 

@@ -7,14 +7,19 @@ config of the result is verified. The reader of the layers checks that the diff_
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 
-from firstread.errors import FirstreadError, ImageError, LimitError, NotFoundError, UnsupportedError
+from firstread.errors import (
+    FirstreadError,
+    ImageError,
+    LimitError,
+    NotFoundError,
+    UnsupportedError,
+    cut,
+)
 from firstread.oci.model import (
     CONFIGS,
     DOCKER_MANIFEST,
@@ -26,6 +31,7 @@ from firstread.oci.model import (
     Index,
     Manifest,
     parse_config,
+    parse_index,
     parse_manifest,
 )
 from firstread.oci.platform import Platform, host_platform
@@ -34,6 +40,7 @@ from firstread.oci.repository import Repository, naming
 MAX_DEPTH: Final = 4  # nested indexes; deeper ones have not been seen in the wild
 MAX_NESTED: Final = 32  # indexes side by side without platforms: each costs a request
 MAX_IMAGES: Final = 64  # of one name; official images have a dozen platforms
+MAX_TYPE: Final = 128  # characters of a media type in a message
 
 _ATTESTATION = "vnd.docker.reference.type"  # annotation of BuildKit's provenance and SBOM manifests
 
@@ -83,7 +90,7 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
             document = parse_manifest(data, descriptor.media_type)
             if isinstance(document, Manifest):
                 image = load(repository, descriptor, document, data, platform)
-                return dataclasses.replace(image, others=tuple(sorted(others)))
+                return replace(image, others=tuple(sorted(others)))
             index = _spread(repository, document, wanted)
             chosen = choose(index, wanted)
             others |= {str(entry.platform) for entry in images_of(index) if entry.platform}
@@ -92,32 +99,105 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
         raise too_deep()
 
 
-def resolve_all(repository: Repository) -> Iterator[ResolvedImage]:
-    """Yield every image that the repository's reference names, once each: one for each platform.
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """What a name stands for, as its index says: no image is read yet.
 
-    Other entries of an index are left out.
+    Args:
+        top: descriptor of the manifest or index that has the name.
+        data: its bytes.
+        document: that they hold.
+        images: entries of images, of nested indexes as well, in order.
+        left_out: other entries, and why each is no image.
+    """
+
+    top: Descriptor
+    data: bytes
+    document: Manifest | Index
+    images: list[Descriptor]
+    left_out: list[tuple[Descriptor, str]]
+
+    @property
+    def index(self) -> Index | None:
+        """The document, unless the name is that of one image."""
+        return self.document if isinstance(self.document, Index) else None
+
+
+def leaves(repository: Repository, reference: str | None = None) -> Leaves:
+    """Return what a name stands for, all platforms.
+
+    Args:
+        repository: has it.
+        reference: a tag or digest; None for what the repository was opened for.
+
+    Raises:
+        ImageError: a document is not valid, or there are too many images.
+        SourceError: the repository does not answer.
+    """
+    top, data = repository.get_manifest(reference)
+    document = parse_manifest(data, top.media_type)
+    if isinstance(document, Manifest):
+        return Leaves(top, data, document, [top], [])
+    images: list[Descriptor] = []
+    left_out: list[tuple[Descriptor, str]] = []
+    pending = [(document, 1)]
+    seen: set[str] = set()
+    for index, depth in pending:
+        wanted = images_of(index)
+        kept = set(map(id, wanted))
+        left_out += [(e, _reason(e)) for e in index.manifests if id(e) not in kept]
+        images += [entry for entry in wanted if entry.media_type in MANIFESTS]
+        nested = dict.fromkeys(e.digest for e in wanted if e.media_type in INDEXES)
+        seen.update(entry.digest for entry in wanted)
+        if len(seen) > MAX_IMAGES:
+            raise LimitError(f"the index names more than {MAX_IMAGES} images")
+        if nested and depth + 1 >= MAX_DEPTH:
+            raise too_deep()
+        for digest in nested:
+            descriptor, nested_data = repository.get_manifest(digest)
+            pending.append((parse_index(nested_data, descriptor.media_type), depth + 1))
+    return Leaves(top, data, document, images, left_out)
+
+
+def _reason(entry: Descriptor) -> str:
+    """Return why an entry of an index is no image."""
+    if _ATTESTATION in (entry.annotations or {}):
+        return "it is an attestation"
+    if entry.media_type not in MANIFESTS | INDEXES:
+        return f"it is of the type {entry.media_type}"
+    if entry.artifact_type:
+        return f"it is an artifact of the type {cut(entry.artifact_type, MAX_TYPE)}"
+    return "its platform is unknown"
+
+
+def resolve_all(repository: Repository) -> tuple[Leaves, list[ResolvedImage]]:
+    """Return what the repository's reference names, and its images, once each.
+
+    Artifacts that look like images until they are read are among `Leaves.left_out`.
 
     Raises:
         As `resolve`.
     """
     with naming(repository.reference):
-        pending: list[tuple[str | None, int]] = [(None, 0)]
-        seen: set[str | None] = set()
-        while pending:
-            reference, depth = pending.pop(0)
-            descriptor, data = repository.get_manifest(reference)
-            document = parse_manifest(data, descriptor.media_type)
-            if isinstance(document, Manifest):
-                if depth == 0 or _is_image(document):
-                    yield load(repository, descriptor, document, data)
+        found = leaves(repository)
+        images: dict[str, ResolvedImage] = {}
+        artifacts: list[tuple[Descriptor, str]] = []
+        for entry in found.images:
+            if entry.digest in images:
                 continue
-            if depth + 1 >= MAX_DEPTH:
-                raise too_deep()
-            entries = dict.fromkeys(entry.digest for entry in images_of(document))
-            pending += [(digest, depth + 1) for digest in entries if digest not in seen]
-            seen.update(entries)
-            if len(seen) > MAX_IMAGES:
-                raise LimitError(f"the index names more than {MAX_IMAGES} images")
+            descriptor, data = found.top, found.data
+            if found.index is not None:
+                descriptor, data = repository.get_manifest(entry.digest)
+            document = parse_manifest(data, descriptor.media_type)
+            if isinstance(document, Index):
+                raise ImageError(f"the index calls {entry.digest} an image, and it is an index")
+            if found.index is not None and not is_image(document):
+                artifacts.append((entry, "it is an artifact"))
+            else:
+                images[entry.digest] = load(repository, descriptor, document, data)
+        kept = [entry for entry in found.images if entry.digest in images]
+        left_out = [*found.left_out, *artifacts]
+        return replace(found, images=kept, left_out=left_out), list(images.values())
 
 
 def choose_in(repository: Repository, index: Index, wanted: Platform) -> Descriptor:
@@ -217,7 +297,7 @@ def load(
     Raises:
         As `resolve`.
     """
-    if not _is_image(manifest):
+    if not is_image(manifest):
         raise UnsupportedError(
             f"this is not a container image: its config is {manifest.config.media_type}",
             hint="name a container image; this is an artifact of another kind",
@@ -229,8 +309,8 @@ def load(
     return ResolvedImage(descriptor, manifest, data, config, raw)
 
 
-def _is_image(manifest: Manifest) -> bool:
-    """Return whether a manifest belongs to a container image, not to an artifact."""
+def is_image(manifest: Manifest) -> bool:
+    """Return whether a manifest is that of a container image, not of an artifact."""
     docker = manifest.media_type == DOCKER_MANIFEST
     return manifest.config.media_type in (CONFIGS | OLD_CONFIGS if docker else CONFIGS)
 

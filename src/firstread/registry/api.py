@@ -43,8 +43,9 @@ from firstread.registry.connections import read_body
 from firstread.registry.endpoint import shown
 from firstread.registry.faults import from_exception
 from firstread.registry.health import Declined
+from firstread.registry.publishing import publish_manifest
 from firstread.registry.referrerlists import list_referrers
-from firstread.registry.transport import SUCCESS, Transport
+from firstread.registry.transport import Transport
 
 MAX_MOVED: Final = 256  # addresses that are kept
 MOVED_LIFETIME: Final = 60.0  # seconds; stores sign URLs for minutes at least
@@ -110,14 +111,8 @@ class RepositoryApi:
 
     def put_manifest(self, data: bytes, media_type: str, tag: str | None) -> Answer:
         """Publish a manifest; return what the registry says. As `Destination.put_manifest`."""
-        return self.transport.request(
-            "PUT",
-            f"{self.transport.root}/manifests/{tag or sha256_digest(data)}",
-            what="cannot publish the manifest",
-            expect=SUCCESS,
-            headers={"Content-Type": media_type},
-            body=data,
-        )
+        reference, what = tag or sha256_digest(data), "cannot publish the manifest"
+        return publish_manifest(self.transport, reference, data, media_type, what)
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         """Return what refers to a manifest. As `Repository.referrers`."""

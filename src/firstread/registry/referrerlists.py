@@ -51,7 +51,8 @@ from firstread.registry.calls import given_up, within
 from firstread.registry.endpoint import follow, origin
 from firstread.registry.faults import retry_after
 from firstread.registry.health import Declined
-from firstread.registry.transport import ANY, SUCCESS, Transport
+from firstread.registry.publishing import publish_manifest
+from firstread.registry.transport import ANY, Transport
 
 MAX_PAGES: Final = 16  # of one list; an image has some signatures, SBOMs and attestations
 ATTEMPTS: Final = 8  # to get an entry into a tag's list that others change as well
@@ -188,7 +189,7 @@ def _listed(
         seen += count
         if seen > MAX_ENTRIES:
             break
-        following = _following(answer)
+        following = following_page(answer)
         if following is None:
             return found
         url = following
@@ -200,7 +201,12 @@ def _is_list(answer: Answer) -> bool:
     return answer.status == 200 and media_type == OCI_INDEX
 
 
-def _following(answer: Answer) -> str | None:
+def following_page(answer: Answer) -> str | None:
+    """Return the address of the next page of a list; None after the last.
+
+    Raises:
+        SourceError: it is on another host.
+    """
     target = next_page(answer.headers.get("Link", ""))
     if target is None:
         return None
@@ -270,13 +276,7 @@ def add_to_tag(transport: Transport, backoff: Backoff, subject: str, entry: Desc
 
 
 def _write_tag(transport: Transport, backoff: Backoff, subject: str, data: bytes) -> None:
+    what = f"cannot write the list of what refers to {subject}"
     backoff.insist(
-        lambda: transport.request(
-            "PUT",
-            f"{transport.root}/manifests/{referrers_tag(subject)}",
-            what=f"cannot write the list of what refers to {subject}",
-            expect=SUCCESS,
-            headers={"Content-Type": OCI_INDEX},
-            body=data,
-        )
+        lambda: publish_manifest(transport, referrers_tag(subject), data, OCI_INDEX, what)
     )

@@ -127,7 +127,11 @@ class Transport:
 
     def allow_mount(self, repository: str) -> None:
         """Ask for the right to read another repository of the registry, too."""
-        self._authorizer.widen(f"repository:{repository}:pull")
+        self.ask_for(f"repository:{repository}:pull")
+
+    def ask_for(self, scope: str) -> None:
+        """Ask for one more right, a scope of the token specification."""
+        self._authorizer.widen(scope)
 
     def request(
         self,

@@ -206,7 +206,8 @@ def _converted(
             search.check(document)
             return load(repository, descriptor, document, data, platform)
         chosen = choose_in(repository, document, platform or host_platform())
-        if chosen.media_type not in INDEXES:
+        is_made = SOURCE_DIGEST in (chosen.annotations or {})  # then nobody attaches anything to it
+        if chosen.media_type not in INDEXES and not is_made:
             looked_for = chosen.digest
             found = search.find(chosen)
             if found is not None:

@@ -68,6 +68,7 @@ class DockerRegistry:
         login: demand `USERNAME` and `PASSWORD` (basic authentication).
         readonly: refuse every write.
         storage: directory of its data, which stays; None for a temporary one.
+        notify: address of a webhook, and the ``Authorization`` to show it.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class DockerRegistry:
         login: bool = False,
         readonly: bool = False,
         storage: Path | None = None,
+        notify: tuple[str, str] | None = None,
     ) -> None:
         self._address = address
         self._login = login
         self._readonly = readonly
         self._storage = storage
+        self._notify = notify
         self._base = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._forgotten = 0  # bytes of the log before the last `forget`
@@ -138,6 +141,10 @@ class DockerRegistry:
         self._settle()
         self._forgotten = self._log.stat().st_size
 
+    def open_uploads(self) -> int:
+        """Return the number of uploads that are neither ended nor cancelled."""
+        return len(list(self.storage.rglob("_uploads/*")))
+
     def stop(self) -> None:
         """Stop the server; its data stays until the context ends."""
         process, self._process = self._process, None
@@ -182,6 +189,11 @@ class DockerRegistry:
         if self._login:
             path = str(self._base / "htpasswd")
             config["auth"] = {"htpasswd": {"realm": "tests", "path": path}}
+        if self._notify is not None:
+            url, shown = self._notify
+            endpoint = {"name": "webhook", "url": url, "headers": {"Authorization": [shown]}}
+            retry = {"timeout": "5s", "threshold": 3, "backoff": "200ms"}
+            config["notifications"] = {"endpoints": [endpoint | retry]}
         return config
 
     def _run(self) -> None:

@@ -189,7 +189,7 @@ def test_convert_names_the_platforms_that_it_leaves_out() -> None:
     named = [line for line in ran.stdout.splitlines() if "left out" in line]
     assert named == [
         "  left out  linux/amd64, linux/arm/v7, windows/amd64, also in the index:"
-        " --platform chooses one"
+        " --platform chooses one, or all"
     ]
     ran = firstread("convert", "oci:index:latest", "oci:lazy:2", "--json")
     assert ran.json["other_platforms"] == ["linux/arm/v7", "linux/arm64", "windows/amd64"]

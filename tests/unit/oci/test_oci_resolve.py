@@ -272,7 +272,13 @@ def test_all_images_of_an_index_without_its_artifacts(layout: LayoutDestination)
     index(("unknown/unknown", helm), *((f"linux/{n}", image(n)) for n in names), (None, helm))(
         layout
     )
-    assert [found.config["architecture"] for found in resolve_all(layout)] == list(names)
+    found, images = resolve_all(layout)
+    assert [image.config["architecture"] for image in images] == list(names)
+    reasons = [(str(entry.platform), reason) for entry, reason in found.left_out]
+    assert reasons == [
+        ("unknown/unknown", "its platform is unknown"),
+        ("None", "it is an artifact"),
+    ]
 
 
 @pytest.mark.parametrize("config_type", ["application/octet-stream", "application/json"])

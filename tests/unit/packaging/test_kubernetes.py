@@ -21,7 +21,9 @@ import yaml
 from firstread.cli.daemon import command as daemon_command
 from firstread.cli.install import SOCKET
 from firstread.cli.snapshotter import CONTAINERD
+from firstread.cli.syncserve import serve as serve_command
 from firstread.config import load_config
+from firstread.sync.pattern import parse_pattern
 from firstread.testing.command import firstread
 from firstread.testing.patience import PATIENCE_S
 
@@ -33,7 +35,9 @@ KINDS = {
     "ServiceAccount": "v1",
     "ConfigMap": "v1",
     "Pod": "v1",
+    "Service": "v1",
     "DaemonSet": "apps/v1",
+    "Deployment": "apps/v1",
     "RuntimeClass": "node.k8s.io/v1",
     "Kustomization": "kustomize.config.k8s.io/v1beta1",
     "Component": "kustomize.config.k8s.io/v1alpha1",
@@ -57,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def pod_spec(document: dict[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = document["spec"]
-    return spec["template"]["spec"] if document["kind"] == "DaemonSet" else spec
+    return spec if document["kind"] == "Pod" else spec["template"]["spec"]
 
 
 def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,7 +81,7 @@ def test_each_file_is_an_object_of_a_known_kind(path: Path) -> None:
     assert document["apiVersion"] == KINDS[document["kind"]]
     if document["kind"] not in ("Kustomization", "Component"):
         assert NAME.fullmatch(document["metadata"]["name"])
-    if document["kind"] not in ("DaemonSet", "Pod"):
+    if document["kind"] not in ("DaemonSet", "Deployment", "Pod"):
         return
     volumes = [volume["name"] for volume in pod_spec(document).get("volumes", [])]
     assert len(volumes) == len(set(volumes))
@@ -262,6 +266,32 @@ def test_the_example_pod_reads_what_the_daemon_mounts() -> None:
     (model,) = app["volumeMounts"]
     assert model["readOnly"] is True
     assert model["mountPropagation"] == "HostToContainer"
+
+
+def test_the_example_that_converts_on_push() -> None:
+    deployment = load(KUBERNETES / "examples/sync.yaml")
+    service = load(KUBERNETES / "examples/sync-service.yaml")
+    (container,) = containers(deployment)
+    verb, form, pattern, *options = container["args"]
+    assert (verb, form, str(parse_pattern(pattern))) == ("sync", "serve", pattern)
+    known = {name for parameter in serve_command.params for name in parameter.opts}
+    assert {option.partition("=")[0] for option in options} <= known
+    (port,) = container["ports"]
+    assert f"--listen=0.0.0.0:{port['containerPort']}" in options
+    assert service["spec"]["ports"][0]["port"] == port["containerPort"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels == deployment["spec"]["selector"]["matchLabels"]
+    # It needs no right on the node or in the cluster, and writes where it may.
+    security = container["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert pod_spec(deployment)["automountServiceAccountToken"] is False
+    places = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {entry["value"] for entry in container["env"]} <= places
+    (secret,) = [option for option in options if option.startswith("--secret-file=")]
+    assert str(Path(secret.partition("=")[2]).parent) in places
+    assert deployment["spec"]["replicas"] == 1
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

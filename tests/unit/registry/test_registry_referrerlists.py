@@ -483,7 +483,7 @@ def test_the_rest_of_a_list_stays_on_its_host() -> None:
         elsewhere = {"Link": '<http://evil.example/>; rel="next"'}
         answer = Answer(200, elsewhere, b"", f"http://{registry.host}/")
         with pytest.raises(SourceError, match="another host"):
-            referrers._following(answer)
+            referrers.following_page(answer)
 
 
 # -- data in a descriptor --------------------------------------------------------------------------

@@ -257,6 +257,23 @@ def test_an_upload_goes_to_no_other_host_and_stays_one(fault: str, said: str) ->
         assert registry.open_uploads() == 0
 
 
+@pytest.mark.parametrize("code", ["MANIFEST_BLOB_UNKNOWN", "DIGEST_INVALID"])
+def test_a_manifest_whose_blobs_another_client_puts_is_put_again(code: str) -> None:
+    """docker-registry loses sight of a blob for a moment; a later answer is the right one."""
+    manifest = b"{}"
+    script = "PUT /manifests/ status 400 x2"
+    with ScriptedRegistry(script, says=code) as registry, destination(registry.host) as to:
+        to.put_manifest(manifest, "application/json", "1")
+        assert registry.unused() == []
+    with ScriptedRegistry("PUT /manifests/ status 400 x9", says="no") as registry:
+        with (
+            destination(registry.host) as to,
+            pytest.raises(SourceError, match="Bad Request"),
+        ):
+            to.put_manifest(manifest, "application/json", "1")
+        assert len(registry.asked("PUT")) == 1
+
+
 def test_a_registry_that_always_breaks_off() -> None:
     with ScriptedRegistry("PATCH /uploads/ hangup 0 x99") as registry:
         with destination(registry.host) as to, pytest.raises(TransportError) as caught:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where ``sync`` and ``sync serve`` put conversions: their common options."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from firstread.cli.options import PLATFORM, access_options
+from firstread.cli.packing import packing_options
+from firstread.errors import UsageError
+
+if TYPE_CHECKING:
+    from firstread.convert.conversion import ConvertOptions
+    from firstread.registry.options import AccessOptions
+    from firstread.sync.conversiontarget import Target
+    from firstread.sync.pattern import Pattern
+    from firstread.sync.syncing import Sync
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+IMAGES = 4  # converted at a time
+
+
+class PatternType(click.ParamType["Pattern"]):
+    """A pattern of images, such as registry.example/team/*:v*."""
+
+    name = "pattern"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Pattern:
+        from firstread.sync.pattern import Pattern, parse_pattern
+
+        return value if isinstance(value, Pattern) else parse_pattern(value)
+
+
+PATTERN = PatternType()
+
+
+class Chosen(NamedTuple):
+    """What a command line says of the target.
+
+    Args:
+        sync: converts.
+        sources: the words that are sources.
+        access: to registries.
+        at_once: images converted at a time.
+    """
+
+    sync: Sync
+    sources: tuple[str, ...]
+    access: AccessOptions
+    at_once: int
+
+
+_OPTIONS = (
+    click.option("--attach", is_flag=True, help="Attach conversions to their originals."),
+    click.option(
+        "--exclude",
+        "excluded",
+        type=PATTERN,
+        multiple=True,
+        help="No images that fit this pattern; repeatable.",
+    ),
+    click.option(
+        "--platform",
+        type=PLATFORM,
+        help="Only the image for this platform.  [default: all of an index]",
+    ),
+    click.option(
+        "--images",
+        type=click.IntRange(1, 64),
+        default=IMAGES,
+        show_default=True,
+        help="Images converted at a time; each takes 100 MiB and more.",
+    ),
+    packing_options,
+    access_options,
+)
+
+
+def target_options(command: F) -> F:
+    """Add the options for where conversions go, and how they are made.
+
+    `command` gets them as one argument: ``target``, which makes `Chosen` of the words that the user
+    gives.
+    """
+
+    @functools.wraps(command)
+    def with_target(
+        *, attach: bool, platform: Any, images: int, packing: Any, access: Any, **arguments: Any
+    ) -> Any:
+        from firstread.convert.layercache import LayerCache, default_cache_dir
+        from firstread.memory import keep_large_buffers
+        from firstread.sync.syncing import Sync
+
+        def make(words: tuple[str, ...]) -> Chosen:
+            # Only the registry itself: a mirror's copy is no base for a conversion.
+            direct = replace(access, mirrors=False)
+            options = replace(
+                packing(direct), platform=platform, cache=LayerCache(default_cache_dir())
+            )
+            keep_large_buffers()
+            target, sources = _target(words, attach=attach, options=options)
+            return Chosen(Sync(target, images), sources, direct, images)
+
+        return command(target=make, **arguments)
+
+    result: Any = with_target
+    for option in reversed(_OPTIONS):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
+def _target(
+    words: tuple[str, ...], *, attach: bool, options: ConvertOptions
+) -> tuple[Target, tuple[str, ...]]:
+    from firstread.sync.beside import Beside
+    from firstread.sync.elsewhere import Elsewhere
+    from firstread.sync.mapping import parse_mapping
+
+    if attach:
+        return Beside(options), words
+    if not words:
+        raise UsageError(
+            "there is no DEST for the results",
+            hint="firstread sync SOURCE... DEST, or firstread sync --attach SOURCE...",
+        )
+    *sources, destination = words
+    return Elsewhere(parse_mapping(destination), options), tuple(sources)
