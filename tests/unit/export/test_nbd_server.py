@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Chunk, Command, Error, Option
 from firstread.erofs.format import BLOCK
 from firstread.export import nbdchannel, nbdconnection, nbdserver, sectorfetch
-from firstread.export import nbdwire as wire
 from firstread.export.nbdnegotiation import MAX_REQUEST
-from firstread.export.nbdwire import Chunk, Command, Error, Option
 from firstread.sectors.image import BlockImage
 from firstread.testing.faultsource import FaultSource
 from firstread.testing.featurestory import content
