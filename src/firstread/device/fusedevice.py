@@ -33,9 +33,10 @@ from weakref import WeakValueDictionary
 
 from firstread.device import syscalls
 from firstread.device.base import MOST_READS, Capabilities, Pair, Read
+from firstread.device.connection import Connection, Waiting
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
-from firstread.device.fuseconnection import Connection, Waiting
+from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fuseprotocol import MOST_BYTES
 from firstread.device.fusereads import Inside, SectorReader
 from firstread.device.fusetree import FuseTree, Tree
@@ -85,6 +86,8 @@ class FuseDevice:
         known_start_kib=4,
     )
 
+    _speaks: type[Connection] = FuseConnection
+
     def __init__(
         self,
         store: SectorStore,
@@ -106,7 +109,7 @@ class FuseDevice:
         self._lock = threading.Lock()  # of these
         self._keeping = threading.Lock()  # from a change to the word about it: numbers come again
         for device, (fd, watches) in given.items():
-            if is_dead(fd):  # it ended while nobody served it
+            if self._has_ended(device, fd):  # while nobody served it
                 del self._given[device]
                 os.close(fd)
                 os.close(watches)
@@ -128,9 +131,19 @@ class FuseDevice:
                 error.hint = _HINT
             raise error from exc
 
+    def _has_ended(self, number: int, fd: int) -> bool:
+        """Return whether a mount has, of which a process before has left a connection."""
+        del number
+        return is_dead(fd)
+
     def _begin(self, metadata: Path, ids: Sequence[bytes]) -> tuple[Pair, Connection]:
         """Return a connection without a file system, and its descriptors; all is watched."""
-        pair = _new_pair(len(ids))
+        fd = self._open_connection()
+        try:
+            pair = fd, make_watches(len(ids))
+        except OSError:
+            os.close(fd)
+            raise
         try:
             connection = self._connect(metadata, ids, pair)
         except BaseException:
@@ -140,6 +153,9 @@ class FuseDevice:
         self._note(connection, 0, pair)  # it ends with the connection from now on
         self.watch(ids)
         return pair, connection
+
+    def _open_connection(self) -> int:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
     def _keep_both(self, connection: Connection, number: int, pair: Pair) -> None:
         """Have somebody else hold the descriptors of a mount, whose number is known now."""
@@ -197,7 +213,7 @@ class FuseDevice:
             self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])
 
         name, journal = str(metadata), watches.journal
-        connection = Connection(name, fd, tree, reader, journal, ask, self._forget)
+        connection = self._speaks(name, fd, tree, reader, journal, ask, self._forget)
         with self._lock:
             self._watches = {**self._watches, connection: watches}
         return connection
@@ -341,16 +357,6 @@ class FuseDevice:
     def read_ahead(self, file_system: FileSystem) -> int:
         """See `Device`."""
         return read_ahead_of(file_system)
-
-
-def _new_pair(count: int) -> Pair:
-    """Return a connection without a file system, and the watches of so many sectors."""
-    fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return fd, make_watches(count)
-    except OSError:
-        os.close(fd)
-        raise
 
 
 @contextlib.contextmanager

@@ -65,6 +65,10 @@ class FuseJournal:
         self._unused = max(used, default=-1) + 1  # slots from here on were never used
         self._free = sorted(set(range(self._unused)) - set(used))
 
+    def __contains__(self, unique: int) -> bool:
+        """Return whether a READ is recorded."""
+        return unique in self._slots
+
     def add(self, request: Unanswered) -> None:
         """Record a READ that waits, once; before the next message is read."""
         if request.unique in self._slots:

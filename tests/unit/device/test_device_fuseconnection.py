@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device import fuseconnection
+from firstread.device import connection as module
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseconnection import Connection, Waiting
+from firstread.device.connection import Connection, Waiting
+from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
 from firstread.device.watches import Watches, make_watches
@@ -55,7 +56,7 @@ class Server:
         tree = FuseTree(ErofsImage(_metadata(scratch)))
         found = tree.answer(fuse.Request(fuse.LOOKUP, 1, 1, 0, 1), memoryview(b"0\0"))
         self.node = struct.unpack_from("=Q", found)[0]
-        self.connection = Connection(
+        self.connection = FuseConnection(
             "image",
             ours.detach(),
             tree,
@@ -150,7 +151,7 @@ def test_a_sector_that_becomes_watched_meanwhile_is_asked_for_too(server: Server
 def test_a_read_is_asked_for_once_more_only_so_often(server: Server) -> None:
     watch(server, 0, 1, 2)
     server.kernel.send(server.read(6, BLOCK))
-    for _ in range(fuseconnection.ATTEMPTS):
+    for _ in range(module.ATTEMPTS):
         server.allow(server.take()[0])  # and it is absent
     assert server.answer() == (6, errno.EIO, b"")
 
@@ -168,7 +169,7 @@ def test_a_denied_part_fails_the_read(server: Server) -> None:
 def test_a_read_waits_while_the_process_is_short_of_something(
     server: Server, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(fuseconnection, "LOOK_S", 0.02)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
     watch(server, 0)
     server.errors = [OSError(number, "short") for _ in range(3)]
     server.kernel.send(server.read(6, BLOCK))
