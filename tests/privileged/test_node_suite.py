@@ -9,6 +9,7 @@ import pytest
 
 from firstread.device.flattree import NEAR_KIB
 from firstread.testing.daemon import Daemon
+from firstread.testing.nbdmount import MODULE
 from firstread.testing.suites.node import SECTOR, NodeSuite
 from firstread.units import KiB
 
@@ -46,3 +47,14 @@ class TestFlatNode(NodeSuite):
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         return Daemon(scratch, "--device", "flat", *options)
+
+
+class TestNbdNode(NodeSuite):
+    """EROFS on an NBD device."""
+
+    outlives_processes = False
+
+    def node(self, scratch: Path, *options: str) -> Daemon:
+        if not MODULE.exists():
+            pytest.skip("the kernel has no NBD client, or it is not loaded")
+        return Daemon(scratch, "--device", "nbd", *options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a device over FUSE works on this host, found by doing it on a tiny image.
+"""Whether a device that we serve works on this host, found by doing it on a tiny image.
 
 Owns the trial. Over FUSE alone absent bytes are never zeros: every byte that a reader gets is an
 answer of ours. EROFS above it may make zeros of what it does not get.
@@ -22,6 +22,7 @@ from firstread.device.base import Read
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.mixeddevice import MixedDevice
+from firstread.device.nbddevice import NbdDevice
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import NodeError, from_os_error
@@ -65,6 +66,12 @@ def prove_mixed(scratch: Path) -> str:
     """`prove_fuse` for EROFS on a FUSE file for each absent sector."""
     _prove(scratch, MixedDevice, "use Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE")
     return "EROFS on files over FUSE asked for absent data, and got the right bytes"
+
+
+def prove_nbd(scratch: Path) -> str:
+    """`prove_fuse` for EROFS on an NBD device."""
+    _prove(scratch, NbdDevice, "use Linux 5.15 or later with EROFS, and load the module nbd")
+    return "EROFS on an NBD device asked for absent data, and got the right bytes"
 
 
 def _prove(scratch: Path, make: Callable[[SectorStore], FuseDevice], hint: str) -> None:
