@@ -143,7 +143,7 @@ def test_a_device_that_was_not_mounted_any_more_is_ended(bench: NbdMount) -> Non
         assert nbdnetlink.backend_of(index)
 
 
-def test_what_is_no_device_cannot_be_given_a_socket() -> None:
+def test_a_number_without_a_device_cannot_be_given_a_socket() -> None:
     with pytest.raises(OSError, match="netlink") as caught:
         nbdnetlink.disconnect_on_close(1 << 20, "firstread /")
     assert caught.value.errno == errno.EINVAL

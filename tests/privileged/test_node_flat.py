@@ -35,6 +35,7 @@ NBD = pytest.param(
 ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed", NBD])
 SOME = pytest.mark.parametrize("device", ["flat", "loop", NBD])
 SECTOR = 64 * KiB
+SOON_S = "30"  # the least that reads wait in the kernel, where they do
 COUNT = 60
 EIO = "errno 5"
 
@@ -112,7 +113,7 @@ def test_a_mount_that_nobody_holds(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
     """A block device is served again, under the same mount; without one the mount is lost."""
-    with Daemon(tmp_path, "--device", device) as node:
+    with Daemon(tmp_path, "--device", device, "--anchor", SOON_S) as node:
         place = node.mount(many[0])
         assert output(node.reading(place / "f0")) == many[1].summary(0)
         mounted = os.stat(place).st_dev
@@ -160,3 +161,17 @@ def test_another_device_gives_its_mounts_up(
         with Daemon(tmp_path, "--device", "fanotify") as node:
             assert str(place) not in mounted_erofs()
             assert output(node.reading(node.mount(many[0]) / "f0")) == many[1].summary(0)
+
+
+@pytest.mark.parametrize("device", ["loop", NBD])
+def test_reads_fail_when_the_daemon_is_stopped(tmp_path: Path, device: str) -> None:
+    with ScriptedRegistry() as registry, Daemon(tmp_path, "--device", device) as node:
+        reference = f"{registry.host}/lazy/plain:1"
+        put_plain_image(f"docker://{reference}")
+        place = node.mount(reference)
+        registry.script("GET /blobs/ blackhole 60 x*")
+        reader = node.reading(place / "f1", how="random")
+        node.wait(lambda: node.status()["fetcher"]["waiting_reads"] >= 1)
+        node.end_all(signal.SIGTERM)
+        assert output(reader) == EIO
+        assert output(node.reading(place / "f2", how="random")) == EIO

@@ -13,6 +13,8 @@ from firstread.testing.nbdmount import MODULE
 from firstread.testing.suites.node import SECTOR, NodeSuite
 from firstread.units import KiB
 
+SOON_S = "30"  # the least that reads wait in the kernel
+
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(120)]
 
 
@@ -25,6 +27,7 @@ class TestFanotifyNode(NodeSuite):
     """fanotify over sector files."""
 
     outlives_processes = True
+    reads_alone = True
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         return Daemon(scratch, "--device", "fanotify", *options)
@@ -52,9 +55,9 @@ class TestFlatNode(NodeSuite):
 class TestNbdNode(NodeSuite):
     """EROFS on an NBD device."""
 
-    outlives_processes = False
+    outlives_processes = True
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         if not MODULE.exists():
             pytest.skip("the kernel has no NBD client, or it is not loaded")
-        return Daemon(scratch, "--device", "nbd", *options)
+        return Daemon(scratch, "--device", "nbd", "--anchor", SOON_S, *options)

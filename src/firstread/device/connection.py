@@ -256,8 +256,8 @@ class Connection(ABC):
 
     def _finish(self, waiting: Waiting) -> None:
         unique = waiting.request.unique
-        if unique not in self._waiting:
-            return  # its reader was killed
+        if unique not in self._waiting or waiting.left:
+            return  # its reader was killed, or it is asked for again
         if waiting.failed:
             self._fail(unique, DENIED)
             return

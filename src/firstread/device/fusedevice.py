@@ -7,8 +7,6 @@ kept (`keep`) before that, so that it outlives this process.
 
 Facts about FUSE mounts (Linux 5.4 to 6.18; tests/privileged/test_device_fuse.py shows them):
 
-* Mounting returns before INIT is answered; what reaches the mount waits for it.
-* ``fd`` names the descriptor in the process that calls fsconfig(2).
 * Only the mount's backing device information bounds read-ahead after INIT. It is called as the
   device number of the mount.
 * An ordinary user may mount in a mount namespace of its own, but not set read-ahead.
@@ -26,7 +24,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -37,7 +35,7 @@ from firstread.device.connection import Connection, Waiting
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import FuseConnection
-from firstread.device.fuseprotocol import MOST_BYTES
+from firstread.device.fusefilesystem import open_fuse
 from firstread.device.fusereads import Inside, SectorReader
 from firstread.device.fusetree import FuseTree, Tree
 from firstread.device.readahead import read_ahead_of, set_read_ahead_of
@@ -71,9 +69,11 @@ class FuseDevice:
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        patience_s: see `ServedDevice`.
     """
 
     name = "fuse"
+    patience_s = 0.0
     capabilities = Capabilities(
         asks_when_present=False,
         fails_closed=True,
@@ -138,18 +138,13 @@ class FuseDevice:
 
     def _begin(self, metadata: Path, ids: Sequence[bytes]) -> tuple[Pair, Connection]:
         """Return a connection without a file system, and its descriptors; all is watched."""
-        fd = self._open_connection()
-        try:
+        with contextlib.ExitStack() as undo:
+            fd = self._open_connection()
+            undo.callback(os.close, fd)
             pair = fd, make_watches(len(ids))
-        except OSError:
-            os.close(fd)
-            raise
-        try:
+            undo.callback(os.close, pair[1])
             connection = self._connect(metadata, ids, pair)
-        except BaseException:
-            for each in pair:
-                os.close(each)
-            raise
+            undo.pop_all()
         self._note(connection, 0, pair)  # it ends with the connection from now on
         self.watch(ids)
         return pair, connection
@@ -232,8 +227,8 @@ class FuseDevice:
     def _over_fuse(
         self, fd: int, metadata: Path, connection: Connection, mode: int
     ) -> contextlib.AbstractContextManager[int]:
-        """Give the descriptor of a detached mount of FUSE, see `_file_system`."""
-        return _file_system(fd, metadata, connection, mode)
+        """Give the descriptor of a detached mount of FUSE, see `open_fuse`."""
+        return open_fuse(fd, metadata, connection, mode)
 
     def _map(self, metadata: Path) -> mmap.mmap:
         """Return metadata as memory, which all mounts of the image share."""
@@ -320,6 +315,9 @@ class FuseDevice:
             while not connection.is_settled() and time.monotonic() < deadline:
                 time.sleep(_TICK_S)
 
+    def let_fail(self) -> None:
+        """See `ServedDevice`: the kernel does it once nobody holds the descriptors."""
+
     # -- watches -------------------------------------------------------------------------------
 
     def watch(self, ids: Iterable[bytes]) -> None:
@@ -357,49 +355,3 @@ class FuseDevice:
     def read_ahead(self, file_system: FileSystem) -> int:
         """See `Device`."""
         return read_ahead_of(file_system)
-
-
-@contextlib.contextmanager
-def _file_system(fd: int, metadata: Path, connection: Connection, mode: int) -> Iterator[int]:
-    """Make the file system of a connection, and serve it; give the descriptor of its mount.
-
-    If the block fails before anything else uses the mount, the file system ends, and the
-    connection with it.
-
-    Args:
-        fd: of the connection.
-        metadata: what the list of mounts is to say.
-        connection: serves it.
-        mode: type of its root.
-    """
-    context = -1
-    try:
-        try:
-            context = syscalls.fsopen("fuse")
-            for key, value in (
-                ("source", os.fsencode(metadata.absolute())),
-                ("fd", b"%d" % fd),
-                ("rootmode", b"%o" % mode),
-                ("user_id", b"0"),
-                ("group_id", b"0"),
-                ("max_read", b"%d" % MOST_BYTES),
-            ):
-                syscalls.fsconfig_string(context, key, value)
-            for flag in ("ro", "allow_other", "default_permissions"):
-                syscalls.fsconfig_flag(context, flag)
-            syscalls.fsconfig_create(context)
-        except BaseException:
-            connection.abandon()
-            raise
-        connection.start()
-        attributes = (
-            syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-        )
-        mount = syscalls.fsmount(context, attributes)
-    finally:
-        if context >= 0:
-            os.close(context)
-    try:
-        yield mount
-    finally:
-        os.close(mount)

@@ -78,12 +78,12 @@ def _prove(scratch: Path, make: Callable[[SectorStore], FuseDevice], hint: str) 
     try:
         first, second = _try(scratch, make)
     except OSError as exc:
-        raise from_os_error(exc, "cannot try FUSE") from exc
+        raise from_os_error(exc, "cannot try the device") from exc
     except NodeError as exc:
         exc.hint = exc.hint or hint
         raise
     if first != _CONTENT:
-        raise NodeError("a read over FUSE gave wrong bytes", hint=hint)
+        raise NodeError("a read gave wrong bytes", hint=hint)
     if len(second) > _BLOCK or not _CONTENT.startswith(second):
         raise NodeError(
             "EROFS reads zeros where data is absent",
@@ -143,7 +143,7 @@ def _read_one(path: Path) -> bytes:
         reader.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             reader.communicate(timeout=END_S)
-        raise NodeError("a read over FUSE did not return") from exc
+        raise NodeError("a read did not return") from exc
 
 
 def _end(mountpoint: Path) -> None:

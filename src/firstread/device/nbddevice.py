@@ -71,6 +71,11 @@ class NbdDevice(FlatDevice):
                 stream.index, stream.backend = index, backend
         return True
 
+    def let_fail(self) -> None:
+        """See `ServedDevice`."""
+        for stream in self._pairs.copy():
+            cast(NbdStream, stream).let_fail()
+
     def _has_ended(self, number: int, fd: int) -> bool:
         del fd  # the kernel may have left the socket, and take another one
         backend = nbdnetlink.backend_of(nbdnetlink.index_of(number))
@@ -99,6 +104,7 @@ class NbdDevice(FlatDevice):
     def _connect(self, metadata: Path, ids: Sequence[bytes], pair: Pair) -> Connection:
         stream = cast(NbdStream, super()._connect(metadata, ids, pair))
         stream.backend, stream.renewed = _backend(metadata), self._keep_renewed
+        stream.patience_s = self.patience_s
         return stream
 
     def _keep_renewed(self, connection: Connection) -> None:

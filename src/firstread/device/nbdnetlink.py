@@ -87,13 +87,23 @@ def connect(sock: int, size: int, backend: str, timeout_s: int, dead_timeout_s: 
     return int(_U32.unpack_from(answer[_INDEX])[0])
 
 
-def reconnect(index: int, backend: str, sock: int) -> None:
-    """Give a device whose connection has ended another socket.
+def reconnect(index: int, backend: str, sock: int, dead_timeout_s: int) -> None:
+    """Give a device whose connection has ended another socket; arguments as those of `connect`.
 
     Raises:
         OSError: EINVAL: it is not connected, or not that one; or another one.
     """
-    _ask(_RECONFIGURE, _u32(_INDEX, index) + _name(backend) + _socket(sock))
+    timeout = _u64(_DEAD_TIMEOUT, dead_timeout_s)
+    _ask(_RECONFIGURE, _u32(_INDEX, index) + _name(backend) + timeout + _socket(sock))
+
+
+def wait_no_longer(index: int, backend: str) -> None:
+    """Have requests fail as soon as the connection has ended.
+
+    Raises:
+        OSError: as `reconnect`.
+    """
+    _ask(_RECONFIGURE, _u32(_INDEX, index) + _name(backend) + _u64(_DEAD_TIMEOUT, 0))
 
 
 def disconnect_on_close(index: int, backend: str) -> None:

@@ -10,7 +10,7 @@ Facts about the kernel's side (Linux 6.1 to 7.3, drivers/block/nbd.c):
 * A reply counts by the cookie of its request, and may come over another socket than the request
   went. The request is then sent again only when its timeout finds that its socket was replaced, so
   nobody waits for that if the next process knows what was asked for.
-* A reply that was begun and not finished leaves its request as it was.
+* A reply that was begun and not finished leaves its request in flight.
 * A reply to what is not asked for any more ends the connection, and is not read.
 * The receiver looks for its socket anew for each piece of a reply: replaced between two pieces, the
   rest would come from the new one, from another place. It shuts the socket down when it leaves it,
@@ -50,12 +50,12 @@ log = logging.getLogger("device")
 TIMEOUT_S = 60
 """For a request to be answered, as the kernel has it. A socket is replaced at half of that."""
 
-DEAD_TIMEOUT_S = 30
-"""That requests wait in the kernel for a socket: longer than a fetcher takes to start."""
+LEAST_PATIENCE_S = 30
+"""That requests wait in the kernel for a socket, at least: a fetcher takes less to start."""
 
 MOST_BYTES = 32 << 20  # of a request: the kernel's own limit
 USUAL_BYTES = 1 << 20  # at most, of most
-_TAKEN_S = 1.0  # for the kernel to take a reply
+_TAKEN_S = 5.0  # for the kernel to take a reply
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.02, 1.0  # between attempts to replace a socket
 _TICK_S = 0.001
 _PLACE = 0xFFFFFFFF  # of a cookie
@@ -70,11 +70,13 @@ class NbdStream(Connection):
         index: of the device.
         backend: name that it was connected with.
         renewed: has somebody else hold the socket that takes the place of one; raises OSError.
+        patience_s: that requests wait in the kernel for a socket, if it is more than the least.
     """
 
     index = -1
     backend = ""
     renewed: Callable[[Connection], None]
+    patience_s = 0.0
 
     _is_broken = False  # the socket has ended, or is another process's
     _has_ended = False  # the device
@@ -85,6 +87,7 @@ class NbdStream(Connection):
         # Where a request stands until it is dealt with, in memory that outlives this process.
         self._message = self._journal.message[: wire.REQUEST.size]
         self._sending = threading.Lock()  # of replies, each as a whole, and of the socket
+        self._recovered: set[int] = set()  # requests that may be answered already
 
     def connect(self) -> None:
         """Connect a free device to what the tree shows; serve it afterwards.
@@ -94,8 +97,19 @@ class NbdStream(Connection):
         """
         with self._renew() as theirs:
             self.index = nbdnetlink.connect(
-                theirs.fileno(), self._size, self.backend, TIMEOUT_S, DEAD_TIMEOUT_S
+                theirs.fileno(), self._size, self.backend, TIMEOUT_S, self._dead_timeout_s
             )
+
+    def let_fail(self) -> None:
+        """Fail the reads that wait, and have the kernel fail others once the socket has ended."""
+        with contextlib.suppress(OSError):  # the device has ended
+            nbdnetlink.wait_no_longer(self.index, self.backend)
+        for unique in list(self._waiting):
+            self._fail(unique, DENIED)
+
+    @property
+    def _dead_timeout_s(self) -> int:
+        return max(LEAST_PATIENCE_S, round(self.patience_s))
 
     @property
     def _size(self) -> int:
@@ -166,6 +180,7 @@ class NbdStream(Connection):
                 if (unique ^ cookie) & _PLACE == 0:
                     self._waiting.pop(unique, None)
                     self._journal.remove(unique)
+                    self._recovered.discard(unique)
 
     # -- sockets -------------------------------------------------------------------------------
 
@@ -181,7 +196,8 @@ class NbdStream(Connection):
             elif request is not None and request.command == Command.DISCONNECT:
                 self._has_ended = True
             self._message[:] = _NOTHING
-            if (request := self._next()) is None:
+            request = self._next()
+            if request is None:
                 return
 
     def _hang_up(self) -> None:
@@ -197,7 +213,8 @@ class NbdStream(Connection):
             try:
                 with self._renew() as theirs:
                     self.renewed(self)  # first: requests come as soon as the kernel has it
-                    nbdnetlink.reconnect(self.index, self.backend, theirs.fileno())
+                    kernels, wait_s = theirs.fileno(), self._dead_timeout_s
+                    nbdnetlink.reconnect(self.index, self.backend, kernels, wait_s)
                 self._is_broken = False
                 return True
             except OSError as exc:
@@ -216,27 +233,22 @@ class NbdStream(Connection):
         return theirs
 
     def _repeat(self, reader: SectorReader, buffer: memoryview) -> None:
-        """Answer what was asked for over sockets before.
-
-        One after the other: if the kernel has got an answer already, and ends the connection, no
-        other is lost with it.
-        """
+        """Answer what was asked for over sockets before, and what had no socket meanwhile."""
         with self._lock:
             left = [read for read in self._journal.records() if read.unique not in self._waiting]
             ready = [waiting for waiting in self._waiting.values() if not waiting.left]
             self._unfinished += len(ready)
         for read in left:
+            self._recovered.add(read.unique)
             self._serve(read, reader, buffer)
-            self._await_taken()
             if self._is_broken:
-                if read.unique not in self._waiting:  # the kernel has got this answer before
-                    self._forget(read.unique)
                 break
         for waiting in ready:
+            waiting.attempt -= 1  # nothing was asked for in vain
             self._done.put(waiting)
 
     def _await_taken(self) -> None:
-        """Wait until the kernel has taken what we have sent, or has hung up."""
+        """Wait until the kernel has taken what we have sent, or has hung up. With the lock held."""
         poll, unread = select.poll(), bytearray(4)
         poll.register(self._fd, 0)
         until = time.monotonic() + _TAKEN_S
@@ -264,20 +276,30 @@ class NbdStream(Connection):
 
     def _send(self, unique: int, error: int, data: bytes | memoryview = b"") -> bool:
         reply = wire.simple_reply(unique, Error.IO if error else 0)
-        parts: list[bytes | memoryview] = [reply, data]
+        length = len(reply) + len(data)
         with self._sending:
-            try:
-                sent = os.writev(self._fd, parts)
-                if sent < len(reply) + len(data):  # a signal came
-                    rest = memoryview(b"".join(parts))[sent:]
-                    while rest:
-                        rest = rest[os.write(self._fd, rest) :]
-            except OSError as exc:
-                if exc.errno not in _BROKEN:
-                    raise
-                self._is_broken = True
+            if self._is_broken:  # the socket may be one that the kernel never gets
                 return False
-        return True
+            sent = self._write([reply, data], length)
+            self._is_broken = sent < length
+            if sent and unique in self._recovered:
+                # Alone: if the kernel has got it before, it hangs up, and loses what is behind it.
+                self._recovered.discard(unique)
+                self._await_taken()
+                return True
+            return sent == length
+
+    def _write(self, parts: list[bytes | memoryview], length: int) -> int:
+        """Send parts of a reply; return how many bytes of it went out before the socket ended."""
+        sent = 0
+        try:
+            sent = os.writev(self._fd, parts)
+            while sent < length:  # a signal came, or an end
+                sent += os.write(self._fd, memoryview(b"".join(parts))[sent:])
+        except OSError as exc:
+            if exc.errno not in _BROKEN:
+                raise
+        return sent
 
 
 def _unanswered(request: Request) -> Unanswered:

@@ -59,7 +59,7 @@ class NbdMount(FuseMount):
     ) -> None:
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(nbdstream, "TIMEOUT_S", timeout_s)
-        self._patch.setattr(nbdstream, "DEAD_TIMEOUT_S", dead_timeout_s)
+        self._patch.setattr(nbdstream, "LEAST_PATIENCE_S", dead_timeout_s)
         super().__init__(scratch, **image)
 
     @property

@@ -42,6 +42,6 @@ def test_a_wrong_length_is_an_error(length: int) -> None:
         list(netlink.messages(struct.pack("=IHHII", length, 2, 0, 1, 0)))
 
 
-def test_what_is_no_nbd_device_has_no_index() -> None:
+def test_other_devices_have_no_index() -> None:
     assert netlink.index_of(0) == -1
     assert netlink.backend_of(-1) == ""

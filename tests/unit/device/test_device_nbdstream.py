@@ -50,7 +50,7 @@ class Kernel:
         self.reconnect(INDEX, backend, sock)
         return INDEX
 
-    def reconnect(self, index: int, backend: str, sock: int) -> None:
+    def reconnect(self, index: int, backend: str, sock: int, _: int = 0) -> None:
         assert (index, backend) == (INDEX, BACKEND)
         if self.refuses:
             raise self.refuses.pop()
@@ -234,7 +234,7 @@ def test_absent_bytes_are_waited_for(server: Server, kernel: Kernel) -> None:
     [(wire.Command.WRITE, 0, 0), (wire.Command.READ, 1, BLOCK), (wire.Command.READ, 0, 1 << 31)],
     ids=["a write", "beyond the end", "too long"],
 )
-def test_what_is_not_offered_fails_alone(
+def test_a_request_that_is_not_offered_fails_alone(
     server: Server, kernel: Kernel, command: int, beyond: int, length: int
 ) -> None:
     kernel.ask(9, server.tree.size * beyond, length, command)
@@ -341,19 +341,22 @@ def test_the_next_process_answers_what_was_read_and_what_was_not(
     second.close()
 
 
+@pytest.mark.parametrize("waits", [False, True])
 def test_an_answer_that_the_kernel_has_got_already_costs_no_other(
-    tmp_path: Path, dead: Server, kernel: Kernel
+    tmp_path: Path, dead: Server, kernel: Kernel, *, waits: bool
 ) -> None:
     """A process is killed between a reply and the note that it was sent."""
     for slot in range(3):
         dead.fill(slot)
-    dead.watches.set(IDS, on=False)
-    kernel.ask(5, dead.at(0) - MiB, MiB)  # more than a socket takes
+    dead.watches.set(IDS, on=waits)
+    kernel.ask(5, dead.at(0) + BLOCK - MiB, MiB)  # more than a socket takes
     for cookie, slot in ((6, 1), (7, 2)):
         kernel.ask(cookie, dead.at(slot))
     second = successor(dead, tmp_path)
     second.go_on()
     kernel.leave()
+    for _ in range(3 if waits else 0):
+        second.allow(second.take())
     unexpected = kernel.head()[0]  # the data behind it is not read
     assert kernel.socket is not None
     kernel.socket.shutdown(socket.SHUT_RDWR)
