@@ -295,6 +295,18 @@ def test_a_socket_is_replaced_before_a_request_is_too_old(
     assert kernel.answer() == (5, 0, CONTENT[0])
 
 
+def test_reads_that_wait_fail_when_the_daemon_stops(
+    server: Server, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(nbdnetlink, "wait_no_longer", lambda *device: told.append(device))
+    kernel.ask(5, server.at(0))
+    server.take()
+    server.stream.let_fail()
+    assert kernel.answer() == (5, errno.EIO, b"")
+    assert told == [(INDEX, BACKEND)]
+
+
 # -- the next process ------------------------------------------------------------------------------
 
 
