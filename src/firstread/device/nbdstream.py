@@ -87,7 +87,8 @@ class NbdStream(Connection):
         # Where a request stands until it is dealt with, in memory that outlives this process.
         self._message = self._journal.message[: wire.REQUEST.size]
         self._sending = threading.Lock()  # of replies, each as a whole, and of the socket
-        self._recovered: set[int] = set()  # requests that may be answered already
+        # Requests that went over another socket: answered already, or sent again, maybe.
+        self._doubtful: set[int] = set()
 
     def connect(self) -> None:
         """Connect a free device to what the tree shows; serve it afterwards.
@@ -180,7 +181,7 @@ class NbdStream(Connection):
                 if (unique ^ cookie) & _PLACE == 0:
                     self._waiting.pop(unique, None)
                     self._journal.remove(unique)
-                    self._recovered.discard(unique)
+                    self._doubtful.discard(unique)
 
     # -- sockets -------------------------------------------------------------------------------
 
@@ -238,8 +239,9 @@ class NbdStream(Connection):
             left = [read for read in self._journal.records() if read.unique not in self._waiting]
             ready = [waiting for waiting in self._waiting.values() if not waiting.left]
             self._unfinished += len(ready)
+            self._doubtful.update(self._waiting)
         for read in left:
-            self._recovered.add(read.unique)
+            self._doubtful.add(read.unique)
             self._serve(read, reader, buffer)
             if self._is_broken:
                 break
@@ -282,9 +284,9 @@ class NbdStream(Connection):
                 return False
             sent = self._write([reply, data], length)
             self._is_broken = sent < length
-            if sent and unique in self._recovered:
-                # Alone: if the kernel has got it before, it hangs up, and loses what is behind it.
-                self._recovered.discard(unique)
+            if sent and unique in self._doubtful:
+                # Alone: if the kernel does not expect it, it hangs up, and loses what is behind it.
+                self._doubtful.discard(unique)
                 self._await_taken()
                 return True
             return sent == length
