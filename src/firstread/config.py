@@ -8,8 +8,8 @@ supervisor hands it to every fetcher.
 A file, with the defaults::
 
     [node]
-    device = "auto"                 # "fanotify", "flat", "loop", "mixed" or "fuse"; "auto": the
-                                    # first that works
+    device = "auto"                 # "fanotify", "flat", "loop", "mixed", "nbd" or "fuse";
+                                    # "auto": the first that works
     metrics = ""                    # HOST:PORT for Prometheus
     workers = 4                     # requests at a time to one image repository
     health_s = 15.0                 # without a heartbeat, a fetcher counts as hung
@@ -61,7 +61,7 @@ from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 from firstread.userdirs import configuration
 
-DeviceName = Literal["auto", "fanotify", "flat", "loop", "mixed", "fuse"]
+DeviceName = Literal["auto", "fanotify", "flat", "loop", "mixed", "nbd", "fuse"]
 DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WORKERS = 64  # as in the option of the command line

@@ -42,6 +42,7 @@ _SCRIPT: Final = """
 export PATH={path} HOME={home} TMPDIR=/scratch FIRSTREAD_PATIENCE_S=300 PYTHONDONTWRITEBYTECODE=1
 mount -t ext4 /dev/vda /scratch || exit 1
 ulimit -n 65536
+modprobe nbd  # which no kernel loads by itself
 # crun copies its own program with sendfile(2), which Linux 5.10 does not do from 9p.
 mkdir /run/bin && cp "$(command -v crun)" /run/bin && export PATH="/run/bin:$PATH"
 cd {top} && exec {python} -m tests.kernels.inside {depth} /out {devices}

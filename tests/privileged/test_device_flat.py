@@ -184,8 +184,8 @@ def test_a_kernel_that_takes_no_files_gets_a_loop_device(
             raise NodeError("not a block device") from OSError(errno.ENOTBLK, "it is none")
         return usual(path, metadata)
 
-    usual = flatdevice._open
-    monkeypatch.setattr(flatdevice, "_open", refuse)
+    usual = flatdevice.open_flat
+    monkeypatch.setattr(flatdevice, "open_flat", refuse)
     bench = make(name="flat")
     assert bench.device.name == "flat"
     assert backing(bench.mountpoint).exists()

@@ -20,7 +20,7 @@ import pytest
 from firstread.device import fuseprotocol, fusetrial
 from firstread.device.base import Read
 from firstread.device.erofsmount import unmount
-from firstread.device.fuseconnection import Connection
+from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusedevice import FuseDevice
 from firstread.erofs.tree import Node, chunk_address, directory
 from firstread.errors import NodeError
@@ -223,13 +223,13 @@ def test_a_connection_that_has_ended_is_dropped_by_the_next_process(bench: FuseM
 def test_a_trial_that_hangs_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that waits for a name cannot be killed."""
 
-    def handle(connection: Connection, request: fuseprotocol.Request, *rest: Any) -> None:
+    def handle(connection: FuseConnection, request: fuseprotocol.Request, *rest: Any) -> None:
         if request.opcode != fuseprotocol.LOOKUP:
             usual(connection, request, *rest)
 
-    usual = Connection._handle
+    usual = FuseConnection._handle
     monkeypatch.setattr(fusetrial, "TIMEOUT_S", 1)
-    monkeypatch.setattr(Connection, "_handle", handle)
+    monkeypatch.setattr(FuseConnection, "_handle", handle)
     with pytest.raises(NodeError, match="did not return"):
         fusetrial.prove_fuse(tmp_path)
     assert str(tmp_path / "mnt") not in mounted_erofs()

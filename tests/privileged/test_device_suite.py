@@ -16,6 +16,7 @@ from firstread.testing.devicebench import DeviceBench
 from firstread.testing.flatmount import FlatMount
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.lazymount import LazyMount
+from firstread.testing.nbdmount import MODULE, NbdMount
 from firstread.testing.suites.device import DeviceSuite
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
@@ -72,3 +73,12 @@ class TestMixed(DeviceSuite):
 
     def bench(self, scratch: Path, **image: Any) -> DeviceBench:
         return FlatMount(scratch, "mixed", **image)
+
+
+class TestNbd(DeviceSuite):
+    """EROFS on an NBD device."""
+
+    def bench(self, scratch: Path, **image: Any) -> DeviceBench:
+        if not MODULE.exists():
+            pytest.skip("the kernel has no NBD client, or it is not loaded")
+        return NbdMount(scratch, **image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node with the flat device, on a loop device or not: whole images, deaths and upgrades."""
+"""A node with the flat device, on a block device or not: whole images, deaths and upgrades."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from firstread.testing.caches import drop_caches
 from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.images import feature_tree
 from firstread.testing.lazymount import output, summary
+from firstread.testing.nbdmount import MODULE
 from firstread.testing.observe import differences
 from firstread.testing.pacedreader import PacedReader
 from firstread.testing.plainimage import PlainImage, put_plain_image
@@ -28,9 +29,13 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists(CONTROL), reason="there are no loop devices"),
 ]
 
-ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed"])
-BOTH = pytest.mark.parametrize("device", ["flat", "loop"])
+NBD = pytest.param(
+    "nbd", marks=pytest.mark.skipif(not MODULE.exists(), reason="no NBD client, or not loaded")
+)
+ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed", NBD])
+SOME = pytest.mark.parametrize("device", ["flat", "loop", NBD])
 SECTOR = 64 * KiB
+SOON_S = "30"  # the least that reads wait in the kernel, where they do
 COUNT = 60  # files of `many` that are read
 EIO = "errno 5"
 
@@ -78,7 +83,7 @@ def test_deaths_and_upgrades_fail_no_read(
         assert output(node.reading(second / "f7")) == many[1].summary(7)
 
 
-@pytest.mark.parametrize("device", ["loop"])
+@pytest.mark.parametrize("device", ["loop", NBD])
 def test_reads_that_wait_outlive_all_but_the_anchor(tmp_path: Path, device: str) -> None:
     with ScriptedRegistry() as registry, Daemon(tmp_path, "--device", device) as node:
         reference = f"{registry.host}/lazy/plain:1"
@@ -94,12 +99,12 @@ def test_reads_that_wait_outlive_all_but_the_anchor(tmp_path: Path, device: str)
         assert [output(reader) for reader in readers] == [image.summary(n) for n in range(3)]
 
 
-@BOTH
+@SOME
 def test_a_mount_that_nobody_holds(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
-    """A loop device gets another file, under the same mount; without it the mount is lost."""
-    with Daemon(tmp_path, "--device", device) as node:
+    """A block device is served again, under the same mount; without one the mount is lost."""
+    with Daemon(tmp_path, "--device", device, "--anchor", SOON_S) as node:
         place = node.mount(many[0])
         assert output(node.reading(place / "f0")) == many[1].summary(0)
         mounted = os.stat(place).st_dev
@@ -107,7 +112,7 @@ def test_a_mount_that_nobody_holds(
             node.end_all(signal.SIGKILL)
             assert output(node.reading(place / "f1")) == EIO
             node.start()
-            if device == "loop":
+            if device in ("loop", "nbd"):
                 assert os.stat(place).st_dev == mounted
                 assert os.fstat(user.fileno()).st_dev == mounted
                 assert many[1].summary(3, 0, SECTOR) == summary(user.read())
@@ -119,7 +124,7 @@ def test_a_mount_that_nobody_holds(
             assert output(node.reading(place / f"f{number}")) == many[1].summary(number)
 
 
-@BOTH
+@SOME
 def test_a_mount_is_read_on_after_its_unmount_and_leaves_nothing(
     tmp_path: Path, device: str, many: tuple[str, PlainImage]
 ) -> None:
@@ -147,3 +152,17 @@ def test_another_device_gives_its_mounts_up(
         with Daemon(tmp_path, "--device", "fanotify") as node:
             assert str(place) not in mounted_erofs()
             assert output(node.reading(node.mount(many[0]) / "f0")) == many[1].summary(0)
+
+
+@pytest.mark.parametrize("device", ["loop", NBD])
+def test_reads_fail_when_the_daemon_is_stopped(tmp_path: Path, device: str) -> None:
+    with ScriptedRegistry() as registry, Daemon(tmp_path, "--device", device) as node:
+        reference = f"{registry.host}/lazy/plain:1"
+        put_plain_image(f"docker://{reference}")
+        place = node.mount(reference)
+        registry.script("GET /blobs/ blackhole 60 x*")
+        reader = node.reading(place / "f1", how="random")
+        node.wait(lambda: node.status()["fetcher"]["waiting_reads"] >= 1)
+        node.end_all(signal.SIGTERM)
+        assert output(reader) == EIO
+        assert output(node.reading(place / "f2", how="random")) == EIO

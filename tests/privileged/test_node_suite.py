@@ -9,8 +9,11 @@ import pytest
 
 from firstread.device.flattree import NEAR_KIB
 from firstread.testing.daemon import Daemon
+from firstread.testing.nbdmount import MODULE
 from firstread.testing.suites.node import SECTOR, NodeSuite
 from firstread.units import KiB
+
+SOON_S = "30"  # the least that reads wait in the kernel
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(120)]
 
@@ -24,6 +27,7 @@ class TestFanotifyNode(NodeSuite):
     """fanotify over sector files."""
 
     outlives_processes = True
+    reads_alone = True
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         return Daemon(scratch, "--device", "fanotify", *options)
@@ -46,3 +50,14 @@ class TestFlatNode(NodeSuite):
 
     def node(self, scratch: Path, *options: str) -> Daemon:
         return Daemon(scratch, "--device", "flat", *options)
+
+
+class TestNbdNode(NodeSuite):
+    """EROFS on an NBD device."""
+
+    outlives_processes = True
+
+    def node(self, scratch: Path, *options: str) -> Daemon:
+        if not MODULE.exists():
+            pytest.skip("the kernel has no NBD client, or it is not loaded")
+        return Daemon(scratch, "--device", "nbd", "--anchor", SOON_S, *options)

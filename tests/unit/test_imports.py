@@ -36,7 +36,7 @@ ROOMS: dict[str, str] = {
         "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
         "private readable redact units userdirs idmaps errors __init__"
     ),
-    "export": "fetch sectors erofs oci private signals units wholefile errors",
+    "export": "fetch device sectors erofs oci private signals units wholefile errors",
     "control": "mounts fetch device registry oci documents idmaps private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
     "fetch": "cache device traces sectors registry oci config documents opener units errors",

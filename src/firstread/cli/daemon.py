@@ -33,7 +33,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "fanotify", "flat", "loop", "mixed", "fuse"]),
+    type=click.Choice(["auto", "fanotify", "flat", "loop", "mixed", "nbd", "fuse"]),
     help="How the kernel asks for bytes; auto takes the first that works. [auto]",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")

@@ -26,8 +26,9 @@ from firstread.device.fanotify import Group, is_group
 from firstread.device.fanotifydevice import FanotifyDevice
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
-from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove_mixed
+from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove_mixed, prove_nbd
 from firstread.device.mixeddevice import MixedDevice
+from firstread.device.nbddevice import NbdDevice
 from firstread.device.probe import prove
 from firstread.errors import NodeError
 from firstread.idmaps import owner
@@ -88,6 +89,7 @@ DEVICES = (
     Kind("flat", prove_flat, lambda store, served: FlatDevice(store, *served)),
     Kind("loop", prove_loop, lambda store, served: LoopDevice(store, *served)),
     Kind("mixed", prove_mixed, lambda store, served: MixedDevice(store, *served)),
+    Kind("nbd", prove_nbd, lambda store, served: NbdDevice(store, *served)),
     Kind("fuse", prove_fuse, lambda store, served: FuseDevice(store, *served), for_all=True),
 )
 """All of them, in the order in which ``auto`` tries them."""

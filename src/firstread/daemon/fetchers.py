@@ -356,7 +356,7 @@ class Fetchers:
         if isinstance(word, Drop):
             self.kept.drop(word.device)
         elif word.pair is None:
-            log.critical("a FUSE mount does not outlive its fetcher: too many files are open")
+            log.critical("a mount does not outlive its fetcher: too many files are open")
             self.kept.drop(word.device)
         elif self.kept.add(word.device, word.pair):
             word = Keep(word.device, self.kept.pairs[word.device])

@@ -128,7 +128,7 @@ class Handover:
         supervisor: process number of the one before.
         version: of firstread that it was.
         unsent: numbers of those `held` that the fetcher was not sent, its channel being full.
-        kept: descriptors of FUSE mounts, by device number, see `firstread.daemon.kept`.
+        kept: descriptors of mounts that we serve, by device number, see `firstread.daemon.kept`.
     """
 
     held: list[Read] = field(default_factory=list)

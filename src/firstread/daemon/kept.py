@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The descriptors of FUSE mounts that the supervisor holds, so that they outlive a fetcher.
+"""The descriptors of mounts that we serve, held by the supervisor so that they outlive a fetcher.
 
 Owns them by the device number of the mount: its connection to the kernel, and its watches. Reads
 nothing from either. Invariant: the watches of a connection have the next higher number, because an
@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 
 _FIRST = SECRETS_FD + 1  # number of a connection: above those that both processes share
 _LINK = f"/memfd:{NAME} "
-_STORED = ("fuse-", "watches-")  # names of both in systemd's store
+_STORED = ("fuse-", "watches-")  # names of both in systemd's store, whatever the device
 
 
 class Kept:
@@ -47,7 +47,7 @@ class Kept:
         try:
             self.pairs[device] = _side_by_side(pair)
         except OSError as exc:
-            log.critical("a FUSE mount does not outlive its fetcher: %s", exc)
+            log.critical("a mount does not outlive its fetcher: %s", exc)
             return False
         for prefix, fd in zip(_STORED, self.pairs[device], strict=True):
             systemd.keep(f"{prefix}{device}", fd)

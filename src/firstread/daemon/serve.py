@@ -40,7 +40,7 @@ from firstread.control.metrics import NodeMetrics
 from firstread.control.metricserver import serve_metrics
 from firstread.control.namespace import mount_namespace
 from firstread.control.server import ControlServer
-from firstread.daemon import anchor
+from firstread.daemon import anchor, systemd
 from firstread.daemon.choice import Kind, Served, chosen, kind_of, proof_of
 from firstread.daemon.handover import (
     Handover,
@@ -107,6 +107,7 @@ def main(arguments: dict[str, Any]) -> None:
     if arguments.get("standby"):
         arguments |= _await_start(channel, arguments)
     process = FetcherServer(settings, channel, arguments)
+    signal.signal(signal.SIGTERM, lambda *_: process.stop())
     process.serve()
     process.succeed()
 
@@ -203,6 +204,8 @@ class FetcherServer:
         given = {int(device): (a, b) for device, (a, b) in self._arguments.get("kept", {}).items()}
         device = kind.make(store, Served(given, self._keep, self._drop, self._most))
         self._served = device if isinstance(device, ServedDevice) else None
+        if self._served is not None:
+            self._served.patience_s = self._settings.config["node"]["anchor_s"]
         return device
 
     def _keep(self, device: int, pair: Pair) -> None:
@@ -323,6 +326,16 @@ class FetcherServer:
         self._fetcher.freeze()
         if self._served is not None:
             self._served.settle(SETTLE_S)
+        os._exit(0)
+
+    def stop(self) -> None:
+        """End, in a thread: what a signal has interrupted may hold a lock."""
+        threading.Thread(target=self._stop, name="stop", daemon=True).start()
+
+    def _stop(self) -> NoReturn:
+        waits = systemd.listens() or self._settings.waits_on_stop
+        if self._served is not None and not waits:
+            self._served.let_fail()
         os._exit(0)
 
     def _obey(self, order: Order | Keep | Drop) -> None:

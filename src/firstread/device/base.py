@@ -222,12 +222,17 @@ class ServedDevice(Device, Protocol):
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        patience_s: that reads wait once nobody holds their mount, where the kernel lets them wait.
     """
 
     ask: Callable[[Read], None]
+    patience_s: float
 
     def pairs(self) -> dict[int, Pair]:
         """Return copies of the descriptors of all mounts, by device number; the caller's."""
 
     def settle(self, seconds: float) -> None:
         """Wait until given answers have reached the kernel, at most so long."""
+
+    def let_fail(self) -> None:
+        """Have reads of what is absent fail from now on: this process ends, and so do others."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import stat
 from collections.abc import Iterable
 
@@ -38,16 +39,32 @@ def copies(pid: int, numbers: Iterable[int]) -> dict[int, int]:
 
 
 def is_connection(fd: int) -> bool:
-    """Return whether a descriptor is of /dev/fuse."""
+    """Return whether a descriptor is of /dev/fuse, or may be of a socket of an NBD device.
+
+    Those are stream sockets without a name, whose other end has none either.
+    """
     try:
         status = os.fstat(fd)
+        if stat.S_ISSOCK(status.st_mode):
+            with socket.socket(fileno=os.dup(fd)) as copy:
+                is_stream = (copy.family, copy.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+                return is_stream and not copy.getsockname() and not _peer(copy)
     except OSError:
         return False
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == _FUSE
 
 
+def _peer(copy: socket.socket) -> object:
+    with contextlib.suppress(OSError):  # it has ended
+        return copy.getpeername()
+    return ""
+
+
 def is_dead(connection: int) -> bool:
-    """Return whether the file system of a FUSE connection has ended (fs/fuse/dev.c: POLLERR)."""
+    """Return whether the file system of a FUSE connection has ended (fs/fuse/dev.c: POLLERR).
+
+    That of an NBD device never has, as far as its socket tells: it takes another one.
+    """
     poll = select.poll()
     poll.register(connection, 0)
     return any(mask & (select.POLLERR | select.POLLNVAL) for _, mask in poll.poll(0))

@@ -14,8 +14,8 @@ shows them):
   sector file. A file keeps the read-ahead that its mount had when EROFS opened it; what it reads
   ahead goes beyond what the read-ahead of EROFS allows, as far as that.
 * A loop device reads with direct I/O, so neither is the case there, and O_DIRECT is offered.
-* The last unmount waits, deaf, for reads that a loop device still does, for killed readers or ahead
-  of others, and sync(2) waits for it. Reads of a file do not outlive their readers.
+* The last unmount waits, deaf, for reads that a block device still does, for killed readers or
+  ahead of others, and sync(2) waits for it. Reads of a file do not outlive their readers.
 * Once nobody holds the connection, absent bytes are EIO. EROFS on a loop device is served again
   with another file (`change_file`); EROFS on a file has to be mounted again.
 * EROFS opens ``source`` by path, and the list of mounts shows that path: a symbolic link beside the
@@ -34,9 +34,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from firstread.device.connection import Connection
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flattree import FAR_KIB, NEAR_KIB, FlatTree
-from firstread.device.fuseconnection import Connection
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
@@ -78,12 +78,12 @@ class FlatDevice(FuseDevice):
         return True
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
-        """See `Device`: reads that a loop device still does, though nobody waits for them, fail."""
+        """See `Device`: reads that a block device still does, for nobody, fail."""
         number = 0
         with contextlib.suppress(OSError):
             number = os.stat(mountpoint).st_dev
         done = threading.Event()
-        if os.major(number) == MAJOR:
+        if os.major(number):  # of a block device
             deny = threading.Thread(target=self._deny_left, args=(number, done), daemon=True)
             deny.start()
         try:
@@ -143,7 +143,7 @@ class FlatDevice(FuseDevice):
         """Return the descriptor of a detached mount of EROFS on the file."""
         if not self._loop:
             try:
-                return _open(f"/proc/self/fd/{file}", metadata)
+                return open_flat(f"/proc/self/fd/{file}", metadata)
             except NodeError as exc:
                 if not _is_no_block_device(exc.__cause__):
                     raise
@@ -155,7 +155,7 @@ class FlatDevice(FuseDevice):
             error.hint = "load the module loop, and let this process use /dev/loop-control"
             raise error from exc
         try:
-            return _open(path, metadata)
+            return open_flat(path, metadata)
         finally:
             os.close(loop)
 
@@ -167,8 +167,8 @@ class LoopDevice(FlatDevice):
     _loop = True
 
 
-def _open(path: str, metadata: Path) -> int:
-    """Return the descriptor of a detached mount of what is at a path."""
+def open_flat(path: str, metadata: Path) -> int:
+    """Return the descriptor of a detached mount of the flat form that is at a path."""
     link = metadata.with_name(metadata.name + FLAT)
     with contextlib.suppress(FileNotFoundError):  # of a process that was killed
         link.unlink()

@@ -47,12 +47,17 @@ class FlatTree:
     def _flat(self) -> FlatImage:
         return FlatImage(self._image, GAP, APART)
 
+    @property
+    def size(self) -> int:
+        """Return the size of the file, in bytes."""
+        return self._flat.size
+
     def answer(self, request: Request, body: memoryview) -> bytes:
         """See `Tree`: there is nothing but GETATTR."""
         del body
         if request.opcode != fuse.GETATTR or request.node != fuse.ROOT_NODE:
             raise OSError(errno.ENOSYS, "not offered")
-        size = self._flat.size
+        size = self.size
         times = (0, 0, 0, 0, 0, 0)
         return fuse.attributes_of(
             Attributes(fuse.ROOT_NODE, size, size >> 9, *times, _MODE, 1, 0, 0, 0, BLOCK, 0)

@@ -7,8 +7,6 @@ kept (`keep`) before that, so that it outlives this process.
 
 Facts about FUSE mounts (Linux 5.4 to 6.18; tests/privileged/test_device_fuse.py shows them):
 
-* Mounting returns before INIT is answered; what reaches the mount waits for it.
-* ``fd`` names the descriptor in the process that calls fsconfig(2).
 * Only the mount's backing device information bounds read-ahead after INIT. It is called as the
   device number of the mount.
 * An ordinary user may mount in a mount namespace of its own, but not set read-ahead.
@@ -26,22 +24,23 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 from firstread.device import syscalls
 from firstread.device.base import MOST_READS, Capabilities, Pair, Read
+from firstread.device.connection import Connection
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
-from firstread.device.fuseconnection import Connection
-from firstread.device.fuseprotocol import MOST_BYTES
+from firstread.device.fuseconnection import FuseConnection
+from firstread.device.fusefilesystem import open_fuse
 from firstread.device.fusereads import Inside, SectorReader
 from firstread.device.fusetree import FuseTree, Tree
-from firstread.device.fusewaiting import Waiting
 from firstread.device.readahead import read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
+from firstread.device.waiting import Waiting
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
@@ -71,9 +70,11 @@ class FuseDevice:
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        patience_s: see `ServedDevice`.
     """
 
     name = "fuse"
+    patience_s = 0.0
     capabilities = Capabilities(
         asks_when_present=False,
         fails_closed=True,
@@ -85,6 +86,8 @@ class FuseDevice:
         file_system="fuse",
         known_start_kib=4,
     )
+
+    _speaks: type[Connection] = FuseConnection
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class FuseDevice:
         self._lock = threading.Lock()  # of these
         self._keeping = threading.Lock()  # from a change to the word about it: numbers come again
         for device, (fd, watches) in given.items():
-            if is_dead(fd):  # it ended while nobody served it
+            if self._has_ended(device, fd):  # while nobody served it
                 del self._given[device]
                 os.close(fd)
                 os.close(watches)
@@ -129,18 +132,26 @@ class FuseDevice:
                 error.hint = _HINT
             raise error from exc
 
+    def _has_ended(self, number: int, fd: int) -> bool:
+        """Return whether a mount has, of which a process before has left a connection."""
+        del number
+        return is_dead(fd)
+
     def _begin(self, metadata: Path, ids: Sequence[bytes]) -> tuple[Pair, Connection]:
         """Return a connection without a file system, and its descriptors; all is watched."""
-        pair = _new_pair(ids)
-        try:
+        with contextlib.ExitStack() as undo:
+            fd = self._open_connection()
+            undo.callback(os.close, fd)
+            pair = fd, make_watches(ids)
+            undo.callback(os.close, pair[1])
             connection = self._connect(metadata, ids, pair)
-        except BaseException:
-            for each in pair:
-                os.close(each)
-            raise
+            undo.pop_all()
         self._note(connection, 0, pair)  # it ends with the connection from now on
         self.watch(ids)
         return pair, connection
+
+    def _open_connection(self) -> int:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
     def _keep_both(self, connection: Connection, number: int, pair: Pair) -> None:
         """Have somebody else hold the descriptors of a mount, whose number is known now."""
@@ -198,7 +209,7 @@ class FuseDevice:
             self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])
 
         name, journal = str(metadata), watches.journal
-        connection = Connection(name, fd, tree, reader, journal, ask, self._forget)
+        connection = self._speaks(name, fd, tree, reader, journal, ask, self._forget)
         with self._lock:
             self._watches = {**self._watches, connection: watches}
         return connection
@@ -217,8 +228,8 @@ class FuseDevice:
     def _over_fuse(
         self, fd: int, metadata: Path, connection: Connection, mode: int
     ) -> contextlib.AbstractContextManager[int]:
-        """Give the descriptor of a detached mount of FUSE, see `_file_system`."""
-        return _file_system(fd, metadata, connection, mode)
+        """Give the descriptor of a detached mount of FUSE, see `open_fuse`."""
+        return open_fuse(fd, metadata, connection, mode)
 
     def _map(self, metadata: Path) -> mmap.mmap:
         """Return metadata as memory, which all mounts of the image share."""
@@ -305,6 +316,9 @@ class FuseDevice:
             while not connection.is_settled() and time.monotonic() < deadline:
                 time.sleep(_TICK_S)
 
+    def let_fail(self) -> None:
+        """See `ServedDevice`: the kernel does it once nobody holds the descriptors."""
+
     # -- watches -------------------------------------------------------------------------------
 
     def watch(self, ids: Iterable[bytes]) -> None:
@@ -342,59 +356,3 @@ class FuseDevice:
     def read_ahead(self, file_system: FileSystem) -> int:
         """See `Device`."""
         return read_ahead_of(file_system)
-
-
-def _new_pair(ids: Sequence[bytes]) -> Pair:
-    """Return a connection without a file system, and the watches of these sectors."""
-    fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        return fd, make_watches(ids)
-    except OSError:
-        os.close(fd)
-        raise
-
-
-@contextlib.contextmanager
-def _file_system(fd: int, metadata: Path, connection: Connection, mode: int) -> Iterator[int]:
-    """Make the file system of a connection, and serve it; give the descriptor of its mount.
-
-    If the block fails before anything else uses the mount, the file system ends, and the
-    connection with it.
-
-    Args:
-        fd: of the connection.
-        metadata: what the list of mounts is to say.
-        connection: serves it.
-        mode: type of its root.
-    """
-    context = -1
-    try:
-        try:
-            context = syscalls.fsopen("fuse")
-            for key, value in (
-                ("source", os.fsencode(metadata.absolute())),
-                ("fd", b"%d" % fd),
-                ("rootmode", b"%o" % mode),
-                ("user_id", b"0"),
-                ("group_id", b"0"),
-                ("max_read", b"%d" % MOST_BYTES),
-            ):
-                syscalls.fsconfig_string(context, key, value)
-            for flag in ("ro", "allow_other", "default_permissions"):
-                syscalls.fsconfig_flag(context, flag)
-            syscalls.fsconfig_create(context)
-        except BaseException:
-            connection.abandon()
-            raise
-        connection.start()
-        attributes = (
-            syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-        )
-        mount = syscalls.fsmount(context, attributes)
-    finally:
-        if context >= 0:
-            os.close(context)
-    try:
-        yield mount
-    finally:
-        os.close(mount)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unanswered requests of a FUSE mount, in memory that outlives the process which reads them.
+"""The unanswered requests of a mount, in memory that outlives the process which reads them.
 
 Owns the layout of that memory: first the message that was read last, then a record for each READ
 that waits. Before Linux 6.9 the kernel does not send a request twice, so the next process answers
@@ -8,6 +8,8 @@ a record. So nothing is read while there is no room: it waits in the kernel.
 
 The kernel writes the message in read(2), so a process that is killed there, or right behind it,
 loses nothing. A stale entry does no harm: the kernel never uses a ``unique`` again.
+
+An NBD device has it, too (`firstread.device.nbdstream`): a unique is the cookie of a request.
 
 Layout::
 
@@ -73,6 +75,10 @@ class FuseJournal:
     def has_room(self) -> bool:
         """Return whether another READ can be recorded. False becomes True by `remove` alone."""
         return bool(self._free) or self._used < RECORDS
+
+    def __contains__(self, unique: int) -> bool:
+        """Return whether a READ is recorded."""
+        return unique in self._slots
 
     def add(self, request: Unanswered) -> None:
         """Record a READ that waits, once; before the next message is read. There is room."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a device over FUSE works on this host, found by doing it on a tiny image.
+"""Whether a device that we serve works on this host, found by doing it on a tiny image.
 
 Owns the trial. Over FUSE alone absent bytes are never zeros: every byte that a reader gets is an
 answer of ours. EROFS above it may make zeros of what it does not get.
@@ -22,6 +22,7 @@ from firstread.device.base import Read
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.mixeddevice import MixedDevice
+from firstread.device.nbddevice import NbdDevice
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import NodeError, from_os_error
@@ -67,16 +68,22 @@ def prove_mixed(scratch: Path) -> str:
     return "EROFS on files over FUSE asked for absent data, and got the right bytes"
 
 
+def prove_nbd(scratch: Path) -> str:
+    """`prove_fuse` for EROFS on an NBD device."""
+    _prove(scratch, NbdDevice, "use Linux 5.15 or later with EROFS, and load the module nbd")
+    return "EROFS on an NBD device asked for absent data, and got the right bytes"
+
+
 def _prove(scratch: Path, make: Callable[[SectorStore], FuseDevice], hint: str) -> None:
     try:
         first, second = _try(scratch, make)
     except OSError as exc:
-        raise from_os_error(exc, "cannot try FUSE") from exc
+        raise from_os_error(exc, "cannot try the device") from exc
     except NodeError as exc:
         exc.hint = exc.hint or hint
         raise
     if first != _CONTENT:
-        raise NodeError("a read over FUSE gave wrong bytes", hint=hint)
+        raise NodeError("a read gave wrong bytes", hint=hint)
     if len(second) > _BLOCK or not _CONTENT.startswith(second):
         raise NodeError(
             "EROFS reads zeros where data is absent",
@@ -136,7 +143,7 @@ def _read_one(path: Path) -> bytes:
         reader.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             reader.communicate(timeout=END_S)
-        raise NodeError("a read over FUSE did not return") from exc
+        raise NodeError("a read did not return") from exc
 
 
 def _end(mountpoint: Path) -> None:

@@ -22,9 +22,9 @@ from types import MappingProxyType
 from typing import Any
 
 from firstread.device.base import Pair
+from firstread.device.connection import Connection
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flatdevice import FlatDevice
-from firstread.device.fuseconnection import Connection
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.sectortree import SectorTree

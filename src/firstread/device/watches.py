@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sectors of a FUSE mount are watched, in memory that outlives the process which serves it.
+"""Which sectors of a mount are watched, in memory that outlives the process which serves it.
 
 Owns the layout of a file without a name: a head, the mount's `FuseJournal`, a byte of each device
 slot, and the sector id of each. As marks do for fanotify, it tells the next fetcher what the one

@@ -17,8 +17,9 @@ import time
 from itertools import islice
 from typing import Final
 
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Chunk, Command, Error, Request
 from firstread.errors import FirstreadError
-from firstread.export import nbdwire as wire
 from firstread.export.diskreads import STEP, DiskReads, Reader
 from firstread.export.flatdisk import NO_SLOT
 from firstread.export.nbdchannel import Channel
@@ -30,7 +31,6 @@ from firstread.export.nbdnegotiation import (
     Negotiation,
     Then,
 )
-from firstread.export.nbdwire import Chunk, Command, Error, Request
 
 log = logging.getLogger("export")
 

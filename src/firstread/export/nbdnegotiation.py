@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from struct import Struct, unpack_from
 from typing import Final, Literal
 
-from firstread.export import nbdwire as wire
-from firstread.export.nbdwire import Info, Option, Reply
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Info, Option, Reply
 
 MAX_OPTION_BYTES: Final = 16 * 1024  # names and strings have 4096 bytes at most
 MAX_OPTIONS: Final = 64  # until transmission; clients send some five

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from firstread.errors import AuthError, NodeError, UsageError, from_os_error
-from firstread.registry.logins import Credentials
+from firstread.registry.credentials import Credentials
 from firstread.units import MiB
 
 MAX_FILE: Final = 4 * MiB  # bytes

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from firstread.device.connection import Connection
 from firstread.device.descriptors import is_dead
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.flattree import NEAR_KIB
-from firstread.device.fuseconnection import Connection
 from firstread.device.mixeddevice import MixedDevice
 from firstread.testing.caches import drop_caches
 from firstread.testing.fusemount import FuseMount
@@ -69,7 +69,7 @@ class FlatMount(FuseMount):
 
     def _make(self, given: Mapping[int, tuple[int, int]]) -> FlatDevice:
         make = _DEVICES[self._device_name]
-        device = make(self.store, given, self._keep, self.dropped.append)
+        device: FlatDevice = make(self.store, given, self._keep, self.dropped.append)
         device.numbers = self.numbers
         return device
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from firstread.export import nbdwire as wire
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Chunk, Command, Option
 from firstread.export.diskreads import DiskReads
 from firstread.export.flatdisk import FlatDisk
 from firstread.export.nbdnegotiation import Export
 from firstread.export.nbdserver import Server
-from firstread.export.nbdwire import Chunk, Command, Option
 from firstread.export.sectorfeed import SectorFeed
 from firstread.oci.repository import Repository
 from firstread.sectors.image import BlockImage

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device import fuseconnection, fusejournal, fusesignals, fusewaiting
+from firstread.device import connection as module
+from firstread.device import fuseconnection, fusejournal, fusesignals
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseconnection import Connection
+from firstread.device.connection import Connection
+from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusejournal import Unanswered
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
-from firstread.device.fusewaiting import Waiting
+from firstread.device.waiting import ATTEMPTS, Waiting
 from firstread.device.watches import Watches, make_watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
@@ -57,7 +59,7 @@ class Server:
         tree = FuseTree(ErofsImage(_metadata(scratch)))
         found = tree.answer(fuse.Request(fuse.LOOKUP, 1, 1, 0, 1), memoryview(b"0\0"))
         self.node = struct.unpack_from("=Q", found)[0]
-        self.connection = Connection(
+        self.connection = FuseConnection(
             "image",
             ours.detach(),
             tree,
@@ -152,7 +154,7 @@ def test_a_sector_that_becomes_watched_meanwhile_is_asked_for_too(server: Server
 def test_a_read_is_asked_for_once_more_only_so_often(server: Server) -> None:
     watch(server, 0, 1, 2)
     server.kernel.send(server.read(6, BLOCK))
-    for _ in range(fusewaiting.ATTEMPTS):
+    for _ in range(ATTEMPTS):
         server.allow(server.take()[0])  # and it is absent
     assert server.answer() == (6, errno.EIO, b"")
 
@@ -162,7 +164,7 @@ def test_a_read_outlasts_any_number_of_evictions(server: Server) -> None:
     watch(server, 0)
     server.kernel.send(server.read(6, BLOCK))
     path = server.store.path(IDS[0])
-    for number in range(3 * fusewaiting.ATTEMPTS):
+    for number in range(3 * ATTEMPTS):
         waiting, _ = server.take()
         server.fill(0)
         server.store.empty(IDS[0])
@@ -208,7 +210,7 @@ def test_a_denied_part_fails_the_read(server: Server) -> None:
 def test_a_read_waits_while_the_process_is_short_of_something(
     server: Server, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(fuseconnection, "LOOK_S", 0.02)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
     watch(server, 0)
     server.errors = [OSError(number, "short") for _ in range(3)]
     server.kernel.send(server.read(6, BLOCK))
@@ -231,7 +233,7 @@ def test_a_read_waits_while_there_can_be_no_more_threads(
                 raise left.pop()
             super().start()
 
-    monkeypatch.setattr(fuseconnection, "LOOK_S", 0.02)
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
     monkeypatch.setattr(threading, "Thread", Thread)
     watch(server, 0)
     for unique in (6, 8):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.export import nbdwire as wire
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Info, Option, Reply
 from firstread.export.nbdnegotiation import (
     MAX_OPTION_BYTES,
     MAX_OPTIONS,
@@ -19,7 +20,6 @@ from firstread.export.nbdnegotiation import (
     Negotiation,
     Then,
 )
-from firstread.export.nbdwire import Info, Option, Reply
 from firstread.testing.nbdclient import string
 
 SIZE = 123 * 4096

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from firstread.device import nbdwire as wire
+from firstread.device.nbdwire import Chunk, Command, Error, Option
 from firstread.erofs.format import BLOCK
 from firstread.export import nbdchannel, nbdconnection, nbdserver, sectorfeed, sectorfetch
-from firstread.export import nbdwire as wire
 from firstread.export.nbdnegotiation import MAX_REQUEST
-from firstread.export.nbdwire import Chunk, Command, Error, Option
 from firstread.export.sectorfeed import SectorFeed
 from firstread.sectors.image import BlockImage
 from firstread.sectors.source import Wanted

@@ -119,6 +119,8 @@ class NodeSuite(ABC):
 
     outlives_processes: bool
     """Whether a mount that no process holds any more can be served again."""
+    reads_alone = False
+    """Whether the kernel reads present data though no process lives."""
     beyond_sectors = 0
     """What the kernel may read ahead of a small read, in sectors of this suite."""
 
@@ -215,7 +217,7 @@ class NodeSuite(ABC):
             drop_caches()
             assert output(node.reading(place / "f1")) in LOST
             present = output(node.reading(place / "f0", 0, SECTOR))
-            assert present == whole if self.outlives_processes else present in LOST
+            assert present == whole if self.reads_alone else present in LOST
             node.start()
             if not self.outlives_processes:
                 place = node.mount(reference)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of the NBD protocol: layouts and numbers, no I/O.
 
-Owns what a server for reading needs of them. All numbers are big-endian.
+Owns what a server for reading needs of them: that of an export, or of a device. All numbers are
+big-endian.
 Source: NetworkBlockDevice/nbd ``doc/proto.md`` (newstyle negotiation, structured replies, metadata
 contexts).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A READ of a FUSE mount that may have to wait for absent bytes.
+"""A READ of a mount that we serve, which may have to wait for absent bytes.
 
 Owns what is known of it, and the rule how often it is tried again. Answers nothing.
 """
@@ -7,6 +7,7 @@ Owns what is known of it, and the rule how often it is tried again. Answers noth
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Waiting:
         written: when these files were written, and how long they are.
         failed: a part was denied.
         parked: this process lacked a resource for it.
+        since: when it came, by the monotonic clock.
     """
 
     request: Unanswered
@@ -40,6 +42,7 @@ class Waiting:
     written: Sequence[tuple[int, int]] = ()
     failed: bool = False
     parked: bool = False
+    since: float = field(default_factory=time.monotonic)
 
     def note_vain(self, missing: Iterable[Extent], reader: SectorReader) -> None:
         """Note that parts are missing, of which some may have been allowed.
