@@ -45,7 +45,8 @@ from firstread.userdirs import configuration
 log = logging.getLogger("supervisor")
 
 FORMAT = 1
-OTHERS_FORMAT = 2  # of a node with another device than fanotify: its mounts need what is `kept`
+OTHERS_FORMAT = 3  # of a node with another device than fanotify: its mounts need what is `kept`
+# Format 2 had `Watches` without the ids of the sectors.
 FORMATS = (FORMAT, OTHERS_FORMAT)  # that are read
 
 FIXED = {
@@ -184,7 +185,7 @@ def read_handover(fd: int) -> tuple[Handover, Settings]:
     if document["format"] not in FORMATS:
         raise NodeError(
             f"firstread {document.get('version')} leaves its state in the format"
-            f" {document['format']}, but {__version__} reads up to {OTHERS_FORMAT}",
+            f" {document['format']}, but {__version__} reads {' and '.join(map(str, FORMATS))}",
             hint="stop the daemon and start the other version",
         )
     handover = Handover(**_known(Handover, document))

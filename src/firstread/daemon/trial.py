@@ -31,7 +31,8 @@ def rehearse(root: Path, wanted: int = FORMAT) -> None:
     """
     if wanted not in FORMATS:
         raise NodeError(
-            f"the daemon leaves its state in format {wanted}, this reads up to {FORMATS[-1]}"
+            f"the daemon leaves its state in format {wanted},"
+            f" this reads {' and '.join(map(str, FORMATS))}"
         )
     SectorStore(root, filesystems=None).close()  # the old version has chosen its device
     images = ImageStore(root, tidy=False)
