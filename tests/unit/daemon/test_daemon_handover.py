@@ -63,13 +63,13 @@ def test_a_version_that_knows_fanotify_alone_refuses_mounts_of_another_device(
 ) -> None:
     monkeypatch.setattr(handover, "is_group", lambda _: False)
     state = Handover().write(Settings("/r", "", {}))
-    assert document(state)["format"] == 2
+    assert document(state)["format"] == 3
     assert read_handover(state)[1] == Settings("/r", "", {})
 
 
 def test_a_format_that_is_not_known_is_refused() -> None:
-    with pytest.raises(NodeError, match=r"firstread 9\.9 leaves its state in the format 3"):
-        read_handover(rewritten(format=3, version="9.9"))
+    with pytest.raises(NodeError, match=r"firstread 9\.9 leaves its state in the format 2"):
+        read_handover(rewritten(format=2, version="9.9"))
 
 
 def test_numbers_of_events_are_kept_whatever_is_in_their_way(tmp_path: Path) -> None:
