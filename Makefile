@@ -88,7 +88,7 @@ death: packages setup
 lock:
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra plots \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra plots --extra dask \
 	    --output-file requirements.lock pyproject.toml
 
 clean:
