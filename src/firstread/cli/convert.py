@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.engineoptions import access_of_workers, engine_options, jobs_of
 from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
     PLATFORM,
@@ -64,12 +64,20 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
     "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Level of zstd."
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), help="Sectors packed at a time.  [default: one for each CPU]"
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    help="Sectors packed at a time.  [default: one for each CPU; 1 for each task of an engine]",
 )
+@engine_options
 @click.option(
     "--no-hot",
     is_flag=True,
     help="Make no hot sectors. Without --trace they hold what the image's own command reads first.",
+)
+@click.option(
+    "--tasks",
+    is_flag=True,
+    help="Pack nothing: print the tasks of its layers as JSON, for 'firstread convert-layer'.",
 )
 @click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @click.option(
@@ -90,7 +98,10 @@ def command(
     frame_size: int,
     level: int,
     jobs: int | None,
+    engine: str,
+    worker_credentials: str | None,
     no_hot: bool,
+    tasks: bool,
     traces: tuple[Path, ...],
     no_cache: bool,
     access: AccessOptions,
@@ -130,11 +141,21 @@ def command(
     access = dataclasses.replace(
         access, mirrors=False, logins=registry_logins(source, destination, login)
     )
+    places = [place.transport for place in (source, destination) if place is not None]
+    access = access_of_workers(
+        engine, access, worker_credentials, login=login is not None, transports=set(places)
+    )
+    jobs = jobs_of("tasks" if tasks else engine, jobs)
     keep_large_buffers()
     options = _options(platform, (sector_size, frame_size), level, jobs, access, not no_cache)
     options = dataclasses.replace(options, traces=read_traces(traces), static=not no_hot)
+    if tasks:
+        _show_tasks(source, destination, options, attach=attach)
+        return
     with unwinding_on_signals():
-        document, lines = _convert(source, destination, options, attach=attach, quiet=as_json)
+        document, lines = _convert(
+            source, destination, options, engine, attach=attach, quiet=as_json
+        )
     if as_json:
         show(document)
     else:
@@ -145,7 +166,7 @@ def _options(
     platform: Platform | None,
     sizes: tuple[int, int],
     level: int,
-    jobs: int | None,
+    jobs: int,
     access: AccessOptions,
     reuse: bool,
 ) -> ConvertOptions:
@@ -159,7 +180,7 @@ def _options(
         platform=platform,
         parameters=Parameters(sector_size or DEFAULT_SECTOR_SIZE, frame_size, level),
         auto_sector_size=not sector_size,
-        jobs=jobs or len(os.sched_getaffinity(0)),
+        jobs=jobs,
         source_options=access,
         destination_options=access,
         cache=LayerCache(default_cache_dir()) if reuse else None,
@@ -171,6 +192,7 @@ def _convert(
     source: Reference,
     destination: Reference | None,
     options: ConvertOptions,
+    engine: str,
     *,
     attach: bool,
     quiet: bool,
@@ -179,13 +201,28 @@ def _convert(
     from firstread.cli.progressdisplay import LayerProgress
     from firstread.convert.attach import attach as convert_attached
     from firstread.convert.conversion import convert
+    from firstread.engines.naming import opened_engine
 
-    with LayerProgress(quiet=quiet) as progress:
+    with opened_engine(engine) as executor, LayerProgress(quiet=quiet) as progress:
         if attach or destination is None:
-            attached = convert_attached(source, options, destination=destination, progress=progress)
+            attached = convert_attached(
+                source, options, destination=destination, progress=progress, executor=executor
+            )
             return attached, _attached_lines(attached)
-        result = convert(source, destination, options, progress=progress)
+        result = convert(source, destination, options, progress=progress, executor=executor)
         return result, _lines(result.destination, result)
+
+
+def _show_tasks(
+    source: Reference, destination: Reference | None, options: ConvertOptions, *, attach: bool
+) -> None:
+    """Print the tasks of an image as a JSON array, one a line."""
+    from firstread.convert.conversion import layer_tasks
+
+    if attach or destination is None:
+        raise UsageError("--tasks needs a DEST, where the tasks put the layers", hint="see --help")
+    lines = [task.encode() for task in layer_tasks(source, destination, options)]
+    report(["[", *(f"{line}," for line in lines[:-1]), *lines[-1:], "]"])
 
 
 def _attached_lines(attached: Attachments) -> list[str]:

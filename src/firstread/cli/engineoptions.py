@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that say where layers are packed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from firstread.errors import UsageError
+
+if TYPE_CHECKING:
+    from firstread.registry.options import AccessOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class EngineType(click.ParamType[str]):
+    """An engine that somebody offers, such as ``dask://scheduler:8786``."""
+
+    name = "engine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from firstread.engines.naming import check_engine
+
+        return check_engine(str(value))
+
+
+class CredentialsType(click.ParamType[str]):
+    """A reference to credentials on another machine."""
+
+    name = "credentials"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from firstread.convert.layertask import check_credentials
+
+        check_credentials(str(value))
+        return str(value)
+
+
+def engine_options(command: F) -> F:
+    """Add the options that say where layers are packed: ``engine`` and ``worker_credentials``."""
+
+    @functools.wraps(command)
+    def with_engine(*, engine: str, worker_credentials: str | None, **arguments: Any) -> Any:
+        if worker_credentials and engine == "local":
+            raise UsageError(
+                "--worker-credentials is for the workers of an --engine",
+                hint="here, --authfile names a file with credentials",
+            )
+        return command(engine=engine, worker_credentials=worker_credentials, **arguments)
+
+    result: Any = with_engine
+    for option in (
+        click.option(
+            "--worker-credentials",
+            type=CredentialsType(),
+            metavar="REFERENCE",
+            help="What the workers log in with: secret:NAME, or the absolute path of a docker"
+            " config file there.  [default: each worker's own configuration]",
+        ),
+        click.option(
+            "--engine",
+            type=EngineType(),
+            default="local",
+            show_default=True,
+            metavar="ENGINE",
+            help="Where layers are packed: in this process, or on the workers of"
+            " dask://HOST:PORT (docs/cluster.md).",
+        ),
+    ):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
+def jobs_of(engine: str, jobs: int | None) -> int:
+    """Return how many sectors are packed at a time, by each task of an engine."""
+    return jobs or (len(os.sched_getaffinity(0)) if engine == "local" else 1)
+
+
+def access_of_workers(
+    engine: str,
+    access: AccessOptions,
+    worker_credentials: str | None,
+    *,
+    login: bool,
+    transports: set[str],
+) -> AccessOptions:
+    """Return the access of a conversion whose layers an engine packs.
+
+    Args:
+        engine: where.
+        access: of this process.
+        worker_credentials: reference to those of the workers.
+        login: a password came from stdin.
+        transports: of source and destination.
+
+    Raises:
+        UsageError: workers cannot have what the command line gives.
+    """
+    if engine == "local":
+        return access
+    if login:
+        raise UsageError(
+            "a password on stdin does not reach the workers of an engine",
+            hint="give each worker its own docker configuration, or use --worker-credentials",
+        )
+    if others := transports - {"docker"}:
+        raise UsageError(
+            f"the workers of an engine do not see {min(others)}: on this machine",
+            hint="name images in a registry: docker://HOST/REPOSITORY:TAG",
+        )
+    return dataclasses.replace(access, worker_credentials=worker_credentials)
