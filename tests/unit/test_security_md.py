@@ -17,6 +17,7 @@ THREATS = (
     "A malicious container",
     "Other users of the machine",
     "A client of an NBD export",
+    "A cluster that packs layers",
     "A tampered store",
     "If the daemon itself is taken over",
 )
