@@ -129,7 +129,7 @@ death: packages setup
 lock:
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra otel --extra plots \
+	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra dask --extra otel --extra plots \
 	    --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --extra kubernetes --extra otel --constraint requirements.lock \

@@ -130,7 +130,7 @@ def save(section: Section, path: Path) -> dict[str, Any]:
 
 
 DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
-ORDER = ("convert", "node", "devices", "suite", "sectors", "tune", "burst")
+ORDER = ("convert", "node", "devices", "suite", "sectors", "tune", "burst", "cluster")
 """Benchmarks on the page; ``NAME-SOMETHING`` follows ``NAME``, others are left out."""
 PAGE = """\
 # Benchmarks

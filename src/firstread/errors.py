@@ -16,7 +16,9 @@
     │   ├── AuthError        it demands other credentials
     │   └── TransportError   it broke off or is overloaded (retryable)
     └── NodeError         5  this machine: disk, privileges, kernel
-        └── BusyError        it has no room for another request now (retryable)
+        ├── BusyError        it has no room for another request now (retryable)
+        └── EngineError      the engine that packs layers does not answer, or has no workers
+                             (retryable)
 
 The number is the exit code of the ``firstread`` command (130 on Ctrl-C, 1 for a bug in firstread
 itself). A reader of untrusted bytes succeeds or raises ImageError, nothing else. `about` adds
@@ -71,6 +73,15 @@ class FirstreadError(Exception):
         self.image = self.image or image
         self.layer = self.layer or layer
         return self
+
+    def copy(self) -> Self:
+        """Return an error like this one, without its traceback and causes.
+
+        `copy.copy` asks the registry of pickle, where Dask enters a copy that shares its fields.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
     def __str__(self) -> str:
         known = self.layer is None or self.layer in self.message
@@ -175,6 +186,13 @@ class BusyError(NodeError):
     """This machine is too busy for another request now; it may accept one later."""
 
     retryable = True
+
+
+class EngineError(NodeError):
+    """The engine that packs layers is out of reach, or has nobody to do the work."""
+
+    retryable = True
+    usual_hint = "see whether the engine runs; what it had packed stays"
 
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})

@@ -13,9 +13,11 @@ from firstread import errors
 from firstread.errors import (
     BusyError,
     DigestError,
+    EngineError,
     FirstreadError,
     ImageError,
     NodeError,
+    SectorCountError,
     TransportError,
     UsageError,
     from_os_error,
@@ -44,6 +46,15 @@ def test_pickled_for_another_process(kind: type[FirstreadError]) -> None:
     assert type(copy) is kind
     assert copy.to_dict() == error.to_dict()
     assert str(copy) == "oci:a: layer sha256:b: what happened"
+
+
+def test_a_copy_shares_nothing() -> None:
+    error = SectorCountError("too many", excess=3.0, hint="do this", layer="sha256:b")
+    copy = error.copy()
+    copy.about(image="oci:a")
+    copy.message = "on a: too many"
+    assert (type(copy), copy.excess, copy.args) == (SectorCountError, 3.0, error.args)
+    assert str(error) == "layer sha256:b: too many"
 
 
 def test_context_is_filled_in_once() -> None:
@@ -84,7 +95,7 @@ def test_json() -> None:
 
 def test_only_what_may_work_later_is_retried() -> None:
     retryable = {kind for kind in TREE if kind.retryable}
-    assert retryable == {TransportError, BusyError}
+    assert retryable == {TransportError, BusyError, EngineError}
 
 
 @pytest.mark.parametrize(

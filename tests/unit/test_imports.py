@@ -16,9 +16,9 @@ TOP = Path(firstread.__file__).parent
 ROOMS: dict[str, str] = {
     "__main__": "cli",
     "cli": (
-        "tune doctor report sync snapshotter run daemon export control mounts fetch cache convert "
-        "traces sectors erofs registry oci config documents memory printable private redact "
-        "signals units userdirs idmaps wholefile errors __init__"
+        "tune doctor report sync snapshotter run daemon export control mounts fetch cache engines "
+        "convert traces sectors erofs registry oci config documents memory printable private "
+        "redact signals units userdirs idmaps wholefile errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
@@ -42,8 +42,10 @@ ROOMS: dict[str, str] = {
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener units errors",
     "device": "sectors erofs mountinfo idmaps errors",
+    "engines": "convert redact errors",
     "convert": (
-        "starts traces sectors erofs registry layouts oci documents memory printable units errors"
+        "starts traces sectors erofs registry layouts oci documents memory printable redact units "
+        "errors __init__"
     ),
     "starts": "traces sectors erofs units",
     "traces": "sectors erofs oci units wholefile errors",

@@ -18,6 +18,7 @@ THREATS = (
     "Other users of the machine",
     "A client of an NBD export",
     "A client of the webhook",
+    "A cluster that packs layers",
     "A tampered store",
     "If the daemon itself is taken over",
 )

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from firstread.cli.engineoptions import COMMANDS
 from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
     PLATFORM,
@@ -24,6 +25,7 @@ from firstread.errors import UsageError
 from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
+    from firstread.cli.packing import Packing
     from firstread.convert.conversion import ConvertOptions
     from firstread.convert.outcome import Attachments, Conversion, Conversions, Skipped
     from firstread.oci.platform import Platform
@@ -63,6 +65,11 @@ class _PlatformsType(click.ParamType["Platform | str"]):
 @click.option("--trace", "traces", type=TRACES, multiple=True, help=TRACE_HELP)
 @packing_options
 @click.option(
+    "--tasks",
+    is_flag=True,
+    help="Pack nothing: print the tasks of its layers as JSON, for 'firstread convert-layer'.",
+)
+@click.option(
     "--no-cache",
     is_flag=True,
     help="Pack all layers again, without the cache (in FIRSTREAD_CACHE, else in"
@@ -77,7 +84,8 @@ def command(
     attach: bool,
     platform: Platform | Literal["all"] | None,
     traces: tuple[Path, ...],
-    packing: Callable[[AccessOptions], ConvertOptions],
+    packing: Packing,
+    tasks: bool,
     no_cache: bool,
     access: AccessOptions,
     login: tuple[str, str] | None,
@@ -112,14 +120,14 @@ def command(
     access = dataclasses.replace(
         access, mirrors=False, logins=registry_logins(source, destination, login)
     )
-    keep_large_buffers()
-    options = packing(access)
+    packing = dataclasses.replace(packing, engine=COMMANDS) if tasks else packing
+    places = {place.transport for place in (source, destination) if place is not None}
+    options = packing.options(access, login=login is not None, transports=places)
     if traces and not options.static:
         raise UsageError(
             "--no-hot makes no hot sectors, which a trace is for",
             hint="leave out one of --no-hot and --trace",
         )
-    everything = platform == "all"
     options = dataclasses.replace(
         options,
         platform=None if platform == "all" else platform,
@@ -127,9 +135,25 @@ def command(
         cache=None if no_cache else LayerCache(default_cache_dir()),
         reuse=not no_cache,
     )
+    keep_large_buffers()
+    everything = platform == "all"
+    if tasks:
+        if attach or destination is None or everything:
+            raise UsageError(
+                "--tasks needs a DEST, where the tasks put the layers, and one platform",
+                hint="see --help",
+            )
+        _show_tasks(source, destination, options)
+        return
     with unwinding_on_signals():
         document, lines = _convert(
-            source, destination, options, attach=attach, everything=everything, quiet=as_json
+            source,
+            destination,
+            options,
+            packing.engine,
+            attach=attach,
+            everything=everything,
+            quiet=as_json,
         )
     if as_json:
         show(document)
@@ -141,6 +165,7 @@ def _convert(
     source: Reference,
     destination: Reference | None,
     options: ConvertOptions,
+    engine: str,
     *,
     attach: bool,
     everything: bool,
@@ -151,16 +176,29 @@ def _convert(
     from firstread.convert.attach import attach as convert_attached
     from firstread.convert.conversion import convert
     from firstread.convert.platforms import convert_all
+    from firstread.engines.naming import opened_engine
 
-    with LayerProgress(quiet=quiet) as progress:
+    with opened_engine(engine) as executor, LayerProgress(quiet=quiet) as progress:
         if attach or destination is None:
-            attached = convert_attached(source, options, destination=destination, progress=progress)
+            attached = convert_attached(
+                source, options, destination=destination, progress=progress, executor=executor
+            )
             return attached, _attached_lines(attached)
         if everything:
-            results = convert_all(source, destination, options, progress=progress)
+            results = convert_all(
+                source, destination, options, progress=progress, executor=executor
+            )
             return results, _lines_of_all(results)
-        result = convert(source, destination, options, progress=progress)
+        result = convert(source, destination, options, progress=progress, executor=executor)
         return result, _lines(result.destination, result)
+
+
+def _show_tasks(source: Reference, destination: Reference, options: ConvertOptions) -> None:
+    """Print the tasks of an image as a JSON array, one a line."""
+    from firstread.convert.conversion import layer_tasks
+
+    lines = [task.encode() for task in layer_tasks(source, destination, options)]
+    report(["[", *(f"{line}," for line in lines[:-1]), *lines[-1:], "]"])
 
 
 def _attached_lines(attached: Attachments) -> list[str]:

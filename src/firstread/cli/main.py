@@ -27,6 +27,7 @@ from firstread.redact import redact
 VERBS = {
     "convert": "Turn an OCI image into a block-device image.",
     "sync": "Convert all images of registries and clusters that are not converted yet.",
+    "convert-layer": "Pack one layer of a conversion, for engines that run commands.",
     "optimize": "Copy what a start reads into hot sectors of a converted image.",
     "inspect": "Show the parts of a converted image.",
     "verify": "Read a converted image back and check every byte.",
@@ -93,7 +94,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"firstread.cli.{cmd_name}")
+        module = importlib.import_module(f"firstread.cli.{cmd_name.replace('-', '')}")
         command: click.Command = module.command
         return command
 

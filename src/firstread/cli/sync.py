@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ class _Forms(click.Command):
 @json_option
 def command(
     places: tuple[str, ...],
-    target: Callable[[tuple[str, ...]], Chosen],
+    target: Callable[[tuple[str, ...]], AbstractContextManager[Chosen]],
     files: tuple[Path, ...],
     kubeconfig: Path | None,
     context: str,
@@ -110,10 +111,9 @@ def command(
     """
     from firstread.signals import unwinding_on_signals
 
-    chosen = target(places)
-    wanted = _wanted(chosen.sources, files, kubeconfig, context, namespace)
-    wanted = dataclasses.replace(wanted, only=only, excluded=excluded)
-    with unwinding_on_signals():
+    with unwinding_on_signals(), target(places) as chosen:
+        wanted = _wanted(chosen.sources, files, kubeconfig, context, namespace)
+        wanted = dataclasses.replace(wanted, only=only, excluded=excluded)
         while True:
             synced = _once(chosen, wanted, dry=dry_run, quiet=as_json)
             if as_json:

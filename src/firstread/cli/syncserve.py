@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from firstread.errors import UsageError
 if TYPE_CHECKING:
     from firstread.cli.synctarget import Chosen
     from firstread.sync.pattern import Pattern
+    from firstread.sync.sources import Wanted
 
 ADDRESS = "127.0.0.1:9467"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -55,7 +57,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 def serve(
     places: tuple[str, ...],
-    target: Callable[[tuple[str, ...]], Chosen],
+    target: Callable[[tuple[str, ...]], AbstractContextManager[Chosen]],
     excluded: tuple[Pattern, ...],
     listen: str,
     secret_file: Path,
@@ -76,37 +78,39 @@ def serve(
     from firstread.control.metricserver import split_address
     from firstread.daemon.logs import configure_logging
     from firstread.signals import unwinding_on_signals
-    from firstread.sync.pattern import parse_pattern
     from firstread.sync.pushservice import PushService
-    from firstread.sync.sources import Wanted
     from firstread.sync.webhook import Secret, WebhookServer, tls_context
 
     if tls_key is not None and tls_cert is None:
         raise UsageError("--tls-key belongs to a --tls-cert")
-    chosen = target(places)
+    host, port = split_address(listen)
+    address = host.removeprefix("[").removesuffix("]"), port
+    tls = tls_context(tls_cert, tls_key) if tls_cert is not None else None
+    with unwinding_on_signals(), target(places) as chosen:
+        service = PushService(chosen.sync, _wanted(chosen, excluded), chosen.access, chosen.at_once)
+        configure_logging(log_level.upper())
+        secret = Secret(secret_file)
+        with WebhookServer(address, secret, service.take, service.metrics, tls) as server:
+            bound, number = server.server_address[:2]
+            logging.getLogger("sync").info("listening at %s:%d", bound, number)
+            service.start(watch_s)
+            # In a thread of its own: a signal would interrupt the server anywhere.
+            threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
+            try:
+                threading.Event().wait()
+            except (SystemExit, KeyboardInterrupt):
+                server.shutdown()
+                service.stop()
+
+
+def _wanted(chosen: Chosen, excluded: tuple[Pattern, ...]) -> Wanted:
+    from firstread.sync.pattern import parse_pattern
+    from firstread.sync.sources import Wanted
+
     if not chosen.sources:
         raise UsageError(
             "there is no SOURCE",
             hint="firstread sync serve SOURCE... DEST, or firstread sync serve --attach SOURCE...",
         )
     patterns = [parse_pattern(word) for word in chosen.sources]
-    wanted = Wanted(patterns, only=patterns, excluded=excluded)
-    service = PushService(chosen.sync, wanted, chosen.access, chosen.at_once)
-    host, port = split_address(listen)
-    address = host.removeprefix("[").removesuffix("]"), port
-    tls = tls_context(tls_cert, tls_key) if tls_cert is not None else None
-    configure_logging(log_level.upper())
-    with (
-        unwinding_on_signals(),
-        WebhookServer(address, Secret(secret_file), service.take, service.metrics, tls) as server,
-    ):
-        bound, number = server.server_address[:2]
-        logging.getLogger("sync").info("listening at %s:%d", bound, number)
-        service.start(watch_s)
-        # In a thread of its own: a signal would interrupt the server anywhere.
-        threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
-        try:
-            threading.Event().wait()
-        except (SystemExit, KeyboardInterrupt):
-            server.shutdown()
-            service.stop()
+    return Wanted(patterns, only=patterns, excluded=excluded)

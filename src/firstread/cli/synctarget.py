@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -15,6 +16,9 @@ from firstread.cli.packing import packing_options
 from firstread.errors import UsageError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from firstread.cli.packing import Packing
     from firstread.convert.conversion import ConvertOptions
     from firstread.registry.options import AccessOptions
     from firstread.sync.conversiontarget import Target
@@ -87,29 +91,38 @@ _OPTIONS = (
 def target_options(command: F) -> F:
     """Add the options for where conversions go, and how they are made.
 
-    `command` gets them as one argument: ``target``, which makes `Chosen` of the words that the user
-    gives.
+    `command` gets them as one argument: ``target``, which gives `Chosen` for a block, from the
+    words of the user. The engine is open as long.
     """
 
     @functools.wraps(command)
     def with_target(
-        *, attach: bool, platform: Any, images: int, packing: Any, access: Any, **arguments: Any
+        *,
+        attach: bool,
+        platform: Any,
+        images: int,
+        packing: Packing,
+        access: Any,
+        **arguments: Any,
     ) -> Any:
         from firstread.convert.layercache import LayerCache, default_cache_dir
+        from firstread.engines.naming import opened_engine
         from firstread.memory import keep_large_buffers
         from firstread.sync.syncing import Sync
 
-        def make(words: tuple[str, ...]) -> Chosen:
+        @contextlib.contextmanager
+        def opened(words: tuple[str, ...]) -> Iterator[Chosen]:
             # Only the registry itself: a mirror's copy is no base for a conversion.
             direct = replace(access, mirrors=False)
             options = replace(
-                packing(direct), platform=platform, cache=LayerCache(default_cache_dir())
+                packing.options(direct), platform=platform, cache=LayerCache(default_cache_dir())
             )
             keep_large_buffers()
-            target, sources = _target(words, attach=attach, options=options)
-            return Chosen(Sync(target, images), sources, direct, images)
+            make, sources = _target(words, attach=attach)
+            with opened_engine(packing.engine) as executor:
+                yield Chosen(Sync(make(options, executor), images), sources, direct, images)
 
-        return command(target=make, **arguments)
+        return command(target=opened, **arguments)
 
     result: Any = with_target
     for option in reversed(_OPTIONS):
@@ -118,18 +131,19 @@ def target_options(command: F) -> F:
 
 
 def _target(
-    words: tuple[str, ...], *, attach: bool, options: ConvertOptions
-) -> tuple[Target, tuple[str, ...]]:
+    words: tuple[str, ...], *, attach: bool
+) -> tuple[Callable[[ConvertOptions, Executor | None], Target], tuple[str, ...]]:
+    """Return what makes the target, and the words that are sources."""
     from firstread.sync.beside import Beside
     from firstread.sync.elsewhere import Elsewhere
     from firstread.sync.mapping import parse_mapping
 
     if attach:
-        return Beside(options), words
+        return Beside, words
     if not words:
         raise UsageError(
             "there is no DEST for the results",
             hint="firstread sync SOURCE... DEST, or firstread sync --attach SOURCE...",
         )
     *sources, destination = words
-    return Elsewhere(parse_mapping(destination), options), tuple(sources)
+    return functools.partial(Elsewhere, parse_mapping(destination)), tuple(sources)

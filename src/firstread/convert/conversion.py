@@ -22,13 +22,20 @@ from firstread.convert.hotblob import Start, recorded_start
 from firstread.convert.job import LayerJob, naming_image
 from firstread.convert.layercache import LayerCache
 from firstread.convert.layerpool import LayerPool, concurrency
+from firstread.convert.layertask import LayerTask
 from firstread.convert.metadata import LayerFacts
 from firstread.convert.original import SourceLayer, source_layers
 from firstread.convert.outcome import Conversion, ConvertedLayer, hot_sectors
 from firstread.convert.progress import NoProgress, Progress
 from firstread.convert.publish import Published, ReadyLayer, publish
 from firstread.convert.record import Parameters
-from firstread.convert.reuse import KnownLayers, preferred, previous_at, previous_attached
+from firstread.convert.reuse import (
+    KnownLayers,
+    Previous,
+    preferred,
+    previous_at,
+    previous_attached,
+)
 from firstread.convert.sectorsize import choose_sector_size, larger_sector_size
 from firstread.errors import ImageError, SectorCountError
 from firstread.memory import give_back
@@ -92,8 +99,9 @@ def convert(
         destination: where the result goes; nothing there changes before all of it is complete.
         options: see `ConvertOptions`.
         progress: shows what is going on.
-        executor: runs `convert_layer` for each layer; it may use other processes or machines that
-            can open both source and destination. Threads if None.
+        executor: an engine: it calls `firstread.convert.worker.run_task` for each layer, in other
+            processes or on other machines that can open both source and destination. Threads of
+            this process if None.
         claims: shared by conversions at the same time.
 
     Raises:
@@ -110,6 +118,27 @@ def convert(
                 source, destination, options, opened_source, opened, progress, executor, claims
             )
             return work.run(image, layers, started)
+
+
+def layer_tasks(
+    source: Reference, destination: Reference, options: ConvertOptions
+) -> list[LayerTask]:
+    """Return the tasks that pack the layers of an image for `destination`, but the known ones.
+
+    Args:
+        source: as for `convert`.
+        destination: likewise.
+        options: see `ConvertOptions`.
+
+    Raises:
+        FirstreadError: names the image.
+    """
+    check_destination(source, destination)
+    with naming_image(source), open_source(source, options.source_options) as opened_source:
+        layers = source_layers(resolve(opened_source, options.platform))
+        with open_destination(destination, options.destination_options) as opened:
+            work = ImageConversion(source, destination, options, opened_source, opened)
+            return work.tasks(layers)
 
 
 class ImageConversion:
@@ -164,8 +193,7 @@ class ImageConversion:
             FirstreadError: as `convert`.
         """
         if self.options.auto_sector_size:
-            sources = (layer for layer, _ in layers)
-            self._resize(choose_sector_size(sources, self.parameters.frame_size))
+            self._resize(self._first_size(layers))
         while True:
             try:
                 return self._run(image, layers, started)
@@ -174,6 +202,9 @@ class ImageConversion:
                 if size is None or not self.options.auto_sector_size:
                     raise
                 self._resize(size)
+
+    def _first_size(self, layers: list[SourceLayer]) -> int:
+        return choose_sector_size((layer for layer, _ in layers), self.parameters.frame_size)
 
     def _resize(self, sector_size: int) -> None:
         self.parameters = msgspec.structs.replace(self.parameters, sector_size=sector_size)
@@ -186,14 +217,7 @@ class ImageConversion:
                 if self.attach
                 else previous_at(repository, image if self.part else None)
             )
-        known = KnownLayers(
-            repository,
-            self.destination,
-            self.options.destination_options,
-            self.parameters,
-            self.options.cache,
-            previous,
-        )
+        known = self._known(previous)
         packed, how = self._pack_layers(layers, known)
         give_back()  # the buffers of sectors; the rest is many small objects
         made = [ReadyLayer(*layer, packed[layer.diff_id]) for layer in layers]
@@ -222,6 +246,35 @@ class ImageConversion:
             raise
         self.manifest = done.manifest
         return self._report(image, made, how, done, started)
+
+    def tasks(self, layers: list[SourceLayer]) -> list[LayerTask]:
+        """Return a task for each of `layers` that is not known; its parameters are those of a run.
+
+        Args:
+            layers: as `source_layers` gives them.
+
+        Raises:
+            FirstreadError: as `convert`.
+        """
+        if self.options.auto_sector_size:
+            self._resize(self._first_size(layers))
+        previous = previous_at(self.destination_repository) if self.options.reuse else None
+        known = self._known(previous)
+        _, in_flight = concurrency(self.parameters.sector_size, self.options.jobs, 1)
+        todo = {diff_id: layer for layer, diff_id in layers if not known.get(diff_id)}
+        jobs = [self._job(SourceLayer(layer, key), in_flight) for key, layer in todo.items()]
+        return [LayerTask.of(job, alone=True) for job in jobs]
+
+    def _known(self, previous: Previous | None) -> KnownLayers:
+        return KnownLayers(
+            self.destination_repository,
+            self.destination,
+            self.options.destination_options,
+            self.parameters,
+            self.options.cache,
+            previous,
+            tags=self.options.reuse,
+        )
 
     def _start(self) -> Start | None:
         """Return what says what is hot; None if nothing is."""
@@ -269,10 +322,10 @@ class ImageConversion:
         for diff_id, found in known.mount([claim.diff_id for claim in mine]).items():
             settled(diff_id, found, "known")
 
-        def finished(job: LayerJob, result: PackedLayer, uploaded: bool) -> None:
+        def finished(job: LayerJob, result: PackedLayer, uploaded: bool, found: bool) -> None:
             known.remember(result, job.diff_id)
             self.uploaded += uploaded
-            settled(job.diff_id, result, "packed")
+            settled(job.diff_id, result, "known" if found else "packed")
 
         if not mine:
             return
@@ -295,6 +348,7 @@ class ImageConversion:
             parameters=self.parameters,
             jobs=self.options.jobs,
             in_flight=in_flight,
+            reuse=self.options.reuse,
         )
 
     def _report(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer, one function: `convert_layer` of a picklable job.
+"""One layer, one function: `convert_layer` of a job.
 
-Any `concurrent.futures.Executor` can run it, in this process or on another machine. Invariant: it
-touches only the job's source and destination, and a temporary file without a name.
+`firstread.convert.layertask` carries a job to another machine. Invariant: the function touches only
+the job's source and destination, and a temporary file without a name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from firstread.layouts.ingest import open_scratch
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Repository, naming
-from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
 from firstread.sectors.format import SECTORS_MEDIA_TYPE
 
 
 @dataclass(frozen=True)
 class LayerJob:
-    """Everything needed to convert one layer anywhere; picklable.
+    """Everything needed to convert one layer.
 
     Args:
         source: the image that has `layer`.
@@ -37,6 +36,7 @@ class LayerJob:
         parameters: see `Parameters`.
         jobs: sectors compressed at a time.
         in_flight: sectors in memory at a time.
+        reuse: elsewhere, take the layer from the destination if somebody packed it before.
     """
 
     source: Reference
@@ -48,12 +48,13 @@ class LayerJob:
     parameters: Parameters
     jobs: int
     in_flight: int
+    reuse: bool = True
 
 
 def convert_layer(
     job: LayerJob,
-    source: Repository | None = None,
-    destination: Destination | None = None,
+    source: Repository,
+    destination: Destination,
     on_read: Callable[[int], None] | None = None,
     on_sent: Callable[[int], None] | None = None,
 ) -> tuple[PackedLayer, bool]:
@@ -61,8 +62,8 @@ def convert_layer(
 
     Args:
         job: names the layer, its source and its destination.
-        source: opened; None to open it from the job.
-        destination: likewise.
+        source: opened.
+        destination: opened for writing.
         on_read: called with the compressed bytes of each step; its exceptions end the work.
         on_sent: called with the bytes of the sector blob sent so far; likewise.
 
@@ -72,12 +73,6 @@ def convert_layer(
     Raises:
         FirstreadError: names the layer.
     """
-    if source is None:
-        with open_source(job.source, job.source_options) as opened:
-            return convert_layer(job, opened, destination, on_read, on_sent)
-    if destination is None:
-        with open_destination(job.destination, job.destination_options) as opened:
-            return convert_layer(job, source, opened, on_read, on_sent)
     try:
         return _convert(job, source, destination, on_read, on_sent)
     except FirstreadError as exc:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from firstread.convert.blobwriter import PackedLayer
-from firstread.convert.record import LayerRecord, Parameters
+from firstread.convert.record import LayerRecord, Parameters, layer_key
 from firstread.errors import ImageError, UsageError
 from firstread.units import MiB
 
@@ -115,8 +115,7 @@ class LayerCache:
             self._prune()
 
     def _path(self, diff_id: str, parameters: Parameters) -> Path:
-        name = hashlib.sha256(f"{diff_id} {parameters.key}".encode()).hexdigest()
-        return self._directory / name
+        return self._directory / layer_key(diff_id, parameters)
 
     def _prune(self) -> None:
         entries = [(e.stat().st_mtime, e.stat().st_size, e.path) for e in self._scan()]

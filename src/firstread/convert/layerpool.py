@@ -11,20 +11,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import (
+    FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ThreadPoolExecutor,
-    as_completed,
     wait,
 )
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.job import LayerJob, convert_layer
+from firstread.convert.layertask import LayerTask, repository_name
 from firstread.convert.progress import Progress
-from firstread.errors import FirstreadError, NodeError
+from firstread.convert.recorded import read_described
+from firstread.convert.worker import KNOWN, UPLOADED, Placed, run_task
+from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError
 from firstread.oci.repository import Destination, Repository
+from firstread.redact import redact
+from firstread.registry.open import open_destination
 from firstread.units import MiB
 
 MAX_PARALLEL_LAYERS = 4
@@ -33,8 +41,23 @@ FILLING = 2  # sectors of a layer that are being filled: one of a large file, on
 LEAST_BUFFERS = FILLING + 1  # and one that is being compressed
 GRACE = 1.0  # seconds that a layer gets to stop; one may hang in a registry's answer
 
-Finished = Callable[[LayerJob, PackedLayer, bool], None]
-"""Takes what a job made, and whether its blob was new to the destination."""
+
+class Made(NamedTuple):
+    """What a job made.
+
+    Args:
+        packed: the layer, whose blob the destination has.
+        uploaded: its blob was new to the destination.
+        known: another run had packed it.
+    """
+
+    packed: PackedLayer
+    uploaded: bool
+    known: bool = False
+
+
+Finished = Callable[[LayerJob, PackedLayer, bool, bool], None]
+"""Takes a job, and the fields of `Made`."""
 
 
 class Concurrency(NamedTuple):
@@ -58,13 +81,13 @@ def concurrency(sector_size: int, jobs: int, layers: int) -> Concurrency:
 
 
 class LayerPool:
-    """Packs the layers of one image.
+    """Packs the layers of one image: in threads of this process, or on an engine.
 
     Args:
         source: repository of the image.
         destination: takes the sector blobs.
         progress: shows how far each layer is.
-        executor: runs `convert_layer`; threads of this process if None.
+        executor: an engine, which runs `run_task` elsewhere; threads of this process if None.
     """
 
     def __init__(
@@ -85,20 +108,26 @@ class LayerPool:
 
         Args:
             jobs: one for each layer.
-            workers: threads, where there is no executor.
+            workers: threads, where there is no engine.
             finished: called in this thread for each job that is done.
 
         Raises:
             FirstreadError: a layer failed; the others were stopped.
         """
         pool = self._executor or ThreadPoolExecutor(workers, thread_name_prefix="layer")
-        futures: dict[Future[tuple[PackedLayer, bool]], LayerJob] = {}
+        futures: dict[Future[Any], LayerJob] = {}
         try:
             for job in sorted(jobs, key=lambda job: -job.layer.size):
                 futures[self._submit(pool, job)] = job
-            for future in as_completed(futures):
-                finished(futures[future], *future.result())
-        except BrokenExecutor as exc:
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    job = futures.pop(future)
+                    made = self._made(job, future)
+                    if made is None:
+                        futures[self._submit(pool, job, again=True)] = job
+                    else:
+                        finished(job, *made)
+        except (BrokenExecutor, CancelledError) as exc:
             raise NodeError(
                 "a process that packed a layer is gone",
                 hint="there may be too little memory: use fewer --jobs or a smaller --sector-size",
@@ -113,10 +142,31 @@ class LayerPool:
             if self._executor is None:
                 pool.shutdown(wait=False)
 
-    def _submit(self, pool: Executor, job: LayerJob) -> Future[tuple[PackedLayer, bool]]:
-        if self._executor is not None:
-            return pool.submit(convert_layer, job)
-        return pool.submit(self._convert_here, job)
+    def _submit(self, pool: Executor, job: LayerJob, *, again: bool = False) -> Future[Any]:
+        """Have a job done; `again` if what others did of it is of no use here."""
+        if self._executor is None:
+            return pool.submit(self._convert_here, job)
+        job = replace(job, reuse=job.reuse and not again)
+        return pool.submit(run_task, LayerTask.of(job, alone=again).encode())
+
+    def _made(self, job: LayerJob, future: Future[Any]) -> Made | None:
+        """Return what a job made; None if it is of no use here.
+
+        Another repository has it and keeps it, or a tag says what is not true.
+        """
+        if self._executor is None:
+            packed, uploaded = future.result()
+            return Made(packed, uploaded=uploaded)
+        placed = Placed.of(_answer(future), job.diff_id)
+        if placed.repository != repository_name(job.destination) and not _mounted(job, placed):
+            return None
+        try:
+            packed = read_described(self._destination, placed.blob, job.parameters)
+        except (ImageError, NotFoundError):
+            if placed.how != KNOWN:
+                raise
+            return None
+        return Made(packed, uploaded=placed.how == UPLOADED, known=placed.how == KNOWN)
 
     def _convert_here(self, job: LayerJob) -> tuple[PackedLayer, bool]:
         layer = job.layer.digest
@@ -134,3 +184,38 @@ class LayerPool:
     def _check(self) -> None:
         if self._stopped.is_set():
             raise FirstreadError("stopped")  # another layer failed, or the user interrupted
+
+
+def _answer(future: Future[Any]) -> Any:
+    """Return the answer of a worker; several conversions can wait for one future.
+
+    Raises:
+        FirstreadError: its own copy for each, since it names the image.
+    """
+    try:
+        return future.result()
+    except FirstreadError as exc:
+        raise exc.copy() from None
+    except (BrokenExecutor, CancelledError):
+        raise
+    except ImportError as exc:
+        raise NodeError(
+            f"a worker of the engine cannot load firstread: {exc}",
+            hint="install the same version of firstread on all workers",
+        ) from exc
+    except Exception as exc:
+        raise NodeError(redact(f"a worker failed: {type(exc).__name__}: {exc}")) from exc
+
+
+def _mounted(job: LayerJob, placed: Placed) -> bool:
+    """Have the registry take a blob over that was packed for another repository of it.
+
+    On a connection of its own, as `firstread.convert.reuse.KnownLayers.mount` does.
+    """
+    name = placed.repository.removeprefix(f"{job.destination.host}/")
+    with (
+        suppress(FirstreadError),
+        open_destination(job.destination, job.destination_options) as there,
+    ):
+        return there.mount_blob(placed.blob, name)
+    return False

@@ -12,6 +12,7 @@ by batch for the merge: as Python objects they would take six times the memory.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated
@@ -78,6 +79,12 @@ _KEY = re.compile(
     rf"v{FORMAT_VERSION} sector=([0-9]{{4,10}}) frame=([0-9]{{4,7}}) level=([0-9]{{1,2}})"
     r" (zstd-[0-9.]{1,20})"
 )
+
+
+def layer_key(diff_id: str, parameters: Parameters) -> str:
+    """Return what names a packed layer wherever it is kept: 64 hexadecimal digits."""
+    return hashlib.sha256(f"{diff_id} {parameters.key}".encode()).hexdigest()
+
 
 # Bounds for reading: a record can come from a registry.
 _Uint16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]

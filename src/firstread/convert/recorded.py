@@ -15,7 +15,7 @@ from firstread.errors import DigestError, FirstreadError, ImageError
 from firstread.oci.model import Descriptor, Manifest
 from firstread.oci.repository import Repository
 from firstread.sectors.format import SECTORS_MEDIA_TYPE, SKIPPABLE_RECORD, unpack_skippable
-from firstread.sectors.image import PARAMETERS, RECORD, SOURCE_DIFF_ID
+from firstread.sectors.image import DIFF_ID, PARAMETERS, RECORD, SOURCE_DIFF_ID
 
 
 def record_annotations(packed: PackedLayer, diff_id: str) -> dict[str, str]:
@@ -25,6 +25,31 @@ def record_annotations(packed: PackedLayer, diff_id: str) -> dict[str, str]:
         SOURCE_DIFF_ID: diff_id,
         RECORD: f"{packed.record_offset} {packed.size - packed.record_offset} sha256:{digest}",
     }
+
+
+def described(packed: PackedLayer, diff_id: str) -> Descriptor:
+    """Return the descriptor of a sector blob, with all that `read_described` needs.
+
+    Args:
+        packed: the layer.
+        diff_id: of the source layer.
+    """
+    return Descriptor(
+        media_type=SECTORS_MEDIA_TYPE,
+        digest=packed.digest,
+        size=packed.size,
+        annotations={**record_annotations(packed, diff_id), DIFF_ID: packed.diff_id},
+    )
+
+
+def read_described(repository: Repository, blob: Descriptor, parameters: Parameters) -> PackedLayer:
+    """Return the packed layer of a descriptor of `described`, its record read from its blob.
+
+    Raises:
+        ImageError, SourceError: as `read_layer`.
+    """
+    known = blob.annotations or {}
+    return read_layer(repository, blob, known[DIFF_ID], known[SOURCE_DIFF_ID], parameters.key)
 
 
 class RecordedLayers:
@@ -62,16 +87,35 @@ class RecordedLayers:
             SourceError: the repository does not give it.
         """
         blob, blob_diff_id = self._blobs[diff_id]
-        offset, length, digest = _parse_record((blob.annotations or {}).get(RECORD, ""), blob)
-        with self._repository.open_blob(blob, offset=offset, length=length) as stream:
-            data = b"".join(stream)
-        record = unpack_skippable(SKIPPABLE_RECORD, data)
-        if "sha256:" + hashlib.sha256(record).hexdigest() != digest:
-            raise DigestError(f"the layer record of {blob.digest} has another digest than stated")
-        found = LayerRecord.decode(record)
-        if (found.diff_id, found.parameters) != (diff_id, self._parameters):
-            raise ImageError(f"the layer record of {blob.digest} is of another layer")
-        return PackedLayer(record, offset, blob.digest, blob.size, blob_diff_id)
+        return read_layer(self._repository, blob, blob_diff_id, diff_id, str(self._parameters))
+
+
+def read_layer(
+    repository: Repository, blob: Descriptor, blob_diff_id: str, diff_id: str, parameters: str
+) -> PackedLayer:
+    """Return a packed layer, its record read from the end of its sector blob.
+
+    Args:
+        repository: has the blob.
+        blob: with the annotations of `record_annotations`.
+        blob_diff_id: of the uncompressed blob.
+        diff_id: of the source layer.
+        parameters: `Parameters.key` of its packing.
+
+    Raises:
+        ImageError: the record is not the one that the annotation states, or of another layer.
+        SourceError: the repository does not give it.
+    """
+    offset, length, digest = _parse_record((blob.annotations or {}).get(RECORD, ""), blob)
+    with repository.open_blob(blob, offset=offset, length=length) as stream:
+        data = b"".join(stream)
+    record = unpack_skippable(SKIPPABLE_RECORD, data)
+    if "sha256:" + hashlib.sha256(record).hexdigest() != digest:
+        raise DigestError(f"the layer record of {blob.digest} has another digest than stated")
+    found = LayerRecord.decode(record)
+    if (found.diff_id, found.parameters) != (diff_id, parameters):
+        raise ImageError(f"the layer record of {blob.digest} is of another layer")
+    return PackedLayer(record, offset, blob.digest, blob.size, blob_diff_id)
 
 
 def _parse_record(text: str, blob: Descriptor) -> tuple[int, int, str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the layers that need not be packed, and the image that a conversion replaces.
 
-Owns the order of the search: the local cache, the image at the destination, other repositories of
-its registry. Invariant: the destination has the blob of each layer that this module returns. A
-layer that a failure hides is packed again, to the same bytes.
+Owns the order of the search: the local cache, the image at the destination, the tags of layers
+there, other repositories of its registry. Invariant: the destination has the blob of each layer
+that this module returns. A layer that a failure hides is packed again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import NamedTuple
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.job import blob_descriptor
 from firstread.convert.layercache import LayerCache
+from firstread.convert.layertags import find_layer
 from firstread.convert.record import Parameters
-from firstread.convert.recorded import RecordedLayers
+from firstread.convert.recorded import RecordedLayers, read_described
 from firstread.errors import FirstreadError, ImageError, NotFoundError, SourceError
 from firstread.oci.model import Descriptor, Index, Manifest, diff_ids, parse_manifest
 from firstread.oci.reference import Reference
@@ -102,6 +103,7 @@ class KnownLayers:
         parameters: that the layers must have been packed with.
         cache: of this machine.
         previous: the image that is there now.
+        tags: look for the tags of layers, too.
     """
 
     def __init__(
@@ -112,7 +114,10 @@ class KnownLayers:
         parameters: Parameters,
         cache: LayerCache | None,
         previous: Previous | None,
+        *,
+        tags: bool = True,
     ) -> None:
+        self._tags = tags
         self._destination = destination
         self._reference = reference
         self._access = access
@@ -131,6 +136,16 @@ class KnownLayers:
             if recorded is not None and self._has(recorded):
                 self.remember(recorded, diff_id)
                 return recorded
+        return self._tagged(diff_id) if self._tags else None
+
+    def _tagged(self, diff_id: str) -> PackedLayer | None:
+        """Return the layer that a worker has packed for the destination before."""
+        with suppress(FirstreadError):
+            blob = find_layer(self._destination, diff_id, self._parameters)
+            if blob is not None:
+                packed = read_described(self._destination, blob, self._parameters)
+                self.remember(packed, diff_id)
+                return packed
         return None
 
     def _has(self, packed: PackedLayer) -> bool:

@@ -36,6 +36,10 @@ DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
+EMPTY: Final = b"{}"
+EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
+"""The config of a manifest that is no image (image-spec v1.1, manifest.md)."""
+
 MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})

@@ -23,11 +23,24 @@ class Access(msgspec.Struct, frozen=True):
     auth_file: str | None = None
     hosts_dirs: tuple[str, ...] | None = None
 
-    def options(self, node: AccessOptions = NODE_ACCESS) -> AccessOptions:
+    @classmethod
+    def of(cls, options: AccessOptions) -> Access:
+        """Return what of `options` holds on another machine, too: all but credentials."""
+        return cls(
+            plain_http=options.plain_http,
+            insecure_tls=options.insecure_tls,
+            ca_file=str(options.ca_file) if options.ca_file else None,
+            hosts_dirs=tuple(map(str, options.hosts_dirs)),
+        )
+
+    def options(
+        self, node: AccessOptions = NODE_ACCESS, *, auth_file: Path | None = None
+    ) -> AccessOptions:
         """Return what holds for this access.
 
         Args:
             node: what holds for all.
+            auth_file: in place of ours.
         """
         dirs = node.hosts_dirs if self.hosts_dirs is None else tuple(map(Path, self.hosts_dirs))
         return replace(
@@ -35,6 +48,6 @@ class Access(msgspec.Struct, frozen=True):
             plain_http=self.plain_http,
             insecure_tls=self.insecure_tls,
             ca_file=Path(self.ca_file) if self.ca_file else None,
-            auth_file=Path(self.auth_file) if self.auth_file else None,
+            auth_file=auth_file or (Path(self.auth_file) if self.auth_file else None),
             hosts_dirs=dirs,
         )

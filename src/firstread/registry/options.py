@@ -30,6 +30,8 @@ class AccessOptions:
         mirrors: read from the endpoints that it names; else from the server only.
         credentials_dir: of files with the credentials of one host each.
         logins: credentials given to this process.
+        worker_credentials: what the workers of an engine log in with, by reference: see
+            `firstread.convert.layertask.credentials_file`; None for what each of them has.
         who: this process, in messages about credentials; empty for a command.
         connect_timeout: until a connection stands.
         first_byte_timeout: until an answer begins; None for `read_timeout`.
@@ -53,6 +55,7 @@ class AccessOptions:
     mirrors: bool = True
     credentials_dir: Path | None = None
     logins: Logins | None = field(default=None, repr=False, compare=False)
+    worker_credentials: str | None = None
     who: str = ""
     connect_timeout: float = 10.0
     first_byte_timeout: float | None = None

@@ -17,6 +17,8 @@ import zstandard
 
 from firstread.errors import ImageError, NotFoundError
 from firstread.oci.model import (
+    EMPTY,
+    EMPTY_TYPE,
     MAX_MANIFEST_SIZE,
     OCI_MANIFEST,
     Descriptor,
@@ -38,8 +40,6 @@ MAX_ATTACHED: Final = 16  # artifacts that are read for one manifest
 MAX_BLOB_SIZE: Final = 16 * MiB  # of a compressed trace; a million reads have 6
 MAX_WINDOW: Final = 8 * MiB  # of a foreign blob
 _LEVEL = 9
-_EMPTY = b"{}"
-_EMPTY_TYPE = "application/vnd.oci.empty.v1+json"  # image-spec v1.1, manifest.md
 
 
 def attach_trace(
@@ -62,8 +62,8 @@ def attach_trace(
     raw = io.BytesIO()
     write_trace(trace, raw)
     blob = zstandard.ZstdCompressor(level=_LEVEL).compress(raw.getvalue())
-    layer, config = describe(blob, TRACE_LAYER), describe(_EMPTY, _EMPTY_TYPE)
-    for descriptor, data in ((config, _EMPTY), (layer, blob)):
+    layer, config = describe(blob, TRACE_LAYER), describe(EMPTY, EMPTY_TYPE)
+    for descriptor, data in ((config, EMPTY), (layer, blob)):
         repository.put_blob(descriptor, io.BytesIO(data))
     manifest = Manifest(artifact_type=TRACE_TYPE, config=config, layers=[layer], subject=subject)
     return subject, repository.put_referrer(encode(manifest), OCI_MANIFEST)

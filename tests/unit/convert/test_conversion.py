@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import operator
 import os
-import pickle
 import random
 import shutil
 import subprocess
@@ -34,11 +33,12 @@ import pytest
 
 from firstread.convert.attach import attach
 from firstread.convert.conversion import ConvertOptions, convert
-from firstread.convert.job import LayerJob, convert_layer
 from firstread.convert.layercache import LayerCache
+from firstread.convert.layertask import LayerTask
 from firstread.convert.outcome import Conversion
 from firstread.convert.plan import MAX_CHUNKS_PER_FILE
 from firstread.convert.record import ENCODER, Entry, LayerRecord, Parameters, encode_entries
+from firstread.convert.worker import run_task
 from firstread.errors import (
     DigestError,
     FirstreadError,
@@ -323,7 +323,7 @@ def test_digests_depend_on_nothing_around(tmp_path: Path) -> None:
 
 
 def test_other_processes_give_the_same(tmp_path: Path) -> None:
-    """`convert_layer` is a function of a picklable job; the layouts are opened over there."""
+    """`run_task` takes and gives text; the layouts are opened over there."""
     digests = set()
     for name in ("threads", "processes", "mine"):
         (tmp_path / name).mkdir()
@@ -359,17 +359,17 @@ def test_a_worker_that_dies(shop: Shop) -> None:
 
 
 class Recorder(ThreadPoolExecutor):
-    """Remembers the jobs that it was given."""
+    """Remembers the tasks that it was given."""
 
     def __init__(self) -> None:
         super().__init__(2)
-        self.jobs: list[LayerJob] = []
+        self.tasks: list[LayerTask] = []
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if args and isinstance(args[0], LayerJob):
-            self.jobs.append(pickle.loads(pickle.dumps(args[0])))
-            assert function is convert_layer
-        return super().submit(function, *args, **kwargs)
+        assert function is run_task
+        (text,) = args
+        self.tasks.append(LayerTask.decode(text))
+        return super().submit(function, text, **kwargs)
 
 
 @pytest.mark.parametrize("sector_size", [64 * 1024, 4 * MiB, 16 * MiB, 64 * MiB])
@@ -377,7 +377,7 @@ def test_memory_does_not_grow_with_the_sectors(shop: Shop, sector_size: int) -> 
     with Recorder() as executor:
         options = replace(OPTIONS, jobs=8, parameters=Parameters(sector_size, 64 * 1024))
         Shop(shop.directory, options).convert(Image([EMPTY, Layer([])]), executor=executor)
-    (job, *_) = executor.jobs
+    (job, *_) = executor.tasks
     assert 1 <= job.in_flight <= 9
     assert sector_size > 16 * MiB or (job.in_flight + 2) * sector_size <= 96 * MiB
 
@@ -385,7 +385,7 @@ def test_memory_does_not_grow_with_the_sectors(shop: Shop, sector_size: int) -> 
 def test_the_largest_layer_comes_first(shop: Shop) -> None:
     with Recorder() as executor:
         shop.convert(executor=executor)
-    sizes = [job.layer.size for job in executor.jobs]
+    sizes = [task.layer.size for task in executor.tasks]
     assert sizes == sorted(sizes, reverse=True)
 
 

@@ -7,6 +7,8 @@ or worse, not fail: a mount that the host does not see, a right that nobody need
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from firstread.cli.convert import command as convert_command
 from firstread.cli.daemon import command as daemon_command
 from firstread.cli.install import SOCKET
 from firstread.cli.snapshotter import CONTAINERD
@@ -25,6 +28,7 @@ from firstread.cli.syncserve import serve as serve_command
 from firstread.config import load_config
 from firstread.sync.pattern import parse_pattern
 from firstread.testing.command import firstread
+from firstread.testing.images import File, Image, Layer, write_layout
 from firstread.testing.patience import PATIENCE_S
 
 TOP = Path(__file__).parents[3]
@@ -39,9 +43,13 @@ KINDS = {
     "DaemonSet": "apps/v1",
     "Deployment": "apps/v1",
     "RuntimeClass": "node.k8s.io/v1",
+    "Job": "batch/v1",
+    "DaskCluster": "kubernetes.dask.org/v1",
+    "Workflow": "argoproj.io/v1alpha1",
     "Kustomization": "kustomize.config.k8s.io/v1beta1",
     "Component": "kustomize.config.k8s.io/v1alpha1",
 }
+ENGINES = ("Job", "DaskCluster", "Workflow")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -61,7 +69,15 @@ def load(path: Path) -> dict[str, Any]:
 
 def pod_spec(document: dict[str, Any]) -> dict[str, Any]:
     spec: dict[str, Any] = document["spec"]
-    return spec if document["kind"] == "Pod" else spec["template"]["spec"]
+    match document["kind"]:
+        case "DaemonSet" | "Deployment" | "Job":
+            return spec["template"]["spec"]  # type: ignore[no-any-return]
+        case "DaskCluster":
+            return spec["worker"]["spec"]  # type: ignore[no-any-return]
+        case "Workflow":
+            (template,) = [each for each in spec["templates"] if "container" in each]
+            return {"containers": [template["container"]], "volumes": spec["volumes"]}
+    return spec
 
 
 def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,8 +96,9 @@ def test_each_file_is_an_object_of_a_known_kind(path: Path) -> None:
     document = load(path)
     assert document["apiVersion"] == KINDS[document["kind"]]
     if document["kind"] not in ("Kustomization", "Component"):
-        assert NAME.fullmatch(document["metadata"]["name"])
-    if document["kind"] not in ("DaemonSet", "Deployment", "Pod"):
+        metadata = document["metadata"]
+        assert NAME.fullmatch(metadata.get("name") or metadata["generateName"].rstrip("-"))
+    if document["kind"] not in ("DaemonSet", "Deployment", "Pod", *ENGINES):
         return
     volumes = [volume["name"] for volume in pod_spec(document).get("volumes", [])]
     assert len(volumes) == len(set(volumes))
@@ -292,6 +309,66 @@ def test_the_example_that_converts_on_push() -> None:
     (secret,) = [option for option in options if option.startswith("--secret-file=")]
     assert str(Path(secret.partition("=")[2]).parent) in places
     assert deployment["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("name", ["dask-cluster", "convert-job", "convert-workflow"])
+def test_workers_need_no_right(name: str) -> None:
+    document = load(KUBERNETES / f"examples/{name}.yaml")
+    (container,) = containers(document)
+    security = container["securityContext"]
+    assert security["runAsNonRoot"] is security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"registry": environment["DOCKER_CONFIG"], "tmp": environment["TMPDIR"]}
+    (secret,) = [v["secret"] for v in pod_spec(document)["volumes"] if "secret" in v]
+    assert secret["items"] == [{"key": ".dockerconfigjson", "path": "config.json"}]
+
+
+def test_the_scheduler_is_where_the_job_looks() -> None:
+    """The operator calls the service of a DaskCluster ``NAME-scheduler``."""
+    cluster = load(KUBERNETES / "examples/dask-cluster.yaml")
+    (job,) = containers(load(KUBERNETES / "examples/convert-job.yaml"))
+    service = cluster["spec"]["scheduler"]["service"]
+    (port,) = [p["port"] for p in service["ports"] if p["name"] == "tcp-comm"]
+    assert f"--engine=dask://{cluster['metadata']['name']}-scheduler:{port}" in job["args"]
+    assert service["selector"]["dask.org/cluster-name"] == cluster["metadata"]["name"]
+    known = {name for parameter in convert_command.params for name in parameter.opts}
+    options = {arg.partition("=")[0] for arg in job["args"] if arg.startswith("-")}
+    assert options <= known
+
+
+def test_the_workflow_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three steps, with the shell of its container."""
+    monkeypatch.setenv("FIRSTREAD_CACHE", str(tmp_path / "cache"))
+    write_layout(Image([Layer([File("a", b"a" * 9999)]), Layer([File("b")])]), tmp_path / "in")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    start = "from firstread.cli.main import main; main()"
+    program = f"#!/bin/sh\nexec {sys.executable} -c '{start}' \"$@\"\n"
+    (programs / "firstread").write_text(program)
+    (programs / "firstread").chmod(0o755)
+    workflow = load(KUBERNETES / "examples/convert-workflow.yaml")
+    steps, template = workflow["spec"]["templates"]
+    container = template["container"]
+    places = {"SOURCE": f"oci:{tmp_path}/in:latest", "DESTINATION": f"oci:{tmp_path}/out:lazy"}
+
+    def run(step: dict[str, Any], task: str) -> str:
+        (command,) = [p["value"] for p in step["arguments"]["parameters"] if p["name"] == "command"]
+        return subprocess.run(
+            [*container["command"], command],
+            env={**os.environ, **places, "TASK": task, "PATH": f"{programs}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=True,
+        ).stdout
+
+    (tasks,), (layers,), (image,) = steps["steps"]
+    assert layers["withParam"] == "{{steps.tasks.outputs.result}}"
+    made = json.loads(run(tasks, ""))
+    assert [json.loads(run(layers, json.dumps(task)))["size"] for task in made] > [1, 1]
+    assert {each["how"] for each in json.loads(run(image, ""))["layers"]} == {"known"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
