@@ -85,11 +85,13 @@ def filter_of(text: str) -> object:
 MEASURED: dict[str, Measured] = {
     "convert.acl._LINE": lambda text: parse_acl(text.encode()),
     "convert.acl._SEPARATOR": lambda text: parse_acl(text.encode()),
+    "convert.layertask._SECRET_NAME": using("convert.layertask._SECRET_NAME", "fullmatch"),
     "convert.pax._DECIMAL": using("convert.pax._DECIMAL", "fullmatch"),
     "convert.pax._TIME": using("convert.pax._TIME", "fullmatch"),
     "convert.record._KEY": using("convert.record._KEY", "fullmatch"),
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
+    "engines.naming._TEXT": using("engines.naming._TEXT", "fullmatch"),
     "mounts.startspans._CONTEXT": using("mounts.startspans._CONTEXT", "fullmatch"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
     "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),

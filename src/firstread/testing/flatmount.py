@@ -45,7 +45,7 @@ class _NotingMixed(MixedDevice, _Noting):
     pass
 
 
-_DEVICES = {"flat": _Noting, "loop": _NotingLoop, "mixed": _NotingMixed}
+_DEVICES: dict[str, type[_Noting]] = {"flat": _Noting, "loop": _NotingLoop, "mixed": _NotingMixed}
 
 
 class FlatMount(FuseMount):
@@ -69,7 +69,7 @@ class FlatMount(FuseMount):
 
     def _make(self, given: Mapping[int, tuple[int, int]]) -> FlatDevice:
         make = _DEVICES[self._device_name]
-        device: FlatDevice = make(self.store, given, self._keep, self.dropped.append)
+        device = make(self.store, given, self._keep, self.dropped.append)
         device.numbers = self.numbers
         return device
 

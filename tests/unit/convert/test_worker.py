@@ -36,7 +36,8 @@ from firstread.errors import (
 )
 from firstread.oci.model import OCI_LAYER, OCI_MANIFEST, describe, sha256_digest
 from firstread.oci.reference import parse_reference
-from firstread.registry.logins import Credentials, Logins
+from firstread.registry.credentials import Credentials
+from firstread.registry.logins import Logins
 from firstread.registry.open import open_destination
 from firstread.registry.options import AccessOptions
 from firstread.testing.command import firstread
