@@ -147,7 +147,7 @@ def test_sectors_that_are_read_as_a_whole_stay_and_are_listed(
 PINNED = {  # encoder -> digests of the blob and of the manifest
     "zstd-1.5.7": (
         "sha256:36899c1b786a1d69358085b04c8377c4e0f54244c37a9f0446c57ada24f6ceda",
-        "sha256:2dd63a31f8c49999c0b67bc310c2e3a0cf03266d6066d4458555c65004988a5e",
+        "sha256:dfa2f428e72448a7f61906e5a6e2c7b08ac762ab556f4a08dbc00abcd4d33682",
     ),
 }
 
