@@ -17,7 +17,7 @@ from firstread.errors import NodeError
 from firstread.run.processes import identify
 from firstread.testing.caches import drop_caches
 from firstread.testing.daemon import Daemon
-from firstread.testing.lazymount import output
+from firstread.testing.lazymount import output, summary
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.scripted import ScriptedRegistry
@@ -162,6 +162,24 @@ def test_reads_wait_for_a_mount_whose_image_cannot_be_opened_yet(
     assert [mount["mountpoint"] for mount in daemon.status()["mounts"]] == [str(place)]
     assert output(daemon.reading(place / "f0", 0, SECTOR)) == plain[1].summary(0, 0, SECTOR)
     assert daemon.run("umount", place).code == 0
+
+
+def test_a_mount_that_left_its_place_waits_until_its_image_can_be_opened(
+    daemon: Daemon, plain: tuple[str, PlainImage]
+) -> None:
+    place = daemon.mount(plain[0])
+    before = daemon.fetcher
+    (config,) = (daemon.root / "images").glob("*/config.json")
+    with open(place / "f1", "rb") as user:
+        with unreadable(config):
+            os.kill(before, signal.SIGKILL)
+            daemon.wait(lambda: daemon.fetcher != before)
+            subprocess.run(["umount", "--lazy", place], check=True)
+            for _ in range(2):  # each is an attempt, too
+                assert daemon.run("umount", place).code == 5
+        daemon.wait(lambda: daemon.log("took over mount"))
+        assert summary(user.read()) == plain[1].summary(1, 0, SECTOR)
+    daemon.wait(lambda: os.listdir(daemon.root / "mounts") == [])
 
 
 def test_a_fetcher_short_of_descriptors_throws_nothing_away(daemon: Daemon, tmp_path: Path) -> None:

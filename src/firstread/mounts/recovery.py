@@ -93,8 +93,7 @@ class Recovery:
         source = str(self._images.metadata_path(record.digest))
         stands = not record.detached and standing.get(record.mountpoint) == source
         if stands or record.is_used():
-            maker = device_of(record, file_system_of(record)[1])
-            self._take_over(record if stands else self._live.detach(record), maker)
+            self._take_over(record, record if stands else record.taken_away())
             return
         log.info("mount %s is gone", record.mountpoint)
         self._table.remove(record)
@@ -102,21 +101,28 @@ class Recovery:
             if served.image.digest == record.digest:
                 self._live.withdraw(served)  # an attempt has failed halfway
 
-    def _take_over(self, record: Mount, maker: str) -> None:
+    def _take_over(self, known: Mount, record: Mount) -> None:
+        """Serve a mount.
+
+        Args:
+            known: its record in the table. It stays until the mount is served, or left alone.
+            record: the one that it is to have: it may have left its place.
+        """
         device = self._fetcher.presence.device
+        number, kind = file_system_of(record)
+        maker = device_of(record, kind)
         is_ours = maker in ("", device.name)
         if maker == "fanotify" and not is_ours:
             raise LeftAloneError(
-                record,
+                self._renewed(known, record),
                 f"it is of the device fanotify, and this daemon has {device.name}: reads of what"
                 " is absent fail",
                 hint=f"umount {record.mountpoint}, or stop the daemon and start it with --device"
                 " fanotify",
             )
         image = self._serving.find(record.digest) or self._images.load(record.digest)
-        number, _ = file_system_of(record)
         if not is_ours or not device.adopt(image.metadata, image.ids(), number):
-            self._give_up(record)
+            self._give_up(known, record)
             return
         mounting, doubt = self._fetcher.cache.mounting, self._verify != "never"
         adopt = functools.partial(mounting.adopt, anew=self._anew, doubt=doubt)
@@ -127,6 +133,7 @@ class Recovery:
         if record.pinned:
             self._serving.complete(served)
         # From here on nothing fails: what failed before is done again from the beginning.
+        record = self._renewed(known, record)
         self._live.add(record, served)
         self._starts.begin(record, served)
         self._flush(served)
@@ -135,12 +142,16 @@ class Recovery:
             self._serving.prefetch(served, record)
         log.info("took over mount %s of %s", record.mountpoint, record.image)
 
-    def _give_up(self, record: Mount) -> None:
+    def _renewed(self, known: Mount, record: Mount) -> Mount:
+        """Have the table say that a mount has left its place, if it has; return its record."""
+        return record if known.detached == record.detached else self._live.detach(known)
+
+    def _give_up(self, known: Mount, record: Mount) -> None:
         """End a mount that nobody can serve any more, so that it can be made again."""
         log.error("mount %s of %s is lost: mount it again", record.mountpoint, record.image)
         if not record.detached:
             self._fetcher.presence.device.detach(Path(record.mountpoint), lazy=True)
-        self._table.remove(record)
+        self._table.remove(known)
 
     def _flush(self, served: Served) -> None:
         """Have what is whole written to the disk: nobody else knows whether it was."""
