@@ -29,6 +29,8 @@ TIMEOUT_S: Final = 900.0
 _ENTER: Final = """
 mount --bind "$ROOT" "$ROOT" && cd "$ROOT"
 mount -t proc proc proc
+# An emulated system has its own: the registration of qemu lasts as long as a mount of it.
+mount --bind /proc/sys/fs/binfmt_misc proc/sys/fs/binfmt_misc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run

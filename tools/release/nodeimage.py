@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.release.aptarchive import download, index_packages
-from tools.release.programs import main, run, source_date
+from tools.release.programs import TIMEOUT_S, main, run, source_date
 from tools.release.wheelhouse import MACHINES, TOP, pythons
 
 from firstread.layouts.archive import OciArchiveWriter
@@ -43,6 +43,8 @@ PYTHON: Final = "3.13"  # of that suite
 PACKAGES: Final = ("ca-certificates", "mount", "util-linux")
 """Beside what firstread depends on: certificates of registries, umount(8), nsenter(1) for the
 component that configures containerd."""
+
+_SLOWLY_S: Final = 7200.0  # under qemu, compiling modules alone takes tens of minutes
 
 _OMITTED: Final = tuple(f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man"))
 _KEPT: Final = ("/usr/share/doc/*/copyright",)
@@ -118,7 +120,7 @@ def _make_root(archives: Sequence[Path], arch: str, layer: Path, epoch: int) -> 
         *(f"deb [trusted=yes] copy:{archive.absolute()} ./" for archive in archives),
     ]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
-    run(*command, environment=environment)
+    run(*command, environment=environment, timeout_s=_SLOWLY_S if foreign else TIMEOUT_S)
 
 
 def _write(layer: Path, arch: str, version: str, epoch: int, target: Path) -> str:

@@ -15,12 +15,15 @@ from typing import Final
 
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
 
-_TIMEOUT_S: Final = 1200.0
+TIMEOUT_S: Final = 1200.0
 _SHOWN: Final = 2000  # characters of what a program that failed said last
 
 
 def run(
-    *command: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    *command: str | Path,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> str:
     """Run a program; return what it printed.
 
@@ -28,9 +31,10 @@ def run(
         command: its name and arguments.
         cwd: where; here unless given.
         environment: its variables; ours unless given.
+        timeout_s: until it must have ended.
 
     Raises:
-        NodeError: it is missing, failed, or took 20 minutes.
+        NodeError: it is missing, failed, or took too long.
     """
     try:
         done = subprocess.run(
@@ -41,13 +45,13 @@ def run(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except FileNotFoundError as exc:
         raise NodeError(f"there is no program {command[0]}") from exc
     except subprocess.TimeoutExpired as exc:
-        raise NodeError(f"{command[0]} does not end") from exc
+        raise NodeError(f"{command[0]} has not ended in {timeout_s:.0f} s") from exc
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no message")[-_SHOWN:]
         raise NodeError(f"{command[0]} failed: {said}")
