@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from firstread.cli.engineoptions import access_of_workers, engine_options, jobs_of
+from firstread.cli.engineoptions import COMMANDS, access_of_workers, engine_options, jobs_of
 from firstread.cli.hotlines import TRACE_HELP, TRACES, hot_lines
 from firstread.cli.options import (
     PLATFORM,
@@ -65,7 +65,7 @@ MAX_NAMES, MAX_NAME = 16, 64  # platforms in a line, characters of each
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(1, 1024),
+    type=click.IntRange(1),
     help="Sectors packed at a time.  [default: one for each CPU; 1 for each task of an engine]",
 )
 @engine_options
@@ -142,10 +142,11 @@ def command(
         access, mirrors=False, logins=registry_logins(source, destination, login)
     )
     places = [place.transport for place in (source, destination) if place is not None]
+    engine = COMMANDS if tasks else engine
     access = access_of_workers(
         engine, access, worker_credentials, login=login is not None, transports=set(places)
     )
-    jobs = jobs_of("tasks" if tasks else engine, jobs)
+    jobs = jobs_of(engine, jobs)
     keep_large_buffers()
     options = _options(platform, (sector_size, frame_size), level, jobs, access, not no_cache)
     options = dataclasses.replace(options, traces=read_traces(traces), static=not no_hot)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,9 @@ from firstread.errors import UsageError
 
 if TYPE_CHECKING:
     from firstread.registry.options import AccessOptions
+
+LOCAL = "local"
+COMMANDS = "commands"  # --tasks: somebody else runs 'firstread convert-layer'
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,17 +46,7 @@ class CredentialsType(click.ParamType[str]):
 
 def engine_options(command: F) -> F:
     """Add the options that say where layers are packed: ``engine`` and ``worker_credentials``."""
-
-    @functools.wraps(command)
-    def with_engine(*, engine: str, worker_credentials: str | None, **arguments: Any) -> Any:
-        if worker_credentials and engine == "local":
-            raise UsageError(
-                "--worker-credentials is for the workers of an --engine",
-                hint="here, --authfile names a file with credentials",
-            )
-        return command(engine=engine, worker_credentials=worker_credentials, **arguments)
-
-    result: Any = with_engine
+    result: Any = command
     for option in (
         click.option(
             "--worker-credentials",
@@ -66,7 +58,7 @@ def engine_options(command: F) -> F:
         click.option(
             "--engine",
             type=EngineType(),
-            default="local",
+            default=LOCAL,
             show_default=True,
             metavar="ENGINE",
             help="Where layers are packed: in this process, or on the workers of"
@@ -79,7 +71,7 @@ def engine_options(command: F) -> F:
 
 def jobs_of(engine: str, jobs: int | None) -> int:
     """Return how many sectors are packed at a time, by each task of an engine."""
-    return jobs or (len(os.sched_getaffinity(0)) if engine == "local" else 1)
+    return jobs or (len(os.sched_getaffinity(0)) if engine == LOCAL else 1)
 
 
 def access_of_workers(
@@ -93,23 +85,29 @@ def access_of_workers(
     """Return the access of a conversion whose layers an engine packs.
 
     Args:
-        engine: where.
+        engine: where; `COMMANDS` for who knows where.
         access: of this process.
         worker_credentials: reference to those of the workers.
         login: a password came from stdin.
         transports: of source and destination.
 
     Raises:
-        UsageError: workers cannot have what the command line gives.
+        UsageError: workers cannot have what the command line gives, or there are none.
     """
-    if engine == "local":
+    if engine == LOCAL:
+        if worker_credentials:
+            raise UsageError(
+                "--worker-credentials is for the workers of an --engine",
+                hint="here, --authfile names a file with credentials",
+            )
         return access
     if login:
         raise UsageError(
             "a password on stdin does not reach the workers of an engine",
             hint="give each worker its own docker configuration, or use --worker-credentials",
         )
-    if others := transports - {"docker"}:
+    others = transports - {"docker"}
+    if others and engine != COMMANDS:
         raise UsageError(
             f"the workers of an engine do not see {min(others)}: on this machine",
             hint="name images in a registry: docker://HOST/REPOSITORY:TAG",

@@ -249,7 +249,11 @@ class ImageConversion:
         previous = previous_at(self.destination_repository) if self.options.reuse else None
         known = self._known(previous)
         _, in_flight = concurrency(self.parameters.sector_size, self.options.jobs, 1)
-        todo = {diff_id: layer for layer, diff_id in layers if not known.get(diff_id)}
+        todo = {
+            diff_id: layer
+            for layer, diff_id in layers
+            if not (known.get(diff_id) or known.tagged(diff_id))
+        }
         jobs = [self._job(SourceLayer(layer, key), in_flight) for key, layer in todo.items()]
         return [LayerTask.of(job, alone=True) for job in jobs]
 
@@ -288,6 +292,9 @@ class ImageConversion:
                 done(diff_id, found, "known")
         for diff_id, found in known.mount(list(todo)).items():
             done(diff_id, found, "known")
+        for diff_id in list(todo) if self._executor is None else ():  # workers look themselves
+            if found := known.tagged(diff_id):
+                done(diff_id, found, "known")
 
         def finished(job: LayerJob, result: PackedLayer, uploaded: bool, found: bool) -> None:
             known.remember(result, job.diff_id)
