@@ -26,7 +26,6 @@ def command(as_json: bool) -> None:
     """
     from firstread.convert.layertask import MAX_TASK_SIZE
     from firstread.convert.worker import run_task
-    from firstread.memory import keep_large_buffers
     from firstread.signals import unwinding_on_signals
 
     try:
@@ -38,6 +37,5 @@ def command(as_json: bool) -> None:
             "there is no task on stdin",
             hint="firstread convert --tasks SOURCE DEST prints one for each layer",
         )
-    keep_large_buffers()
     with unwinding_on_signals():
         report([run_task(text.strip().decode(errors="replace"))])

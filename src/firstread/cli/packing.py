@@ -47,7 +47,7 @@ _PACKING = (
     ),
     click.option(
         "--jobs",
-        type=click.IntRange(1, 1024),
+        type=click.IntRange(1),
         help="Sectors packed at a time.  [default: one for each CPU; 1 for each task of an engine]",
     ),
     engine_options,

@@ -261,7 +261,11 @@ class ImageConversion:
         previous = previous_at(self.destination_repository) if self.options.reuse else None
         known = self._known(previous)
         _, in_flight = concurrency(self.parameters.sector_size, self.options.jobs, 1)
-        todo = {diff_id: layer for layer, diff_id in layers if not known.get(diff_id)}
+        todo = {
+            diff_id: layer
+            for layer, diff_id in layers
+            if not (known.get(diff_id) or known.tagged(diff_id))
+        }
         jobs = [self._job(SourceLayer(layer, key), in_flight) for key, layer in todo.items()]
         return [LayerTask.of(job, alone=True) for job in jobs]
 
@@ -321,6 +325,9 @@ class ImageConversion:
                 settled(claim.diff_id, found, "known")
         for diff_id, found in known.mount([claim.diff_id for claim in mine]).items():
             settled(diff_id, found, "known")
+        for claim in list(mine) if self._executor is None else ():  # workers look themselves
+            if found := known.tagged(claim.diff_id):
+                settled(claim.diff_id, found, "known")
 
         def finished(job: LayerJob, result: PackedLayer, uploaded: bool, found: bool) -> None:
             known.remember(result, job.diff_id)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the layers that need not be packed, and the image that a conversion replaces.
 
-Owns the order of the search: the local cache, the image at the destination, the tags of layers
-there, other repositories of its registry. Invariant: the destination has the blob of each layer
+Owns the places of the search: the local cache, the image at the destination, other repositories of
+its registry, the tags of layers there. Invariant: the destination has the blob of each layer
 that this module returns. A layer that a failure hides is packed again, to the same bytes.
 """
 
@@ -136,10 +136,12 @@ class KnownLayers:
             if recorded is not None and self._has(recorded):
                 self.remember(recorded, diff_id)
                 return recorded
-        return self._tagged(diff_id) if self._tags else None
+        return None
 
-    def _tagged(self, diff_id: str) -> PackedLayer | None:
-        """Return the layer that a worker has packed for the destination before."""
+    def tagged(self, diff_id: str) -> PackedLayer | None:
+        """Return the layer that a worker has packed for the destination before; None if unknown."""
+        if not self._tags:
+            return None
         with suppress(FirstreadError):
             blob = find_layer(self._destination, diff_id, self._parameters)
             if blob is not None:

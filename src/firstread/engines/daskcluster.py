@@ -37,6 +37,7 @@ from distributed.scheduler import KilledWorker
 from distributed.security import Security
 
 from firstread.convert.layertask import LayerTask
+from firstread.convert.worker import shared
 from firstread.errors import EngineError, ImageError, NodeError, UsageError
 
 log = logging.getLogger("engine")
@@ -229,7 +230,8 @@ class DaskExecutor(Executor):
             log.warning("the Dask scheduler at %s is lost: waiting for it", self._address)
 
     def _keep(self, task: _Task, answer: str) -> None:
-        task.result, waiting = answer, task.waiting
+        """Tell an answer to all; to those who did not start the task, that somebody else did."""
+        task.result, waiting = shared(answer), task.waiting
         task.future, task.waiting = None, []
         while len(self._tasks) > MAX_KEPT:
             key = next((key for key, each in self._tasks.items() if each.result is not None), None)
@@ -239,6 +241,7 @@ class DaskExecutor(Executor):
         for outcome, _ in waiting:
             if outcome.set_running_or_notify_cancel():
                 outcome.set_result(answer)
+            answer = task.result
 
     def _end(self, task: _Task, error: BaseException) -> None:
         self._forget(task)

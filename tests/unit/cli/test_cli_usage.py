@@ -74,7 +74,7 @@ WRONG = {
     ),
     "jobs": (
         ["convert", "oci:in", "oci:out", "--jobs", "0"],
-        "Invalid value for '--jobs': 0 is not in the range 1<=x<=1024",
+        "Invalid value for '--jobs': 0 is not in the range x>=1",
         HELP.format("convert"),
     ),
     "platform": (

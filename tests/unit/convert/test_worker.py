@@ -425,6 +425,8 @@ def test_tasks_as_commands(
     places = (f"{registry.host}/a/in:in", f"{registry.host}/a/out:out")
     printed = firstread("convert", *places, "--tasks")
     assert (printed.code, printed.stderr) == (0, "")
+    named = firstread("convert", *places, "--tasks", "--worker-credentials", "secret:x")
+    assert {task["credentials"] for task in json.loads(named.stdout)} == {"secret:x"}
     for task in json.loads(printed.stdout):
         ran = command(json.dumps(task), monkeypatch, tmp_path)
         assert (ran.code, ran.stderr) == (0, "")

@@ -132,8 +132,8 @@ def test_images_at_the_same_time_share_a_task(
     push(registry, "x", shared)
     push(registry, "y", Image([*shared.layers, *image(13).layers]))
     running = [Running(registry, engine, name) for name in "xy"]
-    for each in running:
-        each.made.result(PATIENCE_S)
+    made = [each.made.result(PATIENCE_S) for each in running]
+    assert sum(layer.how == "packed" for each in made for layer in each.layers) == 3
     for layer in shared.layers:
         assert len(registry.asked(f"GET /v2/a/in/blobs/{sha256_digest(layer.blob)}")) == 1
 

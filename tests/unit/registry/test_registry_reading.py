@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import ssl
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
+from firstread.registry import connections
 from firstread.registry.auth import Credentials
 from firstread.registry.open import AccessOptions, open_destination, open_source
 from firstread.testing.patience import PATIENCE_S
@@ -509,3 +511,28 @@ def test_a_real_registry_that_restarts() -> None:
             place.has_blob(BLOB)
             registry.restart()  # the idle connection is dead now
             assert not place.has_blob(BLOB)
+
+
+def test_repositories_share_what_the_system_trusts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Loading it takes as long as some requests; what an endpoint states itself is never shared."""
+    trust = connections.SystemTrust()
+    monkeypatch.setattr(connections, "_system", trust)
+    shared = trust.context()
+    certificate, key = make_certificate(tmp_path)
+    with ScriptedRegistry(tls=(certificate, key)) as registry:
+        registry.blobs[BLOB.digest] = DATA
+        with source(registry, replace(OPTIONS, insecure_tls=True)) as place:
+            assert read(place) == DATA
+        with source(registry, replace(OPTIONS, ca_file=certificate)) as place:
+            assert read(place) == DATA
+    with ScriptedRegistry() as registry:
+        registry.blobs[BLOB.digest] = DATA
+        with source(registry) as place:
+            assert read(place) == DATA
+    assert trust.context() is shared
+    assert shared.check_hostname
+    assert shared.verify_mode is ssl.CERT_REQUIRED
+    monkeypatch.setattr(connections, "TRUST_S", 0.0)
+    assert trust.context() is not shared
