@@ -148,7 +148,7 @@ def test_a_destination_has_one_image() -> None:
     assert (row.image, row.result) == ("docker://b.example/app:v1", "failed")
     assert row.error is not None
     assert "docker://a.example/app:v1 has the same destination" in row.error.message
-    # An earlier conversion keeps its destination.
+    # An image that has the destination keeps it.
     there = second.missing()
     assert sort_out([first], [there])[0] == []
     assert sort_out([second], [there])[0] == [second]
