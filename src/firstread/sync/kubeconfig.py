@@ -69,6 +69,7 @@ class _User(msgspec.Struct, frozen=True, rename="kebab"):
     password: str = ""
     exec: _Plugin | None = None
     auth_provider: Any = None
+    impersonated: str = msgspec.field(name="as", default="")
 
 
 class _Context(msgspec.Struct, frozen=True):
@@ -170,6 +171,7 @@ def _check(path: Path, cluster: _Cluster, user: _User) -> None:
         "tls-server-name": cluster.tls_server_name,
         "proxy-url": cluster.proxy_url,
         "auth-provider": user.auth_provider,
+        "as": user.impersonated,
     }
     for name, value in unknown.items():
         if value:

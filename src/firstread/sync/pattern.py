@@ -11,6 +11,7 @@ import fnmatch
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from firstread.convert import layertags
 from firstread.errors import UsageError
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.referrers import is_about_a_digest
@@ -43,8 +44,9 @@ class Pattern:
         return fnmatch.fnmatchcase(repository, self.repository)
 
     def fits_tag(self, tag: str) -> bool:
-        """Return whether a tag fits; those that hold lists of referrers or signatures never do."""
-        return fnmatch.fnmatchcase(tag, self.tag) and not is_about_a_digest(tag)
+        """Return whether a tag fits; one of referrers, a signature or a packed layer never does."""
+        names_no_image = is_about_a_digest(tag) or tag.startswith(layertags.PREFIX)
+        return fnmatch.fnmatchcase(tag, self.tag) and not names_no_image
 
     def fits(self, reference: Reference) -> bool:
         """Return whether an image fits; one without a tag, if its repository does."""

@@ -267,6 +267,9 @@ def test_unsupported_fields_are_named(tmp_path: Path) -> None:
         path = write(tmp_path / "config", server, {}, **{"proxy-url": "http://a"})
         with pytest.raises(UsageError, match="proxy-url is not supported"):
             read_kubeconfig(path)
+        path = write(tmp_path / "config", server, {"as": "somebody"})
+        with pytest.raises(UsageError, match="as is not supported"):
+            read_kubeconfig(path)
         path = write(tmp_path / "config", server, {"auth-provider": {"name": "gcp"}})
         with pytest.raises(UsageError, match="auth-provider is not supported"):
             read_kubeconfig(path)

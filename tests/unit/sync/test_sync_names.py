@@ -49,8 +49,10 @@ def test_a_pattern_of_docker_hub() -> None:
     assert parse_pattern("nginx:1.*").fits(parse_reference("nginx:1.27"))
 
 
-@pytest.mark.parametrize("tag", [f"sha256-{HEX}", f"sha256-{HEX}.sig", f"sha512-{HEX}.att"])
-def test_lists_of_referrers_and_signatures_fit_no_pattern(tag: str) -> None:
+@pytest.mark.parametrize(
+    "tag", [f"sha256-{HEX}", f"sha256-{HEX}.sig", f"sha512-{HEX}.att", f"firstread-layer-{HEX}"]
+)
+def test_what_names_no_image_fits_no_pattern(tag: str) -> None:
     assert not parse_pattern("r.example/*:*").fits_tag(tag)
 
 
