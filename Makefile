@@ -132,7 +132,7 @@ lock:
 	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra dask --extra otel --extra plots \
 	    --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --extra kubernetes --extra otel --constraint requirements.lock \
+	    --no-emit-index-url --no-emit-find-links --extra dask --extra kubernetes --extra otel --constraint requirements.lock \
 	    --output-file packaging/requirements.lock pyproject.toml
 
 clean:
