@@ -17,7 +17,8 @@ Facts about the kernel's side (Linux 6.1 to 7.3, drivers/block/nbd.c):
   and nobody else does as long as our end takes requests and none is too old. So we shut down our
   sending side alone, and read to the end: behind that the receiver has gone.
 * The kernel sends a request at once or not at all, so one read(2) has one.
-* The lower half of a cookie names a place for a request; a new one there makes the one before void.
+* One half of a cookie is a number below 128, the place of the request; a new one there makes the
+  one before void. A cookie comes big-endian, but in Linux 6.1 in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ USUAL_BYTES = 1 << 20  # at most, of most
 _TAKEN_S = 5.0  # for the kernel to take a reply
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.02, 1.0  # between attempts to replace a socket
 _TICK_S = 0.001
-_PLACE = 0xFFFFFFFF  # of a cookie
+_PLACES = 128  # the kernel's queue depth
 _NOTHING = bytes(wire.REQUEST.size)
 _BROKEN = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
@@ -178,7 +179,7 @@ class NbdStream(Connection):
         with self._lock:
             known = {*self._waiting, *(read.unique for read in self._journal.records())}
             for unique in known - {cookie}:
-                if (unique ^ cookie) & _PLACE == 0:
+                if _place(unique) == _place(cookie):
                     self._waiting.pop(unique, None)
                     self._journal.remove(unique)
                     self._doubtful.discard(unique)
@@ -301,6 +302,12 @@ class NbdStream(Connection):
             if exc.errno not in _BROKEN:
                 raise
         return sent
+
+
+def _place(cookie: int) -> int:
+    """Return what names the place in a cookie."""
+    low = cookie & 0xFFFFFFFF
+    return low if low < _PLACES else cookie >> 32
 
 
 def _unanswered(request: Request) -> Unanswered:
