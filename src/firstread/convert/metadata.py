@@ -216,8 +216,10 @@ def write_metadata_layer(
     )
     layer = _Digested(out, limit)
     compressor = zstandard.ZstdCompressor(level=_level(draft.size))
-    with compressor.stream_writer(layer, size=draft.size, closefd=False) as stream:  # type: ignore[arg-type]
-        content = _Digested(stream, limit)
-        stats = draft.write(content)  # type: ignore[arg-type]
+    # Not as a block, whose end would complain of the size and hide the error.
+    stream = compressor.stream_writer(layer, size=draft.size, closefd=False)  # type: ignore[arg-type]
+    content = _Digested(stream, limit)
+    stats = draft.write(content)  # type: ignore[arg-type]
+    stream.close()  # type: ignore[no-untyped-call]
     ids = [row.id for row in rows]
     return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, stats.inodes)
