@@ -17,9 +17,9 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from firstread.device.base import Pair
 from firstread.device.connection import Connection
@@ -30,7 +30,6 @@ from firstread.device.fusetree import Tree
 from firstread.device.sectortree import SectorTree
 from firstread.device.watches import Watches, lent_by
 from firstread.erofs.erofsimage import ErofsImage
-from firstread.sectors.sectorstore import SectorStore
 
 
 class MixedDevice(FlatDevice):
@@ -41,9 +40,10 @@ class MixedDevice(FlatDevice):
     _offered: frozenset[bytes] = frozenset()  # to the next mount
     _borrowed: Mapping[Connection, frozenset[bytes]] = MappingProxyType({})  # replaced
 
-    def __init__(self, store: SectorStore, *served: Any) -> None:
-        super().__init__(store, *served)
-        self._before = {number: lent_by(pair[1]) for number, pair in self._given.items()}
+    @cached_property
+    def _before(self) -> Mapping[int, frozenset[bytes]]:
+        """Sectors that mounts of a process before have borrowed, by device number."""
+        return {number: lent_by(pair[1]) for number, pair in self._given.copy().items()}
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:
         """See `Device`."""
