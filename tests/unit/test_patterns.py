@@ -91,6 +91,8 @@ MEASURED: dict[str, Measured] = {
     "convert.stream._GZIP": using("convert.stream._GZIP", "match"),
     "convert.stream._ZSTD": using("convert.stream._ZSTD", "match"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
+    "convert.layertask._SECRET_NAME": using("convert.layertask._SECRET_NAME", "fullmatch"),
+    "engines.naming._TEXT": using("engines.naming._TEXT", "fullmatch"),
     "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),
     "registry.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
     "registry.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),
