@@ -116,10 +116,10 @@ def test_metrics_say_the_same(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
         assert output(daemon.reading(place / "f1")) == plain[1].summary(1)
         daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
         found = metrics_of(daemon.run("status", "--metrics").stdout)
-        assert found["firstread_present mnt"] == 1
-        assert found["firstread_sectors mnt"] == 8
-        assert found["firstread_events_total mnt"] == 1
-        assert found["firstread_requests_total mnt demand"] == 1
+        assert found["firstread_mount_present_sectors mnt"] == 1
+        assert found["firstread_mount_sectors mnt"] == 8
+        assert found["firstread_mount_waited_reads_total mnt"] == 1
+        assert found["firstread_mount_requests_total mnt demand"] == 1
         assert found["firstread_store_bytes"] == SECTOR
         assert found["firstread_fetcher_restarts_total"] == 0
 
@@ -128,7 +128,7 @@ def test_metrics_say_the_same(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             found = metrics_of(answer.read().decode())
         assert found["firstread_fetcher_restarts_total"] == 1
-        assert found["firstread_present mnt"] == 1
+        assert found["firstread_mount_present_sectors mnt"] == 1
 
 
 def test_silent_clients_of_the_metrics_cost_the_fetcher_little(

@@ -94,8 +94,6 @@ MEASURED: dict[str, Measured] = {
     "engines.naming._TEXT": using("engines.naming._TEXT", "fullmatch"),
     "mounts.startspans._CONTEXT": using("mounts.startspans._CONTEXT", "fullmatch"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
-    "convert.layertask._SECRET_NAME": using("convert.layertask._SECRET_NAME", "fullmatch"),
-    "engines.naming._TEXT": using("engines.naming._TEXT", "fullmatch"),
     "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),
     "registry.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
     "registry.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),
