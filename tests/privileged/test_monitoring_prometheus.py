@@ -123,6 +123,8 @@ def test_every_query_of_the_dashboard_finds_numbers(tmp_path: Path) -> None:
         prometheus = Prometheus(tmp_path, *ports)
         try:
             with snapshotter(node, ports[1]):
+                # A rate needs reads between two scrapes, and soon all is here unasked.
+                node.wait(lambda: sum(prometheus.values("up")) == 2)
                 missing, number = queries(), 0
                 while missing:
                     assert number < FILES, missing
