@@ -195,7 +195,7 @@ def _convert(
 
 def _show_tasks(source: Reference, destination: Reference, options: ConvertOptions) -> None:
     """Print the tasks of an image as a JSON array, one a line."""
-    from firstread.convert.conversion import layer_tasks
+    from firstread.convert.tasks import layer_tasks
 
     lines = [task.encode() for task in layer_tasks(source, destination, options)]
     report(["[", *(f"{line}," for line in lines[:-1]), *lines[-1:], "]"])

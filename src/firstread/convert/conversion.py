@@ -120,27 +120,6 @@ def convert(
             return work.run(image, layers, started)
 
 
-def layer_tasks(
-    source: Reference, destination: Reference, options: ConvertOptions
-) -> list[LayerTask]:
-    """Return the tasks that pack the layers of an image for `destination`, but the known ones.
-
-    Args:
-        source: as for `convert`.
-        destination: likewise.
-        options: see `ConvertOptions`.
-
-    Raises:
-        FirstreadError: names the image.
-    """
-    check_destination(source, destination)
-    with naming_image(source), open_source(source, options.source_options) as opened_source:
-        layers = source_layers(resolve(opened_source, options.platform))
-        with open_destination(destination, options.destination_options) as opened:
-            work = ImageConversion(source, destination, options, opened_source, opened)
-            return work.tasks(layers)
-
-
 class ImageConversion:
     """One conversion under way.
 

@@ -19,11 +19,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from firstread.convert.conversion import ConvertOptions, convert, layer_tasks
+from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.layertags import LAYER_TYPE, layer_tag
 from firstread.convert.layertask import MAX_TASK_SIZE, LayerTask, credentials_file
 from firstread.convert.outcome import Conversion
 from firstread.convert.record import Parameters
+from firstread.convert.tasks import layer_tasks
 from firstread.convert.worker import run_task
 from firstread.errors import (
     AuthError,

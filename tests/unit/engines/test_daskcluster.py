@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from firstread.convert.conversion import ConvertOptions, convert, layer_tasks
+from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.outcome import Conversion
+from firstread.convert.tasks import layer_tasks
 from firstread.convert.worker import run_task
 from firstread.engines.daskcluster import DaskExecutor
 from firstread.errors import EngineError, NodeError, NotFoundError
