@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.forms import Forms
 from firstread.cli.options import SecondsType, json_option
 from firstread.cli.output import report, show
 from firstread.cli.progressdisplay import PeriodicLines
@@ -35,23 +36,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COLUMNS = ("IMAGE", "PLATFORM", "RESULT", "SECONDS", "PACKED", "SIZE")
 
 
-class _Forms(click.Command):
-    """Leaves the command to ``serve`` if that is its first word."""
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        if args[:1] == ["serve"]:
-            return serve.make_context(f"{info_name} serve", args[1:], parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
-
-
 @click.command(
-    cls=_Forms,
+    cls=Forms,
+    forms={"serve": serve},
     epilog="'firstread sync serve' converts what registries tell it of by webhooks (docs/sync.md).",
 )
 @click.argument("places", nargs=-1, metavar="SOURCE... [DEST]")

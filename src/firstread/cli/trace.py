@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.forms import Forms
 from firstread.cli.options import (
     SecondsType,
     access_options,
@@ -82,8 +83,8 @@ def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
         complain(["  the record began with the daemon's last restart, not with the mount"])
 
 
-class _Forms(click.Command):
-    """Leaves the command to another form if its first word is that one's."""
+class _Forms(Forms):
+    """Likewise, if its first word is the option of another form."""
 
     def make_context(
         self,
@@ -92,8 +93,6 @@ class _Forms(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        if args[:1] == ["merge"]:
-            return _merge.make_context(f"{info_name} merge", args[1:], parent, **extra)
         if args and args[0].partition("=")[0] == "--from":
             return _from.make_context(info_name, args, parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
@@ -101,6 +100,7 @@ class _Forms(click.Command):
 
 @click.command(
     cls=_Forms,
+    forms={"merge": _merge},
     context_settings=CONTEXT_SETTINGS,
     epilog="'firstread trace merge FILE... -o FILE' merges traces; 'firstread trace --from DIR -o"
     " FILE' writes what the mount at DIR has read.",
