@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import burst, convert, node
 from benchmarks.images.build import default_cache
-from benchmarks.report import DOCS, Section, page, save
+from benchmarks.report import DOCS, Section, save
 from firstread.errors import FirstreadError
 
 BENCHMARKS: dict[str, Callable[[], Section]] = {
@@ -32,9 +32,7 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=results, help=f"keep figures in [{results}]"
     )
-    parser.add_argument(
-        "--docs", action="store_true", help=f"write the kept ones to docs/{DOCS.name}"
-    )
+    parser.add_argument("--docs", action="store_true", help=f"write them to docs/{DOCS.name}")
     options = parser.parse_args()
     names = options.names or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
@@ -43,14 +41,12 @@ def main() -> int:
         parser.error("benchmarks mount and drop caches: run them as root")
     try:
         for name in names:
-            kept = save(BENCHMARKS[name](), options.json)
+            save(BENCHMARKS[name](), options.json, docs=options.docs)
     except KeyboardInterrupt:
         return 130
     except FirstreadError as exc:
         print(f"error: {exc}" + (f" ({exc.hint})" if exc.hint else ""), file=sys.stderr)
         return exc.exit_code
-    if options.docs:
-        DOCS.write_text(page(kept))
     return 0
 
 

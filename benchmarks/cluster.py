@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.images.build import default_cache
 from benchmarks.measure import median
-from benchmarks.report import DOCS, Goal, Section, page, save
+from benchmarks.report import DOCS, Goal, Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from firstread.convert.conversion import ConvertOptions, convert
@@ -440,9 +440,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--docs", action="store_true", help=f"write them to docs/{DOCS.name}")
     options = parser.parse_args()
-    kept = save(measure(options.images, options.runs), results)
-    if options.docs:
-        DOCS.write_text(page(kept))
+    save(measure(options.images, options.runs), results, docs=options.docs)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from benchmarks.host import Host
 from benchmarks.images.build import default_cache
 from benchmarks.measure import median, timed
 from benchmarks.places import LAZY, publish, reference, storage, warm
-from benchmarks.report import DOCS, Goal, Section, page, save
+from benchmarks.report import DOCS, Goal, Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe, drop_caches
 from benchmarks.transport import transport
@@ -143,9 +143,7 @@ def main() -> None:
             compare(section, registry, name, scratch / name, options.runs)
         transport(section, scratch)
         memory(section, registry, options.images, scratch)
-    kept = save(section, default_cache().parent / "benchmarks.json")
-    if options.docs:
-        DOCS.write_text(page(kept))
+    save(section, default_cache().parent / "benchmarks.json", docs=options.docs)
 
 
 if __name__ == "__main__":

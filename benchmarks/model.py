@@ -24,7 +24,7 @@ from benchmarks.images.recipes import LARGE_IMAGES
 from benchmarks.link import Measured
 from benchmarks.measure import median
 from benchmarks.places import FIRSTREAD, LAZY, publish, reference, run_command, storage, warm
-from benchmarks.report import DOCS, Goal, Section, page, save
+from benchmarks.report import DOCS, Goal, Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.sequential import READERS, run_reader
 from benchmarks.setting import describe
@@ -149,9 +149,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=place, help=f"keep figures in [{place}]")
     parser.add_argument("--docs", action="store_true", help=f"write them to docs/{DOCS.name}")
     options = parser.parse_args()
-    kept = save(measure(options.image, options.link, options.runs), options.json)
-    if options.docs:
-        DOCS.write_text(page(kept))
+    save(measure(options.image, options.link, options.runs), options.json, docs=options.docs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from benchmarks.images.build import default_cache
 from benchmarks.images.ready import Prints
 from benchmarks.measure import median
 from benchmarks.places import storage
-from benchmarks.report import DOCS, Goal, Section, page, save
+from benchmarks.report import DOCS, Goal, Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from benchmarks.suite.__main__ import MODES
@@ -100,9 +100,7 @@ def main() -> None:
         section.setting["cold"] = "from the request to pull to the end of the first pass"
         section.start()
         measure(section, options.image, present, options.runs, scratch)
-    kept = save(section, default_cache().parent / "benchmarks.json")
-    if options.docs:
-        DOCS.write_text(page(kept))
+    save(section, default_cache().parent / "benchmarks.json", docs=options.docs)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,17 +122,24 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def save(section: Section, path: Path) -> dict[str, Any]:
-    """Keep results in a JSON file, beside those of other benchmarks; return all of them."""
+def save(section: Section, path: Path, *, docs: bool = False) -> None:
+    """Keep results in a JSON file, beside those of other benchmarks.
+
+    Args:
+        section: the results.
+        path: of the file.
+        docs: put them into the page of docs, too.
+    """
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     kept[section.name] = section.to_dict()
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    return kept
+    if docs:
+        write(section)
 
 
 DOCS = Path(__file__).parents[1] / "docs/benchmarks.md"
 ORDER = ("convert", "node", "devices", "suite", "sectors", "tune", "burst", "cluster")
-"""Benchmarks on the page; ``NAME-SOMETHING`` follows ``NAME``, others are left out."""
+"""Benchmarks on the page; ``NAME-SOMETHING`` follows ``NAME``, others come last."""
 PAGE = """\
 # Benchmarks
 
@@ -140,23 +148,28 @@ PAGE = """\
 within one run on one machine; absolute ones say little elsewhere. The column *met* shows missed
 goals.
 """
+_SECTION = re.compile(r"<!-- ([^ ]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
-def page(document: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the page of docs for results as `save` returns them."""
-    parts = [PAGE]
-    for section in (document[name] for name in sorted(document, key=_rank) if _rank(name)[0] >= 0):
-        parts.append(f"\n## {section['title']}\n")
-        parts += [f"- {label}: {text}" for label, text in section["setting"].items()]
-        parts += ["", *section.get("table", ())]
-        parts += ["| measured | value | goal | met | made of |", "|---|--:|--:|---|---|"]
-        for figure in section["figures"]:
-            amount = f"{number(figure['value'])} {figure['unit']}"
-            cells = [figure["name"], amount, figure["goal"], MARKS[figure["met"]], figure["detail"]]
-            parts.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(parts) + "\n"
+def write(section: Section, page: Path = DOCS) -> None:
+    """Put results into the page of docs, in place of older ones of this name; the others stay."""
+    found = dict(_SECTION.findall(page.read_text())) if page.exists() else {}
+    found[section.name] = "\n".join(_lines(section)) + "\n"
+    parts = [f"\n<!-- {name} -->\n{found[name]}<!-- end -->\n" for name in sorted(found, key=_rank)]
+    page.write_text("".join([PAGE, *parts]))
+
+
+def _lines(section: Section) -> Iterator[str]:
+    yield from (f"## {section.title}", "")
+    yield from (f"- {label}: {text}" for label, text in section.setting.items())
+    yield from ("", *section.table)
+    yield from ("| measured | value | goal | met | made of |", "|---|--:|--:|---|---|")
+    for figure in section.figures:
+        amount, goal = f"{number(figure.value)} {figure.unit}", str(figure.goal or "")
+        cells = (figure.name, amount, goal, MARKS[figure.met], figure.detail)
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _rank(name: str) -> tuple[int, str]:
     kind = name.partition("-")[0]
-    return ORDER.index(kind) if kind in ORDER else -1, name
+    return ORDER.index(kind) if kind in ORDER else len(ORDER), name

@@ -23,7 +23,7 @@ from benchmarks import sizetables
 from benchmarks.footprint import footprint, synthetic
 from benchmarks.images.build import default_cache
 from benchmarks.places import storage
-from benchmarks.report import DOCS, page, save
+from benchmarks.report import DOCS, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from benchmarks.sizes import LOCAL, Kept, Sized, convert_sized, made_before, mode_of, record
@@ -191,9 +191,7 @@ def main() -> int:
         if options.predict:
             sections.append(sizetables.predictions_section(chosen, setting, workloads))
     for section in sections:
-        document = save(section, options.json)
-    if options.docs:
-        DOCS.write_text(page(document))
+        save(section, options.json, docs=options.docs)
     return 0
 
 

@@ -20,7 +20,7 @@ import grpc
 
 from benchmarks.images.build import default_cache
 from benchmarks.link import Measured
-from benchmarks.report import DOCS, Section, page, save
+from benchmarks.report import Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 from benchmarks.suite import chart
@@ -248,9 +248,7 @@ def main() -> int:
         write_csv(suite.found, options.csv)
     if options.chart:
         chart.draw(cells(suite.found), options.chart)
-    kept = save(section, options.json)
-    if options.docs:
-        DOCS.write_text(page(kept))
+    save(section, options.json, docs=options.docs)
     return 1 if suite.failed else 0
 
 

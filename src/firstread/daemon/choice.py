@@ -81,7 +81,9 @@ class Kind(NamedTuple):
 
 
 def _fanotify(store: SectorStore, _: Served) -> Device:
-    return FanotifyDevice(store, Group(GROUP_FD))
+    group = Group(GROUP_FD)
+    store.open_below(group.quiet(store.directory))
+    return FanotifyDevice(store, group)
 
 
 DEVICES = (

@@ -84,6 +84,11 @@ class SectorStore:
         """Return the descriptor of ``sectors/``, which `names` are relative to."""
         return self._dirfd
 
+    def open_below(self, fd: int) -> None:
+        """Open sector files by way of another descriptor of ``sectors/``, which is ours now."""
+        os.close(self._dirfd)
+        self._dirfd = fd
+
     def close(self) -> None:
         """Close the store; the last process that does so after `claim` gives up the lock."""
         for fd in (self._dirfd, self._lock_fd):
