@@ -228,6 +228,25 @@ def test_descriptor_opened_before_the_first_mark_raises_no_event_of_data(lazy: L
     os.close(fd)
 
 
+def test_files_opened_by_way_of_a_quiet_mount_raise_no_event_and_others_do(lazy: LazyMount) -> None:
+    quiet = lazy.group.quiet(lazy.store.directory)
+    fd = os.open(lazy.store.names(lazy.ids[:1])[0], os.O_RDWR, dir_fd=quiet)
+    actions: list[Callable[[], object]] = [
+        lambda: os.pwrite(fd, b"x", 0),
+        lambda: os.pread(fd, 1, 0),
+        lambda: os.ftruncate(fd, 0),
+    ]
+    assert [own_events(lazy, action) for action in actions] == [[]] * len(actions)
+    reader = lazy.read(0)
+    event = one_event(lazy)
+    os.pwrite(fd, lazy.data[0], 0)
+    lazy.group.finish([event.fd])
+    assert output(reader) == part(lazy, 0)
+    os.close(quiet)  # the mount stays as long as a file of it is open
+    assert own_events(lazy, lambda: os.pwrite(fd, b"x", 0)) == []
+    os.close(fd)
+
+
 # Handing the group over.
 
 

@@ -82,7 +82,10 @@ class Kind(NamedTuple):
 
 def _fanotify(store: SectorStore, _: Served) -> Device:
     group = Group(GROUP_FD)
-    store.open_below(group.quiet(store.directory))
+    try:
+        store.open_below(group.quiet(store.directory))
+    except NodeError as exc:
+        log.info("what the fetcher itself writes and reads raises events: %s", exc)
     return FanotifyDevice(store, group)
 
 

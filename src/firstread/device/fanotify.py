@@ -30,9 +30,10 @@ Facts about such events (Linux 6.18; tests/privileged/test_device_events.py has 
   * A reader that waits is killable. Its event leaves the queue; if it was read, it stays ours,
     with its descriptor, until we answer, and nothing says that nobody waits for that.
   * Our own reads, writes and truncates of a marked file raise events too and wait for an answer,
-    but not through an event's descriptor, nor through one opened before the first mark. Opening
-    with O_TRUNC, chmod, fdatasync, stat and unlink raise none. So: write through the event's
-    descriptor, answer an event of our own pid at once, and never hold what the loop needs.
+    but not through an event's descriptor, nor through one opened before the first mark or by way
+    of a mount that the group ignores. Opening with O_TRUNC, chmod, fdatasync, stat and unlink
+    raise none. So: write through an event's descriptor or by way of a `quiet` mount, answer an
+    event of our own pid at once (truncate(2) by a path), and never hold what the loop needs.
   * A page fault holds the GIL, and subprocess.Popen waits for the exec of its child: the process
     that serves must do neither on its own mount, in no thread.
   * Reading an event opens its file. With no descriptor left, that event is denied: what is not

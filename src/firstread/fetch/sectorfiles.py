@@ -49,8 +49,6 @@ class SectorFiles:
 
     def open(self, sector: Wanted, beside: int | None) -> int:
         """Return a new descriptor of a sector's file: a copy of `beside`, if there is one."""
-        # Writes through an event's descriptor raise no events. One that is
-        # opened here does, and the supervisor lets each of them through.
         try:
             if beside is not None:
                 return os.dup(beside)

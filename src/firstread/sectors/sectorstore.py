@@ -267,7 +267,8 @@ class SectorStore:
     def open(self, sector_id: bytes, flags: int = os.O_RDONLY) -> int:
         """Return a descriptor of a sector's file.
 
-        On a marked file, reading and writing through it raise events.
+        On a marked file, reading and writing through it raise events, unless `open_below` was told
+        a way by which they do not.
         """
         with doing("cannot open the sector file"):
             return os.open(file_name(sector_id), flags | os.O_CLOEXEC, dir_fd=self._dirfd)
