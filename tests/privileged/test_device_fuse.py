@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from firstread.device.base import NO_XATTRS
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.testing.caches import caches_kept, drop_caches
 from firstread.testing.devicebench import output
@@ -118,6 +120,21 @@ def test_a_warm_tree_asks_for_nothing(features: FuseMount) -> None:
     drop_caches()
     subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
     assert features.device.requests() > asked
+
+
+def test_without_extended_attributes_it_is_not_asked_for_any(tmp_path: Path) -> None:
+    (tmp_path / NO_XATTRS).touch()
+    ask = "import os, sys; os.getxattr(sys.argv[1], 'trusted.overlay.metacopy')"
+    with FuseMount(tmp_path) as bench:
+        counts = []
+        for name in sorted(os.listdir(bench.mountpoint)):
+            asked = bench.device.requests()
+            command = [sys.executable, "-c", ask, bench.mountpoint / name]
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert f"Errno {errno.EOPNOTSUPP}" in found.stderr
+            counts.append(bench.device.requests() - asked)
+        assert len(counts) == 4
+        assert max(counts[1:]) < counts[0]
 
 
 def test_a_large_read_is_asked_for_at_once(bench: FuseMount) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from firstread.cache.room import Room
+from firstread.device.base import NO_XATTRS
 from firstread.erofs.reader import validate
 from firstread.errors import ImageError
 from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
@@ -64,7 +65,8 @@ def write(
         syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
         stack.callback(syncing.shutdown)
         synced = [syncing.submit(os.fsync, file.fileno()) for file in files]
-        validate(image.erofs)
+        if not validate(image.erofs):
+            (directory / NO_XATTRS).touch()
         for each in synced:
             each.result()
 

@@ -19,6 +19,9 @@ from firstread.errors import NodeError
 MOST_READS = 16384  # that wait at a time
 SECTOR_ID_BYTES = 32
 
+NO_XATTRS = "no-xattrs"
+"""A file beside the metadata of an image none of whose files has extended attributes."""
+
 WHOLE_SECTOR = 1 << 40
 """Length of a read whose range is not known: no sector is that long."""
 

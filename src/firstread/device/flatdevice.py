@@ -102,7 +102,8 @@ class FlatDevice(FuseDevice):
             for read in left:
                 self.answer(read, allow=False)
 
-    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
+    def _shown(self, image: ErofsImage, metadata: Path) -> tuple[Tree, Inside | None]:
+        del metadata
         tree = FlatTree(image)
         return tree, tree.metadata
 

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 from firstread.device import syscalls
-from firstread.device.base import MOST_READS, Capabilities, Pair, Read
+from firstread.device.base import MOST_READS, NO_XATTRS, Capabilities, Pair, Read
 from firstread.device.connection import Connection
 from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
@@ -200,7 +200,7 @@ class FuseDevice:
         fd, watches_fd = pair
         watches = Watches(watches_fd, ids)
 
-        tree, inside = self._shown(ErofsImage(memory))
+        tree, inside = self._shown(ErofsImage(memory), metadata)
 
         def reader() -> SectorReader:
             return SectorReader(self._store, ids, watches, self._most_open, inside)
@@ -214,9 +214,9 @@ class FuseDevice:
             self._watches = {**self._watches, connection: watches}
         return connection
 
-    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
+    def _shown(self, image: ErofsImage, metadata: Path) -> tuple[Tree, Inside | None]:
         """Return what the kernel is to see, and what reads metadata, if extents may lie in it."""
-        return FuseTree(image), None
+        return FuseTree(image, has_xattrs=not metadata.with_name(NO_XATTRS).exists()), None
 
     def _mount(
         self, fd: int, metadata: Path, ids: Sequence[bytes], connection: Connection

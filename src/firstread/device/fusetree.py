@@ -64,12 +64,14 @@ class FuseTree:
 
     Args:
         image: its metadata.
+        has_xattrs: any file of it has extended attributes; if not, the kernel stops asking for
+            them. An overlay would ask for one of each file that it looks up.
     """
 
     has_many = False
 
-    def __init__(self, image: ErofsImage) -> None:
-        self.image = image
+    def __init__(self, image: ErofsImage, *, has_xattrs: bool = True) -> None:
+        self.image, self._has_xattrs = image, has_xattrs
         self._blocks: dict[tuple[int, int], list[Dirent]] = {}  # the one used last at the end
         self._inodes: dict[int, Inode] = {}
 
@@ -166,6 +168,8 @@ class FuseTree:
         return b"".join(parts)
 
     def _getxattr(self, request: Request, body: memoryview) -> bytes:
+        if not self._has_xattrs:
+            raise OSError(errno.ENOSYS, "no attributes")
         size, name = fuse.parse_size(body)
         value = self.image.xattrs(self.inode(request.node)).get(name)
         if value is None:

@@ -62,8 +62,10 @@ class MixedDevice(FlatDevice):
         borrowed = itertools.chain(unadopted, self._borrowed.values())
         return sector_id in self._offered or any(sector_id in ids for ids in borrowed)
 
-    def _shown(self, image: ErofsImage) -> tuple[Tree, Inside | None]:
-        return (SectorTree(image), None) if image.devices else super()._shown(image)
+    def _shown(self, image: ErofsImage, metadata: Path) -> tuple[Tree, Inside | None]:
+        if image.devices:
+            return SectorTree(image), None
+        return super()._shown(image, metadata)
 
     def _connect(self, metadata: Path, ids: Sequence[bytes], pair: Pair) -> Connection:
         connection = super()._connect(metadata, ids, pair)

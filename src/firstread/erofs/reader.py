@@ -110,19 +110,22 @@ class _Scan:
         return self.image.inode(nid)
 
 
-def validate(image: ErofsImage) -> None:
-    """Check the whole tree of `image`, before a mount.
+def validate(image: ErofsImage) -> bool:
+    """Check the whole tree of `image`, before a mount; return whether it has xattrs.
 
     Raises:
         ImageError: a part of it does not have the form that firstread writes.
     """
+    has_xattrs = False
     for inode, _ in scan(image):
         if inode.xattr_size:
             image.xattrs(inode)
+            has_xattrs = True
         if inode.form & LAYOUT_MASK == CHUNK_BASED:
             image.chunks(inode)
         elif inode.mode & _TYPE_MASK == stat.S_IFLNK:
             image.readlink(inode)
+    return has_xattrs
 
 
 def read_tree(image: ErofsImage) -> Node:

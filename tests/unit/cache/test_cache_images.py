@@ -14,6 +14,8 @@ import pytest
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.cache.room import Room
+from firstread.convert.conversion import ConvertOptions, convert
+from firstread.device.base import NO_XATTRS
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
 from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.oci.blobstream import BlobStream
@@ -75,6 +77,19 @@ def test_an_image_is_fetched_with_three_questions_and_then_known(
     assert loaded.ids() == image.ids()
     assert loaded.config == image.config
     assert loaded.metadata.stat().st_size == len(loaded.block_image.metadata)
+
+
+@pytest.mark.parametrize("xattrs", [{}, {"user.name": b"value"}])
+def test_an_image_without_extended_attributes_is_known_for_it(
+    store: ImageStore, tmp_path: Path, xattrs: dict[str, bytes]
+) -> None:
+    layout, name = tmp_path / "source", f"oci:{tmp_path}/converted:latest"
+    write_layout(Image([Layer([File("file", b"content", xattrs=xattrs)])]), layout)
+    reference = parse_reference(name)
+    convert(parse_reference(f"oci:{layout}:latest"), reference, ConvertOptions())
+    with LayoutDirectory(reference) as repository:
+        image = store.fetch(reference, repository)
+    assert image.metadata.with_name(NO_XATTRS).exists() is not bool(xattrs)
 
 
 def test_more_of_an_image_can_be_asked_for_beside_its_metadata(

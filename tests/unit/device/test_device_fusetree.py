@@ -154,6 +154,16 @@ def test_only_root_is_told_of_trusted_attributes(tree: FuseTree) -> None:
     assert b"trusted.b" not in xattr(tree, b"", 99, uid=1000)
 
 
+def test_the_kernel_need_not_ask_for_attributes_that_there_are_not() -> None:
+    root = directory()
+    root.children = {b"file": Node(stat.S_IFREG)}
+    tree = FuseTree(tree_of(root).image, has_xattrs=False)
+    with pytest.raises(OSError) as caught:
+        xattr(tree, b"trusted.overlay.metacopy", 0)
+    assert caught.value.errno == errno.ENOSYS
+    assert ask(tree, fuse.LISTXATTR, body=struct.pack("=II", 9, 0)) == b""
+
+
 def test_seeking_in_an_empty_file_finds_nothing(tree: FuseTree) -> None:
     node, _ = lookup(tree, b"old")
     for whence, number in ((os.SEEK_DATA, errno.ENXIO), (os.SEEK_END, errno.EINVAL)):
