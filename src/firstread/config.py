@@ -60,7 +60,7 @@ import msgspec
 from firstread.errors import UsageError
 from firstread.units import MAX_SECONDS, parse_size
 from firstread.userdirs import configuration
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 DeviceName = Literal["auto", "fanotify", "flat", "loop", "mixed", "nbd", "fuse"]
 DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
@@ -233,7 +233,7 @@ def load_config(path: Path | None = None) -> Config:
     """
     source = path or configuration()
     missing = b"" if path is None else None
-    data = read_whole(source, MAX_CONFIG_BYTES, "the configuration", missing=missing)
+    data = read_limited(source, MAX_CONFIG_BYTES, "the configuration", missing=missing)
     try:
         return Config.from_builtins(tomllib.loads(data.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:

@@ -16,7 +16,7 @@ from firstread.errors import UsageError, from_os_error
 from firstread.units import format_size
 
 
-def read_whole(path: Path, most: int, kind: str = "", *, missing: bytes | None = None) -> bytes:
+def read_limited(path: Path, most: int, kind: str = "", *, missing: bytes | None = None) -> bytes:
     """Return what is in a file that a user has named.
 
     Args:

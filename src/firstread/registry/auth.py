@@ -35,7 +35,7 @@ from firstread.registry.credentials import Credentials
 from firstread.registry.hosts import directories
 from firstread.registry.logins import Logins
 from firstread.units import MiB
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 __all__ = ["Credentials", "LookUp", "auth_files", "look_up"]
 
@@ -149,7 +149,7 @@ def _sources(
 
 def _of_file(path: Path, host: str, repository: str, required: bool) -> Credentials | None:
     missing = None if required else b"{}"
-    data = read_whole(path, MAX_FILE, "the credentials", missing=missing)
+    data = read_limited(path, MAX_FILE, "the credentials", missing=missing)
     return _search(_parse(data.strip() or b"{}", path), path, host, repository)
 
 
@@ -161,7 +161,7 @@ def _files_of(directory: Path, host: str) -> list[Path]:
 
 def _of_host(path: Path) -> Credentials | None:
     """Return the credentials in a file for one host alone."""
-    data = read_whole(path, MAX_FILE, "the credentials", missing=b"{}")
+    data = read_limited(path, MAX_FILE, "the credentials", missing=b"{}")
     try:
         return _decode(gojson.decode(data, _Login), path)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

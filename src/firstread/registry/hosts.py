@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 from firstread.errors import UsageError, from_os_error
 from firstread.oci.reference import DEFAULT_HOST
 from firstread.units import MiB
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 PULL: Final = "pull"  # blobs, and manifests by digest
 RESOLVE: Final = "resolve"  # manifests by tag
@@ -247,7 +247,7 @@ def read_hosts(roots: Iterable[Path], host: str, default: Endpoint) -> tuple[End
     """
     for directory in (place for root in roots for place in directories(root, host)):
         source = directory / "hosts.toml"
-        data = read_whole(source, MAX_HOSTS_BYTES, missing=b"")
+        data = read_limited(source, MAX_HOSTS_BYTES, missing=b"")
         try:
             if data:
                 return parse_hosts(data, directory, host, default)

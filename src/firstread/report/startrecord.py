@@ -19,7 +19,7 @@ from firstread.fetch.history import Step
 from firstread.mounts.nodestatus import MountHistory
 from firstread.traces.tracefile import MAX_READS
 from firstread.units import MAX_SECONDS, MiB, TiB
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 VERSION: Final = 1
 MAX_RECORD_SIZE: Final = 64 * MiB
@@ -76,7 +76,7 @@ def read_record(path: Path) -> StartRecord:
         UnsupportedError: its format has another version.
         NodeError: it cannot be read.
     """
-    data = read_whole(path, MAX_RECORD_SIZE)
+    data = read_limited(path, MAX_RECORD_SIZE)
     try:
         record = msgspec.json.decode(data, type=StartRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from firstread.errors import UsageError
 from firstread.units import MiB, parse_size
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 MINIMUM_MEMORY_BYTES = 6 * MiB
 """With less, a runtime cannot even start its own init process; docker has the same limit."""
@@ -217,7 +217,7 @@ def read_env_file(path: str, environ: Mapping[str, str]) -> dict[str, str]:
         NodeError: it cannot be read.
         UsageError: it is larger than 4 MiB, or does not parse.
     """
-    content = read_whole(Path(path), _ENV_FILE_BYTES, "the env file")
+    content = read_limited(Path(path), _ENV_FILE_BYTES, "the env file")
     return parse_env_file(content, environ, path)
 
 

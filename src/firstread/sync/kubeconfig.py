@@ -28,7 +28,7 @@ import msgspec
 from firstread.errors import AuthError, NodeError, UsageError
 from firstread.registry.credentials import Credentials
 from firstread.units import MiB
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 MAX_FILE: Final = 4 * MiB  # bytes
 MAX_TOKEN: Final = 64 * 1024  # characters
@@ -185,7 +185,7 @@ def _with_user(access: ClusterAccess, place: Path, user: _User, server: str) -> 
     key = _data(place, user.client_key_data, user.client_key)
     token = user.token
     if user.token_file:  # it is the newer one, as client-go has it
-        token = read_whole(place / user.token_file, MAX_TOKEN).decode(errors="replace").strip()
+        token = read_limited(place / user.token_file, MAX_TOKEN).decode(errors="replace").strip()
     if user.exec is not None and not (token or certificate):
         issued = _run(user.exec, place, server)
         token = issued.token
@@ -207,7 +207,7 @@ def _load(path: Path) -> _Config:
             hint="pip install 'firstread[kubernetes]'",
         ) from None
     try:
-        return msgspec.convert(yaml.safe_load(read_whole(path, MAX_FILE)) or {}, _Config)
+        return msgspec.convert(yaml.safe_load(read_limited(path, MAX_FILE)) or {}, _Config)
     except yaml.YAMLError as exc:  # its message would quote the file
         mark = getattr(exc, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
@@ -220,7 +220,7 @@ def _load(path: Path) -> _Config:
 def _data(place: Path, encoded: str, name: str) -> bytes:
     """Return what is in the configuration itself, or in a file that it names."""
     if not encoded:
-        return read_whole(place / name, MAX_FILE) if name else b""
+        return read_limited(place / name, MAX_FILE) if name else b""
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error:

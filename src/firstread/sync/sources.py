@@ -21,7 +21,7 @@ from firstread.sync.cluster import running_images
 from firstread.sync.kubeconfig import read_kubeconfig
 from firstread.sync.pattern import Pattern, Source, parse_source, registry_image
 from firstread.units import MiB
-from firstread.wholefile import read_whole
+from firstread.wholefile import read_limited
 
 MAX_FILE: Final = 16 * MiB  # bytes of a file of names
 MAX_IMAGES: Final = 100_000  # of a run
@@ -114,7 +114,7 @@ def read_names(path: Path) -> list[Source]:
         NodeError: the file cannot be read.
     """
     found: list[Source] = []
-    text = read_whole(path, MAX_FILE).decode(errors="replace")
+    text = read_limited(path, MAX_FILE).decode(errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if source := line.partition("#")[0].strip():
             try:
