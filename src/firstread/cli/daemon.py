@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.configoptions import config_option, hosts_option
 from firstread.cli.options import SIZE, SecondsType, node_options
 from firstread.cli.output import report
 from firstread.errors import UsageError
@@ -22,14 +23,9 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 @click.command()
 @node_options
-@click.option(
-    "--config",
-    "config_path",
-    envvar="FIRSTREAD_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists, or an"
-    " ordinary user's ~/.config/firstread/config.toml.",
+@config_option(
+    "by default /etc/firstread/config.toml, if it exists, or an ordinary user's"
+    " ~/.config/firstread/config.toml"
 )
 @click.option(
     "--device",
@@ -106,16 +102,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 )
 @click.option("--inherit", type=int, hidden=True)
 @click.option("--rehearse", type=int, hidden=True)
-@click.option(
-    "--hosts-dir",
-    "hosts_dirs",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    envvar="FIRSTREAD_HOSTS_DIR",
-    show_envvar=True,
-    help="Directory of HOST/hosts.toml, as containerd's; may be repeated."
-    " [/etc/containerd/certs.d]",
-)
+@hosts_option("/etc/containerd/certs.d")
 @click.option(
     "--credentials-dir",
     type=click.Path(path_type=Path),
