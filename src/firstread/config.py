@@ -57,9 +57,10 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import msgspec
 
-from firstread.errors import NodeError, UsageError
+from firstread.errors import UsageError
 from firstread.units import MAX_SECONDS, parse_size
 from firstread.userdirs import configuration
+from firstread.wholefile import read_limited
 
 DeviceName = Literal["auto", "fanotify", "flat", "loop", "mixed", "nbd", "fuse"]
 DEVICES = get_args(DeviceName)[1:]  # as `firstread.daemon.choice` has them, the best first
@@ -231,23 +232,11 @@ def load_config(path: Path | None = None) -> Config:
         NodeError: it cannot be read.
     """
     source = path or configuration()
+    missing = b"" if path is None else None
+    data = read_limited(source, MAX_CONFIG_BYTES, "the configuration", missing=missing)
     try:
-        return Config.from_builtins(tomllib.loads(_read(source)))
-    except FileNotFoundError as exc:
-        if path is None:
-            return Config()
-        raise NodeError(f"there is no configuration {path}") from exc
-    except OSError as exc:
-        raise NodeError(f"cannot read the configuration {source}: {exc.strerror}") from exc
+        return Config.from_builtins(tomllib.loads(data.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{source} is not valid TOML: {exc}") from exc
     except UsageError as exc:
         raise UsageError(f"{source}: {exc.message}", hint="see docs/node.md") from exc
-
-
-def _read(source: Path) -> str:
-    with source.open("rb") as file:
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise UsageError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-    return data.decode()

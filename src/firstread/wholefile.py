@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that appears whole. Invariant: a regular file gets its name when it is complete."""
+"""Files that are read or appear whole.
+
+Invariant: a file that is read takes bounded memory; a regular file gets its name when complete.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,34 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from firstread.errors import UsageError, from_os_error
+from firstread.units import format_size
+
+
+def read_limited(path: Path, most: int, kind: str = "", *, missing: bytes | None = None) -> bytes:
+    """Return what is in a file that a user has named.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+        kind: what it is, for the message, such as ``"the configuration"``.
+        missing: what a missing file stands for; None if it must exist.
+
+    Raises:
+        NodeError: it cannot be read.
+        UsageError: it is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as exc:
+        if missing is not None and isinstance(exc, FileNotFoundError | NotADirectoryError):
+            return missing
+        raise from_os_error(exc, " ".join(filter(None, ("cannot read", kind)))) from exc
+    if len(data) > most:
+        raise UsageError(f"{path} is larger than {format_size(most)}")
+    return data
 
 
 @contextlib.contextmanager

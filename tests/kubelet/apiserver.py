@@ -9,6 +9,7 @@ Source: the Kubernetes API conventions: lists, watches (with ``sendInitialEvents
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import sys
@@ -16,14 +17,17 @@ import threading
 import urllib.parse
 from typing import Any, Final, Self
 
+from firstread.testing.serving import serving
+
 NODE: Final = "node"
 _WATCH_S: Final = 5.0  # between looks of a watch at whether the server ends
 
 
-class ApiServer:
+class ApiServer(contextlib.ExitStack):
     """The API on a free port of the loopback interface; a context manager."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._objects: dict[str, dict[str, Any]] = {}  # by path
         self._events: list[tuple[str, str, dict[str, Any]]] = []  # type, path, object
         self._changed = threading.Condition()
@@ -31,15 +35,14 @@ class ApiServer:
         self._server = _Server(self)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.enter_context(serving(self._server))
+        self.callback(self._end_watches)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _end_watches(self) -> None:
         with self._changed:
             self.ended = True
             self._changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
 
     def kubeconfig(self) -> dict[str, Any]:
         """Return the configuration of a client."""

@@ -275,6 +275,26 @@ def test_a_mount_that_nobody_holds_is_lost_and_can_be_made_again(
     assert output(node.reading(node.mount(many[0]) / "f0")) == many[1].summary(0)
 
 
+@pytest.mark.parametrize("stop", ["fail", "wait"])
+def test_a_stop_says_what_becomes_of_mounts(
+    tmp_path: Path, many: tuple[str, PlainImage], stop: str
+) -> None:
+    with Daemon(tmp_path, "--device", "fuse", "--on-stop", stop) as node:
+        place = node.mount(many[0])
+        said = node.run("daemon", "--stop").stdout
+        node.end_all(signal.SIGTERM, anchor=False)  # only its exit status is left to collect
+        if stop == "fail":
+            assert said.endswith("; 1 mount is lost: unmount it, or mount the image again\n")
+            assert output(node.reading(place / "f0")) in LOST
+            assert node.tell("", "umount", place).code == 0  # starts a daemon, which clears it away
+            assert str(place) not in mounted_erofs()
+        else:
+            assert said.endswith("; 1 mount stays: reads wait for another daemon for 300 s\n")
+            reader = node.reading(place / "f0")
+            node.start()
+            assert output(reader) == many[1].summary(0)
+
+
 def test_an_unmounted_image_leaves_no_descriptor(
     node: Daemon, many: tuple[str, PlainImage]
 ) -> None:

@@ -18,25 +18,27 @@ ROOMS: dict[str, str] = {
     "cli": (
         "tune doctor report sync snapshotter run daemon export control mounts fetch cache engines "
         "convert traces sectors erofs registry oci config documents memory printable private "
-        "redact signals units userdirs idmaps wholefile errors __init__"
+        "redact signals wholefile units userdirs idmaps errors __init__"
     ),
     "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units userdirs idmaps errors"
     ),
-    "report": "mounts fetch device traces sectors erofs documents printable units errors",
-    "sync": "control convert sectors registry oci documents redact units errors",
+    "report": (
+        "mounts fetch device traces sectors erofs documents printable wholefile units errors"
+    ),
+    "sync": "control convert sectors registry oci documents redact wholefile units errors",
     "snapshotter": "daemon control mounts cache sectors registry oci private trees units errors",
     "run": (
-        "device traces sectors oci mountinfo printable private readable signals trees units idmaps "
-        "errors"
+        "device traces sectors oci mountinfo printable private readable signals trees wholefile "
+        "units idmaps errors"
     ),
     "daemon": (
         "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
         "private readable redact units userdirs idmaps errors __init__"
     ),
-    "export": "fetch device sectors erofs oci private signals units wholefile errors",
+    "export": "fetch device sectors erofs oci private signals wholefile units errors",
     "control": "mounts fetch device registry oci documents idmaps private redact units errors",
     "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
@@ -48,13 +50,13 @@ ROOMS: dict[str, str] = {
         "errors __init__"
     ),
     "starts": "traces sectors erofs units",
-    "traces": "sectors erofs oci units wholefile errors",
+    "traces": "sectors erofs oci wholefile units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
-    "registry": "layouts oci redact units errors __init__",
+    "registry": "layouts oci redact wholefile units errors __init__",
     "layouts": "oci units errors",
     "oci": "units errors",
-    "config": "units userdirs errors",
+    "config": "wholefile units userdirs errors",
     "documents": "errors",
     "memory": "units",
     "mountinfo": "",
@@ -65,8 +67,8 @@ ROOMS: dict[str, str] = {
     "redact": "",
     "signals": "",
     "trees": "errors",
+    "wholefile": "units errors",
     "units": "errors",
-    "wholefile": "",
     "userdirs": "idmaps errors",
     "idmaps": "",
     "errors": "",

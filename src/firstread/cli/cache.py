@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from firstread.cli.options import SIZE, json_option, node_options
-from firstread.cli.output import report, show
+from firstread.cli.output import report, show, table
 from firstread.errors import NodeError
 from firstread.units import counted, format_size
 
@@ -41,13 +41,7 @@ def list_images(root: Path, run_dir: Path, as_json: bool) -> None:
         show(found)
         return
     listing = decode(found, Listing)
-    rows = [_COLUMNS, *map(_row, listing.images)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    report([*lines, "", *_summary(listing)])
+    report([*table(_COLUMNS, map(_row, listing.images)), "", *_summary(listing)])
 
 
 @command.command("prune", short_help="Remove unmounted images.")

@@ -111,10 +111,12 @@ def command(
     from firstread.signals import unwinding_on_signals
     from firstread.traces.tracedirs import read_traces
 
-    if destination is None and not attach:
+    everything = platform == "all"
+    _check(destination, attach=attach, tasks=tasks, everything=everything)
+    if traces and not packing.static:
         raise UsageError(
-            "there is no DEST for the result",
-            hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
+            "--no-hot makes no hot sectors, which a trace is for",
+            hint="leave out one of --no-hot and --trace",
         )
     # Only the registry itself: a mirror's copy is no base for a conversion.
     access = dataclasses.replace(
@@ -122,27 +124,15 @@ def command(
     )
     packing = dataclasses.replace(packing, engine=COMMANDS) if tasks else packing
     places = {place.transport for place in (source, destination) if place is not None}
-    options = packing.options(access, login=login is not None, transports=places)
-    if traces and not options.static:
-        raise UsageError(
-            "--no-hot makes no hot sectors, which a trace is for",
-            hint="leave out one of --no-hot and --trace",
-        )
     options = dataclasses.replace(
-        options,
+        packing.options(access, login=login is not None, transports=places),
         platform=None if platform == "all" else platform,
         traces=read_traces(traces),
         cache=None if no_cache else LayerCache(default_cache_dir()),
         reuse=not no_cache,
     )
     keep_large_buffers()
-    everything = platform == "all"
-    if tasks:
-        if attach or destination is None or everything:
-            raise UsageError(
-                "--tasks needs a DEST, where the tasks put the layers, and one platform",
-                hint="see --help",
-            )
+    if tasks and destination is not None:
         _show_tasks(source, destination, options)
         return
     with unwinding_on_signals():
@@ -159,6 +149,20 @@ def command(
         show(document)
     else:
         report(lines)
+
+
+def _check(destination: Reference | None, *, attach: bool, tasks: bool, everything: bool) -> None:
+    """Check that options fit together."""
+    if destination is None and not attach:
+        raise UsageError(
+            "there is no DEST for the result",
+            hint="firstread convert SOURCE DEST, or firstread convert --attach SOURCE",
+        )
+    if tasks and (attach or destination is None or everything):
+        raise UsageError(
+            "--tasks needs a DEST, where the tasks put the layers, and one platform",
+            hint="see --help",
+        )
 
 
 def _convert(

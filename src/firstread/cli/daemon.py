@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firstread.cli.configoptions import config_option, hosts_option
 from firstread.cli.options import SIZE, SecondsType, node_options
 from firstread.cli.output import report
 from firstread.errors import UsageError
@@ -22,14 +23,9 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 @click.command()
 @node_options
-@click.option(
-    "--config",
-    "config_path",
-    envvar="FIRSTREAD_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists, or an"
-    " ordinary user's ~/.config/firstread/config.toml.",
+@config_option(
+    "by default /etc/firstread/config.toml, if it exists, or an ordinary user's"
+    " ~/.config/firstread/config.toml"
 )
 @click.option(
     "--device",
@@ -102,20 +98,11 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 @click.option(
     "--stop",
     is_flag=True,
-    help="End the running daemon, as SIGTERM does. Mounts stay, for the next one.",
+    help="End the running daemon, as SIGTERM does, and say what becomes of its mounts.",
 )
 @click.option("--inherit", type=int, hidden=True)
 @click.option("--rehearse", type=int, hidden=True)
-@click.option(
-    "--hosts-dir",
-    "hosts_dirs",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    envvar="FIRSTREAD_HOSTS_DIR",
-    show_envvar=True,
-    help="Directory of HOST/hosts.toml, as containerd's; may be repeated."
-    " [/etc/containerd/certs.d]",
-)
+@hosts_option("/etc/containerd/certs.d")
 @click.option(
     "--credentials-dir",
     type=click.Path(path_type=Path),
@@ -139,7 +126,8 @@ def command(
     """Serve the mounts of this node until SIGTERM.
 
     Other commands start a daemon when none runs; systemd can run it as a service
-    (packaging/firstread.service). Mounts outlive it: the next daemon takes them over.
+    (packaging/firstread.service). A daemon that takes its place takes its mounts over; docs/node.md
+    says what becomes of them without one.
     """
     if reload or stop:
         _alone("reload" if reload else "stop")
@@ -216,13 +204,31 @@ def _reload(run_dir: Path) -> None:
 def _stop(run_dir: Path) -> None:
     from firstread.daemon.stop import stop_daemon
 
-    mounts = len(_status(run_dir).get("mounts", ()))
+    status = _status(run_dir)
     pid = stop_daemon(run_dir)
-    stay = ""
-    if mounts:
-        stay = f"; {counted(mounts, 'mount')} {'stays' if mounts == 1 else 'stay'}: start another"
-        stay += " before anybody reads absent data"
-    report([f"the daemon (process {pid}) has ended{stay}"])
+    report([f"the daemon (process {pid}) has ended{fate(status)}"])
+
+
+def fate(status: dict[str, Any]) -> str:
+    """Return what becomes of the mounts that a daemon had when it was stopped; "" for none."""
+    from firstread.daemon.choice import Unheld, kind_of
+
+    count = len(status.get("mounts", ()))
+    if not count:
+        return ""
+    unheld = kind_of(status.get("device", {}).get("name", "fanotify")).unheld
+    if waits_s := status["configuration"].get("waits_s", 0):
+        advice = f"reads wait for another daemon for {waits_s:g} s"
+    elif unheld is Unheld.READABLE:
+        advice = "start another before anybody reads absent data"
+    elif unheld is Unheld.WAITING:
+        advice = "reads fail until another starts"
+    else:
+        lost = "is lost: unmount it, or mount the image again"
+        if count > 1:
+            lost = "are lost: unmount them, or mount the images again"
+        return f"; {counted(count, 'mount')} {lost}"
+    return f"; {counted(count, 'mount')} {'stays' if count == 1 else 'stay'}: {advice}"
 
 
 def _status(run_dir: Path) -> dict[str, Any]:

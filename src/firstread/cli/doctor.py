@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.configoptions import config_option
 from firstread.cli.options import (
     DEFAULT_HOSTS_DIRS,
     REFERENCE,
@@ -31,15 +32,7 @@ _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 @click.command()
 @click.argument("reference", type=REFERENCE, required=False)
-@click.option(
-    "--config",
-    "config_path",
-    envvar="FIRSTREAD_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); that of the daemon that runs, else"
-    " /etc/firstread/config.toml if it is there.",
-)
+@config_option("that of the daemon that runs, else /etc/firstread/config.toml if it is there")
 @access_options
 @node_options
 @json_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from firstread.cli.options import ParsedType
 from firstread.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,27 +22,17 @@ COMMANDS = "commands"  # --tasks: somebody else runs 'firstread convert-layer'
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class EngineType(click.ParamType[str]):
-    """An engine that somebody offers, such as ``dask://scheduler:8786``."""
+def _engine(text: str) -> str:
+    from firstread.engines.naming import check_engine
 
-    name = "engine"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from firstread.engines.naming import check_engine
-
-        return check_engine(str(value))
+    return check_engine(text)
 
 
-class CredentialsType(click.ParamType[str]):
-    """A reference to credentials on another machine."""
+def _credentials(text: str) -> str:
+    from firstread.convert.layertask import check_credentials
 
-    name = "credentials"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from firstread.convert.layertask import check_credentials
-
-        check_credentials(str(value))
-        return str(value)
+    check_credentials(text)
+    return text
 
 
 def engine_options(command: F) -> F:
@@ -50,14 +41,14 @@ def engine_options(command: F) -> F:
     for option in (
         click.option(
             "--worker-credentials",
-            type=CredentialsType(),
+            type=ParsedType("credentials", _credentials),
             metavar="REFERENCE",
             help="What the workers log in with: secret:NAME, or the absolute path of a docker"
             " config file there.  [default: each worker's own configuration]",
         ),
         click.option(
             "--engine",
-            type=EngineType(),
+            type=ParsedType("engine", _engine),
             default=LOCAL,
             show_default=True,
             metavar="ENGINE",

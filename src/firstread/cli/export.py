@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,7 @@ from firstread.cli.options import REFERENCE, PlaceType, SecondsType, access_opti
 from firstread.cli.output import check_output, complain, report, show, writing
 from firstread.errors import UsageError, from_os_error
 from firstread.units import MiB, counted, format_size
+from firstread.wholefile import whole_file
 
 if TYPE_CHECKING:
     from firstread.oci.reference import Reference
@@ -151,7 +152,7 @@ def _tar(repository: Repository, image: BlockImage, path: Path, shown: _Shown) -
         if sockets:
             complain([f"left out {counted(sockets, 'socket')}: a tar archive has none"])
         return
-    with _naming(path), _written(path) as out:
+    with _naming(path), whole_file(path) as out:
         names, sockets = write_tar(tree, content, out)
         size = out.tell() if out.seekable() else 0
     shown("tar", [str(path)], size, f"{path}: {names} names from {shown.reference}", sockets)
@@ -200,14 +201,6 @@ def _store(root: Path | None) -> Iterator[SectorStore]:
         store = stack.enter_context(SectorStore(root, filesystems=None))
         store.claim()
         yield store
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    from firstread.wholefile import whole_file
-
-    with whole_file(path) as out:
-        yield out
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 
 from firstread import __version__
 from firstread.cli.output import complain, show
-from firstread.errors import FirstreadError, UsageError, from_os_error
+from firstread.errors import FirstreadError, UsageError, from_os_error, is_disk_full
 from firstread.redact import redact
 
 VERBS = {
@@ -158,10 +158,8 @@ def run(arguments: list[str]) -> int:
         # From a signal, see `unwinding_on_signals`; or from click, when nobody reads its help.
         code = int(exc.code or 0)
         return _fail(InterruptError(code), arguments) if code > 128 else code
-    except PermissionError as exc:
-        return _fail(from_os_error(exc, "this user may not use"), arguments)
     except Exception as exc:  # noqa: BLE001 - the last line of defence
-        return _fail(_defect(exc), arguments)
+        return _fail(_unexpected(exc), arguments)
 
 
 def _usage_error(exc: click.ClickException) -> UsageError:
@@ -172,7 +170,11 @@ def _usage_error(exc: click.ClickException) -> UsageError:
     return UsageError(message.rstrip("."), hint=hint)
 
 
-def _defect(exc: Exception) -> FirstreadError:
+def _unexpected(exc: Exception) -> FirstreadError:
+    if isinstance(exc, PermissionError):
+        return from_os_error(exc, "this user may not use")
+    if is_disk_full(exc) and isinstance(exc, OSError) and exc.filename is None:
+        return from_os_error(exc, "cannot write the output")  # click prints help by itself
     if os.environ.get("FIRSTREAD_DEBUG"):
         click.echo(redact("".join(traceback.format_exception(exc))), err=True, nl=False)
     return FirstreadError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from firstread.cli.configoptions import hosts_option
 from firstread.errors import NodeError, UsageError
 from firstread.units import MAX_SECONDS, parse_size
 from firstread.userdirs import runtime_directory, store_directory
@@ -23,32 +24,34 @@ if TYPE_CHECKING:
 MAX_SECRET_BYTES = 64 * 1024  # identity tokens have some thousands
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
-class ReferenceType(click.ParamType["Reference"]):
-    """An image reference, in skopeo's form."""
+class ParsedType(click.ParamType[T]):
+    """A word that a function parses.
 
-    name = "reference"
+    Args:
+        name: in help.
+        parse: raises UsageError; imports what it needs, so that `--help` does not.
+    """
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Reference:
-        from firstread.oci.reference import Reference, parse_reference
+    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
+        self.name, self._parse = name, parse
 
-        return value if isinstance(value, Reference) else parse_reference(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        return self._parse(value) if isinstance(value, str) else value
 
 
-class PlatformType(click.ParamType["Platform"]):
-    """A platform, such as linux/arm64."""
+def _reference(text: str) -> Reference:
+    from firstread.oci.reference import parse_reference
 
-    name = "platform"
+    return parse_reference(text)
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Platform:
-        from firstread.oci.platform import Platform, parse_platform
 
-        return value if isinstance(value, Platform) else parse_platform(value)
+def _platform(text: str) -> Platform:
+    from firstread.oci.platform import parse_platform
+
+    return parse_platform(text)
 
 
 class SizeType(click.ParamType[int]):
@@ -112,8 +115,8 @@ class PlaceType(click.ParamType[Path]):
         return resolved
 
 
-REFERENCE = ReferenceType()
-PLATFORM = PlatformType()
+REFERENCE = ParsedType("reference", _reference)
+PLATFORM = ParsedType("platform", _platform)
 SIZE = SizeType()
 
 platform_option = click.option(
@@ -137,16 +140,7 @@ _ACCESS = (
     click.option(
         "--authfile", type=_FILE, help="Credentials, in the format of docker's config.json."
     ),
-    click.option(
-        "--hosts-dir",
-        "hosts_dirs",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        envvar="FIRSTREAD_HOSTS_DIR",
-        show_envvar=True,
-        help="Directory of HOST/hosts.toml, in containerd's format; repeatable."
-        "  [default: /etc/containerd/certs.d, or the daemon's setting]",
-    ),
+    hosts_option("/etc/containerd/certs.d, or the daemon's setting"),
     click.option(
         "--retries",
         type=click.IntRange(0),

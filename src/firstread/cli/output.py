@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -29,6 +29,16 @@ def show(document: object) -> None:
     from firstread.documents import encode
 
     _write(f"{encode(document)}\n")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table as lines: the head, then a line for each row, in columns."""
+    shown = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    ]
 
 
 def report(lines: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import click
 
 from firstread.cli.nodestate import container_store
 from firstread.cli.options import json_option, node_options
-from firstread.cli.output import report, show
+from firstread.cli.output import report, show, table
 
 if TYPE_CHECKING:
     from firstread.cli.shown import ContainerShown
@@ -40,12 +40,7 @@ def command(everything: bool, quiet: bool, root: Path, run_dir: Path, as_json: b
     elif quiet:
         report(record.short_id for record, _ in records)
     else:
-        rows = [_COLUMNS, *(_row(record, status.value) for record, status in records)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-        report(
-            "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        report(table(_COLUMNS, (_row(record, status.value) for record, status in records)))
 
 
 def _row(record: Record, status: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def command(
 
     names = names or tuple(_mounts(run_dir))
     if as_json:
-        if output or len(names) != 1 or Path(names[0]).is_file():
+        if output or len(names) != 1 or os.path.isfile(names[0]):
             raise UsageError("--json prints the record of one mount")
         show(_record(names[0], root, run_dir))
         return
@@ -48,7 +49,7 @@ def command(
     check_output(output)
     starts: list[Start] = [
         _from_file(Path(name))
-        if Path(name).is_file()
+        if os.path.isfile(name)
         else of_record(_record(name, root, run_dir))
         for name in names
     ]  # fmt: skip

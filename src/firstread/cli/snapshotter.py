@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from firstread.cli.configoptions import config_option
 from firstread.cli.options import access_options, access_request, node_options
 
 if TYPE_CHECKING:
@@ -41,14 +42,7 @@ CONTAINERD = Path("/run/containerd/containerd.sock")
     help="Socket for the kubelet (imageServiceEndpoint): passes its image calls on to containerd, "
     "and lets the daemon use the credentials of its pulls (docs/kubernetes.md).",
 )
-@click.option(
-    "--config",
-    "config_path",
-    envvar="FIRSTREAD_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration (docs/node.md); by default /etc/firstread/config.toml, if it exists.",
-)
+@config_option("by default /etc/firstread/config.toml, if it exists")
 @click.option(
     "--require-lazy",
     is_flag=True,

@@ -18,7 +18,7 @@ import click
 
 from firstread.cli.forms import Forms
 from firstread.cli.options import SecondsType, json_option
-from firstread.cli.output import report, show
+from firstread.cli.output import report, show, table
 from firstread.cli.progressdisplay import PeriodicLines
 from firstread.cli.syncserve import serve
 from firstread.cli.synctarget import PATTERN, target_options
@@ -166,15 +166,15 @@ def _exit_code(synced: Synced) -> int:
 def _lines(synced: Synced) -> list[str]:
     """Return the table of what was done or failed, and the numbers of all results."""
     shown = [each for each in synced.images if each.result not in ("present", "skipped")]
-    rows = [_COLUMNS, *map(_row, shown)] if shown else []
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS)) if rows]
-    lines = []
-    for row, each in zip(rows, [None, *shown], strict=True) if rows else []:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("   ".join(cells).rstrip())
-        if each is not None and each.error is not None:
+    if not shown:
+        return list(_summary(synced))
+    head, *rows = table(_COLUMNS, map(_row, shown))
+    lines = [head]
+    for row, each in zip(rows, shown, strict=True):
+        lines.append(row)
+        if each.error is not None:
             lines += [f"  {text}" for text in (each.error.message, each.error.hint) if text]
-    return [*lines, *[""] * bool(lines), *_summary(synced)]
+    return [*lines, "", *_summary(synced)]
 
 
 def _row(each: SyncedImage) -> tuple[str, ...]:

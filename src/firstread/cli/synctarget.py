@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from firstread.cli.options import PLATFORM, access_options
+from firstread.cli.options import PLATFORM, ParsedType, access_options
 from firstread.cli.packing import packing_options
 from firstread.errors import UsageError
 
@@ -30,20 +30,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 IMAGES = 4  # converted at a time
 
 
-class PatternType(click.ParamType["Pattern"]):
-    """A pattern of images, such as registry.example/team/*:v*."""
+def _pattern(text: str) -> Pattern:
+    from firstread.sync.pattern import parse_pattern
 
-    name = "pattern"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Pattern:
-        from firstread.sync.pattern import Pattern, parse_pattern
-
-        return value if isinstance(value, Pattern) else parse_pattern(value)
+    return parse_pattern(text)
 
 
-PATTERN = PatternType()
+PATTERN = ParsedType("pattern", _pattern)
 
 
 class Chosen(NamedTuple):

@@ -21,9 +21,15 @@ def command(directory: Path, lazy: bool, root: Path, run_dir: Path) -> None:
     """Unmount the image at DIR. Fetched data stays in the store."""
     from firstread.control.client import Client
 
-    if not Client(run_dir).alive() and os.path.realpath(directory) not in recorded_mounts(root):
+    place, was_alive = os.path.realpath(directory), Client(run_dir).alive()
+    if not was_alive and place not in recorded_mounts(root):
         raise UsageError(
             f"{directory} is not a mount of firstread",
             hint=f"no mount is recorded below {root}, and no daemon runs in {run_dir}",
         )
-    daemon_of(root, run_dir).umount(str(directory.absolute()), lazy=lazy)
+    try:
+        daemon_of(root, run_dir).umount(str(directory.absolute()), lazy=lazy)
+    except UsageError:
+        if was_alive or place in recorded_mounts(root):
+            raise
+        # It was lost, and the daemon that this command has started has taken it away.

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from firstread.documents import Document
+from firstread.documents import Document, Seconds
 from firstread.mounts.nodestatus import NodeStatus
 
 
@@ -46,10 +46,12 @@ class ConfigurationStatus(Document):
 
     file: that was read; null: there was none
     registry: `[registry]` as it holds, command line included
+    waits_s: how long reads wait for another daemon when this one is stopped; 0: they fail
     """
 
     file: str | None
     registry: dict[str, Any]
+    waits_s: Seconds | UnsetType = UNSET  # unless it is old
 
 
 class PassedOver(Document):

@@ -9,6 +9,7 @@ better device was.
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import logging
 import os
@@ -59,6 +60,14 @@ class Served(NamedTuple):
     most: int
 
 
+class Unheld(enum.Enum):
+    """What a mount is while no process holds it."""
+
+    READABLE = enum.auto()  # present data can be read, and the next daemon serves the rest
+    WAITING = enum.auto()  # reads fail until the next daemon serves it
+    LOST = enum.auto()  # it is dead
+
+
 class Kind(NamedTuple):
     """A device that a node can have.
 
@@ -69,7 +78,7 @@ class Kind(NamedTuple):
         make: makes it in a fetcher.
         filesystems: of its store; None for all.
         for_all: ordinary users can have it, too, in a user namespace.
-        outlives: a mount of it waits for a daemon that has this device; else it is lost.
+        unheld: what a mount of it is when all processes have ended.
     """
 
     name: str
@@ -77,7 +86,7 @@ class Kind(NamedTuple):
     make: Callable[[SectorStore, Served], Device]
     filesystems: frozenset[str] | None = None
     for_all: bool = False
-    outlives: bool = False
+    unheld: Unheld = Unheld.LOST
 
 
 def _fanotify(store: SectorStore, _: Served) -> Device:
@@ -90,11 +99,13 @@ def _fanotify(store: SectorStore, _: Served) -> Device:
 
 
 DEVICES = (
-    Kind("fanotify", prove, _fanotify, PRE_CONTENT_FILESYSTEMS, outlives=True),
+    Kind("fanotify", prove, _fanotify, PRE_CONTENT_FILESYSTEMS, unheld=Unheld.READABLE),
     Kind("flat", prove_flat, lambda store, served: FlatDevice(store, *served)),
-    Kind("loop", prove_loop, lambda store, served: LoopDevice(store, *served)),
+    Kind(
+        "loop", prove_loop, lambda store, served: LoopDevice(store, *served), unheld=Unheld.WAITING
+    ),
     Kind("mixed", prove_mixed, lambda store, served: MixedDevice(store, *served)),
-    Kind("nbd", prove_nbd, lambda store, served: NbdDevice(store, *served)),
+    Kind("nbd", prove_nbd, lambda store, served: NbdDevice(store, *served), unheld=Unheld.WAITING),
     Kind("fuse", prove_fuse, lambda store, served: FuseDevice(store, *served), for_all=True),
 )
 """All of them, in the order in which ``auto`` tries them."""
@@ -153,7 +164,7 @@ def _require_none_waits(kind: Kind, root: Path, reason: NodeError) -> None:
     Raises:
         NodeError: one does: a daemon with another device could not serve it.
     """
-    if kind.outlives and (place := standing(root, kind.name)):
+    if kind.unheld is Unheld.READABLE and (place := standing(root, kind.name)):
         raise NodeError(
             f"{reason.message}; and the mount at {place} can be served by {kind.name} only",
             hint=f"{reason.hint or 'make it work'}; or unmount {place}",

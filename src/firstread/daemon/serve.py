@@ -249,7 +249,11 @@ class FetcherServer:
             supervisor=convert(arguments["supervisor"], SupervisorStatus),
             device=structs.replace(self._device, wanted=settings.config["node"]["device"]),
             namespace=mount_namespace(),
-            configuration=ConfigurationStatus(settings.config_file(), settings.config["registry"]),
+            configuration=ConfigurationStatus(
+                settings.config_file(),
+                settings.config["registry"],
+                settings.anchor_s if settings.waits_on_stop else 0.0,
+            ),
             fetcher=FetcherStatus(
                 pid=os.getpid(),
                 version=__version__,

@@ -64,10 +64,6 @@ class Capabilities:
     """What a device can do, as far as its users must know.
 
     Args:
-        asks_when_present: reads of a sector that is all here ask, too, though it is not watched.
-        fails_closed: once nobody serves, a read of absent bytes is an error, never zeros; if the
-            kernel was proved to do so, see `firstread.mounts.kernelproof`.
-        fills_at_random: the bytes of a sector may come in any order: no read passes the server.
         asks_for_sectors: a read that asks says which sector it wants, but not which part of it:
             its length is `WHOLE_SECTOR`.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
@@ -81,9 +77,6 @@ class Capabilities:
         file_system: type of what it mounts, as the kernel's list of mounts names it.
     """
 
-    asks_when_present: bool
-    fails_closed: bool
-    fills_at_random: bool
     asks_for_sectors: bool
     sets_read_ahead: bool
     merges_reads: bool

@@ -76,7 +76,6 @@ class Connection(ABC):
         self._parked: list[Waiting] = []  # those that this process lacks a resource for
         self._unfinished = 0  # READs of which all parts are answered
         self._lock = threading.Lock()  # of these, and of the journal's records
-        self._room = threading.Condition(self._lock)  # in the journal
 
     def start(self) -> None:
         """Serve from now on, in a thread."""
@@ -94,13 +93,6 @@ class Connection(ABC):
         self._take_all(reader)
         reader.close()
         self.abandon()
-
-    def _await_room(self) -> None:
-        """Return once a READ can be kept: until then it waits in the kernel, and others with it."""
-        if not self._journal.has_room():
-            log.warning("reads of %s wait: no more are taken until some go on", self._name)
-            with self._room:
-                self._room.wait_for(self._journal.has_room)
 
     @abstractmethod
     def _take_over(self) -> None:
@@ -279,4 +271,3 @@ class Connection(ABC):
             with self._lock:
                 self._waiting.pop(unique, None)
                 self._journal.remove(unique)
-                self._room.notify()

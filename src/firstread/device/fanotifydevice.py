@@ -48,9 +48,6 @@ class FanotifyDevice:
     def capabilities(self) -> Capabilities:
         """See `Device`."""
         return Capabilities(
-            asks_when_present=False,
-            fails_closed=True,
-            fills_at_random=False,
             asks_for_sectors=self._group.asks_for_sectors,
             sets_read_ahead=True,
             merges_reads=False,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from typing import Any
 
 from firstread.device import fuseprotocol as fuse
@@ -45,6 +46,7 @@ class FuseConnection(Connection):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._signalled = Signalled()
+        self._room = threading.Condition(self._lock)  # in the journal
 
     def _take_over(self) -> None:
         try:
@@ -73,6 +75,13 @@ class FuseConnection(Connection):
             self.requests += 1
             request = fuse.parse_request(message)
             self._handle(request, message[fuse.BODY : size], reader, buffer)
+
+    def _await_room(self) -> None:
+        """Return once a READ can be kept: until then it waits in the kernel, and others with it."""
+        if not self._journal.has_room():
+            log.warning("reads of %s wait: no more are taken until some go on", self._name)
+            with self._room:
+                self._room.wait_for(self._journal.has_room)
 
     def _repeat(self, reader: SectorReader, buffer: memoryview) -> None:
         """Answer the requests that another process left, unless the kernel resends them."""
@@ -151,3 +160,5 @@ class FuseConnection(Connection):
     def _forget(self, unique: int) -> None:
         super()._forget(unique)
         self._signalled.discard(unique)
+        with self._room:
+            self._room.notify()

@@ -76,9 +76,6 @@ class FuseDevice:
     name = "fuse"
     patience_s = 0.0
     capabilities = Capabilities(
-        asks_when_present=False,
-        fails_closed=True,
-        fills_at_random=False,
         asks_for_sectors=False,
         sets_read_ahead=True,
         merges_reads=True,

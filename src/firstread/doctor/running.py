@@ -124,7 +124,7 @@ def _health(status: dict[str, Any], run_dir: Path) -> Finding:
 def _device(device: dict[str, Any]) -> Finding:
     name, has, wanted = "daemon's device", device["name"], device["wanted"]
     if wanted not in ("auto", has):
-        fix = "firstread daemon --stop, and start it; mounts of fuse have to be made again"
+        fix = "firstread daemon --stop, and start it; make its mounts again"
         return warned(name, f"{has}, though the configuration asks for {wanted} by now", fix)
     worse = [f"not {each['device']}: {each['reason']}" for each in device["passed_over"]]
     return passed(name, "; ".join([has, *worse]))

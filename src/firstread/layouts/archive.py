@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final
 
 from firstread.errors import NotFoundError, from_os_error
@@ -143,13 +142,8 @@ class OciArchiveWriter(LayoutReader, Destination):
         finally:
             self._discard()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
+    def __exit__(self, *raised: object) -> None:
+        if any(raised):
             self._discard()
         self.close()
 

@@ -34,6 +34,8 @@ from firstread.oci.reference import DEFAULT_HOST
 from firstread.registry.credentials import Credentials
 from firstread.registry.hosts import directories
 from firstread.registry.logins import Logins
+from firstread.units import MiB
+from firstread.wholefile import read_limited
 
 __all__ = ["Credentials", "LookUp", "auth_files", "look_up"]
 
@@ -44,6 +46,7 @@ T = TypeVar("T")
 USED: Final = "used"
 NOTHING: Final = "nothing for it"
 ABSENT: Final = "not there"
+MAX_FILE: Final = 4 * MiB  # bytes of credentials
 HELPER_TIMEOUT = 30.0  # seconds; a helper may ask the user to unlock a key ring
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # what docker login writes for docker.io
 _HELPER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -112,6 +115,7 @@ def look_up(
 
     Raises:
         UsageError: a file is not valid.
+        NodeError: a file cannot be read.
         AuthError: a credential helper failed.
     """
     searched: list[tuple[str, str]] = []
@@ -144,8 +148,9 @@ def _sources(
 
 
 def _of_file(path: Path, host: str, repository: str, required: bool) -> Credentials | None:
-    config = _read(path, required=required)
-    return _search(config, path, host, repository) if config is not None else None
+    missing = None if required else b"{}"
+    data = read_limited(path, MAX_FILE, "the credentials", missing=missing)
+    return _search(_parse(data.strip() or b"{}", path), path, host, repository)
 
 
 def _files_of(directory: Path, host: str) -> list[Path]:
@@ -156,12 +161,9 @@ def _files_of(directory: Path, host: str) -> list[Path]:
 
 def _of_host(path: Path) -> Credentials | None:
     """Return the credentials in a file for one host alone."""
+    data = read_limited(path, MAX_FILE, "the credentials", missing=b"{}")
     try:
-        return _decode(gojson.decode(path.read_bytes(), _Login), path)
-    except FileNotFoundError:
-        return None
-    except OSError as exc:
-        raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
+        return _decode(gojson.decode(data, _Login), path)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UsageError(
             f"the credentials in {path} are not valid",
@@ -180,13 +182,9 @@ def auth_files() -> Iterator[Path]:
     yield Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "containers/auth.json"
 
 
-def _read(path: Path, *, required: bool) -> _ConfigFile | None:
+def _parse(data: bytes, path: Path) -> _ConfigFile:
     try:
-        return gojson.decode(path.read_bytes().strip() or b"{}", _ConfigFile)  # may be empty
-    except OSError as exc:
-        if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
-            return None
-        raise UsageError(f"cannot read the credentials in {path}: {exc.strerror}") from exc
+        return gojson.decode(data, _ConfigFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The message of a decoder could quote the file, so not even the log gets it.
         raise UsageError(

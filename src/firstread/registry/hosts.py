@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from firstread.errors import UsageError
+from firstread.errors import UsageError, from_os_error
 from firstread.oci.reference import DEFAULT_HOST
 from firstread.units import MiB
+from firstread.wholefile import read_limited
 
 PULL: Final = "pull"  # blobs, and manifests by digest
 RESOLVE: Final = "resolve"  # manifests by tag
@@ -241,34 +242,23 @@ def read_hosts(roots: Iterable[Path], host: str, default: Endpoint) -> tuple[End
         default: the registry itself: alone, if there is no directory for it.
 
     Raises:
-        UsageError: the file is not valid, or cannot be read; names it.
+        UsageError: the file is not valid; names it.
+        NodeError: it cannot be read.
     """
     for directory in (place for root in roots for place in directories(root, host)):
         source = directory / "hosts.toml"
+        data = read_limited(source, MAX_HOSTS_BYTES, missing=b"")
         try:
-            if not directory.is_dir():
-                continue
-            data = _read(source)
-            if not data:
+            if data:
+                return parse_hosts(data, directory, host, default)
+            if directory.is_dir():
                 return (_with_certificates(directory, default),)
-            return parse_hosts(data, directory, host, default)
         except OSError as exc:
-            raise UsageError(f"cannot read {source}: {exc.strerror}") from exc
+            raise from_os_error(exc, "cannot read") from exc
         except UsageError as exc:
             hint = exc.hint or "docs/registries.md describes the file"
             raise UsageError(f"{source}: {exc.message}", hint=hint) from exc
     return (default,)
-
-
-def _read(source: Path) -> bytes:
-    try:
-        with source.open("rb") as file:
-            data = file.read(MAX_HOSTS_BYTES + 1)
-    except FileNotFoundError:
-        return b""
-    if len(data) > MAX_HOSTS_BYTES:
-        raise UsageError(f"it is larger than {MAX_HOSTS_BYTES} bytes")
-    return data
 
 
 def _with_certificates(directory: Path, endpoint: Endpoint) -> Endpoint:

@@ -142,10 +142,11 @@ def of_record(record: StartRecord, name: str = "") -> Start:
     """Return the start that a record describes."""
     ends = {step.name: step.at + step.seconds for step in record.steps}
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(_moment(record.began)))
+    facts = [("manifest", record.digest), ("began", began)]
     return Start(
         name=name or record.image,
         kind="start",
-        facts=[("image", record.image), ("manifest", record.digest), ("began", began)],
+        facts=[*([("image", record.image)] if name else []), *facts],
         steps=record.steps,
         reads=sorted(Wait(read.at, read.seconds, read.bytes) for read in record.reads),
         requests=record.requests,

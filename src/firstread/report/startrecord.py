@@ -14,11 +14,12 @@ from typing import Any, Final
 import msgspec
 
 from firstread.documents import Bytes, Document, Seconds
-from firstread.errors import LimitError, UnsupportedError, UsageError, from_os_error
+from firstread.errors import UnsupportedError, UsageError
 from firstread.fetch.history import Step
 from firstread.mounts.nodestatus import MountHistory
 from firstread.traces.tracefile import MAX_READS
-from firstread.units import MAX_SECONDS, MiB, TiB, format_size
+from firstread.units import MAX_SECONDS, MiB, TiB
+from firstread.wholefile import read_limited
 
 VERSION: Final = 1
 MAX_RECORD_SIZE: Final = 64 * MiB
@@ -71,18 +72,11 @@ def read_record(path: Path) -> StartRecord:
     """Return the record in a file.
 
     Raises:
-        UsageError: it is no such record, or a damaged one.
+        UsageError: it is no such record, a damaged one, or larger than one can be.
         UnsupportedError: its format has another version.
-        LimitError: it is larger than a record can be.
         NodeError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECORD_SIZE + 1)
-    except OSError as exc:
-        raise from_os_error(exc, f"cannot read {path}") from exc
-    if len(data) > MAX_RECORD_SIZE:
-        raise LimitError(f"{path} is larger than {format_size(MAX_RECORD_SIZE)}")
+    data = read_limited(path, MAX_RECORD_SIZE)
     try:
         record = msgspec.json.decode(data, type=StartRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

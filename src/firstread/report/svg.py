@@ -111,7 +111,7 @@ def seconds(value: float) -> str:
         return f"{value * 1e6:.0f} µs" if value else "0 s"
     if value < 0.9995:
         return f"{value * 1000:.3g} ms"
-    return f"{value:.3g} s" if value < 1000 else f"{value:.0f} s"
+    return f"{value:.3g} s" if value < 999.5 else f"{value:.0f} s"
 
 
 def size(value: float) -> str:

@@ -18,9 +18,11 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-from firstread.errors import UsageError, from_os_error
+from firstread.errors import UsageError
 from firstread.units import MiB, parse_size
+from firstread.wholefile import read_limited
 
 MINIMUM_MEMORY_BYTES = 6 * MiB
 """With less, a runtime cannot even start its own init process; docker has the same limit."""
@@ -212,15 +214,10 @@ def read_env_file(path: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Read and parse the file at `path`.
 
     Raises:
-        UsageError: it cannot be read, is larger than 4 MiB, or does not parse.
+        NodeError: it cannot be read.
+        UsageError: it is larger than 4 MiB, or does not parse.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_ENV_FILE_BYTES + 1)
-    except OSError as exc:
-        raise UsageError(from_os_error(exc, "cannot read the env file").message) from exc
-    if len(content) > _ENV_FILE_BYTES:
-        raise UsageError(f"env file {path}: larger than 4 MiB")
+    content = read_limited(Path(path), _ENV_FILE_BYTES, "the env file")
     return parse_env_file(content, environ, path)
 
 

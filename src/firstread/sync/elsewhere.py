@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from firstread.convert.conversion import ConvertOptions, convert
+from firstread.convert.outcome import Conversion, Conversions
 from firstread.convert.platforms import convert_all
 from firstread.convert.progress import Progress
 from firstread.errors import ImageError, NotFoundError
@@ -75,26 +76,18 @@ class Elsewhere(Target):
             )
 
     def convert(self, work: Work, progress: Progress) -> Done:
-        destination = self._mapping.of(work.name)
-        if self.options.platform is not None:
-            one = convert(
-                work.source,
-                destination,
-                self.options,
-                progress=progress,
-                executor=self._executor,
-                claims=self._claims,
-            )
-            return Done([converted(work, one)], one.digest)
-        done = convert_all(
+        everything = self.options.platform is None
+        run: Callable[..., Conversion | Conversions] = convert_all if everything else convert
+        made = run(
             work.source,
-            destination,
+            self._mapping.of(work.name),
             self.options,
             progress=progress,
             executor=self._executor,
             claims=self._claims,
         )
-        return Done([converted(work, each) for each in done.images], done.digest)
+        images = made.images if isinstance(made, Conversions) else [made]
+        return Done([converted(work, each) for each in images], made.digest)
 
     def repeat(self, work: Work, done: Done) -> list[SyncedImage]:
         destination, started = self._mapping.of(work.name), time.monotonic()

@@ -25,9 +25,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from firstread.errors import AuthError, NodeError, UsageError, from_os_error
+from firstread.errors import AuthError, NodeError, UsageError
 from firstread.registry.credentials import Credentials
 from firstread.units import MiB
+from firstread.wholefile import read_limited
 
 MAX_FILE: Final = 4 * MiB  # bytes
 MAX_TOKEN: Final = 64 * 1024  # characters
@@ -184,7 +185,7 @@ def _with_user(access: ClusterAccess, place: Path, user: _User, server: str) -> 
     key = _data(place, user.client_key_data, user.client_key)
     token = user.token
     if user.token_file:  # it is the newer one, as client-go has it
-        token = _read(place / user.token_file, MAX_TOKEN).decode(errors="replace").strip()
+        token = read_limited(place / user.token_file, MAX_TOKEN).decode(errors="replace").strip()
     if user.exec is not None and not (token or certificate):
         issued = _run(user.exec, place, server)
         token = issued.token
@@ -206,7 +207,7 @@ def _load(path: Path) -> _Config:
             hint="pip install 'firstread[kubernetes]'",
         ) from None
     try:
-        return msgspec.convert(yaml.safe_load(_read(path, MAX_FILE)) or {}, _Config)
+        return msgspec.convert(yaml.safe_load(read_limited(path, MAX_FILE)) or {}, _Config)
     except yaml.YAMLError as exc:  # its message would quote the file
         mark = getattr(exc, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
@@ -219,22 +220,11 @@ def _load(path: Path) -> _Config:
 def _data(place: Path, encoded: str, name: str) -> bytes:
     """Return what is in the configuration itself, or in a file that it names."""
     if not encoded:
-        return _read(place / name, MAX_FILE) if name else b""
+        return read_limited(place / name, MAX_FILE) if name else b""
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise UsageError("a certificate or key in the kubeconfig is not base64") from None
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as exc:
-        raise from_os_error(exc, "cannot read") from exc
-    if len(data) > most:
-        raise UsageError(f"{path} has more than {most} bytes")
-    return data
 
 
 def _run(plugin: _Plugin, place: Path, server: str) -> _Issued:

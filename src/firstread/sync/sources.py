@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from firstread.errors import FirstreadError, LimitError, NotFoundError, UsageError, from_os_error
+from firstread.errors import FirstreadError, LimitError, NotFoundError, UsageError
 from firstread.oci.reference import Reference
 from firstread.registry.catalogue import list_repositories, list_tags
 from firstread.registry.options import AccessOptions
@@ -21,6 +21,7 @@ from firstread.sync.cluster import running_images
 from firstread.sync.kubeconfig import read_kubeconfig
 from firstread.sync.pattern import Pattern, Source, parse_source, registry_image
 from firstread.units import MiB
+from firstread.wholefile import read_limited
 
 MAX_FILE: Final = 16 * MiB  # bytes of a file of names
 MAX_IMAGES: Final = 100_000  # of a run
@@ -112,18 +113,12 @@ def read_names(path: Path) -> list[Source]:
         UsageError: a line is none, or there are none; names the line.
         NodeError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as exc:
-        raise from_os_error(exc, "cannot read") from exc
-    if len(data) > MAX_FILE:
-        raise UsageError(f"{path} has more than {MAX_FILE} bytes", hint="sync a part at a time")
     found: list[Source] = []
-    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
-        if text := line.partition("#")[0].strip():
+    text = read_limited(path, MAX_FILE).decode(errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if source := line.partition("#")[0].strip():
             try:
-                found.append(parse_source(text))
+                found.append(parse_source(source))
             except UsageError as exc:
                 raise UsageError(f"{path}, line {number}: {exc.message}", hint=exc.hint) from exc
     if not found:

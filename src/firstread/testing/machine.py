@@ -15,7 +15,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from firstread.control.client import Client
@@ -48,12 +47,7 @@ class Machine:
         self._groups = set(_control_groups())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove_all()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):

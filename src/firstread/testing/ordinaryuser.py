@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import firstread
@@ -72,12 +71,7 @@ class OrdinaryUser:
             (databases / name).write_text((own.read_text() if own.exists() else "") + line)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         until = time.monotonic() + PATIENCE_S
         while found := list(self.processes()):
             assert time.monotonic() < until, f"processes {found} do not end"

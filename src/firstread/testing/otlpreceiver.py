@@ -6,9 +6,9 @@ It decodes the messages of opentelemetry-proto, which come with the extra ``otel
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -19,10 +19,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from firstread.testing.serving import serving
+
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
-class OtlpReceiver(grpc.GenericRpcHandler):  # type: ignore[misc]
+class OtlpReceiver(contextlib.ExitStack, grpc.GenericRpcHandler):  # type: ignore[misc]
     """Listens on two ports of the loopback address; a context manager.
 
     Attributes:
@@ -33,6 +35,7 @@ class OtlpReceiver(grpc.GenericRpcHandler):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -42,14 +45,10 @@ class OtlpReceiver(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.grpc_port: int = self._grpc.add_insecure_port("127.0.0.1:0")
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self.enter_context(serving(self._http))
         self._grpc.start()
+        self.callback(lambda: self._grpc.stop(None).wait())
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._grpc.stop(None).wait()
-        self._http.shutdown()
-        self._http.server_close()
 
     def service(self, details: Any) -> Any:
         """Return the method of a call of gRPC."""

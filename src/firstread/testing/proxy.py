@@ -8,24 +8,24 @@ them came through here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.serving import serving
 
 _OWN: Final = frozenset({"proxy-authorization", "proxy-connection", "connection", "keep-alive"})
 
 
-class Proxy:
+class Proxy(contextlib.ExitStack):
     """The proxy; a context manager.
 
     Args:
@@ -41,6 +41,7 @@ class Proxy:
     def __init__(
         self, names: Mapping[str, str], *, login: str = "", tls: tuple[Path, Path] | None = None
     ) -> None:
+        super().__init__()
         self.names = names
         self.login = f"Basic {base64.b64encode(login.encode()).decode()}" if login else ""
         self.seen: list[str] = []
@@ -48,26 +49,15 @@ class Proxy:
         self._tls = tls
 
     def __enter__(self) -> Self:
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.proxy = self
+        server = _Server(("127.0.0.1", 0), _Handler)
+        server.proxy = self
         if self._tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self._tls)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        self.enter_context(serving(server))
+        self.host = f"127.0.0.1:{server.server_address[1]}"
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(PATIENCE_S)
 
 
 class _Server(ThreadingHTTPServer):

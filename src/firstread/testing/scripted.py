@@ -8,10 +8,9 @@ of a part of an upload.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from firstread.oci.model import sha256_digest
@@ -27,6 +26,7 @@ from firstread.testing.scriptedhandler import (
     ScriptedServer,
     Seen,
 )
+from firstread.testing.serving import serving
 
 __all__ = [
     "IDENTITY_TOKEN",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-class ScriptedRegistry:
+class ScriptedRegistry(contextlib.ExitStack):
     """The registry; a context manager. `blobs` and `manifests` may be filled by a test.
 
     Args:
@@ -77,6 +77,7 @@ class ScriptedRegistry:
         page: int = 0,
         filters: bool = True,
     ) -> None:
+        super().__init__()
         self._state = RegistryState(
             Script(script),
             auth,
@@ -98,29 +99,18 @@ class ScriptedRegistry:
         self.seen = self._state.seen
 
     def __enter__(self) -> Self:
-        self._server = ScriptedServer(("127.0.0.1", 0), ScriptedHandler)
-        self._server.state = self._state
+        server = ScriptedServer(("127.0.0.1", 0), ScriptedHandler)
+        server.state = self._state
         if self._tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self._tls)
             if self._clients is not None:
                 context.load_verify_locations(self._clients)
                 context.verify_mode = ssl.CERT_REQUIRED
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        self.enter_context(serving(server))
+        self.host = f"127.0.0.1:{server.server_address[1]}"
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def add_blob(self, data: bytes) -> str:
         """Put a blob into every repository; return its digest."""

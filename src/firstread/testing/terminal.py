@@ -12,7 +12,6 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from firstread.testing.patience import PATIENCE_S
@@ -40,12 +39,7 @@ class Terminal:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait(timeout=PATIENCE_S)
         os.close(self._master)

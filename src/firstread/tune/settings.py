@@ -21,7 +21,6 @@ from firstread.tune.workload import hot_content
 from firstread.units import KiB, MiB, format_size
 
 KINDS = ("plain", "hot", "files", "chunks")
-SECTOR_SIZES = (256 * KiB, 512 * KiB, 1 * MiB, 2 * MiB, 4 * MiB)
 GRANULES = (4 * KiB,)
 MAX_SETTINGS = 256
 

@@ -23,7 +23,7 @@ from benchmarks.suite.modes import Mode, by_devices
 from benchmarks.suite.nodes import said
 from benchmarks.suite.publish import fill, hot_bytes, write_lists
 from benchmarks.suite.runs import Run, cells, table, write_csv
-from benchmarks.suite.starts import prove_lazy
+from benchmarks.suite.starts import FEW_BYTES, prove_lazy
 from benchmarks.suite.workloads import WORKLOADS
 
 from firstread.convert import hotplan
@@ -135,7 +135,8 @@ def test_a_mode_says_what_it_misses() -> None:
         (LAZY, {"present": 33, "sectors": 33}, 50_000_000, False),
         (LAZY, {"present": 3, "sectors": 33}, 10_000_000, False),
         (LAZY, {"present": 3, "sectors": 33, "wire_bytes": 60_000_000}, 50_000_000, False),
-        (LAZY, {"present": 1, "sectors": 1}, 1_000_000, True),  # too small to be partly there
+        (LAZY, {"present": 3, "sectors": 3}, FEW_BYTES, True),  # too small to be partly there
+        (LAZY, {"present": 3, "sectors": 3}, FEW_BYTES + 1, False),
         (suite.MODES["stargz"], {}, 10_000_000, False),
         (suite.MODES["nydus"], {}, 10_000_000, True),  # it fetches all, and says so
         (suite.MODES["overlayfs"], {}, 10_000_000, True),

@@ -257,6 +257,16 @@ def test_output_that_cannot_be_written_is_an_error(arguments: tuple[str, ...]) -
         )
 
 
+@pytest.mark.parametrize("arguments", [("ps", "--help"), ("--version",), ("completion", "bash")])
+def test_help_that_cannot_be_written_is_an_error(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            program(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ran.returncode == 5
+    assert ran.stderr.startswith("firstread: cannot write the output: No space left on device\n")
+
+
 def test_help_that_nobody_reads() -> None:
     with subprocess.Popen(
         program("run", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -59,6 +59,7 @@ WRONG = {
     "a record of a file": (["run.json", "--json"], 2, "--json prints the record of one mount"),
     "json to a file": (["/mnt", "--json", "-o", "x"], 2, "--json prints the record of one mount"),
     "no daemon": (["/mnt", "-o", "page", "--run-dir", "none"], 5, "no daemon answers"),
+    "a long name": (["x" * 5000, "-o", "page", "--run-dir", "none"], 5, "no daemon answers"),
     "no daemon, no name": (["-o", "page", "--run-dir", "none"], 5, "no daemon answers"),
 }
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from firstread.errors import AuthError, UsageError
+from firstread.errors import AuthError, NodeError, UsageError
 from firstread.registry.auth import Credentials, look_up
 from firstread.registry.bearer import (
     Authorizer,
@@ -238,7 +238,7 @@ def test_keys_in_other_letters(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_file_that_is_not_there(home: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(NodeError, match="cannot read"):
         find_credentials("r.io", auth_file=home / "missing.json")
 
 

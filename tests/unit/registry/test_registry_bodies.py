@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +12,7 @@ import pytest
 from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
 from firstread.registry.open import AccessOptions, open_source
-from firstread.testing.patience import PATIENCE_S
+from firstread.testing.serving import serving
 from firstread.units import KiB, MiB
 
 DATA = bytes(range(256)) * (4 * MiB // 256)
@@ -59,12 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join(PATIENCE_S)
+    with serving(Server(("127.0.0.1", 0), Handler)) as running:
+        yield running
 
 
 def reference_of(server: Server) -> str:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +22,7 @@ from firstread.oci.reference import Reference
 from firstread.registry import catalogue
 from firstread.registry.catalogue import list_repositories, list_tags
 from firstread.registry.options import AccessOptions
+from firstread.testing.serving import serving
 
 FAST = AccessOptions(retries=0)
 Answer = tuple[int, dict[str, str], bytes]
@@ -58,16 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def serving(answer: Callable[[str, dict[str, list[str]]], Answer]) -> Iterator[ListServer]:
-    with ListServer(answer) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def listing(
+    answer: Callable[[str, dict[str, list[str]]], Answer],
+) -> AbstractContextManager[ListServer]:
+    return serving(ListServer(answer))
 
 
 def pages(key: str, *lists: list[str]) -> Callable[[str, dict[str, list[str]]], Answer]:
@@ -82,26 +76,26 @@ def pages(key: str, *lists: list[str]) -> Callable[[str, dict[str, list[str]]], 
 
 
 def test_all_pages() -> None:
-    with serving(pages("repositories", ["a", "b/c"], [], ["d"])) as server:
+    with listing(pages("repositories", ["a", "b/c"], [], ["d"])) as server:
         assert list_repositories(server.host, FAST) == ["a", "b/c", "d"]
         assert server.seen[0][0] == "/v2/_catalog?n=1000"
-    with serving(pages("tags", ["1"], ["2"])) as server:
+    with listing(pages("tags", ["1"], ["2"])) as server:
         assert list_tags(Reference("docker", server.host, "a/b", ""), FAST) == ["1", "2"]
         assert server.seen[0][0] == "/v2/a/b/tags/list?n=1000"
 
 
 def test_names_that_no_reference_can_have_are_left_out() -> None:
-    with serving(pages("repositories", ["a", "../b", "A", "", "a:b", "a@b", "x" * 400])) as server:
+    with listing(pages("repositories", ["a", "../b", "A", "", "a:b", "a@b", "x" * 400])) as server:
         assert list_repositories(server.host, FAST) == ["a"]
-    with serving(pages("tags", ["1", "a b", "", "x" * 200, "1@sha256:0"])) as server:
+    with listing(pages("tags", ["1", "a b", "", "x" * 200, "1@sha256:0"])) as server:
         assert list_tags(Reference("docker", server.host, "a", ""), FAST) == ["1"]
 
 
 def test_no_tags_at_all() -> None:
-    with serving(lambda path, query: (200, {}, b'{"name":"a","tags":null}')) as server:
+    with listing(lambda path, query: (200, {}, b'{"name":"a","tags":null}')) as server:
         assert list_tags(Reference("docker", server.host, "a", ""), FAST) == []
     with (
-        serving(lambda path, query: (404, {}, b"")) as server,
+        listing(lambda path, query: (404, {}, b"")) as server,
         pytest.raises(NotFoundError, match="there is no repository"),
     ):
         list_tags(Reference("docker", server.host, "a", ""), FAST)
@@ -122,7 +116,7 @@ def test_a_registry_without_a_catalogue(
     status: int, body: bytes, error: type[FirstreadError]
 ) -> None:
     with (
-        serving(lambda path, query: (status, {}, body)) as server,
+        listing(lambda path, query: (status, {}, body)) as server,
         pytest.raises(SourceError) as caught,
     ):
         list_repositories(server.host, FAST)
@@ -137,7 +131,7 @@ def test_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def again(path: str, query: dict[str, list[str]]) -> Answer:
         return 200, {"Link": f'<{path}?last=a>; rel="next"'}, b'{"tags":[]}'
 
-    with serving(again) as server, pytest.raises(LimitError, match="no end"):
+    with listing(again) as server, pytest.raises(LimitError, match="no end"):
         list_tags(Reference("docker", server.host, "a", ""), FAST)
     assert len(server.seen) == 20
 
@@ -145,7 +139,7 @@ def test_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_list_of_too_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "MAX_NAMES", 3)
     with (
-        serving(pages("tags", ["1", "2"], ["3", "4"], ["5"])) as server,
+        listing(pages("tags", ["1", "2"], ["3", "4"], ["5"])) as server,
         pytest.raises(LimitError, match="more than 3 names"),
     ):
         list_tags(Reference("docker", server.host, "a", ""), FAST)
@@ -154,7 +148,7 @@ def test_a_list_of_too_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rest_of_a_list_of_tags_stays_on_its_host() -> None:
     elsewhere = {"Link": '<http://127.0.0.2/v2/a/tags/list>; rel="next"'}
     with (
-        serving(lambda path, query: (200, elsewhere, b'{"tags":[]}')) as server,
+        listing(lambda path, query: (200, elsewhere, b'{"tags":[]}')) as server,
         pytest.raises(SourceError, match="another host"),
     ):
         list_tags(Reference("docker", server.host, "a", ""), FAST)
@@ -171,5 +165,5 @@ def test_the_right_to_the_catalogue_is_asked_for() -> None:
             return 200, {}, b'{"repositories":["a"]}'
         return 401, {"WWW-Authenticate": f'Bearer realm="http://{server.host}/token"'}, b""
 
-    with serving(answer) as server:
+    with listing(answer) as server:
         assert list_repositories(server.host, FAST) == ["a"]

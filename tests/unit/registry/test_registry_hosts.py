@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from firstread.errors import UsageError
+from firstread.errors import NodeError, UsageError
 from firstread.registry.hosts import (
     CAPABILITIES,
     MAX_HOSTS_BYTES,
@@ -202,7 +202,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         read_hosts([tmp_path], "r.io", DEFAULT)
     (tmp_path / "r.io/hosts.toml").unlink()
     (tmp_path / "r.io/hosts.toml").mkdir()
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(NodeError, match="cannot read"):
         read_hosts([tmp_path], "r.io", DEFAULT)
 
 

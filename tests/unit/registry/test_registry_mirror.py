@@ -35,6 +35,7 @@ from firstread.registry.open import (
 from firstread.testing.certificates import make_certificate
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry
+from firstread.testing.serving import serving
 
 OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
 DATA = bytes(range(256)) * 4000
@@ -456,8 +457,7 @@ def test_a_token_in_a_header_is_not_shown(tmp_path: Path) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Telling) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(HTTPServer(("127.0.0.1", 0), Telling)) as server:
         host = f"127.0.0.1:{server.server_port}"
         options = hosts(tmp_path, host, '''
             [header]
@@ -466,7 +466,6 @@ def test_a_token_in_a_header_is_not_shown(tmp_path: Path) -> None:
         source = open_source(parse_reference(f"{host}/a/b"), options)
         with source as place, pytest.raises(SourceError) as caught:
             read(place)
-        server.shutdown()
     assert "wrong: ***" in str(caught.value)
     assert "hunter2" not in str(caught.value)
 

@@ -7,7 +7,6 @@ import functools
 import http.server
 import shutil
 import subprocess
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from firstread.report.page import page
 from firstread.report.shownstart import of_record
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.serving import serving
 from firstread.testing.startrecords import start_record
 
 CHROMIUM = shutil.which("chromium")
@@ -49,12 +49,8 @@ class Site:
 def site(tmp_path: Path) -> Iterator[Site]:
     (tmp_path / "site").mkdir()
     found = Site(tmp_path / "site")
-    thread = threading.Thread(target=found.server.serve_forever)
-    thread.start()
-    yield found
-    found.server.shutdown()
-    thread.join()
-    found.server.server_close()
+    with serving(found.server):
+        yield found
 
 
 def complaints(url: str, profile: Path, *options: str) -> list[str]:

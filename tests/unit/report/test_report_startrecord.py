@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from firstread.documents import encode
-from firstread.errors import LimitError, NodeError, UnsupportedError, UsageError
+from firstread.errors import NodeError, UnsupportedError, UsageError
 from firstread.fetch.history import Step
 from firstread.report import startrecord
 from firstread.report.startrecord import MAX_SECTORS, is_record, read_record, rebased
@@ -77,7 +77,7 @@ def test_a_record_of_a_later_version(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startrecord, "MAX_RECORD_SIZE", 1000)
-    with pytest.raises(LimitError, match="is larger than 1000 B"):
+    with pytest.raises(UsageError, match="is larger than 1000 B"):
         read_record(written(tmp_path))
 
 

@@ -12,6 +12,7 @@ import pytest
 from firstread.errors import UsageError
 from firstread.run.readiness import MAX_LINE, Conditions, Readiness, parse_pattern, parse_url
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.serving import serving
 
 
 class Watched:
@@ -99,10 +100,8 @@ def test_only_success_is_an_answer() -> None:
             yield status
 
     _Handler.statuses = statuses()
-    with http.server.HTTPServer(("127.0.0.1", 0), _Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(http.server.HTTPServer(("127.0.0.1", 0), _Handler)) as server:
         assert Watched(Conditions(url=f"http://127.0.0.1:{server.server_port}/")).end()
-        server.shutdown()
     assert asked == [503, 302, 404, 204]
 
 

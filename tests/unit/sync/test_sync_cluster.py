@@ -8,8 +8,7 @@ import contextlib
 import json
 import os
 import ssl
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from firstread.registry.options import AccessOptions
 from firstread.sync.cluster import running_images
 from firstread.sync.kubeconfig import read_kubeconfig
 from firstread.testing.certificates import make_certificate
+from firstread.testing.serving import serving
 
 TOKEN = "token-of-the-robot"
 FAST = AccessOptions(retries=0)
@@ -79,18 +79,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def api(context: ssl.SSLContext | None = None) -> AbstractContextManager[ApiServer]:
+    """Serve an API while the block runs, by TLS if there is a context."""
+    server = ApiServer()
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    return serving(server)
 
 
 def write(path: Path, server: ApiServer, user: dict[str, Any], **cluster: Any) -> Path:
@@ -122,7 +116,7 @@ EXPECTED = [
 
 
 def test_a_token(tmp_path: Path) -> None:
-    with serving() as server:
+    with api() as server:
         assert images(write(tmp_path / "config", server, {"token": TOKEN})) == EXPECTED
         assert server.asked == ["/api/v1/pods"] * len(PODS)
         (tmp_path / "token").write_text(f"{TOKEN}\n")
@@ -155,7 +149,7 @@ def test_a_plugin_issues_a_token(tmp_path: Path) -> None:
             "env": [{"name": "GIVEN", "value": "here"}],
         }
     }
-    with serving() as server:
+    with api() as server:
         assert images(write(tmp_path / "config", server, user)) == EXPECTED
         for change, message in (
             ({"args": ["no"]}, "exit code 3"),
@@ -191,7 +185,7 @@ def test_certificates_in_the_file_touch_no_disk(tmp_path: Path) -> None:
 
     embedded = {"client-certificate-data": inline(client), "client-key-data": inline(client_key)}
     files = {"client-certificate": "client/server.pem", "client-key": "client/server.key"}
-    with serving(context) as server:
+    with api(context) as server:
         server.needs_token = False
         ca = {"certificate-authority-data": inline(certificate)}
         assert images(write(tmp_path / "config", server, embedded, **ca)) == EXPECTED
@@ -209,7 +203,7 @@ def test_certificates_in_the_file_touch_no_disk(tmp_path: Path) -> None:
 
 
 def test_a_server_that_fails(tmp_path: Path) -> None:
-    with serving() as server:
+    with api() as server:
         path = write(tmp_path / "config", server, {"token": TOKEN})
         server.status = 503
         with pytest.raises(TransportError, match="cannot list the pods of 127"):
@@ -223,7 +217,7 @@ def test_a_server_that_fails(tmp_path: Path) -> None:
 
 def test_a_list_of_pods_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firstread.sync.cluster.MAX_PAGES", len(PODS) - 1)
-    with serving() as server, pytest.raises(SourceError, match="more than 3 pages"):
+    with api() as server, pytest.raises(SourceError, match="more than 3 pages"):
         images(write(tmp_path / "config", server, {"token": TOKEN}))
 
 
@@ -231,7 +225,7 @@ def test_a_plugin_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("firstread.sync.kubeconfig.PLUGIN_S", 0.1)
     version = "client.authentication.k8s.io/v1"
     user = {"exec": {"apiVersion": version, "command": "sleep", "args": ["60"]}}
-    with serving() as server:
+    with api() as server:
         path = write(tmp_path / "config", server, user)
         with pytest.raises(AuthError, match="TimeoutExpired"):
             read_kubeconfig(path)
@@ -263,7 +257,7 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
 
 
 def test_unsupported_fields_are_named(tmp_path: Path) -> None:
-    with serving() as server:
+    with api() as server:
         path = write(tmp_path / "config", server, {}, **{"proxy-url": "http://a"})
         with pytest.raises(UsageError, match="proxy-url is not supported"):
             read_kubeconfig(path)

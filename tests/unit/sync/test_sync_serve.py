@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPSConnection
@@ -40,6 +39,7 @@ from firstread.testing.images import File, Image, Layer
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.pushing import push
 from firstread.testing.registry import DockerRegistry
+from firstread.testing.serving import serving
 
 SECRET = "secret of the registry"
 ENVELOPE = b'{"events":[]}'
@@ -82,21 +82,15 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
-    with endpoint.server:
-        thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield endpoint
-        finally:
-            endpoint.server.shutdown()
-            thread.join()
+def running(endpoint: Endpoint) -> Iterator[Endpoint]:
+    with serving(endpoint.server):
+        yield endpoint
 
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
-    with serving(Endpoint(tmp_path / "secret")) as running:
-        yield running
+    with running(Endpoint(tmp_path / "secret")) as served:
+        yield served
 
 
 def test_answers(endpoint: Endpoint) -> None:
@@ -168,7 +162,7 @@ def test_a_new_secret_needs_no_restart(endpoint: Endpoint, tmp_path: Path) -> No
 def test_a_slow_client_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "REQUEST_S", 0.5)
     monkeypatch.setattr(WebhookServer, "max_connections", 2)
-    with serving(Endpoint(tmp_path / "secret")) as endpoint:
+    with running(Endpoint(tmp_path / "secret")) as endpoint:
         slow = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(3)]
         for client in slow:
             client.settimeout(PATIENCE_S)
@@ -189,7 +183,7 @@ def test_a_slow_client_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_over_tls(tmp_path: Path) -> None:
     tls = tls_context(*make_certificate(tmp_path))
-    with serving(Endpoint(tmp_path / "secret", tls)) as endpoint:
+    with running(Endpoint(tmp_path / "secret", tls)) as endpoint:
         with socket.create_connection(("127.0.0.1", endpoint.port)) as plain:
             plain.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
             with contextlib.suppress(ConnectionError):

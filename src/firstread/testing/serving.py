@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers of this process that answer while a test runs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from socketserver import BaseServer
+from typing import TypeVar
+
+from firstread.testing.patience import PATIENCE_S
+
+S = TypeVar("S", bound=BaseServer)
+
+
+@contextlib.contextmanager
+def serving(server: S) -> Iterator[S]:
+    """Have a server answer in a thread while the block runs; close it then."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(PATIENCE_S)
