@@ -129,7 +129,7 @@ def test_without_extended_attributes_it_is_not_asked_for_any(tmp_path: Path) -> 
         counts = []
         for name in sorted(os.listdir(bench.mountpoint)):
             asked = bench.device.requests()
-            command = [sys.executable, "-c", ask, bench.mountpoint / name]
+            command = (sys.executable, "-c", ask, bench.mountpoint / name)
             found = subprocess.run(command, capture_output=True, text=True, check=False)
             assert f"Errno {errno.EOPNOTSUPP}" in found.stderr
             counts.append(bench.device.requests() - asked)
