@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -117,6 +118,14 @@ def test_interrupted_before_the_start(
         assert containers(machine) == []
     machine.output("run", "--rm", "--pull", "always", app)  # after the abandoned one
     assert machine.left_over() == {}
+
+
+@pytest.mark.skipif(not shutil.which("crun"), reason="needs crun")
+def test_a_runtime_that_dies(machine: Machine, app: str) -> None:
+    """crun takes on the container's limits before it writes its own state, which kills it here."""
+    done = machine.run("--rm", "--runtime", "crun", "--ulimit", "fsize=0", app, "true")
+    assert done.returncode == 125
+    assert "crun cannot create the container" in done.stderr
 
 
 def test_removed_before_the_start(machine: Machine, registry: DockerRegistry, app: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from firstread.run.overlay import mounts_below
+from firstread.errors import NodeError
+from firstread.run.overlay import mount_overlay, mounts_below, unmount_below
 from firstread.testing.containers import Node, find_busybox, make_rootfs
 from firstread.testing.patience import PATIENCE_S
 
@@ -340,6 +341,21 @@ def test_odd_paths(rootfs: Path, tmp_path: Path) -> None:
     done = node.run("--rm", "image", "sh", "-c", "echo x >/srv/full/data; cat /srv/full/data")
     assert (done.stdout, done.stderr) == ("x\n", "")
     assert mounts_below(tmp_path) == []
+
+
+def test_a_root_on_another_overlay(rootfs: Path, tmp_path: Path) -> None:
+    """As in a container whose root is one."""
+    lower, outer, inner = (tmp_path / name for name in ("lower", "outer", "inner"))
+    for directory in (lower, outer, inner):
+        directory.mkdir()
+    mount_overlay(lower, outer, inner)
+    try:
+        (inner / "root").mkdir()
+        with pytest.raises(NodeError, match="not supported as upperdir") as caught:
+            mount_overlay(rootfs, inner, inner / "root")
+    finally:
+        unmount_below(tmp_path)
+    assert "choose a --root on a local file system" in (caught.value.hint or "")
 
 
 def test_a_volume_over_a_file(rootfs: Path, tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
     for layer in result.layers:
         if layer.dropped_xattrs:
             names = ", ".join(layer.dropped_xattrs)
-            lines.append(f"  left out  extended attributes that Linux cannot hold: {names}")
+            lines.append(f"  left out  extended attributes that an image cannot have: {names}")
     if result.other_platforms:
         others = _names(result.other_platforms)
         lines.append(f"  left out  {others}, also in the index: --platform chooses one, or all")

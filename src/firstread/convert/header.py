@@ -15,8 +15,13 @@ offset  length  field (POSIX.1-2017 pax, "ustar Interchange Format")
 157     100     name of the link's target
 257     8       magic and version: ``ustar\0`` + ``00`` (ustar), ``ustar  \\0`` (GNU), else v7
 329     8       device major, then minor (337); not in v7
-345     155     prefix of the name, ustar only (star: 131); GNU keeps other things here
+345     155     prefix of the name, ustar only (star: 131); GNU: times of access (345) and
+                of change (357), then other things
 ======  ======  =============================================================
+
+Before Go 1.8, archive/tar, and so docker, also wrote the prefix of a long name into GNU headers,
+where a number needed base 256. As Go does since, we take such a field for a prefix if it is ASCII
+and not two times.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ _FIELDS = struct.Struct("100s8s8s8s12s12s8ss100s8s64x8s8s155s12x")
 _KINDS = {kind.value: kind for kind in TarKind} | {b"D": TarKind.DIRECTORY}
 _DEVICES = (TarKind.CHAR, TarKind.BLOCK)
 _USTAR = b"ustar\0"
+_GNU = b"ustar  \0"
 _STAR_TRAILER = b"tar\0"
 _ADLER_MODULUS = 65521
 _CHECKSUM_AS_SPACES = 8 * ord(" ")
@@ -103,6 +109,9 @@ def parse(block: bytes) -> TarEntry:
         if block.endswith(_STAR_TRAILER, 508):
             prefix = prefix[:131]
         path = prefix.partition(b"\0")[0] + b"/" + path
+    elif prefix[0] and magic == _GNU and not _are_times(prefix):
+        prefix = prefix.partition(b"\0")[0]
+        path = prefix + b"/" + path if prefix.isascii() else path
     kind = _KINDS.get(letter, TarKind.REGULAR)
     rdev = (0, 0)
     if kind in _DEVICES and magic[:5] == b"ustar":
@@ -118,3 +127,14 @@ def parse(block: bytes) -> TarEntry:
         link=link.partition(b"\0")[0] if link[0] else b"",
         rdev=rdev,
     )
+
+
+def _are_times(field: bytes) -> bool:
+    """Return whether a GNU header has times where ustar has the prefix of the name."""
+    try:
+        for time in (field[:12], field[12:24]):
+            if time[0]:
+                number(time)
+    except ImageError:
+        return False
+    return True

@@ -19,9 +19,9 @@ class ConvertedLayer(Document):
     blob: its sector blob
     blob_size: of that
     sectors: in the blob, whether the tree refers to them or not
-    dropped_xattrs: extended attributes that Linux cannot hold; `SCHILY.acl.access`,
-        `SCHILY.acl.default`: access control lists of users or groups without numbers. Of the former
-        the permissions of owner, group and others are kept
+    dropped_xattrs: extended attributes that Linux cannot hold there, and `trusted.*`, which are the
+        node's own; `SCHILY.acl.access`, `SCHILY.acl.default`: access control lists of users or
+        groups without numbers. Of the former the permissions of owner, group and others are kept
     """
 
     digest: Digest

@@ -39,7 +39,7 @@ _TYPES = {
     TarKind.FIFO: stat.S_IFIFO,
 }
 _SPECIAL = frozenset((TarKind.SYMLINK, TarKind.CHAR, TarKind.BLOCK, TarKind.FIFO))
-_USER = b"user."
+_USER, _TRUSTED = b"user.", b"trusted."
 
 _ZEROS = memoryview(bytes(64 * KiB))
 
@@ -244,15 +244,16 @@ def entry_record(tar: TarEntry) -> Entry:
     """Return the record of a tar entry, without the addresses of its data.
 
     Only files and directories can have user attributes (xattr(7)). The kernel would list one on
-    another kind of inode and refuse its value, and overlayfs could not copy the inode up.
+    another kind of inode and refuse its value, and overlayfs could not copy the inode up. Those of
+    the class "trusted" are the node's own: overlayfs takes orders from them (docs/adr/0164).
     """
     xattrs = None
     if tar.xattrs:
-        special = tar.kind in _SPECIAL
+        foreign = (_TRUSTED, _USER) if tar.kind in _SPECIAL else (_TRUSTED,)
         kept = {
             name: tar.xattrs[name]
             for name in sorted(tar.xattrs)
-            if supported_xattr(name) and not (special and name.startswith(_USER))
+            if supported_xattr(name) and not name.startswith(foreign)
         }
         xattrs = kept or None
     return Entry(

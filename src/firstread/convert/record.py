@@ -142,7 +142,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
         sectors: in order of their numbers.
         batches: the entries in the order of the tar, encoded: see `encode_entries`.
         size: bytes of the uncompressed layer tar.
-        dropped_xattrs: names that Linux file systems, and so EROFS, cannot hold.
+        dropped_xattrs: names that an image cannot have: see `firstread.convert.pack`.
     """
 
     diff_id: str

@@ -114,8 +114,8 @@ def _line_map(feed: Feed, stored: int, limits: TarLimits) -> list[int]:
         if (len(blocks) + 1) * BLOCK > most:
             raise ImageError(f"the sparse map does not end within {most} bytes")
         blocks.append(feed.exact(BLOCK))
-        if not lines and b"\n" in (text := b"".join(blocks)):
-            wanted = 2 * decimal(text[: text.index(b"\n")])
+        if not lines:
+            wanted = 2 * decimal(blocks[0].partition(b"\n")[0])
             if not 0 <= wanted <= 2 * limits.extents:
                 raise LimitError(f"the sparse map has more than {limits.extents} extents")
         lines += blocks[-1].count(b"\n")

@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from isal import igzip_lib
 
 from firstread.errors import FirstreadError, ImageError, UnsupportedError
-from firstread.units import KiB, MiB
+from firstread.units import KiB, MiB, format_size
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,6 +43,7 @@ LAST_STEP = 256 * KiB
 """Largest input of a decoder; larger steps gain nothing (660 MB/s either way)."""
 
 _DAMAGE = cast("tuple[type[Exception], ...]", (igzip_lib.IsalError, zstd.ZstdError))
+_TOO_LARGE = "requires too much memory"  # libzstd's words for a window beyond the limit
 _MAGIC_BYTES = 10
 _GZIP = re.compile(rb"\x1f\x8b")
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
@@ -183,8 +184,7 @@ def _members(source: Iterable[bytes | memoryview], form: _Form) -> Iterator[byte
             try:
                 yield from _outputs(decoder, piece)
             except _DAMAGE as exc:
-                place = f"after byte {before + start}"
-                raise ImageError(f"the {form.name} data is damaged {place}: {exc}") from exc
+                raise _damaged(form.name, before + start, exc) from exc
             start += len(piece)
             step = min(2 * step, LAST_STEP)
             if decoder.eof:
@@ -194,6 +194,16 @@ def _members(source: Iterable[bytes | memoryview], form: _Form) -> Iterator[byte
         before += start
     if decoder is not None or view:
         raise ImageError(f"the {form.name} data is cut off at byte {before + len(view)}")
+
+
+def _damaged(name: str, position: int, exc: Exception) -> ImageError:
+    """Return the error for what a decoder says of the data after `position`."""
+    if _TOO_LARGE in str(exc):
+        return UnsupportedError(
+            f"the zstd data needs a window of more than {format_size(1 << WINDOW_LOG_MAX)}",
+            hint=f"compress the layer without --long, or with --long={WINDOW_LOG_MAX} at most",
+        )
+    return ImageError(f"the {name} data is damaged after byte {position}: {exc}")
 
 
 def _expect_padding(chunks: Iterable[bytes | memoryview], form: _Form) -> None:
@@ -270,8 +280,8 @@ class Feed:
             length -= len(piece)
             yield piece
 
-    def skip(self, length: int) -> None:
-        """Skip the next `length` bytes.
+    def skip(self, length: int, *, optional: bool = False) -> None:
+        """Skip the next `length` bytes; if they are `optional`, as far as there are any.
 
         Raises:
             ImageError: the stream ends early.
@@ -279,6 +289,8 @@ class Feed:
         while length > (left := len(self._chunk) - self._start):
             length -= left
             if not self._advance():
+                if optional:
+                    return
                 raise self._cut_off()
         self._start += length
 

@@ -11,8 +11,9 @@ since docker and containerd unpack layers with it:
 
 * links, devices, directories and fifos have no data, whatever size they state;
 * one block of zeros ends the archive only at the end of the file, two end it anywhere, and so does
-  the end of the file after complete data;
-* a GNU long name wins over a PAX path.
+  the end of the file after complete data, with all of its padding or not;
+* a GNU long name wins over a PAX path;
+* an owner of -1 (or 2**32 - 1) is root.
 
 It differs where Go drops what an archive says: global headers apply to later entries (POSIX), and
 GNU incremental directories (``D``) are directories.
@@ -31,7 +32,8 @@ from firstread.printable import printable
 
 __all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader"]
 
-_MAX_ID = 0xFFFFFFFE  # the kernel has no owner 2**32 - 1
+_MAX_ID = 0xFFFFFFFE
+_UNCHANGED = (-1, 0xFFFFFFFF)  # to chown(2), and layers are unpacked by root
 _MAX_MAJOR = (1 << 12) - 1  # dev_t of Linux
 _MAX_MINOR = (1 << 20) - 1
 _SIZE = slice(124, 136)
@@ -123,8 +125,7 @@ class TarReader:
         """Return the next header block, its checksum verified; None at the end of the archive."""
         feed = self._feed
         feed.skip(self._data_end - feed.position)
-        if not feed.at_end():
-            feed.skip(self._padding)
+        feed.skip(self._padding, optional=True)
         start = feed.position
         if feed.at_end() or (block := feed.exact(BLOCK)) == ZEROS:
             if self._extended:
@@ -194,6 +195,8 @@ class TarReader:
             self._forget_extensions()
         if entry.path.endswith(b"/") and block[156:157] == b"\0":
             entry.kind = TarKind.DIRECTORY  # v7 has no type for it; the path is complete only now
+        entry.uid = 0 if entry.uid in _UNCHANGED else entry.uid
+        entry.gid = 0 if entry.gid in _UNCHANGED else entry.gid
         if not 0 <= entry.size <= INT64_MAX:
             raise ImageError(f"the size {entry.size} is out of range")
         if entry.kind is TarKind.REGULAR:

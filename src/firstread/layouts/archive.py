@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from firstread.errors import NotFoundError, from_os_error
+from firstread.errors import NotFoundError, UsageError, from_os_error
 from firstread.layouts.extent import Extent, open_regular
 from firstread.layouts.ingest import (
     commit,
@@ -80,7 +80,7 @@ class OciArchive(LayoutReader):
 
 
 class OciArchiveWriter(LayoutReader, Destination):
-    """An archive to write; it replaces a file of the same name.
+    """An archive to write; it replaces a regular file of the same name, and nothing else.
 
     Unlike other destinations it publishes in `close`: one file has one moment to appear. It does
     not appear without a manifest, or if an exception leaves the context.
@@ -88,13 +88,17 @@ class OciArchiveWriter(LayoutReader, Destination):
 
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
-        self._target = Path(reference.path)
+        self._target = Path(os.path.realpath(reference.path))  # a link stays
         self._members: dict[str, Extent] = {}
         self._index: bytes | None = None
         self._lock = threading.Lock()
         self._open = True
         with naming(reference):
             try:
+                if self._target.exists() and not self._target.is_file():
+                    raise UsageError(
+                        f"{reference.path!r} is not a file", hint="an archive is a regular file"
+                    )
                 self._target.parent.mkdir(parents=True, exist_ok=True)
                 remove_stale(self._target.parent)
                 self._file, self._temporary = temporary_file(self._target.parent)

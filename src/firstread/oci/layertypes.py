@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The media types of layers, and the compression that each names. Pure."""
+"""The media types of layers, and the compression that each names. Pure.
+
+Case does not matter (RFC 6838, 4.2). Old tools named layers by the type of any archive; the first
+bytes decide anyway (`firstread.convert.stream`), and the diff_id says whether it is the layer.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,15 @@ _SUFFIXES: Final[dict[str, Compression]] = {
     ".zstd": "zstd",
 }
 _LAYERS: Final = (OCI_LAYER, OCI_FOREIGN_LAYER, DOCKER_LAYER, DOCKER_FOREIGN_LAYER)
-_COMPRESSIONS: Final = {
+_COMPRESSIONS: Final[dict[str, Compression]] = {
     base + suffix: compression for base in _LAYERS for suffix, compression in _SUFFIXES.items()
+} | {
+    "application/octet-stream": "none",
+    "application/x-tar": "none",
+    "application/gzip": "gzip",
+    "application/x-gzip": "gzip",
+    "application/zstd": "zstd",
+    "application/vnd.docker.container.image.rootfs.diff+x-gtar": "gzip",
 }
 
 
@@ -34,13 +45,14 @@ def layer_compression(layer: Descriptor) -> Compression:
     Raises:
         UnsupportedError: the layer is encrypted, or not a tar archive.
     """
-    if "+encrypted" in layer.media_type:
+    media_type = layer.media_type.lower()
+    if "+encrypted" in media_type:
         raise UnsupportedError(
             "it is encrypted",
             layer=layer.digest,
             hint="decrypt the image first, with skopeo copy --decryption-key",
         )
-    compression = _COMPRESSIONS.get(layer.media_type)
+    compression = _COMPRESSIONS.get(media_type)
     if compression is None:
         raise UnsupportedError(
             f"it has the unknown media type {layer.media_type!r}", layer=layer.digest

@@ -217,10 +217,11 @@ def _media_type(document: Any, media_type: str | None) -> str:
     outline = _convert(document, _Outline)
     if outline.schema_version == 1 or outline.media_type in _SCHEMA1:
         raise _schema1()
-    if outline.schema_version != 2:
-        raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
     is_index = outline.manifests is not msgspec.UNSET  # null counts as present, as in Go
-    if is_index and (outline.layers is not msgspec.UNSET or outline.config is not msgspec.UNSET):
+    is_image = outline.layers is not msgspec.UNSET or outline.config is not msgspec.UNSET
+    if outline.schema_version != 2 and (outline.schema_version or not (is_index or is_image)):
+        raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
+    if is_index and is_image:
         # CVE-2021-41190: one digest, and two images in it
         raise ImageError("manifest is ambiguous: it is an image and an index at once")
     declared = media_type if media_type in MANIFESTS | INDEXES else None
@@ -271,7 +272,12 @@ def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Ind
     chosen = _media_type(loaded, media_type)
     if chosen in INDEXES:
         return _read_index(loaded, chosen)
-    return _convert(gojson.normal(loaded, Manifest) | {"mediaType": chosen}, Manifest)
+    return _convert(gojson.normal(loaded, Manifest) | _stated(chosen), Manifest)
+
+
+def _stated(media_type: str) -> dict[str, Any]:
+    """Return the fields that a document need not state, since the others show what it is."""
+    return {"schemaVersion": 2, "mediaType": media_type}
 
 
 def _read_index(loaded: Any, media_type: str) -> Index:
@@ -281,7 +287,7 @@ def _read_index(loaded: Any, media_type: str) -> Index:
     not cost the images beside it.
     """
     document = gojson.normal(loaded, Index)
-    index = _convert(document | {"manifests": [], "mediaType": media_type}, Index)
+    index = _convert(document | {"manifests": []} | _stated(media_type), Index)
     entries = _convert(document["manifests"], list[Any])
     listed = decode_each(entries, _Listed, "manifest", "$.manifests")
     usable = [_plain(entry) for entry in listed if entry.digest.startswith(_ALGORITHMS)]

@@ -32,6 +32,9 @@ _ALIASES = {
     "loongarch64": ("loong64", None),
 }
 
+# The older architecture that a newer one runs too, if there is nothing better (containerd's
+# platforms.Default).
+_OLDER = {"amd64": ("386", None), "arm64": ("arm", "v8")}
 # Variants that a variant can run, best first. Any other variant runs only itself.
 _RUNS = {
     ("arm", "v8"): ("v8", "v7", "v6", "v5"),
@@ -59,15 +62,21 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     def rank(self, offered: Platform) -> int | None:
         """Return how well `offered` runs here: 0 is best, None means not at all."""
-        wanted, given = _normal(self), _normal(offered)
-        if wanted[:2] != given[:2]:
-            return None
-        runs = _RUNS.get((wanted[1], wanted[2] or ""), (wanted[2],))
-        return runs.index(given[2]) if given[2] in runs else None
+        os, architecture, variant = _normal(self)
+        given_os, *given = _normal(offered)
+        runs = [list(each) for each in _runs(architecture, variant)]
+        return runs.index(given) if os == given_os and given in runs else None
+
+
+def _runs(architecture: str, variant: str | None) -> list[tuple[str, str | None]]:
+    """Return the architectures and variants that run on one, best first."""
+    variants = _RUNS.get((architecture, variant or ""), (variant,))
+    older = _OLDER.get(architecture)
+    return [(architecture, each) for each in variants] + (_runs(*older) if older else [])
 
 
 def _normal(platform: Platform) -> tuple[str, str, str | None]:
-    """Return (os, architecture, variant) in normal form."""
+    """Return (os, architecture, variant) in normal form; as in containerd, no os is ours."""
     architecture, variant = platform.architecture.lower(), (platform.variant or "").lower() or None
     if architecture in _ALIASES:
         architecture, implied = _ALIASES[architecture]
@@ -79,7 +88,7 @@ def _normal(platform: Platform) -> tuple[str, str, str | None]:
         variant = variant or default
     elif variant == default:
         variant = None
-    return platform.os.lower(), architecture, variant
+    return platform.os.lower() or "linux", architecture, variant
 
 
 def parse_platform(text: str) -> Platform:

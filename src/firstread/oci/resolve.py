@@ -38,7 +38,7 @@ from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
 
 MAX_DEPTH: Final = 4  # nested indexes; deeper ones have not been seen in the wild
-MAX_NESTED: Final = 32  # indexes side by side without platforms: each costs a request
+MAX_NESTED: Final = 32  # entries side by side without platforms: each costs one or two requests
 MAX_IMAGES: Final = 64  # of one name; official images have a dozen platforms
 MAX_TYPE: Final = 128  # characters of a media type in a message
 
@@ -201,37 +201,43 @@ def resolve_all(repository: Repository) -> tuple[Leaves, list[ResolvedImage]]:
 
 
 def choose_in(repository: Repository, index: Index, wanted: Platform) -> Descriptor:
-    """As `choose`, and look into nested indexes where only they can tell."""
+    """As `choose`, and look into entries without a platform where only they can tell."""
     return choose(_spread(repository, index, wanted), wanted)
 
 
 def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
-    """Return `index` with the contents of its nested indexes in their place, if these decide.
+    """Return `index` with the platforms of entries that state none, if only these can decide.
 
-    Only the nested indexes themselves can say which one has an image for a platform.
+    The contents of nested indexes take their place; an image is for what its config says.
     """
-    nested = [
-        entry for entry in index.manifests if entry.media_type in INDEXES and entry.platform is None
-    ]
+    nameless = [entry for entry in images_of(index) if entry.platform is None]
     fits = any(entry.platform and wanted.rank(entry.platform) == 0 for entry in index.manifests)
-    if fits or len(nested) < 2:
+    if fits or len(nameless) < 2:
         return index
-    if len(nested) > MAX_NESTED:
-        raise LimitError(f"more than {MAX_NESTED} indexes lie side by side")
-    entries = [entry for entry in index.manifests if entry not in nested]
+    if len(nameless) > MAX_NESTED:
+        raise LimitError(f"more than {MAX_NESTED} entries of an index state no platform")
+    entries = [entry for entry in index.manifests if entry not in nameless]
     fault: FirstreadError | None = None
-    for entry in nested:
+    for entry in nameless:
         try:
-            descriptor, data = repository.get_manifest(entry.digest)
-            document = parse_manifest(data, descriptor.media_type)
+            entries += _named(repository, entry)
         except (ImageError, NotFoundError) as exc:
             fault = exc  # it must not hide its neighbours
-            continue
-        if isinstance(document, Index):
-            entries += document.manifests
     if fault is not None and not entries:
         raise fault
     return msgspec.structs.replace(index, manifests=entries)
+
+
+def _named(repository: Repository, entry: Descriptor) -> list[Descriptor]:
+    """Return the images that an entry without a platform stands for, with their platforms."""
+    descriptor, data = repository.get_manifest(entry.digest)
+    document = parse_manifest(data, descriptor.media_type)
+    if isinstance(document, Index):
+        return document.manifests
+    if not is_image(document):
+        return []
+    image = load(repository, descriptor, document, data)
+    return [msgspec.structs.replace(entry, platform=platform_of(image.config))]
 
 
 def choose(index: Index, wanted: Platform) -> Descriptor:
@@ -261,7 +267,8 @@ def choose(index: Index, wanted: Platform) -> Descriptor:
 def images_of(index: Index) -> list[Descriptor]:
     """Return the entries of `index` that are images, or indexes of images.
 
-    Artifacts do not count, unless there is nothing else: an attached image is an artifact, too.
+    Artifacts do not count, unless there is nothing else: an attached image is an artifact, too. The
+    type of a config makes none: descriptor.md wants it there if the manifest states no type.
     """
     entries = [
         entry
@@ -270,7 +277,7 @@ def images_of(index: Index) -> list[Descriptor]:
         and _ATTESTATION not in (entry.annotations or {})
         and not (entry.platform and entry.platform.os == entry.platform.architecture == "unknown")
     ]
-    return [entry for entry in entries if not entry.artifact_type] or entries
+    return [e for e in entries if not e.artifact_type or e.artifact_type in CONFIGS] or entries
 
 
 def too_deep() -> LimitError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -40,12 +41,14 @@ from firstread.oci.model import (
 from firstread.oci.reference import is_digest
 from firstread.registry.answer import Answer, release
 from firstread.registry.connections import read_body
+from firstread.registry.encoding import Unpacked, is_gzip
 from firstread.registry.endpoint import shown
 from firstread.registry.faults import from_exception
 from firstread.registry.health import Declined
 from firstread.registry.publishing import publish_manifest
 from firstread.registry.referrerlists import list_referrers
 from firstread.registry.transport import Transport
+from firstread.units import KiB
 
 MAX_MOVED: Final = 256  # addresses that are kept
 MOVED_LIFETIME: Final = 60.0  # seconds; stores sign URLs for minutes at least
@@ -56,6 +59,7 @@ _ACCEPT: Final = ", ".join(
 )
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)")
 _SKIP_SIZE: Final = 1 << 18  # bytes
+LEAST_PART: Final = 64 * KiB  # bytes; a range in smaller parts takes more requests than it is worth
 _RANGE_STATUSES: Final = (200, 206, 416)
 
 
@@ -154,7 +158,7 @@ class RepositoryApi:
         if target is own and urlsplit(url).path != own:
             self._keep_moved(blob.digest, url)
         answer = RangeAnswer(blob, response, url)
-        answer.begin(start, skip=skip)
+        answer.begin(start, stop, skip=skip)
         return answer
 
     def close(self) -> None:
@@ -188,9 +192,14 @@ class RangeAnswer:
         self._blob = blob
         self._response = response
         self._url = url
+        self._read: Callable[[memoryview], int] = self._body
+        self._left: int | None = None  # bytes, if the answer says that it is a part of the range
 
-    def begin(self, start: int, *, skip: bool) -> None:
-        """Check that the body begins at byte `start` of the blob, or make it so.
+    def begin(self, start: int, stop: int, *, skip: bool) -> None:
+        """Check that the body has the bytes `start` to `stop` of the blob, or make it so.
+
+        A server may send the beginning of a range only (RFC 9110, 15.3.7), and ask for one more
+        request in this way.
 
         Raises:
             DigestError: the blob in the registry has another size.
@@ -198,7 +207,7 @@ class RangeAnswer:
             SourceError: the registry knows no ranges, and `skip` does not allow for that.
         """
         try:
-            first = self._first_byte(start)
+            first = self._first_byte(start, stop)
             if first < start:
                 self._skip(start, allowed=skip)
         except BaseException:
@@ -206,37 +215,50 @@ class RangeAnswer:
             raise
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read at least one byte.
+        """Read at least one byte; 0 at the end of an answer that said it is a part of the range.
 
         Raises:
             TransportError: it broke off.
         """
-        try:
-            count = read_body(self._response, buffer)
-        except (HTTPError, OSError) as exc:
-            self._response.close()
-            raise from_exception(exc, self._url) from exc
+        if self._left == 0:
+            return 0
+        count = self._read(buffer[: self._left])
         if not count:
             raise TransportError(f"cannot read blob {self._blob.digest}: the answer is too short")
+        if self._left is not None:
+            self._left -= count
         return count
 
     def close(self) -> None:
         release(self._response)
 
-    def _first_byte(self, start: int) -> int:
+    def _body(self, buffer: memoryview) -> int:
+        try:
+            return read_body(self._response, buffer)
+        except (HTTPError, OSError) as exc:
+            self._response.close()
+            raise from_exception(exc, self._url) from exc
+
+    def _first_byte(self, start: int, stop: int) -> int:
         """Return where in the blob the body begins: at `start`, or at 0."""
         blob, response = self._blob, self._response
         if response.status == 416:
             raise DigestError(f"blob {blob.digest} has less than {start + 1} bytes in the registry")
         if response.status == 200:
             first, size = 0, response.headers.get("Content-Length")
+            # Some stores give the encoding of what they keep; then the length is that of the blob.
+            encoded = is_gzip(response.headers.get("Content-Encoding", ""))
+            if encoded and size != str(blob.size):
+                self._read, size = Unpacked(self._body).readinto, None
         else:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != start:
                 raise TransportError(
                     f"cannot read blob {blob.digest}: the registry sent another range"
                 )
-            first, size = start, match[3]
+            first, size, end = start, match[3], int(match[2]) + 1
+            if start + LEAST_PART <= end < stop:
+                self._left = end - start
         if size is not None and size != str(blob.size):
             raise DigestError(
                 f"blob {blob.digest} has {size[:20]} bytes in the registry, not {blob.size}"

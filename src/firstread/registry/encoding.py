@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Content-Encoding`` of answers that are kept in memory.
+"""``Content-Encoding`` of answers: manifests and errors in memory, blobs on the way.
 
-We ask for none, but some proxies compress whatever is JSON. A digest is that of the decoded bytes.
-Pure. Invariant: nothing takes more memory than the limit.
+We ask for none, but some proxies compress whatever is JSON, configs included. A digest is that of
+the decoded bytes. Invariant: nothing takes more memory than the limit or the buffer.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from firstread.errors import LimitError, TransportError
+from firstread.units import KiB
 
 _GZIP: Final = b"\x1f\x8b"
 _GZIP_ONLY: Final = 16 + zlib.MAX_WBITS  # for zlib
+_STEP: Final = 64 * KiB  # bytes of a body at a time
+_DAMAGED: Final = "the gzip encoding of the answer is damaged"
+_BREAKS_OFF: Final = "the gzip encoding of the answer breaks off"
+
+
+def is_gzip(encoding: str) -> bool:
+    """Return whether the header ``Content-Encoding`` says gzip."""
+    return encoding.strip().lower() in ("gzip", "x-gzip")
 
 
 def decoded(data: bytes, encoding: str, limit: int) -> bytes:
@@ -28,15 +38,51 @@ def decoded(data: bytes, encoding: str, limit: int) -> bytes:
         LimitError: it has more.
         TransportError: it is damaged, or breaks off.
     """
-    if encoding.strip().lower() not in ("gzip", "x-gzip") or not data.startswith(_GZIP):
+    if not is_gzip(encoding) or not data.startswith(_GZIP):
         return data
     decoder = zlib.decompressobj(_GZIP_ONLY)
     try:
         body = decoder.decompress(data, limit + 1)
     except zlib.error as exc:
-        raise TransportError("the gzip encoding of the answer is damaged") from exc
+        raise TransportError(_DAMAGED) from exc
     if len(body) > limit:
         raise LimitError(f"the answer has more than {limit} bytes when it is unpacked")
     if not decoder.eof:
-        raise TransportError("the gzip encoding of the answer breaks off")
+        raise TransportError(_BREAKS_OFF)
     return body
+
+
+class Unpacked:
+    """The decoded bytes of a body with the encoding gzip.
+
+    Args:
+        read: reads the next bytes of the body to the beginning of a buffer; returns their number,
+            0 at the end.
+    """
+
+    def __init__(self, read: Callable[[memoryview], int]) -> None:
+        self._read = read
+        self._decoder = zlib.decompressobj(_GZIP_ONLY)
+        self._step = memoryview(bytearray(_STEP))
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read the next bytes to the beginning of `buffer`; return their number, 0 at the end.
+
+        Raises:
+            TransportError: the encoding is damaged, or breaks off.
+        """
+        packed: bytes | memoryview = self._decoder.unconsumed_tail
+        while not self._decoder.eof:
+            try:
+                data = self._decoder.decompress(packed, len(buffer))
+            except zlib.error as exc:
+                raise TransportError(_DAMAGED) from exc
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            if self._decoder.eof:
+                break
+            packed = self._step[: self._read(self._step)]
+            if not packed:
+                raise TransportError(_BREAKS_OFF)
+        return 0

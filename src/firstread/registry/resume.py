@@ -78,6 +78,9 @@ class ResumingReader:
                     attempt += 1
                 self._progress = False
             else:
+                if not count:  # the answer was a part of the range
+                    self.close()
+                    continue
                 self._position += count
                 self._progress = True
                 return count

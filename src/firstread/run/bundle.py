@@ -17,6 +17,7 @@ from typing import Any
 
 from firstread.errors import UsageError
 from firstread.run import seccomp
+from firstread.run.cgroups import group_of
 from firstread.run.devices import Device
 from firstread.run.options import RunOptions
 from firstread.run.parse import Mount
@@ -215,7 +216,7 @@ def _linux(options: RunOptions, site: Site) -> dict[str, Any]:
         "resources": _resources(options, site),
     }
     if site.controllers or not site.ordinary:  # runc insists on a group that has a name
-        linux["cgroupsPath"] = f"/firstread/{site.container_id}"
+        linux["cgroupsPath"] = group_of(site.container_id)
     if not options.privileged:
         linux |= {"maskedPaths": _MASKED.split(), "readonlyPaths": _READ_ONLY.split()}
         if options.seccomp:

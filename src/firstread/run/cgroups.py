@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The abilities of this host's control groups.
 
-Owns the look at ``/sys/fs/cgroup``; the runtime creates and removes the groups (``/firstread/ID``
-in every hierarchy, without systemd, which need not run).
+Owns the look at ``/sys/fs/cgroup``, and the names of groups: ``/firstread/ID`` in every hierarchy,
+without systemd, which need not run. The runtime creates and removes them; `remove_groups` removes
+those of a runtime that died first.
 
 Facts about control groups:
 
@@ -17,6 +18,7 @@ Facts about control groups:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,18 @@ def read_cgroups(root: Path = _ROOT) -> Cgroups:
     swap = (root / "memory/memory.memsw.limit_in_bytes").exists()
     stray = root / "unified" if _words(root / "unified/cgroup.controllers") else None
     return Cgroups(usable and bool(legacy), legacy, swap, stray)
+
+
+def group_of(container_id: str) -> str:
+    """Return the path of a container's group in each hierarchy."""
+    return f"/firstread/{container_id}"
+
+
+def remove_groups(container_id: str, root: Path = _ROOT) -> None:
+    """Remove the groups of a container, if they have no process."""
+    for hierarchy in (root, *root.glob("*/")):
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{hierarchy}{group_of(container_id)}")
 
 
 def _words(path: Path) -> frozenset[str] | None:

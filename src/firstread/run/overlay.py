@@ -34,6 +34,7 @@ from firstread.mountinfo import read_mountinfo
 
 _FIXED = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"}
 _FIXED_IN_NAMESPACE = {"index": "off"}
+_ELSEWHERE = "choose a --root on a local file system, and not on another overlay"
 _PLAIN_PATH = re.compile(rb"[^:,\\]{1,255}")
 
 
@@ -94,7 +95,8 @@ def _mount(paths: dict[str, bytes], mountpoint: Path, *, volatile: bool) -> None
         mount = syscalls.fsmount(context, 0)
     except OSError as exc:
         words = "; ".join(syscalls.fscontext_messages(context)) or exc.strerror
-        raise NodeError(f"cannot mount an overlay: {words}") from exc
+        hint = _ELSEWHERE if "as upperdir" in (words or "") else None
+        raise NodeError(f"cannot mount an overlay: {words}", hint=hint) from exc
     finally:
         os.close(context)
     try:

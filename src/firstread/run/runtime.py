@@ -36,7 +36,7 @@ from socket import AF_UNIX, recv_fds, socket
 import msgspec
 
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
-from firstread.run.cgroups import Cgroups
+from firstread.run.cgroups import Cgroups, remove_groups
 
 KNOWN = ("crun", "runc")
 """In order of preference: crun also works where it cannot create control groups."""
@@ -187,8 +187,9 @@ class Runtime:
             raise NodeError(f"{self.name} cannot start the container: {message}")
 
     def delete(self, container_id: str) -> None:
-        """Kill and forget the container, if there is one."""
+        """Kill and forget the container, if there is one, and what a dead runtime left of it."""
         self._run(["delete", "--force", container_id])
+        remove_groups(container_id)
 
     def _run(
         self,

@@ -346,20 +346,21 @@ def test_any_algorithm_of_a_diff_id() -> None:
 
 def test_omissions_are_reported() -> None:
     acl = ("SCHILY.acl.access", "user::rw-,user:ann:rw-,group::r--,mask::rw-,other::---")
-    layer = Layer([File("a", xattrs={"user.a": b"", "com.b": b""}, records=[acl])])
+    xattrs = {"user.a": b"", "com.b": b"", "trusted.overlay.redirect": b"/etc"}
+    layer = Layer([File("a", xattrs=xattrs, records=[acl])])
     record = LayerRecord.decode(pack(layer)[0].record)
-    assert record.dropped_xattrs == [b"SCHILY.acl.access", b"com.b"]
+    assert record.dropped_xattrs == [b"SCHILY.acl.access", b"com.b", b"trusted.overlay.redirect"]
     assert [entry.xattrs for entry in record.entries()] == [{b"user.a": b""}]
 
 
 def test_only_files_and_directories_have_attributes_of_users() -> None:
-    xattrs = {"user.a": b"1", "trusted.b": b"2"}
+    xattrs = {"user.a": b"1", "security.b": b"2"}
     with_it = [File("file", xattrs=xattrs), Dir("dir", xattrs=xattrs)]
     without = [Symlink("s", "x", xattrs=xattrs), Fifo("p", xattrs=xattrs)]
     record = LayerRecord.decode(pack(Layer([*with_it, *without]))[0].record)
     assert [list(entry.xattrs or {}) for entry in record.entries()] == [
-        *[[b"trusted.b", b"user.a"]] * 2,
-        *[[b"trusted.b"]] * 2,
+        *[[b"security.b", b"user.a"]] * 2,
+        *[[b"security.b"]] * 2,
     ]
     assert record.dropped_xattrs == [b"user.a"]
 

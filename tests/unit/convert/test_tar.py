@@ -208,6 +208,24 @@ def test_gnu_times_are_no_prefix() -> None:
     assert entry.path == b"name"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        (b"usr/share/doc", b"usr/share/doc/name"),
+        (b"usr", b"usr/name"),
+        (b"p" * 155, b"p" * 155 + b"/name"),
+        (b"00000000001\0usr", b"00000000001/name"),
+        (b"00000000001\0" * 2, b"name"),
+        (b"usr/\xff", b"name"),
+    ],
+)
+def test_old_docker_wrote_prefixes_into_gnu_headers(field: bytes, path: bytes) -> None:
+    """Go's archive/tar before 1.8, if an owner or a size needed base 256."""
+    block = encode(File("name", uid=3_000_000_000), "gnu")
+    entry = only(Raw(with_checksum(block[:345] + field.ljust(155, b"\0") + block[500:])))
+    assert entry.path == path  # type: ignore[attr-defined]
+
+
 # --- extended headers in sequence
 
 
@@ -256,8 +274,9 @@ def test_an_archive_ends_with_any_number_of_zero_blocks(blocks: int) -> None:
     assert [entry.path for entry, _ in read_archive(archive)] == [b"f"]
 
 
-def test_padding_at_the_very_end_may_be_missing() -> None:
-    archive = to_tar([File("f", b"x" * 513)], zero_blocks=0)[: 512 + 513]
+@pytest.mark.parametrize("padding", [0, 1, 510])
+def test_padding_at_the_very_end_may_be_missing(padding: int) -> None:
+    archive = to_tar([File("f", b"x" * 513)], zero_blocks=0)[: 512 + 513 + padding]
     assert [content for _, content in read_archive(archive)] == [b"x" * 513]
 
 
@@ -342,11 +361,18 @@ def test_sizes_out_of_range(value: bytes) -> None:
         read_archive(to_tar([Raw(header_with(slice(124, 136), value))]))
 
 
+@pytest.mark.parametrize("owner", ["-1", "4294967295"])
+def test_an_owner_that_chown_leaves_as_it_is(owner: str) -> None:
+    """So containerd leaves it root's, who unpacks layers."""
+    ((entry, _),) = read_archive(to_tar([File("a", records=[("uid", owner), ("gid", owner)])]))
+    assert (entry.uid, entry.gid) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        ("uid", "-1"),
-        ("gid", "4294967295"),
+        ("uid", "-2"),
+        ("gid", "4294967296"),
         ("uid", "1_0"),
         ("uid", "9" * 30),
         ("size", "-1"),

@@ -142,7 +142,7 @@ def test_extension_blocks_without_end_are_bounded() -> None:
 
 
 def test_a_map_that_ends_after_its_block_is_bounded() -> None:
-    item = pax(("major", "1"), ("minor", "0"), ("realsize", "9"), stored=b"1" * (2 << 20))
+    item = pax(("major", "1"), ("minor", "0"), ("realsize", "9"), stored=b"9\n" + b"1" * (2 << 20))
     with pytest.raises(ImageError, match="does not end within 1048576 bytes"):
         read_archive(to_tar([item]))
 

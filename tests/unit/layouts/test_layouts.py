@@ -354,6 +354,24 @@ def test_an_archive_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_an_archive_replaces_regular_files_only(tmp_path: Path) -> None:
+    """As root, another one could be a device such as /dev/null."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for target in (pipe, link, tmp_path):
+        with pytest.raises(UsageError, match="is not a file"):
+            destination(f"oci-archive:{target}")
+    assert pipe.is_fifo()
+    assert os.readlink(link) == str(pipe)
+    link.unlink()
+    link.symlink_to("target.tar")
+    with destination(f"oci-archive:{link}") as place:
+        put_image(place, None)
+    assert os.readlink(link) == "target.tar"
+    assert read_image(f"oci-archive:{tmp_path}/target.tar") == LAYERS
+
+
 def test_an_archive_depends_on_nothing_but_its_content(tmp_path: Path) -> None:
     contents = []
     for name in ("a.tar", "b.tar"):

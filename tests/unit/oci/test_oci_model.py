@@ -62,6 +62,15 @@ def test_a_manifest() -> None:
     assert manifest.annotations == {"a": "b"}
 
 
+@pytest.mark.parametrize("stated", [{}, {"schemaVersion": None}, {"schemaVersion": 0}])
+def test_a_document_that_states_no_version(stated: dict[str, Any]) -> None:
+    """Neither containerd nor skopeo looks at it."""
+    for document, kind in ((IMAGE, Manifest), (INDEX, Index)):
+        found = parse_manifest(dump(without(document, "schemaVersion") | stated))
+        assert isinstance(found, kind)
+        assert found.schema_version == 2
+
+
 def test_an_index() -> None:
     platform = {"os": "linux", "architecture": "arm64", "variant": "v8", "os.version": "1"}
     index = parse_index(dump(INDEX | {"manifests": [ENTRY | {"platform": platform}]}))
@@ -261,6 +270,9 @@ def test_unknown_media_type() -> None:
         (DOCKER_LAYER, "none"),
         (DOCKER_LAYER + ".gzip", "gzip"),
         (DOCKER_FOREIGN_LAYER + ".gzip", "gzip"),
+        (OCI_LAYER.upper() + "+GZIP", "gzip"),
+        ("application/octet-stream", "none"),
+        ("application/vnd.docker.container.image.rootfs.diff+x-gtar", "gzip"),
     ],
 )
 def test_compression(media_type: str, compression: str) -> None:
@@ -272,6 +284,7 @@ def test_compression(media_type: str, compression: str) -> None:
     [
         (OCI_LAYER + "+gzip+encrypted", "encrypted"),
         ("application/x-other", "unknown media type"),
+        ("application/vnd.in-toto+json", "unknown media type"),
         (OCI_LAYER + "+lzma", "unknown media type"),
     ],
 )

@@ -106,6 +106,12 @@ def entry(platform: str | None, **fields: Any) -> Descriptor:
         ("linux/arm/v7", ["linux/arm/v6", "linux/arm/7"], "linux/arm/7"),
         ("linux/amd64", ["linux/amd64", "linux/amd64"], "linux/amd64"),
         ("linux/s390x", ["linux/s390x"], "linux/s390x"),
+        ("linux/amd64", ["linux/arm64", "/amd64"], "/amd64"),
+        ("linux/amd64", ["linux/386", "linux/amd64"], "linux/amd64"),
+        ("linux/amd64", ["linux/arm64", "linux/386"], "linux/386"),
+        ("linux/386", ["linux/amd64"], None),
+        ("linux/arm64", ["linux/arm/v6", "linux/arm/v7"], "linux/arm/v7"),
+        ("linux/arm", ["linux/arm64"], None),
     ],
 )
 def test_the_best_of_an_index(wanted: str, offered: list[str], chosen: str | None) -> None:
@@ -150,6 +156,13 @@ def test_artifacts_are_chosen_only_where_there_is_nothing_else() -> None:
 def test_an_empty_type_makes_no_artifact() -> None:
     """As Go leaves it out, so does it read it."""
     mine = entry("linux/amd64", artifact_type="")
+    other = entry("linux/arm64")
+    assert choose(Index(manifests=[other, mine]), parse_platform("amd64")) == mine
+
+
+def test_the_type_of_a_config_makes_no_artifact() -> None:
+    """As tools write it that follow descriptor.md, "artifactType"."""
+    mine = entry("linux/amd64", artifact_type=OCI_CONFIG)
     other = entry("linux/arm64")
     assert choose(Index(manifests=[other, mine]), parse_platform("amd64")) == mine
 
@@ -230,6 +243,20 @@ def test_nested_indexes(layout: LayoutDestination) -> None:
 def test_indexes_side_by_side(layout: LayoutDestination) -> None:
     inner = [(None, index((f"linux/{name}", image(name)))) for name in ("arm64", "amd64", "386")]
     index(*inner)(layout)
+    for name in ("amd64", "arm64", "386"):
+        assert resolve(layout, parse_platform(name)).config["architecture"] == name
+    with pytest.raises(UnsupportedError) as caught:
+        resolve(layout, parse_platform("s390x"))
+    assert "linux/386, linux/amd64, linux/arm64" in (caught.value.hint or "")
+
+
+def test_images_side_by_side_without_platforms(layout: LayoutDestination) -> None:
+    """As containerd does: what each is for, its config says."""
+    helm = image("any", config_type="application/vnd.cncf.helm.config.v1+json")
+    nested = index(("linux/386", image("386")))
+    index((None, helm), (None, nested), *((None, image(name)) for name in ("arm64", "amd64")))(
+        layout
+    )
     for name in ("amd64", "arm64", "386"):
         assert resolve(layout, parse_platform(name)).config["architecture"] == name
     with pytest.raises(UnsupportedError) as caught:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import gzip
 import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from firstread.errors import TransportError
 from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
+from firstread.registry.api import LEAST_PART
 from firstread.registry.open import AccessOptions, open_source
 from firstread.testing.serving import serving
 from firstread.units import KiB, MiB
@@ -21,10 +24,19 @@ OPTIONS = AccessOptions(plain_http=True, retries=0)
 
 
 class Server(ThreadingHTTPServer):
-    """Gives `DATA`, in chunks if it is told to; counts its connections."""
+    """Gives `DATA`, in chunks if it is told to; counts its connections.
+
+    Attributes:
+        packed: whole, with the encoding gzip; None for `DATA` as it is.
+        says_gzip: whether it calls that gzip.
+        most: bytes of the part of a range that it sends.
+    """
 
     daemon_threads = True
     in_chunks = False
+    packed: bytes | None = None
+    says_gzip = False
+    most = len(DATA)
     connections = 0
 
     def process_request(self, request, address):  # type: ignore[no-untyped-def]
@@ -40,10 +52,15 @@ class Handler(BaseHTTPRequestHandler):
         first, last = 0, len(DATA) - 1
         if wanted := self.headers.get("Range", "").removeprefix("bytes="):
             first, last = map(int, wanted.split("-"))
+            last = min(last, first + self.server.most - 1)
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(DATA)}")
         data = DATA[first : last + 1]
+        if self.server.packed is not None and not wanted:
+            data = self.server.packed
+        if self.server.says_gzip:
+            self.send_header("Content-Encoding", "gzip")
         if self.server.in_chunks:
             self.send_header("Transfer-Encoding", "chunked")
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
@@ -95,3 +112,42 @@ def test_a_body_takes_no_memory_beside_that_of_its_reader(server: Server) -> Non
             tracemalloc.stop()
     assert buffer == DATA
     assert peak < 512 * KiB
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_range_in_parts(server: Server, in_chunks: bool) -> None:
+    """Nothing is tried again: each part is an answer."""
+    server.in_chunks, server.most = in_chunks, MiB + 7
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        with place.open_blob(BLOB, offset=5) as stream:
+            assert stream.readall() == DATA[5:]
+        server.most = LEAST_PART - 1
+        with (
+            pytest.raises(TransportError, match="too short"),
+            place.open_blob(BLOB, offset=5) as stream,
+        ):
+            stream.readall()
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_blob_that_is_compressed_unasked(server: Server, in_chunks: bool) -> None:
+    server.in_chunks, server.says_gzip = in_chunks, True
+    server.packed = gzip.compress(DATA)
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+        with place.open_blob(BLOB) as stream:
+            assert b"".join(iter(lambda: stream.read(7919), b"")) == DATA
+        server.packed = server.packed[:-9]
+        with pytest.raises(TransportError, match="breaks off"):
+            place.read_blob(BLOB, len(DATA))
+        server.packed = gzip.compress(DATA, 0).replace(bytes(range(9)), bytes(9))
+        with pytest.raises(TransportError, match="damaged"):
+            place.read_blob(BLOB, len(DATA))
+
+
+def test_a_store_that_names_the_encoding_of_what_it_keeps(server: Server) -> None:
+    server.says_gzip = True
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+        with place.open_blob(BLOB, offset=5, length=1000) as stream:
+            assert stream.readall() == DATA[5:1005]
