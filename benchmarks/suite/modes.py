@@ -105,15 +105,9 @@ def _no_option(verb: str, option: str) -> str | None:
     return None if offers(verb, option) else f"firstread {verb} has no option {option}"
 
 
-_TRACE = ("$FIRSTREAD", "trace", "$NODE", "--plain-http", "$UNTIL", "-o")
-_TRACES = "$TRACE-1", "$TRACE-2"  # two starts of a multi-threaded one differ in some pages
 _TRACED = (
-    *((*_TRACE, trace, "$LAZY", "$COMMAND") for trace in _TRACES),
-    (
-        *("$FIRSTREAD", "optimize", "--plain-http"),
-        *(word for trace in _TRACES for word in ("--trace", trace)),
-        *("$LAZY", "$TARGET"),
-    ),
+    ("$FIRSTREAD", "trace", "$NODE", "--plain-http", "-o", "$TRACE", "$UNTIL", "$LAZY", "$COMMAND"),
+    ("$FIRSTREAD", "optimize", "--plain-http", "--trace", "$TRACE", "$LAZY", "$TARGET"),
 )
 _STATIC = (("$FIRSTREAD", "convert", "--plain-http", "$SOURCE", "$TARGET"),)
 
@@ -122,7 +116,7 @@ def _hot(name: str, client: Client) -> Mode:
     return Mode(
         name,
         client,
-        "optimised with two traces of the workload",
+        "optimised with a trace of the workload",
         tag="hot",
         tailored=True,
         convert=_TRACED,
