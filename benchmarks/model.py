@@ -24,13 +24,13 @@ from benchmarks.images.recipes import LARGE_IMAGES
 from benchmarks.link import Measured
 from benchmarks.measure import median
 from benchmarks.places import FIRSTREAD, LAZY, publish, reference, run_command, storage, warm
+from benchmarks.recordings import until
 from benchmarks.report import DOCS, Goal, Section, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.sequential import READERS, run_reader
 from benchmarks.setting import describe
 from benchmarks.suite.links import open_link
 from benchmarks.suite.nodes import Site
-from benchmarks.suite.publish import words_of
 from benchmarks.suite.workloads import WORKLOADS
 from firstread.testing.registry import DockerRegistry
 
@@ -76,12 +76,12 @@ def conversion(section: Section, name: str, layout: Path, scratch: Path) -> None
 
 def optimizing(section: Section, name: str, scratch: Path) -> None:
     """Trace a start of the converted image, and put what it reads into hot sectors."""
-    until = words_of(WORKLOADS[name])["$UNTIL"]
     trace = scratch / "trace"
     with DockerRegistry(storage=storage()) as registry:
         lazy, hot = (reference(registry, name, tag) for tag in (LAZY, HOT))
         with Host(scratch / "tracing") as host:
-            run_command(*host.command("trace", "--plain-http", "-o", str(trace), *until, lazy))
+            options = ["--plain-http", "-o", str(trace), *until(WORKLOADS[name])]
+            run_command(*host.command("trace", *options, lazy))
         registry.forget()
         said = run_command(*FIRSTREAD, "optimize", "--json", "--trace", str(trace), lazy, hot)
         uploads = registry.counts.requests_of(f"POST /v2/bench/{name}/blobs/uploads")

@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.recordings DIR WORKLOAD...``: traces of the suite's workloads.
 
-Owns the recording: ``firstread trace`` runs a workload with all data local. Where it cannot see the
-sign of readiness itself, since the client speaks no HTTP, it is interrupted once we have seen it.
-So a trace has what answering a client reads. A trace that exists is taken as it is.
+Owns the recording: ``firstread trace`` runs a workload with all data local, until the client of the
+benchmarks has its answer (`until`), so a trace has what answering it reads. A trace that exists is
+taken as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.host import Host
-from benchmarks.images.ready import Prints, wait_ready
+from benchmarks.images.ready import Prints
 from benchmarks.images.recipes import HTTP_GET
 from benchmarks.places import LAZY, publish, reference, storage
 from benchmarks.scratch import scratch_directory
 from benchmarks.suite.workloads import WORKLOADS, Workload
 from firstread.testing.registry import DockerRegistry
 
-END_S = 60.0  # for a workload to stop, and the trace to be written
 READY_S = 600.0  # a large image is made whole before
 
 
@@ -54,28 +53,27 @@ def traced(directory: Path, name: str, number: int = 1) -> Path:
 
 
 def _record(host: Host, image: str, workload: Workload, path: Path) -> None:
-    ready, options = workload.ready, ["--plain-http", "--output", str(path)]
-    asked = not isinstance(ready, Prints) and ready.send != HTTP_GET
-    if isinstance(ready, Prints):
-        options += ["--until-line", f"^{ready.line}$"]
-    elif not asked:
-        options += ["--until", f"http://127.0.0.1:{ready.port}/"]
+    options = ["--plain-http", "--output", str(path), *until(workload)]
     command = host.command("trace", *options, image, *workload.command)
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            if asked:
-                wait_ready(process, ready, READY_S)
-                process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=END_S if asked else READY_S)
-        except BaseException:
-            process.terminate()
-            raise
-    if not path.exists():
-        raise RuntimeError(f"{workload.name}: no trace: {said.decode(errors='replace')[-1000:]}")
-    lines = said.decode(errors="replace").splitlines()
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=READY_S, check=False
+    )
+    said = done.stderr.decode(errors="replace")
+    if done.returncode:
+        raise RuntimeError(f"{workload.name}: no trace: {said[-1000:]}")
+    lines = said.splitlines()
     print(*(f"  {line}" for line in lines if line.startswith(str(path))), sep="\n", flush=True)
+
+
+def until(workload: Workload) -> list[str]:
+    """Return the options of ``firstread trace`` that end it when a workload is ready."""
+    ready = workload.ready
+    if isinstance(ready, Prints):
+        return ["--until-line", f"^{ready.line}$"]
+    if ready.send == HTTP_GET:
+        return ["--until", f"http://127.0.0.1:{ready.port}/"]
+    ask = (sys.executable, "-m", "benchmarks.ask", workload.name)
+    return ["--until-command", shlex.join(ask)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

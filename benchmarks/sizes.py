@@ -10,16 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.host import Host
 from benchmarks.images.build import default_cache, read_layers
-from benchmarks.images.ready import Prints
-from benchmarks.images.recipes import HTTP_GET
-from benchmarks.places import FIRSTREAD, LAZY, ORIGINAL, reference, storage
+from benchmarks.places import FIRSTREAD, ORIGINAL, reference, storage
 from benchmarks.suite.modes import Mode
 from benchmarks.suite.publish import Made
 from benchmarks.suite.runs import Run
@@ -28,7 +25,6 @@ from firstread.testing.registry import DockerRegistry
 from firstread.units import KiB
 
 LOCAL = "local"  # in place of a link: all sectors are on the node
-TRACED_S = 5  # that a server is traced which says nothing
 
 
 class Sized(NamedTuple):
@@ -171,25 +167,3 @@ def traces() -> Path:
     directory = default_cache().parent / "traces"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def record(workload: Workload, scratch: Path) -> Path:
-    """Return the file of a workload's trace; record it if there is none."""
-    path = traces() / f"{workload.name}.jsonl"
-    if not path.exists():
-        with DockerRegistry(storage=storage()) as registry, Host(scratch / "traced") as host:
-            image = reference(registry, workload.image, LAZY)
-            options = ("--plain-http", "--output", str(path), *_until(workload))
-            command = host.command("trace", *options, image, *workload.command)
-            subprocess.run(command, check=True, capture_output=True)
-    return path
-
-
-def _until(workload: Workload) -> Iterator[str]:
-    ready = workload.ready
-    if isinstance(ready, Prints):
-        yield from ("--until-line", f"^{ready.line}$")
-    elif ready.send == HTTP_GET:
-        yield from ("--until", f"http://127.0.0.1:{ready.port}/")
-    else:
-        yield from ("--seconds", str(TRACED_S))

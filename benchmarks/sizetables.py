@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from benchmarks.measure import median
 from benchmarks.places import LAZY, reference, storage
 from benchmarks.predicted import predict
+from benchmarks.recordings import traced
 from benchmarks.report import Goal, Section
 from benchmarks.sizes import LOCAL, Footprint, Kept, traces
 from benchmarks.suite.runs import Cell, Cells, Run, cells
@@ -175,7 +176,7 @@ def _compared(workload: Workload, found: Cells) -> Iterator[tuple[str, str, str,
         image = parse_reference(reference(registry, workload.image, LAZY))
         with opened_image(image, ACCESS) as (repository, resolved, opened):
             content = read_content(repository, resolved, opened)
-            with (traces() / f"{workload.name}.jsonl").open("rb") as file:
+            with traced(traces(), workload.name).open("rb") as file:
                 trace = read_trace(file)
             fitted = fit(content, trace)
             keys = frozenset(read.key for read in fitted.reads)

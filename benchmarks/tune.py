@@ -23,10 +23,11 @@ from benchmarks import sizetables
 from benchmarks.footprint import footprint, synthetic
 from benchmarks.images.build import default_cache
 from benchmarks.places import storage
+from benchmarks.recordings import traced
 from benchmarks.report import DOCS, save
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
-from benchmarks.sizes import LOCAL, Kept, Sized, convert_sized, made_before, mode_of, record
+from benchmarks.sizes import LOCAL, Kept, Sized, convert_sized, made_before, mode_of, traces
 from benchmarks.suite.links import LINKS, open_link, parse_link
 from benchmarks.suite.publish import Made, publish_originals
 from benchmarks.suite.starts import Case, cold_start
@@ -106,7 +107,7 @@ class Plan:
     def _make(self, workload: Workload, sized: Sized) -> Made:
         if self.as_made:
             return made_before(workload, sized)
-        return convert_sized(workload, sized, record(workload, self.scratch))
+        return convert_sized(workload, sized, traced(traces(), workload.name))
 
     def _start(self, case: Case, count: int) -> None:
         """Start an image once, unless `count` starts of it are kept."""

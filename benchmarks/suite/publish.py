@@ -18,9 +18,9 @@ from string import Template
 
 from benchmarks.images.build import default_cache, read_layers
 from benchmarks.images.ready import Prints
-from benchmarks.images.recipes import HTTP_GET
 from benchmarks.measure import timed
 from benchmarks.places import FIRSTREAD, LAZY, ORIGINAL, publish, reference, storage
+from benchmarks.recordings import until
 from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import PAUSE, Site, containerd_node
 from benchmarks.suite.workloads import Workload
@@ -35,7 +35,7 @@ from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import push_pause
 
 MAKE_S = 3600.0
-OBSERVED_S = 10  # that a recorder watches a server which prints nothing
+OBSERVED_S = 10  # that stargz's recorder watches a server which prints nothing
 
 
 @dataclass(frozen=True)
@@ -147,18 +147,12 @@ def words_of(workload: Workload) -> dict[str, Sequence[str]]:
         first, *arguments = workload.command
         entry = ["--entrypoint", json.dumps([first]), "--args", json.dumps(arguments)]
     ready = workload.ready
-    if isinstance(ready, Prints):
-        until = ["--until-line", f"^{ready.line}$"]
-        recorded = ["--wait-on-line", ready.line]
-    else:
-        http = ready.send == HTTP_GET
-        until = ["--until", f"http://127.0.0.1:{ready.port}/"] if http else []
-        until = until or ["--seconds", str(OBSERVED_S)]
-        recorded = ["--period", str(OBSERVED_S)]
+    period = ["--period", str(OBSERVED_S)]
+    recorded = ["--wait-on-line", ready.line] if isinstance(ready, Prints) else period
     return {
         "$FIRSTREAD": FIRSTREAD,
         "$WORKLOAD": [*recorded, *entry],
-        "$UNTIL": until,
+        "$UNTIL": until(workload),
         "$COMMAND": workload.command,
     }
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,17 @@ DD = "; ".join(
     f"dd if=/{path} of=/dev/null bs=4096 count=1 skip={page} 2>&-" for path, page in PAGES
 )
 FOREVER = "while :; do sleep 1; done"
+CLIENT = """
+import socket
+
+for port in (18082, 18083):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+        code = 0
+    except OSError:
+        code = 1
+raise SystemExit(code)
+"""
 
 
 @pytest.fixture
@@ -96,6 +109,18 @@ def test_an_answer_ends_the_start(machine: Machine, app: str, tmp_path: Path) ->
     assert len(pages_of_data(trace)) == len(PAGES)
 
 
+def test_a_command_ends_the_start(machine: Machine, app: str, tmp_path: Path) -> None:
+    """What the workload reads for a client is part of it, whatever they speak."""
+    out = tmp_path / "trace"
+    script = f"nc -l -p 18082 </dev/null; {DD}; nc -l -p 18083 </dev/null; {FOREVER}"
+    ask = shlex.join((sys.executable, "-c", CLIENT))
+    done = machine.call("trace", "--until-command", ask, "-o", str(out), app, script)
+    assert done.returncode == 0, done
+    trace = trace_in(out)
+    assert trace.header.ready_us
+    assert len(pages_of_data(trace)) == len(PAGES)
+
+
 def test_seconds_end_the_start(machine: Machine, app: str, tmp_path: Path) -> None:
     out = tmp_path / "trace"
     done = machine.call("trace", "--seconds", "1", "-o", str(out), app, f"{DD}; {FOREVER}")
@@ -112,6 +137,14 @@ def test_seconds_end_the_start(machine: Machine, app: str, tmp_path: Path) -> No
         (("--until-line", "x", "--seconds", "1"), FOREVER, 125, "was not ready within 1 s"),
         (("--until-line", "("), "true", 125, "'(' is not a regular expression"),
         (("--until", "8080"), "true", 125, "'8080' is not the URL of a server"),
+        (("--until-command", "/nosuch"), "true", 125, "'/nosuch' is no program of this machine"),
+        (("--until-command", "true"), "true", 125, "true succeeds before the container runs"),
+        (
+            ("--until-command", "false", "--until", "http://127.0.0.1:18081/"),
+            "true",
+            125,
+            "--until and --until-command exclude each other",
+        ),
         (("-d",), "true", 125, "a container that is traced cannot be detached"),
         (("--entrypoint", "/nosuch"), "true", 127, "no such file or directory"),
     ],

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from firstread.device.readahead import START_KIB, STEADY_KIB, read_ahead, set_read_ahead
+from firstread.device.readahead import (
+    KNOWN_START_KIB,
+    START_KIB,
+    STEADY_KIB,
+    read_ahead,
+    set_read_ahead,
+)
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.plainimage import PlainImage
+from firstread.testing.plainimage import PlainImage, put_hot_image
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(120)]
 
@@ -60,6 +66,16 @@ def test_a_container_that_joins_a_shared_mount_changes_nothing(
     daemon.wait(lambda: read_ahead(place) == STEADY_KIB)
     assert join("other") == place
     assert read_ahead(place) == STEADY_KIB
+
+
+def test_a_start_that_the_image_knows_reads_nothing_ahead(daemon: Daemon, tmp_path: Path) -> None:
+    """Read-ahead would leave the hot sectors, because no two starts cut the same windows."""
+    reference = f"oci:{tmp_path}/hot:latest"
+    put_hot_image(reference)
+    place = daemon.mount(reference, "hot", "--prefetch", "none")  # else it may be whole at once
+    assert read_ahead(place) == daemon.mounted(place)["read_ahead_kib"] == KNOWN_START_KIB
+    assert daemon.run("fetch", "--all", place).code == 0
+    daemon.wait(lambda: read_ahead(place) == STEADY_KIB)
 
 
 def test_the_next_fetcher_goes_on_with_a_start(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,11 @@ from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.registry.options import AccessOptions
+    from firstread.run.probes import Probe
     from firstread.run.readiness import Conditions
     from firstread.traces.tracefile import Trace
 
+_SILENT_S = 1.0  # to see that nothing answers yet
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _output_option = click.option(
     "-o", "--output", type=_FILE, required=True, metavar="FILE", help="The trace."
@@ -109,13 +112,16 @@ class _Forms(Forms):
 @click.option("--attach", is_flag=True, help="Attach the trace to the image, in its repository.")
 @click.option("--until", metavar="URL", help="The workload is ready when this answers with 2xx.")
 @click.option(
+    "--until-command", metavar="COMMAND", help="It is ready when this, run here, exits with 0."
+)
+@click.option(
     "--until-line", metavar="REGEX", help="It is ready when a line of its output matches."
 )
 @click.option(
     "--seconds",
     type=SecondsType(),
     metavar="N",
-    help="End after N seconds; with --until or --until-line a failure.",
+    help="End after N seconds; with another --until a failure.",
 )
 @pull_option
 @policy_options
@@ -128,6 +134,7 @@ def command(
     output: Path | None,
     attach: bool,
     until: str | None,
+    until_command: str | None,
     until_line: str | None,
     seconds: float | None,
     pull: str,
@@ -139,14 +146,14 @@ def command(
 ) -> int:
     """Run a container of the converted image REF, and write what it reads until it is ready.
 
-    Fetches the whole image first. Without --until, --until-line and --seconds the start ends with
-    the container. The container is removed.
+    Fetches the whole image first. Without any --until and --seconds the start ends with the
+    container. The container is removed.
     """
     from firstread.signals import unwinding_on_signals
     from firstread.traces.savedtrace import save_trace
 
     logging.basicConfig(format="firstread: %(message)s", level=logging.WARNING)
-    conditions = _conditions(until, until_line, seconds)
+    conditions = _conditions(until, until_command, until_line, seconds)
     if owner():
         raise NodeError(
             "the kernel lets root alone see all reads of a start",
@@ -173,15 +180,29 @@ def command(
     return 0 if start.stopped else start.code
 
 
-def _conditions(until: str | None, line: str | None, seconds: float | None) -> Conditions:
-    from firstread.run.readiness import Conditions, answers, parse_pattern, parse_url
+def _conditions(
+    url: str | None, asked: str | None, line: str | None, seconds: float | None
+) -> Conditions:
+    from firstread.run.readiness import Conditions, parse_pattern
 
-    url = None if until is None else parse_url(until)
-    if url is not None and answers(url, most_s=1.0):
+    probe = _probe(url, asked)
+    return Conditions(probe, None if line is None else parse_pattern(line), seconds)
+
+
+def _probe(url: str | None, asked: str | None) -> Probe | None:
+    from firstread.run.probes import parse_command, parse_url
+
+    if url is not None and asked is not None:
+        raise UsageError("--until and --until-command exclude each other", hint="leave one out")
+    probe: Probe | None = None if url is None else parse_url(url)
+    if asked is not None:
+        probe = parse_command(asked)
+    if probe is not None and probe.succeeds(_SILENT_S, threading.Event()):
         raise UsageError(
-            f"{url} answers before the container runs", hint="stop the other server, or change URL"
+            f"{probe} succeeds before the container runs",
+            hint="stop the other server, or ask for something else",
         )
-    return Conditions(url, None if line is None else parse_pattern(line), seconds)
+    return probe
 
 
 def _prepared(options: RunOptions) -> RunOptions:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes hot sectors: copies what a start reads, in order, into a sector blob of its own.
 
-Owns the step between the merged tree and its metadata: the positions in hot sectors, the copy, and
-the new chunk map of each hot file. The sectors of layers stay as they are. Invariant: the tree, the
-trace and the encoder alone decide the bytes.
+Owns the step between the merged tree and its metadata: what is hot, and the blob;
+`firstread.convert.hotcopies` owns the copies. The sectors of layers stay as they are. Invariant:
+the tree, the trace and the encoder alone decide the bytes.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from firstread.convert.blobwriter import BlobWriter, PackedLayer
-from firstread.convert.hotplan import DEFAULT_GRANULE, HotPlan, HotRun, find_file, plan_hot
+from firstread.convert.hotcopies import HotCopies
+from firstread.convert.hotplan import DEFAULT_GRANULE, HotPlan, find_file, plan_hot
 from firstread.convert.job import blob_descriptor
 from firstread.convert.metadata import MergedLayers, index_blob
 from firstread.convert.record import PackedSector, Parameters
-from firstread.erofs.tree import HOLE, Node, chunk_address, split_address, walk
-from firstread.errors import ImageError
+from firstread.erofs.tree import HOLE, Node, split_address, walk
 from firstread.layouts.ingest import open_scratch
 from firstread.oci.repository import Destination
-from firstread.sectors.content import ContentReader, read_frames
-from firstread.sectors.format import BLOCK_SIZE, SectorEntry, check_row
+from firstread.sectors.content import ContentReader
+from firstread.sectors.format import SectorEntry, check_row
 from firstread.sectors.hotnote import NO_TRACE, HotNote
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Wanted
 from firstread.traces.tracefile import Trace, write_trace
-from firstread.units import MiB, round_up
+from firstread.units import MiB
 
 # docs/adr/0095-hot-frames-are-compressed-harder.md has the table.
 HOT_LEVEL = 15
 LARGE = 96 * MiB  # of hot sectors, from which on that would take too long
 LARGE_LEVEL = 9
 STATIC_LEVEL = 9  # of a start set, which nobody asked for: 15 would double a conversion's time
-READERS = 4  # sectors of layers that are read at a time
 
 Read = Callable[[bytes, int, int], bytes]
 """Returns the bytes of the file at a path, from an offset on, so many at most; none, if there is no
@@ -102,14 +100,6 @@ class Hot:
 NOT_HOT = Hot()
 
 
-class _Piece(NamedTuple):
-    """A part of a sector of a layer, and its position in the hot data, all in bytes."""
-
-    start: int
-    length: int
-    target: int
-
-
 def make_hot(
     repository: Destination,
     merged: MergedLayers,
@@ -152,21 +142,21 @@ def make_hot(
     note = HotNote(granule, plan.reads, NO_TRACE if static else _digest(trace))
     if not plan.runs:
         return Hot(plan, None, note, whole)
-    layout = _Layout(parameters.sector_size, len(sectors))
+    copies = HotCopies(parameters.sector_size, [sector.entry.id for sector in sectors])
     for run in plan.runs:
-        layout.place(run)
+        copies.place(run)
     with (
         tempfile.TemporaryFile(prefix="firstread-") as data,
         open_scratch(repository.scratch_dir) as blob,
     ):
-        layout.copy(NativeSource(repository), sectors, data.fileno())
-        size = sum(layout.sizes)
+        copies.copy(NativeSource(repository), sectors, data.fileno())
+        size = sum(copies.sizes)
         level = level or _level(size, static=static)
         hot = Parameters(parameters.sector_size, parameters.frame_size, level)
-        packed, made = _pack(data, layout.sizes, hot, blob, jobs)
+        packed, made = _pack(data, copies.sizes, hot, blob, jobs)
         blob.seek(0)
         uploaded = repository.put_blob(blob_descriptor(packed), blob, verified=True)
-    layout.repoint()
+    copies.repoint(merged.root)
     merged.sectors += [(len(merged.layers), sector) for sector in made]
     return Hot(plan, HotBlob(packed, size, len(made), uploaded), note, whole)
 
@@ -205,87 +195,6 @@ def _reader(merged: MergedLayers, content: ContentReader) -> Read:
         return content.read(node, offset, length) if node else b""
 
     return read
-
-
-class _Layout:
-    """Where in the hot data each hot chunk lies.
-
-    Args:
-        sector_size: bytes of a sector.
-        before: sectors of the layers.
-    """
-
-    def __init__(self, sector_size: int, before: int) -> None:
-        self.sizes: list[int] = []  # bytes of each hot sector
-        self._sector_size = sector_size
-        self._before = before
-        self._pieces: dict[int, list[_Piece]] = {}  # sector of a layer -> what is copied of it
-        self._files: dict[int, tuple[Node, int, dict[int, int]]] = {}  # id() -> new chunk map
-
-    def place(self, run: HotRun) -> None:
-        """Append the chunks of a run; one that does not fit begins the next sector."""
-        node, size = run.node, run.chunk_size
-        _, _, chunks = self._files.setdefault(id(node), (node, size, {}))
-        ratio = node.chunk_size // size
-        end = round_up(node.size, BLOCK_SIZE)
-        for number in range(run.first, run.first + run.chunks):
-            length = min(size, end - number * size)
-            if not self.sizes or self.sizes[-1] + length > self._sector_size:
-                self.sizes.append(0)
-            sector, at = len(self.sizes) - 1, self.sizes[-1]
-            above, part = divmod(number, ratio)
-            source, block = split_address(node.chunks[above])
-            piece = _Piece(
-                block * BLOCK_SIZE + part * size, length, sector * self._sector_size + at
-            )
-            self._pieces.setdefault(source, []).append(piece)
-            chunks[number] = chunk_address(self._before + sector, at // BLOCK_SIZE)
-            self.sizes[-1] += length
-
-    def copy(self, source: NativeSource, sectors: Sequence[Wanted], out: int) -> None:
-        """Fetch all pieces, in the order of their blobs, and write them to the file `out`."""
-
-        def fetch(number: int) -> None:
-            sector, pieces = sectors[number], sorted(self._pieces[number])
-            numbers: set[int] = set()
-            for piece in pieces:
-                stop = piece.start + piece.length
-                if stop > sector.entry.size:
-                    raise ImageError(f"a file lies outside sector {number}")
-                numbers.update(source.covering(sector, piece.start, stop))
-            for frame in read_frames(source, sector, numbers):
-                _copy_frame(frame.offset, frame.data, pieces, out)
-
-        with ThreadPoolExecutor(READERS, thread_name_prefix="hot") as pool:
-            for _ in pool.map(fetch, sorted(self._pieces)):
-                pass
-
-    def repoint(self) -> None:
-        """Give every hot file its new chunk map."""
-        for node, size, hot in self._files.values():
-            ratio, blocks = node.chunk_size // size, size // BLOCK_SIZE
-            count = -(-node.size // size)
-            node.chunks = [
-                hot[number]
-                if number in hot
-                else _part(node.chunks[number // ratio], number % ratio * blocks)
-                for number in range(count)
-            ]
-            node.chunk_size = size
-
-
-def _part(address: int, blocks: int) -> int:
-    """Return the address of what lies `blocks` behind the beginning of a chunk."""
-    return HOLE if address == HOLE else address + blocks
-
-
-def _copy_frame(offset: int, data: memoryview, pieces: Sequence[_Piece], out: int) -> None:
-    """Write what a frame has of each piece; `offset` is the frame's in its sector."""
-    end = offset + len(data)
-    for piece in pieces:
-        first, last = max(piece.start, offset), min(piece.start + piece.length, end)
-        if first < last:
-            os.pwrite(out, data[first - offset : last - offset], piece.target + first - piece.start)
 
 
 def _pack(

@@ -68,9 +68,9 @@ class Capabilities:
             its length is `WHOLE_SECTOR`.
         sets_read_ahead: how far the kernel reads ahead can be set for each mount, where the node
             allows it.
-        known_start_kib: read-ahead while an image starts that says what a start reads. A trace is
-            recorded with EROFS; a device for which the kernel cuts windows in another way would
-            read beyond it, into cold sectors.
+        known_start_kib: read-ahead while an image starts that says what a start reads. No two
+            starts cut the windows of read-ahead in the same way, so some would leave the trace,
+            for cold sectors: docs/adr/0141.
         merges_reads: readers of the same bytes wait for one read, which outlives each of them.
         outlives_servers: a mount that nobody serves or holds any more serves what is present, and
             can be served again; else it is dead.

@@ -17,7 +17,7 @@ from pathlib import Path
 from firstread.device.base import Capabilities
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import Group
-from firstread.device.readahead import read_ahead_of, set_read_ahead_of
+from firstread.device.readahead import KNOWN_START_KIB, read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
 from firstread.errors import FirstreadError
 from firstread.sectors.sectorstore import SectorStore
@@ -53,6 +53,7 @@ class FanotifyDevice:
             merges_reads=False,
             outlives_servers=True,
             file_system="erofs",
+            known_start_kib=KNOWN_START_KIB,
         )
 
     def attach(self, metadata: Path, ids: Sequence[bytes], mountpoint: Path) -> None:

@@ -29,6 +29,8 @@ class Served:
         self.lane = lane
         self.sectors = SectorMap(image)
         self.hot = image.block_image.hot_sectors()  # places, in the order of a start
+        note = image.block_image.hot_note
+        self.knows_start = bool(self.hot) and (note is None or note.is_traced)  # by a trace
         rows = image.block_image.index.sectors
         self.member = Member(rows, (rows[slot].id for slot in self.hot))
         self.stats = ImageStats(totals)

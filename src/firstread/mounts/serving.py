@@ -132,7 +132,7 @@ class Serving:
         mode = mode_of(asked, image.manifest.annotations, self._prefetch)
         rows, slots = image.index.sectors, served.hot
         hot = [served.image.wanted(slot) for slot in slots if rows[slot].id in absent]
-        knows_start = bool(slots) and (image.hot_note is None or image.hot_note.is_traced)
+        knows_start = served.knows_start
         rest: list[Wanted] = []
         if mode == "all" or (mode == "hot" and knows_start):  # it takes a while
             rest = [s for s in _absent(served) if s.entry.id not in served.member.hot]

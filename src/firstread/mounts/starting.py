@@ -94,10 +94,11 @@ class Starts:
 
     def begin(self, record: Mount, served: Served) -> None:
         """Give a mount that stands the read-ahead that it should have; see `Mount.starting`."""
-        knows = bool(served.member.hot)
-        start_kib = self._device.capabilities.known_start_kib if knows else START_KIB
+        known_kib = self._device.capabilities.known_start_kib
+        start_kib = known_kib if served.knows_start else START_KIB
         self._set(record, start_kib if record.starting else STEADY_KIB)
-        start = Start(self._clock(), self._reads(served), _hot(served), knows_start=knows)
+        says_hot = bool(served.member.hot)
+        start = Start(self._clock(), self._reads(served), _hot(served), knows_start=says_hot)
         with self._lock:
             self._starts.append(_Starting(record, served, start))
             if len(self._starts) == 1:

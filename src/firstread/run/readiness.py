@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells when a workload is ready: a URL answers, a line is printed, or a time has passed.
+"""Tells when a workload is ready: a probe succeeds, a line is printed, or a time has passed.
 
-Owns the conditions and the thread that asks. Does not start or stop a container. Invariant: a
-workload becomes ready once; a line is cut before it is matched, so that what a container prints
-costs bounded time and memory for each byte.
+Owns the conditions and the thread that asks; `firstread.run.probes` has the single question. Does
+not start or stop a container. Invariant: a workload becomes ready once; a line is cut before it is
+matched, so that what a container prints costs bounded time and memory for each byte.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstread.errors import UsageError
+from firstread.run.probes import POLL_S, Probe
 
 MAX_LINE = 4096  # bytes of a line that are matched
-_POLL_S = 0.01
 _FOREVER_S = 1e6  # a lock waits no longer than threading.TIMEOUT_MAX
-_CONNECT_S = 1.0
-_ANSWER_S = 30.0  # a server that has accepted may still be loading
+_GIVE_UP_S = 1.0  # for a question that nobody wants answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +27,22 @@ class Conditions:
     """The user's wishes for the end of a start; without any the workload's own end is one.
 
     Args:
-        url: that has to answer with a status from 200 to 299.
+        probe: that has to succeed.
         line: that some line of output has to match.
         seconds: after which the start ends in any case.
     """
 
-    url: str | None = None
+    probe: Probe | None = None
     line: re.Pattern[bytes] | None = None
     seconds: float | None = None
 
     @property
     def show_ready(self) -> bool:
         """Whether they say when a workload is ready."""
-        return self.url is not None or self.line is not None
+        return self.probe is not None or self.line is not None
 
     def __bool__(self) -> bool:
         return self.show_ready or self.seconds is not None
-
-
-def parse_url(text: str) -> str:
-    """Return a URL that can be asked.
-
-    Raises:
-        UsageError: it is none of HTTP.
-    """
-    from urllib3.exceptions import LocationParseError  # noqa: PLC0415 - help does not wait for it
-    from urllib3.util import parse_url as parse  # noqa: PLC0415
-
-    try:
-        parsed = parse(text)
-    except LocationParseError:
-        parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(
-            f"{text!r} is not the URL of a server", hint="such as http://127.0.0.1:8080/"
-        )
-    return text
 
 
 def parse_pattern(text: str) -> re.Pattern[bytes]:
@@ -107,8 +86,8 @@ class Readiness:
         """Ask no more, since the workload has ended. If it is over, `on_over` has returned."""
         with self._lock:
             self._wake.set()
-        if self.over_ns is not None and self._thread.is_alive():
-            self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join(_GIVE_UP_S if self.over_ns is None else None)
 
     def look(self, number: int, content: bytes) -> None:
         """See a piece of output: a `firstread.run.streams.Look`."""
@@ -126,38 +105,21 @@ class Readiness:
                 self._wake.set()
 
     def _wait(self) -> None:
-        url, seconds = self._conditions.url, self._conditions.seconds
+        probe, seconds = self._conditions.probe, self._conditions.seconds
         deadline = time.monotonic() + (seconds if seconds is not None else _FOREVER_S)
         while not self._wake.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 self._end(ready=False)
-            elif url is not None and answers(url, left):
+            elif probe is not None and self._succeeds(probe, left):
                 self._end(ready=True)
             else:
-                self._wake.wait(min(left, _POLL_S if url is not None else left))
+                self._wake.wait(min(left, POLL_S if probe is not None else left))
         if self.over_ns is not None:
             self._on_over()
 
-
-def answers(url: str, most_s: float) -> bool:
-    """Return whether a URL answers with a status from 200 to 299.
-
-    It accepts any certificate, since it sends no secret.
-
-    Args:
-        url: as `parse_url` has checked it.
-        most_s: seconds to wait.
-    """
-    import urllib3  # noqa: PLC0415 - takes 40 ms
-
-    timeout = urllib3.Timeout(connect=min(_CONNECT_S, most_s), read=min(_ANSWER_S, most_s))
-    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    with urllib3.PoolManager(cert_reqs="CERT_NONE", timeout=timeout, retries=False) as pool:
+    def _succeeds(self, probe: Probe, most_s: float) -> bool:
         try:
-            response = pool.request("GET", url, redirect=False, preload_content=False)
-        except urllib3.exceptions.HTTPError:
+            return probe.succeeds(most_s, self._wake)
+        except UsageError:  # it could be asked before the container ran
             return False
-        found = 200 <= response.status < 300
-        response.close()
-        return found

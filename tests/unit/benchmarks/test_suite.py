@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from benchmarks.images.recipes import IMAGES, LARGE_IMAGES
 from benchmarks.link import Measured
+from benchmarks.recordings import until
 from benchmarks.report import Figure
 from benchmarks.suite import __main__ as suite
 from benchmarks.suite import chart
@@ -112,6 +113,16 @@ def test_words_of_templates_are_replaced_by_none_one_or_several() -> None:
     words = {"$PROGRAM": ["python", "-m", "it"], "$UNTIL": [], "$COMMAND": ["echo", "$HOME"]}
     filled = fill(template, {"LIST": "/tmp/list"}, words)
     assert filled == ["python", "-m", "it", "-o", "/tmp/list.json", "echo", "$HOME"]
+
+
+def test_a_trace_ends_when_the_client_of_the_benchmark_has_its_answer() -> None:
+    assert until(WORKLOADS["debian"]) == ["--until-line", "^ready$"]
+    assert until(WORKLOADS["nginx"]) == ["--until", "http://127.0.0.1:8082/"]
+    option, command = until(WORKLOADS["redis"])
+    assert (option, command.split()[1:]) == (
+        "--until-command",
+        ["-m", "benchmarks.ask", "redis"],
+    )
 
 
 def test_a_record_of_a_workload_becomes_the_lists_of_peers(tmp_path: Path) -> None:

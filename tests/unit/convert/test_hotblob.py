@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from firstread.convert import hotplan
+from firstread.convert import hotcopies, hotplan
 from firstread.convert.blobcheck import BlobCheck
 from firstread.convert.compare import differences, fingerprint_image, source_tree
 from firstread.convert.hotblob import Read, make_hot, recorded_start
@@ -125,6 +125,70 @@ def test_only_frames_with_hot_data_are_fetched() -> None:
     place, manifest = hot(image, trace_of(("f5", 8, 1)))
     fetched = place.reads[manifest.layers[1].digest]
     assert 0 < fetched <= 2
+
+
+TWINS = Image(
+    [
+        Layer([File("a", LARGE), File("b", LARGE + b"more of b"), File("other", OTHER)]),
+        Layer([File("c", LARGE), File("packed", b"small"), File("z", LARGE[: 5 << 16])]),
+    ]
+)
+
+
+def test_a_file_of_the_same_content_has_the_same_hot_blocks() -> None:
+    """A read of a sector cannot tell which of the files it was for."""
+    reads = ("b", 3, 2), ("b", 70, 1), ("a", 3, 1), ("c", 20, 1)
+    place, manifest = hot(TWINS, trace_of(*reads))
+    image = opened(place, manifest)
+    (slot,) = image.hot_sectors()
+    assert image.index.sectors[slot].size == 4 * BLOCK_SIZE
+    for name in (b"a", b"b", b"c", b"z"):
+        found = addresses(image, name)
+        assert [found[block] for block in (3, 4, 20)] == [(slot, 0), (slot, 1), (slot, 3)]
+        assert [place for place in found if place and place[0] == slot] == [
+            (slot, 0), (slot, 1), (slot, 3), *([(slot, 2)] if name == b"b" else []),
+        ]  # fmt: skip
+    checked(place, manifest, TWINS)
+
+
+def test_a_hot_file_is_cut_as_finely_as_one_of_the_same_content() -> None:
+    """As a program under two names: its common sectors are traced as the first, its tail is not."""
+    tails = OTHER[:60_000], OTHER[60_000:120_000]
+    files = [File(name, LARGE[: 1 << 18] + tail) for name, tail in zip("ab", tails, strict=True)]
+    image = Image([Layer(files)])
+    place, manifest = hot(image, trace_of(("a", 3, 1), ("a", 9, 2), ("b", 64, 9)))
+    found = opened(place, manifest)
+    (slot,) = found.hot_sectors()
+    there = addresses(found, b"b")
+    assert [there[block] for block in (3, 9, 10, 64, 72)] == [
+        (slot, block) for block in (0, 1, 2, 3, 11)
+    ]
+    checked(place, manifest, image)
+
+
+def test_so_many_files_of_the_same_content_are_cut_as_cost_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    more = -(-len(LARGE) // BLOCK_SIZE) - -(-len(LARGE) // SMALL.sector_size)
+    monkeypatch.setattr(hotcopies, "MAX_TWIN_CHUNKS", more)
+    place, manifest = hot(TWINS, trace_of(("b", 3, 1)))
+    image = opened(place, manifest)
+    (slot,) = image.hot_sectors()
+    cut = [name for name in (b"a", b"b", b"c", b"z") if (slot, 0) in addresses(image, name)]
+    assert cut == [b"a", b"b"]
+    checked(place, manifest, TWINS)
+
+
+def test_a_copy_that_ends_with_its_file_is_none_of_a_longer_one() -> None:
+    """Two packed sectors have one content, but not the same files."""
+    short, following = LARGE[:12_000], OTHER[:3000]
+    long = short + bytes(288) + following
+    layers = [Layer([File("short", short), File("following", following)]), Layer([File("z", long)])]
+    place, manifest = hot(Image(layers), trace_of(("short", 0, 3)))
+    image = opened(place, manifest)
+    assert len(image.index.sectors) == 2
+    assert addresses(image, b"short")[0] not in addresses(image, b"z")
+    checked(place, manifest, Image(layers))
 
 
 def test_sectors_that_are_read_as_a_whole_stay_and_are_listed(

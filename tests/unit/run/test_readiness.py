@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import http.server
+import shlex
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from firstread.errors import UsageError
-from firstread.run.readiness import MAX_LINE, Conditions, Readiness, parse_pattern, parse_url
+from firstread.run.probes import parse_command, parse_url
+from firstread.run.readiness import MAX_LINE, Conditions, Readiness, parse_pattern
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.serving import serving
 
@@ -101,8 +105,59 @@ def test_only_success_is_an_answer() -> None:
 
     _Handler.statuses = statuses()
     with serving(http.server.HTTPServer(("127.0.0.1", 0), _Handler)) as server:
-        assert Watched(Conditions(url=f"http://127.0.0.1:{server.server_port}/")).end()
+        assert Watched(Conditions(parse_url(f"http://127.0.0.1:{server.server_port}/"))).end()
     assert asked == [503, 302, 404, 204]
+
+
+def test_a_command_is_run_until_it_exits_with_0(tmp_path: Path) -> None:
+    up = tmp_path / "it is up"
+    ask = f'sh -c \'echo asked >> "$1"/asked; test -e "$1"/it*up\' sh {shlex.quote(str(tmp_path))}'
+    watched = Watched(Conditions(parse_command(ask)))
+    asked = tmp_path / "asked"
+    while not asked.exists() or len(asked.read_text().splitlines()) < 3:
+        time.sleep(0.01)
+    assert not watched.readiness.ready
+    up.touch()
+    assert watched.end()
+
+
+def test_a_command_that_nobody_waits_for_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    pids.touch()
+    ask = f"sh -c 'sleep 1000 & echo $$ $! > {pids}; wait'"
+    readiness = Readiness(Conditions(parse_command(ask)), lambda: None)
+    readiness.start()
+    while not pids.read_text().endswith("\n"):
+        time.sleep(0.01)
+    readiness.close()
+    for pid in map(int, pids.read_text().split()):
+        assert not runs(pid)
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process runs that may be a zombie, because it is not our child."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_time_is_up_for_a_command_that_does_not_end() -> None:
+    assert not Watched(Conditions(parse_command("sleep 1000"), seconds=0.05)).end()
+
+
+@pytest.mark.parametrize("text", ["", " ", "/nosuch/program ping", "'redis-cli", "a\0b"])
+def test_other_commands_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no program of this machine|is not a command"):
+        parse_command(text)
+
+
+def test_a_program_that_the_kernel_does_not_run_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF, or not")
+    program.chmod(0o755)
+    with pytest.raises(UsageError, match=f"cannot run '{program}': Exec format error"):
+        parse_command(str(program)).succeeds(1.0, threading.Event())
 
 
 @pytest.mark.parametrize("text", ["8080", "ftp://a/", "http://", "http://[", "/healthz"])
