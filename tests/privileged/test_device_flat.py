@@ -60,7 +60,8 @@ print(hashlib.sha256(buffer).hexdigest())
 
 PARTS = """
 import hashlib, mmap, os, sys
-file, buffer, at = os.open(sys.argv[1], os.O_RDONLY | {flags}), mmap.mmap(-1, 1 << 20), 0
+file, at = os.open(sys.argv[1], os.O_RDONLY | {flags}), 0
+buffer = memoryview(mmap.mmap(-1, (1 << 20) + 4096))[{skip}:][:1 << 20]
 try:
     while size := os.preadv(file, [buffer], at):
         print(at, size, hashlib.sha256(buffer[:size]).hexdigest())
@@ -266,11 +267,11 @@ def test_a_loop_device_reads_directly_as_soon_as_a_read_can_wait(
     wait(lambda: not is_cached(number))
 
 
-@pytest.mark.parametrize("flags", ["0", "os.O_DIRECT"])
+@pytest.mark.parametrize(("flags", "skip"), [("0", 0), ("os.O_DIRECT", 0), ("os.O_DIRECT", 512)])
 def test_a_loop_device_that_nobody_serves_reads_no_zeros(
-    make: Callable[..., FlatMount], flags: str
+    make: Callable[..., FlatMount], flags: str, skip: int
 ) -> None:
-    """Its file has cached a part of what is read."""
+    """Its file has cached a part of what is read, into memory that begins behind a page's first."""
     bench = make(name="loop")
     for slot, data in enumerate(bench.data):
         assert bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)[0] == summary(data)
@@ -278,10 +279,11 @@ def test_a_loop_device_that_nobody_serves_reads_no_zeros(
     drop_caches()
     assert output(bench.read(1, 0, 64 * KiB)) == summary(bench.data[1][: 64 * KiB])
     bench.lose()
-    command = [sys.executable, "-c", PARTS.format(flags=flags), str(bench.mountpoint / "1")]
+    script = PARTS.format(flags=flags, skip=skip)
+    command = [sys.executable, "-c", script, str(bench.mountpoint / "1")]
     reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     *parts, last = output(reader).splitlines()
-    assert last == "errno 5"
+    assert last == "errno 5" or (last == "errno 22" and skip)  # EROFS may refuse such memory
     for part in parts:
         offset, size, digest = part.split()
         data = bench.data[1][int(offset) : int(offset) + int(size)]
