@@ -56,19 +56,20 @@ class LoopCaching:
             self._changed.notify()
 
     def _follow(self) -> None:
-        while self._is_due():
-            cached = self._made
+        while (cached := self._next()) is not None:
             try:
                 set_cached(self._number, cached=cached)
             except OSError as exc:
                 minor = os.minor(self._number)
-                log.warning("the loop device %d cannot change how it reads: %s", minor, exc)
+                log.warning("/dev/loop%d goes on reading as before: %s", minor, exc)
 
-    def _is_due(self) -> bool:
-        """Wait until a change is due, and note it as made; False if none is wanted."""
+    def _next(self) -> bool | None:
+        """Wait until a change is due, and note it as made; None if nothing else is wanted."""
         with self._changed:
             if self._wanted and not self._made:
                 self._changed.wait_for(lambda: not self._wanted, CALM_S)
-            self._is_busy = self._wanted != self._made
+            if self._wanted == self._made:
+                self._is_busy = False
+                return None
             self._made = self._wanted
-            return self._is_busy
+            return self._made
