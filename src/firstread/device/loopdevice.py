@@ -11,11 +11,12 @@ Facts about loop devices (Linux 5.8 to 6.18; tests/privileged/test_device_flat.p
   own direct I/O is asynchronous. Each read of a small file is a request of its own then.
 * Without direct I/O the file reads ahead, across what the files above are, and its page cache
   answers. But one thread does one read after the other.
-* Before Linux 6.15 such a read succeeds with zeros if it is across two pages of the file, of which
-  one is cached and the other an error (lo_read_simple; gone with commit f2fed441c69b). It is done
-  page by page of the reader's memory, so that cannot be where both are aligned alike: EROFS wants
-  O_DIRECT aligned to the blocks of the device, which are pages here, but for 6.13 and 6.14, which
-  let memory be (fs/erofs/data.c: erofs_file_read_iter).
+* Before Linux 6.15 such a read succeeds with zeros if it is across two pages of the file, one of
+  them cached and the other an error (lo_read_simple; stable kernels may have the commit that took
+  it away, "loop: stop using vfs_iter_{read,write} for buffered I/O"). The loop goes page by page of
+  the reader's memory, so that cannot be where both are aligned alike. EROFS wants O_DIRECT aligned
+  to the blocks of the device, which are pages here; Linux 6.13 and 6.14 let memory be
+  (fs/erofs/data.c: erofs_file_read_iter).
 * A change between the two waits, deaf to signals, for reads in flight, and lets no other begin.
 * A device has at most 128 reads in flight; further ones wait.
 * LOOP_CHANGE_FD puts another file of the same size in place of one that has failed, under a mount.
