@@ -18,9 +18,9 @@ import pytest
 
 from firstread.device import flatdevice
 from firstread.device.base import Read
-from firstread.device.flatdevice import FlatDevice
+from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
-from firstread.device.loopdevice import CONTROL
+from firstread.device.loopdevice import CONTROL, is_cached, set_cached
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.superblock import FileSystem
 from firstread.errors import NodeError
@@ -55,6 +55,19 @@ import hashlib, mmap, os, sys
 buffer = mmap.mmap(-1, 65536)
 os.preadv(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), [buffer], 4096)
 print(hashlib.sha256(buffer).hexdigest())
+"""
+
+
+PARTS = """
+import hashlib, mmap, os, sys
+file, at = os.open(sys.argv[1], os.O_RDONLY | {flags}), 0
+buffer = memoryview(mmap.mmap(-1, (1 << 20) + 4096))[{skip}:][:1 << 20]
+try:
+    while size := os.preadv(file, [buffer], at):
+        print(at, size, hashlib.sha256(buffer[:size]).hexdigest())
+        at += size
+except OSError as exc:
+    print("errno", exc.errno)
 """
 
 
@@ -208,6 +221,119 @@ def test_a_loop_device_offers_direct_reads(make: Callable[..., FlatMount]) -> No
     reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     expected = hashlib.sha256(bench.data[1][4096 : 4096 + 65536]).hexdigest()
     assert bench.serve(reader, bench.fill)[0] == expected
+
+
+def test_a_loop_device_reads_ahead_while_no_read_can_wait(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop", sectors=WAITING, sector_bytes=4 * KiB)
+    everything = hashlib.sha256(b"".join(bench.data)).hexdigest()
+
+    def read_all() -> tuple[int, int]:
+        """Return how many reads have asked, and the requests of all."""
+        before = bench.device.requests()
+        script = 'cd "$1" && seq 0 $(($2 - 1)) | xargs cat | sha256sum'
+        command = ["sh", "-c", script, "sh", str(bench.mountpoint), str(WAITING)]
+        reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        read, asked = bench.serve(reader, bench.complete)
+        assert read.split()[0] == everything
+        return len(asked), bench.device.requests() - before
+
+    assert read_all()[0] == WAITING
+    wait(lambda: is_cached(os.stat(bench.mountpoint).st_dev))
+    drop_caches()
+    asked, requests = read_all()
+    assert asked == 0
+    assert requests < WAITING / 2, requests  # of 4 KiB each, without read-ahead
+
+
+def test_a_loop_device_reads_directly_as_soon_as_a_read_can_wait(
+    make: Callable[..., FlatMount],
+) -> None:
+    bench = make(name="loop")
+    number = os.stat(bench.mountpoint).st_dev
+    for slot, data in enumerate(bench.data):
+        assert not is_cached(number)
+        assert bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)[0] == summary(data)
+    wait(lambda: is_cached(number))
+    bench.device.watch(bench.ids[1:2])
+    wait(lambda: not is_cached(number))
+    bench.device.unwatch(bench.ids[1:2])
+    wait(lambda: is_cached(number))
+
+    given = {number: (os.dup(a), os.dup(b)) for number, (a, b) in bench.device.pairs().items()}
+    after = LoopDevice(bench.store, given)
+    assert after.adopt(bench.metadata, bench.ids, number)
+    after.go_on(number)
+    after.watch(bench.ids[1:2])
+    wait(lambda: not is_cached(number))
+
+
+@pytest.mark.parametrize(("flags", "skip"), [("0", 0), ("os.O_DIRECT", 0), ("os.O_DIRECT", 512)])
+def test_a_loop_device_that_nobody_serves_reads_no_zeros(
+    make: Callable[..., FlatMount], flags: str, skip: int
+) -> None:
+    """Its file has cached a part of what is read, into memory that begins behind a page's first."""
+    bench = make(name="loop")
+    for slot, data in enumerate(bench.data):
+        assert bench.serve(bench.read(slot, 0, MiB, "pages"), bench.complete)[0] == summary(data)
+    wait(lambda: is_cached(os.stat(bench.mountpoint).st_dev))
+    drop_caches()
+    assert output(bench.read(1, 0, 64 * KiB)) == summary(bench.data[1][: 64 * KiB])
+    bench.lose()
+    script = PARTS.format(flags=flags, skip=skip)
+    command = [sys.executable, "-c", script, str(bench.mountpoint / "1")]
+    reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    *parts, last = output(reader).splitlines()
+    assert last == "errno 5" or (last == "errno 22" and skip)  # EROFS may refuse such memory
+    for part in parts:
+        offset, size, digest = part.split()
+        data = bench.data[1][int(offset) : int(offset) + int(size)]
+        assert digest == hashlib.sha256(data).hexdigest()
+
+
+CHANGE = """
+import sys
+from firstread.device.loopdevice import set_cached
+set_cached(int(sys.argv[1]), cached=True)
+"""
+
+
+def test_a_process_that_changes_a_loop_device_can_be_killed(
+    make: Callable[..., FlatMount],
+) -> None:
+    """The next one has to answer the reads that the change waits for."""
+    bench = make(name="loop")
+    number = os.stat(bench.mountpoint).st_dev
+    reader = bench.read(1)
+    (read,) = bench.reads()
+    process = bench.started(
+        subprocess.Popen([sys.executable, "-c", CHANGE, str(number)], text=True)
+    )
+
+    def waits() -> bool:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        states = (Path(f"/proc/{child}/stat").read_text().rpartition(")")[2] for child in children)
+        return any(state.split()[0] == "D" for state in states)
+
+    wait(waits)
+    process.kill()
+    process.wait(timeout=PATIENCE_S)
+    bench.fill(read)
+    assert bench.serve(reader, bench.fill)[0] == summary(bench.data[1][:4096])
+    wait(lambda: is_cached(number))
+
+
+def test_a_loop_device_of_somebody_else_is_not_changed(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MiB))
+    command = ["losetup", "--find", "--show", "--direct-io=on", str(image)]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        number = os.stat(path).st_rdev
+        with pytest.raises(OSError, match="somebody else's"):
+            set_cached(number, cached=True)
+        assert not is_cached(number)
+    finally:
+        subprocess.run(["losetup", "--detach", path], check=True)
 
 
 def test_a_loop_device_of_somebody_else_is_not_healed(make: Callable[..., FlatMount]) -> None:

@@ -13,7 +13,8 @@ shows them):
 * File-backed, the page cache holds data twice, that of the file and that of EROFS, besides the
   sector file. A file keeps the read-ahead that its mount had when EROFS opened it; what it reads
   ahead goes beyond what the read-ahead of EROFS allows, as far as that.
-* A loop device reads with direct I/O, so neither is the case there, and O_DIRECT is offered.
+* A loop device offers O_DIRECT. It reads directly while a read can have to wait, and neither is the
+  case then; else as if the file had no EROFS, through the page cache of the file (`LoopCaching`).
 * The last unmount waits, deaf, for reads that a block device still does, for killed readers or
   ahead of others, and sync(2) waits for it. Reads of a file do not outlive their readers.
 * Once nobody holds the connection, absent bytes are EIO. EROFS on a loop device is served again
@@ -31,16 +32,19 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from firstread.device.base import Pair
 from firstread.device.connection import Connection
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flattree import FAR_KIB, NEAR_KIB, FlatTree
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
-from firstread.device.loopdevice import MAJOR, attach_loop, change_file
+from firstread.device.loopcaching import LoopCaching
+from firstread.device.loopdevice import MAJOR, attach_loop, change_file, may_cache
 from firstread.device.readahead import BDI, START_KIB
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.errors import NodeError, from_os_error
@@ -60,6 +64,7 @@ class FlatDevice(FuseDevice):
         FuseDevice.capabilities, file_system="erofs", known_start_kib=START_KIB
     )
     _loop = False  # EROFS has a loop device, though it may take files
+    _caching: Mapping[Connection, LoopCaching] = MappingProxyType({})  # replaced
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:
         """See `Device`: a loop device that nobody has served meanwhile gets a new file."""
@@ -76,6 +81,28 @@ class FlatDevice(FuseDevice):
             log.warning("the loop device of %s cannot be served again: %s", metadata, exc)
             return False
         return True
+
+    def _note(self, connection: Connection, number: int, pair: Pair) -> None:
+        super()._note(connection, number, pair)
+        if os.major(number) == MAJOR and may_cache():
+            with self._lock:
+                self._caching = {**self._caching, connection: LoopCaching(number)}
+
+    def _forget(self, connection: Connection) -> None:
+        super()._forget(connection)
+        with self._lock:
+            caching = dict(self._caching)
+            ended = caching.pop(connection, None)
+            self._caching = caching
+        if ended is not None:
+            ended.end()
+
+    def _set(self, ids: Iterable[bytes], *, on: bool) -> None:
+        super()._set(ids, on=on)
+        with self._lock:
+            for connection, caching in self._caching.items():
+                if connection in self._watches:  # it has not ended
+                    caching.want(cached=not self._watches[connection].exist())
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`: reads that a block device still does, for nobody, fail."""
@@ -125,8 +152,9 @@ class FlatDevice(FuseDevice):
         """Give the descriptor of the file of a connection; the connection ends with its users."""
         with self._over_fuse(fd, metadata, connection, stat.S_IFREG) as mount:
             number = os.fstat(mount).st_dev  # asks for the size, too
-            # Far ahead only where that fetches nothing which nobody reads.
-            kib = FAR_KIB if all(map(self._has_bytes, ids)) else NEAR_KIB
+            # Far ahead only where that fetches nothing which nobody reads. A loop device does
+            # not read ahead while anything is absent.
+            kib = FAR_KIB if self._loop or all(map(self._has_bytes, ids)) else NEAR_KIB
             with contextlib.suppress(OSError):  # the kernel's own is 128 KiB
                 place = BDI / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
                 place.write_text(f"{kib}\n")
@@ -150,7 +178,7 @@ class FlatDevice(FuseDevice):
                     raise
                 self._loop = True  # so it is with the next one
         try:
-            loop, path = attach_loop(file, b"firstread")
+            loop, path = attach_loop(file)
         except OSError as exc:
             error = from_os_error(exc, "cannot make a loop device")
             error.hint = "load the module loop, and let this process use /dev/loop-control"

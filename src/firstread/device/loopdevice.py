@@ -8,7 +8,16 @@ Facts about loop devices (Linux 5.8 to 6.18; tests/privileged/test_device_flat.p
 
 * The file must have its size: for one over FUSE, somebody has to ask for its attributes before.
 * With direct I/O pages are cached once, above, and reads do not wait for each other if the file's
-  own direct I/O is asynchronous. Without it one thread does one read after the other.
+  own direct I/O is asynchronous. Each read of a small file is a request of its own then.
+* Without direct I/O the file reads ahead, across what the files above are, and its page cache
+  answers. But one thread does one read after the other.
+* Before Linux 6.15 such a read succeeds with zeros if it is across two pages of the file, one of
+  them cached and the other an error (lo_read_simple; stable kernels may have the commit that took
+  it away, "loop: stop using vfs_iter_{read,write} for buffered I/O"). The loop goes page by page of
+  the reader's memory, so that cannot be where both are aligned alike. EROFS wants O_DIRECT aligned
+  to the blocks of the device, which are pages here; Linux 6.13 and 6.14 let memory be
+  (fs/erofs/data.c: erofs_file_read_iter).
+* A change between the two waits, deaf to signals, for reads in flight, and lets no other begin.
 * A device has at most 128 reads in flight; further ones wait.
 * LOOP_CHANGE_FD puts another file of the same size in place of one that has failed, under a mount.
 * The number of a free device is only a hint: somebody else may be faster.
@@ -22,26 +31,33 @@ import errno
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 
 CONTROL = "/dev/loop-control"
 MAJOR = 7
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A
 _CHANGE_FD = 0x4C06
+_SET_DIRECT_IO = 0x4C08
+_GET_STATUS64 = 0x4C05
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
-_BLOCK_BYTES = 512  # the alignment that O_DIRECT asks for
+_BLOCK_BYTES = 4096  # a page: see above
+_ZEROS = ("6.13.", "6.14.")  # releases that may read zeros through the cache
 _MOST_ATTEMPTS = 64
-# struct loop_config: fd, block size; then struct loop_info64: device, inode, rdevice, offset, size
-# limit, number, encryption type and key size, flags, file name, crypt name, key, init; reserved
-_CONFIG = struct.Struct("=II5Q4I64s64s32s2Q64x")
+# struct loop_info64: device, inode, rdevice, offset, size limit, number, encryption type and key
+# size, flags, file name, crypt name, key, init
+_INFO = struct.Struct("=5Q4I64s64s32s2Q")
+# struct loop_config: fd, block size, struct loop_info64, reserved
+_CONFIG = struct.Struct(f"=II{_INFO.size}s64x")
+NAME = b"firstread"  # of the devices made here, for those who list loop devices
 
 
-def attach_loop(file: int, name: bytes) -> tuple[int, str]:
-    """Make a loop device of a file.
+def attach_loop(file: int) -> tuple[int, str]:
+    """Make a loop device of a file, which it reads directly.
 
     Args:
         file: descriptor, for reading.
-        name: for those who list loop devices.
 
     Returns:
         a descriptor of the device, and its path. The device ends with the last descriptor or mount.
@@ -49,9 +65,9 @@ def attach_loop(file: int, name: bytes) -> tuple[int, str]:
     Raises:
         OSError: with the path of what is missing, as far as it is known.
     """
-    nothing = (0, 0, 0, 0, 0)
     flags = _READ_ONLY | _AUTOCLEAR | _DIRECT_IO
-    config = _CONFIG.pack(file, _BLOCK_BYTES, *nothing, 0, 0, 0, flags, name[:63], b"", b"", 0, 0)
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, NAME, b"", b"", 0, 0)
+    config = _CONFIG.pack(file, _BLOCK_BYTES, info)
     control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_MOST_ATTEMPTS):
@@ -87,6 +103,53 @@ def change_file(number: int, file: int) -> None:
         os.close(device)
 
 
+def may_cache() -> bool:
+    """Return whether a read through the page cache of a file gets its bytes, or fails."""
+    return not os.uname().release.startswith(_ZEROS)
+
+
+def is_cached(number: int) -> bool:
+    """Return whether a loop device reads through the page cache of its file.
+
+    Raises:
+        OSError: it is no loop device any more.
+    """
+    with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop/dio") as file:
+        return file.read().strip() == "0"
+
+
+def set_cached(number: int, *, cached: bool) -> None:
+    """Have a loop device of `attach_loop` read through the page cache of its file, or directly.
+
+    The caller may be killed meanwhile: a child waits for the reads in flight in its place, which
+    the next process may have to answer.
+
+    Args:
+        number: of the device.
+        cached: through the page cache.
+
+    Raises:
+        OSError: it is no such device any more, or there can be no child now.
+    """
+    command = [sys.executable, "-I", "-S", __file__, _path(number), str(int(not cached))]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise OSError(errno.EIO, said or f"the child ended with {done.returncode}")
+
+
+def _set_direct(path: str, direct: int) -> None:
+    device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    status = fcntl.ioctl(device, _GET_STATUS64, bytes(_INFO.size))
+    if _INFO.unpack(status)[9].rstrip(b"\0") != NAME:
+        raise OSError(errno.ENXIO, "it is somebody else's by now", path)
+    fcntl.ioctl(device, _SET_DIRECT_IO, direct)
+
+
 def _path(number: int) -> str:
     name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
     return f"/dev/{name}"
+
+
+if __name__ == "__main__":
+    _set_direct(sys.argv[1], int(sys.argv[2]))
