@@ -42,7 +42,7 @@ class ControlPlane:
         try:
             etcd = self._start_etcd()
             self._start_server(etcd)
-            self._wait_ready()
+            self.wait("get", "--raw=/readyz")
             # Pods need it; a controller makes it in other clusters.
             made = self.kubectl("create", "serviceaccount", "default")
             assert made.code == 0, made
@@ -77,6 +77,14 @@ class ControlPlane:
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
+    def wait(self, *arguments: str) -> None:
+        """Run kubectl until it succeeds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.kubectl(*arguments).code:
+            assert all(process.poll() is None for process in self._processes), self._logs()
+            assert time.monotonic() < deadline, self._logs()
+            time.sleep(0.5)
+
     def version(self) -> str:
         """Return the versions of server and kubectl, such as ``v1.37.2 and v1.37.2``."""
         found = self.kubectl("version", "--output=json").json
@@ -86,7 +94,7 @@ class ControlPlane:
         clients, peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self._start(
             "etcd",
-            *(f"--data-dir={self._directory / 'etcd'}", "--unsafe-no-fsync"),
+            *(f"--data-dir={self._directory / 'etcd'}", "--unsafe-no-fsync", "--log-level=error"),
             *(f"--listen-client-urls={clients}", f"--advertise-client-urls={clients}"),
             *(f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}"),
             f"--initial-cluster=default={peers}",
@@ -103,13 +111,15 @@ class ControlPlane:
         self._kubeconfig.chmod(0o600)
         self._start(
             "kube-apiserver",
-            *("--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"),
+            # It advertises no loopback address, and needs not: nobody looks for it.
+            *("--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"),
             *(f"--secure-port={port}", f"--cert-dir={self._directory / 'keys'}"),
             *(f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}"),
             *(f"--etcd-servers={etcd}", "--service-cluster-ip-range=10.0.0.0/24"),
             *(f"--token-auth-file={tokens}", "--authorization-mode=RBAC"),
             "--service-account-issuer=https://kubernetes.default.svc",
-            *(f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}"),
+            f"--service-account-key-file={certificate}",
+            f"--service-account-signing-key-file={key}",
             "--allow-privileged",  # as every cluster that runs DaemonSets of nodes
         )
 
@@ -120,13 +130,6 @@ class ControlPlane:
                     [program, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             )
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while self.kubectl("get", "--raw=/readyz").stdout != "ok":
-            assert all(process.poll() is None for process in self._processes), self._logs()
-            assert time.monotonic() < deadline, self._logs()
-            time.sleep(0.2)
 
     def _logs(self) -> str:
         return "\n".join(path.read_text()[-3000:] for path in sorted(self._directory.glob("*.log")))

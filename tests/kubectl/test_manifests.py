@@ -43,6 +43,8 @@ DOCUMENTED = [
 OPERATORS = ("DaskCluster", "PodMonitor", "PrometheusRule", "Workflow")
 """Kinds that a cluster has from an operator."""
 
+_CREATE = ("create", "--dry-run=server", "--validate=strict", "--filename=-")
+
 LEVELS = {"restricted": "restricted", "firstread-system": "privileged"}
 """Namespaces, and the Pod Security level that each enforces."""
 
@@ -57,7 +59,8 @@ def namespaces(cluster: ControlPlane) -> None:
     done(cluster.kubectl("label", "namespace", "restricted", level))
     for namespace in LEVELS:
         for account in ("default", "firstread"):
-            done(cluster.kubectl("create", "serviceaccount", account, "-n", namespace))
+            made = ("create", "serviceaccount", account, "--save-config", "-n", namespace)
+            done(cluster.kubectl(*made))
 
 
 def done(ran: Ran) -> str:
@@ -135,6 +138,9 @@ def test_the_server_refuses_what_is_wrong(cluster: ControlPlane) -> None:
     assert (unknown.code, 'unknown field "spec.replica"' in unknown.stderr) == (1, True), unknown
     invalid = cluster.kubectl(*how, given=text.replace("replicas: 1", "replicas: -1"))
     assert (invalid.code, "spec.replicas: Invalid value" in invalid.stderr) == (1, True), invalid
+    (spec,) = _pod_specs(load(KUBERNETES / "base/daemonset.yaml"))
+    forbidden = cluster.kubectl(*_CREATE, given=_pod(spec, "restricted"))
+    assert (forbidden.code, "violates PodSecurity" in forbidden.stderr) == (1, True), forbidden
 
 
 def _try(cluster: ControlPlane, text: str, side: str) -> None:
@@ -156,11 +162,13 @@ def _side(side: str) -> str:
 def _admit(
     cluster: ControlPlane, spec: dict[str, Any], namespace: str, metadata: Any = None
 ) -> None:
-    named = {"name": "pod", "namespace": namespace} | (metadata or {})
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec}
-    how = ("create", "--dry-run=server", "--validate=strict", "--filename=-")
-    said = done(cluster.kubectl(*how, given=json.dumps(pod)))
+    said = done(cluster.kubectl(*_CREATE, given=_pod(spec, namespace, metadata)))
     assert said == "pod/pod created (server dry run)\n"
+
+
+def _pod(spec: dict[str, Any], namespace: str, metadata: Any = None) -> str:
+    named = {"name": "pod", "namespace": namespace} | (metadata or {})
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec})
 
 
 def _pod_specs(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
