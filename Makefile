@@ -11,6 +11,7 @@
 # make test-arm64  runs the image and the unit tests of formats as arm64, under qemu
 # make test-docker  runs a dockerd on our snapshotter, if there is one in PATH
 # make test-kubelet  runs pods of a kubelet, if there is one in PATH
+# make test-kubectl  has a Kubernetes API server try the manifests, if there is one in PATH (CRDS=DIR: those of operators)
 # make test-vm  boots a guest whose root disk is an image in a registry
 # make fuzz   feeds damaged bytes to every parser for FUZZ_S seconds
 # Each installs its requirements (Debian packages as root, Python packages in .venv).
@@ -28,7 +29,7 @@ DEB = dist/firstread_$(VERSION)_$(ARCH).deb
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat --format=%Y pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-kubelet test-docker test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
+.PHONY: help setup packages demo test test-benchmarks test-go test-kernels test-kubelet test-kubectl test-docker test-vm test-deb test-image test-arm64 dist deb image fuzz soak death lint format lock bench bench-model clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -60,6 +61,9 @@ test-go: setup
 
 test-kubelet: packages setup
 	$(BIN)/pytest -m kubelet -rPs tests/kubelet
+
+test-kubectl: setup
+	FIRSTREAD_CRDS=$(CRDS) $(BIN)/pytest -m kubectl -rPs tests/kubectl
 
 test-kernels: packages setup
 	@tools/packages.sh qemu-system-x86 kmod

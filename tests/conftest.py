@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "firstread", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+settings.register_profile("emulated", settings.get_profile("firstread"), max_examples=10)
 if settings.get_current_profile_name() == "default":  # elsewhere than in CI, which has its own
     settings.load_profile("firstread")
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from tests.kubelet.apiserver import NODE, ApiServer
 
 from firstread.testing.containerd import Containerd
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.ports import free_port
 
 # It sets them for the whole machine (pkg/kubelet/cm, setupKernelTunables).
 _TUNED: Final = (
@@ -70,7 +70,7 @@ class Kubelet:
         self.directory = directory
         self.manifests = directory / "manifests"
         self.manifests.mkdir(parents=True, exist_ok=True)
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._tuned: dict[Path, str] = {}
         config = directory / "config.json"
@@ -185,7 +185,7 @@ class Kubelet:
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "address": "127.0.0.1",
-            "port": _free_port(),
+            "port": free_port(),
             "readOnlyPort": self._port,
             "healthzPort": 0,
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
@@ -236,9 +236,3 @@ def pod(name: str, image: str, *command: str, **fields: Any) -> dict[str, Any]:
     metadata = {"name": name, "namespace": "default", "uid": f"uid-{name}"}
     spec["containers"] = [container]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

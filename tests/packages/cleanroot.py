@@ -79,7 +79,9 @@ class CleanRoot:
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
         self._inside = int(children.read_text())
 
-    def run(self, *command: str, env: dict[str, str] | None = None) -> Done:
+    def run(
+        self, *command: str, env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Done:
         """Run a command as root of this system; wait for it."""
         lent = {name: value for name, value in os.environ.items() if LENT.fullmatch(name)}
         own = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "APT_CONFIG": "/tmp/apt.conf"}
@@ -91,7 +93,7 @@ class CleanRoot:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
         return Done(done.returncode, done.stdout)

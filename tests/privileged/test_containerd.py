@@ -106,36 +106,42 @@ def test_a_pod_of_an_ordinary_image(registry: DockerRegistry, node: Containerd) 
 
 
 def test_the_kubelet_has_statistics(registry: DockerRegistry, node: Containerd) -> None:
+    """The numbers that make the kubelet evict pods and remove images."""
     image = f"{registry.host}/app:latest"
     node.pull(image)
-    assert_measured(node, image, "")
-
-
-def assert_measured(node: Containerd, image: str, handler: str) -> None:
-    """Check the numbers that make the kubelet evict pods and remove images."""
-    pod = node.start_pod(runtime_handler=handler)
-    container, _ = node.start_container(pod, image, "sleep", "600")
-    Path(f"/proc/{node.task_pid(container)}/root/written").write_bytes(b"x" * 20 * MiB)
-
-    def measured() -> cri.FileSystemUsage:
-        infos = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfoResponse).image_filesystems
-        return infos[1 if handler else 0]  # the default one comes first
-
-    def layer() -> cri.FileSystemUsage:
-        request = cri.ContainerId(id=container)
-        answer = node.call("ContainerStats", request, cri.ContainerStatsResponse)
-        return answer.stats.writable_layer
-
-    node.wait(lambda: layer().used_bytes.value >= 20 * MiB)
-    assert layer().used_bytes.value < 21 * MiB
-    assert 0 < layer().inodes_used.value < 20
-    node.wait(lambda: measured().used_bytes.value >= 20 * MiB)
-    place = Path(measured().fs_id.mountpoint)
+    container = start_writer(node, image)
+    node.wait(lambda: own_layer(node, container).used_bytes.value >= 20 * MiB)
+    assert own_layer(node, container).used_bytes.value < 21 * MiB
+    assert 0 < own_layer(node, container).inodes_used.value < 20
+    node.wait(lambda: file_systems(node)[0].used_bytes.value >= 20 * MiB)
+    (measured,) = file_systems(node)
+    place = Path(measured.fs_id.mountpoint)
     assert place.resolve() == node.daemon.root / "snapshotter"
     assert os.stat(place).st_dev == os.stat(node.daemon.root).st_dev
     metadata = sum(path.stat().st_blocks * 512 for path in node.daemon.root.glob("images/*/*"))
-    assert metadata + 20 * MiB <= measured().used_bytes.value < metadata + 30 * MiB
-    assert 4 < measured().inodes_used.value < 1000
+    assert metadata + 20 * MiB <= measured.used_bytes.value < metadata + 30 * MiB
+    assert 4 < measured.inodes_used.value < 1000
+
+
+def start_writer(node: Containerd, image: str, handler: str = "") -> str:
+    """Start a pod and a container that has written 20 MiB; return the container."""
+    pod = node.start_pod(runtime_handler=handler)
+    container, _ = node.start_container(pod, image, "sleep", "600")
+    Path(f"/proc/{node.task_pid(container)}/root/written").write_bytes(b"x" * 20 * MiB)
+    return container
+
+
+def file_systems(node: Containerd) -> list[cri.FileSystemUsage]:
+    """Return what containerd says of the file systems of images, that of its default first."""
+    answer = node.call("ImageFsInfo", cri.Empty(), cri.ImageFsInfoResponse)
+    return list(answer.image_filesystems)
+
+
+def own_layer(node: Containerd, container: str) -> cri.FileSystemUsage:
+    """Return what containerd says of the files that a container has written."""
+    request = cri.ContainerId(id=container)
+    answer = node.call("ContainerStats", request, cri.ContainerStatsResponse)
+    return answer.stats.writable_layer
 
 
 def test_containers_share_one_mount_until_the_last_is_gone(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tools import dashboard
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
 from firstread.testing.plainimage import put_plain_image
+from firstread.testing.ports import free_port
 from firstread.testing.scripted import ScriptedRegistry
 
 pytestmark = [
@@ -37,13 +37,6 @@ scrape_configs:
   - job_name: firstread
     static_configs: [{{targets: ["127.0.0.1:{daemon}", "127.0.0.1:{snapshotter}"]}}]
 """
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def queries() -> list[str]:

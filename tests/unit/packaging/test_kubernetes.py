@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """packaging/kubernetes: valid YAML, objects that fit together, and the promises of the documents.
 
-No schema of Kubernetes is at hand; what is checked here is what would otherwise fail on a cluster,
-or worse, not fail: a mount that the host does not see, a right that nobody needs.
+tests/kubectl has an API server check objects. What is checked here is what that accepts and a
+cluster would suffer from: a mount that the host does not see, a right that nobody needs.
 """
 
 from __future__ import annotations
@@ -318,6 +318,7 @@ def test_workers_need_no_right(name: str) -> None:
     security = container["securityContext"]
     assert security["runAsNonRoot"] is security["readOnlyRootFilesystem"] is True
     assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
     environment = {each["name"]: each["value"] for each in container["env"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts == {"registry": environment["DOCKER_CONFIG"], "tmp": environment["TMPDIR"]}

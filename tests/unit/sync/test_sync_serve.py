@@ -37,6 +37,7 @@ from firstread.testing.certificates import make_certificate
 from firstread.testing.command import firstread, program
 from firstread.testing.images import File, Image, Layer
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.ports import free_port
 from firstread.testing.pushing import push
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.serving import serving
@@ -220,12 +221,6 @@ def test_wrong_words(tmp_path: Path) -> None:
 
 
 # With a registry.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def image(number: int) -> Image:
