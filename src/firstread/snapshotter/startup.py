@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from firstread.control.metricfamily import Families
-from firstread.control.metricserver import check_address, serve_metrics
+from firstread.control.metricaddress import check_address
+from firstread.control.metricserver import serve_metrics
 from firstread.daemon.systemd import notify
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.mounts.secrets import no_core_dumps
