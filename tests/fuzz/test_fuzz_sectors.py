@@ -233,7 +233,7 @@ def test_layer_records(valid: Valid) -> None:
 
     plain = zstandard.ZstdDecompressor().decompress(valid.record)
     read(plain)
-    assert fuzz(plain, read, ROUNDS // 3) > ROUNDS // 20
+    assert fuzz(plain, read, ROUNDS // 10) > ROUNDS // 50  # each good one is compressed at length
 
 
 def test_compressed_layer_records(valid: Valid) -> None:
