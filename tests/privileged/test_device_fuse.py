@@ -123,7 +123,8 @@ def test_a_warm_tree_asks_for_nothing(tmp_path: Path) -> None:
 
         def asked() -> int:
             before = bench.device.requests()
-            subprocess.run(WARM, shell=True, cwd=bench.mountpoint, check=True)
+            # Not `cwd`: chdir(2) may ask, and we hold the GIL until the child has executed.
+            subprocess.run(["sh", "-c", f"cd {bench.mountpoint} && {WARM}"], check=True)
             return bench.device.requests() - before
 
         first = asked()
