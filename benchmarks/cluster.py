@@ -252,7 +252,7 @@ def tags(registry: DockerRegistry, repository: str) -> set[str]:
 def open_uploads(registry: DockerRegistry, below: str) -> int:
     """Return how many upload sessions the registry has open below a prefix."""
     place = registry.storage / "docker/registry/v2/repositories" / below
-    return len(list(place.glob("**/_uploads/*")))
+    return len(list(place.glob("**/_uploads/*/startedat")))
 
 
 def wait_until(condition: Callable[[], object]) -> None:

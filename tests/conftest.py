@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
 import sys
 import warnings
@@ -23,11 +24,14 @@ if settings.get_current_profile_name() == "default":  # elsewhere than in CI, wh
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let signals end processes again.
+    """Undo what the environment of this process would do to those that tests start.
 
     A shell's background process ignores SIGINT, and one under nohup SIGHUP; so do their children.
-    Tests that interrupt a command would each wait until their time is over.
+    Tests that interrupt a command would each wait until their time is over. And without bytecode
+    on disk each of a thousand processes compiles what it imports, which takes half of its start.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

@@ -71,6 +71,8 @@ def _once_more(failed: list[str], until: float) -> int:
         return _say(1, f"{tests} failed, and no time is left to run them once more")
     _say(0, f"{tests} failed: once more, alone")
     code, again = _pytest(("--numprocesses=0", *failed), until)
+    if code == _TIME_OVER:
+        return _say(1, f"{tests} failed, and the time was over before the second run was")
     if code:
         return _say(1, *(f"failed twice: {name}" for name in again or failed))
     return _say(0, *(f"flaky: {name}" for name in failed), "passed alone, failed beside others")

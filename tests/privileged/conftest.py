@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from firstread.testing.containers import find_busybox
 from firstread.testing.daemon import Daemon
 from firstread.testing.images import feature_image, write_layout
 from firstread.testing.machine import Machine
+from firstread.testing.once import made_once
 from firstread.testing.plainimage import PlainImage, put_plain_image
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.runnable import push_pause, runnable_registry
@@ -48,9 +50,11 @@ def debian() -> Path:
 @pytest.fixture(scope="session")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The OCI layout of the image with every feature. Read only."""
-    layout = tmp_path_factory.mktemp("features") / "layout"
-    write_layout(feature_image(), layout)
-    return layout
+
+    def make(place: Path) -> None:
+        write_layout(feature_image(), place / "layout")
+
+    return made_once(tmp_path_factory.getbasetemp(), "features", make) / "layout"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,12 +68,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def app_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
     """A registry with ``app`` converted, ``ordinary`` the same not converted, and ``pause``."""
-    busybox = find_busybox()
-    assert busybox
-    scratch = tmp_path_factory.mktemp("registry")
-    (scratch / "rootfs").mkdir()
-    with runnable_registry(scratch, busybox, {}) as registry:
-        push_pause(registry, busybox)
+    if not (busybox := find_busybox()):
+        pytest.skip("needs busybox-static")
+
+    def make(place: Path) -> None:
+        with runnable_registry(place, busybox, {}, storage=place / "storage") as registry:
+            push_pause(registry, busybox)
+
+    made = made_once(tmp_path_factory.getbasetemp(), "app", make) / "storage"
+    storage = shutil.copytree(made, tmp_path_factory.mktemp("registry") / "storage")
+    with DockerRegistry(storage=storage) as registry:
         yield registry
 
 
@@ -103,20 +111,22 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
 @pytest.fixture(scope="session")
 def lazy_debian(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The image ``debian``, converted, in an OCI layout."""
-    return _converted(debian, tmp_path_factory.mktemp("lazy-debian"))
+    return _converted(debian, tmp_path_factory, "lazy-debian")
 
 
 @pytest.fixture(scope="session")
 def lazy_features(features: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The image with every feature, converted, in an OCI layout."""
-    return _converted(features, tmp_path_factory.mktemp("lazy-features"))
+    return _converted(features, tmp_path_factory, "lazy-features")
 
 
-def _converted(layout: Path, folder: Path) -> str:
-    reference = f"oci:{folder}/layout:latest"
-    ran = firstread("convert", "--no-hot", f"oci:{layout}:latest", reference)
-    assert ran.code == 0, ran
-    return reference
+def _converted(layout: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> str:
+    def make(place: Path) -> None:
+        ran = firstread("convert", "--no-hot", f"oci:{layout}:latest", f"oci:{place}/layout:latest")
+        assert ran.code == 0, ran
+
+    made = made_once(tmp_path_factory.getbasetemp(), name, make)
+    return f"oci:{made}/layout:latest"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import threading
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import DATA_FILES, data_file, runnable_registry
+from firstread.testing.runnable import DATA_FILES, data_file
 
 pytestmark = pytest.mark.privileged
 
@@ -25,13 +23,12 @@ LAST = DATA_FILES - 1  # nothing behind it is read ahead
 
 
 @pytest.fixture(scope="module")
-def registry(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    busybox = find_busybox()
-    if os.geteuid() or not busybox:
-        pytest.skip("needs root and busybox-static")
-    scratch = tmp_path_factory.mktemp("images")
-    with runnable_registry(scratch, busybox, {"debian": debian}) as running:
-        yield running
+def registry(app_registry: DockerRegistry, lazy_debian: str) -> DockerRegistry:
+    """A registry with `app`, and ``debian`` converted."""
+    there = f"docker://{app_registry.host}/debian:latest"
+    copy = ("skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests")
+    subprocess.run([*copy, lazy_debian, there], check=True, timeout=PATIENCE_S)
+    return app_registry
 
 
 @pytest.fixture(scope="module")

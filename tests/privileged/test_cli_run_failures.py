@@ -15,10 +15,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from firstread.testing.containers import find_busybox
 from firstread.testing.machine import Machine, until
 from firstread.testing.registry import DockerRegistry
-from firstread.testing.runnable import data_file, runnable_registry
+from firstread.testing.runnable import data_file
 from firstread.testing.terminal import Terminal
 
 pytestmark = pytest.mark.privileged
@@ -33,10 +32,9 @@ def nothing_is_left(machine: Machine) -> Iterator[None]:
     assert machine.left_over() == {}
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    with runnable_registry(tmp_path_factory.mktemp("images"), find_busybox() or "", {}) as running:
-        yield running
+@pytest.fixture
+def registry(app_registry: DockerRegistry) -> DockerRegistry:
+    return app_registry
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,45 @@ def registry() -> Iterator[DockerRegistry]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def pushed(registry: DockerRegistry, debian: Path) -> str:
-    """The name of the ordinary image in the registry, without a tag."""
-    name = f"{registry.host}/library/debian"
-    skopeo("copy", *LAYOUT_TO_REGISTRY, f"oci:{debian}:latest", f"docker://{name}:12")
-    return name
+@dataclass(frozen=True)
+class Case:
+    """An image, pushed to the registry, and converted from layout to layout.
+
+    Args:
+        layout: of the image.
+        pushed: its name in the registry, without a tag; it has the tag 12.
+        converted: the conversion.
+        digest: of the conversion.
+    """
+
+    layout: Path
+    pushed: str
+    converted: str
+    digest: str
+
+    @property
+    def original(self) -> str:
+        return f"oci:{self.layout}:latest"
 
 
 @pytest.fixture(scope="module")
-def converted(debian: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The reference and the digest of the image, converted from layout to layout."""
-    out = f"oci:{tmp_path_factory.mktemp('converted')}/out:latest"
-    ran = firstread("convert", f"oci:{debian}:latest", out, "--json")
-    assert ran.code == 0, ran
-    return out, ran.json["digest"]
+def debian_case(
+    registry: DockerRegistry, debian: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    return made(debian, f"{registry.host}/library/debian", tmp_path_factory.mktemp("debian"))
+
+
+@pytest.fixture(scope="module")
+def features_case(
+    registry: DockerRegistry, features: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    return made(features, f"{registry.host}/library/features", tmp_path_factory.mktemp("features"))
+
+
+def made(layout: Path, name: str, folder: Path) -> Case:
+    skopeo("copy", *LAYOUT_TO_REGISTRY, f"oci:{layout}:latest", f"docker://{name}:12")
+    out = f"oci:{folder}/out:latest"
+    return Case(layout, name, out, convert(f"oci:{layout}:latest", out)["digest"])
 
 
 def skopeo(*arguments: str) -> str:
@@ -69,38 +94,40 @@ def check(reference: str, source: str, digest: str) -> None:
     assert verified.json["sectors"] == len(inspected.json["sectors"])
 
 
-@pytest.mark.parametrize("way", ["tag", "digest"])
+@pytest.mark.parametrize(("image", "way"), [("debian", "tag"), ("features", "digest")])
 def test_registry_to_registry(
-    registry: DockerRegistry, debian: Path, pushed: str, converted: tuple[str, str], way: str
+    registry: DockerRegistry, request: pytest.FixtureRequest, image: str, way: str
 ) -> None:
     """It gives the same bytes as from layout to layout."""
-    source = f"docker://{pushed}:12" if way == "tag" else f"docker://{pushed}@{digest_of(debian)}"
+    case: Case = request.getfixturevalue(f"{image}_case")
+    original = digest_of(case.layout)
+    name = f"docker://{case.pushed}"
+    source = f"{name}:12" if way == "tag" else f"{name}@{original}"
     destination = f"{registry.host}/lazy/{way}:latest"
     result = convert(source, destination, "--no-cache")
-    assert result["digest"] == converted[1]
-    assert result["source_digest"] == digest_of(debian)
-    check(
-        destination if way == "tag" else f"{registry.host}/lazy/{way}@{converted[1]}",
-        source,
-        converted[1],
-    )
+    assert (result["digest"], result["source_digest"]) == (case.digest, original)
+    if way == "digest":
+        destination = f"{registry.host}/lazy/{way}@{case.digest}"
+    check(destination, source, case.digest)
 
 
 def test_layout_to_registry_and_back_to_a_layout(
-    registry: DockerRegistry, debian: Path, pushed: str, converted: tuple[str, str], tmp_path: Path
+    registry: DockerRegistry, features_case: Case, tmp_path: Path
 ) -> None:
-    up = convert(f"oci:{debian}", f"docker://{registry.host}/up", "--no-cache")
-    down = convert(f"docker://{pushed}:12", f"oci:{tmp_path}/down:a", "--no-cache")
-    assert up["digest"] == down["digest"] == converted[1]
+    case = features_case
+    up = convert(case.original, f"docker://{registry.host}/up", "--no-cache")
+    down = convert(f"docker://{case.pushed}:12", f"oci:{tmp_path}/down:a", "--no-cache")
+    assert up["digest"] == down["digest"] == case.digest
 
 
-def test_converting_again_moves_no_blob(registry: DockerRegistry, pushed: str) -> None:
-    first = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1", "--no-hot")
+def test_converting_again_moves_no_blob(registry: DockerRegistry, features_case: Case) -> None:
+    source = f"docker://{features_case.pushed}:12"
+    first = convert(source, f"{registry.host}/twice:1", "--no-hot")
     registry.forget()
-    again = convert(f"docker://{pushed}:12", f"{registry.host}/twice:1", "--no-hot")
+    again = convert(source, f"{registry.host}/twice:1", "--no-hot")
     assert again["unchanged"]
     assert again["uploaded_blobs"] == 0
-    assert again["layers"][0]["how"] == "known"
+    assert {layer["how"] for layer in again["layers"]} == {"known"}
     config_bytes = 10_000  # two configs are read; no layer is
     counts = registry.counts
     assert counts.bytes_of("/blobs/") < config_bytes
@@ -108,10 +135,13 @@ def test_converting_again_moves_no_blob(registry: DockerRegistry, pushed: str) -
     assert again["digest"] == first["digest"]
 
 
-def test_converting_again_reads_only_the_start_set(registry: DockerRegistry, pushed: str) -> None:
-    first = convert(f"docker://{pushed}:12", f"{registry.host}/static:1")
+def test_converting_again_reads_only_the_start_set(
+    registry: DockerRegistry, debian_case: Case
+) -> None:
+    source = f"docker://{debian_case.pushed}:12"
+    first = convert(source, f"{registry.host}/static:1")
     registry.forget()
-    again = convert(f"docker://{pushed}:12", f"{registry.host}/static:1")
+    again = convert(source, f"{registry.host}/static:1")
     assert (again["unchanged"], again["uploaded_blobs"]) == (True, 0)
     layer = again["layers"][0]
     assert (layer["how"], registry.counts.bytes_of(layer["digest"])) == ("known", 0)
@@ -120,12 +150,16 @@ def test_converting_again_reads_only_the_start_set(registry: DockerRegistry, pus
 
 
 def test_the_record_in_the_destination_replaces_the_cache(
-    registry: DockerRegistry, pushed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: DockerRegistry,
+    debian_case: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    convert(f"docker://{pushed}:12", f"{registry.host}/recorded:1", "--no-hot")
+    source = f"docker://{debian_case.pushed}:12"
+    convert(source, f"{registry.host}/recorded:1", "--no-hot")
     monkeypatch.setenv("FIRSTREAD_CACHE", str(tmp_path / "another machine"))
     registry.forget()
-    again = convert(f"docker://{pushed}:12", f"{registry.host}/recorded:1", "--no-hot")
+    again = convert(source, f"{registry.host}/recorded:1", "--no-hot")
     assert (again["unchanged"], again["uploaded_blobs"]) == (True, 0)
     layer = again["layers"][0]
     assert (layer["how"], registry.counts.bytes_of(layer["digest"])) == ("known", 0)
@@ -133,26 +167,27 @@ def test_the_record_in_the_destination_replaces_the_cache(
 
 
 def test_skopeo_copies_it_through_registry_and_archive(
-    registry: DockerRegistry, debian: Path, converted: tuple[str, str], tmp_path: Path
+    registry: DockerRegistry, features_case: Case, tmp_path: Path
 ) -> None:
-    there = f"docker://{registry.host}/copied:1"
+    case, there = features_case, f"docker://{registry.host}/copied:1"
     archive, layout = f"oci-archive:{tmp_path}/image.tar", f"oci:{tmp_path}/layout:latest"
-    skopeo("copy", *LAYOUT_TO_REGISTRY, converted[0], there)
+    skopeo("copy", *LAYOUT_TO_REGISTRY, case.converted, there)
     skopeo("copy", *REGISTRY_TO_LAYOUT, there, archive)
     skopeo("copy", *REGISTRY_TO_LAYOUT, archive, layout)
     for copy in (there, archive, layout):
-        check(copy, f"oci:{debian}:latest", converted[1])
+        check(copy, case.original, case.digest)
 
 
-def test_skopeo_inspects_it(debian: Path, converted: tuple[str, str]) -> None:
-    said = json.loads(skopeo("inspect", converted[0]))
-    assert said["Digest"] == converted[1]
-    inspected = firstread("inspect", converted[0], "--json").json
+def test_skopeo_inspects_it(debian_case: Case) -> None:
+    case = debian_case
+    said = json.loads(skopeo("inspect", case.converted))
+    assert said["Digest"] == case.digest
+    inspected = firstread("inspect", case.converted, "--json").json
     layers = [inspected["metadata"]["digest"], *(blob["digest"] for blob in inspected["blobs"])]
     assert said["Layers"] == layers
     ours, original = (
         json.loads(skopeo("inspect", "--config", reference))
-        for reference in (converted[0], f"oci:{debian}:latest")
+        for reference in (case.converted, case.original)
     )
     for field in original.keys() - {"rootfs", "history"}:
         assert ours[field] == original[field]
@@ -162,24 +197,24 @@ def test_skopeo_inspects_it(debian: Path, converted: tuple[str, str]) -> None:
     assert steps == original["history"]
 
 
-def test_a_registry_with_a_login(debian: Path, converted: tuple[str, str], tmp_path: Path) -> None:
+def test_a_registry_with_a_login(features_case: Case, tmp_path: Path) -> None:
     login = tmp_path / "auth.json"
     with DockerRegistry(login=True) as registry:
         there = f"{registry.host}/lazy:1"
-        refused = firstread("convert", f"oci:{debian}:latest", there)
+        refused = firstread("convert", features_case.original, there)
         assert (refused.code, refused.stdout) == (4, "")
         assert "401 Unauthorized" in refused.stderr
         skopeo(
             *("login", "--tls-verify=false", "--authfile", str(login), "--username", USERNAME),
             *("--password", PASSWORD, registry.host),
         )
-        result = convert(f"oci:{debian}:latest", there, "--authfile", str(login))
-        assert result["digest"] == converted[1]
+        result = convert(features_case.original, there, "--authfile", str(login))
+        assert result["digest"] == features_case.digest
 
 
-def test_a_read_only_registry(debian: Path) -> None:
+def test_a_read_only_registry(features: Path) -> None:
     with DockerRegistry(readonly=True) as registry:
-        ran = firstread("convert", f"oci:{debian}:latest", f"{registry.host}/lazy:1")
+        ran = firstread("convert", f"oci:{features}:latest", f"{registry.host}/lazy:1")
         assert (ran.code, ran.stdout) == (4, "")
         assert "answers 405 Method Not Allowed" in ran.stderr
         assert ran.stderr.endswith("\n  the registry does not take this: it may be read-only\n")

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from firstread.device.base import NO_XATTRS
 from firstread.device.erofsmount import mount_erofs, unmount
+from firstread.erofs.tree import Node
 from firstread.testing.caches import caches_kept, drop_caches
 from firstread.testing.devicebench import output
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.trees import feature_tree
+from firstread.testing.trees import SectorData, feature_tree
 from firstread.units import KiB, MiB
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
@@ -45,7 +47,8 @@ if len(sys.argv) > 2:
     os.setresuid(1000, 1000, 1000)
 for top, directories, names in os.walk(b"."):
     print(top, os.listdir(top))
-    for name in [b".", *names, *directories]:
+    some = names if len(names) < 1000 else names[::100]
+    for name in [b".", *some, *directories]:
         path = os.path.join(top, name)
         try:
             s = os.lstat(path)
@@ -73,14 +76,20 @@ print(v.f_bsize, v.f_blocks, v.f_bfree, v.f_namemax)
 WARM = "find . -ls > /dev/null; find . -type f -size -2048k -print0 | xargs -0 cat > /dev/null"
 
 
-@pytest.fixture
-def features(tmp_path: Path) -> Iterator[FuseMount]:
-    """An image with all that there is, all of it present."""
-    root, data = feature_tree()
-    with FuseMount(tmp_path, root=root, data=[bytes(s) for s in data.sectors]) as bench:
+@contextmanager
+def present(scratch: Path, root: Node, data: SectorData) -> Iterator[FuseMount]:
+    """Mount a tree, all of it present."""
+    with FuseMount(scratch, root=root, data=[bytes(s) for s in data.sectors]) as bench:
         for slot, content in enumerate(bench.data):
             bench.store.path(bench.ids[slot]).write_bytes(content)
         bench.device.unwatch(bench.ids)
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuseMount]:
+    """An image with all that there is."""
+    with present(tmp_path_factory.mktemp("features"), *feature_tree()) as bench:
         yield bench
 
 
@@ -96,7 +105,8 @@ def test_it_shows_what_erofs_shows(features: FuseMount, tmp_path: Path, user: st
     place.mkdir()
     mount_erofs(features.metadata, [features.store.path(i) for i in features.ids], place)
     more = [user] if user == "another" else []
-    tmp_path.chmod(0o755)
+    for scratch in (tmp_path, features.mountpoint.parent):
+        scratch.chmod(0o755)
     try:
         ours, theirs = (
             subprocess.run(
@@ -110,16 +120,22 @@ def test_it_shows_what_erofs_shows(features: FuseMount, tmp_path: Path, user: st
     assert len(ours) > 100
 
 
-def test_a_warm_tree_asks_for_nothing(features: FuseMount) -> None:
-    with caches_kept():
-        subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
-        asked = features.device.requests()
-        subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
-        assert features.device.requests() - asked <= 2  # find asks for the size of the file system
-    asked = features.device.requests()
-    drop_caches()
-    subprocess.run(WARM, shell=True, cwd=features.mountpoint, check=True)
-    assert features.device.requests() > asked
+def test_a_warm_tree_asks_for_nothing(tmp_path: Path) -> None:
+    with present(tmp_path, *feature_tree(names=500)) as bench:
+
+        def asked() -> int:
+            before = bench.device.requests()
+            # Not `cwd`: chdir(2) may ask, and we hold the GIL until the child has executed.
+            subprocess.run(["sh", "-c", f"cd {bench.mountpoint} && {WARM}"], check=True)
+            return bench.device.requests() - before
+
+        first = asked()
+        # The kernel may forget some at any time, for want of memory. find asks for the size of the
+        # file system.
+        with caches_kept():
+            assert any(asked() <= 2 for _ in range(5))
+        drop_caches()
+        assert asked() > first / 2
 
 
 def test_without_extended_attributes_it_is_not_asked_for_any(tmp_path: Path) -> None:

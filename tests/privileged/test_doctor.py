@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from firstread.doctor import running
 from firstread.run.runtime import _PATH, KNOWN
 from firstread.testing.command import program
 from firstread.testing.daemon import Daemon
@@ -67,7 +68,8 @@ def test_a_daemon_that_does_not_answer(daemon: Daemon) -> None:
     assert "chmod 700" in checks["run directory"]["fix"]
 
 
-def test_a_daemon_that_hangs(daemon: Daemon) -> None:
+def test_a_daemon_that_hangs(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "PATIENCE_S", 1.0)
     pids = (daemon.supervisor, daemon.fetcher)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

@@ -116,7 +116,8 @@ def test_one_registry_gets_only_a_share_of_the_pulls(
         refused = [future.exception() for future in asking if future.done()]
         assert {type(error) for error in refused} == {BusyError}
         assert f"{PULLS[1]} pulls wait for {silent} already" in str(refused[0])
-        daemon.mount(plain[0], "other")
+        place = daemon.mount(plain[0], "other")
+        assert daemon.run("umount", place).code == 0  # its idle workers would wait for more
     daemon.wait(lambda: threads(fetcher) <= idle)
 
 

@@ -54,19 +54,19 @@ def got(reader: subprocess.Popen[str]) -> list[str]:
     return text.split()
 
 
-def test_the_fetcher_dies_twenty_times_and_no_read_fails(
+def test_the_fetcher_dies_eight_times_and_no_read_fails(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
     place = daemon.mount(many[0])
-    with PacedReader(place, COUNT, stretches=20) as reader:
-        for _ in range(20):
+    with PacedReader(place, COUNT, stretches=8) as reader:
+        for _ in range(8):
             pid = daemon.fetcher
             reader.go_on()
             os.kill(pid, signal.SIGKILL)
             daemon.wait(lambda pid=pid: daemon.fetcher != pid)  # type: ignore[misc]
         assert reader.digests() == expected(many[1])
     status = daemon.status()
-    assert status["fetcher"]["restarts"] == 20
+    assert status["fetcher"]["restarts"] == 8
     assert status["supervisor"]["pid"] == daemon.supervisor
     daemon.wait(lambda: daemon.mounted(place)["present"] == COUNT)
     assert daemon.status()["fetcher"]["waiting_reads"] == 0

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tools import check
 from tools.check import MOST
 
 from firstread.testing.patience import PATIENCE_S
@@ -132,6 +133,15 @@ def test_nothing_else_is_run_once_more(
     assert ran.code == code, ran.output
     assert said in ran.output
     assert "once more, alone" not in ran.output
+
+
+def test_a_second_run_without_an_end_is_no_second_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "_pytest", lambda options, until: (124, []))
+    assert check._once_more(["test_suite.py::test_bad"], time.time() + 60) == 1
+    said = "1 test failed, and the time was over before the second run was"
+    assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def test_what_ruff_or_mypy_find_is_a_failure_whatever_the_tests_say(tmp_path: Path) -> None:

@@ -18,12 +18,8 @@ from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.cache.report import OnlineFigures
-    from firstread.control.daemonstatus import (
-        DeviceStatus,
-        FetcherStatus,
-        Status,
-        SupervisorStatus,
-    )
+    from firstread.control.daemonstatus import FetcherStatus, Status, SupervisorStatus
+    from firstread.control.devicestatus import DeviceStatus
     from firstread.mounts.nodestatus import EndpointStatus, MountStatus, Policies
 
 

@@ -75,7 +75,7 @@ def serve(
     import logging
     import threading
 
-    from firstread.control.metricserver import split_address
+    from firstread.control.metricaddress import split_address
     from firstread.daemon.logs import configure_logging
     from firstread.signals import unwinding_on_signals
     from firstread.sync.pushservice import PushService

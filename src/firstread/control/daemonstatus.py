@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from firstread.control.devicestatus import DeviceStatus
 from firstread.documents import Document, Seconds
 from firstread.mounts.nodestatus import NodeStatus
 
@@ -52,32 +53,6 @@ class ConfigurationStatus(Document):
     file: str | None
     registry: dict[str, Any]
     waits_s: Seconds | UnsetType = UNSET  # unless it is old
-
-
-class PassedOver(Document):
-    """A device that the daemon did not choose, though it comes before the one that it has.
-
-    device: its name
-    reason: what does not work, or who did not want it
-    fix: what may help; null: nothing
-    """
-
-    device: str
-    reason: str
-    fix: str | None
-
-
-class DeviceStatus(Document):
-    """How the kernel asks this node for bytes ([node.md](node.md#devices)).
-
-    name: such as `fanotify`
-    passed_over: better devices, and why it is none of them
-    wanted: what the configuration says now; it counts when a daemon starts that replaces none
-    """
-
-    name: str
-    passed_over: list[PassedOver]
-    wanted: str = "auto"
 
 
 class Status(NodeStatus):

@@ -7,59 +7,22 @@ long; the server that comes with prometheus_client has no limits.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import logging
-import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from firstread.control.boundedthreads import BoundedThreadsMixIn
-from firstread.errors import UsageError, from_os_error
+from firstread.control.metricaddress import listening_at, split_address
 
 log = logging.getLogger("metrics")
 
-FIRST_PORT = 1024  # that needs no CAP_NET_BIND_SERVICE
 MAX_CONNECTIONS = 16  # at a time over TCP, a thread each; whoever comes then is hung up on
 PATIENCE_S = 10.0  # with a client that sends or reads nothing
-
-
-def check_address(address: str) -> None:
-    """Check that metrics can be served at ``HOST:PORT``, before anything is started.
-
-    Raises:
-        UsageError: it is not such an address.
-        NodeError: it cannot be listened on.
-    """
-    host, port = split_address(address)
-    if 0 < port < FIRST_PORT:
-        raise UsageError(
-            f"metrics cannot be served at {address}: ports below {FIRST_PORT} need a privilege"
-            " that the daemon gives up",
-            hint="choose another port",
-        )
-    with _listening_at(address), socket.create_server((host, port)):
-        pass
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``; no host is this machine. Raises: UsageError."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{address!r} is not HOST:PORT")
-    return host or "127.0.0.1", int(port)
-
-
-@contextlib.contextmanager
-def _listening_at(address: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise from_os_error(exc, f"cannot serve metrics at {address}") from exc
 
 
 def serve_metrics(address: str, text: Callable[[], bytes]) -> None:
@@ -74,7 +37,7 @@ def serve_metrics(address: str, text: Callable[[], bytes]) -> None:
         NodeError: it cannot be listened on.
     """
     host, port = split_address(address)
-    with _listening_at(address):
+    with listening_at(address):
         server = _Server((host, port), text)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from firstread.config import Config
-from firstread.control.daemonstatus import DeviceStatus, PassedOver
+from firstread.control.devicestatus import DeviceStatus, PassedOver
 from firstread.daemon.protocol import GROUP_FD
 from firstread.device.base import Device, Pair
 from firstread.device.fanotify import Group, is_group

@@ -10,12 +10,15 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, Self
 
 from firstread.readable import is_readable
 
 log = logging.getLogger("supervisor")
+
+_OURS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # a supervisor handles them
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them
 
 
 class Process:
@@ -36,6 +39,7 @@ class Process:
 
         Executing opens the program by its name, which another process can hold up: a scanner that
         waits for a read of ours (`firstread.opener`). If it fails, the child ends with 127.
+        A signal ends the child from its first moment on, however its parent handles it.
         To be called by a process with one thread that matters.
 
         Args:
@@ -46,24 +50,14 @@ class Process:
         Raises:
             OSError: there are too many processes.
         """
-        pid = os.fork()
-        if pid:
-            return cls(pid)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         try:
-            for fd in fds:
-                os.set_inheritable(fd, True)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(stderr, 2)
-            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
-                signal.signal(number, signal.SIG_DFL)
-            os.execv(command[0], command)
-        except OSError as exc:
-            if stderr == 2:
-                log.critical("cannot execute %s: %s", command[0], exc.strerror)
-            else:
-                os.write(2, f"{command[0]}: {exc.strerror}\n".encode())
-        finally:  # nothing of the parent may go on here
-            os._exit(127)
+            pid = os.fork()
+            if not pid:
+                _execute(command, fds, stderr, held)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return cls(pid)
 
     def ended(self) -> bool:
         """Return whether it has ended; a child is buried then."""
@@ -89,3 +83,23 @@ class Process:
             self.signal(number)
             if self.ended() or (is_readable(self._pidfd, patience) and self.ended()):
                 return
+
+
+def _execute(command: list[str], fds: Sequence[int], stderr: int, mask: Iterable[int]) -> NoReturn:
+    """Become `command`, as `Process.start` says, with this mask of signals."""
+    try:
+        for number in (*_OURS, *_IGNORED):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(stderr, 2)
+        os.execv(command[0], command)
+    except OSError as exc:
+        if stderr == 2:
+            log.critical("cannot execute %s: %s", command[0], exc.strerror)
+        else:
+            os.write(2, f"{command[0]}: {exc.strerror}\n".encode())
+    finally:  # nothing of the parent may go on here
+        os._exit(127)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from firstread.config import Config
 from firstread.control.client import Client, socket_path
 from firstread.control.daemonlog import daemon_log
-from firstread.control.metricserver import check_address
+from firstread.control.metricaddress import check_address
 from firstread.daemon import anchor, systemd
 from firstread.daemon.choice import choose
 from firstread.daemon.confinement import confine

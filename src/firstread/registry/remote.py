@@ -137,7 +137,8 @@ class RemoteDestination(RemoteRepository, Destination):
         with naming(self.reference):
             if self.has_blob(blob):
                 return False
-            return self._upload(blob, file, on_progress).run()
+            self._upload(blob, file, on_progress).run()
+            return True
 
     def mount_blob(self, blob: Descriptor, repository: str) -> bool:
         with naming(self.reference):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One blob on its way into a registry.
 
-Owns the upload session: mount, start, parts, resume, finish. Invariant: a part goes only to the
-offset that the registry itself named, so a break in the middle neither doubles nor loses a byte;
-the registry checks the digest at the end.
+Owns the upload session: mount, start, parts, resume, finish, cancel. Invariants: a part goes only
+to the offset that the registry itself named, so a break in the middle neither doubles nor loses a
+byte; the registry checks the digest at the end; a session that is of no more use is cancelled.
 
 Facts about upload sessions:
 
@@ -11,7 +11,11 @@ Facts about upload sessions:
   that names none leaves it where it is.
 * docker-registry 2.8 ignores a body that comes with the first POST. It takes PATCH and PUT bodies.
 * It puts the offset into the session's URL, and refuses the URL (416 or 404) when a part broke off
-  in the middle: then the upload starts again from its first byte.
+  in the middle: then the upload starts again from its first byte, and nobody can cancel the session
+  that is left. So a part that we stop ends in order, and its answer names the URL to cancel: a blob
+  goes in chunks (RFC 9112, section 7.1), as docker and skopeo send it, and not as so many bytes.
+* A cancellation that overtakes a part leaves half a session behind, which nobody can cancel either:
+  it comes after the answer to the part.
 * Some say 200 or 204 where the specification has 201 or 202: any 2xx is one.
 * ``Range: 0-0`` can mean no byte or one byte; we do not believe it.
 
@@ -27,7 +31,13 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
-from firstread.errors import DigestError, SourceError, TransportError, from_os_error
+from firstread.errors import (
+    DigestError,
+    FirstreadError,
+    SourceError,
+    TransportError,
+    from_os_error,
+)
 from firstread.oci.model import Descriptor
 from firstread.oci.repository import Progress
 from firstread.registry.answer import Answer
@@ -38,7 +48,7 @@ from firstread.units import KiB
 _READ_SIZE: Final = 256 * KiB  # bytes
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
 _CREATED: Final = 201
-_NO_PATCH: Final = (404, 405, 501)  # registries that only take a blob in one PUT
+_NO_PATCH: Final = (404, 405, 411, 501)  # registries that only take a blob in one PUT
 _LOST: Final = (404, 416)  # registries that have forgotten a session, or what was sent in it
 
 
@@ -78,35 +88,23 @@ class Upload:
         self._progress = progress
         self._in_one = transport.options.upload == "monolithic"
         self._what = f"cannot send blob {blob.digest}"
+        self._session: _Session
+        self._stopped: FirstreadError | None = None  # why a part ended before its end
 
-    def run(self) -> bool:
-        """Send the blob; return False if the registry turned out to have it.
+    def run(self) -> None:
+        """Send the blob.
 
         Raises:
             DigestError: the file does not hold this blob.
             SourceError: the registry does not take it.
+            FirstreadError: of `progress`.
         """
-        session = self._begin(None)
-        if session is None:
-            return False
-        attempt = best = 0
-        while True:
-            try:
-                following = self._step(session)
-            except TransportError as exc:
-                self._backoff.wait(attempt, exc)
-                attempt += 1
-                if self._is_there():  # we lost the answer to the last part, not the part
-                    return True
-                following = self._resume(session)
-            except BaseException:
-                self._abandon(session)
-                raise
-            if following is None:
-                return True
-            session = following
-            if session.offset > best:
-                best, attempt = session.offset, 0
+        self._begin()
+        try:
+            self._send_all()
+        except BaseException:
+            self._cancel(self._session)
+            raise
 
     def mount(self, mount_from: str) -> bool:
         """Mount the blob; return False, and send nothing, if the registry does not.
@@ -114,16 +112,32 @@ class Upload:
         Raises:
             SourceError: the registry does not answer, or does not let us read there.
         """
-        session = self._begin(mount_from)
-        if session is not None:
-            self._abandon(session)
-        return session is None
+        mount = f"?mount={self._blob.digest}&from={quote(mount_from, safe='/')}"
+        is_mounted = self._begin(mount).status == _CREATED
+        if not is_mounted:
+            self._cancel(self._session)
+        return is_mounted
 
-    def _begin(self, mount_from: str | None) -> _Session | None:
-        """Start a session; None if the registry mounted the blob instead, as it was asked to."""
-        query = ""
-        if mount_from is not None:
-            query = f"?mount={self._blob.digest}&from={quote(mount_from, safe='/')}"
+    def _send_all(self) -> None:
+        attempt = best = 0
+        while True:
+            try:
+                if self._step():
+                    return
+            except TransportError as exc:
+                if self._stopped is not None:
+                    raise self._stopped from exc
+                self._backoff.wait(attempt, exc)
+                attempt += 1
+                if self._is_there():  # we lost the answer to the last part, not the part
+                    self._cancel(self._session)  # it is another client's, if it is there still
+                    return
+                self._resume()
+            if self._session.offset > best:
+                best, attempt = self._session.offset, 0
+
+    def _begin(self, query: str = "") -> Answer:
+        """Start a session; return the answer, which may say that there is no need of one."""
         answer = self._backoff.insist(
             lambda: self._transport.request(
                 "POST",
@@ -133,16 +147,23 @@ class Upload:
                 headers={"Content-Length": "0"},
             )
         )
-        if mount_from is not None and answer.status == _CREATED:
-            return None
-        return _Session(answer.location())
+        if not query or answer.status != _CREATED:
+            self._session = _Session(answer.location())
+        return answer
 
-    def _step(self, session: _Session) -> _Session | None:
-        """Send the next part; return where to go on, or None when the blob is complete."""
+    def _begin_again(self) -> None:
+        """Start another session in place of one that is of no use any more."""
+        lost = self._session
+        self._begin()
+        self._cancel(lost)
+
+    def _step(self) -> bool:
+        """Send the next part; return whether the blob is complete."""
+        session = self._session
         rest = self._blob.size - session.offset
         if not rest or self._in_one:
             self._finish(session, rest)
-            return None
+            return True
         count = min(rest, self._transport.options.chunk_size or rest)
         answer = self._send(
             "PATCH", session.url, session.offset, count, (*SUCCESS, 416, *_NO_PATCH)
@@ -151,9 +172,13 @@ class Upload:
             raise TransportError(f"{self._what}: the registry is at another byte of it")
         if answer.status in _NO_PATCH:
             self._in_one = True
-            return self._begin(None)
+            self._begin_again()
+            return False
         offset = following(_taken(answer), session.offset, session.offset + count)
-        return _Session(answer.location(session.url), offset)
+        self._session = _Session(answer.location(session.url), offset)
+        if self._stopped is not None:
+            raise self._stopped
+        return False
 
     def _finish(self, session: _Session, rest: int) -> None:
         """Send the last `rest` bytes and have the registry check the digest."""
@@ -170,17 +195,28 @@ class Upload:
     def _send(
         self, method: str, url: str, start: int, count: int, expect: tuple[int, ...]
     ) -> Answer:
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(count)}
+        headers = {"Content-Type": "application/octet-stream"}
+        in_chunks = method == "PATCH" and count == self._blob.size
+        if not in_chunks:
+            headers["Content-Length"] = str(count)
         if 0 < count < self._blob.size:
             headers["Content-Range"] = f"{start}-{start + count - 1}"
+        read = self._read_until_stopped if in_chunks else self._read
         return self._transport.request(
             method,
             url,
             what=self._what,
             expect=expect,
             headers=headers,
-            body=lambda: self._read(start, count),
+            body=lambda: read(start, count),
         )
+
+    def _read_until_stopped(self, start: int, count: int) -> Iterator[bytes]:
+        """As `_read`; an error is kept, and is the end of the part."""
+        try:
+            yield from self._read(start, count)
+        except FirstreadError as exc:
+            self._stopped = exc
 
     def _read(self, start: int, count: int) -> Iterator[bytes]:
         """Yield `count` bytes of the blob from `start` on, and tell the progress."""
@@ -209,18 +245,17 @@ class Upload:
             return True
         return False
 
-    def _resume(self, session: _Session) -> _Session:
+    def _resume(self) -> None:
         """Ask how far the registry got; start again if it does not say."""
+        url = self._session.url
         with suppress(SourceError):
-            answer = self._transport.request("GET", session.url, what=self._what, expect=SUCCESS)
-            if 1 < _taken(answer) <= self._blob.size:
-                return _Session(answer.location(session.url), _taken(answer))
-        fresh = self._begin(None)
-        if fresh is None:
-            raise SourceError(f"{self._what}: the registry mounts what it does not have")
-        return fresh
+            answer = self._transport.request("GET", url, what=self._what, expect=SUCCESS)
+            self._session = _Session(answer.location(url), _taken(answer))
+            if 1 < self._session.offset <= self._blob.size:
+                return
+        self._begin_again()
 
-    def _abandon(self, session: _Session) -> None:
+    def _cancel(self, session: _Session) -> None:
         """Have the registry remove what it got; it does so later anyway."""
         with suppress(SourceError):
             self._transport.request("DELETE", session.url, what=self._what, expect=SUCCESS)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firstread.control.metricaddress import check_address
 from firstread.control.metricfamily import Families
-from firstread.control.metricserver import check_address, serve_metrics
+from firstread.control.metricserver import serve_metrics
 from firstread.daemon.systemd import notify
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.mounts.secrets import no_core_dumps

@@ -50,6 +50,7 @@ from firstread.testing.httpfaults import (
     send,
 )
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.requestbody import RequestBody
 from firstread.units import KiB
 
 CONTROL: Final = "/faultproxy/"
@@ -158,13 +159,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = 120
     _connection: http.client.HTTPConnection | None = None  # to the registry
-    _unread = 0  # bytes of the request's body
+    _body: RequestBody
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keep quiet: `FaultProxy.injected` says what was done."""
 
     def _serve(self) -> None:
-        self._unread = int(self.headers.get("Content-Length") or 0)
+        self._body = RequestBody(self)
         path = urlsplit(self.path).path
         try:
             if path.startswith(CONTROL):
@@ -175,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(self.server.script.pick(self.command, path))
         except (HangUpError, OSError, http.client.HTTPException):
             self.close_connection = True
-        if self._unread:
+        if self._body.unread:
             self.close_connection = True  # the rest would pass for the next request
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = _serve  # noqa: N815
@@ -233,27 +234,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self._connection is None:
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
             self._connection = kind[upstream.scheme](upstream.netloc, timeout=UPSTREAM_TIMEOUT_S)
-        connection = self._connection
+        connection, has_body = self._connection, self._body.unread
         try:
-            body = self._request_body() if self._unread else None
             if self.headers.get("Content-Length"):
                 headers["Content-Length"] = self.headers["Content-Length"]
+            body = iter(self._body) if has_body else None
             connection.request(self.command, self.path, body=body, headers=headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException):
             connection.close()
             self._connection = None
-            if fresh or self.headers.get("Content-Length"):
+            if fresh or has_body:
                 raise
         return self._exchange(headers)
-
-    def _request_body(self) -> Iterator[bytes]:
-        while self._unread:
-            chunk = self.rfile.read(min(self._unread, CHUNK_BYTES))
-            if not chunk:
-                raise HangUpError
-            self._unread -= len(chunk)
-            yield chunk
 
     def _point_here(self, headers: dict[str, str]) -> None:
         """Lead a client that the registry sends to itself back to the proxy."""
@@ -264,8 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Location"] = here.geturl()
 
     def _control(self, what: str) -> Answer:
-        body = self.rfile.read(self._unread)
-        self._unread = 0
+        body = self._body.whole()
         if what == "token":
             return _json(200, {"token": _TOKEN, "expires_in": 3600})
         if what == "injected" and self.command == "GET":

@@ -20,9 +20,12 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.requestbody import RequestBody
 from firstread.testing.serving import serving
 
-_OWN: Final = frozenset({"proxy-authorization", "proxy-connection", "connection", "keep-alive"})
+_OWN: Final = frozenset(
+    {"proxy-authorization", "proxy-connection", "connection", "keep-alive", "transfer-encoding"}
+)
 
 
 class Proxy(contextlib.ExitStack):
@@ -96,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         if place is None:
             self.send_error(502)
             return
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = RequestBody(self).whole()
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
         upstream = http.client.HTTPConnection(place, timeout=PATIENCE_S)
         target = parts.path + (f"?{parts.query}" if parts.query else "")

@@ -89,7 +89,7 @@ def push_pause(registry: DockerRegistry, busybox: str, name: str = "pause:1") ->
 
 @contextlib.contextmanager
 def runnable_registry(
-    scratch: Path, busybox: str, layouts: Mapping[str, Path]
+    scratch: Path, busybox: str, layouts: Mapping[str, Path], storage: Path | None = None
 ) -> Iterator[DockerRegistry]:
     """Run a registry with ``app``, the same as ``ordinary``, not converted, and all of `layouts`.
 
@@ -97,10 +97,11 @@ def runnable_registry(
         scratch: an existing directory.
         busybox: of `find_busybox`.
         layouts: name to OCI layout; each is converted.
+        storage: directory of its data, which stays; None for a temporary one.
     """
     layout = scratch / "layout"
     write_layout(runnable_image(scratch / "rootfs", busybox), layout)
-    with DockerRegistry() as registry:
+    with DockerRegistry(storage=storage) as registry:
         for name, source in {"app": layout, **layouts}.items():
             ran = firstread(
                 "convert", "--no-hot", f"oci:{source}:latest", f"{registry.host}/{name}"

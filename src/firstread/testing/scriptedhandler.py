@@ -30,6 +30,7 @@ from firstread.testing.httpfaults import (
     refusal,
     send,
 )
+from firstread.testing.requestbody import RequestBody
 
 USERNAME: Final = "tester"
 PASSWORD: Final = "open sesame"
@@ -289,11 +290,10 @@ class ScriptedHandler(BaseHTTPRequestHandler):
             self._body()
             self._error(416, "RANGE_INVALID", "not where the upload is")
             return False
-        length = int(self.headers["Content-Length"])
         if self._fault is not None and self._is("hangup"):
-            content += self.rfile.read(min(length, int(self._fault.number())))
+            content += RequestBody(self).whole(self._fault.number())
             raise HangUpError
-        data = self.rfile.read(length)
+        data = self._body()
         if self._fault is not None and self._is("short"):
             data = data[: -int(self._fault.number())]
         content += data
@@ -321,7 +321,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         self._answer(204, {})
 
     def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return RequestBody(self).whole()
 
     def _error(
         self, status: int, code: str, message: str, extra: dict[str, str] | None = None

@@ -106,8 +106,13 @@ def _dir(children: dict[bytes, Node], mode: int = 0o755) -> Node:
     return node
 
 
-def feature_tree() -> tuple[Node, SectorData]:
-    """Return a tree with everything that a file system of an image can have."""
+def feature_tree(names: int = 70_000) -> tuple[Node, SectorData]:
+    """Return a tree with everything that a file system of an image can have.
+
+    Args:
+        names: in its largest directory. By default one of its inodes has so many that their number
+            exceeds 16 bits; fewer are enough where nobody looks at that.
+    """
     data = SectorData()
     parts = {
         b"files": _files(data),
@@ -116,7 +121,7 @@ def feature_tree() -> tuple[Node, SectorData]:
         b"owners": _owners_and_times(),
         b"special": _special(),
         b"xattrs": _xattrs(data),
-        b"large": _large_directory(),
+        b"large": _large_directory(names),
         b"sticky": _dir({}, 0o1777),
         b"deep": _deep(300),
     }
@@ -256,11 +261,12 @@ def _xattrs(data: SectorData) -> Node:
     return _dir(nodes)
 
 
-def _large_directory() -> Node:
-    """70,000 entries; most are names of one inode, so that its link count exceeds 16 bits."""
+def _large_directory(names: int) -> Node:
+    """Return a directory of so many entries; most are names of one inode."""
     linked = Node(stat.S_IFREG | 0o644)
-    children = {b"link %05d" % number: linked for number in range(66_000)}
-    for number in range(4_000):
+    files = names * 4 // 70
+    children = {b"link %05d" % number: linked for number in range(names - files)}
+    for number in range(files):
         children[b"file %05d" % number] = Node(stat.S_IFREG | 0o644)
     return _dir(children)
 

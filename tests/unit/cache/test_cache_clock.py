@@ -476,7 +476,7 @@ class Eviction(RuleBasedStateMachine):
 
 
 TestEviction = Eviction.TestCase
-TestEviction.settings = settings(max_examples=500, stateful_step_count=50, deadline=None)
+TestEviction.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 
 
 def test_the_model_can_tell() -> None:

@@ -20,9 +20,9 @@ from firstread.control.daemonstatus import (
     Status,
     SupervisorStatus,
 )
+from firstread.control.metricaddress import check_address
 from firstread.control.metricfamily import PREFIX
 from firstread.control.metrics import FAMILIES, NodeMetrics
-from firstread.control.metricserver import check_address
 from firstread.daemon.logs import JsonFormatter
 from firstread.documents import encode
 from firstread.errors import NodeError, NotFoundError, TransportError, UsageError

@@ -11,7 +11,7 @@ import pytest
 
 from firstread.cli import daemon as daemon_command
 from firstread.config import DEVICES, Config
-from firstread.control.daemonstatus import DeviceStatus, PassedOver
+from firstread.control.devicestatus import DeviceStatus, PassedOver
 from firstread.daemon import choice
 from firstread.daemon.choice import Kind, choose, chosen
 from firstread.errors import NodeError

@@ -237,7 +237,7 @@ def test_a_damaged_directory_is_an_error(tree: FuseTree, damage: bytes) -> None:
 
 
 def test_everything_that_an_image_can_have_is_answered() -> None:
-    root, data = feature_tree()
+    root, data = feature_tree(names=2_000)
     out = io.BytesIO()
     write_erofs(out, root, data.devices)
     tree = FuseTree(ErofsImage(out.getvalue()))

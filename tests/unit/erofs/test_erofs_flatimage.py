@@ -36,7 +36,7 @@ NULL = 0xFFFFFFFF
 @cache
 def whole() -> tuple[bytes, FlatImage, bytes, SectorData]:
     """Return metadata with every feature, its flat form, that form's metadata, and the sectors."""
-    root, data = feature_tree()
+    root, data = feature_tree(names=2_000)
     out = io.BytesIO()
     write_erofs(out, root, data.devices, boot=b"boot", trailer=b"trailer")
     metadata = out.getvalue()

@@ -44,14 +44,6 @@ def write(folder: Path, root: Node, data: SectorData) -> list[str]:
     return [*arguments, str(folder / "metadata")]
 
 
-def without_large_directory() -> tuple[Node, SectorData]:
-    """The feature tree; its 70,000 entries would be as many files on disk."""
-    root, data = feature_tree()
-    assert root.children is not None
-    del root.children[b"large"]
-    return root, data
-
-
 def test_fsck_accepts_the_feature_tree(tmp_path: Path) -> None:
     root, data = feature_tree()
     assert "No errors found" in run("fsck.erofs", "-d3", *write(tmp_path, root, data))
@@ -75,7 +67,7 @@ def test_fsck_accepts_an_image_without_devices(tmp_path: Path) -> None:
 
 
 def test_fsck_extracts_what_was_written(tmp_path: Path) -> None:
-    root, data = without_large_directory()
+    root, data = feature_tree(names=10)
     target = tmp_path / "extracted"
     run("fsck.erofs", f"--extract={target}", *write(tmp_path, root, data))
     for path, node in walk(root):

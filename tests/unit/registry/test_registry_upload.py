@@ -8,6 +8,7 @@ import random
 import select
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Self
@@ -78,6 +79,7 @@ def test_a_registry_that_takes_no_parts() -> None:
     with ScriptedRegistry(patch=False) as registry, destination(registry.host) as to:
         assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
+        assert registry.open_uploads() == 0
 
 
 @ways
@@ -168,6 +170,7 @@ def test_a_session_that_is_lost_begins_again(script: str) -> None:
         assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
         assert len(registry.asked("POST")) == 2
+        assert registry.open_uploads() == 0
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
@@ -280,6 +283,38 @@ def test_a_registry_that_always_breaks_off() -> None:
             put(to)
         assert caught.value.image == f"docker://{registry.host}/a/b:latest"
         assert len(registry.asked("PATCH")) == 1 + OPTIONS.retries
+        assert registry.open_uploads() == 0
+
+
+@pytest.mark.parametrize("sent", [1, len(DATA)], ids=["in-the-middle", "at-the-end"])
+def test_a_stopped_upload_leaves_nothing_in_a_real_registry(sent: int) -> None:
+    """docker-registry keeps a session whose part broke off, and half of one that is in use."""
+    with DockerRegistry() as registry, destination(registry.host) as to:
+        for _ in range(10):
+            with pytest.raises(FirstreadError, match="stopped"):
+                to.put_blob(BLOB, io.BytesIO(DATA), on_progress=stopping(sent))
+            assert registry.open_uploads() == 0
+        assert put(to)
+
+
+@ways
+@pytest.mark.parametrize("fault", ["", "PATCH /uploads/ status 500", "PATCH /uploads/ lost"])
+def test_a_stopped_upload_is_not_tried_again(options: AccessOptions, fault: str) -> None:
+    with ScriptedRegistry(fault) as registry, destination(registry.host, options) as to:
+        with pytest.raises(FirstreadError, match="stopped"):
+            to.put_blob(BLOB, io.BytesIO(DATA), on_progress=stopping(1))
+        assert len(registry.asked("PATCH")) <= 1
+        assert len(registry.asked("DELETE")) == 1
+
+
+def stopping(sent: int) -> Callable[[int], None]:
+    """Return what hears of progress, and stops an upload after so many bytes."""
+
+    def hear(count: int) -> None:
+        if count >= sent:
+            raise FirstreadError("stopped")
+
+    return hear
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class DeviceImageSuite:
     @pytest.fixture
     def features(self, make: Make) -> tuple[DeviceBench, Node, SectorData]:
         """An image with everything that one can have."""
-        root, data = feature_tree()
+        root, data = feature_tree(names=2_000)
         return make(root=root, data=[bytes(sector) for sector in data.sectors]), root, data
 
     def test_names_attributes_links_and_times_are_right_and_none_asks(
