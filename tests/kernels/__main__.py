@@ -2,14 +2,15 @@
 """``python -m tests.kernels [quick|full]``: tries every device on Debian's kernels, in guests.
 
 Quick: a daemon with each device mounts a small image, and another process checks the digests of its
-files. Full: likewise an image with every feature, a part of the device's suite, ``firstread run``
-and a pod of containerd. Exits with 1 if a guest did not come to its end, or if a device that works
-failed a check.
+files. Full: likewise an image with every feature, a part of the suites of the device and of a node
+with it, ``firstread run`` and a pod of containerd. Exits with 1 if a guest did not come to its end,
+or if a device that works failed a check.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import os
 import platform
@@ -53,6 +54,8 @@ def main() -> int:
     options = _parse()
     cache = default_cache().parent / "kernels"
     cache.mkdir(parents=True, exist_ok=True)
+    for room in ("src", "tests", "benchmarks"):  # an emulated processor would take minutes for it
+        compileall.compile_dir(TOP / room, quiet=1)
     kept, failed = load(cache / "results.json"), False
     for suite in options.kernel or SUITES:
         try:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,16 +33,22 @@ CHECKS: Final = {
         "Test{name} and (however or nothing_here or everything or 64_readers or empties"
         " or emptied or never_zeros or another_process or nobody_serves or lazily)",
     ),
+    "node": (
+        "tests/privileged/test_node_suite.py",
+        "Test{name}Node and (kill_both or reload or all_processes or ends_while)",
+    ),
     "run": ("tests/privileged/test_cli_run.py", "image_says_how or writes_go"),
     "containerd": ("tests/privileged/test_containerd.py", "pod_of_a_converted_image"),
 }
-"""What the full depth tries: a file of tests, and which of them."""
+"""What the full depth tries: a file of tests, and which of them; some are not for every device."""
 
 _FAULTS: Final = (AssertionError, FirstreadError, OSError, subprocess.SubprocessError)
 _PYTEST: Final = ("-q", "--numprocesses=0", "-p", "no:cacheprovider", "-p", "no:timeout")
 _LAX: Final = ("-o", "addopts=", "-W", "default")  # without the plugin its mark is unknown
 _TAIL: Final = re.compile(r"^(\d[^\n]{1,200}) in [\d.]+s", re.MULTILINE)
 _NOISE: Final = re.compile(r", \d+ (?:warnings?|deselected)")
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) [^\n]{1,200}?::(\w{1,100})(?: |$|\[)", re.MULTILINE)
+_NONE_CHOSEN: Final = 5  # pytest's exit code
 
 
 def main() -> None:
@@ -58,7 +65,8 @@ def main() -> None:
         if tried.works and depth == "full":
             tried.checks["tree"] = tree(device, out)
             for name, (path, which) in CHECKS.items():
-                tried.checks[name] = check(device, path, which, out / f"{device}-{name}")
+                if said := check(device, path, which, out / f"{device}-{name}"):
+                    tried.checks[name] = said
                 keep()
     result.auto = chosen(result, out)
     keep()
@@ -114,25 +122,47 @@ def _reason(daemon: Daemon) -> str:
 
 
 def check(device: str, path: str, which: str, log: Path) -> str:
-    """Run some tests of the project on a device; return the outcome in a few words."""
+    """Run some tests of the project on a device; return the outcome in a few words.
+
+    Those that fail run once more: emulated, a process may start too slowly. "" if there are none.
+    """
     config = SCRATCH / f"{device}.toml"
     config.write_text(f'[node]\ndevice = "{device}"\n')
     command = [sys.executable, "-m", "pytest", *_PYTEST, *_LAX, path]
     command += ["-k", which.format(name=device.capitalize()), "--basetemp", f"{SCRATCH}/t"]
-    said = ""
-    for attempt in ("", " at the second try"):  # emulated, a daemon may start too slowly
-        with log.open("a") as output:
-            subprocess.run(
+    outputs = []
+    for place in (log, log.with_name(f"{log.name}-again")):
+        with place.open("w") as output:
+            code = subprocess.run(
                 command,
                 env=os.environ | {"FIRSTREAD_CONFIG": str(config)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=False,
-            )
-        said = outcome(log.read_text(errors="replace"))
-        if GOOD.fullmatch(said):
-            return said + attempt
-    return said
+            ).returncode
+        if code == _NONE_CHOSEN:
+            return ""
+        outputs.append(place.read_text(errors="replace"))
+        if GOOD.fullmatch(outcome(outputs[-1])):
+            break
+    return told(outputs)
+
+
+def told(outputs: Sequence[str]) -> str:
+    """Return the outcome of tests, and which of them failed at the first of two tries.
+
+    Args:
+        outputs: what pytest printed at each.
+    """
+    said = outcome(outputs[-1])
+    if len(outputs) == 1 or not GOOD.fullmatch(said):
+        return said
+    return f"{said} at the second try, after {', '.join(failed(outputs[0])) or 'no result'}"
+
+
+def failed(output: str) -> list[str]:
+    """Return the names of the tests that failed, from what pytest printed."""
+    return sorted(set(_FAILED.findall(output)))
 
 
 def outcome(output: str) -> str:

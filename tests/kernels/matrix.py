@@ -17,7 +17,9 @@ import msgspec
 from firstread.config import DEVICES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/devices.md"
-GOOD: Final = re.compile(r"\d+ (?:right|passed(?:, \d+ skipped)?)(?: at the second try)?")
+GOOD: Final = re.compile(
+    r"\d+ (?:right|passed(?:, \d+ skipped)?)(?: at the second try, after [\w, ]{1,1000})?"
+)
 """The outcome of a check that found no fault."""
 
 MOST_WORDS: Final = 300  # characters of a reason

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernels import rootdisk
-from tests.kernels.inside import outcome
+from tests.kernels.inside import outcome, told
 from tests.kernels.matrix import PAGE, Result, Tried, chapter, is_good, load, merged, put, save
 from tests.kernels.packages import newest
 
@@ -44,6 +44,31 @@ def test_apt_names_the_kernel() -> None:
 )
 def test_the_outcome_of_tests_is_their_last_line(output: str, said: str | None) -> None:
     assert outcome(output) == (said or "1 failed, 2 passed, 1 skipped")
+
+
+FAILED = """F.
+FAILED tests/privileged/test_a.py::TestFlat::test_reads[4] - AssertionError: 1
+ERROR tests/privileged/test_a.py::test_it_starts
+1 failed, 1 passed, 1 error in 3.0s
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("2 passed in 3.0s", "2 passed at the second try, after test_it_starts, test_reads"),
+        (FAILED, "1 failed, 1 passed, 1 error"),
+    ],
+)
+def test_a_second_try_names_what_failed_at_the_first(second: str, said: str) -> None:
+    assert told([FAILED, second]) == said
+    assert is_good(Result("1", {"fuse": Tried(True, checks={"run": said})}, "fuse")) == (
+        second != FAILED
+    )
+
+
+def test_what_passes_at_once_needs_no_second_try() -> None:
+    assert told(["1 passed in 2.0s"]) == "1 passed"
 
 
 def test_a_table_has_a_column_for_each_device_and_says_why_not() -> None:
