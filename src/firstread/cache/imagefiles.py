@@ -31,7 +31,7 @@ NAMES = MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata" 
 def room_of(directory: Path) -> Room:
     """Return what the directory of an image and the files in it take."""
     room = Room(0, 1)
-    for name in NAMES:
+    for name in (*NAMES, NO_XATTRS):
         with contextlib.suppress(OSError):
             room += Room((directory / name).stat().st_size, 1)
     return room

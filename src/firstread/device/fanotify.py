@@ -32,8 +32,8 @@ Facts about such events (Linux 6.18; tests/privileged/test_device_events.py has 
   * Our own reads, writes and truncates of a marked file raise events too and wait for an answer,
     but not through an event's descriptor, nor through one opened before the first mark or by way
     of a mount that the group ignores. Opening with O_TRUNC, chmod, fdatasync, stat and unlink
-    raise none. So: write through an event's descriptor or by way of a `quiet` mount, answer an
-    event of our own pid at once (truncate(2) by a path), and never hold what the loop needs.
+    raise none. So: write through an event's descriptor or by way of such a mount, answer an event
+    of our own pid at once (truncate(2) by a path), and never hold what the loop needs.
   * A page fault holds the GIL, and subprocess.Popen waits for the exec of its child: the process
     that serves must do neither on its own mount, in no thread.
   * Reading an event opens its file. With no descriptor left, that event is denied: what is not
@@ -60,7 +60,6 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from firstread.device import syscalls
@@ -88,8 +87,7 @@ _INFO = struct.Struct("=BBH")  # info_type, pad, len
 _RANGE = struct.Struct("=BBHIQQ")  # info header, pad, offset, count
 _RESPONSE = struct.Struct("=iI")  # fd, response
 
-WHOLE_SECTORS = "FIRSTREAD_WHOLE_SECTORS"
-"""In the environment, it has a kernel that knows ranges ask as one that does not: for tests."""
+WHOLE_SECTORS = "FIRSTREAD_WHOLE_SECTORS"  # in the environment: ask as a kernel without ranges
 
 EVENT_BYTES = _METADATA.size + _RANGE.size
 """What one event with a range takes in the buffer on Linux 6.18."""
@@ -263,44 +261,26 @@ class Group:
         for name in names:
             self._add(dirfd, name)
 
-    def mark_mount(self, fd: int) -> None:
+    def mark_mount(self, fd: int, *, ignore: bool = False) -> None:
         """Ask for events of all files that are opened through the mount of the directory `fd`.
 
         A file that is open through another mount raises none.
 
+        Args:
+            fd: of the directory.
+            ignore: ask for none of them instead, though the files have marks: what one mark of a
+                group ignores, its others do not see (fs/notify/fanotify/fanotify.c,
+                fanotify_group_event_mask).
+
         Raises:
             NodeError: as `mark`.
         """
-        flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT
+        flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT | _FAN_MARK_IGNORE_SURV * ignore
         try:
             # By name: a descriptor of a detached mount is O_PATH, which the call does not take.
             syscalls.fanotify_mark(self._fd, flags, self._mask, fd, b".")
         except OSError as exc:
             raise _explained(exc, "cannot watch the sector files") from exc
-
-    def quiet(self, directory: Path) -> int:
-        """Return a descriptor of a directory: files that are opened below it raise no event.
-
-        It is a mount of its own, which this group ignores as long as the descriptor is open. Marks
-        on the files hold for all other mounts.
-
-        Raises:
-            NodeError: the kernel refuses it.
-
-        Source: fs/notify/fanotify/fanotify.c, fanotify_group_event_mask: what one mark of a group
-        ignores, its other marks do not see.
-        """
-        flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT | _FAN_MARK_IGNORE_SURV
-        try:
-            fd = syscalls.clone_mount(os.fsencode(directory))
-            try:
-                syscalls.fanotify_mark(self._fd, flags, self._mask, fd, b".")
-            except OSError:
-                os.close(fd)
-                raise
-        except OSError as exc:
-            raise _explained(exc, "cannot ignore what we do ourselves") from exc
-        return fd
 
     def unmark(self, fd: int) -> None:
         """Ask for no more events of the open file `fd`. A mark that is not there is no error.

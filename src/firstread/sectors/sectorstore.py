@@ -70,7 +70,7 @@ class SectorStore:
         self.root = root
         self.directory = root / "sectors"
         self.made = 0
-        self._lock_fd = -1
+        self._lock_fd = self._open_fd = -1
         with doing("cannot open the sector store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if filesystems is not None:
@@ -85,16 +85,18 @@ class SectorStore:
         return self._dirfd
 
     def open_below(self, fd: int) -> None:
-        """Open sector files by way of another descriptor of ``sectors/``, which is ours now."""
-        os.close(self._dirfd)
-        self._dirfd = fd
+        """Open sector files by way of another descriptor of ``sectors/``, which is ours now.
+
+        It may be of another mount; so files are renamed by way of the one that we have.
+        """
+        self._open_fd = fd
 
     def close(self) -> None:
         """Close the store; the last process that does so after `claim` gives up the lock."""
-        for fd in (self._dirfd, self._lock_fd):
+        for fd in (self._dirfd, self._lock_fd, self._open_fd):
             if fd >= 0:
                 os.close(fd)
-        self._dirfd = self._lock_fd = -1
+        self._dirfd = self._lock_fd = self._open_fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -271,7 +273,8 @@ class SectorStore:
         a way by which they do not.
         """
         with doing("cannot open the sector file"):
-            return os.open(file_name(sector_id), flags | os.O_CLOEXEC, dir_fd=self._dirfd)
+            below = self._open_fd if self._open_fd >= 0 else self._dirfd
+            return os.open(file_name(sector_id), flags | os.O_CLOEXEC, dir_fd=below)
 
     def flush(self, sector_id: bytes) -> None:
         """Write a present sector to the disk, unless it is there, so that it survives a power loss.

@@ -305,7 +305,7 @@ def test_a_worker_logs_in_with_what_it_has(tmp_path: Path, monkeypatch: pytest.M
         file = str(tmp_path / "file.json")
         run_task(msgspec.structs.replace(task, credentials=file).encode())
         gone = msgspec.structs.replace(task, credentials=f"{file}.gone")
-        with pytest.raises(UsageError, match=r"on .*: .*file\.json\.gone"):
+        with pytest.raises(NodeError, match=r"on .*: .*file\.json\.gone"):
             run_task(gone.encode())
 
 

@@ -13,7 +13,7 @@ from firstread.cli import daemon as daemon_command
 from firstread.config import DEVICES, Config
 from firstread.control.devicestatus import DeviceStatus, PassedOver
 from firstread.daemon import choice
-from firstread.daemon.choice import Kind, choose, chosen
+from firstread.daemon.choice import Kind, Unheld, choose, chosen
 from firstread.errors import NodeError
 from firstread.mounts.table import Mount, MountTable
 
@@ -106,7 +106,7 @@ def test_a_store_on_another_file_system_rules_out_a_device(
 def test_no_other_device_is_chosen_while_a_mount_waits_for_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, kind("a", "no a", outlives=True), kind("b"))
+    use(monkeypatch, kind("a", "no a", unheld=Unheld.READABLE), kind("b"))
     table, mount = MountTable(tmp_path), Mount("/", "oci:/x:1", "sha256:0", device="a")
     table.save(mount)
     with pytest.raises(NodeError, match=r"^no a; and the mount at / can be served by a only"):

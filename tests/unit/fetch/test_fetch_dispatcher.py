@@ -75,7 +75,10 @@ class Bench:
         rows = list(entries or (sector.entry for sector in self.sectors.wanted))
         first = self.sectors.wanted[0]
         index = SimpleNamespace(sectors=rows, geometry=first.geometry)
-        block = cast(BlockImage, SimpleNamespace(index=index, blobs=[first.blob], hot_sectors=list))
+        block = cast(
+            BlockImage,
+            SimpleNamespace(index=index, blobs=[first.blob], hot_sectors=list, hot_note=None),
+        )
         image = NodeImage(digest, self.root, block, {})
         source = digest, Access()
         return self.fetcher.serve(image, source, lambda: pytest.fail("it is all here"), prepare)

@@ -57,7 +57,7 @@ def served(
     blob = Descriptor(media_type="x", digest="sha256:b", size=SIZE)
     entries = [SectorEntry(i, size, 0, offset + n, 1) for n, i in enumerate(ids)]
     index = SimpleNamespace(sectors=entries, geometry=Geometry(SIZE, 4 * KiB))
-    block = SimpleNamespace(index=index, blobs=[blob], hot_sectors=list)
+    block = SimpleNamespace(index=index, blobs=[blob], hot_sectors=list, hot_note=None)
     made = Served(NodeImage(digest, Path("/"), cast(BlockImage, block), {}), at, ImageStats())
     made.lies = lies
     return made
