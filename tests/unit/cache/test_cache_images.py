@@ -283,12 +283,12 @@ def test_room_is_counted_and_names_go_with_their_image(
 ) -> None:
     image = fetched(store, reference)
     size = sum(path.stat().st_size for path in image.directory.iterdir())
-    assert store.room == Room(size, 4 + 1)  # a directory, three files and a name
+    assert store.room == Room(size, 5 + 1)  # a directory, four files and a name
     (tmp_path / "references/stray").write_text(f"sha256:{'0' * 64}\nx")
     again = ImageStore(tmp_path)
     assert again.room == store.room
     assert len(list((tmp_path / "references").iterdir())) == 1
-    assert again.remove(image.digest) == Room(size, 5)
+    assert again.remove(image.digest) == Room(size, 6)
     assert again.room == Room()
     assert not list((tmp_path / "references").iterdir())
 
