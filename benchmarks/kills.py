@@ -2,10 +2,11 @@
 """``python -m benchmarks.kills``: the fetcher is killed every two seconds, by each device.
 
 The load is that of `benchmarks.eviction`: two loops read an image, and the store has room for a
-quarter of it, so reads go on asking. A fetcher that has served no read yet is spared: on a loaded
-machine none would ever get so far, and the kills would show nothing but that. Ends with an error if
-a read failed or got a wrong byte, if there were too few kills, or if the reads asked too seldom for
-the result to mean anything.
+quarter of it. Twice a second the page cache is dropped, where FUSE and loop devices keep what the
+store has evicted, so reads go on asking. A fetcher that has served no read yet is spared: on a
+loaded machine none would ever get so far, and the kills would show nothing but that. Ends with an
+error if a read failed or got a wrong byte, if there were too few kills, or if the reads asked too
+seldom for the result to mean anything.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from pathlib import Path
 from benchmarks import eviction, reliability
 from benchmarks.measure import percentile
 from firstread.errors import FirstreadError
+from firstread.testing.caches import drop_caches
 from firstread.testing.daemon import Daemon
 
 SECONDS = 300.0
 EVERY_S = 2.0
+DROP_S = 0.5
 DEVICES = "fanotify,fuse"
 TIMES = ("p50", "p99", "longest")  # of the reads
 LEAST_REQUESTS = 10  # for data, between two kills
@@ -45,10 +48,14 @@ class Killer:
     kills: int = 0
     waited: int = 0
     _due: float = 0.0
+    _dropped: float = 0.0
     _is_late: bool = False
 
     def __call__(self, daemon: Daemon) -> None:
         """Kill it if it is time, and if it has served a read."""
+        if time.monotonic() >= self._dropped + DROP_S:
+            drop_caches()
+            self._dropped = time.monotonic()
         if time.monotonic() < self._due:
             return
         with contextlib.suppress(FirstreadError, OSError):  # there may be none for a moment

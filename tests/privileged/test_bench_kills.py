@@ -10,11 +10,17 @@ import pytest
 from benchmarks.kills import chapter, measure
 
 from firstread.config import DEVICES
+from firstread.testing.nbdmount import MODULE
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+NBD = pytest.mark.skipif(not MODULE.exists(), reason="no NBD client, or not loaded")
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param(name, marks=NBD if name == "nbd" else ()) for name in DEVICES]
+)
 def test_kills_under_load_fail_no_read(tmp_path: Path, device: str) -> None:
     outcome = measure(tmp_path / "node", device, 6.0, every_s=1.5)
     assert outcome.is_good(3), outcome
