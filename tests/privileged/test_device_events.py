@@ -19,7 +19,6 @@ import pytest
 
 from firstread.device.base import Read
 from firstread.device.fanotify import Group
-from firstread.device.fanotifydevice import quiet_mount
 from firstread.errors import NodeError
 from firstread.mountinfo import filesystem_of
 from firstread.sectors.sectorstore import PRE_CONTENT_FILESYSTEMS
@@ -230,7 +229,7 @@ def test_descriptor_opened_before_the_first_mark_raises_no_event_of_data(lazy: L
 
 
 def test_files_opened_by_way_of_a_quiet_mount_raise_no_event_and_others_do(lazy: LazyMount) -> None:
-    quiet = quiet_mount(lazy.group, lazy.store.directory)
+    quiet = lazy.group.mark_mount(lazy.store.directory, ignore=True)
     fd = os.open(lazy.store.names(lazy.ids[:1])[0], os.O_RDWR, dir_fd=quiet)
     actions: list[Callable[[], object]] = [
         lambda: os.pwrite(fd, b"x", 0),
@@ -295,7 +294,6 @@ def test_event_that_a_dead_process_has_read_is_answered_by_its_number(lazy: Lazy
 ADOPTER = """
 import sys
 from firstread.device.fanotify import Group
-from firstread.device.fanotifydevice import quiet_mount
 group = Group.adopt(int(sys.argv[1]), int(sys.argv[2]))
 print("adopted", flush=True)
 sys.stdin.read()

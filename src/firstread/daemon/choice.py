@@ -24,7 +24,7 @@ from firstread.control.devicestatus import DeviceStatus, PassedOver
 from firstread.daemon.protocol import GROUP_FD
 from firstread.device.base import Device, Pair
 from firstread.device.fanotify import Group, is_group
-from firstread.device.fanotifydevice import FanotifyDevice, quiet_mount
+from firstread.device.fanotifydevice import FanotifyDevice
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusetrial import prove_flat, prove_fuse, prove_loop, prove_mixed, prove_nbd
@@ -92,7 +92,7 @@ class Kind(NamedTuple):
 def _fanotify(store: SectorStore, _: Served) -> Device:
     group = Group(GROUP_FD)
     try:
-        store.open_below(quiet_mount(group, store.directory))
+        store.open_below(group.mark_mount(store.directory, ignore=True))
     except NodeError as exc:
         log.info("what the fetcher itself writes and reads raises events: %s", exc)
     return FanotifyDevice(store, group)

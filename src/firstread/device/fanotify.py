@@ -60,6 +60,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from firstread.device import syscalls
@@ -261,26 +262,35 @@ class Group:
         for name in names:
             self._add(dirfd, name)
 
-    def mark_mount(self, fd: int, *, ignore: bool = False) -> None:
-        """Ask for events of all files that are opened through the mount of the directory `fd`.
+    def mark_mount(self, directory: Path, *, ignore: bool = False) -> int:
+        """Mount a directory anew, and ask for events of all files that are opened by way of that.
 
-        A file that is open through another mount raises none.
+        A file that is open by way of another mount raises none.
 
         Args:
-            fd: of the directory.
+            directory: which.
             ignore: ask for none of them instead, though the files have marks: what one mark of a
                 group ignores, its others do not see (fs/notify/fanotify/fanotify.c,
                 fanotify_group_event_mask).
 
+        Returns:
+            a descriptor of the directory in the new mount, which has no other place.
+
         Raises:
-            NodeError: as `mark`.
+            NodeError: as `mark`, or it cannot be mounted.
         """
         flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_MOUNT | _FAN_MARK_IGNORE_SURV * ignore
+        try:
+            fd = syscalls.clone_mount(os.fsencode(directory))
+        except OSError as exc:
+            raise from_os_error(exc, f"cannot mount {directory}") from exc
         try:
             # By name: a descriptor of a detached mount is O_PATH, which the call does not take.
             syscalls.fanotify_mark(self._fd, flags, self._mask, fd, b".")
         except OSError as exc:
+            os.close(fd)
             raise _explained(exc, "cannot watch the sector files") from exc
+        return fd
 
     def unmark(self, fd: int) -> None:
         """Ask for no more events of the open file `fd`. A mark that is not there is no error.

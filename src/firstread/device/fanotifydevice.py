@@ -10,44 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from firstread.device import syscalls
 from firstread.device.base import Capabilities
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import Group
 from firstread.device.readahead import KNOWN_START_KIB, read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
-from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.errors import FirstreadError
 from firstread.sectors.sectorstore import SectorStore
 
 log = logging.getLogger("device")
 
 BATCH = 256  # sectors that are marked without letting others have the lock
 MOST_UNWATCHED = 1024
-
-
-def quiet_mount(group: Group, directory: Path) -> int:
-    """Return a descriptor of a directory: files that are opened below it raise no event of a group.
-
-    It is a mount of its own; marks on the files hold for all other mounts.
-
-    Raises:
-        NodeError: the kernel refuses it.
-    """
-    try:
-        fd = syscalls.clone_mount(os.fsencode(directory))
-    except OSError as exc:
-        raise from_os_error(exc, "cannot clone the mount of the sector store") from exc
-    try:
-        group.mark_mount(fd, ignore=True)
-    except NodeError:
-        os.close(fd)
-        raise
-    return fd
 
 
 class FanotifyDevice:

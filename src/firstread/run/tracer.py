@@ -28,12 +28,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from firstread.device import syscalls
 from firstread.device.base import no_ranges, sector_of
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.device.fanotify import NO_FD, Event, Group
 from firstread.device.readahead import START_KIB, set_read_ahead
-from firstread.errors import NodeError, from_os_error
+from firstread.errors import NodeError
 from firstread.sectors.storelayout import file_name
 from firstread.traces.sectorreads import SectorRead
 from firstread.traces.tracefile import MAX_READS
@@ -91,12 +90,8 @@ class Tracer:
         self._thread.start()
 
     def _mount(self, metadata: Path, sectors: Path, ids: Sequence[bytes]) -> None:
+        tree = self._group.mark_mount(sectors)
         try:
-            tree = syscalls.clone_mount(os.fsencode(sectors))
-        except OSError as exc:
-            raise from_os_error(exc, f"cannot mount {sectors}") from exc
-        try:
-            self._group.mark_mount(tree)
             private = Path(f"/proc/self/fd/{tree}")
             mount_erofs(metadata, [private / file_name(i) for i in ids], self.mountpoint)
         finally:
