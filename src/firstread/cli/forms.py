@@ -13,7 +13,7 @@ class Forms(click.Command):
     """Leaves the command to another form if its first word is that one's.
 
     Args:
-        forms: by their words.
+        forms: by their words. An option is a word that the form gets, too.
     """
 
     def __init__(self, *arguments: Any, forms: Mapping[str, click.Command], **more: Any) -> None:
@@ -27,7 +27,11 @@ class Forms(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        form = self._forms.get(args[0]) if args else None
-        if form is not None:
-            return form.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
+        word = args[0] if args else ""
+        is_option = word.startswith("--")
+        form = self._forms.get(word.partition("=")[0] if is_option else word)
+        if form is None:
+            return super().make_context(info_name, args, parent, **extra)
+        if is_option:
+            return form.make_context(info_name, args, parent, **extra)
+        return form.make_context(f"{info_name} {word}", args[1:], parent, **extra)

@@ -86,24 +86,9 @@ def _from(place: str, output: Path, root: Path, run_dir: Path) -> None:
         complain(["  the record began with the daemon's last restart, not with the mount"])
 
 
-class _Forms(Forms):
-    """Likewise, if its first word is the option of another form."""
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        if args and args[0].partition("=")[0] == "--from":
-            return _from.make_context(info_name, args, parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
-
-
 @click.command(
-    cls=_Forms,
-    forms={"merge": _merge},
+    cls=Forms,
+    forms={"merge": _merge, "--from": _from},
     context_settings=CONTEXT_SETTINGS,
     epilog="'firstread trace merge FILE... -o FILE' merges traces; 'firstread trace --from DIR -o"
     " FILE' writes what the mount at DIR has read.",
