@@ -27,11 +27,11 @@ from benchmarks.setting import describe, drop_caches
 from benchmarks.transport import transport
 from benchmarks.trees import read_tree
 from firstread.config import DEVICES as ALL_DEVICES
-from firstread.testing.nbdmount import MODULE
+from firstread.testing.nbdmount import HAS_NBD
 from firstread.testing.registry import DockerRegistry
 
 NAME = "devices"
-DEVICES = [name for name in ALL_DEVICES if name != "nbd" or MODULE.exists()]
+DEVICES = [name for name in ALL_DEVICES if name != "nbd" or HAS_NBD]
 MB = 1_000_000
 MOUNTS = 50
 MOST_MB = 200

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.marks import marked, parts_of
 from benchmarks.scratch import scratch_directory
 from benchmarks.setting import describe
 
@@ -41,8 +41,6 @@ TITLES = {
     "power": "Power cuts",
 }
 """Chapters in their order."""
-
-_CHAPTER = re.compile(r"<!-- ([\w-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def name_of(chapter: str, device: str) -> str:
 
 def write(chapter: Chapter, path: Path = PAGE) -> None:
     """Put a chapter into the page; the others stay."""
-    found = dict(_CHAPTER.findall(path.read_text())) if path.exists() else {}
+    found = parts_of(path)
     found[chapter.name] = chapter.text()
     path.write_text(page(found))
 
@@ -135,7 +133,7 @@ def page(chapters: Mapping[str, str]) -> str:
     parts = [HEAD]
     for name, title in TITLES.items():
         text = chapters.get(name, "Not measured yet.\n")
-        parts.append(f"\n## {title}\n\n<!-- {name} -->\n{text}<!-- end -->\n")
+        parts.append(f"\n## {title}\n\n{marked(name, text)}")
     return "".join(parts)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from benchmarks.marks import marked, parts_of
 
 NAME_WIDTH = 56
 MARKS = {True: "yes", False: "NO", None: ""}
@@ -148,15 +149,14 @@ PAGE = """\
 within one run on one machine; absolute ones say little elsewhere. The column *met* shows missed
 goals.
 """
-_SECTION = re.compile(r"<!-- ([^ ]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 def write(section: Section, page: Path = DOCS) -> None:
     """Put results into the page of docs, in place of older ones of this name; the others stay."""
-    found = dict(_SECTION.findall(page.read_text())) if page.exists() else {}
+    found = parts_of(page)
     found[section.name] = "\n".join(_lines(section)) + "\n"
-    parts = [f"\n<!-- {name} -->\n{found[name]}<!-- end -->\n" for name in sorted(found, key=_rank)]
-    page.write_text("".join([PAGE, *parts]))
+    parts = [marked(name, found[name]) for name in sorted(found, key=_rank)]
+    page.write_text("\n".join([PAGE, *parts]))
 
 
 def _lines(section: Section) -> Iterator[str]:
