@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from firstread.testing.certificates import make_certificate
-from firstread.testing.command import Ran
+from firstread.testing.command import Ran, ran
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.ports import free_port
 
@@ -65,17 +65,8 @@ class ControlPlane:
 
     def run(self, command: list[str], given: str = "") -> Ran:
         """Run a command in the top directory; its kubectl talks to this server."""
-        done = subprocess.run(
-            command,
-            cwd=TOP,
-            env=os.environ | {"KUBECONFIG": str(self._kubeconfig)},
-            input=given,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        environment = os.environ | {"KUBECONFIG": str(self._kubeconfig)}
+        return ran(command, stdin=given, cwd=TOP, env=environment)
 
     def wait(self, *arguments: str) -> None:
         """Run kubectl until it succeeds."""

@@ -10,17 +10,12 @@ import pytest
 from benchmarks.kills import chapter, measure
 
 from firstread.config import DEVICES
-from firstread.testing.nbdmount import MODULE
+from firstread.testing.nbdmount import NBD
 
 pytestmark = [pytest.mark.privileged, pytest.mark.benchmarks]
 
 
-NBD = pytest.mark.skipif(not MODULE.exists(), reason="no NBD client, or not loaded")
-
-
-@pytest.mark.parametrize(
-    "device", [pytest.param(name, marks=NBD if name == "nbd" else ()) for name in DEVICES]
-)
+@pytest.mark.parametrize("device", [NBD if name == "nbd" else name for name in DEVICES])
 def test_kills_under_load_fail_no_read(tmp_path: Path, device: str) -> None:
     outcome = measure(tmp_path / "node", device, 6.0, every_s=1.5)
     assert outcome.is_good(3), outcome

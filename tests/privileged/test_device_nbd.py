@@ -28,14 +28,14 @@ from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
 from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.devicebench import output, summary
-from firstread.testing.nbdmount import MODULE, NbdMount
+from firstread.testing.nbdmount import NbdMount, needs_nbd
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB, MiB
 
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(not MODULE.exists(), reason="the kernel has no NBD client, or not loaded"),
+    needs_nbd,
 ]
 
 log = logging.getLogger("tests")

@@ -16,7 +16,7 @@ from firstread.testing.devicebench import DeviceBench
 from firstread.testing.flatmount import FlatMount
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.lazymount import LazyMount
-from firstread.testing.nbdmount import MODULE, NbdMount
+from firstread.testing.nbdmount import HAS_NBD, WITHOUT_NBD, NbdMount
 from firstread.testing.suites.device import DeviceSuite
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(60)]
@@ -79,6 +79,6 @@ class TestNbd(DeviceSuite):
     """EROFS on an NBD device."""
 
     def bench(self, scratch: Path, **image: Any) -> DeviceBench:
-        if not MODULE.exists():
-            pytest.skip("the kernel has no NBD client, or it is not loaded")
+        if not HAS_NBD:
+            pytest.skip(WITHOUT_NBD)
         return NbdMount(scratch, **image)

@@ -18,7 +18,7 @@ import pytest
 
 from firstread.errors import ImageError
 from firstread.run.overlay import unmount_below
-from firstread.testing.command import Ran
+from firstread.testing.command import Ran, ran
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.layerwords import Case, cases, items, merged, shown
 from firstread.testing.patience import PATIENCE_S
@@ -67,14 +67,7 @@ class Overlayfs:
         unmount_below(self._scratch)
 
     def _ctr(self, *arguments: str) -> Ran:
-        done = subprocess.run(
-            ["ctr", "--address", f"{self._scratch}/c.sock", *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return ran(["ctr", "--address", f"{self._scratch}/c.sock", *arguments])
 
     def shows(self, layers: list[str]) -> str | None:
         """Return the tree of an image; None if containerd refuses it."""

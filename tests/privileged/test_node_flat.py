@@ -17,7 +17,7 @@ from firstread.testing.caches import drop_caches
 from firstread.testing.daemon import Daemon, tree_of
 from firstread.testing.images import feature_tree
 from firstread.testing.lazymount import output, summary
-from firstread.testing.nbdmount import MODULE
+from firstread.testing.nbdmount import NBD
 from firstread.testing.observe import differences
 from firstread.testing.pacedreader import PacedReader
 from firstread.testing.plainimage import PlainImage, put_plain_image
@@ -29,9 +29,6 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists(CONTROL), reason="there are no loop devices"),
 ]
 
-NBD = pytest.param(
-    "nbd", marks=pytest.mark.skipif(not MODULE.exists(), reason="no NBD client, or not loaded")
-)
 ALL = pytest.mark.parametrize("device", ["flat", "loop", "mixed", NBD])
 SOME = pytest.mark.parametrize("device", ["flat", "loop", NBD])
 SECTOR = 64 * KiB

@@ -9,7 +9,7 @@ import pytest
 
 from firstread.device.flattree import NEAR_KIB
 from firstread.testing.daemon import Daemon
-from firstread.testing.nbdmount import MODULE
+from firstread.testing.nbdmount import HAS_NBD, WITHOUT_NBD
 from firstread.testing.suites.node import SECTOR, NodeSuite
 from firstread.units import KiB
 
@@ -58,6 +58,6 @@ class TestNbdNode(NodeSuite):
     outlives_processes = True
 
     def node(self, scratch: Path, *options: str) -> Daemon:
-        if not MODULE.exists():
-            pytest.skip("the kernel has no NBD client, or it is not loaded")
+        if not HAS_NBD:
+            pytest.skip(WITHOUT_NBD)
         return Daemon(scratch, "--device", "nbd", "--anchor", SOON_S, *options)

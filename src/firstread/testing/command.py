@@ -8,11 +8,14 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from firstread.cli.main import run
+from firstread.testing.patience import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,28 @@ def firstread(*arguments: str | os.PathLike[str]) -> Ran:
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = run([os.fspath(argument) for argument in arguments])
     return Ran(code, stdout.getvalue(), stderr.getvalue())
+
+
+def ran(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: str | None = None,
+    timeout_s: float = PATIENCE_S,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Ran:
+    """Run another program in a process of its own, however it ends."""
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=timeout_s,
+        cwd=cwd,
+        env=env,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
 def program(*arguments: str | os.PathLike[str]) -> list[str]:

@@ -27,7 +27,7 @@ from firstread.snapshotter.imagefs import home, link
 from firstread.snapshotter.imagelookup import chain_ids
 from firstread.snapshotter.messages import encode
 from firstread.testing import cri_pb2 as cri
-from firstread.testing.command import Ran, firstread, program
+from firstread.testing.command import Ran, firstread, program, ran
 from firstread.testing.containerdconfig import ContainerdConfig
 from firstread.testing.daemon import Daemon, cpu_s
 from firstread.testing.manager import ServiceManager
@@ -214,10 +214,7 @@ class Containerd:
     def ctr(self, *arguments: str, namespace: str = "k8s.io") -> Ran:
         """Run ctr."""
         command = ["ctr", "--address", str(self.socket), "--namespace", namespace, *arguments]
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return ran(command)
 
     def firstread_pull(
         self, image: str, *options: str, namespace: str = "default", address: Path | None = None

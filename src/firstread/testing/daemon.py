@@ -25,7 +25,7 @@ from firstread.daemon.anchor import retire
 from firstread.device.erofsmount import unmount
 from firstread.errors import FirstreadError
 from firstread.mounts.table import mounted_erofs
-from firstread.testing.command import Ran, firstread, program
+from firstread.testing.command import Ran, firstread, program, ran
 from firstread.testing.devicebench import start_reader
 from firstread.testing.features import Expected
 from firstread.testing.manager import ServiceManager
@@ -227,15 +227,7 @@ class Daemon:
 
     def tell(self, line: str, verb: str, *arguments: str | os.PathLike[str]) -> Ran:
         """Run a command of this node in a process of its own, with `line` on stdin."""
-        done = subprocess.run(
-            program(verb, *arguments, *self._places()),
-            input=f"{line}\n",
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return ran(program(verb, *arguments, *self._places()), stdin=f"{line}\n")
 
     def mount(self, image: str, name: str = "mnt", *options: str) -> Path:
         """Mount `image` at a new directory `name`; return its path."""

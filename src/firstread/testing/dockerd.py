@@ -16,7 +16,7 @@ import subprocess
 from typing import Any, Final, Self
 
 from firstread.run.overlay import unmount_below
-from firstread.testing.command import Ran
+from firstread.testing.command import Ran, ran
 from firstread.testing.containerd import Containerd
 from firstread.testing.patience import PATIENCE_S
 
@@ -100,15 +100,8 @@ class Dockerd:
     def docker(self, *arguments: str, timeout_s: float = PATIENCE_S, **variables: str) -> Ran:
         """Run a command of docker."""
         environment = os.environ | {"DOCKER_CONFIG": str(self.place / "client")} | variables
-        done = subprocess.run(
-            ["docker", "--host", self._address, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=environment,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        command = ["docker", "--host", self._address, *arguments]
+        return ran(command, timeout_s=timeout_s, env=environment)
 
     def did(self, *arguments: str, **variables: str) -> str:
         """Run a command of docker that must succeed; return what it printed."""

@@ -21,7 +21,11 @@ from firstread.device.nbdnetlink import index_of
 from firstread.device.nbdstream import NbdStream
 from firstread.testing.fusemount import FuseMount
 
-MODULE = Path("/sys/module/nbd")
+HAS_NBD = Path("/sys/module/nbd").exists()
+WITHOUT_NBD = "the kernel has no NBD client, or it is not loaded"
+needs_nbd = pytest.mark.skipif(not HAS_NBD, reason=WITHOUT_NBD)
+NBD = pytest.param("nbd", marks=needs_nbd)
+"""The device, as a parameter of tests."""
 
 
 class _Mortal(NbdStream):

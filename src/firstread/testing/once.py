@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a test run need and one of them makes.
+"""Directories that all processes of a test run share, each made by one of them.
 
 Owns directories beside those of the processes. Invariant: one is either whole or not there, also
 if the process that made it was killed.

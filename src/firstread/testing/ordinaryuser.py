@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import firstread
-from firstread.testing.command import Ran, program
+from firstread.testing.command import Ran, program, ran
 from firstread.testing.patience import PATIENCE_S
 
 NAME: Final = "reader"
@@ -123,30 +123,14 @@ class OrdinaryUser:
 
     def call(self, *words: str | os.PathLike[str], stdin: str = "") -> Ran:
         """Run a program as the user."""
-        done = subprocess.run(
-            self.command(*words),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            cwd="/",
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return ran(self.command(*words), stdin=stdin, cwd="/")
 
     def inside(self, *words: str | os.PathLike[str]) -> Ran:
         """Run a program where the user's mounts are seen, quicker than ``firstread enter``."""
         keeper = (self.run_dir / "namespace").read_text().split()[0]
         alive = Path(f"/proc/{keeper}/ns/mnt").exists()
         pid = keeper if alive else (self.run_dir / "daemon.pid").read_text().strip()
-        done = subprocess.run(
-            ["nsenter", f"--target={pid}", "--user", "--mount", "--", *map(str, words)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return ran(["nsenter", f"--target={pid}", "--user", "--mount", "--", *words])
 
     def start(self, *arguments: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
         """Start ``firstread ARGUMENTS`` as the user."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """packaging/kubernetes: valid YAML, objects that fit together, and the promises of the documents.
 
-tests/kubectl has an API server check objects. What is checked here is what that accepts and a
+tests/kubectl has an API server check objects. These tests check what a server accepts and a
 cluster would suffer from: a mount that the host does not see, a right that nobody needs.
 """
 
