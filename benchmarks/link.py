@@ -27,6 +27,7 @@ from typing import Self
 CLONE_NEWNET = 0x40000000
 NETWORK = "10.217.{}"
 BURST_BYTES, BURST_S = 16_000, 0.001  # tbf lets pass at once the larger of both
+WIDE_MBIT_S = 10_000.0  # more than the relay carries
 QUEUE_S = 0.1  # packets that tbf keeps, as time on the wire, before it drops
 PROBE_BYTES, PROBE_S = 12_000_000, 1.0  # the larger of both is a download's length
 PINGS = 10
@@ -93,6 +94,15 @@ class Link:
             finally:
                 _enter(home.fileno())
 
+    @contextlib.contextmanager
+    def wide(self) -> Iterator[None]:
+        """Let through as much as it can towards the near side for a while; the delay stays."""
+        self._shape_far(WIDE_MBIT_S)
+        try:
+            yield
+        finally:
+            self._shape_far(self.mbit_s)
+
     def received_bytes(self) -> int:
         """Return how many bytes have come to the near side, headers of IP and TCP included."""
         return int(Path(f"/sys/class/net/{self._near}/statistics/rx_bytes").read_text())
@@ -147,12 +157,21 @@ class Link:
             _ip("link", "set", "lo", "up")
             self._configure(self._far, self.address, self._address)
 
+    def _shape_far(self, mbit_s: float) -> None:
+        with self.far():
+            _shape("change", self._far, mbit_s)
+
     def _configure(self, device: str, own: str, peer: str) -> None:
         _ip("address", "add", own, "peer", peer, "dev", device)
         _ip("link", "set", device, "up")
-        burst = max(BURST_BYTES, int(self.mbit_s * 125_000 * BURST_S))
-        shape = f"tbf rate {self.mbit_s}mbit burst {burst} latency {QUEUE_S * 1000:.0f}ms"
-        subprocess.run(("tc", "qdisc", "add", "dev", device, "root", *shape.split()), check=True)
+        _shape("add", device, self.mbit_s)
+
+
+def _shape(action: str, device: str, mbit_s: float) -> None:
+    """Add or change the rate of a device, of 10^6 bits per second."""
+    burst = max(BURST_BYTES, int(mbit_s * 125_000 * BURST_S))
+    shape = f"tbf rate {mbit_s}mbit burst {burst} latency {QUEUE_S * 1000:.0f}ms"
+    subprocess.run(("tc", "qdisc", action, "dev", device, "root", *shape.split()), check=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -91,7 +91,8 @@ def _by_containerd(case: Case, run: Run, place: Path) -> Run:
     workload = case.workload
     with containerd_node(case.site, case.mode, place) as node:
         if case.mode.present:
-            _fetch_all(node, case)
+            with case.site.wide():
+                _fetch_all(node, case)
         sandbox = node.start_pod()  # which pulls an image, too
         counted = _counting(case)
         pod = start(node, sandbox, case.image, workload.ready, workload.command)
@@ -118,9 +119,10 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
     try:
         with Host(place, *(("--device", mode.device) if mode.device else ())) as host:
             if mode.present:
-                mounted = host.attach(case.image)
-                host.complete(mounted)
-                host.detach(mounted)
+                with case.site.wide():
+                    mounted = host.attach(case.image)
+                    host.complete(mounted)
+                    host.detach(mounted)
             counted, after = _counting(case), [run]
             started = start_lazy(
                 host,

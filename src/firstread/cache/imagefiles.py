@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from firstread.cache.room import Room
@@ -41,7 +42,7 @@ def write(
     directory: Path,
     resolved: ResolvedImage,
     repository: Repository,
-    on_begun: Callable[[], None] = lambda: None,
+    coming: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Write the files of an image, its metadata fetched and checked, and have them on the disk.
 
@@ -49,7 +50,7 @@ def write(
         directory: empty.
         resolved: the image.
         repository: where it is.
-        on_begun: called when the metadata begins to come.
+        coming: gives a block in which the metadata comes.
 
     Raises:
         FirstreadError: the metadata cannot be had, or is not what it should be.
@@ -61,7 +62,7 @@ def write(
         for file, name in zip(files, documents, strict=False):
             file.write(documents[name])
             file.flush()
-        image = fetch_image(repository, resolved.manifest, files[-1], on_begun)
+        image = fetch_image(repository, resolved.manifest, files[-1], coming)
         syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
         stack.callback(syncing.shutdown)
         synced = [syncing.submit(os.fsync, file.fileno()) for file in files]

@@ -24,6 +24,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from firstread.cache import imagefiles
@@ -221,7 +222,7 @@ class ImageStore:
         reference: Reference,
         repository: Repository,
         on_resolved: Callable[[], None] = lambda: None,
-        on_begun: Callable[[Manifest], None] = lambda _: None,
+        coming: Callable[[Manifest], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> NodeImage:
         """Fetch manifest, config and metadata of an image, unless it is here.
 
@@ -232,7 +233,7 @@ class ImageStore:
             reference: its name.
             repository: where it is.
             on_resolved: called when manifest and config are here.
-            on_begun: called with its manifest when its metadata begins to come.
+            coming: gives, for its manifest, a block in which its metadata comes.
 
         Raises:
             FirstreadError: it cannot be had, or is not a firstread image; names the image.
@@ -242,7 +243,7 @@ class ImageStore:
             on_resolved()
             digest = resolved.descriptor.digest
             for _ in range(ATTEMPTS):
-                self._store(reference, repository, resolved, lambda: on_begun(resolved.manifest))
+                self._store(reference, repository, resolved, lambda: coming(resolved.manifest))
                 try:
                     return self.load(digest)
                 except NotFoundError:
@@ -262,7 +263,7 @@ class ImageStore:
         reference: Reference,
         repository: Repository,
         resolved: ResolvedImage,
-        on_begun: Callable[[], None],
+        coming: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Fetch the metadata of an image, unless it is here, and remember its name."""
         digest = resolved.descriptor.digest
@@ -270,7 +271,7 @@ class ImageStore:
         if not target.is_dir():
             scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
             try:
-                imagefiles.write(scratch, resolved, repository, on_begun)
+                imagefiles.write(scratch, resolved, repository, coming)
                 with self._lock:
                     if imagefiles.publish(scratch, target):
                         self._rooms[digest] = room = imagefiles.room_of(target)

@@ -77,6 +77,7 @@ from firstread.mounts.network import Network
 from firstread.mounts.node import Node
 from firstread.mounts.nodestatus import NodeStatus
 from firstread.mounts.secrets import SecretMemory
+from firstread.registry.connections import load_authorities
 from firstread.sectors.sectorstore import SectorStore
 
 log = logging.getLogger("serve")
@@ -239,6 +240,7 @@ class FetcherServer:
         feed = self._fetcher.feed
         server = ControlServer(listener, node, feed, self._complete, metrics.text)
         threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
+        threading.Thread(target=load_authorities, name="authorities", daemon=True).start()
         return server
 
     def _complete(self, status: NodeStatus) -> Status:

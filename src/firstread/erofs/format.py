@@ -106,7 +106,7 @@ DIRENT = Struct("<QHBB")
 DIRENT_SIZE = DIRENT.size
 
 # File type of a dirent (FT_*) by the upper four bits of a mode; 0: there is no such type.
-FT_DIR = 2
+FT_REG, FT_DIR = 1, 2
 FILE_TYPES = (0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6, 0, 0, 0)
 
 

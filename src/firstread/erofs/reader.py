@@ -9,8 +9,9 @@ so no byte is read twice.
 
 from __future__ import annotations
 
+import itertools
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
@@ -19,6 +20,7 @@ from firstread.erofs.format import (
     CHUNK_BASED,
     FILE_TYPES,
     FT_DIR,
+    FT_REG,
     LAYOUT_MASK,
     NID_BITS,
     SLOT,
@@ -33,19 +35,23 @@ _DOTS = (b".", b"..")
 _TYPE_MASK = 0o170000
 
 
-def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
+def scan(image: ErofsImage, *, plain: bool = True) -> Iterator[tuple[Inode, list[Dirent]]]:
     """Yield every inode once, directories before their contents and with their entries.
+
+    Args:
+        image: to be read.
+        plain: with plain files (`ErofsImage.plain_files`), which are checked in any case.
 
     Raises:
         ImageError: the inodes form no tree: loops, wrong ``.`` or ``..``, wrong link or inode
             counts, wrong types in entries, overlapping inodes. Some faults show only at the end.
     """
-    return _Scan(image).run()
+    return _Scan(image, plain=plain).run()
 
 
 class _Scan:
-    def __init__(self, image: ErofsImage) -> None:
-        self.image = image
+    def __init__(self, image: ErofsImage, *, plain: bool) -> None:
+        self.image, self.plain = image, plain
         self.seen = bytearray(image.size >> NID_BITS)  # by nid
         self.count = 0
         self.bytes_left = image.size  # not used by any inode yet
@@ -75,7 +81,12 @@ class _Scan:
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
         """Yield the inodes that `entries` name first."""
         dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
-        for name, nid, file_type in entries:
+        for (name, nid, file_type), stored in zip(entries, self._plain(entries), strict=True):
+            if stored and file_type == FT_REG and not self.seen[nid]:
+                self.seen[nid] = 1
+                self.count += 1
+                self.bytes_left -= stored
+                continue
             if name in dots:
                 if nid != dots.pop(name) or file_type != FT_DIR:
                     raise ImageError(f"directory {directory.nid} has a wrong {name.decode()!r}")
@@ -88,6 +99,14 @@ class _Scan:
                 yield inode
         if dots:
             raise ImageError(f"directory {directory.nid} lacks '.' or '..'")
+        if self.bytes_left < 0:
+            raise ImageError("inodes of the metadata overlap")
+
+    def _plain(self, entries: list[Dirent]) -> Iterable[int]:
+        """Return the bytes of each plain file that is not to be yielded; 0 for others."""
+        if self.plain:
+            return itertools.repeat(0, len(entries))
+        return self.image.plain_files(nid for _, nid, _ in entries)
 
     def _first_name(self, nid: int) -> Inode:
         inode = self.image.inode(nid)
@@ -117,7 +136,7 @@ def validate(image: ErofsImage) -> bool:
         ImageError: a part of it does not have the form that firstread writes.
     """
     has_xattrs = False
-    for inode, _ in scan(image):
+    for inode, _ in scan(image, plain=False):
         if inode.xattr_size:
             image.xattrs(inode)
             has_xattrs = True

@@ -4,7 +4,9 @@
 When the manifest of an image is known, its metadata has to come and be checked before the image can
 be mounted and its hot sectors can be streamed. The link need not rest meanwhile. A head is the
 beginning of the hot blob, in memory: the stream of the lane takes it from there, and verifies it as
-it verifies what comes from a registry. Owns these bytes, and for how long they are kept.
+it verifies what comes from a registry. It is asked for at once, and taken from its connection once
+the metadata is here: until then the registry sends what fits into the connection's window, and the
+link is the metadata's. Owns these bytes, and for how long they are kept.
 
 Invariants: a head serves only who could have asked for it: the same repository with the same
 credentials. It saves time, or nothing: what it lacks, or has wrong, is asked for again. Nobody
@@ -54,8 +56,8 @@ class Head:
         self.length = min(blob.size, MOST_BYTES)
         self.come = 0
         self.latency_s: float | None = None
-        self._begun = time.monotonic()
-        self._last = self._begun
+        self._begun = self._last = time.monotonic()
+        self._is_let = False
         self._data = bytearray(self.length)
         self._changed = threading.Condition()
         self._ended = self._released = False
@@ -63,14 +65,17 @@ class Head:
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first byte to the last one so far."""
-        return self._last - self._begun - (self.latency_s or 0.0)
+        """Seconds from the first byte that was taken to the last one so far."""
+        return self._last - self._begun
 
     def fill(self, ask: Open) -> None:
         """Ask for the bytes, take them as they come, and keep them until somebody has used them."""
         try:
             with within(MOST_S), ask(0, self.length) as stream:
                 self._stream, self.latency_s = stream, time.monotonic() - self._begun
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_let or self._released, MOST_S)
+                    self._begun = self._last = time.monotonic()
                 view = memoryview(self._data)
                 while self.come < self.length and not self._released:
                     count = stream.readinto(view[self.come : self.come + STEP])
@@ -85,6 +90,12 @@ class Head:
                 self._changed.notify_all()
         with self._changed:
             self._changed.wait_for(lambda: self._released, KEPT_S)
+
+    def let(self) -> None:
+        """Have the bytes come: nothing that is more urgent is on its way any more."""
+        with self._changed:
+            self._is_let = True
+            self._changed.notify_all()
 
     def serves(self, position: int) -> bool:
         """Return whether a byte is here, or will be soon."""
@@ -129,13 +140,16 @@ class Heads:
         self._heads: dict[tuple[Hashable, str, int], Head] = {}
         self._lock = threading.Lock()
 
-    def begin(self, key: Hashable, blob: Descriptor, repository: Repository) -> None:
+    def begin(self, key: Hashable, blob: Descriptor, repository: Repository) -> Head | None:
         """Ask for the beginning of a blob in a thread of its own, unless there are too many.
 
         Args:
             key: of the repository and the access to it.
             blob: which.
             repository: has it.
+
+        Returns:
+            the head, which is to be `let`; None if there is none.
         """
         place, head = (key, blob.digest, blob.size), Head(blob)
         thread = threading.Thread(
@@ -143,13 +157,14 @@ class Heads:
         )
         with self._lock:
             if place in self._heads or len(self._heads) >= MOST_HEADS or not blob.size:
-                return
+                return self._heads.get(place)
             try:
                 thread.start()
             except RuntimeError as exc:  # no thread is left: so it comes later
                 log.info("blob %s: its first bytes do not come early: %s", blob.digest, exc)
-                return
+                return None
             self._heads[place] = head
+            return head
 
     def _run(self, place: tuple[Hashable, str, int], head: Head, ask: Open) -> None:
         try:

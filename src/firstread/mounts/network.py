@@ -103,11 +103,12 @@ class Network:
         opened = self._warm.take(key) or self.open(reference, access)
         return HeadedRepository(opened, self._heads, key)
 
-    def begin_head(self, repository: Repository, access: Access, blob: Descriptor) -> None:
-        """Ask for the first bytes of a blob beside a pull; a disk is near enough without that."""
-        if isinstance(repository, RemoteRepository):
-            key = self._key(repository.shared().reference, access)
-            self._heads.begin(key, blob, repository)
+    def begin_head(self, repository: Repository, access: Access, blob: Descriptor) -> Head | None:
+        """As `Heads.begin`; a disk is near enough without that."""
+        if not isinstance(repository, RemoteRepository):
+            return None
+        key = self._key(repository.shared().reference, access)
+        return self._heads.begin(key, blob, repository)
 
     def head_of(self, reference: Reference, access: Access, blob: Descriptor) -> Head | None:
         """Return the first bytes of a blob, if they came beside a pull; as `open_warm`."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from firstread.cache.imagestore import ImageStore
@@ -162,11 +163,11 @@ class Puller:
         """Return an image, and when its name was resolved."""
 
         def fetch(repository: Repository, on_resolved: Callable[[], None]) -> NodeImage:
-            def begin(manifest: Manifest) -> None:
-                self._serving.begin_hot(manifest, repository, access, prefetch)
+            def coming(manifest: Manifest) -> AbstractContextManager[None]:
+                return self._serving.hot_follows(manifest, repository, access, prefetch)
 
             image = self._cache.admission.with_room(
-                lambda: self._images.fetch(reference, repository, on_resolved, begin)
+                lambda: self._images.fetch(reference, repository, on_resolved, coming)
             )
             self._cache.mounts_changed()  # its metadata may be too much
             return image

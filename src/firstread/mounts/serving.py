@@ -7,8 +7,9 @@ serving of an image. `find` and `images` take no lock.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from firstread.cache.membership import Member
 from firstread.cache.nodeimage import NodeImage
@@ -92,10 +93,11 @@ class Serving:
         for sector in sorted(_absent(served), key=lambda s: (s.entry.blob, s.entry.offset)):
             served.lane.complete(sector)
 
-    def begin_hot(
+    @contextlib.contextmanager
+    def hot_follows(
         self, manifest: Manifest, repository: Repository, access: Access, asked: Mode | None
-    ) -> None:
-        """Ask for the first hot sectors of an image whose metadata begins to come.
+    ) -> Iterator[None]:
+        """Have the first hot sectors of an image come behind its metadata, which comes in a block.
 
         Args:
             manifest: of the image.
@@ -103,9 +105,14 @@ class Serving:
             access: to its registry.
             asked: what is wanted of it though nobody reads it, by who waits for it.
         """
-        blob = traced_blob(manifest)
+        blob, head = traced_blob(manifest), None
         if blob is not None and mode_of((asked,), manifest.annotations, self._prefetch) != "none":
-            self._network.begin_head(repository, access, blob)
+            head = self._network.begin_head(repository, access, blob)
+        try:
+            yield
+        finally:
+            if head is not None:
+                head.let()
 
     def _measured(self, served: Served, record: Mount, *, is_needed: bool) -> Rate:
         """Return what is known of the link of an image, also from what came beside its pull.

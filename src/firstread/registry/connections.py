@@ -15,11 +15,11 @@ Facts about urllib3:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from http.client import HTTPResponse
 from pathlib import Path
@@ -59,10 +59,9 @@ from firstread.registry.options import AccessOptions
 from firstread.registry.proxies import Proxies
 from firstread.units import KiB
 
-__all__ = ["Call", "Connections", "calling"]
+__all__ = ["Call", "Connections", "calling", "load_authorities"]
 
 _SEND_SIZE: Final = 256 * KiB  # bytes
-TRUST_S: Final = 60.0  # seconds that the system's authorities are taken to be the same
 _COMMON_HEADERS: Final = {"User-Agent": f"firstread/{__version__}"}
 _IDENTITY: Final = {"Accept-Encoding": "identity"}  # a digest is that of the bytes on the wire
 
@@ -154,25 +153,34 @@ class _TlsPool(HTTPSConnectionPool):
 class SystemTrust:
     """The TLS context of endpoints that state nothing of their own. Safe for threads.
 
-    Loading the system's authorities takes 20 ms of a core, as long as all requests for a small
-    layer. Invariant: an update of the system's authorities counts after `TRUST_S`.
+    Loading the system's authorities takes 20 to 40 ms of a core, as long as all requests for a
+    small layer. Invariant: an update of their file counts for the next connection. Of a directory
+    OpenSSL reads what it needs when it needs it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made = -TRUST_S
+        self._stamp: tuple[int, ...] = ()
         self._context: ssl.SSLContext | None = None
 
     def context(self) -> ssl.SSLContext:
         """Return the context; nobody may change it."""
         with self._lock:
-            if self._context is None or time.monotonic() - self._made >= TRUST_S:
-                self._context, self._made = ssl.create_default_context(), time.monotonic()
+            paths = ssl.get_default_verify_paths()
+            stamp = _changed(Path(path) for path in (paths.cafile, paths.capath) if path)
+            if self._context is None or stamp != self._stamp:
+                self._context, self._stamp = ssl.create_default_context(), stamp
                 self._context.sslsocket_class = PacedTlsSocket
             return self._context
 
 
 _system = SystemTrust()
+
+
+def load_authorities() -> None:
+    """Load the system's authorities, so that the first pull need not."""
+    with contextlib.suppress(OSError):  # that pull says what is wrong
+        _system.context()
 
 
 def _tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:

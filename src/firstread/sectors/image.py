@@ -13,6 +13,7 @@ import hashlib
 import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -228,7 +229,7 @@ def fetch_image(
     repository: Repository,
     manifest: Manifest,
     out: BinaryIO,
-    on_begun: Callable[[], None] = lambda: None,
+    coming: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> BlockImage:
     """Fetch the metadata of an image into the file `out`, and open it.
 
@@ -237,7 +238,7 @@ def fetch_image(
         manifest: of the image.
         out: an empty file; it is mapped into memory, and must not change as long as the image is
             in use.
-        on_begun: called when the metadata begins to come.
+        coming: gives a block in which the metadata comes; again, if another endpoint is asked.
 
     Raises:
         FirstreadError: it cannot be fetched or stored, or is not a firstread image.
@@ -245,8 +246,7 @@ def fetch_image(
     check_manifest(manifest)
     try:
         while True:
-            with repository.open_blob(manifest.layers[0]) as stream:
-                on_begun()
+            with repository.open_blob(manifest.layers[0]) as stream, coming():
                 try:
                     size = write_metadata(stream, out)
                     break

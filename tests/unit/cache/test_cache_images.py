@@ -7,10 +7,12 @@ import contextlib
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from firstread.cache.imagefiles import METADATA
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.cache.room import Room
@@ -19,7 +21,7 @@ from firstread.device.base import NO_XATTRS
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
 from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.oci.blobstream import BlobStream
-from firstread.oci.model import Descriptor
+from firstread.oci.model import Descriptor, Manifest
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.resolve import resolve
 from firstread.testing.entries import File
@@ -93,19 +95,26 @@ def test_an_image_without_extended_attributes_is_known_for_it(
 
 
 def test_more_of_an_image_can_be_asked_for_beside_its_metadata(
-    store: ImageStore, reference: Reference
+    store: ImageStore, reference: Reference, tmp_path: Path
 ) -> None:
     told = []
     with Counted(reference) as repository:
+
+        @contextlib.contextmanager
+        def coming(manifest: Manifest) -> Iterator[None]:
+            told.append((manifest, repository.asked["blob"], metadata_bytes()))
+            yield
+            told.append((manifest, repository.asked["blob"], metadata_bytes()))
+
+        def metadata_bytes() -> int:
+            return sum(path.stat().st_size for path in tmp_path.rglob(METADATA))
+
         for _ in range(2):
-            store.fetch(
-                reference,
-                repository,
-                on_begun=lambda manifest: told.append((manifest, repository.asked["blob"])),
-            )
-        ((manifest, blobs),) = told  # once: then it is here
-        assert blobs == 2  # the config, and the metadata, of which nothing has come yet
-        assert manifest == resolve(repository).manifest
+            store.fetch(reference, repository, coming=coming)
+        (begun, blobs, nothing), (_, later, some) = told  # once: then it is here
+        assert blobs == later == 2  # the config, and the metadata
+        assert (nothing, bool(some)) == (0, True)
+        assert begun == resolve(repository).manifest
 
 
 def test_an_image_pruned_during_its_fetch_is_fetched_again(

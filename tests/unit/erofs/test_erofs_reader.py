@@ -315,3 +315,49 @@ def test_shared_xattrs_that_overlap_are_refused() -> None:
         # ids count 4 bytes; the first two are the header and the name of the only true entry
         struct.pack_into(U32, data, offsets[name] + 44, first + 2 + number)
     refused_within(10, bytes(data))
+
+
+def test_plain_files_are_checked_like_others() -> None:
+    """Whatever byte of one is wrong, and however, the short way agrees with the long one."""
+    root = directory()
+    assert root.children is not None
+    for name in (b"a", b"b"):
+        chunks = [chunk_address(0, 2)]
+        root.children[name] = Node(
+            stat.S_IFREG | 0o644, size=BLOCK + 1, chunk_size=2 * BLOCK, chunks=chunks, mtime=1
+        )
+    root.children[b"c"] = symlink(b"target")
+    out = io.BytesIO()
+    write_erofs(out, root, DEVICES)
+    data = bytearray(out.getvalue())
+    image = ErofsImage(bytes(data))
+    nids = {name: nid for _, entries in scan(image) for name, nid, _ in entries}
+    size = sum(image.plain_files([nids[b"b"]]))
+    assert size == 64 + 8, "an extended inode with one chunk index"
+    assert list(image.plain_files([nids[b"c"], image.root_nid, 1 << 40])) == [0, 0, 0]
+    start, plain = nids[b"b"] * 32, 0
+    for at in range(start, start + size):
+        for value in {*(data[at] ^ 1 << bit for bit in range(8)), 0, 0xFF}:
+            changed = bytearray(data)
+            changed[at] = value
+            image = ErofsImage(bytes(changed))
+            assert is_valid(image) is is_valid_without_a_short_way(image), (at - start, value)
+            plain += bool(sum(image.plain_files([nids[b"b"]])))
+    assert 100 < plain < 400, "some changes are of a time or an owner"
+
+
+def is_valid(image: ErofsImage) -> bool:
+    try:
+        validate(image)
+    except ImageError:
+        return False
+    return True
+
+
+def is_valid_without_a_short_way(image: ErofsImage) -> bool:
+    try:
+        for inode, _ in scan(image):
+            image.chunks(inode)
+    except ImageError:
+        return False
+    return True

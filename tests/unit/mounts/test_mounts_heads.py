@@ -37,6 +37,7 @@ class Registry(MemorySource):
     def __init__(self, sectors: Sectors, breaks_at: int | None = None) -> None:
         super().__init__(sectors)
         self.asked: list[tuple[int, int]] = []
+        self.events: list[str] = []
         self.go_on = threading.Event()
         self.go_on.set()
         self._breaks_at = breaks_at
@@ -57,6 +58,7 @@ class _Gated(BlobStream):
         self._given = 0
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        self._registry.events.append("read")
         self._registry.go_on.wait()
         if self._ends is not None:
             buffer = buffer[: max(0, self._ends - self._given)]
@@ -90,9 +92,9 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 def begun(heads: Heads, registry: Registry) -> Head:
-    heads.begin(KEY, BLOB, registry)
-    head = heads.find(KEY, BLOB)
+    head = heads.begin(KEY, BLOB, registry)
     assert head is not None
+    head.let()
     return head
 
 
@@ -149,6 +151,25 @@ def test_what_a_broken_head_lacks_is_asked_for_again(heads: Heads, breaks_at: in
     assert registry.asked[-1][1] == len(DATA)
 
 
+def test_a_head_is_asked_for_at_once_and_taken_when_it_is_let(heads: Heads) -> None:
+    registry = Registry(SECTORS)
+    head = heads.begin(KEY, BLOB, registry)
+    assert head is not None
+    eventually(lambda: head.latency_s is not None)
+    registry.events.append("let")
+    head.let()
+    all_here(head)
+    assert registry.events[:2] == ["let", "read"]
+    assert registry.asked == [(0, LENGTH)]
+
+
+def test_a_head_that_is_released_before_it_is_let_ends(heads: Heads) -> None:
+    head = heads.begin(KEY, BLOB, Registry(SECTORS))
+    assert head is not None
+    head.release()
+    eventually(lambda: heads.find(KEY, BLOB) is None)
+
+
 def test_a_reader_waits_for_bytes_on_their_way(heads: Heads) -> None:
     registry = Registry(SECTORS)
     registry.go_on.clear()
@@ -177,10 +198,8 @@ def test_there_are_few_heads_and_one_of_a_blob(
     monkeypatch.setattr(heads_module, "MOST_HEADS", 1)
     registry, other = Registry(SECTORS), make_sectors(1, seed=2)
     head = begun(heads, registry)
-    heads.begin(KEY, BLOB, registry)
-    assert heads.find(KEY, BLOB) is head
-    heads.begin(KEY, other.wanted[0].blob, Registry(other))
-    assert heads.find(KEY, other.wanted[0].blob) is None
+    assert heads.begin(KEY, BLOB, registry) is heads.find(KEY, BLOB) is head
+    assert heads.begin(KEY, other.wanted[0].blob, Registry(other)) is None
     all_here(head)
     assert registry.asked == [(0, LENGTH)]
 
@@ -189,7 +208,7 @@ def test_a_head_that_nobody_takes_does_not_stay(
     heads: Heads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads_module, "KEPT_S", 0.0)
-    heads.begin(KEY, BLOB, Registry(SECTORS))
+    begun(heads, Registry(SECTORS))
     eventually(lambda: heads.find(KEY, BLOB) is None)
 
 

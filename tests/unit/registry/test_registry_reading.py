@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -519,8 +520,10 @@ def test_repositories_share_what_the_system_trusts(
     """Loading it takes as long as some requests; what an endpoint states itself is never shared."""
     trust = connections.SystemTrust()
     monkeypatch.setattr(connections, "_system", trust)
-    shared = trust.context()
     certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    connections.load_authorities()
+    shared = trust.context()
     with ScriptedRegistry(tls=(certificate, key)) as registry:
         registry.blobs[BLOB.digest] = DATA
         with source(registry, replace(OPTIONS, insecure_tls=True)) as place:
@@ -534,5 +537,5 @@ def test_repositories_share_what_the_system_trusts(
     assert trust.context() is shared
     assert shared.check_hostname
     assert shared.verify_mode is ssl.CERT_REQUIRED
-    monkeypatch.setattr(connections, "TRUST_S", 0.0)
-    assert trust.context() is not shared
+    os.utime(certificate, (0, 0))
+    assert trust.context() is not shared, "its file has changed"
