@@ -72,7 +72,7 @@ def replay(
     lane = SimulatedLane(layout, link, costs)
     lane.fetch(MANIFEST_BYTES)
     lane.fetch(MANIFEST_BYTES)
-    if is_traced:  # what is hot begins to come beside the metadata: docs/adr/0113
+    if is_traced:  # what is hot is asked for beside the metadata: docs/adr/0113
         lane.fetch(layout.metadata, lambda: lane.prefetch(prefetch))
     else:
         lane.fetch(layout.metadata)

@@ -139,14 +139,20 @@ class SimulatedLane:
 
         Args:
             size: bytes of the answer.
-            on_begun: called when it begins to come.
+            on_begun: called when it begins to come. What that asks for comes behind it.
         """
         transfer = self._pipe.request(size, self._costs.request_s)
         self.requests += 1
         self.pass_time(transfer.opens)
         on_begun()
+        self._staff()
+        behind = [request.transfer for request in self._flying]
+        for each in behind:
+            each.is_full = True
         while (arrived := self._pipe.step(min(self._staff(), self._resume()))) is not transfer:
             self._arrived(arrived)
+        for each in behind:
+            each.is_full = False
         self._end(transfer, reuse=True)
 
     def prefetch(self, mode: Mode, *, is_traced: bool = True) -> None:
