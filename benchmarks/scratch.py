@@ -6,11 +6,14 @@ Facts about ext4 without a journal (Linux 6.18, fs/ext4/ialloc.c: recently_delet
 * It does not use an inode again for one to six minutes, and looks at each of them again for every
   new file near by. Where a node was removed, a file of the next one took 0.5 ms of CPU, not 9 us.
 * Below a directory with the attribute T, each new directory lies far from the others.
+* Where nothing was removed, nothing is slow: hence `set_aside`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +27,8 @@ from firstread.trees import remove_tree
 def scratch_directory() -> Iterator[Path]:
     """Yield an empty directory beside the images, which are on neither tmpfs nor overlayfs.
 
-    A directory in it that takes the place of one just removed should have another name.
+    A directory in it that takes the place of one just removed should have another name. Where many
+    come one after the other, `set_aside` is for those that are done.
     """
     base = default_cache().parent
     base.mkdir(parents=True, exist_ok=True)
@@ -36,6 +40,16 @@ def scratch_directory() -> Iterator[Path]:
         for mountpoint in _mounts_below(scratch):
             subprocess.run(("umount", "--lazy", mountpoint), check=False)
         remove_tree(scratch)
+
+
+def set_aside(directory: Path) -> None:
+    """Empty the files of a directory in a scratch directory; they go with that."""
+    for place, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.lstat(path := os.path.join(place, name))
+                if stat.S_ISREG(status.st_mode) and status.st_size:
+                    os.truncate(path, 0)
 
 
 def _mounts_below(directory: str) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -23,6 +22,7 @@ from string import Template
 from benchmarks.images.ready import POLL_S, Prints, Ready, answers
 from benchmarks.link import Link
 from benchmarks.places import warm
+from benchmarks.scratch import set_aside
 from benchmarks.suite.modes import Mode
 from firstread.run.overlay import unmount_below
 from firstread.testing.containerd import EXITED, Containerd
@@ -85,7 +85,7 @@ class Pod:
 
 @contextlib.contextmanager
 def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Containerd]:
-    """Yield a new node for `mode`, below a directory that does not exist before and after."""
+    """Yield a new node for `mode`, below a directory that does not exist before."""
     scratch.mkdir()
     socket, root = scratch / "peer.sock", scratch / "peer"
     names = {
@@ -96,7 +96,7 @@ def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Container
     }
     proxies = {mode.snapshotter: socket} if mode.daemon else {}
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback(set_aside, scratch)
         if mode.daemon:
             for file, text in mode.files:
                 (scratch / file).write_text(Template(text).safe_substitute(names))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.host import Host
+from benchmarks.scratch import set_aside
 from benchmarks.start import start_classic, start_lazy
 from benchmarks.suite.modes import Mode
 from benchmarks.suite.nodes import Site, containerd_node, start
@@ -23,7 +24,6 @@ from benchmarks.suite.runs import Run
 from benchmarks.suite.workloads import Workload
 from firstread.sectors.format import DEFAULT_SECTOR_SIZE
 from firstread.testing.containerd import Containerd
-from firstread.trees import remove_tree
 
 FEW_BYTES = 4 * DEFAULT_SECTOR_SIZE
 
@@ -133,7 +133,7 @@ def _by_run(case: Case, run: Run, place: Path) -> Run:
                 mode.options,
             )
     finally:
-        remove_tree(place)
+        set_aside(place)
     present, sectors = started.sectors
     return replace(after[-1], ready_s=started.ready_s, present=present, sectors=sectors)
 
@@ -150,7 +150,7 @@ def _by_classic(case: Case, run: Run, place: Path) -> Run:
             lambda: after.append(counted(run)),
         )
     finally:
-        remove_tree(place)
+        set_aside(place)
     return replace(after[-1], pulled_s=started.steps["pull, unpack"], ready_s=started.ready_s)
 
 
