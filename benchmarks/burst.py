@@ -9,6 +9,7 @@ any fetch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ COUNT = 50
 RATIO = 3
 LINK = "100Mbit/20ms"
 PODS = [WORKLOADS["python-server"], WORKLOADS["python"]]
+
+_places = itertools.count(1)  # names of nodes
 """What the pods do: little, so that their start takes long; and a lot, each for itself."""
 MODES = {mode.name: mode for mode in (*OWN, *WHOLE)}
 
@@ -109,7 +112,7 @@ def _compare(section: Section, site: Site, workload: Workload, scratch: Path) ->
 def _burst(site: Site, workload: Workload, mode: Mode, count: int, scratch: Path) -> Burst:
     """Start the pods of one side, on a separate node."""
     image = site.image(workload.image, mode.tag)
-    with containerd_node(site, mode, scratch / "burst") as node:
+    with containerd_node(site, mode, scratch / f"b{next(_places)}") as node:
         node.remove_pod(node.start_pod()[0])  # have the image of sandboxes
         site.forget(workload.image)
         if not mode.lazy:  # have it pulled, and its files in the page cache

@@ -7,6 +7,7 @@ rebuilt original is converted anew; the images that this checkout makes are made
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -36,6 +37,8 @@ from firstread.testing.runnable import push_pause
 
 MAKE_S = 3600.0
 OBSERVED_S = 10  # that stargz's recorder watches a server which prints nothing
+
+_places = itertools.count(1)  # names of nodes: paths of sockets have 107 bytes at most
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def make(mode: Mode, workload: Workload, scratch: Path) -> Made:
         target = reference(registry, name, tag)
         ours = any(words[0] == "$FIRSTREAD" for words in mode.convert)
         if mode.convert and (ours or not _has(name, tag)):
-            place = scratch / "make"
+            place = scratch / f"m{next(_places)}"
             with containerd_node(Site(registry, registry.host), mode, place) as node:
                 work = place / "work"
                 work.mkdir()
