@@ -35,10 +35,10 @@ COUNT = 50
 RATIO = 3
 LINK = "100Mbit/20ms"
 PODS = [WORKLOADS["python-server"], WORKLOADS["python"]]
-
-_places = itertools.count(1)  # names of nodes
 """What the pods do: little, so that their start takes long; and a lot, each for itself."""
 MODES = {mode.name: mode for mode in (*OWN, *WHOLE)}
+
+_places = itertools.count(1)  # names of nodes
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,9 @@ def test_a_hot_start_is_compared_with_its_physical_limit() -> None:
     limit = figure(figures, "physical limit")  # 0.75 + 1.15 * 1 + 5 * 0.02
     assert limit.value == pytest.approx(1.0)
     assert figure(figures, "bytes to ready, of its trace").value == pytest.approx(1.12)
+    logged = [replace(one, link=link, sent_bytes=13_500_000) for one in hot]
+    figures = list(judge(cells(logged), {link: MBIT_100}))
+    assert figure(figures, "bytes to ready, of its trace").value == pytest.approx(1.08)
 
 
 def test_weights_that_stay_in_their_layer_count_as_hot(monkeypatch: pytest.MonkeyPatch) -> None:
