@@ -226,8 +226,9 @@ class ImageStore:
     ) -> NodeImage:
         """Fetch manifest, config and metadata of an image, unless it is here.
 
-        Three requests; of an original with an attached image four: its manifest, the list of what
-        is attached, the attached manifest with the config in it, and the metadata.
+        Two requests, for the manifest with the config in it and for the metadata; a large config
+        is a third. Of an original with an attached image it is two more: its manifest, and the
+        list of what is attached.
 
         Args:
             reference: its name.

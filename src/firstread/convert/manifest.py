@@ -97,21 +97,22 @@ def converted_manifest(
 ) -> Manifest:
     """Return the manifest of a converted image.
 
+    It contains a config of ordinary size (image-spec, descriptor.md: "data"): that saves a node, and
+    containerd, a round trip each.
+
     Args:
         source_digest: of the source's manifest.
         parameters: of the conversion.
         config: from `converted_config`.
         metadata: descriptor of the metadata layer.
         layers: (diff_id of the source layer, packed layer), lowest first, each blob once.
-        subject: the source's manifest, if the image is attached to it. Then the manifest contains
-            the config, which saves a node a request after its image lookup.
+        subject: the source's manifest, if the image is attached to it.
         annotations: of the source's manifest. They stay, unless ours override them.
         hot: the image's hot sectors.
         note: about what is hot; also in the manifest, which lists of referrers repeat.
     """
     noted = {} if note is None else {HOT: note}
     kept = {name: text for name, text in (annotations or {}).items() if name not in OF_START}
-    small = subject is not None and len(config) <= MAX_EMBEDDED_CONFIG
     return Manifest(
         media_type=OCI_MANIFEST,
         artifact_type=ARTIFACT_TYPE if subject else None,
@@ -120,7 +121,7 @@ def converted_manifest(
             media_type=OCI_CONFIG,
             digest=sha256_digest(config),
             size=len(config),
-            data=config if small else None,
+            data=config if len(config) <= MAX_EMBEDDED_CONFIG else None,
         ),
         layers=[
             metadata,
