@@ -85,13 +85,18 @@ def command(
 def _check(
     repository: Repository, resolved: ResolvedImage, image: BlockImage
 ) -> tuple[BlobCheck, Node]:
+    from msgspec import structs
+
     from firstread.convert.blobcheck import BlobCheck
     from firstread.erofs.reader import read_tree
-    from firstread.oci.model import diff_ids
+    from firstread.oci.model import MAX_CONFIG_SIZE, diff_ids
 
     ids = diff_ids(resolved.config)
     if len(ids) != len(resolved.manifest.layers):
         raise DigestError("the config does not name as many layers as the manifest")
+    # The manifest contains it, so nobody has asked the repository for it.
+    config = structs.replace(resolved.manifest.config, data=None)
+    repository.read_blob(config, MAX_CONFIG_SIZE)
     if ids[0] != "sha256:" + image.digest():
         raise DigestError("the metadata does not match the config's diff_id")
     root = read_tree(image.erofs)

@@ -156,6 +156,22 @@ def test_verify_blames_a_bad_source_on_the_source() -> None:
     assert (ran.code, ran.json["image"]) == (3, "oci:bad:latest")
 
 
+def test_verify_misses_a_config_that_nodes_do_not_need() -> None:
+    """The manifest contains it, but other tools ask the registry for it."""
+    manifest = Path("out/blobs", *digest_in_index("out").split(":"))
+    config = json.loads(manifest.read_bytes())["config"]["digest"]
+    Path("out/blobs", *config.split(":")).unlink()
+    assert firstread("inspect", "oci:out:1").code == 0
+    ran = firstread("verify", "oci:out:1")
+    assert (ran.code, ran.stdout) == (4, "")
+    assert ran.stderr.startswith(f"firstread: oci:out:1: blob {config} is missing\n")
+
+
+def digest_in_index(layout: str) -> str:
+    index = json.loads(Path(layout, "index.json").read_bytes())
+    return str(index["manifests"][0]["digest"])
+
+
 @pytest.mark.parametrize("verb", [["verify"], ["extract", "x"]], ids=["verify", "extract"])
 def test_a_damaged_blob_is_named(verb: list[str]) -> None:
     digest = firstread("inspect", "oci:out:1", "--json").json["blobs"][0]["digest"]
