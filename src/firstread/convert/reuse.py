@@ -89,6 +89,8 @@ def _previous(
     destination: Repository, descriptor: Descriptor, manifest: Manifest, data: bytes
 ) -> Previous:
     image = load(destination, descriptor, manifest, data)
+    if not destination.has_blob(manifest.config):  # the manifest contains it
+        raise NotFoundError(f"blob {manifest.config.digest} is missing")
     layers = RecordedLayers(destination, image.manifest, diff_ids(image.config))
     return Previous(image.descriptor.digest, layers)
 

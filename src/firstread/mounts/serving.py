@@ -97,7 +97,9 @@ class Serving:
     def hot_follows(
         self, manifest: Manifest, repository: Repository, access: Access, asked: Mode | None
     ) -> Iterator[None]:
-        """Have the first hot sectors of an image come behind its metadata, which comes in a block.
+        """Ask for the first hot sectors of an image; take them when its metadata has come.
+
+        That is asked for in the block, and comes in it.
 
         Args:
             manifest: of the image.

@@ -238,7 +238,8 @@ def fetch_image(
         manifest: of the image.
         out: an empty file; it is mapped into memory, and must not change as long as the image is
             in use.
-        coming: gives a block in which the metadata comes; again, if another endpoint is asked.
+        coming: gives a block in which the metadata is asked for and comes; again, if another
+            endpoint is asked.
 
     Raises:
         FirstreadError: it cannot be fetched or stored, or is not a firstread image.
@@ -246,7 +247,7 @@ def fetch_image(
     check_manifest(manifest)
     try:
         while True:
-            with repository.open_blob(manifest.layers[0]) as stream, coming():
+            with coming(), repository.open_blob(manifest.layers[0]) as stream:
                 try:
                     size = write_metadata(stream, out)
                     break

@@ -211,7 +211,7 @@ def test_sectors_that_are_read_as_a_whole_stay_and_are_listed(
 PINNED = {  # encoder -> digests of the blob and of the manifest
     "zstd-1.5.7": (
         "sha256:36899c1b786a1d69358085b04c8377c4e0f54244c37a9f0446c57ada24f6ceda",
-        "sha256:dfa2f428e72448a7f61906e5a6e2c7b08ac762ab556f4a08dbc00abcd4d33682",
+        "sha256:cd909408cfa59f348ad8353a1f71573a3b4c505a4cab4358f9d3f50316c43039",
     ),
 }
 
