@@ -152,12 +152,17 @@ def _at_the_floor(name: str, here: Mapping[str, Cell], speed: Measured | None) -
 
 
 def _bytes(name: str, here: Mapping[str, Cell], *, strict: bool) -> Iterator[Figure]:
-    """Compare bytes at the registry, as far as its log has them all, and else on the wire."""
+    """Compare bodies at the registry with the trace.
+
+    Its log lacks what is still on its way, and has what came after the start was ready; the wire
+    has headers, too. So the lower of the two counts, if the log has nearly all.
+    """
     for hot in ("hot", "run-hot"):
         if hot in here and here[hot].middle.hot_bytes:
             run = here[hot].middle
             is_complete = run.sent_bytes >= ALL_SENT * run.wire_bytes
-            count = run.sent_bytes if is_complete else run.wire_bytes
+            most = run.wire_bytes or run.sent_bytes
+            count = min(run.sent_bytes, most) if is_complete else most
             wire = f", {run.wire_bytes / MB:.2f} with headers" if run.wire_bytes else ""
             yield Figure(
                 f"{name}: {hot}, bytes to ready, of its trace",
