@@ -29,7 +29,9 @@ ROOMS: dict[str, str] = {
         "mounts fetch device traces sectors erofs documents printable wholefile units errors"
     ),
     "sync": "control convert sectors registry oci documents redact wholefile units errors",
-    "snapshotter": "daemon control mounts cache sectors registry oci private trees units errors",
+    "snapshotter": (
+        "daemon control mounts cache sectors registry oci private signals trees units errors"
+    ),
     "run": (
         "device traces sectors oci mountinfo printable private readable signals trees wholefile "
         "units idmaps errors"

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
 
 from firstread import signals
-from firstread.signals import unwinding_on_signals
+from firstread.signals import ending_on_signals, unwinding_on_signals
 from firstread.testing.patience import PATIENCE_S
 
 KINDS = {
@@ -48,3 +49,44 @@ def test_a_later_signal_counts_again(
     monkeypatch.setattr(signals, "TWICE_S", 0.0)
     with pytest.raises(KINDS[again]):
         undo(signal.SIGTERM, again)
+
+
+@pytest.mark.parametrize("number", KINDS)
+def test_a_signal_before_the_wait_ends_it(number: signal.Signals) -> None:
+    with ending_on_signals() as await_end:
+        signal.raise_signal(number)
+        await_end()
+
+
+def test_a_signal_to_another_thread_ends_the_wait() -> None:
+    """The kernel may choose any thread, but Python calls handlers in the first one only."""
+    taken: list[int] = []
+    with (
+        signals.handling({signal.SIGUSR1: lambda number, _: taken.append(number)}),
+        ending_on_signals() as await_end,
+    ):
+        signal.raise_signal(signal.SIGUSR1)  # ends nothing
+        thread = threading.Timer(0.02, signal.raise_signal, (signal.SIGTERM,))
+        thread.start()
+        await_end()
+        thread.join()
+        assert taken == [signal.SIGUSR1]
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    with signals.handling({signal.SIGHUP: lambda *_: None}):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with ending_on_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_signal_to_another_thread_interrupts_what_waits_for_threads() -> None:
+    before = signal.getsignal(signal.SIGURG)
+    thread = threading.Timer(0.02, signal.raise_signal, (signal.SIGTERM,))
+    with unwinding_on_signals(threads=True):
+        thread.start()
+        with pytest.raises(SystemExit):
+            threading.Event().wait()
+        thread.join()
+    assert signal.getsignal(signal.SIGURG) == before
+    assert not [each for each in threading.enumerate() if each.name == "signals"]

@@ -135,7 +135,7 @@ def command(
     if tasks and destination is not None:
         _show_tasks(source, destination, options)
         return
-    with unwinding_on_signals():
+    with unwinding_on_signals(threads=True):
         document, lines = _convert(
             source,
             destination,

@@ -37,5 +37,5 @@ def command(as_json: bool) -> None:
             "there is no task on stdin",
             hint="firstread convert --tasks SOURCE DEST prints one for each layer",
         )
-    with unwinding_on_signals():
+    with unwinding_on_signals(threads=True):
         report([run_task(text.strip().decode(errors="replace"))])

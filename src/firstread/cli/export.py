@@ -96,7 +96,7 @@ def command(
     from firstread.signals import unwinding_on_signals
 
     with (
-        unwinding_on_signals(),
+        unwinding_on_signals(threads=True),
         opened_image(reference, access) as (repository, resolved, image),
     ):
         shown = _Shown(str(reference), resolved.descriptor.digest, as_json=as_json)

@@ -77,7 +77,7 @@ def command(
     access = dataclasses.replace(access, mirrors=False, logins=logins)
     keep_large_buffers()
     options = OptimizeOptions(platform, access, jobs or len(os.sched_getaffinity(0)))
-    with unwinding_on_signals():
+    with unwinding_on_signals(threads=True):
         result = optimize(reference, destination, read_traces(traces), options)
     if as_json:
         show(result)

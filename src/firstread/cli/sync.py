@@ -98,7 +98,7 @@ def command(
     """
     from firstread.signals import unwinding_on_signals
 
-    with unwinding_on_signals(), target(places) as chosen:
+    with unwinding_on_signals(threads=True), target(places) as chosen:
         wanted = _wanted(chosen.sources, files, kubeconfig, context, namespace)
         wanted = dataclasses.replace(wanted, only=only, excluded=excluded)
         while True:

@@ -77,7 +77,7 @@ def serve(
 
     from firstread.control.metricaddress import split_address
     from firstread.daemon.logs import configure_logging
-    from firstread.signals import unwinding_on_signals
+    from firstread.signals import ending_on_signals, unwinding_on_signals
     from firstread.sync.pushservice import PushService
     from firstread.sync.webhook import Secret, WebhookServer, tls_context
 
@@ -90,17 +90,17 @@ def serve(
         service = PushService(chosen.sync, _wanted(chosen, excluded), chosen.access, chosen.at_once)
         configure_logging(log_level.upper())
         secret = Secret(secret_file)
-        with WebhookServer(address, secret, service.take, service.metrics, tls) as server:
+        with (
+            WebhookServer(address, secret, service.take, service.metrics, tls) as server,
+            ending_on_signals() as await_end,
+        ):
             bound, number = server.server_address[:2]
             logging.getLogger("sync").info("listening at %s:%d", bound, number)
             service.start(watch_s)
-            # In a thread of its own: a signal would interrupt the server anywhere.
             threading.Thread(target=server.serve_forever, name="webhook", daemon=True).start()
-            try:
-                threading.Event().wait()
-            except (SystemExit, KeyboardInterrupt):
-                server.shutdown()
-                service.stop()
+            await_end()
+            server.shutdown()
+            service.stop()
 
 
 def _wanted(chosen: Chosen, excluded: tuple[Pattern, ...]) -> Wanted:

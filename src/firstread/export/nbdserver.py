@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from firstread.errors import UsageError
@@ -29,7 +27,7 @@ from firstread.export.sectorfeed import SectorFeed
 from firstread.oci.repository import Repository
 from firstread.sectors.image import BlockImage
 from firstread.sectors.sectorstore import SectorStore
-from firstread.signals import handling
+from firstread.signals import ending_on_signals
 
 log = logging.getLogger("export")
 
@@ -48,7 +46,7 @@ def serve_image(
     stall_s: float,
     on_ready: Callable[[list[str], int], None],
 ) -> None:
-    """Serve an image until SIGTERM or SIGINT.
+    """Serve an image until SIGTERM, SIGINT or SIGHUP.
 
     Args:
         repository: has the sectors.
@@ -66,21 +64,16 @@ def serve_image(
     """
     context = _tls_context(tls_dir) if tls_dir else None
     disk = FlatDisk(image.erofs)
-    stopped = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopped.set()
-
     with contextlib.ExitStack() as stack:
         listeners = stack.enter_context(listening(address, encrypted=context is not None))
-        stack.enter_context(handling({signal.SIGTERM: stop, signal.SIGINT: stop}))
+        await_end = stack.enter_context(ending_on_signals())
         feed = SectorFeed(repository, image, store, stall_s)
         export = Export(disk.size, str(repository.reference))
         stack.enter_context(Server(DiskReads(disk, feed), export, context).accepting(listeners))
         stack.callback(feed.close)  # first: clients wait for it
         addresses = (uri(address, each, encrypted=context is not None) for each in listeners)
         on_ready(list(dict.fromkeys(addresses)), disk.size)
-        stopped.wait()
+        await_end()
     log.info("stopped after %d bytes of sectors had come", feed.fetched)
 
 

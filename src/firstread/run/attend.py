@@ -15,13 +15,12 @@ import logging
 import os
 import select
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from firstread.device.syscalls import oserror
 from firstread.errors import from_os_error
-from firstread.signals import Handler, handling
+from firstread.signals import Handler, handling, woken
 
 _log = logging.getLogger(__name__)
 
@@ -96,11 +95,9 @@ def forwarding_signals(
 def wait_exit_code(pidfd: int) -> int:
     """Wait for a child; return its exit code as a shell does: 128 + n for signal n.
 
-    In the main thread, handlers of signals run meanwhile. Python calls them between its own steps
-    only: without `_woken`, a signal just before the system call, or to another thread, would not
-    end the wait.
+    In the main thread, handlers of signals run meanwhile: each signal interrupts the wait.
     """
-    with _woken() as wakes:
+    with woken() as wakes:
         waiting = select.poll()
         waiting.register(pidfd, select.POLLIN)
         waiting.register(wakes, select.POLLIN)
@@ -111,21 +108,3 @@ def wait_exit_code(pidfd: int) -> int:
     if result is None:  # only with WNOHANG
         raise AssertionError
     return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
-
-
-@contextlib.contextmanager
-def _woken() -> Iterator[int]:
-    """Give a descriptor that becomes readable with each signal (signal.set_wakeup_fd)."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if threading.current_thread() is not threading.main_thread():
-            yield read_end  # this thread has no handlers
-            return
-        before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        try:
-            yield read_end
-        finally:
-            signal.set_wakeup_fd(before)
-    finally:
-        os.close(read_end)
-        os.close(write_end)

@@ -6,8 +6,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import signal
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from firstread.daemon.systemd import notify
 from firstread.errors import FirstreadError, NodeError, from_os_error
 from firstread.mounts.secrets import no_core_dumps
 from firstread.private import private_directory
+from firstread.signals import ending_on_signals
 from firstread.snapshotter import imagefs, imageservice
 from firstread.snapshotter.attachedimages import AttachedImages
 from firstread.snapshotter.contentapi import SOCKET
@@ -37,7 +37,6 @@ from firstread.snapshotter.unpack import Unpacker
 log = logging.getLogger("snapshotter")
 
 GRACE_S = 10.0  # for calls in flight at the end
-LOOK_S = 1.0  # between looks at whether to end
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,16 @@ class Settings:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         FirstreadError: the snapshotter cannot start.
     """
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    with ending_on_signals() as await_end:
+        _serve(settings, await_end)
+
+
+def _serve(settings: Settings, await_end: Callable[[], None]) -> None:
     home = imagefs.home(settings.root)
     for directory in (settings.root, home):
         private_directory(directory)
@@ -111,8 +112,7 @@ def serve(settings: Settings) -> None:
         start(servers[1], settings.image_service)
         log.info("CRI's image service is passed on at %s", settings.image_service)
     notify("READY=1")
-    while not ended.wait(LOOK_S):
-        pass  # a signal just before a wait does not end it
+    await_end()
     notify("STOPPING=1")
     for stopped in [server.stop(GRACE_S) for server in servers]:
         stopped.wait()

@@ -40,12 +40,14 @@ class Work:
         source: the same, by its digest.
         destination: of the result; None beside the original.
         platform: for the report; None if it is not known.
+        named: digest of what the name stands for: the source's, or of an index that has it.
     """
 
     name: Reference
     source: Reference
     destination: Reference | None = None
     platform: str | None = None
+    named: str | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -58,7 +60,11 @@ class Work:
         """Return the row of what would be done."""
         there = str(self.destination) if self.destination else None
         return SyncedImage(
-            image=str(self.name), platform=self.platform, result=MISSING, destination=there
+            image=str(self.name),
+            platform=self.platform,
+            result=MISSING,
+            source_digest=self.named,
+            destination=there,
         )
 
 
@@ -103,11 +109,16 @@ class Target(ABC):
         self, name: Reference, sources: Repository, results: Repository
     ) -> Iterator[SyncedImage | Work]:
         found = leaves(sources, name.digest or name.tag)
+        named = found.top.digest
         reason = _nothing_to_convert(found)
         if reason is not None:
-            yield skipped(name, reason)
-        else:
-            yield from self._compare(name, found, sources, results)
+            yield structs.replace(skipped(name, reason), source_digest=named)
+            return
+        for each in self._compare(name, found, sources, results):
+            if isinstance(each, Work):
+                yield replace(each, named=named)
+            else:
+                yield structs.replace(each, source_digest=named)
 
     @abstractmethod
     def _open_results(self, place: Reference, sources: Repository, stack: ExitStack) -> Repository:

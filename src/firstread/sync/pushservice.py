@@ -21,7 +21,7 @@ from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageErro
 from firstread.oci.reference import Reference
 from firstread.registry.options import AccessOptions
 from firstread.sync.notifications import parse_notification
-from firstread.sync.pushqueue import PushQueue
+from firstread.sync.pushqueue import Push, PushQueue
 from firstread.sync.sources import Wanted, find_names
 from firstread.sync.synced import FAILED, SyncedImage
 from firstread.sync.syncing import GRACE_S, Sync
@@ -33,17 +33,24 @@ ROOM_S: Final = 1.0  # until a full queue is tried again
 _BUCKETS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
-def _again_s(rows: Sequence[SyncedImage], attempt: int) -> float | None:
+def _again_s(rows: Sequence[SyncedImage], push: Push) -> float | None:
     """Return after how many seconds an image is worth another attempt; None if it is not.
 
-    docker-registry tells of a push before it writes the tag, so a tag can be missing for a moment.
+    docker-registry tells of a push before it writes the tag. So a tag can be missing for a moment,
+    or stand for what it stood for before.
     """
-    passing = [
-        row.error.retryable or row.error.error == NotFoundError.__name__
+    passing = any(
+        row.error is not None and (row.error.retryable or row.error.error == NotFoundError.__name__)
         for row in rows
-        if row.error is not None
-    ]
-    return AGAIN_S[attempt] if any(passing) and attempt < len(AGAIN_S) else None
+    )
+    worth = passing or _is_other(rows, push)
+    return AGAIN_S[push.attempt] if worth and push.attempt < len(AGAIN_S) else None
+
+
+def _is_other(rows: Sequence[SyncedImage], push: Push) -> bool:
+    """Return whether the tag stood for something else than what was pushed."""
+    seen = {row.source_digest for row in rows} - {None}
+    return bool(push.digest and seen) and push.digest not in seen
 
 
 class PushService:
@@ -138,9 +145,11 @@ class PushService:
             push = self._queue.take()
             with self._seconds.time():
                 rows = self._sync.run([push.name])
-            again_s = _again_s(rows, push.attempt)
+            again_s = _again_s(rows, push)
             for row in rows:
                 self._tell(row, again=again_s is not None)
+            if again_s is not None and _is_other(rows, push):
+                log.info("%s is not what was pushed, yet", push.name)
             self._queue.done(push, again_s)
 
     def _tell(self, row: SyncedImage, *, again: bool) -> None:

@@ -24,6 +24,7 @@ class SyncedImage(Document, kw_only=True):
     platform: null if it is not known without reading the image
     result: `converted`, `present` (it was, from the same digest), `missing` (`--dry-run`: it would
         be converted), `skipped` (it is nothing to convert), `failed`
+    source_digest: of what the name stood for, an index's if it is one; null if it was not looked up
     destination: reference of the result; null with `--attach`
     digest: of the converted image's manifest, if it is known
     seconds: that the conversion took
@@ -36,6 +37,7 @@ class SyncedImage(Document, kw_only=True):
     image: str
     platform: str | None = None
     result: str
+    source_digest: Digest | None = None
     destination: str | None = None
     digest: Digest | None = None
     seconds: Seconds = 0.0

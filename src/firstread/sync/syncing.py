@@ -194,9 +194,7 @@ class _Stoppable(NoProgress):
 def _failed(work: Work, error: FirstreadError) -> SyncedImage:
     """Return the row of work that failed, under the name that the sources have for the image."""
     row = failed(work.name, error)
-    return structs.replace(
-        row, platform=work.platform, destination=str(work.destination) if work.destination else None
-    )
+    return structs.replace(work.missing(), result=row.result, error=row.error)
 
 
 def _defect(exc: Exception) -> FirstreadError:

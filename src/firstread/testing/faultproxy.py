@@ -26,18 +26,17 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import signal
 import socket
 import struct
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Self
 from urllib.parse import SplitResult, urlsplit
 
+from firstread.signals import ending_on_signals
 from firstread.testing.httpfaults import (
     LOOP,
     Answer,
@@ -310,13 +309,9 @@ def main() -> int:
                 lines.append(file.read())
         script = "\n".join(lines)
         proxy = FaultProxy(options.upstream, script, seed=options.seed, address=options.listen)
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        with proxy:
+        with ending_on_signals() as await_end, proxy:
             print(f"listening on http://{proxy.host}", flush=True)
-            while not stop.is_set():
-                time.sleep(0.1)
+            await_end()
     except (ValueError, OSError) as exc:
         parser.error(str(exc))
     for action, count in sorted(proxy.injected.items()):

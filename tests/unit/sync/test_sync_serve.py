@@ -35,7 +35,7 @@ from firstread.sync.syncing import Sync
 from firstread.sync.webhook import MAX_BODY, Secret, WebhookServer, tls_context
 from firstread.testing.certificates import make_certificate
 from firstread.testing.command import firstread, program
-from firstread.testing.images import File, Image, Layer
+from firstread.testing.images import File, Image, Layer, digest_of
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.ports import free_port
 from firstread.testing.pushing import push
@@ -238,8 +238,9 @@ def await_conversion(name: str, original: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("before", ["nothing", "an older image"])
 def test_a_notification_that_comes_before_its_tag(
-    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     """docker-registry sends it so."""
     monkeypatch.setattr(pushservice, "AGAIN_S", (0.05,) * 1000)
@@ -247,18 +248,22 @@ def test_a_notification_that_comes_before_its_tag(
     options = ConvertOptions(cache=LayerCache(tmp_path / "cache"), static=False)
     pattern = [parse_pattern(f"{registry.host}/*:*")]
     sync = Sync(Beside(options), 1)
+    result = "failed"
+    if before == "an older image":
+        push(name, image(0))
+        sync.run([parse_reference(name)])
+        result = "present"
     service = PushService(sync, Wanted(pattern, only=pattern), AccessOptions(), 1)
-    event = {
-        "action": "push",
-        "target": {"repository": "team/app", "tag": "v1", "mediaType": OCI_MANIFEST},
-    }
+    pushed = image(1)
+    known = {"repository": "team/app", "tag": "v1", "mediaType": OCI_MANIFEST}
+    event = {"action": "push", "target": known | {"digest": digest_of(pushed.manifest())}}
     assert service.take(json.dumps({"events": [event]}).encode()) == 1
     service.start(None)
     until = time.monotonic() + PATIENCE_S
-    while b'firstread_sync_images_total{result="failed"}' not in service.metrics():
+    while f'firstread_sync_images_total{{result="{result}"}}'.encode() not in service.metrics():
         assert time.monotonic() < until
         time.sleep(0.01)
-    await_conversion(name, push(name, image(1)))
+    await_conversion(name, push(name, pushed))
     service.stop()
 
 
