@@ -151,8 +151,9 @@ class Snapshotter:
                 raise RefusalError(Refusal.NOT_FOUND, f"parent {parent} of snapshot {key}")
             if base is not None and base.kind is not Kind.COMMITTED:
                 raise RefusalError(Refusal.FAILED_PRECONDITION, f"parent {parent} is not committed")
+            below = self._records.ancestors(record)
             self._records.commit(record, name, base, labels, measured, self._clock())
-        self._release(record)
+        self._release(record, below)
 
     def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str]) -> Record:
         """Change all labels, or those that `paths` name as ``labels.NAME``."""
@@ -177,11 +178,12 @@ class Snapshotter:
             if self._records.has_children(record):
                 message = f"cannot remove snapshot {key}: it has children"
                 raise RefusalError(Refusal.FAILED_PRECONDITION, message)
+            below = self._records.ancestors(record)
             self._records.remove(record)
             if record.lazy is not None:
                 self._left.add(record.lazy.image)
         self._directories.remove(record.id)
-        self._release(record)
+        self._release(record, below)
 
     def cleanup(self) -> None:
         """Remove what crashes left behind, and images without a snapshot.
@@ -202,7 +204,12 @@ class Snapshotter:
             left, self._left = self._left, set()
             used = {record.lazy.image for record in self._records.all() if record.lazy is not None}
         if gone := left - used:
-            self._images.drop(gone)
+            try:
+                self._images.drop(gone)
+            except FirstreadError:
+                with self._records.transaction():
+                    self._left |= gone  # the next cleanup tries again
+                raise
 
     def _remember(self, asked: Asked, parent: str, labels: Mapping[str, str], lazy: Lazy) -> None:
         """Record a new lazy snapshot, with all that unpacking it would need."""
@@ -263,10 +270,14 @@ class Snapshotter:
             lower.append(self._directories.upper(ancestor.id))
         return lower
 
-    def _release(self, record: Record) -> None:
-        """Release the image below a snapshot; `cleanup` tries again."""
-        ancestors = self._records.ancestors(record)
-        if not any(ancestor.lazy or ancestor.was_lazy for ancestor in ancestors):
+    def _release(self, record: Record, below: Sequence[Record]) -> None:
+        """Release the image below a snapshot; `cleanup` tries again.
+
+        Args:
+            record: of the snapshot.
+            below: its ancestors, which somebody else may remove by now.
+        """
+        if not any(ancestor.lazy or ancestor.was_lazy for ancestor in below):
             return  # ordinary images need no daemon
         try:
             self._images.release(record.id)
