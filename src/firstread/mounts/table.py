@@ -22,6 +22,7 @@ from firstread.errors import from_os_error
 from firstread.fetch.policy import Asked
 from firstread.mountinfo import MountLine, read_mountinfo
 from firstread.registry.access import Access
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("mounts")
 
@@ -122,15 +123,8 @@ class MountTable:
             mount: what to write.
             sync: wait for the disk. A record that no reboot outlives need not.
         """
-        path = self.path(mount)
-        scratch = path.with_suffix(".tmp")
         try:
-            with open(scratch, "wb") as file:
-                file.write(msgspec.json.encode(mount))
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            scratch.replace(path)
+            replace_file(self.path(mount), msgspec.json.encode(mount), sync=sync)
         except OSError as exc:
             raise from_os_error(exc, "cannot write the mount table") from exc
 
