@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,7 +58,6 @@ class Snapshotter:
         images: that are lazy.
         policy: of the node.
         attached: finds the conversion of an ordinary image.
-        clock: gives nanoseconds since 1970.
         find_image: finds the image of a layer when the client does not name it.
         unpack: unpacks a lazy layer that another image needs.
     """
@@ -71,7 +69,6 @@ class Snapshotter:
         images: Images,
         policy: Policy = LENIENT,
         attached: Attached = none_attached,
-        clock: Callable[[], int] = time.time_ns,
         find_image: FindImage = none_known,
         unpack: Unpack | None = None,
     ) -> None:
@@ -79,7 +76,6 @@ class Snapshotter:
         self._directories = directories
         self._images = images
         self._policy = policy
-        self._clock = clock
         self._choice = ImageChoice(images, policy, attached, find_image)
         self._ordinary = OrdinarySnapshots(records, directories, policy, unpack)
         self._left: set[str] = set()  # images that have lost a snapshot since the last cleanup
@@ -152,7 +148,7 @@ class Snapshotter:
             if base is not None and base.kind is not Kind.COMMITTED:
                 raise RefusalError(Refusal.FAILED_PRECONDITION, f"parent {parent} is not committed")
             below = self._records.ancestors(record)
-            self._records.commit(record, name, base, labels, measured, self._clock())
+            self._records.commit(record, name, base, labels, measured)
         self._release(record, below)
 
     def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str]) -> Record:
@@ -169,7 +165,7 @@ class Snapshotter:
                 else:
                     message = f"cannot update {path!r} of snapshot {key!r}"
                     raise RefusalError(Refusal.INVALID_ARGUMENT, message)
-            return self._records.relabel(record, changed, self._clock())
+            return self._records.relabel(record, changed)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot that has no children."""
@@ -228,7 +224,7 @@ class Snapshotter:
             name = asked.target
             if self._records.find(name):  # on another parent, of another namespace
                 name = f"{asked.target} on {base.id if base else 0}"
-            self._records.add(name, base, Kind.COMMITTED, {**labels, **found}, self._clock(), lazy)
+            self._records.add(name, base, Kind.COMMITTED, {**labels, **found}, lazy)
         if lazy.whole and asked.last:
             self.fallbacks.lazy(asked.image)
 
@@ -240,7 +236,7 @@ class Snapshotter:
             base = self._parent(parent)
             if self._records.find(key):
                 raise RefusalError(Refusal.ALREADY_EXISTS, f"snapshot {key}")
-            record = self._records.add(key, base, kind, labels, self._clock())
+            record = self._records.add(key, base, kind, labels)
             self._directories.make(record.id, writable=kind is Kind.ACTIVE)
         try:
             lower = self._lower(record)
