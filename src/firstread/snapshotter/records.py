@@ -147,11 +147,12 @@ class Records:
                 parent = found[-1].parent_id
         return found
 
-    def has_children(self, record: Record) -> bool:
-        """Return whether a snapshot has this one as its parent."""
+    def children(self, record: Record | None) -> list[Record]:
+        """Return the snapshots that have this one as their parent; for None those without one."""
+        parent = record.id if record else None
         with self._lock:
-            query = "SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1"
-            return self._db.execute(query, (record.id,)).fetchone() is not None
+            rows = self._db.execute(f"{_SELECT} WHERE s.parent IS ?", (parent,)).fetchall()
+        return [_record(row) for row in rows]
 
     def add(
         self,

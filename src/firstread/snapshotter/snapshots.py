@@ -171,7 +171,7 @@ class Snapshotter:
         """Remove a snapshot that has no children."""
         with self._records.transaction():
             record = self._found(key)
-            if self._records.has_children(record):
+            if self._records.children(record):
                 message = f"cannot remove snapshot {key}: it has children"
                 raise RefusalError(Refusal.FAILED_PRECONDITION, message)
             below = self._records.ancestors(record)
@@ -212,14 +212,10 @@ class Snapshotter:
         found = {IMAGE: asked.image, MANIFEST: asked.manifest, LAYERS: asked.layer}
         with self._records.transaction():
             base = self._parent(parent)
-            known = [
-                record
-                for record in self._records.all()
-                if record.labels.get(TARGET) == asked.target
-                and record.parent == parent
-                and record.kind is Kind.COMMITTED
-            ]
-            if known:
+            if any(
+                record.labels.get(TARGET) == asked.target and record.kind is Kind.COMMITTED
+                for record in self._records.children(base)
+            ):
                 return
             name = asked.target
             if self._records.find(name):  # on another parent, of another namespace
