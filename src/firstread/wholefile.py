@@ -41,6 +41,34 @@ def read_limited(path: Path, most: int, kind: str = "", *, missing: bytes | None
     return data
 
 
+def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Give a file of ours other content; who opens it finds all of it, or all of what it had.
+
+    One caller at a time replaces a file. Only its owner can read it.
+
+    Args:
+        path: of the file, in a directory that nobody else writes to.
+        data: what it is to have.
+        sync: return when that is on the disk.
+
+    Raises:
+        OSError: it cannot be written; the file has what it had, and nothing else is left.
+    """
+    scratch = path.with_name(f"{path.name}.new")
+    try:
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(fd)
+        scratch.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write; it replaces `path` at the end, unless the block raises.

@@ -207,7 +207,7 @@ def test_the_end_cannot_be_recorded(node: Node) -> None:
         until(lambda: any(status_of(record) is Status.RUNNING for record in store.list()))
         directory = store.directory(store.find("web"))
         until((directory / "upper/tmp/x").exists)
-        (directory / "record.new").mkdir()
+        (directory / "record.json.new").mkdir()
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3
     assert "is not written down: cannot write the container's record" in errors

@@ -38,13 +38,17 @@ ROOMS: dict[str, str] = {
     ),
     "daemon": (
         "control mounts fetch cache device traces sectors config documents memory mountinfo opener "
-        "private readable redact units userdirs idmaps errors __init__"
+        "private readable redact wholefile units userdirs idmaps errors __init__"
     ),
     "export": "fetch device sectors erofs oci private signals wholefile units errors",
-    "control": "mounts fetch device registry oci documents idmaps private redact units errors",
-    "mounts": "fetch cache device sectors registry oci config documents mountinfo units errors",
+    "control": (
+        "mounts fetch device registry oci documents idmaps private redact wholefile units errors"
+    ),
+    "mounts": (
+        "fetch cache device sectors registry oci config documents mountinfo wholefile units errors"
+    ),
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
-    "cache": "device sectors erofs layouts oci config documents opener units errors",
+    "cache": "device sectors erofs layouts oci config documents opener wholefile units errors",
     "device": "sectors erofs mountinfo idmaps errors",
     "engines": "convert redact errors",
     "convert": (

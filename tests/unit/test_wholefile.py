@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are read whole: bounded, and each failure says which file."""
+"""Files that are read or written whole, and each failure says which file."""
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from firstread.errors import NodeError, UsageError
-from firstread.wholefile import read_limited
+from firstread.wholefile import read_limited, replace_file
 
 
 def test_a_file_of_just_the_limit_is_read(tmp_path: Path) -> None:
@@ -32,3 +34,19 @@ def test_a_missing_file_may_stand_for_something(tmp_path: Path) -> None:
         assert read_limited(path, 1, missing=b"default") == b"default"
         with pytest.raises(NodeError, match="cannot read"):
             read_limited(path, 1)
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_nothing_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    replace_file(path, b"before", sync=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as a disk that gets full
+    try:
+        replace_file(path, b"after that")
+        with pytest.raises(OSError, match="File too large"):
+            replace_file(path, b"and some more")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"after that"
+    assert os.listdir(tmp_path) == ["f"]

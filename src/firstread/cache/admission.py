@@ -184,7 +184,7 @@ class Admission:
                     f"cannot write the sector file: {exc.strerror}",
                     hint="free some space on the file system of --root, or unmount pinned images",
                 ) from exc
-        self._presence.commit(sector_id, start, end)
+        self._presence.commit(sector_id, end)
 
     def _full(self, need: int) -> NodeError:
         held = self.holdings()

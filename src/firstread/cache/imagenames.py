@@ -16,6 +16,7 @@ from pathlib import Path
 
 from firstread.errors import NodeError, from_os_error
 from firstread.oci.reference import Reference, is_digest
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("images")
 
@@ -69,15 +70,9 @@ class ImageNames:
     def remember(self, reference: Reference, digest: str) -> None:
         """Note what a name stands for. Raises OSError if it cannot be written."""
         name = self._path(reference)
-        scratch = name.with_suffix(f".{threading.get_ident()}")
-        try:
-            scratch.write_text(f"{digest}\n{reference}")
-            with self._lock:
-                scratch.replace(name)
-                self._digests[name] = digest
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise
+        with self._lock:
+            replace_file(name, f"{digest}\n{reference}".encode())
+            self._digests[name] = digest
 
     def forget(self, digest: str) -> int:
         """Remove the names of an image; return how many. Raises OSError if one stays."""

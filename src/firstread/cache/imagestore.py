@@ -67,7 +67,7 @@ class ImageStore:
         tidy: bool = True,
         is_used: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        self._images = root / "images"
+        self._root, self._images = root, root / "images"
         self._is_used = is_used
         self._lock = threading.RLock()  # of what is here; nothing is removed without it
         self._kept: Counter[str] = Counter()  # images that are about to be mounted
@@ -283,10 +283,15 @@ class ImageStore:
         self._names.remember(reference, digest)
 
     def _directory(self, digest: str) -> Path:
-        return self._images / digest.replace(":", "-")
+        return image_directory(self._root, digest)
 
     def _is_here(self, digest: str) -> bool:
         try:
             return self._directory(digest).is_dir()
         except OSError as exc:
             raise from_os_error(exc, f"cannot look for image {digest}") from exc
+
+
+def image_directory(root: Path, digest: str) -> Path:
+    """Return where the files of an image are below a root, if it is there."""
+    return root / "images" / digest.replace(":", "-")

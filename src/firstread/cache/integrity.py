@@ -132,8 +132,6 @@ class Checks:
 
     def _look(self, sector: Wanted, fd: int, *, repair: bool) -> Outcome:
         presence, entry = self._presence, sector.entry
-        if entry.id in presence.frames.holed:
-            return "partial"
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         if os.fstat(fd).st_size < entry.size:
             # Not whole, unless this image is wrong about its size.
@@ -229,7 +227,7 @@ class Checks:
             room = admission.admit(entry.id, entry.size)
             try:
                 presence.doubt(entry.id)
-                while (position := presence.frames[entry.id].prefix) < entry.size:
+                while (position := presence.size(entry.id)) < entry.size:
                     data = os.pread(source, min(COPY_BYTES, entry.size - position), position)
                     if not data:
                         raise OSError("the file became shorter")

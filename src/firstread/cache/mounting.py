@@ -19,7 +19,7 @@ from firstread.cache.clock import State
 from firstread.cache.disposal import Disposal
 from firstread.cache.membership import Member
 from firstread.cache.presence import Presence
-from firstread.sectors.sectorstore import SectorStore, lacks_prefix
+from firstread.sectors.sectorstore import SectorStore, is_unverified
 
 BATCH = 256  # sectors that are looked at without letting others have the lock
 
@@ -78,15 +78,12 @@ class Mounting:
         """Return what a sector's file is; None if there is none that can be mounted."""
         presence, status = self._presence, self._store.look(sector_id)
         is_read = presence.members.may_be_read(sector_id)
-        if status is not None and self._is_unverified(sector_id, status) and not is_read:
+        if status is not None and is_unverified(status) and not is_read:
             status = None if presence.set_aside(sector_id) else status
         size = status.st_size if status else 0
         if size != presence.size(sector_id):
             presence.found(sector_id, size)
         return status
-
-    def _is_unverified(self, sector_id: bytes, status: os.stat_result) -> bool:
-        return lacks_prefix(status) and sector_id not in self._presence.frames.holed
 
     def make(self, ids: Sequence[bytes]) -> None:
         """Make the files that are missing of `ids`, empty."""
@@ -162,7 +159,7 @@ class Mounting:
             status = self._store.look(sector_id)
             if status is None:
                 missing.append(sector_id)
-            elif self._is_unverified(sector_id, status):
+            elif is_unverified(status):
                 lost.append(sector_id)  # the record of the boot is lost
         self._disposal.discard(lost)
         self.make(missing)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is known of sectors on this node, in one place and behind one lock.
 
-`Presence` owns, of each sector: which of its frames are here, whether its file is watched, doubted,
+`Presence` owns, of each sector: how far it is here, whether its file is watched, doubted,
 draining or being emptied, who uses it, which served images have it and what they say of it (whole
 size, pin, completeness), whether somebody has checked it, and whether an unverified file of it lies
 aside. Everything else that speaks of a sector's state is derived: a sector file's size and mode are
@@ -11,10 +11,8 @@ files shorter, `firstread.cache.mounting` looks at files that are to be mounted.
 
 Nothing waits for the network or an event while the lock is held.
 
-*Frames.* A device that cannot stop a read at the server (fanotify) fills prefixes only: a hole
-would read as zeros once nobody holds the group. With `random_fill` frames come in any order, and
-the store has a record of each file with holes before its first byte behind one. Without it such
-files, which another device left, are emptied when this starts.
+*Prefixes.* What is here of a sector begins at its first byte: a hole would read as zeros once
+nobody holds the fanotify group (docs/adr/0126).
 
 *Published sizes.* `sizes.publish(sector id, bytes)` says how many bytes from the front of a sector
 may be read without asking here. It is called with the lock held, and neither blocks nor calls back:
@@ -39,12 +37,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from firstread.cache.clock import Clock, State, Verdict
-from firstread.cache.framemap import FrameMap
 from firstread.cache.membership import Member, Membership
 from firstread.cache.pending import PendingRead
 from firstread.cache.room import Room
 from firstread.device.base import Device
 from firstread.device.sizes import Published, Unpublished
+from firstread.errors import NodeError
 from firstread.sectors.sectorstore import SectorStore
 
 GRACE_S = 0.1  # for reads that were let go: the longest copies 128 KiB
@@ -60,7 +58,6 @@ class Presence:
         forget: forgets what a fetch in flight knows of a sector's file; False if a worker or a read
             is at it. Called with the lock or without.
         grace_s: see `Clock`.
-        random_fill: frames may come in any order.
 
     Attributes:
         changed: the lock; notified when bytes or files become free, or a hold ends.
@@ -69,7 +66,6 @@ class Presence:
         sizes: where it is published, see above.
         guarded: mounts stand whose sectors are not known, so that any sector may be theirs.
         unverified: bytes of each file that lies aside.
-        frames: which of each sector are here.
         freed: room that has become free so far.
     """
 
@@ -81,7 +77,6 @@ class Presence:
         forget: Callable[[bytes], bool] = lambda _: True,
         *,
         grace_s: float = GRACE_S,
-        random_fill: bool = False,
     ) -> None:
         self.grace_s = grace_s
         self.changed = threading.Condition()
@@ -96,7 +91,7 @@ class Presence:
         self._store = store
         self._parked: dict[bytes, list[PendingRead]] = {}  # reads that wait for an emptying
         self._checked: dict[bytes, int] = {}  # when what we verified was written last, in ns
-        self.frames = FrameMap(store, self.clock, random_fill=random_fill)
+        self._filled: dict[bytes, int] = {}  # bytes of those that are held, and the clock's not yet
         count = -store.made
         for sector_id, size in store.sizes():
             self.clock.add(sector_id, size)
@@ -107,22 +102,11 @@ class Presence:
 
     def size(self, sector_id: bytes) -> int:
         """Return how many verified bytes of a sector are here; those of one that empties count."""
-        return self.frames.size(sector_id)
+        return self._filled.get(sector_id) or self.clock.size(sector_id)
 
     def prefix(self, sector_id: bytes) -> int:
-        """Return how far a sector can be read from its front; 0 while it is being emptied."""
-        return 0 if self.is_emptying(sector_id) else self.frames[sector_id].prefix
-
-    def covers(self, sector_id: bytes, start: int, end: int) -> bool:
-        """Return whether a read may go on: its bytes are here, and need neither check nor wait.
-
-        With the lock held it stays so; `touch` the sector before the read is let go.
-        """
-        state = self.clock.state(sector_id)
-        if state is State.EMPTIES or self.clock.is_doubted(sector_id):
-            return False
-        whole = self.members.whole_size(sector_id) or end
-        return self.frames[sector_id].covers(start, min(end, whole))
+        """Return how far a sector can be read; 0 while it is being emptied."""
+        return 0 if self.is_emptying(sector_id) else self.size(sector_id)
 
     def is_emptying(self, sector_id: bytes) -> bool:
         return self.clock.state(sector_id) is State.EMPTIES
@@ -227,7 +211,7 @@ class Presence:
         clock = self.clock
         kept = clock.state(sector_id) is State.KEPT and not clock.is_doubted(sector_id)
         readable = kept and self.members.may_be_read(sector_id)
-        self.sizes.publish(sector_id, self.frames[sector_id].prefix if readable else 0)
+        self.sizes.publish(sector_id, self.size(sector_id) if readable else 0)
 
     # -- uses ----------------------------------------------------------------------------------
 
@@ -246,7 +230,7 @@ class Presence:
             size = self.size(sector_id)
             self.clock.release(sector_id, size)
             if not self.clock.users(sector_id):
-                self.frames.rest(sector_id)
+                self._filled.pop(sector_id, None)
             if not size:
                 self.remove_empty(sector_id)  # its image may be gone by now
             self.changed.notify_all()
@@ -262,20 +246,25 @@ class Presence:
                 self.release(sector_id)
 
     def reach(self, sector_id: bytes, start: int) -> None:
-        """See `FrameMap.reach`: before verified frames of a held sector are written."""
-        with self.changed:
-            self.frames.reach(sector_id, start)
+        """Check that verified frames of a held sector may be written from `start` on.
 
-    def commit(self, sector_id: bytes, start: int, end: int) -> None:
-        """Note that verified frames of a held sector were written, from `start` to `end`."""
+        Raises:
+            NodeError: they would leave a hole.
+        """
+        if start > (size := self.size(sector_id)):
+            raise NodeError(
+                f"a write to sector {sector_id.hex()} at {start} would leave a hole behind {size}"
+            )
+
+    def commit(self, sector_id: bytes, end: int) -> None:
+        """Note that verified frames of a held sector were written, up to `end`."""
         with self.changed:
-            self.frames.add(sector_id, start, end)
+            self._filled[sector_id] = max(self.size(sector_id), end)
             self.publish(sector_id)
 
     def present(self, sector_id: bytes, fd: int) -> None:
         """Note that a held sector is whole and verified; `fd`: its file."""
         with self.changed:
-            self.frames.close(sector_id)
             self._checked[sector_id] = os.fstat(fd).st_mtime_ns
             self.clock.trust(sector_id)
             self.device.unwatch_file(sector_id, fd)
@@ -313,7 +302,7 @@ class Presence:
         """Note the size of a file that nobody uses: somebody else may have changed it."""
         with self.changed:
             kept = self.clock.state(sector_id) is State.KEPT and not self.clock.users(sector_id)
-            if kept and sector_id not in self.frames.holed and size != self.clock.size(sector_id):
+            if kept and size != self.clock.size(sector_id):
                 self.gone(sector_id)
                 self.clock.add(sector_id, size)
 
@@ -327,7 +316,7 @@ class Presence:
     def gone(self, sector_id: bytes) -> None:
         """Note that a sector has no bytes any more; its state is the caller's business."""
         self._checked.pop(sector_id, None)
-        self.frames.drop(sector_id)
+        self._filled.pop(sector_id, None)
         self.members.note_absent(sector_id)
 
     def free(self, room: Room) -> None:

@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from pathlib import Path
 
 from firstread.units import MiB
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("quarantine")
 
@@ -49,8 +49,8 @@ class Quarantine:
                     return
                 self._directory.mkdir(mode=0o700, exist_ok=True)
                 self._make_room(len(data))
-                _write(path.with_suffix(".bin"), data)
-                _write(path, json.dumps(stated, indent=1).encode())
+                replace_file(path.with_suffix(".bin"), data)
+                replace_file(path, json.dumps(stated, indent=1).encode())
             except OSError as exc:
                 log.warning("cannot keep wrong bytes: %s", exc)
                 return
@@ -66,11 +66,3 @@ class Quarantine:
             for path in (oldest, oldest.with_suffix(".bin")):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
-
-
-def _write(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-    scratch.replace(path)

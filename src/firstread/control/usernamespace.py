@@ -35,6 +35,7 @@ from firstread.control.namespace import ANEW
 from firstread.device import syscalls
 from firstread.errors import NodeError, from_os_error
 from firstread.private import check_way, private_directory
+from firstread.wholefile import replace_file
 
 RECORD = "namespace"  # in the run directory
 _MOST_RANGES = 64  # of subordinate ids; the kernel takes 340 lines
@@ -262,9 +263,7 @@ def _keep(record: Path) -> None:
     with open(source, "rb") as file:
         pid = int(file.read())
     names = " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in _KINDS)
-    scratch = record.with_suffix(".new")
-    scratch.write_text(f"{pid} {names}\n")
-    scratch.replace(record)
+    replace_file(record, f"{pid} {names}\n".encode())
 
 
 def _become_keeper(sink: int) -> NoReturn:

@@ -8,6 +8,7 @@ Invariant: one fetcher at a time has the reads, and it gets all that wait.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -22,7 +23,7 @@ from typing import Protocol
 
 from firstread import __version__
 from firstread.daemon.events import Events
-from firstread.daemon.handover import FIXED, Handover, Settings
+from firstread.daemon.handover import FIXED, Handover, Settings, write_document
 from firstread.daemon.kept import Kept
 from firstread.daemon.life import RETIRE_S, Life, Stage, Starts, Step, next_step
 from firstread.daemon.loop import Loop
@@ -242,25 +243,25 @@ class Fetchers:
     # -- processes -----------------------------------------------------------------------------
 
     def _launch(self, stage: Stage) -> FetcherProcess:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        table = make_table()
-        arguments = {
-            "settings": vars(self._settings),
-            "channel": theirs.fileno(),
-            "sizes": table,
-            "supervisor": self.identity(),
-            "restarts": self.starts.restarts,
-            "standby": stage is Stage.LOADS,
-            "kept": self.kept.pairs,
-        }
-        command = [sys.executable, "-m", "firstread.daemon.serve", json.dumps(arguments)]
-        try:
-            with theirs:
-                fds = (*FIXED.values(), theirs.fileno(), table, *self.kept.numbers())
-                process = Process.start(command, fds=fds)
-            looks = Looks(table)
-        finally:
-            os.close(table)
+        with contextlib.ExitStack() as given:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            given.enter_context(theirs)
+            table, kept = make_table(), write_document("kept", self.kept.pairs)
+            for fd in (table, kept):
+                given.callback(os.close, fd)
+            arguments = {
+                "settings": vars(self._settings),
+                "channel": theirs.fileno(),
+                "sizes": table,
+                "supervisor": self.identity(),
+                "restarts": self.starts.restarts,
+                "standby": stage is Stage.LOADS,
+                "kept": kept,
+            }
+            command = [sys.executable, "-m", "firstread.daemon.serve", json.dumps(arguments)]
+            looks = Looks(table)  # first: nobody would end a fetcher that is not known
+            fds = (*FIXED.values(), theirs.fileno(), table, kept, *self.kept.numbers())
+            process = Process.start(command, fds=fds)
         fetcher = FetcherProcess(process, ours, Life.begin(stage, time.monotonic()), looks)
         self.watch(fetcher)
         return fetcher

@@ -159,10 +159,25 @@ class Handover:
             **dataclasses.asdict(self),
             "held": [(r.number, r.pid, r.offset, r.length, r.fd) for r in self.held],
         }
-        fd = os.memfd_create("handover", os.MFD_CLOEXEC)
-        with open(fd, "wb", closefd=False) as file:
-            file.write(json.dumps(document).encode())
-        return fd
+        return write_document("handover", document)
+
+
+def write_document(name: str, document: object) -> int:
+    """Return the descriptor of a file without a name that has a document as JSON.
+
+    For another process: a word of a command line has room for 128 KiB (MAX_ARG_STRLEN).
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps(document).encode())
+    return fd
+
+
+def read_document(fd: int) -> Any:
+    """Return what `write_document` has written, and close it."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return json.load(file)
 
 
 def own_format() -> int:
@@ -179,9 +194,7 @@ def read_handover(fd: int) -> tuple[Handover, Settings]:
     Raises:
         NodeError: it is of a version that cannot be understood.
     """
-    with open(fd, "rb") as file:
-        file.seek(0)
-        document = json.load(file)
+    document = read_document(fd)
     if document["format"] not in FORMATS:
         raise NodeError(
             f"firstread {document.get('version')} leaves its state in the format"

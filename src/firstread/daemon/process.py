@@ -48,7 +48,7 @@ class Process:
             stderr: descriptor that becomes its standard error.
 
         Raises:
-            OSError: there are too many processes.
+            OSError: there are too many processes or open files; no child is left then.
         """
         held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         try:
@@ -57,7 +57,12 @@ class Process:
                 _execute(command, fds, stderr, held)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        return cls(pid)
+        try:
+            return cls(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # nobody has waited for it: the number is still its own
+            os.waitpid(pid, 0)
+            raise
 
     def ended(self) -> bool:
         """Return whether it has ended; a child is buried then."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from firstread.daemon.protocol import LOCK_FD
 from firstread.daemon.succession import listen
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("supervisor")
 
@@ -55,6 +56,4 @@ class Rendezvous:
         text = b"%d\n" % os.getpid()
         os.pwrite(LOCK_FD, text, 0)
         os.ftruncate(LOCK_FD, len(text))
-        scratch = Path(self._run_dir, "daemon.pid.new")
-        scratch.write_bytes(text)
-        scratch.replace(scratch.with_suffix(""))
+        replace_file(Path(self._run_dir, "daemon.pid"), text)

@@ -48,6 +48,7 @@ from firstread.daemon.handover import (
     all_events,
     become_supervisor,
     raise_fd_limit,
+    read_document,
 )
 from firstread.daemon.journal import Journal, most_waiting
 from firstread.daemon.logs import configure_logging
@@ -96,7 +97,7 @@ def main(arguments: dict[str, Any]) -> None:
     Args:
         arguments: ``settings``, ``channel`` and ``sizes`` (descriptors), ``supervisor`` (what
             status tells of it), ``restarts``, ``standby``: load everything, and wait for the order
-            to start.
+            to start; ``kept``: descriptor of a document, the descriptors of mounts by device.
     """
     settings = Settings(**arguments["settings"])
     configure_logging(settings.log_level, daemon_log(Path(settings.run_dir)))
@@ -105,28 +106,29 @@ def main(arguments: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     threading.excepthook = end_with_thread
     channel = socket.socket(fileno=arguments["channel"])
+    kept = read_document(arguments["kept"])
+    arguments["kept"] = {int(device): (a, b) for device, (a, b) in kept.items()}
     if arguments.get("standby"):
-        arguments |= _await_start(channel, arguments)
+        arguments |= _await_start(channel, arguments["kept"])
     process = FetcherServer(settings, channel, arguments)
     signal.signal(signal.SIGTERM, lambda *_: process.stop())
     process.serve()
     process.succeed()
 
 
-def _await_start(channel: socket.socket, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Say that all is loaded; return what the order to start says."""
+def _await_start(channel: socket.socket, kept: dict[int, Pair]) -> dict[str, Any]:
+    """Say that all is loaded; return what the order to start says. Keeps `kept` up to date."""
     send_answered(channel)
-    kept = dict(arguments.get("kept", {}))
     while (order := receive_requests(channel)) is not None:
         if isinstance(order, Keep | Drop):
-            for fd in kept.pop(str(order.device), ()):
+            for fd in kept.pop(order.device, ()):
                 os.close(fd)
         if isinstance(order, Keep):
             if order.pair is None:
                 raise OSError(errno.EMFILE, "no room for the descriptors of a mount")
-            kept[str(order.device)] = order.pair
+            kept[order.device] = order.pair
         if isinstance(order, Order) and order.what == "start":
-            return {**order.details, "kept": kept}
+            return order.details
     os._exit(0)  # the supervisor is gone, and the fetcher that serves takes its place
 
 
@@ -202,8 +204,8 @@ class FetcherServer:
         return fetcher, node
 
     def _make_device(self, kind: Kind, store: SectorStore) -> Device:
-        given = {int(device): (a, b) for device, (a, b) in self._arguments.get("kept", {}).items()}
-        device = kind.make(store, Served(given, self._keep, self._drop, self._most))
+        served = Served(self._arguments["kept"], self._keep, self._drop, self._most)
+        device = kind.make(store, served)
         self._served = device if isinstance(device, ServedDevice) else None
         if self._served is not None:
             self._served.patience_s = self._settings.config["node"]["anchor_s"]

@@ -15,13 +15,12 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from firstread.device import nbdnetlink
-from firstread.device.base import MOST_READS, Pair
+from firstread.device.base import Pair
 from firstread.device.connection import Connection
 from firstread.device.flatdevice import FlatDevice, open_flat
 from firstread.device.fusedevice import FuseDevice
@@ -42,15 +41,8 @@ class NbdDevice(FlatDevice):
     name = "nbd"
     _speaks = NbdStream
 
-    def __init__(
-        self,
-        store: SectorStore,
-        given: Mapping[int, Pair] = MappingProxyType({}),
-        keep: Callable[[int, Pair], None] = lambda _, __: None,
-        drop: Callable[[int], None] = lambda _: None,
-        most: int = MOST_READS,
-    ) -> None:
-        super().__init__(store, given, keep, drop, most)
+    def __init__(self, store: SectorStore, *more: Any) -> None:
+        super().__init__(store, *more)
         self._end_unmounted(_backend(store.directory.parent) + "/")
 
     def adopt(self, metadata: Path, ids: Sequence[bytes], number: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from firstread.cache.flush import Flusher
@@ -30,7 +30,7 @@ from firstread.fetch.dispatcher import Dispatcher
 from firstread.fetch.fairness import Fairness
 from firstread.fetch.lane import Lane
 from firstread.fetch.outcomes import Outcomes
-from firstread.fetch.providers import Offer, Providers
+from firstread.fetch.providers import Providers
 from firstread.fetch.readers import may_have_read
 from firstread.fetch.reads import Reads
 from firstread.fetch.sectorfiles import SectorFiles
@@ -60,6 +60,7 @@ class Fetcher:
         most_waiting: events that there is room for.
 
     Attributes:
+        providers: the images that have a sector.
         totals: counters of all images since this fetcher began.
         ended_logs: gets the records of images that are withdrawn, with their digests.
     """
@@ -153,7 +154,10 @@ class Fetcher:
                 self._lanes = {k: other for k, other in self._lanes.items() if other is not lane}
         self.ended_logs.append((served.image.digest, served.log))
         self.cache.mounts_changed()
-        lane.cancel(set(served.sectors) - self._ids(lane))
+        sharing = self.providers.sharing
+        lane.cancel(
+            {i for i in served.sectors if all(other.lane is not lane for other in sharing(i))}
+        )
         if is_last:
             lane.close()
 
@@ -170,32 +174,13 @@ class Fetcher:
             prefetch=self._prefetch,
         )
 
-    def _ids(self, lane: Lane) -> set[bytes]:
-        """Return the sectors of all images that are fetched by `lane`."""
-        return {
-            sector_id
-            for served in self._served.values()
-            if served.lane is lane
-            for sector_id in served.sectors
-        }
-
-    def having(self, sector_id: bytes) -> Iterator[Offer]:
-        """Yield all who have a sector, see `Providers`."""
-        return self.providers.having(sector_id)
-
-    def refute(self, served: Served, sector_id: bytes) -> None:
-        """Do not believe an image any more about a sector, see `Providers`."""
-        self.providers.refute(served, sector_id)
-
     def served(self) -> list[Served]:
         """Return the images that are mounted."""
         return list(self._served.values())
 
-    def wanted(self, served: Served) -> int:
-        """Return how many sectors of an image are being fetched or queued, whoever does it."""
-        lanes = {other.lane for other in self.served()}
-        ids = set[bytes]().union(*(lane.wanted() for lane in lanes))
-        return sum(served.sectors.find(sector_id) is not None for sector_id in ids)
+    def wanted(self) -> set[bytes]:
+        """Return the sectors that are being fetched or queued, whoever does it."""
+        return set[bytes]().union(*(lane.wanted() for lane in list(self._lanes.values())))
 
     # -- reads ---------------------------------------------------------------------------------
 

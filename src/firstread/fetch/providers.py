@@ -68,6 +68,8 @@ class Providers:
         self._presence.withdraw(served.member)
         with self._lock:
             self._served.pop(served.member, None)
+            left = {i: known - {served} for i, known in self._useless.items()}
+            self._useless = {i: known for i, known in left.items() if known}
 
     def having(self, sector_id: bytes) -> Iterator[Offer]:
         """Yield all who have a sector, and are not proven wrong about it.

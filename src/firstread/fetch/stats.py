@@ -145,11 +145,12 @@ class Feed:
     def listen(self) -> queue.Queue[Happening]:
         """Return a queue that gets everything from now on; `leave` gives it back."""
         listener: queue.Queue[Happening] = queue.Queue(FEED)
-        self._listeners = [*self._listeners, listener]
+        self._listeners.append(listener)
         return listener
 
     def leave(self, listener: queue.Queue[Happening]) -> None:
-        self._listeners = [other for other in self._listeners if other is not listener]
+        """Give a queue back."""
+        self._listeners.remove(listener)
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Tell all listeners; costs nothing if there are none.
@@ -161,7 +162,7 @@ class Feed:
         if not self._listeners:
             return
         happening = KINDS[kind](**fields)
-        for listener in self._listeners:
+        for listener in self._listeners.copy():
             with contextlib.suppress(queue.Full):
                 listener.put_nowait(happening)
 

@@ -81,7 +81,8 @@ class SizeConflicts:
 
     def _conflict(self, sector: Wanted, held: int) -> Conflict | None:
         entry = sector.entry
-        others = {served: other.entry.size for served, other in self._fetcher.having(entry.id)}
+        having = self._fetcher.providers.having(entry.id)
+        others = {served: other.entry.size for served, other in having}
         rivals = frozenset(served for served, size in others.items() if size != entry.size)
         if rivals:
             return Conflict(sector, max(others[served] for served in rivals), rivals)
@@ -121,7 +122,7 @@ class SizeConflicts:
             raise UnprovenError(conflicts)
         for conflict in conflicts:
             for rival in conflict.rivals:
-                self._fetcher.refute(rival, conflict.sector.entry.id)
+                self._fetcher.providers.refute(rival, conflict.sector.entry.id)
         wrong = [conflict.sector.entry.id for conflict in conflicts if not conflict.rivals]
         self._fetcher.cache.disposal.discard(wrong)  # these files are not the sectors
 

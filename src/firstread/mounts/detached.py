@@ -28,6 +28,8 @@ class DetachedMounts:
     def __init__(self, lock: threading.RLock, on_end: Callable[[Mount, Served], None]) -> None:
         self._lock, self._on_end = lock, on_end
         self._pairs: list[tuple[Mount, Served]] = []
+        self._are_any = threading.Event()
+        threading.Thread(target=self._sweep, name="detached", daemon=True).start()
 
     def __iter__(self) -> Iterator[tuple[Mount, Served]]:
         return iter(list(self._pairs))
@@ -36,11 +38,10 @@ class DetachedMounts:
         """Await the end of a mount."""
         with self._lock:
             self._pairs.append((mount, served))
-            if len(self._pairs) == 1:
-                threading.Thread(target=self._sweep, name="detached", daemon=True).start()
+            self._are_any.set()
 
     def _sweep(self) -> None:
-        while True:
+        while self._are_any.wait():
             time.sleep(SWEEP_S)
             ended = [pair for pair in self if not pair[0].is_used()]
             with self._lock:
@@ -48,4 +49,4 @@ class DetachedMounts:
                     self._pairs.remove(pair)
                     self._on_end(*pair)
                 if not self._pairs:
-                    return
+                    self._are_any.clear()

@@ -106,7 +106,8 @@ class LiveMounts:
             self._detached.add(record, served)
         else:
             self._live[record.mountpoint] = LiveMount(record, served)
-        self.pins_changed()
+            if record.pinned:
+                self._cache.presence.pin(served.member, on=True)
         self._images.touch(served.image.digest)
 
     def save(self, record: Mount) -> None:
@@ -173,13 +174,7 @@ class LiveMounts:
         if not mount.record.pinned:
             self.save(msgspec.structs.replace(mount.record, pinned=True))
             mount.record.pinned = True
-        self.pins_changed()
-
-    def pins_changed(self) -> None:
-        """Have what is pinned now stay in the cache, and nothing else."""
-        pinned = {mount.served for mount in self if mount.record.pinned}
-        for mount in self:
-            self._serving.pin(mount.served, on=mount.served in pinned)
+        self._cache.presence.pin(mount.served.member, on=True)
 
     def forget_if_gone(self, mountpoint: str) -> None:
         """Forget a mount that somebody else has unmounted."""
@@ -201,7 +196,8 @@ class LiveMounts:
             self._table.remove(record.taken_away())  # a lazy unmount may have written it
         self._serving.drop_policies(record.mountpoint, served)
         self.withdraw(served)
-        self.pins_changed()
+        if record.pinned and not any(m.record.pinned for m in self if m.served is served):
+            self._cache.presence.pin(served.member, on=False)
         mountpoint = Path(record.mountpoint)
         if mountpoint.parent == self._shared:
             with contextlib.suppress(OSError):

@@ -333,8 +333,9 @@ class Node:
     def status(self) -> NodeStatus:
         """Return the mounts, the store and the endpoints."""
         self._fetcher.count_answered()
+        wanted = self._fetcher.wanted()
         return NodeStatus(
-            mounts=[self._mount_status(mount) for mount in self._live],
+            mounts=[self._mount_status(mount, wanted) for mount in self._live],
             endpoints=self.network.endpoints(),
             store=self.maintenance.figures(),
             totals=self._counts.document(self._fetcher.totals),
@@ -359,7 +360,7 @@ class Node:
             **structs.asdict(history),
         )
 
-    def _mount_status(self, mount: LiveMount) -> MountStatus:
+    def _mount_status(self, mount: LiveMount, wanted: set[bytes]) -> MountStatus:
         record, served = mount.record, mount.served
         sectors = served.image.block_image.index.sectors
         present = sum(self._fetcher.presence.size(s.id) >= s.size for s in sectors)
@@ -379,7 +380,7 @@ class Node:
             prefetch=served.plan.mode if served.plan else "none",
             hot=len(served.member.hot),
             hot_present=len(served.member.hot - served.member.absent),
-            wanted=self._fetcher.wanted(served),
+            wanted=len(wanted.intersection(served.sectors)),
             read_ahead_kib=self._starts.read_ahead_kib(record),
             came_by_cause=served.history.came(),
             last_waits_s=list(served.log.last),

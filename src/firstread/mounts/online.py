@@ -126,7 +126,7 @@ class OnlineMaintenance:
         if outcome == "damaged" and repair and not mounted:
             return "removed" if self._fetcher.cache.disposal.remove(entry.id) else outcome
         if outcome == "emptied":
-            for served, wanted in self._fetcher.having(entry.id):
+            for served, wanted in self._fetcher.providers.having(entry.id):
                 served.lane.complete(wanted)
                 break
         return outcome

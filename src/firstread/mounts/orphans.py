@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError
-from firstread.mounts.table import Mount, MountTable, mounted_erofs
+from firstread.mountinfo import MountLine
+from firstread.mounts.table import Mount, MountTable, seen_mounts
 
 log = logging.getLogger("node")
 
@@ -42,7 +43,7 @@ class Orphans:
 
     Args:
         table: of the node.
-        take_over: serves a mount of it, given what stands where (`mounted_erofs`); raises
+        take_over: serves a mount of it, given what stands where (`seen_mounts`); raises
             FirstreadError if that is not possible now.
         lock: that is held while mounts change.
         changed: called after attempts, with the lock held.
@@ -52,18 +53,18 @@ class Orphans:
     def __init__(
         self,
         table: MountTable,
-        take_over: Callable[[Mount, Mapping[str, str]], None],
+        take_over: Callable[[Mount, Mapping[str, MountLine]], None],
         lock: threading.RLock,
         changed: Callable[[], None],
         retry_s: float = RETRY_S,
     ) -> None:
         self._table, self._take_over = table, take_over
         self._lock, self._changed, self._retry_s = lock, changed, retry_s
-        self._records: dict[Path, Mount | None] = {}  # None: not read yet; replaced, never changed
-        self._problems: dict[Path, FirstreadError] = {}  # likewise
+        self._records: dict[Path, Mount | None] = {}  # None: not read yet
+        self._problems: dict[Path, FirstreadError] = {}
 
     def __iter__(self) -> Iterator[Mount]:
-        return (mount for mount in self._records.values() if mount is not None)
+        return (mount for mount in list(self._records.values()) if mount is not None)
 
     def adopt_all(self) -> None:
         """Take over all mounts of the table; those that cannot be are tried again later."""
@@ -90,7 +91,8 @@ class Orphans:
 
     def claims(self, digest: str) -> bool:
         """Return whether one of them is of this image, or may be. Takes no lock."""
-        return any(mount is None or mount.digest == digest for mount in self._records.values())
+        records = list(self._records.values())
+        return any(mount is None or mount.digest == digest for mount in records)
 
     def refuse(self, place: str) -> None:
         """Leave alone what is at a mount point. With the lock held.
@@ -117,14 +119,13 @@ class Orphans:
             pause = self._retry_s if self.may_pass else min(2 * pause, LONGEST_RETRY_S)
 
     def _attempt(self) -> None:
-        standing: Mapping[str, str] | None = None
+        seen: Mapping[str, MountLine] | None = None
         for path in list(self._records):
             try:
-                standing = mounted_erofs() if standing is None else standing
-                mount = self._table.read(path)
-                self._records = {**self._records, path: mount}
+                seen = seen_mounts() if seen is None else seen
+                mount = self._records[path] = self._table.read(path)
                 if mount is not None:
-                    self._take_over(mount, standing)
+                    self._take_over(mount, seen)
             except LeftAloneError as exc:
                 self._note(self._moved(path, exc.record), exc)
             except FirstreadError as exc:
@@ -146,12 +147,12 @@ class Orphans:
         now = self._table.path(record)
         if now != path:
             self._forget(path)
-            self._records = {**self._records, now: record}
+            self._records[now] = record
         return now
 
     def _forget(self, path: Path) -> None:
-        self._records = {p: mount for p, mount in self._records.items() if p != path}
-        self._problems = {p: exc for p, exc in self._problems.items() if p != path}
+        self._records.pop(path, None)
+        self._problems.pop(path, None)
 
     def _note(self, path: Path, error: FirstreadError) -> None:
         known = self._problems.get(path)
@@ -161,7 +162,7 @@ class Orphans:
                 "is left alone" if isinstance(error, LeftAloneError) else "cannot be taken over yet"
             )
             log.warning("mount %s %s: %s", mount and mount.mountpoint, words, error)
-        self._problems = {**self._problems, path: error}
+        self._problems[path] = error
 
 
 def _lasts(error: FirstreadError) -> bool:

@@ -18,11 +18,12 @@ from firstread.cache.membership import Member
 from firstread.errors import FirstreadError
 from firstread.fetch.fetcher import Fetcher
 from firstread.fetch.served import Served
+from firstread.mountinfo import MountLine
 from firstread.mounts.live import LiveMounts
 from firstread.mounts.orphans import LeftAloneError, Orphans
 from firstread.mounts.serving import Serving
 from firstread.mounts.starting import Starts
-from firstread.mounts.table import Mount, MountTable, device_of, file_system_of
+from firstread.mounts.table import Mount, MountTable, device_of, file_system_of, source_of
 
 log = logging.getLogger("node")
 
@@ -89,11 +90,12 @@ class Recovery:
             presence.withdraw(member)
             self._fetcher.cache.mounting.unwatch(member.sizes)
 
-    def _recover(self, record: Mount, standing: Mapping[str, str]) -> None:
+    def _recover(self, record: Mount, seen: Mapping[str, MountLine]) -> None:
         source = str(self._images.metadata_path(record.digest))
-        stands = not record.detached and standing.get(record.mountpoint) == source
+        line = None if record.detached else seen.get(record.mountpoint)
+        stands = line is not None and source_of(line) == source
         if stands or record.is_used():
-            self._take_over(record, record if stands else record.taken_away())
+            self._take_over(record, record if stands else record.taken_away(), seen)
             return
         log.info("mount %s is gone", record.mountpoint)
         self._table.remove(record)
@@ -101,15 +103,16 @@ class Recovery:
             if served.image.digest == record.digest:
                 self._live.withdraw(served)  # an attempt has failed halfway
 
-    def _take_over(self, known: Mount, record: Mount) -> None:
+    def _take_over(self, known: Mount, record: Mount, seen: Mapping[str, MountLine]) -> None:
         """Serve a mount.
 
         Args:
             known: its record in the table. It stays until the mount is served, or left alone.
             record: the one that it is to have: it may have left its place.
+            seen: as of `seen_mounts`.
         """
         device = self._fetcher.presence.device
-        number, kind = file_system_of(record)
+        number, kind = file_system_of(record, seen)
         maker = device_of(record, kind)
         is_ours = maker in ("", device.name)
         if maker == "fanotify" and not is_ours:

@@ -77,10 +77,6 @@ class Serving:
         self._fetcher.withdraw(served)
         self._fetcher.cache.mounting.unwatch(served.sectors)
 
-    def pin(self, served: Served, *, on: bool) -> None:
-        """Exempt an image from eviction, or not any more."""
-        self._fetcher.presence.pin(served.member, on=on)
-
     def prepare(self, served: Served) -> None:
         """Open now by name what the fetches of absent sectors will need."""
         blobs = {sector.blob.digest: sector.blob for sector in _absent(served)}

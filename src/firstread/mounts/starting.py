@@ -73,8 +73,6 @@ class Starts:
         reads: gives how many reads of an image have waited so far.
         note: is called with the record of a mount that has started, and has the large read-ahead.
         over: is called with the record and the image of a mount that has started.
-        look_s: between looks.
-        clock: gives monotonic seconds.
     """
 
     def __init__(
@@ -83,14 +81,13 @@ class Starts:
         reads: Callable[[Served], int],
         note: Callable[[Mount], None],
         over: Callable[[Mount, Served], None],
-        look_s: float = LOOK_S,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device, self._reads, self._note, self._over = device, reads, note, over
-        self._look_s, self._clock = look_s, clock
         self._lock = threading.Lock()
         self._starts: list[_Starting] = []
+        self._are_any = threading.Event()
         self._complained = False
+        threading.Thread(target=self._run, name="starts", daemon=True).start()
 
     def begin(self, record: Mount, served: Served) -> None:
         """Give a mount that stands the read-ahead that it should have; see `Mount.starting`."""
@@ -98,11 +95,10 @@ class Starts:
         start_kib = known_kib if served.knows_start else START_KIB
         self._set(record, start_kib if record.starting else STEADY_KIB)
         says_hot = bool(served.member.hot)
-        start = Start(self._clock(), self._reads(served), _hot(served), knows_start=says_hot)
+        start = Start(time.monotonic(), self._reads(served), _hot(served), knows_start=says_hot)
         with self._lock:
             self._starts.append(_Starting(record, served, start))
-            if len(self._starts) == 1:
-                threading.Thread(target=self._run, name="starts", daemon=True).start()
+            self._are_any.set()
 
     def read_ahead_kib(self, record: Mount) -> int | None:
         """Return the read-ahead of a mount; None if it is not known here."""
@@ -124,8 +120,8 @@ class Starts:
         return True
 
     def _run(self) -> None:
-        while True:
-            time.sleep(self._look_s)
+        while self._are_any.wait():
+            time.sleep(LOOK_S)
             with self._lock:
                 looked = list(self._starts)
             ended = [each for each in looked if self._is_over(each)]
@@ -136,13 +132,13 @@ class Starts:
             with self._lock:
                 self._starts = [each for each in self._starts if each not in ended]
                 if not self._starts:
-                    return
+                    self._are_any.clear()
 
     def _is_over(self, each: _Starting) -> bool:
         served = each.served
         if not (each.record.starting and served.member.absent and each.record.is_used()):
             return True
-        return each.start.is_over(self._clock(), self._reads(served), _hot(served))
+        return each.start.is_over(time.monotonic(), self._reads(served), _hot(served))
 
 
 def _hot(served: Served) -> int:

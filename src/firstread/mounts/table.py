@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from firstread.errors import from_os_error
 from firstread.fetch.policy import Asked
 from firstread.mountinfo import MountLine, read_mountinfo
 from firstread.registry.access import Access
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("mounts")
 
@@ -122,15 +123,8 @@ class MountTable:
             mount: what to write.
             sync: wait for the disk. A record that no reboot outlives need not.
         """
-        path = self.path(mount)
-        scratch = path.with_suffix(".tmp")
         try:
-            with open(scratch, "wb") as file:
-                file.write(msgspec.json.encode(mount))
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            scratch.replace(path)
+            replace_file(self.path(mount), msgspec.json.encode(mount), sync=sync)
         except OSError as exc:
             raise from_os_error(exc, "cannot write the mount table") from exc
 
@@ -153,38 +147,38 @@ def _is_whole(data: bytes) -> bool:
         return False
 
 
+def seen_mounts() -> dict[str, MountLine]:
+    """Return what this process sees at each mount point.
+
+    The kernel writes the list anew for each look, and a node can have thousands of mounts: look
+    once for all of them.
+
+    Raises:
+        NodeError: that cannot be read now.
+    """
+    try:
+        return {os.fsdecode(mount.place): mount for mount in read_mountinfo()}  # the upper is later
+    except OSError as exc:
+        raise from_os_error(exc, "cannot read the list of mounts") from exc
+
+
 def mounted_erofs() -> dict[str, str]:
     """Return mount point to source of every EROFS or FUSE mount that this process sees.
 
     Raises:
         NodeError: that cannot be read now.
     """
-    try:
-        return erofs_in(read_mountinfo())
-    except OSError as exc:
-        raise from_os_error(exc, "cannot read the list of mounts") from exc
+    return erofs_in(seen_mounts().values())
 
 
-def mount_at(mountpoint: str) -> MountLine | None:
-    """Return what is mounted at a mount point; None for nothing.
-
-    Raises:
-        NodeError: that cannot be read now.
-    """
-    try:
-        mounts = read_mountinfo()
-    except OSError as exc:
-        raise from_os_error(exc, "cannot read the list of mounts") from exc
-    return {os.fsdecode(mount.place): mount for mount in mounts}.get(mountpoint)
-
-
-def file_system_of(mount: Mount) -> tuple[int, str]:
+def file_system_of(mount: Mount, seen: Mapping[str, MountLine]) -> tuple[int, str]:
     """Return device number and type of a mount's file system, as far as they are known.
 
-    Raises:
-        NodeError: the list of mounts cannot be read now.
+    Args:
+        mount: its record.
+        seen: as of `seen_mounts`.
     """
-    known, line = mount.file_system, None if mount.detached else mount_at(mount.mountpoint)
+    known, line = mount.file_system, None if mount.detached else seen.get(mount.mountpoint)
     number = known.device if known else line.device if line else 0
     return number, os.fsdecode(line.kind) if line else known.kind if known else ""
 
@@ -209,8 +203,9 @@ def standing(root: Path, device: str) -> str:
     Raises:
         NodeError: that cannot be told now.
     """
+    seen = seen_mounts()
     for mount in MountTable(root).load(tidy=False):
-        line = None if mount.detached else mount_at(mount.mountpoint)
+        line = None if mount.detached else seen.get(mount.mountpoint)
         known = mount.file_system
         if line and device_of(mount, os.fsdecode(line.kind)) == device:
             return mount.mountpoint
@@ -220,13 +215,12 @@ def standing(root: Path, device: str) -> str:
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:
-    """Return mount point to source of each such mount that is not hidden by another mount.
+    """Return mount point to source of each such mount that is not hidden by another mount."""
+    found = {os.fsdecode(mount.place): source_of(mount) for mount in mounts}
+    return {place: source for place, source in found.items() if source is not None}
 
-    The source is the metadata, also where that of the mount is its flat form.
-    """
-    found = {os.fsdecode(mount.place): mount for mount in mounts}
-    return {
-        place: os.fsdecode(mount.source).removesuffix(FLAT)
-        for place, mount in found.items()
-        if mount.kind in _KINDS
-    }
+
+def source_of(mount: MountLine) -> str | None:
+    """Return the metadata of a mount, also if its source is the flat form; None of other kinds."""
+    source = os.fsdecode(mount.source).removesuffix(FLAT)
+    return source if mount.kind in _KINDS else None

@@ -75,9 +75,9 @@ def group_of(container_id: str) -> str:
     return f"/firstread/{container_id}"
 
 
-def remove_groups(container_id: str, root: Path = _ROOT) -> None:
+def remove_groups(container_id: str) -> None:
     """Remove the groups of a container, if they have no process."""
-    for hierarchy in (root, *root.glob("*/")):
+    for hierarchy in (_ROOT, *_ROOT.glob("*/")):
         with contextlib.suppress(OSError):
             os.rmdir(f"{hierarchy}{group_of(container_id)}")
 

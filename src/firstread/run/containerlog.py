@@ -74,9 +74,11 @@ class LogWriter:
 
     def _append(self, record: bytes) -> None:
         if self._size and self._size + len(record) > self._file_bytes:
-            os.replace(self._path, rotated(self._path))
-            os.close(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):  # the last attempt got no further
+                os.replace(self._path, rotated(self._path))
+            before = self._descriptor
             self._open()
+            os.close(before)  # last: if there is no new file, nobody else has this number
         written = os.write(self._descriptor, record)
         if written < len(record):
             os.ftruncate(self._descriptor, self._size)  # a half record would end every reader

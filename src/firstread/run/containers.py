@@ -32,10 +32,11 @@ import msgspec
 
 from firstread.errors import UsageError, from_os_error
 from firstread.private import private_directory
-from firstread.run.document import to_json, write_private
+from firstread.run.document import to_json
 from firstread.run.names import make_name
 from firstread.run.processes import ProcessIdentity, identify, is_alive
 from firstread.trees import remove_tree
+from firstread.wholefile import replace_file
 
 if TYPE_CHECKING:
     from firstread.run.options import RunOptions
@@ -153,7 +154,7 @@ class ContainerStore:
             content = to_json(record)
             try:
                 new.mkdir(mode=0o700)
-                write_private(new / _RECORD, content)
+                replace_file(new / _RECORD, content)
                 new.rename(self.directory(record))
             except OSError as exc:
                 shutil.rmtree(new, ignore_errors=True)
@@ -166,11 +167,8 @@ class ContainerStore:
         Raises:
             NodeError: the disk refuses.
         """
-        path = self.directory(record) / _RECORD
-        new = path.with_suffix(".new")
         try:
-            write_private(new, to_json(record))
-            os.replace(new, path)
+            replace_file(self.directory(record) / _RECORD, to_json(record))
         except OSError as exc:
             raise from_os_error(exc, "cannot write the container's record") from exc
 

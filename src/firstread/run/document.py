@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON files of a container: its record, and the runtime's configuration.
+"""JSON documents of a container: its record, and the runtime's configuration.
 
-Owns the encoding and the files' modes, since some contain secrets. Invariant: an argument that is
-not text, and so cannot be in JSON, raises an error that names it.
+Owns the encoding. Invariant: an argument that is not text, and so cannot be in JSON, raises an
+error that names it.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import msgspec
 
@@ -26,17 +25,6 @@ def to_json(document: object) -> bytes:
         return msgspec.json.encode(document)
     except UnicodeEncodeError as exc:
         raise UsageError(f"not UTF-8: '{printable(_typed(exc.object))}'") from exc
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, over an older one.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(content)
 
 
 def _typed(text: str) -> bytes:

@@ -25,12 +25,13 @@ from firstread.errors import NodeError, UsageError, from_os_error
 from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit_code
 from firstread.run.cgroups import read_cgroups
 from firstread.run.containers import ContainerStore, Record
-from firstread.run.document import to_json, write_private
+from firstread.run.document import to_json
 from firstread.run.lifecycle import RUNTIME_STATE
 from firstread.run.processes import is_alive
 from firstread.run.runtime import Runtime, find_runtime
 from firstread.run.streams import caller_streams, check_terminal
 from firstread.run.users import resolve_user
+from firstread.wholefile import replace_file
 
 _PROCESS = "process.json"  # where `Runtime.exec` expects it
 
@@ -124,7 +125,7 @@ def _scratch(bundle: Path, process: bytes) -> Iterator[Path]:
     directory = bundle / f"exec-{os.urandom(8).hex()}"
     try:
         directory.mkdir(mode=0o700)
-        write_private(directory / _PROCESS, process)
+        replace_file(directory / _PROCESS, process)
         yield directory
     except FileNotFoundError as exc:
         raise UsageError("the container was removed meanwhile") from exc

@@ -28,7 +28,7 @@ from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.containerlog import LogWriter
 from firstread.run.containers import ContainerStore, Record, now, reserve_container
 from firstread.run.devices import find_devices, host_devices
-from firstread.run.document import to_json, write_private
+from firstread.run.document import to_json
 from firstread.run.early import check_early
 from firstread.run.etc import write_etc
 from firstread.run.monitor import Report, run_detached
@@ -48,6 +48,7 @@ from firstread.run.streams import (
 )
 from firstread.run.users import resolve_user
 from firstread.run.volumes import make_volumes
+from firstread.wholefile import replace_file
 
 _log = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ def _make_bundle(job: _Job) -> None:
     )
     spec = to_json(runtime_spec(job.image, options, site))
     try:
-        write_private(directory / "config.json", spec)
+        replace_file(directory / "config.json", spec)
     except OSError as exc:
         raise from_os_error(exc, "cannot write the container's bundle") from exc
 

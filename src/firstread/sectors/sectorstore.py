@@ -5,14 +5,12 @@ Owns creation, sizes and durability of sector files; `firstread.sectors.storelay
 layout. Does not fetch, verify, mark or choose what to evict. Invariants:
 
 * A file is a verified prefix of its sector: empty, it is absent; with all bytes, present. It only
-  grows by verified frames, or is emptied. The exception has the mode `NO_PREFIX` and a record of
-  its frames (`firstread.sectors.holes`); only devices that fill at random make such files.
+  grows by verified frames, or is emptied.
 * A file without the owner's write permission is flushed: its bytes are on the disk. Other
   files are trusted only while the kernel that wrote them is running, because after a power loss a
   file can have its full size and zeros inside. So `claim` after a reboot makes such files
-  unverified, by their mode, and empties those with holes. Before an unverified file's sector is
-  mounted it is set aside, and an empty file takes its name; its bytes go back there if they turn
-  out to be the sector's.
+  unverified, by their mode. Before an unverified file's sector is mounted it is set aside, and an
+  empty file takes its name; its bytes go back there if they turn out to be the sector's.
 """
 
 from __future__ import annotations
@@ -26,12 +24,10 @@ from typing import Self
 
 from firstread.errors import NodeError, from_os_error, is_disk_full
 from firstread.sectors import storelock
-from firstread.sectors.frameset import FrameSet
-from firstread.sectors.holes import HoleRecords
 from firstread.sectors.storelayout import (
     FLUSHED,
-    NO_PREFIX,
     UNFLUSHED,
+    UNVERIFIED,
     doing,
     file_name,
     lay_out,
@@ -77,7 +73,6 @@ class SectorStore:
                 require_filesystem(root, filesystems)
             lay_out(root)
             self.unverified = UnverifiedFiles(root)
-            self._holes = HoleRecords(root)
             self._dirfd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def fileno(self) -> int:
@@ -128,11 +123,9 @@ class SectorStore:
         boot_id = _BOOT_ID.read_text()
         if read_or_none(record) == boot_id:
             return
-        for sector_id in self.with_holes():
-            self.empty(sector_id)
         for sector_id, status in self._files():
             if status.st_size and status.st_mode & stat.S_IWUSR:
-                os.chmod(file_name(sector_id), NO_PREFIX, dir_fd=self._dirfd)
+                os.chmod(file_name(sector_id), UNVERIFIED, dir_fd=self._dirfd)
         try:
             write_durably(record, boot_id)
         except OSError as exc:
@@ -156,42 +149,7 @@ class SectorStore:
 
     def _is_unverified(self, sector_id: bytes) -> bool:
         status = self.look(sector_id)
-        return status is not None and lacks_prefix(status) and self.holed(sector_id) is None
-
-    # -- files with holes ----------------------------------------------------------------------
-
-    def with_holes(self) -> dict[bytes, FrameSet]:
-        """Return the frames of each file with holes; records of other files are removed."""
-        found = {}
-        for sector_id in self._holes.ids():
-            frames = self.holed(sector_id)
-            if frames is None:
-                self._holes.remove(sector_id)
-            else:
-                found[sector_id] = frames
-        return found
-
-    def holed(self, sector_id: bytes) -> FrameSet | None:
-        """Return the frames of a file with holes; None if it has none, or they are not known."""
-        status = self.look(sector_id)
-        frames = self._holes.read(sector_id) if status and lacks_prefix(status) else None
-        return frames if status and frames and frames.end <= status.st_size else None
-
-    def allow_holes(self, sector_id: bytes, prefix: int) -> None:
-        """Let a file, which is a prefix still, have holes: before the first byte behind one."""
-        self._holes.begin(sector_id, prefix)
-        with doing("cannot change the mode of a sector file"):
-            os.chmod(file_name(sector_id), NO_PREFIX, dir_fd=self._dirfd)
-
-    def note_frames(self, sector_id: bytes, start: int, end: int) -> None:
-        """Note which bytes of a file with holes were written."""
-        self._holes.add(sector_id, start, end)
-
-    def close_holes(self, sector_id: bytes) -> None:
-        """Note that a file has no holes any more: it is a prefix like others."""
-        with doing("cannot change the mode of a sector file"):
-            os.chmod(file_name(sector_id), UNFLUSHED, dir_fd=self._dirfd)
-        self._holes.remove(sector_id)
+        return status is not None and is_unverified(status)
 
     # -- sector files --------------------------------------------------------------------------
 
@@ -228,11 +186,7 @@ class SectorStore:
     def size(self, sector_id: bytes) -> int:
         """Return the bytes that a sector's file has; 0 if there is no file."""
         status = self.look(sector_id)
-        return self._bytes(sector_id, status) if status else 0
-
-    def _bytes(self, sector_id: bytes, status: os.stat_result) -> int:
-        frames = self.holed(sector_id) if lacks_prefix(status) else None
-        return frames.size if frames else status.st_size
+        return status.st_size if status else 0
 
     def is_flushed(self, sector_id: bytes) -> bool:
         """Return whether a sector was whole, and written to the disk as such."""
@@ -254,7 +208,7 @@ class SectorStore:
             status = self.look(sector_id)
             if status is None:
                 self._make(sector_id)
-            sizes.append(self._bytes(sector_id, status) if status else 0)
+            sizes.append(status.st_size if status else 0)
         return sizes
 
     def _make(self, sector_id: bytes) -> None:
@@ -306,7 +260,6 @@ class SectorStore:
             os.truncate(self.path(sector_id), 0)
             if mode & stat.S_IXUSR:
                 os.chmod(name, UNFLUSHED, dir_fd=self._dirfd)
-                self._holes.remove(sector_id)
 
     def remove(self, ids: Iterable[bytes]) -> None:
         """Delete sector files that no mount uses: a mount would keep the nameless file."""
@@ -319,7 +272,7 @@ class SectorStore:
     def sizes(self) -> Iterator[tuple[bytes, int]]:
         """Yield (sector id, size in bytes) of every file in the store, empty ones too."""
         for sector_id, status in self._files():
-            yield sector_id, self._bytes(sector_id, status)
+            yield sector_id, status.st_size
 
     def _files(self) -> Iterator[tuple[bytes, os.stat_result]]:
         with doing("cannot read the sector store"):
@@ -346,6 +299,6 @@ class SectorStore:
             return found.f_favail if found.f_files else None
 
 
-def lacks_prefix(status: os.stat_result) -> bool:
-    """Return whether a file's mode says that its bytes are not a verified prefix."""
+def is_unverified(status: os.stat_result) -> bool:
+    """Return whether a file's mode says that a reboot has left its bytes."""
     return bool(status.st_mode & stat.S_IXUSR)

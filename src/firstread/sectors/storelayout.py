@@ -7,7 +7,6 @@ Owns names and layout, version 1 (changing it breaks every existing store)::
     ROOT/lock            locked with flock(2) by the daemon; holds its process number
     ROOT/boot            boot id of the kernel under which sectors were last written
     ROOT/aside/          unverified files whose sector is mounted, by the sector id
-    ROOT/frames/         made when needed: which frames a file with holes has, by the sector id
     ROOT/sectors/ab/     256 directories, by the first byte of the sector id
         ab01…            one file per sector, named with all 64 hexadecimal digits
 
@@ -16,7 +15,7 @@ A sector file's mode says what is known of its bytes:
 ====== =================================================================================
 0600   a verified prefix, not flushed: trusted while the kernel that wrote it is running
 0400   a whole sector that is on the disk
-0700   not to be taken for a prefix: unverified, or with holes if ``frames/`` has a record
+0700   unverified
 ====== =================================================================================
 """
 
@@ -34,7 +33,7 @@ from firstread.mountinfo import filesystem_of
 
 UNFLUSHED = 0o600
 FLUSHED = 0o400
-NO_PREFIX = 0o700
+UNVERIFIED = 0o700
 
 _FORMAT = {"format": "firstread sector store", "version": 1}
 _SECTOR_NAME = re.compile("[0-9a-f]{64}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from firstread.cache.imagestore import ImageStore
+from firstread.cache.imagestore import image_directory
 from firstread.control.client import Client, connected
 from firstread.errors import ImageError, NotFoundError
 from firstread.mounts.pulls import Seats
@@ -97,7 +97,7 @@ class DaemonImages:
 
     def usage(self, reference: str) -> tuple[int, int]:
         digest = parse_reference(reference).digest or ""
-        return usage(ImageStore(self._root, tidy=False).metadata_path(digest).parent)
+        return usage(image_directory(self._root, digest))
 
     def mount(self, reference: str, snapshot: int) -> Path:
         holder = f"{HOLDER}{snapshot}"

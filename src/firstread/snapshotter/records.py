@@ -14,6 +14,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +147,12 @@ class Records:
                 parent = found[-1].parent_id
         return found
 
-    def has_children(self, record: Record) -> bool:
-        """Return whether a snapshot has this one as its parent."""
+    def children(self, record: Record | None) -> list[Record]:
+        """Return the snapshots that have this one as their parent; for None those without one."""
+        parent = record.id if record else None
         with self._lock:
-            query = "SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1"
-            return self._db.execute(query, (record.id,)).fetchone() is not None
+            rows = self._db.execute(f"{_SELECT} WHERE s.parent IS ?", (parent,)).fetchall()
+        return [_record(row) for row in rows]
 
     def add(
         self,
@@ -158,10 +160,10 @@ class Records:
         parent: Record | None,
         kind: Kind,
         labels: Mapping[str, str],
-        now: int,
         lazy: Lazy | None = None,
     ) -> Record:
         """Write a new record."""
+        now = time.time_ns()
         with self.transaction():
             self._db.execute(
                 "INSERT INTO snapshots (name, parent, kind, created, updated, labels, image,"
@@ -187,9 +189,9 @@ class Records:
         parent: Record | None,
         labels: Mapping[str, str],
         usage: tuple[int, int],
-        now: int,
     ) -> None:
         """Make an active snapshot a committed one, with another name."""
+        now = time.time_ns()
         with self.transaction():
             self._db.execute(
                 "UPDATE snapshots SET name = ?, parent = ?, kind = ?, created = ?, updated = ?,"
@@ -214,12 +216,12 @@ class Records:
                 (*usage, record.id),
             )
 
-    def relabel(self, record: Record, labels: Mapping[str, str], now: int) -> Record:
+    def relabel(self, record: Record, labels: Mapping[str, str]) -> Record:
         """Replace the labels of a snapshot; return it."""
         with self.transaction():
             self._db.execute(
                 "UPDATE snapshots SET labels = ?, updated = ? WHERE id = ?",
-                (_json(labels), now, record.id),
+                (_json(labels), time.time_ns(), record.id),
             )
             return self._get(record.name)
 

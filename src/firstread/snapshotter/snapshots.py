@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,7 +58,6 @@ class Snapshotter:
         images: that are lazy.
         policy: of the node.
         attached: finds the conversion of an ordinary image.
-        clock: gives nanoseconds since 1970.
         find_image: finds the image of a layer when the client does not name it.
         unpack: unpacks a lazy layer that another image needs.
     """
@@ -71,7 +69,6 @@ class Snapshotter:
         images: Images,
         policy: Policy = LENIENT,
         attached: Attached = none_attached,
-        clock: Callable[[], int] = time.time_ns,
         find_image: FindImage = none_known,
         unpack: Unpack | None = None,
     ) -> None:
@@ -79,7 +76,6 @@ class Snapshotter:
         self._directories = directories
         self._images = images
         self._policy = policy
-        self._clock = clock
         self._choice = ImageChoice(images, policy, attached, find_image)
         self._ordinary = OrdinarySnapshots(records, directories, policy, unpack)
         self._left: set[str] = set()  # images that have lost a snapshot since the last cleanup
@@ -151,8 +147,9 @@ class Snapshotter:
                 raise RefusalError(Refusal.NOT_FOUND, f"parent {parent} of snapshot {key}")
             if base is not None and base.kind is not Kind.COMMITTED:
                 raise RefusalError(Refusal.FAILED_PRECONDITION, f"parent {parent} is not committed")
-            self._records.commit(record, name, base, labels, measured, self._clock())
-        self._release(record)
+            below = self._records.ancestors(record)
+            self._records.commit(record, name, base, labels, measured)
+        self._release(record, below)
 
     def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str]) -> Record:
         """Change all labels, or those that `paths` name as ``labels.NAME``."""
@@ -168,20 +165,21 @@ class Snapshotter:
                 else:
                     message = f"cannot update {path!r} of snapshot {key!r}"
                     raise RefusalError(Refusal.INVALID_ARGUMENT, message)
-            return self._records.relabel(record, changed, self._clock())
+            return self._records.relabel(record, changed)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot that has no children."""
         with self._records.transaction():
             record = self._found(key)
-            if self._records.has_children(record):
+            if self._records.children(record):
                 message = f"cannot remove snapshot {key}: it has children"
                 raise RefusalError(Refusal.FAILED_PRECONDITION, message)
+            below = self._records.ancestors(record)
             self._records.remove(record)
             if record.lazy is not None:
                 self._left.add(record.lazy.image)
         self._directories.remove(record.id)
-        self._release(record)
+        self._release(record, below)
 
     def cleanup(self) -> None:
         """Remove what crashes left behind, and images without a snapshot.
@@ -202,26 +200,27 @@ class Snapshotter:
             left, self._left = self._left, set()
             used = {record.lazy.image for record in self._records.all() if record.lazy is not None}
         if gone := left - used:
-            self._images.drop(gone)
+            try:
+                self._images.drop(gone)
+            except FirstreadError:
+                with self._records.transaction():
+                    self._left |= gone  # the next cleanup tries again
+                raise
 
     def _remember(self, asked: Asked, parent: str, labels: Mapping[str, str], lazy: Lazy) -> None:
         """Record a new lazy snapshot, with all that unpacking it would need."""
         found = {IMAGE: asked.image, MANIFEST: asked.manifest, LAYERS: asked.layer}
         with self._records.transaction():
             base = self._parent(parent)
-            known = [
-                record
-                for record in self._records.all()
-                if record.labels.get(TARGET) == asked.target
-                and record.parent == parent
-                and record.kind is Kind.COMMITTED
-            ]
-            if known:
+            if any(
+                record.labels.get(TARGET) == asked.target and record.kind is Kind.COMMITTED
+                for record in self._records.children(base)
+            ):
                 return
             name = asked.target
             if self._records.find(name):  # on another parent, of another namespace
                 name = f"{asked.target} on {base.id if base else 0}"
-            self._records.add(name, base, Kind.COMMITTED, {**labels, **found}, self._clock(), lazy)
+            self._records.add(name, base, Kind.COMMITTED, {**labels, **found}, lazy)
         if lazy.whole and asked.last:
             self.fallbacks.lazy(asked.image)
 
@@ -233,7 +232,7 @@ class Snapshotter:
             base = self._parent(parent)
             if self._records.find(key):
                 raise RefusalError(Refusal.ALREADY_EXISTS, f"snapshot {key}")
-            record = self._records.add(key, base, kind, labels, self._clock())
+            record = self._records.add(key, base, kind, labels)
             self._directories.make(record.id, writable=kind is Kind.ACTIVE)
         try:
             lower = self._lower(record)
@@ -263,10 +262,14 @@ class Snapshotter:
             lower.append(self._directories.upper(ancestor.id))
         return lower
 
-    def _release(self, record: Record) -> None:
-        """Release the image below a snapshot; `cleanup` tries again."""
-        ancestors = self._records.ancestors(record)
-        if not any(ancestor.lazy or ancestor.was_lazy for ancestor in ancestors):
+    def _release(self, record: Record, below: Sequence[Record]) -> None:
+        """Release the image below a snapshot; `cleanup` tries again.
+
+        Args:
+            record: of the snapshot.
+            below: its ancestors, which somebody else may remove by now.
+        """
+        if not any(ancestor.lazy or ancestor.was_lazy for ancestor in below):
             return  # ordinary images need no daemon
         try:
             self._images.release(record.id)

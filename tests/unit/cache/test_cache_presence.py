@@ -3,7 +3,7 @@
 
 A model of kernel, supervisor and readers around the real `Presence`, `Mounting` and `Disposal` on
 a real store. Verified bytes are one repeated byte, so a hole, a short file or a damaged byte shows
-in what a reader copies. Once for a device that fills prefixes, once for one that fills at random.
+in what a reader copies.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ class PresenceMachine(RuleBasedStateMachine):
     """Every step of every thread is a rule, so hypothesis chooses the interleaving."""
 
     root: Path
-    random_fill = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +145,6 @@ class PresenceMachine(RuleBasedStateMachine):
             lambda reads: self.events.extend(read.number for read in reads),
             lambda sector: not self.reads_of(sector, self.waiting),
             grace_s=GRACE,
-            random_fill=self.random_fill,
         )
         self.presence.grace_s = 0  # for what sleeps: time is the model's
         self.presence.sizes = Told(self.publish)
@@ -184,7 +182,7 @@ class PresenceMachine(RuleBasedStateMachine):
     def read(self, sector: bytes, first: int, count: int) -> None:
         reader = Reader(sector, first * FRAME, min(first + count, FRAMES) * FRAME)
         marked = self.store.names([sector])[0] in self.kernel.names
-        if not (marked or self.random_fill) or reader.end <= self.table[sector]:
+        if not marked or reader.end <= self.table[sector]:
             self.let_go(reader)
             return
         self.serial += 1
@@ -239,8 +237,9 @@ class PresenceMachine(RuleBasedStateMachine):
     def satisfy(self) -> None:
         """A lane looks which of its reads are covered."""
         for number in list(self.waiting):
-            reader = self.asking[number]
-            if self.presence.covers(reader.sector, reader.start, reader.end):
+            reader, presence = self.asking[number], self.presence
+            covered = reader.end <= presence.prefix(reader.sector)
+            if covered and not presence.is_doubted(reader.sector):
                 self.waiting.remove(number)
                 self.answer(number)
 
@@ -256,7 +255,7 @@ class PresenceMachine(RuleBasedStateMachine):
         fill = data.draw(st.sampled_from(idle))
         start = frame * FRAME
         prefix = self.presence.prefix(fill.sector)
-        if not self.random_fill and start > prefix:
+        if start > prefix:
             before = os.fstat(fill.fd).st_size
             with pytest.raises(NodeError, match="would leave a hole"):
                 self.presence.reach(fill.sector, start)
@@ -272,7 +271,7 @@ class PresenceMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         fill = next(fill for fill in self.fills if fill.written)
         assert fill.written
-        self.presence.commit(fill.sector, *fill.written)
+        self.presence.commit(fill.sector, fill.written[1])
         fill.written = None
         if self.presence.size(fill.sector) == WHOLE:
             self.presence.present(fill.sector, fill.fd)
@@ -404,21 +403,9 @@ class PresenceMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_known_is_in_the_file(self) -> None:
         for sector in (A, B):
-            found = self.presence.frames[sector]
-            assert found.end <= os.fstat(self.files[sector]).st_size
-            for start, end in ((0, found.prefix), *found.pieces):
-                data = os.pread(self.files[sector], end - start, start)
-                rotten = self.presence.is_doubted(sector)
-                assert data == GOOD * (end - start) or rotten
-
-    @invariant()
-    def a_file_with_holes_says_so(self) -> None:
-        for sector in (A, B):
-            status = os.fstat(self.files[sector])
-            if self.presence.frames[sector].has_holes:
-                assert self.random_fill
-                assert status.st_mode & 0o100
-                assert self.store.holed(sector) == self.presence.frames[sector]
+            size = self.presence.size(sector)
+            data = os.pread(self.files[sector], size, 0)
+            assert data == GOOD * size or (len(data) == size and self.presence.is_doubted(sector))
 
     @invariant()
     def absent_bytes_are_watched(self) -> None:
@@ -448,12 +435,10 @@ class PresenceMachine(RuleBasedStateMachine):
 
     def finish(self, fill: Fill) -> None:
         for start in range(0, WHOLE, FRAME):
-            if fill in self.fills and not self.presence.frames[fill.sector].covers(
-                start, start + FRAME
-            ):
+            if fill in self.fills and self.presence.size(fill.sector) < start + FRAME:
                 self.presence.reach(fill.sector, start)
                 os.pwrite(fill.fd, GOOD * FRAME, start)
-                self.presence.commit(fill.sector, start, start + FRAME)
+                self.presence.commit(fill.sector, start + FRAME)
         if fill in self.fills:
             self.presence.present(fill.sector, fill.fd)
             self.end(fill)
@@ -466,12 +451,6 @@ class PresenceMachine(RuleBasedStateMachine):
             self.finish(self.fills[0])
 
 
-class RandomFillMachine(PresenceMachine):
-    """The same on a device that fills at random."""
-
-    random_fill = True
-
-
 @pytest.fixture(scope="module", autouse=True)
 def root() -> Iterator[None]:
     memory = Path("/dev/shm")  # nothing waits for a disk here
@@ -480,11 +459,8 @@ def root() -> Iterator[None]:
     shutil.rmtree(PresenceMachine.root)
 
 
-FEW = settings(max_examples=100, stateful_step_count=50, deadline=None)
-TestPrefixFill = PresenceMachine.TestCase
-TestPrefixFill.settings = FEW
-TestRandomFill = RandomFillMachine.TestCase
-TestRandomFill.settings = FEW
+TestPresence = PresenceMachine.TestCase
+TestPresence.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 def with_a_whole_sector(machine: PresenceMachine) -> PresenceMachine:
@@ -513,7 +489,7 @@ def test_the_model_can_tell_a_hole() -> None:
     machine = PresenceMachine()
     os.pwrite(machine.files[A], GOOD * FRAME, FRAME)
     with machine.presence.holding(A):
-        machine.presence.commit(A, 0, 2 * FRAME)
+        machine.presence.commit(A, 2 * FRAME)
     with pytest.raises(AssertionError):
         machine.what_is_known_is_in_the_file()
     machine.read(A, 0, 2)
@@ -561,7 +537,7 @@ def test_nothing_is_said_of_what_no_mount_has_open() -> None:
     presence.serve(machine.member)
     with presence.holding(B):
         os.pwrite(machine.files[B], GOOD * FRAME, 0)
-        presence.commit(B, 0, FRAME)
+        presence.commit(B, FRAME)
     assert machine.table == {A: 0, B: 0}
     machine.mounting.prepare(machine.member, "never")
     with machine.mounting.opening(machine.member, [A]), machine.device.opening([A, B]):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -182,6 +183,12 @@ def test_descriptors_without_room_are_no_end_of_a_mount(ends: Ends, spare: int) 
 # -- the supervisor --------------------------------------------------------------------------------
 
 
+def await_end(fetcher: FetcherProcess) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not fetcher.process.ended():
+        assert time.monotonic() < deadline
+
+
 class NoEvents:
     """The reads of a node without fanotify."""
 
@@ -266,9 +273,7 @@ def test_a_standby_that_cannot_be_told_of_a_mount_ends(
     send_held(theirs, Keep(48, ours))
     assert fetchers._hear(current)
     assert names(fetchers.kept.pairs[48]) == BOTH
-    deadline = time.monotonic() + PATIENCE_S
-    while not standby.process.ended():
-        assert time.monotonic() < deadline
+    await_end(standby)
     assert standby.process.code == -9
     close(ours)
 
@@ -288,3 +293,19 @@ def test_a_standby_is_told_of_mounts(supervisor: Supervisor) -> None:
     assert not fetchers.kept.pairs
     for fds in (ours, came.pair):
         close(fds)
+
+
+def test_a_fetcher_starts_however_many_mounts_are_kept(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word of a command line has room for those of some 5,000 mounts."""
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    monkeypatch.setattr("firstread.daemon.fetchers.FIXED", {})
+    fetchers, ours = supervisor.fetchers, pair()
+    fetchers.kept.pairs = dict.fromkeys(range(1 << 20, (1 << 20) + 10_000), ours)
+    made = fetchers._launch(Stage.STARTS)
+    fetchers.kept.pairs = {}
+    await_end(made)
+    assert made.process.code == 0
+    fetchers._hang_up(made)
+    close(ours)

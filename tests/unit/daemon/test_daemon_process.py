@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from firstread.daemon import process
 from firstread.daemon.process import Process
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import few_descriptors
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -49,3 +52,15 @@ def test_a_signal_ends_a_child_that_does_not_execute_yet(
         child.signal(signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGTERM)
     assert heard == [signal.SIGTERM]  # ours, and its handler is here still
+
+
+def test_a_child_that_cannot_be_watched_does_not_stay() -> None:
+    """A fetcher without a supervisor would become a second one."""
+    before = children()
+    with few_descriptors(os.getpid()), pytest.raises(OSError, match="Too many open files"):
+        Process.start(SLEEPS)
+    assert children() == before
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()

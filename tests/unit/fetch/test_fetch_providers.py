@@ -101,10 +101,13 @@ def test_a_sector_is_found_as_long_as_an_image_that_has_it_is_served(make: Make)
     assert first(found, TWO) is None
     found.add(a)
     assert having(found, ONE) == [b, a]  # in the order in which they were served
+    for one, sector in found.having(ONE):
+        found.note_useless(sector, one.lane)
     found.remove(a)
     found.remove(b)
     assert having(found, ONE) == []
     assert found._served == {}
+    assert found._useless == {}  # an image is large
     assert found._members.having(ONE) == ()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstread.errors import FirstreadError, ImageError, NodeError
+from firstread.mountinfo import MountLine
 from firstread.mounts.orphans import LeftAloneError, Orphans
 from firstread.mounts.table import Mount, MountTable
 from firstread.testing.patience import PATIENCE_S
@@ -30,7 +31,7 @@ class Node:
         self.lock = threading.RLock()
         self.orphans = Orphans(self.table, self.take_over, self.lock, self.changed, 0.01)
 
-    def take_over(self, mount: Mount, _: Mapping[str, str]) -> None:
+    def take_over(self, mount: Mount, _: Mapping[str, MountLine]) -> None:
         if self.obstacle is not None:
             raise self.obstacle
         self.taken.append(mount.mountpoint)

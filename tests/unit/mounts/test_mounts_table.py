@@ -18,6 +18,7 @@ from firstread.mounts.table import (
     device_of,
     erofs_in,
     file_system_of,
+    seen_mounts,
     standing,
 )
 from firstread.registry.access import Access
@@ -144,12 +145,12 @@ def test_access_has_the_patience_of_a_lane() -> None:
 def test_a_mount_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
     boot, device = FileSystem.at(Path("/")).boot_id, os.stat("/").st_dev
     standing_root = Mount("/", MOUNT.image, MOUNT.digest)
-    number, kind = file_system_of(standing_root)
+    number, kind = file_system_of(standing_root, seen_mounts())
     assert number == device
     assert kind
     named = Mount("/gone", "x", "y", file_system=FileSystem(boot, 7, "erofs/n"), detached=True)
-    assert file_system_of(named) == (7, "erofs")
-    assert file_system_of(Mount("/gone", "x", "y")) == (0, "")
+    assert file_system_of(named, seen_mounts()) == (7, "erofs")
+    assert file_system_of(Mount("/gone", "x", "y"), seen_mounts()) == (0, "")
     table = MountTable(tmp_path)
     for mount in (standing_root, named):
         table.save(mount)

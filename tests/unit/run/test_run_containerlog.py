@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstread.run.containerlog import LogEntry, LogWriter, last_lines, read_log, rotated
+from firstread.testing.shortage import few_descriptors
 
 PIECES = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.binary(min_size=1)))
 
@@ -157,6 +158,20 @@ def test_a_full_disk_drops_output(tmp_path: Path) -> None:
 
 def pieces(*written: tuple[str, bytes]) -> list[LogEntry]:
     return [LogEntry(str(n), stream, content) for n, (stream, content) in enumerate(written)]
+
+
+def test_a_file_that_cannot_be_begun_is_begun_later(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = LogWriter(path, file_bytes=100)
+    log.write("stdout", b"a" * 60 + b"\n")
+    with few_descriptors(os.getpid()):
+        log.write("stdout", b"b" * 60 + b"\n")
+    assert log.dropped_bytes == 61
+    other = os.open(os.devnull, os.O_RDONLY)
+    log.write("stdout", b"c" * 60 + b"\n")
+    log.close()
+    os.close(other)  # it was nobody else's
+    assert [entry.content[:1] for entry in read_log(path)] == [b"a", b"c"]
 
 
 @pytest.mark.parametrize(

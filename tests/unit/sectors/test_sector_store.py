@@ -210,6 +210,14 @@ def test_after_a_reboot_unflushed_files_are_set_aside_before_a_mount(root: Path)
             store.unverified.open(IDS[2])
 
 
+def test_a_file_that_was_being_emptied_is_not_set_aside(store: SectorStore) -> None:
+    """A process can die between the two steps of that."""
+    store.ensure(IDS)
+    store.path(IDS[0]).chmod(0o700)
+    assert store.set_aside(IDS) == []
+    assert stat.S_IMODE(store.path(IDS[0]).stat().st_mode) == 0o600
+
+
 def test_a_flush_verifies_nothing(root: Path) -> None:
     with opened(root) as store:
         store.claim()

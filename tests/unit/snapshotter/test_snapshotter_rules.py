@@ -215,6 +215,33 @@ def test_what_could_not_be_released_is_released_later(node: Node) -> None:
     assert node.images.holders == {}
 
 
+def test_an_image_is_released_whose_snapshots_go_at_the_same_time(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = node.prepare("c1", "", layer(last=True, converted=True))
+    node.snapshots.prepare("container", top, {})
+    remove = node.directories.remove
+
+    def remove_both(number: int) -> None:
+        remove(number)
+        monkeypatch.undo()
+        node.snapshots.remove(top)  # as another thread can do just now
+
+    monkeypatch.setattr(node.directories, "remove", remove_both)
+    node.snapshots.remove("container")
+    assert node.images.holders == {}
+
+
+def test_an_image_that_could_not_be_dropped_is_dropped_later(node: Node) -> None:
+    node.snapshots.remove(node.prepare("c1", "", layer(last=True, converted=True)))
+    node.images.meanwhile = lambda: setattr(node.images, "error", TransportError("it hung up"))
+    with pytest.raises(TransportError):
+        node.snapshots.cleanup()
+    node.images.error, node.images.meanwhile = None, lambda: None
+    node.snapshots.cleanup()
+    assert node.images.dropped == [PINNED]
+
+
 def test_an_image_is_dropped_when_its_last_snapshot_is_gone(node: Node) -> None:
     first = node.prepare("c1", "", layer(last=False, converted=True))
     second = node.prepare("c2", first, layer(last=True, converted=True))
