@@ -225,12 +225,10 @@ class Transport:
 
     def _dressed(self, hop: _Hop, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers of a request: those of the endpoint go nowhere else."""
-        dressed = dict(headers)
-        if hop.own:
-            dressed = self._headers | dressed
-            if hop.shown:
-                dressed["Authorization"] = hop.shown
-        return dressed
+        if not hop.own:
+            return {name: value for name, value in headers.items() if name != "Authorization"}
+        shown = {"Authorization": hop.shown} if hop.shown else {}
+        return {**self._headers, **headers, **shown}
 
     def _following(
         self, method: str, response: urllib3.BaseHTTPResponse, hop: _Hop, *, stay: bool
