@@ -46,8 +46,8 @@ def origin(url: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        host = parts.hostname or ""
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        port, host = parts.port or usual, parts.hostname or ""
     except (ValueError, KeyError) as exc:
         raise SourceError("the registry names an address that is not valid") from exc
     if len(host) > MAX_HOST or len(parts.netloc) > 4 * MAX_HOST:

@@ -81,7 +81,7 @@ def test_the_same_place() -> None:
     assert origin("https://r.io/a") == origin("https://R.io:443/b?c")
     assert origin("https://r.io/") != origin("http://r.io/")
     assert origin("http://r.io/") != origin("http://r.io:5000/")
-    for url in ("ftp://r.io/", "r.io", "http://r.io:x/", "http://r.io:70000/"):
+    for url in ("ftp://r.io/", "ftp://r.io:80/", "r.io", "http://r.io:x/", "http://r.io:70000/"):
         with pytest.raises(SourceError):
             origin(url)
 

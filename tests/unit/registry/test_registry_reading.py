@@ -81,6 +81,7 @@ PAIR = Credentials(USERNAME, PASSWORD).basic().removeprefix("Basic ")
         (429, TransportError, "wait"),
         (500, TransportError, None),
         (503, TransportError, None),
+        (501, SourceError, "cannot"),
         (599, TransportError, None),
     ],
 )
@@ -293,7 +294,9 @@ def test_a_circle_of_redirects() -> None:
             place.get_manifest()
 
 
-@pytest.mark.parametrize("target", ["ftp://x/", "http://[", "file:///etc/passwd", "http://x:y/"])
+@pytest.mark.parametrize(
+    "target", ["ftp://x/", "ftp://x:80/", "http://[", "file:///etc/passwd", "http://x:y/"]
+)
 def test_a_redirect_to_nonsense(target: str) -> None:
     script = f"GET /manifests/ status 302 Location={target}"
     with ScriptedRegistry(script) as registry, source(registry) as place:
