@@ -46,6 +46,14 @@ def origin(url: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(url)
+def is_address(url: str) -> bool:
+    """Return whether a URL is one of HTTP that names a host."""
+    try:
+        return bool(origin(url)[1])
+    except SourceError:
+        return False
+
+
         usual = {"http": 80, "https": 443}[parts.scheme]
         port, host = parts.port or usual, parts.hostname or ""
     except (ValueError, KeyError) as exc:

@@ -241,6 +241,11 @@ DAMAGED = {
         "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}]}",
         "leads to no server",
     ),
+    "no address": (
+        "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}],"
+        " clusters: [{name: c, cluster: {server: 'https://[::1'}}]}",
+        "leads to no server",
+    ),
     "deep": ("[" * 5000, "is not"),
 }
 
@@ -254,6 +259,14 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
         read_kubeconfig(path)
     assert str(path) in caught.value.message
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoded", ["a", "é"])
+def test_a_certificate_that_is_not_base64(tmp_path: Path, encoded: str) -> None:
+    with api() as server:
+        path = write(tmp_path / "config", server, {}, **{"certificate-authority-data": encoded})
+        with pytest.raises(UsageError, match="is not base64"):
+            read_kubeconfig(path)
 
 
 def test_unsupported_fields_are_named(tmp_path: Path) -> None:
