@@ -97,7 +97,6 @@ def test_a_password_in_an_address_is_not_shown() -> None:
         {"connect_timeout": 0},
         {"read_timeout": -1},
         {"connections": 0},
-        {"chunk_size": -1},
         {"retry_base": 0},
     ],
 )
