@@ -25,7 +25,7 @@ from urllib3.exceptions import (
 
 from firstread.errors import SourceError, TransportError, UsageError
 from firstread.registry.backoff import pause_s
-from firstread.registry.endpoint import base_url, follow, is_loopback, origin, shown
+from firstread.registry.endpoint import default_endpoint, follow, is_loopback, origin, shown
 from firstread.registry.faults import from_exception, retry_after
 from firstread.registry.options import AccessOptions
 
@@ -45,7 +45,7 @@ OPTIONS = AccessOptions()
     ],
 )
 def test_where_a_registry_is(host: str, options: AccessOptions, url: str) -> None:
-    assert base_url(host, options) == url
+    assert default_endpoint(host, options).base == url
 
 
 def test_loopback() -> None:
