@@ -88,11 +88,6 @@ class NbdClient:
             if kind == wire.Reply.ACK or kind >> 31:
                 return replies
 
-    def start_tls(self, context: ssl.SSLContext) -> None:
-        """Encrypt the connection."""
-        assert self.option(Option.STARTTLS) == [(wire.Reply.ACK, b"")]
-        self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
-
     def go(self, *, structured: bool = True, status: bool = False, name: bytes = b"") -> int:
         """Agree on an export; return its size."""
         if structured:
