@@ -55,7 +55,6 @@ _LAYOUTS = {
     stat.S_IFSOCK: (FLAT_PLAIN,),
 }
 _SIZED = (stat.S_IFDIR, stat.S_IFLNK)
-_TYPE_MASK = 0o170000
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
 _NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
@@ -108,7 +107,7 @@ def _shape(form: int, xattr_count: int, mode: int) -> tuple[int, bool, int] | No
 
     The thousands of inodes of an image have a few dozens of shapes.
     """
-    layout, kind = form & ~EXTENDED, mode & _TYPE_MASK
+    layout, kind = form & ~EXTENDED, stat.S_IFMT(mode)
     if layout not in _LAYOUTS.get(kind, ()):
         return None
     return layout, layout == CHUNK_BASED or kind in _SIZED, body_size(xattr_count)

@@ -42,12 +42,10 @@ from urllib3.util import make_headers
 from firstread import __version__
 from firstread.errors import UsageError
 from firstread.registry.calls import (
-    Call,
     CancelledCallError,
     Pace,
     PacedSocket,
     PacedTlsSocket,
-    calling,
     connect,
     current,
     paced,
@@ -58,8 +56,6 @@ from firstread.registry.hosts import Endpoint
 from firstread.registry.options import AccessOptions
 from firstread.registry.proxies import Proxies
 from firstread.units import KiB
-
-__all__ = ["Call", "Connections", "calling"]
 
 _SEND_SIZE: Final = 256 * KiB  # bytes
 TRUST_S: Final = 60.0  # seconds that the system's authorities are taken to be the same

@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
+from firstread.erofs.erofsimage import ErofsImage, Inode
 from firstread.erofs.format import (
     BLOCK,
     CHUNK_BASED,
@@ -19,7 +20,7 @@ from firstread.erofs.format import (
     FLAT_PLAIN,
     MAX_BLOCKS,
 )
-from firstread.erofs.reader import ErofsImage, Inode, scan
+from firstread.erofs.reader import scan
 from firstread.erofs.tree import HOLE, Device, Node, chunk_address, directory
 from firstread.erofs.writer import ErofsDraft, write_erofs
 from firstread.errors import ImageError, LimitError

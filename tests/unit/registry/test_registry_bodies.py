@@ -14,7 +14,8 @@ from firstread.errors import TransportError
 from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
 from firstread.registry.api import LEAST_PART
-from firstread.registry.open import AccessOptions, open_source
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.serving import serving
 from firstread.units import KiB, MiB
 

@@ -21,7 +21,8 @@ from firstread.registry.calls import Call, TooSlowError, calling, current, withi
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hedge import Race
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import AccessOptions, open_destination, open_endpoints, open_source
+from firstread.registry.open import open_destination, open_endpoints, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.patience import PATIENCE_S
 
 LONG = 3600.0

@@ -26,12 +26,8 @@ from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.health import FEWEST_SAMPLES, KnownEndpoints
 from firstread.registry.hosts import PULL, RESOLVE, Endpoint
-from firstread.registry.open import (
-    AccessOptions,
-    open_destination,
-    open_endpoints,
-    open_source,
-)
+from firstread.registry.open import open_destination, open_endpoints, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.certificates import make_certificate
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import PASSWORD, USERNAME, ScriptedRegistry

@@ -36,8 +36,9 @@ from firstread.oci.model import (
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry import connections
-from firstread.registry.auth import Credentials
-from firstread.registry.open import AccessOptions, open_destination, open_source
+from firstread.registry.credentials import Credentials
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry, ScriptedRegistry
 from firstread.testing.scripted import IDENTITY_TOKEN
@@ -80,8 +81,8 @@ PAIR = Credentials(USERNAME, PASSWORD).basic().removeprefix("Basic ")
         (418, SourceError, None),
         (429, TransportError, "wait"),
         (500, TransportError, None),
-        (503, TransportError, None),
         (501, SourceError, "cannot"),
+        (503, TransportError, None),
         (599, TransportError, None),
     ],
 )
