@@ -17,10 +17,10 @@ from firstread.idmaps import owner
 ANEW = "end that daemon (firstread daemon --stop), and the next command starts one here"
 
 
-def mount_namespace(process: int | str = "self") -> str:
-    """Return the name of a process's mount namespace; "" if it cannot be told."""
+def mount_namespace() -> str:
+    """Return the name of this process's mount namespace; "" if it cannot be told."""
     try:
-        return os.readlink(f"/proc/{process}/ns/mnt")
+        return os.readlink("/proc/self/ns/mnt")
     except OSError:
         return ""
 

@@ -58,6 +58,7 @@ from firstread.registry.proxies import Proxies
 from firstread.units import KiB
 
 _SEND_SIZE: Final = 256 * KiB  # bytes
+IDLE: Final = 16  # connections kept per host; more threads open more
 TRUST_S: Final = 60.0  # seconds that the system's authorities are taken to be the same
 _COMMON_HEADERS: Final = {"User-Agent": f"firstread/{__version__}"}
 _IDENTITY: Final = {"Accept-Encoding": "identity"}  # a digest is that of the bytes on the wire
@@ -286,7 +287,7 @@ class Connections:
         first_byte = options.first_byte_timeout or options.read_timeout
         settings: dict[str, Any] = {
             "num_pools": 8,
-            "maxsize": options.connections,
+            "maxsize": IDLE,
             "timeout": urllib3.Timeout(connect=connect, read=first_byte),
             "blocksize": _SEND_SIZE,
             "ssl_context": self._context,

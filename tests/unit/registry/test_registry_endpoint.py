@@ -96,7 +96,6 @@ def test_a_password_in_an_address_is_not_shown() -> None:
         {"retries": -1},
         {"connect_timeout": 0},
         {"read_timeout": -1},
-        {"connections": 0},
         {"retry_base": 0},
     ],
 )
