@@ -41,7 +41,7 @@ BLOB = describe(DATA, OCI_LAYER)
 
 
 @contextmanager
-def peer(head: bytes, drop: bytes = b"", every_s: float = 0.02) -> Iterator[str]:
+def peer(head: bytes, drop: bytes = b"") -> Iterator[str]:
     """Give the address of a server that sends `head` to everyone, and then `drop` after `drop`."""
     over = threading.Event()
 
@@ -50,7 +50,7 @@ def peer(head: bytes, drop: bytes = b"", every_s: float = 0.02) -> Iterator[str]
             try:
                 connection.recv(65536)
                 connection.sendall(head)
-                while not over.wait(every_s):
+                while not over.wait(0.02):
                     connection.sendall(drop)
             except OSError:
                 return
