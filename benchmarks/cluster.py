@@ -249,12 +249,6 @@ def tags(registry: DockerRegistry, repository: str) -> set[str]:
     return {path.name for path in place.iterdir()}
 
 
-def open_uploads(registry: DockerRegistry, below: str) -> int:
-    """Return how many upload sessions the registry has open below a prefix."""
-    place = registry.storage / "docker/registry/v2/repositories" / below
-    return len(list(place.glob("**/_uploads/*/startedat")))
-
-
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait for a cause."""
     deadline = time.monotonic() + PATIENCE_S
@@ -400,7 +394,7 @@ def _deaths(
     )
     section.add(
         "upload sessions that the killed left open",
-        open_uploads(registry, "deaths"),
+        registry.open_uploads("deaths"),
         "sessions",
         None,
         "the registry drops them in time",

@@ -33,8 +33,6 @@ def predict(
     workload: Workload,
     setting: Setting,
     local_s: float,
-    command_s: float = COMMAND_S,
-    costs: Costs = COSTS,
 ) -> Predicted:
     """Predict a cold start.
 
@@ -44,12 +42,10 @@ def predict(
         workload: of the trace.
         setting: that the layout was made for.
         local_s: of a start of the same, from the command on, with all data local.
-        command_s: of that, until the command asks the daemon.
-        costs: of the node.
     """
-    work_s = local_s - command_s - costs.mount_s - layout.devices * costs.device_s
+    work_s = local_s - COMMAND_S - COSTS.mount_s - layout.devices * COSTS.device_s
     paced = workload.paced(max(0.0, work_s))
-    costs = costs._replace(traced_s=0.0)
+    costs = COSTS._replace(traced_s=0.0)
     reads = steps(paced, layout)
     start = replay(layout, link, costs, reads, paced.end_s, prefetch=setting.prefetch)
-    return Predicted(command_s + start.ready_s, start)
+    return Predicted(COMMAND_S + start.ready_s, start)

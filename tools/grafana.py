@@ -28,9 +28,9 @@ def rate_of(series: str, by: str = "", labels: str = NODE) -> str:
     return _sum(f"rate(firstread_{series}{{{labels}}}[$__rate_interval])", by)
 
 
-def increase(metric: str, by: str = "", labels: str = NODE) -> str:
+def increase(metric: str) -> str:
     """Return the query for what a counter has grown by in the time that is shown."""
-    return _sum(f"increase(firstread_{metric}_total{{{labels}}}[$__range])", by)
+    return _sum(f"increase(firstread_{metric}_total{{{NODE}}}[$__range])", "")
 
 
 def gauge(metric: str, by: str = "", labels: str = NODE) -> str:
@@ -100,11 +100,9 @@ def chart(
     return made
 
 
-def number(
-    title: str, text: str, query: str, unit: str = "short", *, bad_from: float | None = None
-) -> dict[str, Any]:
+def number(title: str, text: str, query: str, *, bad_from: float | None = None) -> dict[str, Any]:
     """Return a panel with one number; red from `bad_from` on."""
-    made = _panel("stat", title, text, {title: query}, unit, 4) | {
+    made = _panel("stat", title, text, {title: query}, "short", 4) | {
         "options": {
             "colorMode": "value",
             "graphMode": "none",
@@ -137,13 +135,9 @@ def heatmap(title: str, text: str, metric: str, unit: str) -> dict[str, Any]:
     return made
 
 
-def table(
-    title: str, text: str, queries: dict[str, tuple[str, str]], *, width: int = 24
-) -> dict[str, Any]:
+def table(title: str, text: str, queries: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """Return a panel with a row for each mount, and a column for each query with its unit."""
-    made = _panel(
-        "table", title, text, {name: q for name, (q, _) in queries.items()}, "short", width
-    )
+    made = _panel("table", title, text, {name: q for name, (q, _) in queries.items()}, "short", 24)
     hidden = {"Time": True, "instance": False}
     names, overrides = {}, []
     for target, (name, (_, unit)) in zip(made["targets"], queries.items(), strict=True):

@@ -10,10 +10,11 @@ from firstread.units import MiB
 
 _M_TRIM_THRESHOLD = -1  # mallopt(3)
 _M_MMAP_THRESHOLD = -3
+_LARGE = 32 * MiB
 
 
-def keep_large_buffers(size: int = 32 * MiB) -> None:
-    """Let malloc reuse freed buffers of up to `size` bytes.
+def keep_large_buffers() -> None:
+    """Let malloc reuse freed buffers of up to `_LARGE` bytes.
 
     glibc maps each buffer above 128 KiB anew and the kernel then clears every page of it, which
     halves the throughput of two threads that allocate a few MiB per call. Does nothing where the C
@@ -21,8 +22,8 @@ def keep_large_buffers(size: int = 32 * MiB) -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, size)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * size)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE)
 
 
 def give_back() -> None:

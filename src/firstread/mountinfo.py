@@ -38,13 +38,9 @@ class MountLine:
     options: bytes
 
 
-def read_mountinfo(process: int | str = "self") -> list[MountLine]:
-    """Return the mounts that a process sees; a later one may lie on top of an earlier one.
-
-    Raises:
-        OSError: there is no such process.
-    """
-    return parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
+def read_mountinfo() -> list[MountLine]:
+    """Return the mounts that this process sees; a later one may lie on top of an earlier one."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
 
 
 def parse_mountinfo(table: bytes) -> list[MountLine]:

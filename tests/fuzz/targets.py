@@ -55,9 +55,10 @@ from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import choose, resolve
 from firstread.registry.access import Access
-from firstread.registry.auth import Credentials, look_up
+from firstread.registry.auth import look_up
 from firstread.registry.backoff import pause_s
 from firstread.registry.bearer import Authorizer, parse_challenge
+from firstread.registry.credentials import Credentials
 from firstread.registry.endpoint import follow
 from firstread.registry.faults import retry_after
 from firstread.registry.open import open_source

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import pytest
 
-from firstread.erofs.reader import ErofsImage, read_tree, validate
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.reader import read_tree, validate
 from firstread.erofs.tree import Node
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError

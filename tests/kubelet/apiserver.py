@@ -17,7 +17,7 @@ import threading
 import urllib.parse
 from typing import Any, Final, Self
 
-from firstread.testing.serving import serving
+from firstread.testing.serving import QuietHandler, serving
 
 NODE: Final = "node"
 _WATCH_S: Final = 5.0  # between looks of a watch at whether the server ends
@@ -152,12 +152,9 @@ class _Server(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        return
 
     def do_GET(self) -> None:
         path, query = self._target()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from firstread.device.erofsmount import mount_erofs, unmount
-from firstread.erofs.reader import ErofsImage, read_tree, validate
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.reader import read_tree, validate
 from firstread.erofs.tree import HOLE, LinkCounts, Node, walk
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError

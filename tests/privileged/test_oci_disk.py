@@ -15,7 +15,8 @@ from firstread.errors import FirstreadError, NodeError, TransportError
 from firstread.oci.model import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest, describe, encode
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Destination
-from firstread.registry.open import AccessOptions, open_destination
+from firstread.registry.open import open_destination
+from firstread.registry.options import AccessOptions
 from firstread.testing.registry import DockerRegistry
 
 pytestmark = pytest.mark.privileged

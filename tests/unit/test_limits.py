@@ -31,8 +31,9 @@ from firstread.oci.model import MAX_MANIFEST_SIZE, parse_config, parse_manifest
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.answer import MAX_ANSWER
-from firstread.registry.auth import Credentials, look_up
+from firstread.registry.auth import look_up
 from firstread.registry.bearer import MAX_TOKEN, Authorizer
+from firstread.registry.credentials import Credentials
 from firstread.registry.faults import MAX_ERROR_BODY
 from firstread.registry.open import open_source
 from firstread.registry.options import AccessOptions

@@ -8,11 +8,13 @@ preconditions.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -244,15 +246,12 @@ def replace(path: Path, old: str | None, new: str, *, main: Path, backup: bool) 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = target.stat().st_mode & 0o7777 if old is not None else 0o644
-        scratch = _write(target, new, mode)
-        try:
+        with _written(target, new, mode) as scratch:
             if path == main:
                 check_accepted(scratch)
             if backup and old is not None:
                 shutil.copy2(target, f"{path}{BACKUP_SUFFIX}")
             scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
         if path != main:  # only the main file can be checked
             _check_import(target, old, main, mode)
     except OSError as exc:
@@ -266,17 +265,22 @@ def _check_import(path: Path, old: str | None, main: Path, mode: int) -> None:
         if old is None:
             path.unlink()
         else:
-            _write(path, old, mode).replace(path)
+            with _written(path, old, mode) as scratch:
+                scratch.replace(path)
         raise
 
 
-def _write(path: Path, text: str, mode: int) -> Path:
-    """Write `text` to a new file beside `path`, and return its path."""
+@contextlib.contextmanager
+def _written(path: Path, text: str, mode: int) -> Iterator[Path]:
+    """Give a file beside `path` that holds `text`; it goes with the block, unless renamed."""
     with tempfile.NamedTemporaryFile(
         "wb", dir=path.parent, prefix=".firstread-", suffix=".tmp", delete=False
     ) as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-        os.fchmod(file.fileno(), mode)
-    return Path(file.name)
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), mode)
+            yield Path(file.name)
+        finally:
+            Path(file.name).unlink(missing_ok=True)

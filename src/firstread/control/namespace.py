@@ -18,7 +18,7 @@ ANEW = "end that daemon (firstread daemon --stop), and the next command starts o
 
 
 def mount_namespace() -> str:
-    """Return the name of our mount namespace; "" if it cannot be told."""
+    """Return the name of this process's mount namespace; "" if it cannot be told."""
     try:
         return os.readlink("/proc/self/ns/mnt")
     except OSError:

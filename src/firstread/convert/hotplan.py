@@ -165,7 +165,7 @@ class _Cut(NamedTuple):
 
 
 def _cut(node: Node, blocks: Sequence[Span], sector_size: int, granule: int) -> _Cut:
-    """Return how a file is cut of which some blocks are read, in any order."""
+    """Return how a file is cut if a start reads these blocks of it, in any order."""
     merged = covered(sorted(blocks), 1)
     whole: frozenset[int] = frozenset()
     if node.chunk_size == sector_size and node.size >= BULK_SIZE:

@@ -219,7 +219,7 @@ def write_metadata_layer(
     # Not as a block, whose end would complain of the size and hide the error.
     stream = compressor.stream_writer(layer, size=draft.size, closefd=False)  # type: ignore[arg-type]
     content = _Digested(stream, limit)
-    stats = draft.write(content)  # type: ignore[arg-type]
+    draft.write(content)  # type: ignore[arg-type]
     stream.close()  # type: ignore[no-untyped-call]
     ids = [row.id for row in rows]
-    return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, stats.inodes)
+    return WrittenMetadata(layer.digest(), content.digest(), content.size, ids, draft.inodes)

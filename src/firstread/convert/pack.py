@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from sys import byteorder
 from typing import BinaryIO
 
@@ -53,7 +53,6 @@ def pack_layer(
     *,
     jobs: int = 1,
     in_flight: int = 2,
-    on_bytes: Callable[[int], None] | None = None,
 ) -> PackedLayer:
     """Write the sector blob of a layer.
 
@@ -65,12 +64,11 @@ def pack_layer(
         blob: takes the blob, from its start.
         jobs: sectors compressed at a time.
         in_flight: sectors in memory at a time, besides the two being filled.
-        on_bytes: called with the number of uncompressed bytes of each step.
 
     Raises:
         ImageError: the layer is corrupt, or not the one that `diff_id` names.
     """
-    content = _Content(chunks, media_type, diff_id, on_bytes)
+    content = _Content(chunks, media_type, diff_id)
     with ReadAhead(iter(content)) as ahead, BlobWriter(blob, parameters, jobs, in_flight) as writer:
         feed = Feed(ahead)
         packer = _Packer(TarReader(feed), parameters, writer)
@@ -96,28 +94,18 @@ class _Content:
         chunks: of the layer, compressed.
         media_type: of the layer.
         diff_id: that it must have.
-        on_bytes: called with the bytes of each uncompressed chunk.
     """
 
-    def __init__(
-        self,
-        chunks: Iterable[bytes | memoryview],
-        media_type: str,
-        diff_id: str,
-        on_bytes: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, chunks: Iterable[bytes | memoryview], media_type: str, diff_id: str) -> None:
         self._chunks = chunks
         self._media_type = media_type
         self._diff_id = diff_id
-        self._on_bytes = on_bytes
         self._algorithm = diff_id.partition(":")[0]
         self._digest = hashlib.new(self._algorithm)
 
     def __iter__(self) -> Iterator[bytes]:
         for chunk in decompress(self._chunks, self._media_type):
             self._digest.update(chunk)
-            if self._on_bytes is not None:
-                self._on_bytes(len(chunk))
             yield chunk
 
     def check(self) -> None:

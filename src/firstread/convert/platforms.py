@@ -164,7 +164,7 @@ def converted_index(
     """Return the index of converted images; None if the source has no index. Pure.
 
     Its entries keep order, platform and annotations of the source's. They name their sources as
-    their manifests do, so that nobody need read these to know.
+    their manifests do, so a reader need not fetch these.
 
     Args:
         source: what they were made of.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 
 from firstread.convert.blobwriter import PackedLayer
-from firstread.convert.record import LayerRecord, Parameters
-from firstread.errors import DigestError, FirstreadError, ImageError
+from firstread.convert.record import MAX_RECORD_SIZE, LayerRecord, Parameters
+from firstread.errors import DigestError, FirstreadError, ImageError, LimitError
 from firstread.oci.model import Descriptor, Manifest
 from firstread.oci.repository import Repository
 from firstread.sectors.format import SECTORS_MEDIA_TYPE, SKIPPABLE_RECORD, unpack_skippable
@@ -126,4 +126,6 @@ def _parse_record(text: str, blob: Descriptor) -> tuple[int, int, str]:
         raise ImageError(f"the annotation {RECORD} is malformed") from exc
     if start < 0 or count <= 0 or start + count != blob.size:
         raise ImageError(f"the annotation {RECORD} points outside its blob")
+    if count > MAX_RECORD_SIZE:
+        raise LimitError(f"the annotation {RECORD} states a record of {count} bytes")
     return start, count, digest

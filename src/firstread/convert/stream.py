@@ -228,17 +228,12 @@ class Feed:
 
     Args:
         chunks: the uncompressed stream.
-        on_chunk: called once with every chunk, in order; after `drain` it has seen the whole
-            stream.
     """
 
-    __slots__ = ("_before", "_chunk", "_chunks", "_on_chunk", "_start", "failure")
+    __slots__ = ("_before", "_chunk", "_chunks", "_start", "failure")
 
-    def __init__(
-        self, chunks: Iterable[bytes], on_chunk: Callable[[bytes], object] | None = None
-    ) -> None:
+    def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._on_chunk = on_chunk
         self._chunk = b""
         self._start = 0
         self._before = 0
@@ -295,7 +290,7 @@ class Feed:
         self._start += length
 
     def drain(self) -> None:
-        """Read to the end, so that `on_chunk` has seen everything."""
+        """Read to the end, so that whoever digests the chunks has seen everything."""
         while self._advance():
             pass
 
@@ -306,8 +301,6 @@ class Feed:
         try:
             for chunk in self._chunks:
                 if chunk:
-                    if self._on_chunk is not None:
-                        self._on_chunk(chunk)
                     self._chunk = chunk
                     return True
         except FirstreadError as exc:

@@ -30,8 +30,6 @@ from firstread.convert.stream import Feed
 from firstread.errors import ImageError, LimitError, UnsupportedError
 from firstread.printable import printable
 
-__all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader"]
-
 _MAX_ID = 0xFFFFFFFE
 _UNCHANGED = (-1, 0xFFFFFFFF)  # to chown(2), and layers are unpacked by root
 _MAX_MAJOR = (1 << 12) - 1  # dev_t of Linux

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 
 from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.doctor.host import CLOCK_FIX
@@ -22,7 +20,7 @@ from firstread.errors import FirstreadError
 from firstread.oci.model import Descriptor
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
-from firstread.registry.auth import look_up
+from firstread.registry.auth import USED, look_up
 from firstread.registry.backoff import Backoff
 from firstread.registry.hosts import Endpoint
 from firstread.registry.open import open_source
@@ -82,12 +80,14 @@ def _steps(
 
 
 def _credentials(reference: Reference, options: AccessOptions) -> Finding:
-    name, host, auth_file = "credentials", reference.host, options.auth_file
-    looked = look_up(host, reference.repository, auth_file, directory=options.credentials_dir)
+    name, host = "credentials", reference.host
+    looked = look_up(
+        host, reference.repository, options.auth_file, directory=options.credentials_dir
+    )
     if looked.credentials is None:
         return passed(name, f"none: it is asked anonymously; {looked}")
-    file = auth_file or _docker_config()
-    if _others_can_read(file):
+    file = next(source for source, had in looked.searched if had == USED)
+    if os.stat(file).st_mode & 0o077:
         return warned(name, f"found for {host}, but others can read {file}", f"chmod 600 {file}")
     return passed(name, f"found: {looked}")
 
@@ -173,15 +173,3 @@ class _Image:
         milliseconds = (time.monotonic() - started) * 1000
         detail = f"{count} bytes of {blob.digest[:19]}… in {milliseconds:.0f} ms"
         return passed("range requests", detail)
-
-
-def _docker_config() -> Path:
-    home = Path(os.environ.get("HOME") or "/root")
-    return Path(os.environ.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
-
-
-def _others_can_read(path: Path) -> bool:
-    try:
-        return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
-    except OSError:
-        return False

@@ -75,7 +75,7 @@ def encode_block(names: Sequence[bytes], nids: Sequence[int], types: Sequence[in
 
 
 def first_name(data: bytes) -> bytes:
-    """Return the first name of a directory block, of which nothing else is checked.
+    """Return the first name of a directory block, and check nothing else of it.
 
     Raises:
         ImageError: it has none.

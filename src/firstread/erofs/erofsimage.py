@@ -60,7 +60,6 @@ _LAYOUTS = {
 _SIZED = (stat.S_IFDIR, stat.S_IFLNK)
 _FILE = Struct(f"{INODE_EXTENDED.format}Q")  # with the one chunk index that most files have
 _FILE_FORM = EXTENDED | CHUNK_BASED
-_TYPE_MASK = 0o170000
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
 _NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
@@ -113,7 +112,7 @@ def _shape(form: int, xattr_count: int, mode: int) -> tuple[int, bool, int] | No
 
     The thousands of inodes of an image have a few dozens of shapes.
     """
-    layout, kind = form & ~EXTENDED, mode & _TYPE_MASK
+    layout, kind = form & ~EXTENDED, stat.S_IFMT(mode)
     if layout not in _LAYOUTS.get(kind, ()):
         return None
     return layout, layout == CHUNK_BASED or kind in _SIZED, body_size(xattr_count)
@@ -249,7 +248,7 @@ class ErofsImage:
             slot, blocks = index >> 16 & 0xFFFF, -(-size >> BLOCK_BITS)
             is_plain = (
                 form == _FILE_FORM
-                and mode & _TYPE_MASK == stat.S_IFREG
+                and stat.S_ISREG(mode)
                 and nlink == 1
                 and i_u & ~CHUNK_BITS_MASK == CHUNK_INDEXES
                 and 0 < blocks <= 1 << (i_u & CHUNK_BITS_MASK)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
-from firstread.erofs.erofsimage import ErofsImage, Inode, MappedDevice
+from firstread.erofs.erofsimage import ErofsImage, Inode
 from firstread.erofs.format import (
     CHUNK_BASED,
     FILE_TYPES,
@@ -29,10 +29,7 @@ from firstread.erofs.format import (
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 
-__all__ = ["ErofsImage", "Inode", "MappedDevice", "read_tree", "scan", "validate"]
-
 _DOTS = (b".", b"..")
-_TYPE_MASK = 0o170000
 
 
 def scan(image: ErofsImage, *, plain: bool = True) -> Iterator[tuple[Inode, list[Dirent]]]:
@@ -142,7 +139,7 @@ def validate(image: ErofsImage) -> bool:
             has_xattrs = True
         if inode.form & LAYOUT_MASK == CHUNK_BASED:
             image.chunks(inode)
-        elif inode.mode & _TYPE_MASK == stat.S_IFLNK:
+        elif stat.S_ISLNK(inode.mode):
             image.readlink(inode)
     return has_xattrs
 

@@ -10,7 +10,6 @@ memory. The devices hold the file data. Invariant: equal arguments give equal by
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import BinaryIO
 
@@ -44,21 +43,6 @@ _BATCH = 1 << 18  # bytes handed to `out` at once
 _LARGER_SECTORS = "convert it with a larger --sector-size"
 
 
-@dataclass(frozen=True, slots=True)
-class ErofsStats:
-    """The contents of an image in figures.
-
-    Args:
-        inodes: of all types.
-        dirs: directories among them.
-        blocks: 4 KiB blocks of the primary device, the trailer included.
-    """
-
-    inodes: int
-    dirs: int
-    blocks: int
-
-
 def write_erofs(
     out: BinaryIO,
     root: Node,
@@ -68,12 +52,11 @@ def write_erofs(
     trailer: bytes = b"",
     uuid: bytes = bytes(16),
     volume_name: bytes = b"",
-) -> ErofsStats:
+) -> None:
     """Write the tree at `root` to `out` as an EROFS image; arguments and errors as `ErofsDraft`."""
-    draft = ErofsDraft(
-        root, devices, boot=boot, trailer=trailer, uuid=uuid, volume_name=volume_name
+    ErofsDraft(root, devices, boot=boot, trailer=trailer, uuid=uuid, volume_name=volume_name).write(
+        out
     )
-    return draft.write(out)
 
 
 def _check_devices(devices: Sequence[Device]) -> None:
@@ -111,6 +94,7 @@ class ErofsDraft:
         volume_name: at most 15 bytes.
 
     Attributes:
+        inodes: how many the image has.
         size: bytes of the image.
 
     Raises:
@@ -137,6 +121,7 @@ class ErofsDraft:
         self._device_blocks = [device.blocks for device in devices]
         self._table_end = DEVICE_TABLE + DEVICE_SLOT_SIZE * len(devices)
         self._order = Order.of(root)
+        self.inodes = len(self._order.nodes)
         self._xattrs = XattrTable(
             (node.xattrs for node in self._order.nodes if node.xattrs),
             first_id=self._table_end % BLOCK // 4,
@@ -150,7 +135,7 @@ class ErofsDraft:
             raise LimitError("the image is larger than 16 TiB, the most that EROFS can address")
         self.size = self._blocks * BLOCK
 
-    def write(self, out: BinaryIO) -> ErofsStats:
+    def write(self, out: BinaryIO) -> None:
         """Write the image to `out`, forwards only.
 
         Raises:
@@ -166,15 +151,13 @@ class ErofsDraft:
             [self._trailer, bytes(-len(self._trailer) % BLOCK)],
         )
         _write(out, pieces)
-        order = self._order
-        return ErofsStats(inodes=len(order.nodes), dirs=len(order.parents), blocks=self._blocks)
 
     def _superblock(self) -> Superblock:
         layout = self._layout
         return Superblock(
             epoch=layout.epoch[0],
             epoch_nsec=layout.epoch[1],
-            inodes=len(self._order.nodes),
+            inodes=self.inodes,
             blocks=self._blocks,
             root_nid=layout.nids[0],
             meta_blkaddr=layout.meta_blkaddr,
@@ -194,7 +177,7 @@ class ErofsDraft:
     def _inodes(self) -> Iterator[bytes]:
         """Yield each inode with its tail, up to the next inode."""
         end = self._layout.offset(0)
-        for index in range(len(self._order.nodes)):
+        for index in range(self.inodes):
             start, end = end, self._layout.offset(index + 1)
             yield self._inode(index).ljust(end - start, b"\0")
         yield bytes(-end % BLOCK)

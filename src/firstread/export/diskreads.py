@@ -12,9 +12,9 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Final
 
-from firstread.erofs.extents import Extent
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.errors import FirstreadError, NodeError
-from firstread.export.flatdisk import METADATA_SLOT, NO_SLOT, FlatDisk
+from firstread.export.flatdisk import FlatDisk
 from firstread.export.sectorfeed import SectorFeed, Told
 from firstread.sectors.storelayout import doing
 from firstread.units import MiB

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import NO_SLOT, Extent
-from firstread.erofs.flatimage import METADATA_SLOT, FlatImage
+from firstread.erofs.flatimage import FlatImage
 from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED
 from firstread.erofs.reader import scan, validate
 from firstread.erofs.tree import HOLE, split_address
@@ -107,6 +107,3 @@ def _joined(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             first = start
         last = max(last, stop)
     yield first, last
-
-
-__all__ = ["METADATA_SLOT", "NO_SLOT", "FlatDisk"]

@@ -19,9 +19,9 @@ from typing import Final
 
 from firstread.device import nbdwire as wire
 from firstread.device.nbdwire import Chunk, Command, Error, Request
+from firstread.erofs.extents import NO_SLOT
 from firstread.errors import FirstreadError
 from firstread.export.diskreads import STEP, DiskReads, Reader
-from firstread.export.flatdisk import NO_SLOT
 from firstread.export.nbdchannel import Channel
 from firstread.export.nbdnegotiation import (
     CONTEXT_ID,

@@ -14,8 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT
 from firstread.errors import UsageError
-from firstread.export.flatdisk import METADATA_SLOT, NO_SLOT, FlatDisk
+from firstread.export.flatdisk import FlatDisk
 from firstread.oci.repository import Repository
 from firstread.sectors.content import read_frames, wanted_sectors
 from firstread.sectors.image import BlockImage

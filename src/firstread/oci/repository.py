@@ -152,7 +152,7 @@ class Destination(Repository):
             blob: its digest and size.
             file: its bytes, from the current position; seekable.
             on_progress: told how far it is.
-            verified: the writer of `file` computed the digest, so nobody need do it again.
+            verified: the writer of `file` computed the digest, so the destination need not.
 
         Returns:
             False if it was there already and nothing was sent.

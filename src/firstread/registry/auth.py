@@ -37,8 +37,6 @@ from firstread.registry.logins import Logins
 from firstread.units import MiB
 from firstread.wholefile import read_limited
 
-__all__ = ["Credentials", "LookUp", "auth_files", "look_up"]
-
 log = logging.getLogger("oci.auth")
 
 T = TypeVar("T")

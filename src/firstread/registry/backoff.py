@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from firstread.errors import TransportError
 from firstread.registry.calls import pause
 from firstread.registry.options import AccessOptions
+
+LONGEST_S: Final = 60.0  # of one wait; we give up on a registry that asks for a longer one
 
 T = TypeVar("T")
 
@@ -67,7 +69,7 @@ class Backoff:
             free: the budget does not pay for it.
         """
         options = self._options
-        delay = pause_s(attempt, options.retry_base, options.retry_limit, error.retry_after)
+        delay = pause_s(attempt, options.retry_base, LONGEST_S, error.retry_after)
         if attempt >= options.retries or delay is None:
             raise error
         if self._budget is not None and not free and not self._budget.take():

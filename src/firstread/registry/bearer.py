@@ -25,6 +25,7 @@ import msgspec
 from firstread.errors import AuthError, FirstreadError
 from firstread.oci import gojson
 from firstread.registry.credentials import Credentials
+from firstread.registry.endpoint import is_address
 from firstread.units import KiB
 
 CLIENT_ID: Final = "firstread"
@@ -274,7 +275,7 @@ class Authorizer:
                 return None
             renew_at = asked + BASIC_LIFETIME
             return _Grant(credentials.basic(), credentials, asked, renew_at, math.inf)
-        if not _is_http(challenge.realm):
+        if not is_address(challenge.realm):
             raise AuthError("the registry names no valid token server")
         try:
             data = self._fetch(token_request(challenge, self._wanted(challenge), credentials))
@@ -302,10 +303,3 @@ class Authorizer:
         ours = {scope.rpartition(":")[0] for scope in self._scopes}
         theirs = challenge.scope.split()
         return self._scopes + [s for s in theirs if s.rpartition(":")[0] not in ours]
-
-
-def _is_http(url: str) -> bool:
-    try:
-        return urlsplit(url).scheme in ("http", "https")
-    except ValueError:
-        return False

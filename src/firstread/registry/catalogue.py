@@ -44,7 +44,6 @@ from firstread.registry.transport import Transport
 PAGE: Final = 1000  # names that we ask for at a time
 MAX_NAMES: Final = 100_000  # of one list
 MAX_PAGES: Final = 10_000  # of one list; some registries give few names at a time
-NOT_IMPLEMENTED: Final = 501
 CATALOGUE_SCOPE: Final = "registry:catalog:*"
 
 
@@ -120,10 +119,7 @@ def _pages(repository: Reference, path: str, what: str, options: AccessOptions) 
     count = 0
     try:
         for _ in range(MAX_PAGES):
-            ask = partial(transport.request, "GET", url, what=what, expect=(200, NOT_IMPLEMENTED))
-            answer = backoff.insist(ask)
-            if answer.status == NOT_IMPLEMENTED:  # not worth another attempt, as 5xx are else
-                raise SourceError(f"{what}: the registry has no such list")
+            answer = backoff.insist(partial(transport.request, "GET", url, what=what))
             page = decode(answer.data, _Page, "the list")
             yield page
             count += len(page.repositories or page.tags or ())

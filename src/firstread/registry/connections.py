@@ -42,12 +42,10 @@ from urllib3.util import make_headers
 from firstread import __version__
 from firstread.errors import UsageError
 from firstread.registry.calls import (
-    Call,
     CancelledCallError,
     Pace,
     PacedSocket,
     PacedTlsSocket,
-    calling,
     connect,
     current,
     paced,
@@ -59,9 +57,8 @@ from firstread.registry.options import AccessOptions
 from firstread.registry.proxies import Proxies
 from firstread.units import KiB
 
-__all__ = ["Call", "Connections", "calling", "load_authorities"]
-
 _SEND_SIZE: Final = 256 * KiB  # bytes
+IDLE: Final = 16  # connections kept per host; more threads open more
 _COMMON_HEADERS: Final = {"User-Agent": f"firstread/{__version__}"}
 _IDENTITY: Final = {"Accept-Encoding": "identity"}  # a digest is that of the bytes on the wire
 
@@ -298,7 +295,7 @@ class Connections:
         first_byte = options.first_byte_timeout or options.read_timeout
         settings: dict[str, Any] = {
             "num_pools": 8,
-            "maxsize": options.connections,
+            "maxsize": IDLE,
             "timeout": urllib3.Timeout(connect=connect, read=first_byte),
             "blocksize": _SEND_SIZE,
             "ssl_context": self._context,

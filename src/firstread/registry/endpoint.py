@@ -20,15 +20,6 @@ MAX_HOST: Final = 253  # characters; more has no name (RFC 1035, 2.3.4)
 MAX_URL: Final = 16 * KiB  # characters of an address that a server names; signed ones have 2 KiB
 
 
-def base_url(host: str, options: AccessOptions) -> str:
-    """Return the root URL of a registry."""
-    plain = options.plain_http
-    if is_loopback(host) and options.ca_file is None and not options.insecure_tls:
-        plain = True
-    name = DOCKER_HUB if host == DEFAULT_HOST else host
-    return f"{'http' if plain else 'https'}://{name}/"
-
-
 def is_loopback(host: str) -> bool:
     """Tell whether `host` (with or without a port) is this machine, going by its name alone."""
     name = urlsplit(f"//{host}").hostname or ""
@@ -46,13 +37,21 @@ def origin(url: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        host = parts.hostname or ""
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        port, host = parts.port or usual, parts.hostname or ""
     except (ValueError, KeyError) as exc:
         raise SourceError("the registry names an address that is not valid") from exc
     if len(host) > MAX_HOST or len(parts.netloc) > 4 * MAX_HOST:
         raise SourceError(f"the registry names a host of more than {MAX_HOST} characters")
     return parts.scheme, host, port
+
+
+def is_address(url: str) -> bool:
+    """Return whether a URL is one of HTTP that names a host."""
+    try:
+        return bool(origin(url)[1])
+    except SourceError:
+        return False
 
 
 def follow(url: str, target: str) -> str:
@@ -85,8 +84,10 @@ def shown(url: str) -> str:
 
 def default_endpoint(host: str, options: AccessOptions) -> Endpoint:
     """Return the registry itself, as we reach it if nothing says otherwise."""
-    parts = urlsplit(base_url(host, options))
-    return Endpoint(parts.scheme, parts.netloc)
+    wants_tls = options.ca_file is not None or options.insecure_tls
+    plain = options.plain_http or (is_loopback(host) and not wants_tls)
+    name = DOCKER_HUB if host == DEFAULT_HOST else host
+    return Endpoint("http" if plain else "https", name)
 
 
 def endpoints_of(host: str, options: AccessOptions) -> tuple[Endpoint, ...]:

@@ -58,6 +58,7 @@ _STATUSES: Final[dict[int, tuple[type[SourceError], str | None]]] = {
     408: (TransportError, None),
     413: (SourceError, "a proxy before the registry limits uploads: raise its limit"),
     429: (TransportError, "the registry limits requests: wait, or log in for a higher limit"),
+    501: (SourceError, "the registry cannot do this"),
 }
 _EXCEPTIONS: Final[tuple[tuple[type[HTTPError], type[SourceError], str, str | None], ...]] = (
     (NameResolutionError, TransportError, "its name is not known", _ONLINE),
@@ -151,9 +152,8 @@ def from_response(
         body = decoded(body, response.headers.get("Content-Encoding", ""), MAX_ERROR_BODY)
     except (HTTPError, OSError, FirstreadError):
         body = b""
-    kind, hint = _STATUSES.get(status, (SourceError, None))
-    if status >= 500:
-        kind = TransportError
+    otherwise = TransportError if status >= 500 else SourceError
+    kind, hint = _STATUSES.get(status, (otherwise, None))
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
     said = quote_error(body, secrets)
     text = f"{what}: registry {shown(url)} answers {status} {phrase}".rstrip()

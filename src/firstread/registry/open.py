@@ -30,8 +30,6 @@ from firstread.registry.options import AccessOptions
 from firstread.registry.remote import RemoteDestination, RemoteRepository
 from firstread.registry.transport import Transport
 
-__all__ = ["AccessOptions", "open_destination", "open_endpoints", "open_source"]
-
 RETRY_SHARE: Final = 0.1  # of a retry that an ordinary request pays for
 RETRY_MOST: Final = 10.0
 HEDGE_MOST: Final = 10.0

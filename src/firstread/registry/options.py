@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from firstread.errors import UsageError
 from firstread.registry.logins import Logins
@@ -40,11 +39,7 @@ class AccessOptions:
         least_rate: bytes/s that an answer must come at, over any `read_timeout` of waiting for it.
         retries: further attempts after a transient failure that made no progress.
         retry_base: first wait between attempts; it doubles each time, with jitter.
-        retry_limit: longest single wait; we give up on a registry that asks for a longer one.
         hedge_share: share of requests that may go to a second endpoint because the first is late.
-        connections: idle connections kept per host; more threads open more.
-        upload: ``chunked`` sends blobs by PATCH, as docker does; ``monolithic`` in one PUT.
-        chunk_size: most bytes of one PATCH; 0 sends all in one.
     """
 
     plain_http: bool = False
@@ -64,23 +59,13 @@ class AccessOptions:
     least_rate: float = 256.0  # a link of 64 kbit/s has that for 32 requests at a time
     retries: int = 5
     retry_base: float = 0.25
-    retry_limit: float = 60.0
     hedge_share: float = 0.05
-    connections: int = 16
-    upload: Literal["chunked", "monolithic"] = "chunked"
-    chunk_size: int = 0
 
     def __post_init__(self) -> None:
-        waits = (
-            self.connect_timeout,
-            self.read_timeout,
-            self.answer_timeout,
-            self.retry_base,
-            self.retry_limit,
-        )
+        waits = (self.connect_timeout, self.read_timeout, self.answer_timeout, self.retry_base)
         if min(waits) <= 0 or (self.first_byte_timeout or 1) <= 0:
             raise UsageError("timeouts and waits must be more than 0 seconds")
         if not 0 <= self.hedge_share <= 1:
             raise UsageError("the share of hedged requests must be from 0 to 1")
-        if self.least_rate < 0 or self.retries < 0 or self.connections < 1 or self.chunk_size < 0:
-            raise UsageError("rate, retries, connections and chunk size must not be negative")
+        if self.least_rate < 0 or self.retries < 0:
+            raise UsageError("rate and retries must not be negative")

@@ -142,7 +142,7 @@ class RemoteDestination(RemoteRepository, Destination):
 
     def mount_blob(self, blob: Descriptor, repository: str) -> bool:
         with naming(self.reference):
-            self._server.transport.allow_mount(repository)
+            self._server.transport.ask_for(f"repository:{repository}:pull")
             return self._upload(blob, io.BytesIO(), None).mount(repository)
 
     def _upload(self, blob: Descriptor, file: BinaryIO, progress: Progress | None) -> Upload:

@@ -26,7 +26,7 @@ from firstread.registry.bearer import LOGIN_HINT, Authorizer, TokenRequest
 from firstread.registry.calls import within
 from firstread.registry.connections import Connections
 from firstread.registry.credentials import Credentials
-from firstread.registry.endpoint import default_endpoint, follow, origin, shown
+from firstread.registry.endpoint import follow, origin, shown
 from firstread.registry.faults import from_response, quote_error
 from firstread.registry.hosts import Endpoint
 from firstread.registry.options import AccessOptions
@@ -68,7 +68,7 @@ class Transport:
         reference: names host and repository.
         actions: what will be done in the repository: ``pull`` or ``pull,push``.
         options: how.
-        endpoint: which; None for the registry itself.
+        endpoint: which.
 
     Attributes:
         root: path of the repository in the API, without a slash at its end.
@@ -79,10 +79,9 @@ class Transport:
         reference: Reference,
         actions: str,
         options: AccessOptions,
-        endpoint: Endpoint | None = None,
+        endpoint: Endpoint,
     ) -> None:
         self.options = options
-        endpoint = endpoint or default_endpoint(reference.host, options)
         self.base = endpoint.base
         self._origin = origin(endpoint.base)
         self.root = f"{endpoint.path}/{reference.repository}"
@@ -124,10 +123,6 @@ class Transport:
     def was_challenged(self) -> bool:
         """Whether the registry has asked for credentials."""
         return self._authorizer.was_challenged
-
-    def allow_mount(self, repository: str) -> None:
-        """Ask for the right to read another repository of the registry, too."""
-        self.ask_for(f"repository:{repository}:pull")
 
     def ask_for(self, scope: str) -> None:
         """Ask for one more right, a scope of the token specification."""
@@ -208,7 +203,7 @@ class Transport:
         """Return whether a URL is of the endpoint itself."""
         try:
             return origin(url) == self._origin
-        except (SourceError, ValueError):
+        except SourceError:
             return False
 
     # -- one attempt ---------------------------------------------------------------------------
@@ -225,12 +220,10 @@ class Transport:
 
     def _dressed(self, hop: _Hop, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers of a request: those of the endpoint go nowhere else."""
-        dressed = dict(headers)
-        if hop.own:
-            dressed = self._headers | dressed
-            if hop.shown:
-                dressed["Authorization"] = hop.shown
-        return dressed
+        if not hop.own:
+            return {name: value for name, value in headers.items() if name != "Authorization"}
+        shown = {"Authorization": hop.shown} if hop.shown else {}
+        return {**self._headers, **headers, **shown}
 
     def _following(
         self, method: str, response: urllib3.BaseHTTPResponse, hop: _Hop, *, stay: bool

@@ -86,7 +86,7 @@ class Upload:
         self._file = file
         self._start_position = file.tell()
         self._progress = progress
-        self._in_one = transport.options.upload == "monolithic"
+        self._in_one = False  # it takes no parts
         self._what = f"cannot send blob {blob.digest}"
         self._session: _Session
         self._stopped: FirstreadError | None = None  # why a part ended before its end
@@ -158,33 +158,29 @@ class Upload:
         self._cancel(lost)
 
     def _step(self) -> bool:
-        """Send the next part; return whether the blob is complete."""
+        """Send what is missing; return whether the blob is complete."""
         session = self._session
-        rest = self._blob.size - session.offset
-        if not rest or self._in_one:
-            self._finish(session, rest)
+        if self._in_one or session.offset == self._blob.size:
+            self._finish(session)
             return True
-        count = min(rest, self._transport.options.chunk_size or rest)
-        answer = self._send(
-            "PATCH", session.url, session.offset, count, (*SUCCESS, 416, *_NO_PATCH)
-        )
+        answer = self._send("PATCH", session.url, session.offset, (*SUCCESS, 416, *_NO_PATCH))
         if answer.status == 416:
             raise TransportError(f"{self._what}: the registry is at another byte of it")
         if answer.status in _NO_PATCH:
             self._in_one = True
             self._begin_again()
             return False
-        offset = following(_taken(answer), session.offset, session.offset + count)
+        offset = following(_taken(answer), session.offset, self._blob.size)
         self._session = _Session(answer.location(session.url), offset)
         if self._stopped is not None:
             raise self._stopped
         return False
 
-    def _finish(self, session: _Session, rest: int) -> None:
-        """Send the last `rest` bytes and have the registry check the digest."""
+    def _finish(self, session: _Session) -> None:
+        """Send what is missing and have the registry check the digest."""
         separator = "&" if "?" in session.url else "?"
         url = f"{session.url}{separator}digest={self._blob.digest}"
-        answer = self._send("PUT", url, session.offset, rest, (*SUCCESS, 400, *_LOST))
+        answer = self._send("PUT", url, session.offset, (*SUCCESS, 400, *_LOST))
         if answer.status in _LOST:
             raise TransportError(f"{self._what}: the registry does not know the upload any more")
         if answer.status == 400:
@@ -192,15 +188,14 @@ class Upload:
             said = self._transport.quoted(answer)
             raise kind(f"{self._what}: the registry does not accept it{said and f': {said}'}")
 
-    def _send(
-        self, method: str, url: str, start: int, count: int, expect: tuple[int, ...]
-    ) -> Answer:
-        headers = {"Content-Type": "application/octet-stream"}
-        in_chunks = method == "PATCH" and count == self._blob.size
+    def _send(self, method: str, url: str, start: int, expect: tuple[int, ...]) -> Answer:
+        """Send the bytes from `start` on."""
+        headers, end = {"Content-Type": "application/octet-stream"}, self._blob.size
+        in_chunks = method == "PATCH" and start == 0
         if not in_chunks:
-            headers["Content-Length"] = str(count)
-        if 0 < count < self._blob.size:
-            headers["Content-Range"] = f"{start}-{start + count - 1}"
+            headers["Content-Length"] = str(end - start)
+        if 0 < start < end:
+            headers["Content-Range"] = f"{start}-{end - 1}"
         read = self._read_until_stopped if in_chunks else self._read
         return self._transport.request(
             method,
@@ -208,23 +203,22 @@ class Upload:
             what=self._what,
             expect=expect,
             headers=headers,
-            body=lambda: read(start, count),
+            body=lambda: read(start),
         )
 
-    def _read_until_stopped(self, start: int, count: int) -> Iterator[bytes]:
+    def _read_until_stopped(self, start: int) -> Iterator[bytes]:
         """As `_read`; an error is kept, and is the end of the part."""
         try:
-            yield from self._read(start, count)
+            yield from self._read(start)
         except FirstreadError as exc:
             self._stopped = exc
 
-    def _read(self, start: int, count: int) -> Iterator[bytes]:
-        """Yield `count` bytes of the blob from `start` on, and tell the progress."""
-        end = start + count
+    def _read(self, start: int) -> Iterator[bytes]:
+        """Yield the bytes of the blob from `start` on, and tell the progress."""
         try:
             self._file.seek(self._start_position + start)
-            while start < end:
-                data = self._file.read(min(_READ_SIZE, end - start))
+            while start < self._blob.size:
+                data = self._file.read(min(_READ_SIZE, self._blob.size - start))
                 if not data:
                     raise DigestError(f"the file for blob {self._blob.digest} is too short")
                 yield data

@@ -24,10 +24,9 @@ from firstread.report.svg import (
     percent,
     plot,
     seconds,
-    size,
     ticks,
 )
-from firstread.units import counted
+from firstread.units import counted, format_size
 
 BINS: Final = 240  # of time
 ROW: Final = 24.0  # pixels of a step
@@ -136,7 +135,7 @@ def arrivals(start: Start, end: float) -> Markup:
                 below[x] -= tall
                 parts.append(bar(x / BINS, 1 / BINS, below[x], tall, kind(cause)))
     parts.append(element("line", x1=0, x2="100%", y1=20, y2=20, class_="grid"))
-    parts.append(element("text", f"{size(top * per_s)}/s", x=0, y=14, class_="note"))
+    parts.append(element("text", f"{format_size(top * per_s)}/s", x=0, y=14, class_="note"))
     return plot(height + AXIS, *parts, title="compressed bytes that arrive, by cause")
 
 
@@ -194,7 +193,7 @@ def sector_map(start: Start) -> Markup:
 def _about(sector: SectorCame, slot: int) -> str:
     cause = cause_of(sector)
     when = f" at {seconds(sector.at)}" if sector.at is not None else ""
-    return f"sector {slot}: {WORDS.get(cause, cause)}{when}, {size(sector.filled)}"
+    return f"sector {slot}: {WORDS.get(cause, cause)}{when}, {format_size(sector.filled)}"
 
 
 def share(part: float, whole: float, words: str, others: str) -> Markup:
@@ -252,7 +251,7 @@ def growth(starts: Sequence[Start]) -> Markup:
     end, height = max(start.end for start in starts), 220.0
     curves = [_grown(start, end) for start in starts]
     top = max(1.0, *(curve[-1] for curve in curves))
-    lines, labels = [], [element("text", size(top), x=0, y=12, class_="note")]
+    lines, labels = [], [element("text", format_size(top), x=0, y=12, class_="note")]
     for at, (start, curve) in enumerate(zip(starts, curves, strict=True)):
         last, colour = min(BINS, math.ceil(start.end / end * BINS)), f"s{at % 6}"
         heights = [height - 2 - value / top * (height - 30) for value in [0.0, *curve[:last]]]
@@ -291,7 +290,10 @@ def legend(start: Start) -> Markup:
     for sector in start.sectors:
         held[cause_of(sector)] += sector.size
     return _legend(
-        (kind(cause), f"{WORDS.get(cause, cause)}: {counted(count, 'sector')}, {size(held[cause])}")
+        (
+            kind(cause),
+            f"{WORDS.get(cause, cause)}: {counted(count, 'sector')}, {format_size(held[cause])}",
+        )
         for cause, count in ((cause, counts[cause]) for cause in causes(counts))
     )
 
@@ -303,7 +305,7 @@ def requests(start: Start) -> Markup:
         counts[request.cause] += 1
         came[request.cause] += request.received
     return _legend(
-        (kind(cause), f"{cause}: {size(came[cause])} in {counted(counts[cause], 'request')}")
+        (kind(cause), f"{cause}: {format_size(came[cause])} in {counted(counts[cause], 'request')}")
         for cause in causes(counts)
     )
 

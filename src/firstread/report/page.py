@@ -22,10 +22,9 @@ from firstread.report.svg import (
     number,
     plot,
     seconds,
-    size,
     text,
 )
-from firstread.units import counted
+from firstread.units import counted, format_size
 
 MOST_STARTS: Final = 12
 _DIRECTORIES, _FILES = 15, 30  # rows
@@ -97,7 +96,7 @@ def _figures(start: Start) -> list[Figure]:
         total = sum(read.bytes for read in start.reads)
         count = len(start.files) + start.more_files
         found += [
-            ("read", size(total), None),
+            ("read", format_size(total), None),
             ("first reads", number(len(start.reads)), None),
             ("files", number(count), None),
         ]
@@ -105,7 +104,7 @@ def _figures(start: Start) -> list[Figure]:
     fetched, requests = start.fetched(), sum(r.at <= start.end for r in start.requests)
     waits = start.waits()
     found += [
-        ("fetched", size(fetched), fetched),
+        ("fetched", format_size(fetched), fetched),
         ("requests", number(requests), requests),
         ("reads that waited", number(len(waits)), len(waits)),
     ]
@@ -194,8 +193,12 @@ def _unused(start: Start) -> tuple[str, Callable[[], Markup], bool]:
     if unused is None:
         return _NOT_LOOKED, Markup, bool(start.sectors)
     total, rest = unused
-    used = f"in memory: {size(total - rest)}"
-    return _LOOKED, lambda: charts.share(total - rest, total, used, f"not: {size(rest)}"), total > 0
+    used = f"in memory: {format_size(total - rest)}"
+    return (
+        _LOOKED,
+        lambda: charts.share(total - rest, total, used, f"not: {format_size(rest)}"),
+        total > 0,
+    )
 
 
 def _about_files(start: Start) -> str:
@@ -211,8 +214,8 @@ def _table(rows: Sequence[FileRead], most: int, more: int) -> Markup:
     waited = any(row.seconds for row in rows)
     top = max(1, *(max(row.bytes, row.cached or 0) for row in rows))
     columns: list[tuple[str, Callable[[FileRead], str], bool]] = [
-        ("read", lambda row: size(row.bytes), True),
-        ("in memory", lambda row: size(row.cached or 0), cached),
+        ("read", lambda row: format_size(row.bytes), True),
+        ("in memory", lambda row: format_size(row.cached or 0), cached),
         ("reads", lambda row: number(row.reads), True),
         ("waited", lambda row: seconds(row.seconds), waited),
         ("first", lambda row: seconds(row.first) if row.first is not None else "", True),
@@ -222,7 +225,7 @@ def _table(rows: Sequence[FileRead], most: int, more: int) -> Markup:
     for row in rows[:most]:
         cells = [element("td", words(row)) for _, words in shown]
         length = max(row.bytes, row.cached or 0) / top
-        drawn = plot(10, bar(0, length, 0, 10, "reads"), title=size(length * top))
+        drawn = plot(10, bar(0, length, 0, 10, "reads"), title=format_size(length * top))
         lines.append(
             element("tr", element("td", row.path), *cells, element("td", drawn, class_="bar"))
         )

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from firstread.printable import printable
-from firstread.units import format_size
 
 MAX_TEXT: Final = 300  # characters of a name; the middle of a longer one is left out
 
@@ -112,11 +111,6 @@ def seconds(value: float) -> str:
     if value < 0.9995:
         return f"{value * 1000:.3g} ms"
     return f"{value:.3g} s" if value < 999.5 else f"{value:.0f} s"
-
-
-def size(value: float) -> str:
-    """Return bytes in words: ``"4.0 MiB"``."""
-    return format_size(value)
 
 
 def number(value: int) -> str:

@@ -13,7 +13,6 @@ client.authentication.k8s.io/v1 (and v1beta1).
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import json
 import os
@@ -27,6 +26,7 @@ import msgspec
 
 from firstread.errors import AuthError, NodeError, UsageError
 from firstread.registry.credentials import Credentials
+from firstread.registry.endpoint import is_address
 from firstread.units import MiB
 from firstread.wholefile import read_limited
 
@@ -155,7 +155,7 @@ def read_kubeconfig(path: Path, context: str = "") -> ClusterAccess:
     chosen = contexts[name]
     cluster = {each.name: each.cluster for each in config.clusters or []}.get(chosen.cluster)
     user = {each.name: each.user for each in config.users or []}.get(chosen.user) or _User()
-    if cluster is None or not cluster.server.startswith(("https://", "http://")):
+    if cluster is None or not is_address(cluster.server):
         raise UsageError(f"{path}: context {name!r} leads to no server")
     _check(path, cluster, user)
     place = path.absolute().parent
@@ -223,7 +223,7 @@ def _data(place: Path, encoded: str, name: str) -> bytes:
         return read_limited(place / name, MAX_FILE) if name else b""
     try:
         return base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:  # of what is not even ASCII it is no binascii.Error
         raise UsageError("a certificate or key in the kubeconfig is not base64") from None
 
 

@@ -223,13 +223,13 @@ class Containerd:
         where = ("--namespace", namespace, "--containerd", str(address or self.socket))
         return firstread("pull", *options, *where, image)
 
-    def prepare_without_names(self, image: str, namespace: str = "k8s.io") -> list[str]:
+    def prepare_without_names(self, image: str) -> list[str]:
         """Prepare the layers of an image in the store without naming it; return the chain ids.
 
         A label keeps them: nothing refers to them, as clients label the config only at the end.
         """
-        with ContainerdClient(self.socket, namespace) as client:
-            listed = self.ctr("images", "ls", f"name=={image}", namespace=namespace).stdout
+        with ContainerdClient(self.socket, "k8s.io") as client:
+            listed = self.ctr("images", "ls", f"name=={image}").stdout
             digest = next(word for word in listed.split() if word.startswith("sha256:"))
             manifest = json.loads(client.read(digest))
             config = json.loads(client.read(manifest["config"]["digest"]))

@@ -42,10 +42,9 @@ class Dockerd:
 
     Args:
         containerd: that it uses.
-        snapshotter: that it uses.
     """
 
-    def __init__(self, containerd: Containerd, snapshotter: str = "firstread") -> None:
+    def __init__(self, containerd: Containerd) -> None:
         self._containerd = containerd
         self.place = containerd.scratch / "docker"
         self.place.mkdir()
@@ -57,7 +56,7 @@ class Dockerd:
         if found:
             (plugins / "docker-buildx").symlink_to(found)
         settings = {
-            "storage-driver": snapshotter,
+            "storage-driver": "firstread",
             "features": {"containerd-snapshotter": True},
             "containerd": str(containerd.socket),
             "data-root": str(self.place / "data"),

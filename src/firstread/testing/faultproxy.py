@@ -32,7 +32,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -50,6 +49,7 @@ from firstread.testing.httpfaults import (
 )
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.requestbody import RequestBody
+from firstread.testing.serving import QuietHandler, QuietServer
 from firstread.units import KiB
 
 CONTROL: Final = "/faultproxy/"
@@ -141,27 +141,20 @@ class FaultProxy:
             server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(QuietServer):
     request_queue_size = 128
     proxy: FaultProxy
     upstream: SplitResult
     script: Script
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the game."""
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
     timeout = 120
     _connection: http.client.HTTPConnection | None = None  # to the registry
     _body: RequestBody
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep quiet: `FaultProxy.injected` says what was done."""
 
     def _serve(self) -> None:
         self._body = RequestBody(self)

@@ -235,8 +235,6 @@ def write_index(
     images: Mapping[str, Image],
     directory: str | os.PathLike[str],
     tag: str = "latest",
-    *,
-    docker: bool = False,
 ) -> str:
     """Put an index of `images`, by platform, into the OCI layout `directory`.
 
@@ -245,9 +243,9 @@ def write_index(
     """
     manifests = []
     for platform, image in images.items():
-        manifest = image.manifest(docker=docker)
+        manifest = image.manifest()
         _put_blobs(directory, [*image.blobs(), manifest])
-        entry = descriptor(manifest_type(docker=docker), manifest)
+        entry = descriptor(manifest_type(), manifest)
         manifests.append(entry | {"platform": platform_of(platform)})
     index = _dump({"schemaVersion": 2, "mediaType": _OCI_INDEX, "manifests": manifests})
     _put_blobs(directory, [index])

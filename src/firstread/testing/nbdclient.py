@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +87,6 @@ class NbdClient:
             if kind == wire.Reply.ACK or kind >> 31:
                 return replies
 
-    def start_tls(self, context: ssl.SSLContext) -> None:
-        """Encrypt the connection."""
-        assert self.option(Option.STARTTLS) == [(wire.Reply.ACK, b"")]
-        self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
-
     def go(self, *, structured: bool = True, status: bool = False, name: bytes = b"") -> int:
         """Agree on an export; return its size."""
         if structured:
@@ -163,7 +157,6 @@ def serving(
     image: BlockImage,
     root: Path,
     *,
-    tls: ssl.SSLContext | None = None,
     stall_s: float = 300.0,
 ) -> Iterator[Path]:
     """Serve an image in a thread; yield the path of the socket.
@@ -172,7 +165,6 @@ def serving(
         repository: has the sectors.
         image: the converted image.
         root: directory of the store and the socket.
-        tls: encrypts.
         stall_s: how long a read waits for a failing source.
     """
     place = root / "nbd"
@@ -186,6 +178,6 @@ def serving(
         feed = SectorFeed(repository, image, store, stall_s)
         stack.callback(feed.close)
         disk = FlatDisk(image.erofs)
-        server = Server(DiskReads(disk, feed), Export(disk.size, "an image"), tls)
+        server = Server(DiskReads(disk, feed), Export(disk.size, "an image"), None)
         stack.enter_context(server.accepting([listener]))
         yield place

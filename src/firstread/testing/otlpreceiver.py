@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from firstread.testing.serving import serving
+from firstread.testing.serving import QuietHandler, serving
 
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -71,8 +71,8 @@ class OtlpReceiver(contextlib.ExitStack, grpc.GenericRpcHandler):  # type: ignor
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         receiver = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
+        class Handler(QuietHandler):
+            def do_POST(self) -> None:  # noqa: N802
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
@@ -81,8 +81,5 @@ class OtlpReceiver(contextlib.ExitStack, grpc.GenericRpcHandler):  # type: ignor
                 self.send_header("Content-Type", "application/x-protobuf")
                 self.end_headers()
                 self.wfile.write(answer.SerializeToString())
-
-            def log_message(self, *_: object) -> None:
-                pass
 
         return Handler

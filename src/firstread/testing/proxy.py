@@ -14,14 +14,13 @@ import select
 import socket
 import ssl
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.requestbody import RequestBody
-from firstread.testing.serving import serving
+from firstread.testing.serving import QuietHandler, QuietServer, serving
 
 _OWN: Final = frozenset(
     {"proxy-authorization", "proxy-connection", "connection", "keep-alive", "transfer-encoding"}
@@ -63,21 +62,14 @@ class Proxy(contextlib.ExitStack):
         return self
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(QuietServer):
     proxy: Proxy
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the game."""
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     timeout = PATIENCE_S
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep quiet: `Proxy.seen` has it all."""
 
     def _admitted(self) -> bool:
         proxy = self.server.proxy
@@ -117,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _forward  # noqa: N815
 
-    def do_CONNECT(self) -> None:
+    def do_CONNECT(self) -> None:  # noqa: N802
         if not self._admitted():
             return
         place = self.server.proxy.names.get(self.path)

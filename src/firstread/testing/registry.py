@@ -135,12 +135,13 @@ class DockerRegistry:
         self._settle()
         self._forgotten = self._log.stat().st_size
 
-    def open_uploads(self) -> int:
-        """Return the number of uploads that are neither ended nor cancelled.
+    def open_uploads(self, below: str = "") -> int:
+        """Return the number of uploads below a path that are neither ended nor cancelled.
 
         Of a cancelled one docker-registry 2.8 leaves a directory with a state of its digest.
         """
-        return len(list(self.storage.rglob("_uploads/*/startedat")))
+        repositories = self.storage / "docker/registry/v2/repositories"
+        return len(list((repositories / below).rglob("_uploads/*/startedat")))
 
     def stop(self) -> None:
         """Stop the server; its data stays until the context ends."""

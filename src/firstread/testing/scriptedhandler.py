@@ -15,7 +15,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -31,6 +30,7 @@ from firstread.testing.httpfaults import (
     send,
 )
 from firstread.testing.requestbody import RequestBody
+from firstread.testing.serving import QuietHandler, QuietServer
 
 USERNAME: Final = "tester"
 PASSWORD: Final = "open sesame"
@@ -78,26 +78,19 @@ class RegistryState:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-class ScriptedServer(ThreadingHTTPServer):
+class ScriptedServer(QuietServer):
     """Hands each request to a handler, with the state of its registry."""
 
-    daemon_threads = True
     state: RegistryState
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the game."""
 
-
-class ScriptedHandler(BaseHTTPRequestHandler):
+class ScriptedHandler(QuietHandler):
     """Answers one client's requests."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: ScriptedServer
     timeout = 20
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep quiet: `ScriptedRegistry.seen` has it all."""
 
     def _serve(self) -> None:
         state = self.server.state

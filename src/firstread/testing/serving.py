@@ -6,12 +6,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseServer
 from typing import TypeVar
 
 from firstread.testing.patience import PATIENCE_S
 
 S = TypeVar("S", bound=BaseServer)
+
+
+class QuietServer(ThreadingHTTPServer):
+    """An HTTP server whose clients may hang up: that is part of the game."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing."""
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Answers requests, and says nothing about them."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 @contextlib.contextmanager

@@ -51,9 +51,9 @@ class Blob(Layer):
         return self.data
 
 
-def layer(data: bytes, compression: Compression = "gzip", tar: bytes = TAR) -> Callable[[], None]:
+def layer(data: bytes, compression: Compression = "gzip") -> Callable[[], None]:
     """Make an image of a good layer and one with the blob `data`."""
-    return lambda: _write(Blob(tar, compression, data=data))
+    return lambda: _write(Blob(TAR, compression, data=data))
 
 
 def archive(tar: bytes) -> Callable[[], None]:

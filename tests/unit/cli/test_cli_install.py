@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tomllib
 from pathlib import Path
 
@@ -350,6 +351,19 @@ def test_a_configuration_that_containerd_refuses_is_not_written(tmp_path: Path) 
     ran = firstread("install", "containerd", "--config", "c.toml", "--drop-in")
     assert ran.code == 5
     assert files() == {"c.toml": IMPORTS}
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing() -> None:
+    Path("c.toml").write_text(CONFIG)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONFIG), before[1]))
+    try:
+        ran = firstread("install", "containerd", "--config", "c.toml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (ran.code, ran.stdout) == (5, "")
+    assert "cannot write the configuration" in ran.stderr
+    assert files() == {"c.toml": CONFIG}
 
 
 @pytest.mark.parametrize(("said", "version"), [("1.6.20~ds1", 2), ("v2.0.4", 3), ("?", 2)])

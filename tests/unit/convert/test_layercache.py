@@ -13,7 +13,7 @@ import pytest
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.layercache import LayerCache, default_cache_dir
-from firstread.convert.record import Parameters
+from firstread.convert.record import MAX_RECORD_SIZE, Parameters
 from firstread.convert.recorded import RecordedLayers, record_annotations
 from firstread.errors import UsageError
 from firstread.oci.model import Manifest
@@ -184,6 +184,18 @@ def test_an_annotation_that_makes_no_sense(
     known = recorded(place, with_annotations(manifest, {RECORD: text}))
     assert known.get(LAYER.diff_id, SMALL) is None
     assert known.get(OTHER.diff_id, SMALL) is not None
+
+
+def test_a_record_of_an_impossible_size_is_not_read(
+    image: tuple[MemoryRepository, Manifest],
+) -> None:
+    place, manifest = image
+    size = MAX_RECORD_SIZE + 1
+    metadata, blob, *rest = with_annotations(manifest, {RECORD: f"0 {size} sha256:x"}).layers
+    layers = [metadata, msgspec.structs.replace(blob, size=size), *rest]
+    known = recorded(place, msgspec.structs.replace(manifest, layers=layers))
+    assert known.get(LAYER.diff_id, SMALL) is None
+    assert not place.reads
 
 
 def test_a_record_of_another_layer(image: tuple[MemoryRepository, Manifest]) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstread.convert.entry import TarKind
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarKind, TarReader
+from firstread.convert.tar import TarReader
 from firstread.errors import ImageError, UnsupportedError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (

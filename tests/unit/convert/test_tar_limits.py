@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from firstread.convert.entry import TarLimits
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarLimits, TarReader
+from firstread.convert.tar import TarReader
 from firstread.errors import ImageError, LimitError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.convert.tar import TarEntry, TarKind
+from firstread.convert.entry import TarEntry, TarKind
 from firstread.testing.archive import read_archive
 
 ACL = "u::rw-,u:1000:rwx,g::r--,g:1:r--,m::rwx,o::r--"

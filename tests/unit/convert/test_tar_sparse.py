@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstread.convert.entry import TarEntry, TarLimits
 from firstread.convert.stream import Feed
-from firstread.convert.tar import TarEntry, TarLimits, TarReader
+from firstread.convert.tar import TarReader
 from firstread.errors import ImageError, LimitError
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import (

@@ -175,6 +175,18 @@ def test_an_image_that_can_be_had(
     assert PASSWORD not in repr(checks)
 
 
+def test_the_file_that_has_the_credentials_is_the_one_that_others_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    podman = tmp_path / "auth.json"
+    podman.write_text(json.dumps({"auths": {"127.0.0.1:1": {"username": "u", "password": "p"}}}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(podman))
+    for mode, status in ((0o644, "warn"), (0o600, "ok")):
+        podman.chmod(mode)
+        assert named(image_checks("127.0.0.1:1/a:b", None), "credentials").status == status
+
+
 @pytest.mark.parametrize("password", ["wrong", ""])
 def test_credentials_that_are_refused(
     registry: DockerRegistry, tmp_path: Path, password: str

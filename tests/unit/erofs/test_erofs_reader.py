@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import BLOCK, DIRENT_SIZE
-from firstread.erofs.reader import ErofsImage, read_tree, scan, validate
+from firstread.erofs.reader import read_tree, scan, validate
 from firstread.erofs.tree import Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.extents import METADATA_SLOT, NO_SLOT
 from firstread.erofs.format import BLOCK
 from firstread.errors import DigestError, ImageError, UsageError
-from firstread.export.flatdisk import METADATA_SLOT, NO_SLOT, FlatDisk
+from firstread.export.flatdisk import FlatDisk
 from firstread.export.rawfile import write_raw
 from firstread.sectors.content import ContentReader
 from firstread.sectors.image import BlockImage

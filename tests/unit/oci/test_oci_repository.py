@@ -30,7 +30,8 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Destination, Repository
-from firstread.registry.open import AccessOptions, open_destination, open_source
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 
 OPTIONS = AccessOptions(retries=1, retry_base=0.01)

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from firstread.errors import AuthError, NodeError, UsageError
-from firstread.registry.auth import Credentials, look_up
+from firstread.registry.auth import look_up
 from firstread.registry.bearer import (
     Authorizer,
     Challenge,
@@ -23,6 +23,7 @@ from firstread.registry.bearer import (
     parse_challenge,
     token_request,
 )
+from firstread.registry.credentials import Credentials
 
 SECRET = "hunter2"
 

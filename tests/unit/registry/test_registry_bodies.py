@@ -6,7 +6,6 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,8 +13,9 @@ from firstread.errors import TransportError
 from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
 from firstread.registry.api import LEAST_PART
-from firstread.registry.open import AccessOptions, open_source
-from firstread.testing.serving import serving
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
+from firstread.testing.serving import QuietHandler, QuietServer, serving
 from firstread.units import KiB, MiB
 
 DATA = bytes(range(256)) * (4 * MiB // 256)
@@ -23,7 +23,7 @@ BLOB = describe(DATA, OCI_LAYER)
 OPTIONS = AccessOptions(plain_http=True, retries=0)
 
 
-class Server(ThreadingHTTPServer):
+class Server(QuietServer):
     """Gives `DATA`, in chunks if it is told to; counts its connections.
 
     Attributes:
@@ -32,7 +32,6 @@ class Server(ThreadingHTTPServer):
         most: bytes of the part of a range that it sends.
     """
 
-    daemon_threads = True
     in_chunks = False
     packed: bytes | None = None
     says_gzip = False
@@ -44,7 +43,7 @@ class Server(ThreadingHTTPServer):
         super().process_request(request, address)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
@@ -68,9 +67,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from firstread.registry.calls import Call, TooSlowError, calling, current, withi
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hedge import Race
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import AccessOptions, open_destination, open_endpoints, open_source
+from firstread.registry.open import open_destination, open_endpoints, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.patience import PATIENCE_S
 
 LONG = 3600.0
@@ -40,7 +41,7 @@ BLOB = describe(DATA, OCI_LAYER)
 
 
 @contextmanager
-def peer(head: bytes, drop: bytes = b"", every_s: float = 0.02) -> Iterator[str]:
+def peer(head: bytes, drop: bytes = b"") -> Iterator[str]:
     """Give the address of a server that sends `head` to everyone, and then `drop` after `drop`."""
     over = threading.Event()
 
@@ -49,7 +50,7 @@ def peer(head: bytes, drop: bytes = b"", every_s: float = 0.02) -> Iterator[str]
             try:
                 connection.recv(65536)
                 connection.sendall(head)
-                while not over.wait(every_s):
+                while not over.wait(0.02):
                     connection.sendall(drop)
             except OSError:
                 return

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -22,13 +21,14 @@ from firstread.oci.reference import Reference
 from firstread.registry import catalogue
 from firstread.registry.catalogue import list_repositories, list_tags
 from firstread.registry.options import AccessOptions
-from firstread.testing.serving import serving
+from firstread.testing.httpfaults import plain, send
+from firstread.testing.serving import QuietHandler, QuietServer, serving
 
 FAST = AccessOptions(retries=0)
 Answer = tuple[int, dict[str, str], bytes]
 
 
-class ListServer(ThreadingHTTPServer):
+class ListServer(QuietServer):
     """Answers as a function of path and query says; `seen` has the targets and their header."""
 
     def __init__(self, answer: Callable[[str, dict[str, list[str]]], Answer]) -> None:
@@ -41,21 +41,14 @@ class ListServer(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: ListServer
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         self.server.seen.append((self.path, self.headers.get("Authorization")))
         status, headers, data = self.server.answer(parts.path, parse_qs(parts.query))
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
+        send(self, plain(status, headers, data))
 
 
 def listing(

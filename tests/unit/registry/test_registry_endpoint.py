@@ -25,7 +25,7 @@ from urllib3.exceptions import (
 
 from firstread.errors import SourceError, TransportError, UsageError
 from firstread.registry.backoff import pause_s
-from firstread.registry.endpoint import base_url, follow, is_loopback, origin, shown
+from firstread.registry.endpoint import default_endpoint, follow, is_loopback, origin, shown
 from firstread.registry.faults import from_exception, retry_after
 from firstread.registry.options import AccessOptions
 
@@ -45,7 +45,7 @@ OPTIONS = AccessOptions()
     ],
 )
 def test_where_a_registry_is(host: str, options: AccessOptions, url: str) -> None:
-    assert base_url(host, options) == url
+    assert default_endpoint(host, options).base == url
 
 
 def test_loopback() -> None:
@@ -81,7 +81,7 @@ def test_the_same_place() -> None:
     assert origin("https://r.io/a") == origin("https://R.io:443/b?c")
     assert origin("https://r.io/") != origin("http://r.io/")
     assert origin("http://r.io/") != origin("http://r.io:5000/")
-    for url in ("ftp://r.io/", "r.io", "http://r.io:x/", "http://r.io:70000/"):
+    for url in ("ftp://r.io/", "ftp://r.io:80/", "r.io", "http://r.io:x/", "http://r.io:70000/"):
         with pytest.raises(SourceError):
             origin(url)
 
@@ -96,8 +96,6 @@ def test_a_password_in_an_address_is_not_shown() -> None:
         {"retries": -1},
         {"connect_timeout": 0},
         {"read_timeout": -1},
-        {"connections": 0},
-        {"chunk_size": -1},
         {"retry_base": 0},
     ],
 )

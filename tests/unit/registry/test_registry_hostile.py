@@ -31,7 +31,8 @@ from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.answer import MAX_ANSWER
 from firstread.registry.encoding import decoded
-from firstread.registry.open import AccessOptions, open_source
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.registry.remote import RemoteRepository
 from firstread.testing.registry import ScriptedRegistry
 from firstread.units import MiB

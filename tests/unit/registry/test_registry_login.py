@@ -50,6 +50,15 @@ def test_an_open_registry_is_shown_the_password_all_the_same() -> None:
             try_login(registry.host, GOOD, OPTIONS)
 
 
+def test_a_password_does_not_follow_a_redirect_to_another_host() -> None:
+    with ScriptedRegistry() as other:
+        there = f"GET /v2/ status 302 Location=http://{other.host}/v2/"
+        with ScriptedRegistry(f"{there}\n{there}") as registry:
+            try_login(registry.host, GOOD, OPTIONS)
+            assert registry.seen[1].headers["Authorization"] == GOOD.basic()
+        assert [request.headers.get("Authorization") for request in other.seen] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("script", "kind"),
     [

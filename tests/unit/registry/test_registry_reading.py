@@ -37,8 +37,9 @@ from firstread.oci.model import (
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry import connections
-from firstread.registry.auth import Credentials
-from firstread.registry.open import AccessOptions, open_destination, open_source
+from firstread.registry.credentials import Credentials
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry, ScriptedRegistry
 from firstread.testing.scripted import IDENTITY_TOKEN
@@ -81,6 +82,7 @@ PAIR = Credentials(USERNAME, PASSWORD).basic().removeprefix("Basic ")
         (418, SourceError, None),
         (429, TransportError, "wait"),
         (500, TransportError, None),
+        (501, SourceError, "cannot"),
         (503, TransportError, None),
         (599, TransportError, None),
     ],
@@ -294,7 +296,9 @@ def test_a_circle_of_redirects() -> None:
             place.get_manifest()
 
 
-@pytest.mark.parametrize("target", ["ftp://x/", "http://[", "file:///etc/passwd", "http://x:y/"])
+@pytest.mark.parametrize(
+    "target", ["ftp://x/", "ftp://x:80/", "http://[", "file:///etc/passwd", "http://x:y/"]
+)
 def test_a_redirect_to_nonsense(target: str) -> None:
     script = f"GET /manifests/ status 302 Location={target}"
     with ScriptedRegistry(script) as registry, source(registry) as place:

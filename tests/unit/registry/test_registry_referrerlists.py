@@ -39,7 +39,8 @@ from firstread.oci.repository import Destination, Repository
 from firstread.registry import referrerlists as referrers
 from firstread.registry.answer import Answer
 from firstread.registry.health import MAX_DECLINED, Declined, KnownEndpoints
-from firstread.registry.open import AccessOptions, open_destination, open_source
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.registry.referrerlists import COSTS, NO_API_S, next_page
 from firstread.registry.remote import RemoteDestination
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry

@@ -12,7 +12,8 @@ from firstread.errors import TransportError, UsageError
 from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
-from firstread.registry.open import AccessOptions, open_source
+from firstread.registry.open import open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.certificates import make_certificate
 from firstread.testing.proxy import Proxy
 from firstread.testing.scripted import ScriptedRegistry

@@ -18,7 +18,8 @@ from firstread.oci.model import OCI_LAYER, describe
 from firstread.oci.reference import parse_reference
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import AccessOptions, open_endpoints
+from firstread.registry.open import open_endpoints
+from firstread.registry.options import AccessOptions
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.scripted import ScriptedRegistry
 

@@ -10,7 +10,6 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Self
 
 import pytest
@@ -19,58 +18,42 @@ from firstread.errors import AuthError, DigestError, FirstreadError, SourceError
 from firstread.oci.model import OCI_LAYER, OCI_MANIFEST, describe
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Destination
-from firstread.registry.open import AccessOptions, open_destination
+from firstread.registry.open import open_destination
+from firstread.registry.options import AccessOptions
 from firstread.registry.upload import following
 from firstread.testing.registry import DockerRegistry, ScriptedRegistry
 
 OPTIONS = AccessOptions(retries=2, retry_base=0.01, read_timeout=20, connect_timeout=2)
-CHUNKED = replace(OPTIONS, chunk_size=300_000)
-MONOLITHIC = replace(OPTIONS, upload="monolithic")
 DATA = random.Random(2).randbytes(1_000_000)
 BLOB = describe(DATA, OCI_LAYER)
 
-ways = pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(OPTIONS, id="one-patch"),
-        pytest.param(CHUNKED, id="chunks"),
-        pytest.param(MONOLITHIC, id="monolithic"),
-    ],
-)
 
-
-def destination(host: str, options: AccessOptions = OPTIONS) -> Destination:
-    return open_destination(parse_reference(f"docker://{host}/a/b"), options)
+def destination(host: str) -> Destination:
+    return open_destination(parse_reference(f"docker://{host}/a/b"), OPTIONS)
 
 
 def put(place: Destination) -> bool:
     return place.put_blob(BLOB, io.BytesIO(DATA))
 
 
-@ways
+def ranges(registry: ScriptedRegistry) -> list[str | None]:
+    """Return the ranges that the parts of uploads have stated."""
+    return [seen.headers["Content-Range"] for seen in registry.seen if seen.method == "PATCH"]
+
+
 @pytest.mark.parametrize("relative", [True, False])
-def test_every_way(options: AccessOptions, relative: bool) -> None:
-    with ScriptedRegistry(relative=relative) as registry, destination(registry.host, options) as to:
+def test_a_blob_is_sent_once(relative: bool) -> None:
+    with ScriptedRegistry(relative=relative) as registry, destination(registry.host) as to:
         assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
-        patches = [s for s in registry.seen if s.method == "PATCH"]
-        ranges = [seen.headers["Content-Range"] for seen in patches]
-        assert (
-            ranges
-            == {
-                OPTIONS: [None],
-                CHUNKED: ["0-299999", "300000-599999", "600000-899999", "900000-999999"],
-                MONOLITHIC: [],
-            }[options]
-        )
+        assert ranges(registry) == [None]
         registry.seen.clear()
         assert not put(to)
         assert [seen.method for seen in registry.seen] == ["HEAD"]
 
 
-@ways
-def test_every_way_into_a_real_registry(options: AccessOptions) -> None:
-    with DockerRegistry() as registry, destination(registry.host, options) as to:
+def test_a_blob_goes_into_a_real_registry() -> None:
+    with DockerRegistry() as registry, destination(registry.host) as to:
         assert put(to)
         assert to.read_blob(BLOB, len(DATA)) == DATA
 
@@ -82,29 +65,25 @@ def test_a_registry_that_takes_no_parts() -> None:
         assert registry.open_uploads() == 0
 
 
-@ways
-def test_an_upload_goes_on_where_it_broke_off(options: AccessOptions) -> None:
+def test_an_upload_goes_on_where_it_broke_off() -> None:
     script = """
         PATCH /uploads/ hangup 250000
         PATCH /uploads/ hangup 100000
         PUT   /uploads/ hangup 9999
     """
-    with ScriptedRegistry(script) as registry, destination(registry.host, options) as to:
+    with ScriptedRegistry(script) as registry, destination(registry.host) as to:
         told: list[int] = []
         assert to.put_blob(BLOB, io.BytesIO(DATA), on_progress=told.append)
         assert registry.blobs[BLOB.digest] == DATA
         assert told[-1] == len(DATA)
-        starts = [s.headers["Content-Range"] for s in registry.seen if s.method == "PATCH"]
-        if options is OPTIONS:
-            # urllib3 stops sending at the break; what the registry took decides
-            assert starts == [None, "250000-999999", "350000-999999"]
+        # urllib3 stops sending at the break; what the registry took decides
+        assert ranges(registry) == [None, "250000-999999", "350000-999999"]
 
 
-@ways
-def test_a_broken_connection_to_a_real_registry(options: AccessOptions) -> None:
+def test_a_broken_connection_to_a_real_registry() -> None:
     """docker-registry forgets a session whose part broke off: the blob is sent again."""
     with DockerRegistry() as registry, Relay(registry.host, breaks=[400_000, 700_000]) as relay:
-        with destination(relay.host, options) as to:
+        with destination(relay.host) as to:
             assert put(to)
             assert to.read_blob(BLOB, len(DATA)) == DATA
         assert relay.breaks == []
@@ -177,7 +156,7 @@ def test_a_session_that_is_lost_begins_again(script: str) -> None:
 @pytest.mark.parametrize("fault", ["status 500 x2", "status 429 Retry-After=0 x2", "lost"])
 def test_a_transient_failure_is_survived(method: str, fault: str) -> None:
     with ScriptedRegistry(f"{method} /uploads/ {fault}") as registry:
-        with destination(registry.host, CHUNKED) as to:
+        with destination(registry.host) as to:
             assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
         assert registry.unused() == []
@@ -193,12 +172,11 @@ def test_an_upload_goes_on_where_head_is_not_answered(status: int) -> None:
 
 
 def test_a_part_that_is_taken_in_part() -> None:
-    script = "PATCH /uploads/ short 1000 x2"
-    with ScriptedRegistry(script) as registry, destination(registry.host, CHUNKED) as to:
+    script = "PATCH /uploads/ short 1000"
+    with ScriptedRegistry(script) as registry, destination(registry.host) as to:
         assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
-        starts = [s.headers["Content-Range"] for s in registry.seen if s.method == "PATCH"]
-        assert starts[:3] == ["0-299999", "299000-598999", "598000-897999"]
+        assert ranges(registry) == [None, "999000-999999"]
 
 
 @pytest.mark.parametrize(
@@ -220,12 +198,9 @@ def test_one_byte_at_the_start_is_not_believed() -> None:
     assert following(2, 0, 300) == 2
 
 
-@ways
-def test_a_part_whose_answer_names_no_place_leaves_the_upload_where_it_is(
-    options: AccessOptions,
-) -> None:
+def test_a_part_whose_answer_names_no_place_leaves_the_upload_where_it_is() -> None:
     with ScriptedRegistry(moves=False) as registry:
-        with destination(registry.host, options) as to:
+        with destination(registry.host) as to:
             assert put(to)
         assert registry.blobs[BLOB.digest] == DATA
 
@@ -297,10 +272,9 @@ def test_a_stopped_upload_leaves_nothing_in_a_real_registry(sent: int) -> None:
         assert put(to)
 
 
-@ways
 @pytest.mark.parametrize("fault", ["", "PATCH /uploads/ status 500", "PATCH /uploads/ lost"])
-def test_a_stopped_upload_is_not_tried_again(options: AccessOptions, fault: str) -> None:
-    with ScriptedRegistry(fault) as registry, destination(registry.host, options) as to:
+def test_a_stopped_upload_is_not_tried_again(fault: str) -> None:
+    with ScriptedRegistry(fault) as registry, destination(registry.host) as to:
         with pytest.raises(FirstreadError, match="stopped"):
             to.put_blob(BLOB, io.BytesIO(DATA), on_progress=stopping(1))
         assert len(registry.asked("PATCH")) <= 1
@@ -350,10 +324,10 @@ def test_any_success_is_one(method: str, status: int) -> None:
 def test_what_another_host_says_of_an_upload_is_in_no_message() -> None:
     with ScriptedRegistry(says="of an inner service") as inner:
         there = f"http://{inner.host}/v2/a/b/blobs/uploads/u7"
-        inner.script("* /uploads/ status 400 x9")
+        inner.script("PUT /uploads/ status 400")
         with (
-            ScriptedRegistry(f"POST /uploads/ status 202 Location={there}") as registry,
-            destination(registry.host, replace(OPTIONS, upload="monolithic")) as place,
+            ScriptedRegistry(f"POST /uploads/ status 202 Location={there} x2") as registry,
+            destination(registry.host) as place,
             pytest.raises(SourceError) as caught,
         ):
             put(place)

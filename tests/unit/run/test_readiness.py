@@ -16,7 +16,7 @@ from firstread.errors import UsageError
 from firstread.run.probes import parse_command, parse_url
 from firstread.run.readiness import MAX_LINE, Conditions, Readiness, parse_pattern
 from firstread.testing.patience import PATIENCE_S
-from firstread.testing.serving import serving
+from firstread.testing.serving import QuietHandler, serving
 
 
 class Watched:
@@ -83,16 +83,13 @@ def test_a_workload_that_has_ended_is_not_waited_for() -> None:
     assert (watched.readiness.ready, watched.readiness.over_ns, watched.calls) == (False, None, 0)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     statuses: Iterator[int]
 
     def do_GET(self) -> None:
         self.send_response(next(self.statuses))
         self.send_header("Location", "/")
         self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def test_only_success_is_an_answer() -> None:

@@ -26,12 +26,8 @@ from firstread.oci.repository import Repository
 from firstread.registry import referrerlists as referrers
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import (
-    AccessOptions,
-    open_destination,
-    open_endpoints,
-    open_source,
-)
+from firstread.registry.open import open_destination, open_endpoints, open_source
+from firstread.registry.options import AccessOptions
 from firstread.sectors.attached import (
     MAX_CANDIDATES,
     all_attached,

@@ -16,7 +16,8 @@ import firstread
 from firstread.oci.reference import parse_reference
 from firstread.registry.health import FEWEST_SAMPLES, KnownEndpoints
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import AccessOptions, open_endpoints
+from firstread.registry.open import open_endpoints
+from firstread.registry.options import AccessOptions
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Wanted
 from firstread.testing.memorysource import make_sectors

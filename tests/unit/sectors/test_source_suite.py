@@ -25,7 +25,8 @@ from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.repository import Destination, Repository
 from firstread.registry.health import KnownEndpoints
 from firstread.registry.hosts import Endpoint
-from firstread.registry.open import AccessOptions, open_destination, open_endpoints, open_source
+from firstread.registry.open import open_destination, open_endpoints, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.faultproxy import FaultProxy
 from firstread.testing.faultsource import FaultSource
 from firstread.testing.memorysource import MemorySource

@@ -9,7 +9,6 @@ import json
 import os
 import ssl
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +21,8 @@ from firstread.registry.options import AccessOptions
 from firstread.sync.cluster import running_images
 from firstread.sync.kubeconfig import read_kubeconfig
 from firstread.testing.certificates import make_certificate
-from firstread.testing.serving import serving
+from firstread.testing.httpfaults import plain, send
+from firstread.testing.serving import QuietHandler, QuietServer, serving
 
 TOKEN = "token-of-the-robot"
 FAST = AccessOptions(retries=0)
@@ -46,7 +46,7 @@ PODS = [
 ]
 
 
-class ApiServer(ThreadingHTTPServer):
+class ApiServer(QuietServer):
     """Lists pods, one a page, to who shows the token or a certificate."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class ApiServer(ThreadingHTTPServer):
         self.needs_token = True
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: ApiServer
 
     def do_GET(self) -> None:
@@ -70,13 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         more = {"continue": str(at + 1)} if at + 1 < len(PODS) else {}
         document = {"kind": "PodList", "metadata": more, "items": PODS[at : at + 1]}
         data = server.body if server.body is not None else json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
+        send(self, plain(status, {}, data))
 
 
 def api(context: ssl.SSLContext | None = None) -> AbstractContextManager[ApiServer]:
@@ -241,6 +235,11 @@ DAMAGED = {
         "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}]}",
         "leads to no server",
     ),
+    "no address": (
+        "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}],"
+        " clusters: [{name: c, cluster: {server: 'https://[::1'}}]}",
+        "leads to no server",
+    ),
     "deep": ("[" * 5000, "is not"),
 }
 
@@ -254,6 +253,14 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
         read_kubeconfig(path)
     assert str(path) in caught.value.message
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoded", ["a", "é"])
+def test_a_certificate_that_is_not_base64(tmp_path: Path, encoded: str) -> None:
+    with api() as server:
+        path = write(tmp_path / "config", server, {}, **{"certificate-authority-data": encoded})
+        with pytest.raises(UsageError, match="is not base64"):
+            read_kubeconfig(path)
 
 
 def test_unsupported_fields_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from firstread.errors import DigestError, FirstreadError, SourceError, TransportError
 from firstread.oci.model import OCI_LAYER, OCI_MANIFEST, describe, sha256_digest
 from firstread.oci.reference import parse_reference
-from firstread.registry.open import AccessOptions, open_destination, open_source
+from firstread.registry.open import open_destination, open_source
+from firstread.registry.options import AccessOptions
 from firstread.testing.faultproxy import FaultProxy
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import DockerRegistry

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from firstread.convert.entry import TarKind
 from firstread.convert.stream import decompress
-from firstread.convert.tar import TarKind
 from firstread.testing.archive import read_archive
 from firstread.testing.entries import Entry, Global, Item, Sparse, Whiteout, to_bytes
 from firstread.testing.features import Expected, feature_layers
