@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import ClassVar, Final, Self
 
 MAX_MESSAGE: Final = 8192  # characters of a message, and of a hint; two paths have as many
@@ -53,6 +54,8 @@ class FirstreadError(Exception):
     exit_code = 1
     retryable = False
     usual_hint: ClassVar[str | None] = None
+    details: Sequence[str] = ()
+    """Lines that follow the message, such as differences."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class FirstreadError(Exception):
         public = (kind for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
         return {
             "error": next(public).__name__,
-            "message": cut(self.message, MAX_MESSAGE),
+            "message": cut("\n  ".join([self.message, *self.details]), MAX_MESSAGE),
             "hint": self.hint,
             "image": self.image,
             "layer": self.layer,

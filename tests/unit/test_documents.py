@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import pytest
 from tools import jsonpage
 
+import firstread
 from firstread.documents import Bytes, Document, ErrorDocument, decode, encode
 from firstread.errors import ImageError, NodeError
 
@@ -106,3 +109,16 @@ def test_a_field_that_no_docstring_tells_of_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="does not tell of"):
         list(jsonpage.rows(Silent, ""))
+
+
+def test_all_that_a_decoder_raises_is_expected() -> None:
+    """msgspec itself, text that is not UTF-8, and nesting each have an exception of their own."""
+    top = Path(firstread.__file__).parent
+    for path in top.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if not isinstance(node, ast.ExceptHandler) or node.type is None:
+                continue
+            caught = ast.unparse(node.type)
+            if "msgspec.DecodeError" in caught or "msgspec.MsgspecError" in caught:
+                assert "Unicode" in caught, (path, node.lineno)
+                assert "RecursionError" in caught, (path, node.lineno)

@@ -27,7 +27,8 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.model import MAX_MANIFEST_SIZE, parse_config, parse_manifest
+from firstread.oci.gojson import MAX_DEPTH
+from firstread.oci.model import MAX_MANIFEST_SIZE, encode, parse_config, parse_manifest
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry.answer import MAX_ANSWER
@@ -160,6 +161,18 @@ def test_nesting_is_bounded(name: str, nested: bytes) -> None:
     parse, error = DOCUMENTS[name]
     with pytest.raises(error):
         parse(nested)
+
+
+def test_a_document_is_nested_so_far() -> None:
+    """Whoever read it has to write it again, and JSON that is nested more takes too much stack."""
+
+    def config(depth: int) -> bytes:
+        return b'{"x":' + b"[" * depth + b"]" * depth + b',"y":["[[[",{"[":0}]}'
+
+    assert encode(parse_config(config(MAX_DEPTH - 1)))
+    for depth in (MAX_DEPTH, 970):
+        with pytest.raises(ImageError, match=f"nested more than {MAX_DEPTH} deep"):
+            parse_config(config(depth))
 
 
 @pytest.mark.parametrize("field", ["config", "layers", "annotations", "unknown"])

@@ -23,8 +23,10 @@ from urllib3 import HTTPResponse
 
 import firstread
 from firstread.convert.acl import parse_acl
+from firstread.convert.pax import parse_records
 from firstread.daemon.logs import JsonFormatter
 from firstread.errors import FirstreadError, from_os_error
+from firstread.layouts import tarindex
 from firstread.mountinfo import unescaped
 from firstread.oci import gojson
 from firstread.oci.platform import parse_platform
@@ -107,6 +109,7 @@ MEASURED: dict[str, Measured] = {
     "registry.hosts._VALUE": using("registry.hosts._VALUE", "fullmatch"),
     "layouts.ingest._TEMPORARY": using("layouts.ingest._TEMPORARY", "fullmatch"),
     "oci.platform._WORD": parse_platform,
+    "oci.untrusted._MISSING": using("oci.untrusted._MISSING", "fullmatch"),
     "oci.reference._DIGEST": lambda text: parse_reference(f"a@{text}"),
     "oci.reference._FOREIGN": parse_reference,
     "oci.reference._HOST": lambda text: parse_reference(f"{text}/a"),
@@ -156,6 +159,8 @@ MEASURED: dict[str, Measured] = {
 TOGETHER: dict[str, Measured] = {
     "an error of a registry, as JSON": error_body,
     "an error of a registry": lambda text: said(text.encode()),
+    "a pax header of an archive": lambda text: tarindex._pax_records(text.encode()),
+    "a pax header of a layer": lambda text: parse_records(text.encode()),
     "a wait that is asked for": lambda text: retry_after({"Retry-After": text}),
     "a line of the log": log_line,
     "an error for a client": lambda text: status_of(from_os_error(OSError(5, text), text)),
@@ -185,6 +190,7 @@ PIECES = [
     ",u::rwx", "'token':'\\", '\\"token\\":\\"', "token='", "_token=",
     "aaaaaaaaaaaaaaaaaaaaaaaa_secret", "authorization: basic ", "://a@",
     "1s", "1.", ".1ms", "1.1h1", "a*", "(a|a)", "(a*)*", "a?a", "[a]*", "\\n", "\n", "x\n ",
+    "5 a=\n",
 ]  # fmt: skip
 
 

@@ -188,8 +188,8 @@ def _fail(exc: FirstreadError, arguments: list[str]) -> int:
         with contextlib.suppress(FirstreadError):  # stdout itself has failed; the exit code says so
             show(exc.to_dict())
     else:
-        hint = [f"  {exc.hint}"] if exc.hint else []
-        complain([*f"firstread: {exc}".splitlines(), *hint])
+        more = [*exc.details, *([exc.hint] if exc.hint else [])]
+        complain([f"firstread: {exc}", *(f"  {line}" for line in more)])
     return _exit_code(exc, arguments)
 
 

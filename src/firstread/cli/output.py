@@ -32,8 +32,11 @@ def show(document: object) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table as lines: the head, then a line for each row, in columns."""
-    shown = [head, *rows]
+    """Return a table as lines: the head, then a line for each row, in columns.
+
+    Each cell is made printable, or one with a line end would shift the others.
+    """
+    shown = [head, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

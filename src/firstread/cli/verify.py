@@ -131,7 +131,9 @@ def _compare(
     if shown:
         more = sum(1 for _ in found)
         lines = [*shown, *([f"and {more} more"] if more else [])]
-        raise DigestError(
-            f"its tree is not that of {source}:\n  " + "\n  ".join(lines),
+        error = DigestError(
+            f"its tree is not that of {source}:",
             hint="if it was made from this source, convert it again with --no-cache",
         )
+        error.details = lines
+        raise error

@@ -87,7 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         except FirstreadError as exc:
             status, document = 400, exc.to_dict()
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, RecursionError) as exc:
             status, document = 400, UsageError(f"the daemon got a wrong request: {exc}").to_dict()
         except Exception as exc:
             log.exception("a request failed")

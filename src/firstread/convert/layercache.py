@@ -87,7 +87,7 @@ class LayerCache:
                 return None
             known = msgspec.msgpack.decode(data, type=_Cached)
             record = LayerRecord.decode(known.packed.record)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, ImageError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ImageError):
             return None
         if (record.diff_id, record.parameters) != (diff_id, parameters.key):
             return None

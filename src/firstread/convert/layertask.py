@@ -19,8 +19,9 @@ from firstread import __version__
 from firstread.convert.job import LayerJob
 from firstread.convert.record import ENCODER, Parameters, layer_key
 from firstread.errors import NodeError, UsageError
-from firstread.oci.model import Descriptor, Digest, encode
+from firstread.oci.model import Descriptor, encode
 from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.untrusted import Digest
 from firstread.registry.access import Access
 from firstread.registry.options import AccessOptions
 

@@ -58,7 +58,7 @@ def shared(answer: str) -> str:
     """Return the answer of `run_task` for others who waited for the same task."""
     try:
         blob = msgspec.json.decode(answer, type=Descriptor)
-    except (msgspec.DecodeError, TypeError, UnicodeError):
+    except (msgspec.DecodeError, TypeError, UnicodeError, RecursionError):
         return answer  # `Placed.of` complains
     annotations = {**(blob.annotations or {}), HOW: KNOWN}
     return encode(msgspec.structs.replace(blob, annotations=annotations)).decode()
@@ -112,7 +112,7 @@ class Placed:
             blob = msgspec.json.decode(text, type=Descriptor)
             annotations = dict(blob.annotations or {})
             how, repository = annotations.pop(HOW), annotations.pop(REPOSITORY)
-        except (msgspec.DecodeError, TypeError, KeyError, UnicodeError) as exc:
+        except (msgspec.DecodeError, TypeError, KeyError, UnicodeError, RecursionError) as exc:
             raise _no_answer() from exc
         if how not in (KNOWN, PACKED, UPLOADED) or not is_packed(blob, diff_id):
             raise _no_answer()

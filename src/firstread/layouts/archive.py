@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from firstread.errors import NotFoundError, UsageError, from_os_error
+from firstread.errors import ImageError, NotFoundError, UsageError, from_os_error
 from firstread.layouts.extent import Extent, open_regular
 from firstread.layouts.ingest import (
     commit,
@@ -28,12 +28,17 @@ from firstread.layouts.ingest import (
 )
 from firstread.layouts.layoutreader import LayoutReader, blob_path
 from firstread.layouts.layoutwriter import LAYOUT_FILE, updated_index
-from firstread.layouts.tarindex import BLOCK, TarIndex
+from firstread.layouts.tarindex import BLOCK, EXPECTED, TarIndex
 from firstread.oci.model import Descriptor, describe
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Progress, naming
 
 _END: Final = bytes(2 * BLOCK)
+_KINDS: Final = {
+    "oci-archive": ("index.json", "an OCI layout"),
+    "docker-archive": ("manifest.json", "an archive of docker save"),
+}
+"""What leads to the images of an archive, and its name, by transport; docker save writes both."""
 
 
 def open_archive(reference: Reference) -> tuple[int, TarIndex]:
@@ -41,7 +46,8 @@ def open_archive(reference: Reference) -> tuple[int, TarIndex]:
 
     Raises:
         NotFoundError: there is no such file.
-        ImageError: it is not an uncompressed tar archive.
+        UsageError: it is a directory, or an archive of the other kind.
+        ImageError: it is not an uncompressed tar archive of images.
         NodeError: it cannot be read.
     """
     with naming(reference):
@@ -52,13 +58,39 @@ def open_archive(reference: Reference) -> tuple[int, TarIndex]:
         except OSError as exc:
             raise from_os_error(exc, "cannot open") from exc
         try:
-            return fd, TarIndex(fd)
-        except OSError as exc:
+            index = TarIndex(fd)
+            _check_kind(reference, index)
+        except BaseException as exc:
             os.close(fd)
-            raise from_os_error(exc, "cannot read the archive") from exc
-        except BaseException:
-            os.close(fd)
+            if isinstance(exc, IsADirectoryError):
+                raise UsageError(
+                    "this is a directory, not a tar archive",
+                    hint=f"name an OCI layout in a directory oci:{reference.path}",
+                ) from exc
+            if isinstance(exc, OSError):
+                raise from_os_error(exc, "cannot read the archive") from exc
             raise
+        return fd, index
+
+
+def _check_kind(reference: Reference, index: TarIndex) -> None:
+    """Check that an archive is of the kind that `reference` names it.
+
+    Raises:
+        UsageError: it is of the other one.
+        ImageError: it is of neither.
+    """
+    found = [kind for kind, (name, _) in _KINDS.items() if index.find(name)]
+    if not found:
+        raise ImageError(
+            "the archive has no image in it: it has neither index.json nor manifest.json",
+            hint=EXPECTED,
+        )
+    if reference.transport not in found:
+        raise UsageError(
+            f"this is {_KINDS[found[0]][1]}, not {_KINDS[reference.transport][1]}",
+            hint=f"name it {found[0]}:{reference.path}",
+        )
 
 
 class OciArchive(LayoutReader):

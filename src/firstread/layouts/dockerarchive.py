@@ -33,8 +33,6 @@ from firstread.oci.model import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
-    decode,
-    decode_each,
     describe,
     diff_ids,
     encode,
@@ -43,6 +41,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import Reference, is_digest, parse_reference
 from firstread.oci.repository import Repository, naming
+from firstread.oci.untrusted import decode, decode_each
 
 _MAX_IMAGES: Final = 1000  # in one archive
 _BLOB: Final = re.compile(r"blobs/(sha256)/([0-9a-f]{64})")
@@ -71,6 +70,9 @@ class DockerArchive(Repository):
         self._fd, self._index = open_archive(reference)
         self._open = True
         self._blobs: dict[str, Extent] = {}
+        # A thousand images may share a config, a million layers may be links to one file.
+        self._configs: dict[Extent, tuple[Descriptor, list[str]]] = {}
+        self._digests: dict[Extent, str] = {}
         self._manifests: dict[str, tuple[Descriptor, bytes]] = {}
         try:
             with naming(reference):
@@ -151,17 +153,12 @@ class DockerArchive(Repository):
     def _extent(self, name: str) -> Extent:
         member = self._index.find(name)
         if member is None:
-            raise ImageError(
-                f"{name} is missing in the archive",
-                hint="is it an archive of docker save? an OCI layout is oci-archive:",
-            )
+            raise ImageError(f"{name} is missing in the archive")
         return Extent(self._fd, member.offset, member.size)
 
     def _add(self, image: _Image) -> str:
         """Make the manifest of `image` and note where its blobs are; return its digest."""
-        raw = self._extent(image.config).read(MAX_CONFIG_SIZE, image.config)
-        config = describe(raw, OCI_CONFIG)
-        ids = diff_ids(parse_config(raw))
+        config, ids = self._config(image.config)
         names = image.layers
         if len(ids) != len(names):
             raise ImageError(f"{image.config} names {len(ids)} layers, not {len(names)}")
@@ -172,20 +169,33 @@ class DockerArchive(Repository):
         self._manifests[manifest.digest] = (manifest, data)
         return manifest.digest
 
+    def _config(self, name: str) -> tuple[Descriptor, list[str]]:
+        """Return the descriptor of a config, and the diff_ids that it has."""
+        extent = self._extent(name)
+        if extent not in self._configs:
+            raw = extent.read(MAX_CONFIG_SIZE, name)
+            self._configs[extent] = describe(raw, OCI_CONFIG), diff_ids(parse_config(raw))
+        return self._configs[extent]
+
     def _layer(self, name: str, diff_id: str) -> Descriptor:
         """Return the descriptor of a layer, and note where it is."""
         extent = self._extent(name)
         head = os.pread(self._fd, min(BLOCK, extent.size), extent.offset)
-        digest = diff_id if begins_tar(head) else _digest(name, extent)
+        digest = diff_id if begins_tar(head) else self._digest(name, extent)
         self._blobs[digest] = extent
         media_type = OCI_LAYER + _SUFFIXES.get(head[:2], "")
         return Descriptor(media_type=media_type, digest=digest, size=extent.size)
 
+    def _digest(self, name: str, extent: Extent) -> str:
+        """Return the digest of the bytes of a layer, from its name where that says it."""
+        if match := _BLOB.fullmatch(name):
+            return f"{match[1]}:{match[2]}"
+        if extent not in self._digests:
+            self._digests[extent] = _digest_of(extent)
+        return self._digests[extent]
 
-def _digest(name: str, extent: Extent) -> str:
-    """Return the digest of the bytes of a layer, from its name where that says it."""
-    if match := _BLOB.fullmatch(name):
-        return f"{match[1]}:{match[2]}"
+
+def _digest_of(extent: Extent) -> str:
     state, reader = hashlib.sha256(), ExtentReader(extent)
     buffer = memoryview(bytearray(CHUNK_SIZE))
     while count := reader.readinto(buffer):

@@ -18,6 +18,7 @@ from typing import Final
 
 from firstread.errors import (
     DigestError,
+    FirstreadError,
     ImageError,
     LimitError,
     NotFoundError,
@@ -61,6 +62,10 @@ class LayoutReader(Repository):
             NodeError: it cannot be opened.
         """
 
+    def _no_index(self) -> FirstreadError:
+        """Return the error for a place without an index.json."""
+        return NotFoundError("there is no image here: index.json is missing")
+
     def get_manifest(self, reference: str | None = None) -> tuple[Descriptor, bytes]:
         with naming(self.reference):
             wanted = reference or self.reference.digest or self.reference.tag
@@ -72,8 +77,9 @@ class LayoutReader(Repository):
                     f"manifest {wanted} is missing",
                     hint="the image is incomplete: push it again",
                 )
-            data = extent.read(MAX_MANIFEST_SIZE, "manifest")
-            found = describe(data, manifest_media_type(data), like=wanted)
+            what = f"manifest {wanted}"
+            data = extent.read(MAX_MANIFEST_SIZE, what)
+            found = describe(data, manifest_media_type(data, what=what), like=wanted)
             if found.digest != wanted:
                 raise DigestError(f"the bytes of manifest {wanted} do not have this digest")
             return found, data
@@ -111,15 +117,9 @@ class LayoutReader(Repository):
         with naming(self.reference):
             extent = self._extent("index.json")
             if extent is None:
-                raise NotFoundError(
-                    "there is no image here: index.json is missing",
-                    hint="a colon in a path is taken for the start of the tag; end it with a colon",
-                )
-            try:
-                index = parse_index(extent.read(MAX_MANIFEST_SIZE, "index.json"))
-            except ImageError as exc:
-                exc.message = f"index.json: {exc.message}"
-                raise
+                raise self._no_index()
+            data = extent.read(MAX_MANIFEST_SIZE, "index.json")
+            index = parse_index(data, what="index.json")
         yield from index.manifests
 
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
@@ -150,6 +150,20 @@ class LayoutDirectory(LayoutReader):
         super().__init__(reference)
         self._root = Path(reference.path)
         self._kept: dict[str, int] = {}  # descriptors, by path below the root
+
+    def _no_index(self) -> FirstreadError:
+        if self._root.is_dir():
+            return super()._no_index()
+        if not self._root.exists():
+            return NotFoundError(
+                f"there is no directory {self.reference.path!r}",
+                hint="check the path; one whose last part has a colon needs another at its end",
+            )
+        return UsageError(
+            "this is a file, not a directory with an OCI layout",
+            hint=f"name an archive oci-archive:{self.reference.path}"
+            f" or docker-archive:{self.reference.path}",
+        )
 
     def prepare(self, blobs: Iterable[Descriptor]) -> None:
         for path in (blob_path(blob.digest) for blob in blobs):

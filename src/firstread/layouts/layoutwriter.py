@@ -34,11 +34,11 @@ from firstread.oci.model import (
     parse_index,
     parse_manifest,
     sha256_digest,
-    written,
 )
 from firstread.oci.reference import Reference
 from firstread.oci.referrers import describe_referrer
 from firstread.oci.repository import Destination, Progress, naming
+from firstread.oci.untrusted import written
 
 LAYOUT_FILE: Final = b'{"imageLayoutVersion":"1.0.0"}'
 

@@ -26,12 +26,21 @@ MAX_LINKS: Final = 16  # links that lead to links
 
 _REGULAR: Final = (b"0", b"\0", b"7")
 _NO_DATA: Final = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories and fifos
-_MAGIC: Final = {
+_COMPRESSIONS: Final = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
 }
+_OTHERS: Final = {  # that people take for an archive of an image
+    b"PK\3\4": "a zip archive",
+    b"{": "a JSON document",
+    b"[": "a JSON document",
+    b"hsqs": "a squashfs image",
+    b"QFI\xfb": "a qcow2 disk",
+}
+EXPECTED: Final = "name a file that skopeo copy, podman save or docker save has written"
+"""The remedy for a file that is no archive of an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +82,7 @@ class TarIndex:
         return None
 
     def _scan(self) -> None:
-        head = os.pread(self._fd, 8, 0)
-        for magic, name in _MAGIC.items():
-            if head.startswith(magic):
-                raise UnsupportedError(
-                    f"the archive is compressed with {name}", hint=f"decompress it with {name} -d"
-                )
+        _check_start(os.pread(self._fd, BLOCK, 0))
         position = 0
         extended: dict[str, str] = {}
         while (block := os.pread(self._fd, BLOCK, position)).strip(b"\0"):
@@ -95,7 +99,7 @@ class TarIndex:
                 extended = {}
             position += round_up(size, BLOCK)
         if not self._members:
-            raise ImageError("this is not a tar archive with an image in it")
+            raise ImageError("the archive has no files in it", hint=EXPECTED)
 
     def _extended(self, kind: bytes, position: int, size: int) -> dict[str, str]:
         """Return what an extended header says of the member behind it."""
@@ -127,6 +131,36 @@ class TarIndex:
         self._members[_clean(name)] = Member(position, size, link)
 
 
+def _check_start(block: bytes) -> None:
+    """Check that a file begins as a tar archive does.
+
+    Args:
+        block: the first of the file.
+
+    Raises:
+        UnsupportedError: it is compressed.
+        ImageError: it is something else; says what.
+    """
+    if not block:
+        raise ImageError("the file is empty", hint=EXPECTED)
+    if begins_tar(block):
+        return
+    for magic, name in _COMPRESSIONS.items():
+        if block.startswith(magic):
+            raise UnsupportedError(
+                f"the file is compressed with {name}",
+                hint=f"decompress it first: {name} -dc FILE > ARCHIVE.tar",
+            )
+    for magic, what in _OTHERS.items():
+        if block.startswith(magic):
+            raise ImageError(f"the file is {what}, not a tar archive", hint=EXPECTED)
+    raise ImageError(
+        f"the file is no tar archive, or its first header is damaged: it begins with"
+        f" {block[:16]!r}",
+        hint=EXPECTED,
+    )
+
+
 def begins_tar(data: bytes) -> bool:
     """Return whether `data` can be the beginning of a tar archive, or all of one."""
     block = data[:BLOCK]
@@ -142,7 +176,7 @@ def _check_header(block: bytes, position: int) -> tuple[bytes, int]:
         blank = block[:148] + b" " * 8 + block[156:]
         if _number(block[148:156]) == sum(blank):
             return block[156:157], _number(block[124:136])
-    raise ImageError(f"this is not a tar archive, or it is damaged at byte {position}")
+    raise ImageError(f"the archive is damaged at byte {position}")
 
 
 def _number(field: bytes) -> int:
@@ -167,14 +201,15 @@ def _decimal(text: str) -> int:
 def _pax_records(data: bytes) -> dict[str, str]:
     """Return the records ``LENGTH KEY=VALUE`` of a pax header. Raises: ImageError."""
     records: dict[str, str] = {}
-    while data:
-        digits, _, _ = data[:20].partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-        if not len(digits) < length <= len(data) or not equals:
+    start = 0
+    while start < len(data):
+        digits, _, _ = data[start : start + 20].partition(b" ")
+        end = start + int(digits) if digits.isdigit() else start
+        key, equals, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
+        if not start + len(digits) < end <= len(data) or not equals:
             raise ImageError("a pax header is damaged")
         records[_text(key)] = _text(value)
-        data = data[length:]
+        start = end
     return records
 
 

@@ -100,7 +100,7 @@ class KernelProof:
     def _recorded(self) -> object:
         try:
             found = json.loads((self._root / RECORD).read_bytes()[:4096])
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return {"device": "fanotify", **found} if isinstance(found, dict) else None
 

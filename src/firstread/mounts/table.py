@@ -193,25 +193,26 @@ def device_of(mount: Mount, kind: str) -> str:
     return mount.device or {"erofs": "fanotify"}.get(kind, kind)
 
 
-def standing(root: Path, device: str) -> str:
-    """Return where a mount of a store stands, or stood that is used on; "" for none.
+def standing(root: Path) -> dict[str, str]:
+    """Return where mounts of a store stand, or stood that are used on: one place of each device.
 
     Args:
         root: of the store.
-        device: that has made it.
 
     Raises:
         NodeError: that cannot be told now.
     """
-    seen = seen_mounts()
-    for mount in MountTable(root).load(tidy=False):
+    found: dict[str, str] = {}
+    mounts = MountTable(root).load(tidy=False)
+    seen = seen_mounts() if mounts else {}
+    for mount in mounts:
         line = None if mount.detached else seen.get(mount.mountpoint)
         known = mount.file_system
-        if line and device_of(mount, os.fsdecode(line.kind)) == device:
-            return mount.mountpoint
-        if known and device_of(mount, known.kind) == device and known.lives(unmounted=True):
-            return mount.mountpoint
-    return ""
+        if line and (known is None or known.device == line.device):
+            found.setdefault(device_of(mount, os.fsdecode(line.kind)), mount.mountpoint)
+        elif known and known.lives(unmounted=True):
+            found.setdefault(device_of(mount, known.kind), mount.mountpoint)
+    return found
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:

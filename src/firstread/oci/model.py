@@ -11,16 +11,15 @@ Source: opencontainers/image-spec v1.1 (descriptor.md, manifest.md, image-index.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 
 from firstread.errors import FirstreadError, ImageError, LimitError, NotFoundError, UnsupportedError
-from firstread.oci import gojson
+from firstread.oci import gojson, untrusted
 from firstread.oci.imageconfig import ConfigFields
 from firstread.oci.platform import Platform
+from firstread.oci.untrusted import AnyDigest, Digest, MediaType, Size
 from firstread.units import MiB
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -52,25 +51,8 @@ MAX_MANIFEST_SIZE: Final = (
     4 * MiB
 )  # what registries accept (distribution-spec, "Pushing Manifests")
 MAX_CONFIG_SIZE: Final = 8 * MiB  # bytes
-MAX_INDEX_ENTRIES: Final = 40_000  # in 4 MiB: an entry has at least 110 bytes
 
 _ALGORITHMS: Final = ("sha256:", "sha512:")
-
-Digest = Annotated[str, msgspec.Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
-Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_AnyDigest = Annotated[  # descriptor.md, "Digests"
-    str,
-    msgspec.Meta(
-        pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}"
-        r"|(?!sha256:|sha512:)[a-z0-9]+([+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+)\Z"
-    ),
-]
-MediaType = Annotated[  # RFC 6838, section 4.2
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}\Z"
-    ),
-]
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -113,7 +95,7 @@ class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_
 class _Listed(Descriptor, frozen=True, kw_only=True):
     """An entry of an index as written: its digest may use an unknown algorithm."""
 
-    digest: _AnyDigest
+    digest: AnyDigest
 
 
 class _Outline(msgspec.Struct, frozen=True, rename="camel"):
@@ -126,153 +108,93 @@ class _Outline(msgspec.Struct, frozen=True, rename="camel"):
     config: Any = msgspec.UNSET
 
 
-T = TypeVar("T")
-
-
-def decode(data: bytes, kind: type[T], what: str) -> T:
-    """Return untrusted JSON as a value of the type `kind`; messages call it `what`.
-
-    Raises:
-        ImageError: it is not such a value.
-    """
-    with _valid(what):
-        return gojson.decode(data, kind)
-
-
-def written(data: bytes, kind: type, what: str) -> dict[str, Any]:
-    """Return an untrusted JSON object with all its fields, keys spelt as in the type `kind`.
-
-    Raises:
-        ImageError: it is not a JSON object.
-    """
-    with _valid(what):
-        document = gojson.normal(gojson.load(data), kind)
-    if not isinstance(document, dict):
-        raise ImageError(f"{what} is not valid: it is not an object")
-    return document
-
-
-def decode_each(entries: list[Any], kind: type[T], what: str, path: str = "$") -> list[T]:
-    """Return the `entries` of a list that are values of the type `kind`.
-
-    A bad entry does not hide the others.
-
-    Args:
-        entries: as `firstread.oci.gojson.load` gives them.
-        kind: type of each.
-        what: names the document in messages.
-        path: of the list in the document.
-
-    Raises:
-        ImageError: all entries are bad; the message describes the first.
-        LimitError: there are too many.
-    """
-    if len(entries) > MAX_INDEX_ENTRIES:
-        raise LimitError(f"{what} has {len(entries)} entries, more than {MAX_INDEX_ENTRIES}")
-    found: list[T] = []
-    fault = ""
-    for number, entry in enumerate(gojson.normal(entries, list[kind])):  # type: ignore[valid-type]
-        try:
-            found.append(msgspec.convert(entry, kind))
-        except msgspec.ValidationError as exc:
-            text, _, place = str(exc).partition(" - at `$")
-            fault = fault or f"{text} - at `{path}[{number}]{place.rstrip('`')}`"
-    if fault and not found:
-        raise ImageError(f"{what} is not valid: {fault}")
-    return found
-
-
-@contextmanager
-def _valid(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ImageError(f"{what} is not valid: {exc}") from exc
-
-
-def manifest_media_type(data: bytes, media_type: str | None = None) -> str:
+def manifest_media_type(
+    data: bytes, media_type: str | None = None, *, what: str = "manifest"
+) -> str:
     """Return the media type of a manifest or index.
 
     Args:
         data: the document.
         media_type: from its descriptor or the registry; None or a generic type if unknown.
+        what: names the document in messages.
 
     Raises:
         UnsupportedError: it uses docker's schema 1, or is not an image.
         ImageError: it is neither a manifest nor an index, or could be read as both.
     """
-    return _media_type(_load(data, media_type), media_type)
+    return _media_type(_load(data, media_type, what), media_type, what)
 
 
-def _load(data: bytes, media_type: str | None) -> Any:
+def _load(data: bytes, media_type: str | None, what: str) -> Any:
     if len(data) > MAX_MANIFEST_SIZE:
-        raise LimitError(f"manifest has {len(data)} bytes, more than {MAX_MANIFEST_SIZE}")
+        raise LimitError(f"{what} has {len(data)} bytes, more than {MAX_MANIFEST_SIZE}")
     if media_type in _SCHEMA1:
-        raise _schema1()
-    with _valid("manifest"):
-        return gojson.load(data)
+        raise _schema1(what)
+    return untrusted.load(data, what)
 
 
-def _media_type(document: Any, media_type: str | None) -> str:
-    outline = _convert(document, _Outline)
+def _media_type(document: Any, media_type: str | None, what: str) -> str:
+    outline = untrusted.convert(document, _Outline, what)
     if outline.schema_version == 1 or outline.media_type in _SCHEMA1:
-        raise _schema1()
+        raise _schema1(what)
     is_index = outline.manifests is not msgspec.UNSET  # null counts as present, as in Go
     is_image = outline.layers is not msgspec.UNSET or outline.config is not msgspec.UNSET
     if outline.schema_version != 2 and (outline.schema_version or not (is_index or is_image)):
-        raise ImageError("this is not the manifest of an image: its schemaVersion is not 2")
+        raise ImageError(f"{what} is not that of an image: its schemaVersion is not 2")
     if is_index and is_image:
         # CVE-2021-41190: one digest, and two images in it
-        raise ImageError("manifest is ambiguous: it is an image and an index at once")
+        raise ImageError(f"{what} is ambiguous: it is an image and an index at once")
     declared = media_type if media_type in MANIFESTS | INDEXES else None
     if declared and outline.media_type and declared != outline.media_type:
-        raise ImageError(f"manifest says it is {outline.media_type}, but is offered as {declared}")
+        raise ImageError(f"{what} says it is {outline.media_type}, but is offered as {declared}")
     chosen = declared or outline.media_type or (OCI_INDEX if is_index else OCI_MANIFEST)
     if chosen not in MANIFESTS | INDEXES:
-        raise UnsupportedError(f"manifest has the unknown media type {chosen!r}")
+        raise UnsupportedError(f"{what} has the unknown media type {chosen!r}")
     if (chosen in INDEXES) != is_index:
-        raise ImageError(f"manifest is not the {chosen} that it says it is")
+        raise ImageError(f"{what} is not the {chosen} that it says it is")
     return chosen
 
 
-def _convert(document: Any, kind: type[T]) -> T:
-    with _valid("manifest"):
-        return gojson.convert(document, kind)
-
-
-def offered_media_type(data: bytes, offered: str) -> str:
+def offered_media_type(data: bytes, offered: str, *, what: str = "manifest") -> str:
     """Return the media type of a document that a registry offers as `offered`.
 
     Docker and OCI have two names for one form, and some proxies offer a document under the name
     that it does not state itself. Then the document decides: its digest covers what it states.
 
+    Args:
+        data: the document.
+        offered: by the registry.
+        what: names the document in messages.
+
     Raises:
         As `manifest_media_type`.
     """
-    document = _load(data, offered)
-    own = _convert(document, _Outline).media_type
+    document = _load(data, offered, what)
+    own = untrusted.convert(document, _Outline, what).media_type
     alike = any(own in kind and offered in kind for kind in (MANIFESTS, INDEXES))
-    return _media_type(document, own if alike else offered)
+    return _media_type(document, own if alike else offered, what)
 
 
-def _schema1() -> UnsupportedError:
+def _schema1(what: str) -> UnsupportedError:
     return UnsupportedError(
-        "manifest is of docker's schema 1, which is obsolete",
+        f"{what} is of docker's schema 1, which is obsolete",
         hint="push the image again with a current tool, such as skopeo copy --format v2s2",
     )
 
 
-def parse_manifest(data: bytes, media_type: str | None = None) -> Manifest | Index:
-    """Return the validated manifest or index in `data`; see `manifest_media_type`.
+def parse_manifest(
+    data: bytes, media_type: str | None = None, *, what: str = "manifest"
+) -> Manifest | Index:
+    """Return the validated manifest or index in `data`; arguments as `manifest_media_type`.
 
     Raises:
         ImageError: it is invalid (LimitError: too long, UnsupportedError: of another kind).
     """
-    loaded = _load(data, media_type)
-    chosen = _media_type(loaded, media_type)
+    loaded = _load(data, media_type, what)
+    chosen = _media_type(loaded, media_type, what)
     if chosen in INDEXES:
-        return _read_index(loaded, chosen)
-    return _convert(gojson.normal(loaded, Manifest) | _stated(chosen), Manifest)
+        return _read_index(loaded, chosen, what)
+    return untrusted.convert(gojson.normal(loaded, Manifest) | _stated(chosen), Manifest, what)
 
 
 def _stated(media_type: str) -> dict[str, Any]:
@@ -280,16 +202,16 @@ def _stated(media_type: str) -> dict[str, Any]:
     return {"schemaVersion": 2, "mediaType": media_type}
 
 
-def _read_index(loaded: Any, media_type: str) -> Index:
+def _read_index(loaded: Any, media_type: str, what: str) -> Index:
     """Return an index without its unusable entries.
 
     A damaged entry, or one with a digest of an unknown algorithm (valid, says descriptor.md), must
     not cost the images beside it.
     """
     document = gojson.normal(loaded, Index)
-    index = _convert(document | {"manifests": []} | _stated(media_type), Index)
-    entries = _convert(document["manifests"], list[Any])
-    listed = decode_each(entries, _Listed, "manifest", "$.manifests")
+    index = untrusted.convert(document | {"manifests": []} | _stated(media_type), Index, what)
+    entries = untrusted.convert(document["manifests"], list[Any], what)
+    listed = untrusted.decode_each(entries, _Listed, what, "$.manifests")
     usable = [_plain(entry) for entry in listed if entry.digest.startswith(_ALGORITHMS)]
     return msgspec.structs.replace(index, manifests=usable)
 
@@ -302,15 +224,15 @@ def _plain(entry: _Listed) -> Descriptor:
     return Descriptor(**fields)
 
 
-def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
-    """Return the validated index in `data`.
+def parse_index(data: bytes, media_type: str = OCI_INDEX, *, what: str = "manifest") -> Index:
+    """Return the validated index in `data`; arguments as `manifest_media_type`.
 
     Raises:
         ImageError: it is not a valid index.
     """
-    document = parse_manifest(data, media_type)
+    document = parse_manifest(data, media_type, what=what)
     if not isinstance(document, Index):
-        raise ImageError("an index was expected, but this is the manifest of one image")
+        raise ImageError(f"{what} is not an index, but that of one image")
     return document
 
 
@@ -322,7 +244,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
     """
     if len(data) > MAX_CONFIG_SIZE:
         raise LimitError(f"image config has {len(data)} bytes, more than {MAX_CONFIG_SIZE}")
-    return written(data, ConfigFields, "image config")
+    return untrusted.written(data, ConfigFields, "image config")
 
 
 class _RootFs(msgspec.Struct, frozen=True):
@@ -341,10 +263,7 @@ def diff_ids(config: dict[str, Any]) -> list[str]:
     rootfs = config.get("rootfs")
     if rootfs is None:
         return []
-    try:
-        return msgspec.convert(rootfs and gojson.normal(rootfs, _RootFs), _RootFs).diff_ids
-    except msgspec.ValidationError as exc:
-        raise ImageError(f"image config has no valid rootfs: {exc}") from exc
+    return untrusted.convert(rootfs, _RootFs, "the rootfs of the image config").diff_ids
 
 
 def missing_blob(blob: Descriptor) -> FirstreadError:

@@ -22,8 +22,8 @@ from firstread.oci.model import (
     encode,
     parse_index,
     parse_manifest,
-    written,
 )
+from firstread.oci.untrusted import written
 from firstread.units import KiB
 
 MAX_ENTRIES: Final = 4096  # of one list, of all types

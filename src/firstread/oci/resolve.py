@@ -87,7 +87,7 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
         wanted = platform or host_platform()
         others: set[str] = set()
         for _ in range(MAX_DEPTH):
-            document = parse_manifest(data, descriptor.media_type)
+            document = document_of(descriptor, data)
             if isinstance(document, Manifest):
                 image = load(repository, descriptor, document, data, platform)
                 return replace(image, others=tuple(sorted(others)))
@@ -97,6 +97,15 @@ def resolve(repository: Repository, platform: Platform | None = None) -> Resolve
             others -= {str(chosen.platform)}
             descriptor, data = repository.get_manifest(chosen.digest)
         raise too_deep()
+
+
+def document_of(descriptor: Descriptor, data: bytes) -> Manifest | Index:
+    """Return the manifest or index in `data`.
+
+    Raises:
+        ImageError: it is not valid; the message names it.
+    """
+    return parse_manifest(data, descriptor.media_type, what=f"manifest {descriptor.digest}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +144,7 @@ def leaves(repository: Repository, reference: str | None = None) -> Leaves:
         SourceError: the repository does not answer.
     """
     top, data = repository.get_manifest(reference)
-    document = parse_manifest(data, top.media_type)
+    document = document_of(top, data)
     if isinstance(document, Manifest):
         return Leaves(top, data, document, [top], [])
     images: list[Descriptor] = []
@@ -155,7 +164,8 @@ def leaves(repository: Repository, reference: str | None = None) -> Leaves:
             raise too_deep()
         for digest in nested:
             descriptor, nested_data = repository.get_manifest(digest)
-            pending.append((parse_index(nested_data, descriptor.media_type), depth + 1))
+            what = f"index {digest}"
+            pending.append((parse_index(nested_data, descriptor.media_type, what=what), depth + 1))
     return Leaves(top, data, document, images, left_out)
 
 
@@ -188,7 +198,7 @@ def resolve_all(repository: Repository) -> tuple[Leaves, list[ResolvedImage]]:
             descriptor, data = found.top, found.data
             if found.index is not None:
                 descriptor, data = repository.get_manifest(entry.digest)
-            document = parse_manifest(data, descriptor.media_type)
+            document = document_of(descriptor, data)
             if isinstance(document, Index):
                 raise ImageError(f"the index calls {entry.digest} an image, and it is an index")
             if found.index is not None and not is_image(document):
@@ -231,7 +241,7 @@ def _spread(repository: Repository, index: Index, wanted: Platform) -> Index:
 def _named(repository: Repository, entry: Descriptor) -> list[Descriptor]:
     """Return the images that an entry without a platform stands for, with their platforms."""
     descriptor, data = repository.get_manifest(entry.digest)
-    document = parse_manifest(data, descriptor.media_type)
+    document = document_of(descriptor, data)
     if isinstance(document, Index):
         return document.manifests
     if not is_image(document):

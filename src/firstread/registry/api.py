@@ -85,7 +85,7 @@ class RepositoryApi:
             headers={"Accept": _ACCEPT},
         )
         declared = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-        media_type = offered_media_type(answer.data, declared)
+        media_type = offered_media_type(answer.data, declared, what=f"manifest {wanted}")
         like = wanted if is_digest(wanted) else answer.headers.get("Docker-Content-Digest", "")
         if not is_digest(like):
             return describe(answer.data, media_type), answer.data

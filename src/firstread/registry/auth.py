@@ -278,6 +278,6 @@ def _ask_helper(name: str, host: str) -> Credentials | None:
         raise AuthError(f"{program} failed for {host} with exit code {done.returncode}")
     try:
         answer = gojson.decode(done.stdout, _HelperAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise AuthError(f"{program} gave no valid answer for {host}") from None
     return Credentials.of(answer.username, answer.secret)

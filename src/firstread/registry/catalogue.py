@@ -33,8 +33,8 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.model import decode
 from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.untrusted import decode
 from firstread.registry.backoff import Backoff
 from firstread.registry.endpoint import endpoints_of
 from firstread.registry.options import AccessOptions

@@ -142,7 +142,7 @@ def _first_process(bundle: Path) -> dict[str, Any]:
         ]
     except OSError as exc:
         raise from_os_error(exc, "cannot read the container's bundle") from exc
-    except (msgspec.DecodeError, KeyError, TypeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as exc:
         raise NodeError("the container's bundle is damaged") from exc
     return process
 

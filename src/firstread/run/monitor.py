@@ -65,7 +65,7 @@ def run_detached(body: Callable[[Report], None]) -> bytes:
         content = pipe.read()
     try:
         answer = msgspec.msgpack.decode(content, type=_Answer)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise NodeError("the monitor of the container died before it started") from exc
     if answer.failure:
         raise _to_error(answer.failure)

@@ -310,7 +310,7 @@ def _last_message(log: Path) -> str:
     for line in reversed(lines):
         try:
             entry = msgspec.json.decode(line, type=_LogLine)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return line.decode(errors="replace")
         if entry.level in {"error", "fatal"}:
             message = entry.msg.removeprefix("runc create failed: ").removeprefix("exec failed: ")

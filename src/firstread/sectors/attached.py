@@ -29,11 +29,17 @@ from firstread.oci.model import (
     Descriptor,
     Manifest,
     embedded,
-    parse_manifest,
 )
 from firstread.oci.platform import Platform, host_platform
 from firstread.oci.repository import Repository, naming
-from firstread.oci.resolve import MAX_DEPTH, ResolvedImage, choose_in, load, too_deep
+from firstread.oci.resolve import (
+    MAX_DEPTH,
+    ResolvedImage,
+    choose_in,
+    document_of,
+    load,
+    too_deep,
+)
 from firstread.registry.calls import given_up, within
 from firstread.sectors.format import ARTIFACT_TYPE
 from firstread.sectors.hotnote import NO_TRACE
@@ -143,7 +149,7 @@ def _read(repository: Repository, entry: Descriptor) -> Attached:
         if entry.size > MAX_MANIFEST_SIZE:
             raise ImageError(f"the manifest has {entry.size} bytes")
         data = repository.get_manifest(entry.digest)[1]
-    manifest = parse_manifest(data, entry.media_type)
+    manifest = document_of(entry, data)
     if not isinstance(manifest, Manifest):
         raise ImageError("it is no manifest of an image")
     descriptor = Descriptor(media_type=OCI_MANIFEST, digest=entry.digest, size=len(data))
@@ -196,7 +202,7 @@ def _converted(
     looked_for: str | None = None
     search = _Search(repository)
     for _ in range(MAX_DEPTH):
-        document = parse_manifest(data, descriptor.media_type)
+        document = document_of(descriptor, data)
         if isinstance(document, Manifest):
             check_underived(document)
             if not is_block_image(document) and descriptor.digest != looked_for:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,6 @@ from firstread.private import private_directory
 from firstread.signals import ending_on_signals
 from firstread.snapshotter import imagefs, imageservice
 from firstread.snapshotter.attachedimages import AttachedImages
-from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.imagelookup import ImageLookup
 from firstread.snapshotter.imageservice import ImageService
@@ -32,11 +33,13 @@ from firstread.snapshotter.records import Records
 from firstread.snapshotter.service import server_of, start
 from firstread.snapshotter.snapshotmetrics import FAMILIES, SnapshotterFacts
 from firstread.snapshotter.snapshots import Snapshotter
+from firstread.snapshotter.sockets import CONTAINERD, Awaited
 from firstread.snapshotter.unpack import Unpacker
 
 log = logging.getLogger("snapshotter")
 
 GRACE_S = 10.0  # for calls in flight at the end
+LOOK_S = 1.0  # between looks whether containerd listens
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Settings:
     run_dir: Path
     address: Path
     policy: Policy
-    containerd: Path = SOCKET
+    containerd: Path = CONTAINERD
     metrics: str = ""
     access: dict[str, Any] = field(default_factory=dict)
     image_service: Path | None = None
@@ -112,12 +115,22 @@ def _serve(settings: Settings, await_end: Callable[[], None]) -> None:
         start(servers[1], settings.image_service)
         log.info("CRI's image service is passed on at %s", settings.image_service)
     notify("READY=1")
+    name, where = "containerd", (settings.containerd,)
+    threading.Thread(target=_look_for, args=where, name=name, daemon=True).start()
     await_end()
     notify("STOPPING=1")
     for stopped in [server.stop(GRACE_S) for server in servers]:
         stopped.wait()
     records.close()
     os.close(lock)
+
+
+def _look_for(containerd: Path) -> None:
+    """Say once if containerd does not listen at its socket, for as long as the process lives."""
+    awaited = Awaited(containerd, time.monotonic())
+    while True:
+        time.sleep(LOOK_S)
+        awaited.look(time.monotonic())
 
 
 def overlay_options() -> tuple[str, ...]:

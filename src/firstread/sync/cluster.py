@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from firstread.errors import AuthError, ImageError, SourceError, TransportError, UsageError
-from firstread.oci.model import decode
+from firstread.oci.untrusted import decode
 from firstread.registry.answer import read_whole, release
 from firstread.registry.backoff import Backoff
 from firstread.registry.connections import Connections

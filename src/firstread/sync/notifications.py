@@ -20,8 +20,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from firstread.errors import ImageError, LimitError, UsageError
-from firstread.oci.model import INDEXES, MANIFESTS, decode
+from firstread.oci.model import INDEXES, MANIFESTS
 from firstread.oci.reference import Reference, parse_reference
+from firstread.oci.untrusted import decode
 
 MAX_EVENTS: Final = 1000  # of a notification; registries send one, or a few
 

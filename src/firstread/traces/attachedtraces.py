@@ -26,9 +26,9 @@ from firstread.oci.model import (
     describe,
     embedded,
     encode,
-    parse_manifest,
 )
 from firstread.oci.repository import Destination, Repository
+from firstread.oci.resolve import document_of
 from firstread.traces.tracefile import Trace, read_trace, write_trace
 from firstread.units import MiB
 
@@ -112,7 +112,7 @@ def _read(repository: Repository, entry: Descriptor, subject: str) -> Trace:
     if entry.size > MAX_MANIFEST_SIZE:
         raise ImageError(f"the manifest has {entry.size} bytes")
     data = embedded(entry) or repository.get_manifest(entry.digest)[1]
-    manifest = parse_manifest(data, entry.media_type)
+    manifest = document_of(entry, data)
     if not isinstance(manifest, Manifest) or len(manifest.layers) != 1:
         raise ImageError("it is not one trace")
     (layer,) = manifest.layers

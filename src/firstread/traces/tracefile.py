@@ -130,7 +130,7 @@ def read_trace(source: BinaryIO) -> Trace:
     lines = _lines(source)
     try:
         header = _header.decode(next(lines, b""))
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ImageError(f"this is not a trace: {exc}") from exc
     if header.version != VERSION:
         raise UnsupportedError(f"the trace has format version {header.version}, not {VERSION}")
@@ -151,7 +151,7 @@ def _reads(lines: Iterable[bytes]) -> Iterable[TracedRead]:
     for number, line in enumerate(lines, 2):
         try:
             time_us, offset, length, path = _read.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise ImageError(f"line {number} of the trace is damaged: {exc}") from exc
         if time_us < last or not path.startswith("/"):
             raise ImageError(f"line {number} of the trace is out of order or names no file")

@@ -241,15 +241,54 @@ CASES = {
     "manifest of an unknown kind": Case(
         edited(lambda document: document.update(mediaType="application/vnd.example")),
         "UnsupportedError",
-        "manifest has the unknown media type 'application/vnd.example'",
+        "manifest {manifest} has the unknown media type 'application/vnd.example'",
         CURRENT_TOOL,
         layer=False,
     ),
     "schema 1": Case(
         edited(lambda document: (document.clear(), document.update(schemaVersion=1, fsLayers=[]))),
         "UnsupportedError",
-        "manifest is of docker's schema 1, which is obsolete",
+        "manifest {manifest} is of docker's schema 1, which is obsolete",
         "push the image again with a current tool, such as skopeo copy --format v2s2",
+        layer=False,
+    ),
+    "a layer without a size": Case(
+        edited(lambda document: document["layers"][1].pop("size")),
+        "ImageError",
+        "manifest {manifest} is not valid: layers[1] has no size, which the specification requires",
+        layer=False,
+    ),
+    "a layer without a media type": Case(
+        edited(lambda document: document["layers"][1].pop("mediaType")),
+        "ImageError",
+        "manifest {manifest} is not valid: layers[1] has no mediaType, which the specification"
+        " requires",
+        layer=False,
+    ),
+    "a config without a digest": Case(
+        edited(lambda document: document["config"].pop("digest")),
+        "ImageError",
+        "manifest {manifest} is not valid: config has no digest, which the specification requires",
+        layer=False,
+    ),
+    "a manifest without a config": Case(
+        edited(lambda document: document.pop("config")),
+        "ImageError",
+        "manifest {manifest} is not valid: it has no config, which the specification requires",
+        layer=False,
+    ),
+    "a digest in upper case": Case(
+        edited(lambda document: document["layers"][0].update(digest="SHA256:" + "A" * 64)),
+        "ImageError",
+        "manifest {manifest} is not valid: Expected a digest such as sha256:<64 digits, in lower"
+        " case> - at `$.layers[0].digest`",
+        layer=False,
+    ),
+    "a media type with a parameter": Case(
+        media_type("application/vnd.oci.image.layer.v1.tar+gzip; charset=utf-8"),
+        "ImageError",
+        "manifest {manifest} is not valid: Expected a media type without parameters, such as"
+        " text/plain - at `$.layers[1].mediaType`",
         layer=False,
     ),
     "fewer layers than the config has": Case(
@@ -267,7 +306,7 @@ CASES = {
     "a layout that is not JSON": Case(
         lambda: [write_layout(Image([BAD]), "in"), Path("in/index.json").write_text("{")],
         "ImageError",
-        "index.json: manifest is not valid: Input data was truncated",
+        "index.json is not valid: Input data was truncated",
         layer=False,
     ),
     "a sparse file of petabytes": Case(

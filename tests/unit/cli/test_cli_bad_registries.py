@@ -101,7 +101,7 @@ READING = {
     "a page for browsers": Case(
         "GET /manifests/ body '<html>log in</html>' x99",
         "ImageError",
-        "manifest is not valid: JSON is malformed: invalid character (byte 0)",
+        "manifest latest is not valid: JSON is malformed: invalid character (byte 0)",
         "the image is damaged: build or push it again",
         code=3,
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from firstread.cli.main import VERBS
+from firstread.cli.output import table
 from firstread.testing.command import firstread
 from firstread.testing.images import File, Image, Layer, write_layout
 
@@ -107,8 +108,8 @@ CONTRADICTIONS = {
     "there is no such layout": (
         ["inspect", "oci:nowhere:latest"],
         4,
-        "oci:nowhere:latest: there is no image here: index.json is missing",
-        "a colon in a path is taken for the start of the tag; end it with a colon",
+        "oci:nowhere:latest: there is no directory 'nowhere'",
+        "check the path; one whose last part has a colon needs another at its end",
     ),
     "there is no such tag": (
         ["inspect", "oci:in:other"],
@@ -219,3 +220,32 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & HEAVY
     ours = {name for name in modules if name.startswith("firstread.") and name.count(".") > 1}
     assert ours == {"firstread.cli.main", "firstread.cli.output"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "oci:a\nb\x1b[2J:latest"],
+        ["inspect", "a\nb\x1b[2J"],
+        ["logs", "--root", "root", "--run-dir", "run", "a\nb\x1b[2J"],
+        ["stop", "--root", "root", "--run-dir", "run", "a\nb\x1b[2J"],
+        ["run", "--root", "root", "--run-dir", "run", "--name", "a\nb\x1b[2J", "oci:in:latest"],
+    ],
+)
+def test_a_message_has_one_line_whatever_it_quotes(arguments: list[str]) -> None:
+    ran = firstread(*arguments)
+    message, *hint = ran.stderr.splitlines()
+    assert message.startswith("firstread: ")
+    assert r"a\nb\x1b[2J" in message
+    assert len(hint) <= 1
+    assert ran.code != 1
+    assert ran.stdout == ""
+
+
+def test_a_table_keeps_its_columns_whatever_is_in_a_cell() -> None:
+    rows = [("a\nb", "image"), ("c", "\u202eother")]
+    assert table(("NAME", "IMAGE"), rows) == [
+        "NAME   IMAGE",
+        r"a\nb   image",
+        r"c      \u202eother",
+    ]

@@ -29,7 +29,9 @@ from firstread.errors import (
     UnsupportedError,
     UsageError,
 )
+from firstread.layouts import dockerarchive
 from firstread.layouts.dockerarchive import DockerArchive
+from firstread.layouts.extent import Extent
 from firstread.layouts.ingest import PREFIX, SUFFIX, remove_stale, temporary_file
 from firstread.layouts.layoutreader import REF_NAME, LayoutReader
 from firstread.layouts.tarindex import TarIndex
@@ -450,8 +452,57 @@ def test_damaged_archives(tmp_path: Path, data: bytes) -> None:
             source(f"{transport}:{tmp_path}/x.tar")
     with pytest.raises(NotFoundError):
         source(f"oci-archive:{tmp_path}/missing.tar")
-    with pytest.raises(NodeError):
-        source(f"oci-archive:{tmp_path}")
+
+
+ROOTFS = tar(("etc/passwd", b"root:x:0:0::/:/bin/sh\n"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (bytes(2048), "the archive has no files in it"),
+        (b"PK\x03\x04" + bytes(600), "the file is a zip archive, not a tar archive"),
+        (b'{"schemaVersion":2}', "the file is a JSON document, not a tar archive"),
+        (b"hello world\n" * 50, "it begins with b'hello world\\nhell'"),
+        (b"x" + ROOTFS[1:], "or its first header is damaged: it begins with b'xtc/passwd"),
+        (ROOTFS, "it has neither index.json nor manifest.json"),
+        (gzip.compress(ROOTFS), "the file is compressed with gzip"),
+    ],
+    ids=["empty", "zeros", "zip", "json", "text", "damaged", "rootfs", "gzip"],
+)
+def test_a_file_that_is_no_archive_of_an_image_is_called_what_it_is(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    for transport in ("oci-archive", "docker-archive"):
+        with pytest.raises(ImageError) as caught:
+            source(f"{transport}:{tmp_path}/x.tar")
+        assert message in caught.value.message
+        assert "docker save" in (caught.value.hint or "") or "gzip -dc" in (caught.value.hint or "")
+
+
+def test_an_image_by_the_name_of_another_kind(tmp_path: Path) -> None:
+    """The hint is the name that it has."""
+    path = docker_archive(tmp_path / "docker.tar", [IMAGE]).removeprefix("docker-archive:")
+    for name in (f"oci:{tmp_path}/dir", f"oci-archive:{tmp_path}/oci.tar"):
+        with destination(name) as place:
+            put_image(place, None)
+    for wrong, message, right in (
+        (f"oci-archive:{path}", "this is an archive of docker save, not an OCI layout", None),
+        (f"docker-archive:{tmp_path}/oci.tar", "this is an OCI layout, not an archive of", None),
+        (f"oci-archive:{tmp_path}/dir", "this is a directory", f"oci:{tmp_path}/dir"),
+        (f"docker-archive:{tmp_path}/dir", "this is a directory", f"oci:{tmp_path}/dir"),
+        (f"oci:{tmp_path}/oci.tar", "this is a file", f"oci-archive:{tmp_path}/oci.tar"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught, source(wrong) as place:
+            place.get_manifest()
+        assert caught.value.image == wrong
+        other = wrong.partition(":")[2]
+        kind = "docker-archive" if "docker.tar" in wrong else "oci-archive"
+        assert (right or f"{kind}:{other}") in (caught.value.hint or "")
+    with pytest.raises(NotFoundError, match="there is no directory"):
+        source(f"oci:{tmp_path}/nowhere").get_manifest()
 
 
 # docker-archive
@@ -612,9 +663,28 @@ def test_a_damaged_docker_archive(tmp_path: Path, images: Any) -> None:
 def test_an_oci_archive_is_no_docker_archive(tmp_path: Path) -> None:
     with destination(f"oci-archive:{tmp_path}/x.tar") as place:
         put_image(place, None)
-    with pytest.raises(ImageError, match=r"manifest\.json is missing") as caught:
+    with pytest.raises(UsageError) as caught:
         source(f"docker-archive:{tmp_path}/x.tar")
-    assert "oci-archive:" in (caught.value.hint or "")
+    assert caught.value.hint == f"name it oci-archive:{tmp_path}/x.tar"
+
+
+def test_one_file_as_many_layers_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest.json of 4 MiB has room for hundreds of thousands."""
+    hashed: list[Extent] = []
+    digest_of = dockerarchive._digest_of
+
+    def counted(extent: Extent) -> str:
+        hashed.append(extent)
+        return digest_of(extent)
+
+    monkeypatch.setattr(dockerarchive, "_digest_of", counted)
+    image = IMAGE | {"Layers": ["packed/layer.tar"] * 2}
+    with source(docker_archive(tmp_path / "x.tar", [image])) as place:
+        first, second = resolve(place).manifest.layers
+    assert first == second
+    assert len(hashed) == 1
 
 
 # Members of a tar file, with tarfile as the oracle
@@ -693,7 +763,7 @@ def test_a_size_that_leads_backwards(tmp_path: Path) -> None:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     path = tmp_path / "x.tar"
-    path.write_bytes(header)
+    path.write_bytes(tarfile.TarInfo("first").tobuf() + header)
     with path.open("rb") as file, pytest.raises(ImageError, match="number"):
         TarIndex(file.fileno())
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from firstread.oci.model import Index, decode
+from firstread.oci.model import Index
+from firstread.oci.untrusted import decode
 from firstread.sectors.image import SOURCE_DIGEST
 from firstread.testing.command import Ran, firstread, program
 from firstread.testing.images import File, Image, Layer, digest_of

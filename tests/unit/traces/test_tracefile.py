@@ -69,6 +69,8 @@ def test_the_file_is_plain() -> None:
         pytest.param(b'{"image":"x"}\n', ImageError, id="no version"),
         pytest.param(b'{"firstread_trace":2}\n', UnsupportedError, id="another version"),
         pytest.param(b'{"firstread_trace":1,"starts":0}\n', ImageError, id="bad header"),
+        pytest.param(b'{"firstread_trace":1,"image":"\xff"}\n', ImageError, id="not UTF-8"),
+        pytest.param(b'{"firstread_trace":1,"x":' + b"[" * 60_000, ImageError, id="nested"),
         pytest.param(HEADER + b"[1,0,4096]\n", ImageError, id="short line"),
         pytest.param(HEADER + b'[1,0,4096,"a"]\n', ImageError, id="relative path"),
         pytest.param(HEADER + b'[1,0,0,"/a"]\n', ImageError, id="nothing read"),
