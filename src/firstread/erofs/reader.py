@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
@@ -24,10 +25,20 @@ from firstread.erofs.format import (
     SLOT,
     decode_device_number,
 )
+from firstread.erofs.indexruns import IndexRuns, pack_run
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 
-__all__ = ["ErofsImage", "Inode", "MappedDevice", "read_tree", "scan", "validate"]
+__all__ = [
+    "Checked",
+    "ErofsImage",
+    "Inode",
+    "MappedDevice",
+    "read_tree",
+    "scan",
+    "scan_runs",
+    "validate",
+]
 
 _DOTS = (b".", b"..")
 _TYPE_MASK = 0o170000
@@ -110,22 +121,45 @@ class _Scan:
         return self.image.inode(nid)
 
 
-def validate(image: ErofsImage) -> bool:
-    """Check the whole tree of `image`, before a mount; return whether it has xattrs.
+class Checked(NamedTuple):
+    """What a check of the whole tree has seen beside.
+
+    Args:
+        has_xattrs: any inode has extended attributes.
+        runs: of the chunk indexes.
+    """
+
+    has_xattrs: bool
+    runs: IndexRuns
+
+
+def validate(image: ErofsImage) -> Checked:
+    """Check the whole tree of `image`, before a mount.
 
     Raises:
         ImageError: a part of it does not have the form that firstread writes.
     """
     has_xattrs = False
+    runs: list[int] = []
     for inode, _ in scan(image):
         if inode.xattr_size:
             image.xattrs(inode)
             has_xattrs = True
         if inode.form & LAYOUT_MASK == CHUNK_BASED:
             image.chunks(inode)
+            runs.append(pack_run(inode))
         elif inode.mode & _TYPE_MASK == stat.S_IFLNK:
             image.readlink(inode)
-    return has_xattrs
+    return Checked(has_xattrs, IndexRuns(runs))
+
+
+def scan_runs(image: ErofsImage) -> IndexRuns:
+    """Return the runs of the chunk indexes of `image`.
+
+    Raises:
+        ImageError: as `scan`.
+    """
+    return IndexRuns(pack_run(inode) for inode, _ in scan(image) if inode.layout == CHUNK_BASED)
 
 
 def read_tree(image: ErofsImage) -> Node:
