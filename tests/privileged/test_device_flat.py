@@ -242,6 +242,11 @@ def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMo
     wait(lambda: bool(bench.dropped))
 
 
+def test_the_processor_of_a_reader_completes_its_reads(make: Callable[..., FlatMount]) -> None:
+    queue = backing(make(name="loop").mountpoint).with_name("queue")
+    assert (queue / "rq_affinity").read_text().strip() == "2"
+
+
 def test_a_loop_device_offers_direct_reads(make: Callable[..., FlatMount]) -> None:
     bench = make(name="loop")
     command = [sys.executable, "-c", DIRECT, str(bench.mountpoint / "1")]
