@@ -17,17 +17,21 @@ from pathlib import Path
 import pytest
 
 from firstread.device import flatdevice
-from firstread.device.base import Read
+from firstread.device.base import INDEX_RUNS, Read
 from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.loopdevice import CONTROL, is_cached, set_cached
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.superblock import FileSystem
+from firstread.erofs import flatimage
+from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.indexruns import IndexRuns
+from firstread.erofs.reader import validate
 from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
 from firstread.mounts.table import mounted_erofs
 from firstread.testing.caches import drop_caches
-from firstread.testing.devicebench import output, summary
+from firstread.testing.devicebench import output, start_reader, summary
 from firstread.testing.flatmount import FlatMount
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import KiB, MiB
@@ -205,6 +209,29 @@ def test_a_kernel_that_takes_no_files_gets_a_loop_device(
     assert bench.serve(bench.read(1), bench.fill)[0] == summary(bench.data[1][:4096])
 
 
+def test_a_mount_takes_what_is_known_of_the_chunk_indexes(
+    make: Callable[..., FlatMount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(image: ErofsImage) -> IndexRuns:
+        raise AssertionError("every inode is looked at")
+
+    bench = make(name="flat")
+    kept, second = bench.metadata.with_name(INDEX_RUNS), bench.mountpoint.with_name("second")
+    second.mkdir()
+    monkeypatch.setattr(flatimage, "validate", refuse)
+    runs = validate(ErofsImage(bench.metadata.read_bytes())).runs.to_bytes()
+    kept.write_bytes(runs[:-8])  # as a disk may have it that has lost its power
+    with pytest.raises(NodeError, match="cannot mount"):
+        bench.device.attach(bench.metadata, bench.ids, second)
+    kept.write_bytes(runs)
+    bench.device.attach(bench.metadata, bench.ids, second)
+    try:
+        reader = start_reader(second / "1")
+        assert bench.serve(reader, bench.fill)[0] == summary(bench.data[1][:4096])
+    finally:
+        bench.device.detach(second)
+
+
 def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMount]) -> None:
     bench = make(name="loop")
     reader = bench.read(1, 0, MiB, "pages")
@@ -213,6 +240,11 @@ def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMo
     reader.wait(timeout=PATIENCE_S)
     bench.device.detach(bench.mountpoint)
     wait(lambda: bool(bench.dropped))
+
+
+def test_the_processor_of_a_reader_completes_its_reads(make: Callable[..., FlatMount]) -> None:
+    queue = backing(make(name="loop").mountpoint).with_name("queue")
+    assert (queue / "rq_affinity").read_text().strip() == "2"
 
 
 def test_a_loop_device_offers_direct_reads(make: Callable[..., FlatMount]) -> None:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from firstread.cache.room import Room
-from firstread.device.base import NO_XATTRS
+from firstread.device.base import INDEX_RUNS, NO_XATTRS
 from firstread.erofs.reader import validate
 from firstread.errors import ImageError
 from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
@@ -32,7 +32,7 @@ NAMES = MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata" 
 def room_of(directory: Path) -> Room:
     """Return what the directory of an image and the files in it take."""
     room = Room(0, 1)
-    for name in (*NAMES, NO_XATTRS):
+    for name in (*NAMES, NO_XATTRS, INDEX_RUNS):
         with contextlib.suppress(OSError):
             room += Room((directory / name).stat().st_size, 1)
     return room
@@ -66,8 +66,12 @@ def write(
         syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
         stack.callback(syncing.shutdown)
         synced = [syncing.submit(os.fsync, file.fileno()) for file in files]
-        if not validate(image.erofs):
+        checked = validate(image.erofs)
+        if not checked.has_xattrs:
             (directory / NO_XATTRS).touch()
+        runs = stack.enter_context(open(directory / INDEX_RUNS, "wb", buffering=0))
+        runs.write(checked.runs.to_bytes())
+        synced.append(syncing.submit(os.fsync, runs.fileno()))
         for each in synced:
             each.result()
 

@@ -22,6 +22,9 @@ SECTOR_ID_BYTES = 32
 NO_XATTRS = "no-xattrs"
 """A file beside the metadata of an image none of whose files has extended attributes."""
 
+INDEX_RUNS = "index-runs"
+"""A file beside the metadata of an image: its `firstread.erofs.indexruns.IndexRuns`."""
+
 WHOLE_SECTOR = 1 << 40
 """Length of a read whose range is not known: no sector is that long."""
 

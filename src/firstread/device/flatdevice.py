@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from firstread.device.base import Pair
+from firstread.device.base import INDEX_RUNS, Pair
 from firstread.device.connection import Connection
 from firstread.device.erofsmount import open_erofs
 from firstread.device.flattree import FAR_KIB, NEAR_KIB, FlatTree
@@ -47,6 +47,7 @@ from firstread.device.loopcaching import LoopCaching
 from firstread.device.loopdevice import MAJOR, attach_loop, change_file, may_cache
 from firstread.device.readahead import BDI, START_KIB
 from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.indexruns import IndexRuns
 from firstread.errors import NodeError, from_os_error
 from firstread.mountinfo import read_mountinfo
 
@@ -130,8 +131,7 @@ class FlatDevice(FuseDevice):
                 self.answer(read, allow=False)
 
     def _shown(self, image: ErofsImage, metadata: Path) -> tuple[Tree, Inside | None]:
-        del metadata
-        tree = FlatTree(image)
+        tree = FlatTree(image, _runs_beside(metadata))
         return tree, tree.metadata
 
     @contextlib.contextmanager
@@ -206,6 +206,14 @@ def open_flat(path: str, metadata: Path) -> int:
         return open_erofs(link, (), f"cannot mount {metadata}", options=("ro",))
     finally:
         link.unlink()
+
+
+def _runs_beside(metadata: Path) -> IndexRuns | None:
+    """Return where the chunk indexes of metadata lie, if that was kept, and can be read now."""
+    try:
+        return IndexRuns.from_bytes(metadata.with_name(INDEX_RUNS).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_no_block_device(cause: BaseException | None) -> bool:

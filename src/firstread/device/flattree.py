@@ -17,6 +17,7 @@ from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
 from firstread.erofs.flatimage import FlatImage
 from firstread.erofs.format import BLOCK
+from firstread.erofs.indexruns import IndexRuns
 from firstread.errors import ImageError
 
 FAR_KIB, NEAR_KIB = 1024, 128
@@ -36,16 +37,17 @@ class FlatTree:
     Args:
         image: its metadata, checked; looked at when the kernel first asks, as it may never do
             after another process has served it.
+        runs: see `FlatImage`.
     """
 
     has_many = True
 
-    def __init__(self, image: ErofsImage) -> None:
-        self._image = image
+    def __init__(self, image: ErofsImage, runs: IndexRuns | None = None) -> None:
+        self._image, self._runs = image, runs
 
     @cached_property
     def _flat(self) -> FlatImage:
-        return FlatImage(self._image, GAP, APART)
+        return FlatImage(self._image, GAP, APART, self._runs)
 
     @property
     def size(self) -> int:

@@ -8,16 +8,18 @@ it was.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from firstread.device.watches import Watches
 from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
-from firstread.errors import NodeError
+from firstread.errors import FirstreadError, NodeError
 from firstread.sectors.sectorstore import SectorStore
 
 _ZEROS = bytes(1 << 20)
+_FAR_BYTES = 1 << 19  # of one sector in one read: the kernel reads ahead, and soon wants the next
 
 Inside = Callable[[int, int], bytes | bytearray]
 """Returns bytes of metadata, by offset and length."""
@@ -45,6 +47,7 @@ class SectorReader:
         self._store, self._ids, self._watches, self._most = store, ids, watches, most
         self._inside = inside
         self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
+        self._begun = -1  # the slot that the disk was last told to read
 
     def close(self) -> None:
         """Close the sector files."""
@@ -85,7 +88,16 @@ class SectorReader:
                     missing.append(part)
                 elif os.preadv(self._file(slot), [piece], start) < length:  # nor filled meanwhile
                     raise OSError(errno.EIO, "an absent sector is not watched")
+            if length >= _FAR_BYTES:
+                self._begin(slot + 1)
         return missing
+
+    def _begin(self, slot: int) -> None:
+        """Have the disk read a sector that is present: a file is read ahead to its end only."""
+        if slot != self._begun and slot < len(self._ids) and not self._watches[slot]:
+            self._begun = slot
+            with contextlib.suppress(OSError, FirstreadError):  # nobody has asked for it
+                os.posix_fadvise(self._file(slot), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def written(self, slots: Iterable[int]) -> list[tuple[int, int]]:
         """Return when each sector file was written, in nanoseconds, and its bytes.

@@ -60,6 +60,7 @@ _LAYOUTS = {
 _SIZED = (stat.S_IFDIR, stat.S_IFLNK)
 _FILE = Struct(f"{INODE_EXTENDED.format}Q")  # with the one chunk index that most files have
 _FILE_FORM = EXTENDED | CHUNK_BASED
+PLAIN_BYTES = _FILE.size
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
 _NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
@@ -104,6 +105,11 @@ class Inode(NamedTuple):
     @property
     def tail_offset(self) -> int:
         return self.xattr_offset + self.xattr_size
+
+    @property
+    def indexes_offset(self) -> int:
+        """Where the chunk indexes of a file begin in the image."""
+        return align(self.tail_offset, CHUNK_INDEX_SIZE)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -231,10 +237,11 @@ class ErofsImage:
         return Inode(nid, form, mode, nlink, size, i_u, *owner, *time, body, xattr_size, stored)
 
     def plain_files(self, nids: Iterable[int]) -> Iterator[int]:
-        """Yield for each nid the bytes that the file takes if it is a plain one; else 0.
+        """Yield for each nid where the chunk index of a plain file is in the image; else 0.
 
         That is a regular file with one name, one chunk that is no hole, and no xattrs, of which
-        everything is valid. Most files are, and this is the short way to know.
+        everything is valid. It takes `PLAIN_BYTES`. Most files are such, and this is the short way
+        to know.
         """
         unpack, data, blocks_of = _FILE.unpack_from, self._data, self._device_blocks
         meta, last, devices = self._meta, self.size - _FILE.size, len(self._device_blocks)
@@ -259,7 +266,7 @@ class ErofsImage:
                 and not (count or zero or index & 0xFFFF)
                 and zeros == _ZEROS
             )
-            yield _FILE.size if is_plain else 0
+            yield offset + INODE_EXTENDED.size if is_plain else 0
 
     def _inline_size(
         self, nid: int, offset: int, layout: int, size: int, i_u: int, tail: int
@@ -355,7 +362,7 @@ class ErofsImage:
         """
         if inode.layout != CHUNK_BASED:
             return []
-        start, chunk_size = align(inode.tail_offset, CHUNK_INDEX_SIZE), chunk_size_of(inode.i_u)
+        start, chunk_size = inode.indexes_offset, chunk_size_of(inode.i_u)
         return decode_chunks(self._data, start, inode.size, chunk_size, self._device_blocks)
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:

@@ -90,7 +90,7 @@ def next_data(image: ErofsImage, inode: Inode, offset: int, *, hole: bool) -> in
 
 
 def _indexes(image: ErofsImage, inode: Inode, first: int, end: int) -> tuple[int, ...]:
-    data = image.tail(inode, align(inode.tail_offset, CHUNK_INDEX_SIZE))
+    data = image.tail(inode, inode.indexes_offset)
     return unpack_from(f"<{end - first}Q", data, CHUNK_INDEX_SIZE * first)
 
 

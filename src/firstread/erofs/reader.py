@@ -12,20 +12,22 @@ from __future__ import annotations
 import itertools
 import stat
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage, Inode
 from firstread.erofs.format import (
     CHUNK_BASED,
+    CHUNK_INDEX_SIZE,
     FILE_TYPES,
     FT_DIR,
     FT_REG,
-    LAYOUT_MASK,
     NID_BITS,
     SLOT,
     decode_device_number,
 )
+from firstread.erofs.indexruns import IndexRuns, pack_run
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 
@@ -52,6 +54,7 @@ class _Scan:
         self.seen = bytearray(image.size >> NID_BITS)  # by nid
         self.count = 0
         self.bytes_left = image.size  # not used by any inode yet
+        self.plain_indexes: list[int] = []  # of plain files that were not yielded: offsets
         self.names_left: dict[int, int] = {}  # nid of a hard link -> names still to come
 
     def run(self) -> Iterator[tuple[Inode, list[Dirent]]]:
@@ -78,11 +81,12 @@ class _Scan:
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
         """Yield the inodes that `entries` name first."""
         dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
-        for (name, nid, file_type), stored in zip(entries, self._plain(entries), strict=True):
-            if stored and file_type == FT_REG and not self.seen[nid]:
+        for (name, nid, file_type), index in zip(entries, self._plain(entries), strict=True):
+            if index and file_type == FT_REG and not self.seen[nid]:
                 self.seen[nid] = 1
                 self.count += 1
-                self.bytes_left -= stored
+                self.bytes_left -= PLAIN_BYTES
+                self.plain_indexes.append(index)
                 continue
             if name in dots:
                 if nid != dots.pop(name) or file_type != FT_DIR:
@@ -100,7 +104,7 @@ class _Scan:
             raise ImageError("inodes of the metadata overlap")
 
     def _plain(self, entries: list[Dirent]) -> Iterable[int]:
-        """Return the bytes of each plain file that is not to be yielded; 0 for others."""
+        """As `ErofsImage.plain_files`; 0 for all if plain files are to be yielded."""
         if self.plain:
             return itertools.repeat(0, len(entries))
         return self.image.plain_files(nid for _, nid, _ in entries)
@@ -126,22 +130,37 @@ class _Scan:
         return self.image.inode(nid)
 
 
-def validate(image: ErofsImage) -> bool:
-    """Check the whole tree of `image`, before a mount; return whether it has xattrs.
+class Checked(NamedTuple):
+    """What a check of the whole tree has seen beside.
+
+    Args:
+        has_xattrs: any inode has extended attributes.
+        runs: of the chunk indexes.
+    """
+
+    has_xattrs: bool
+    runs: IndexRuns
+
+
+def validate(image: ErofsImage) -> Checked:
+    """Check the whole tree of `image`, before a mount.
 
     Raises:
         ImageError: a part of it does not have the form that firstread writes.
     """
-    has_xattrs = False
-    for inode, _ in scan(image, plain=False):
+    has_xattrs, runs = False, list[int]()
+    scanned = _Scan(image, plain=False)
+    for inode, _ in scanned.run():
         if inode.xattr_size:
             image.xattrs(inode)
             has_xattrs = True
-        if inode.form & LAYOUT_MASK == CHUNK_BASED:
+        if inode.layout == CHUNK_BASED:
             image.chunks(inode)
+            runs.append(pack_run(inode.indexes_offset, inode.stored // CHUNK_INDEX_SIZE))
         elif stat.S_ISLNK(inode.mode):
             image.readlink(inode)
-    return has_xattrs
+    runs += [pack_run(index, 1) for index in scanned.plain_indexes]
+    return Checked(has_xattrs, IndexRuns(runs))
 
 
 def read_tree(image: ErofsImage) -> Node:

@@ -37,8 +37,7 @@ class FlatDisk:
     """
 
     def __init__(self, erofs: ErofsImage) -> None:
-        validate(erofs)
-        self._flat = FlatImage(erofs)
+        self._flat = FlatImage(erofs, runs=validate(erofs).runs)
         self.size = self._flat.size
         runs = [(0, self._flat.metadata_size >> BLOCK_BITS), *_used(erofs)]
         joined = list(_joined(runs))

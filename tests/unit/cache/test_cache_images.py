@@ -17,7 +17,8 @@ from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.cache.room import Room
 from firstread.convert.conversion import ConvertOptions, convert
-from firstread.device.base import NO_XATTRS
+from firstread.device.base import INDEX_RUNS, NO_XATTRS
+from firstread.erofs.reader import validate
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
 from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.oci.blobstream import BlobStream
@@ -82,7 +83,7 @@ def test_an_image_is_fetched_with_two_questions_and_then_known(
 
 
 @pytest.mark.parametrize("xattrs", [{}, {"user.name": b"value"}])
-def test_an_image_without_extended_attributes_is_known_for_it(
+def test_what_the_check_has_seen_of_an_image_is_kept(
     store: ImageStore, tmp_path: Path, xattrs: dict[str, bytes]
 ) -> None:
     layout, name = tmp_path / "source", f"oci:{tmp_path}/converted:latest"
@@ -92,6 +93,8 @@ def test_an_image_without_extended_attributes_is_known_for_it(
     with LayoutDirectory(reference) as repository:
         image = store.fetch(reference, repository)
     assert image.metadata.with_name(NO_XATTRS).exists() is not bool(xattrs)
+    runs = validate(image.block_image.erofs).runs
+    assert image.metadata.with_name(INDEX_RUNS).read_bytes() == runs.to_bytes()
 
 
 def test_more_of_an_image_can_be_asked_for_beside_its_metadata(
@@ -292,12 +295,12 @@ def test_room_is_counted_and_names_go_with_their_image(
 ) -> None:
     image = fetched(store, reference)
     size = sum(path.stat().st_size for path in image.directory.iterdir())
-    assert store.room == Room(size, 5 + 1)  # a directory, four files and a name
+    assert store.room == Room(size, 6 + 1)  # a directory, five files and a name
     (tmp_path / "references/stray").write_text(f"sha256:{'0' * 64}\nx")
     again = ImageStore(tmp_path)
     assert again.room == store.room
     assert len(list((tmp_path / "references").iterdir())) == 1
-    assert again.remove(image.digest) == Room(size, 6)
+    assert again.remove(image.digest) == Room(size, 7)
     assert again.room == Room()
     assert not list((tmp_path / "references").iterdir())
 

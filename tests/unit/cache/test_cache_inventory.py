@@ -137,7 +137,7 @@ def test_files_without_bytes_go_whatever_is_kept(node: Node) -> None:
     empty = bytes(32)
     node.store.ensure([empty])
     with Unattended.open(node.root) as cache:
-        assert cache.listing().store.files == 7 + 2 * 6
+        assert cache.listing().store.files == 7 + 2 * 7
         cache.prune(6 * SECTOR, dry_run=True)
         assert empty in dict(node.store.sizes())
         assert cache.prune(6 * SECTOR, dry_run=False).sectors == 0

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from firstread.device.fusereads import SectorReader
+from firstread.device.pages import cached_bytes
 from firstread.device.watches import Watches, make_watches
 from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.errors import NodeError
 from firstread.sectors.sectorstore import SectorStore
+from firstread.testing.patience import PATIENCE_S
+from firstread.units import MiB
 
 COUNT = 6
 IDS = [bytes([slot]) * 32 for slot in range(COUNT)]
@@ -123,3 +127,42 @@ def test_a_reader_gives_up_its_files_for_another_one(
     most = 0
     with pytest.raises(NodeError, match="cannot open"):
         case.reader.read(PARTS, case.buffer)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_disk_begins_with_the_next_sector_for_who_reads_far_ahead(
+    case: Case, *, watched: bool
+) -> None:
+    for slot in (0, 1, 2):
+        with case.store.path(IDS[slot]).open("r+b") as file:
+            file.write(bytes(MiB))
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with case.store.path(IDS[1]).open("rb") as following:
+        try:
+            if cached_bytes(following.fileno()):
+                pytest.skip("this file system keeps all in memory")
+        except OSError:
+            pytest.skip("the kernel does not say what is in memory")
+        case.watches.set(IDS[1:2], on=watched)
+        buffer = memoryview(bytearray(MiB))
+        assert case.reader.read([Extent(0, 0, 4096)], buffer) == []
+        assert not cached_bytes(following.fileno())  # that was no read-ahead
+        assert case.reader.read([Extent(0, 0, MiB)], buffer) == []
+        deadline = time.monotonic() + PATIENCE_S
+        while not watched and cached_bytes(following.fileno()) < MiB:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert cached_bytes(following.fileno()) == (0 if watched else MiB)
+    with case.store.path(IDS[2]).open("rb") as other:
+        assert not cached_bytes(other.fileno())
+
+
+def test_a_next_sector_that_cannot_be_read_is_nobodys_error(case: Case) -> None:
+    case.store.path(IDS[0]).write_bytes(bytes(MiB))
+    case.store.path(IDS[1]).unlink()
+    buffer = memoryview(bytearray(MiB))
+    assert case.reader.read([Extent(0, 0, MiB)], buffer) == []
+    last = COUNT - 1
+    case.store.path(IDS[last]).write_bytes(bytes(MiB))
+    assert case.reader.read([Extent(last, 0, MiB)], buffer) == []

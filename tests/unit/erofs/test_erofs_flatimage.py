@@ -24,7 +24,7 @@ from firstread.erofs.format import (
     Superblock,
     align,
 )
-from firstread.erofs.reader import scan
+from firstread.erofs.reader import scan, validate
 from firstread.erofs.tree import Device, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
@@ -142,6 +142,17 @@ def test_a_gap_lies_between_metadata_and_sectors() -> None:
     inode = next(i for i, _ in scan(image) if i.layout == CHUNK_BASED and i.size < BLOCK)
     before, after = (indexes(bytes(f.metadata(0, len(metadata))), inode)[0] for f in (flat, apart))
     assert after == before + (3 << 32)
+
+
+def test_runs_that_are_known_are_not_looked_for() -> None:
+    metadata, _, rewritten, _ = whole()
+    runs = validate(ErofsImage(metadata)).runs
+    damaged = bytearray(metadata)
+    damaged[BOOT_SIZE + 14] ^= 0xFF  # the number of the root, where a scan begins
+    with pytest.raises(ImageError):
+        FlatImage(ErofsImage(bytes(damaged)))
+    flat = FlatImage(ErofsImage(bytes(damaged)), runs=runs)
+    assert flat.metadata(BLOCK, len(metadata)) == rewritten[BLOCK:]
 
 
 def test_large_sectors_lie_apart() -> None:

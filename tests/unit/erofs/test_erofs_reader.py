@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from firstread.erofs.erofsimage import ErofsImage
+from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage
 from firstread.erofs.format import BLOCK, DIRENT_SIZE
 from firstread.erofs.reader import read_tree, scan, validate
 from firstread.erofs.tree import Device, Node, chunk_address, directory
@@ -333,10 +333,10 @@ def test_plain_files_are_checked_like_others() -> None:
     data = bytearray(out.getvalue())
     image = ErofsImage(bytes(data))
     nids = {name: nid for _, entries in scan(image) for name, nid, _ in entries}
-    size = sum(image.plain_files([nids[b"b"]]))
-    assert size == 64 + 8, "an extended inode with one chunk index"
+    start, size = nids[b"b"] * 32, PLAIN_BYTES
+    assert list(image.plain_files([nids[b"b"]])) == [start + 64], "behind an extended inode"
     assert list(image.plain_files([nids[b"c"], image.root_nid, 1 << 40])) == [0, 0, 0]
-    start, plain = nids[b"b"] * 32, 0
+    plain = 0
     for at in range(start, start + size):
         for value in {*(data[at] ^ 1 << bit for bit in range(8)), 0, 0xFF}:
             changed = bytearray(data)

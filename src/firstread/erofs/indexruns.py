@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the chunk indexes of an image lie in its metadata: what the flat form rewrites. Pure.
+
+Owns the form in which that is kept, 8 bytes for each file with data. Does not look at the indexes.
+Invariant: runs come from a whole scan, so a range of metadata says which indexes are in it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Self
+
+from firstread.erofs.format import CHUNK_INDEX_SIZE
+
+# A run is one number, so that sorting and searching need no key: where it begins, in indexes from
+# the beginning of the metadata, above the count of its indexes.
+_COUNT_BITS = 32
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
+
+
+class IndexRuns:
+    """The runs of chunk indexes of an image, each of one file.
+
+    Args:
+        packed: of every file with chunks, by `pack_run`.
+    """
+
+    def __init__(self, packed: Iterable[int]) -> None:
+        self._runs = array("Q", sorted(packed))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the runs that `to_bytes` has given on this machine.
+
+        Raises:
+            ValueError: it has given something else. An index of a run that is missing would not be
+                rewritten, and show metadata instead of a file.
+        """
+        runs = array("Q")
+        runs.frombytes(data)
+        if not runs or runs.pop() != zlib.crc32(runs):
+            raise ValueError("the runs of chunk indexes are damaged")
+        return cls(runs)
+
+    def to_bytes(self) -> bytes:
+        """Return the runs in the byte order of this machine, and their CRC-32 in 8 bytes."""
+        return (self._runs + array("Q", [zlib.crc32(self._runs)])).tobytes()
+
+    def indexes(self, first: int, stop: int) -> list[int]:
+        """Return the offsets of the chunk indexes in a range of metadata, in order.
+
+        Args:
+            first: offset where the range begins, a multiple of 8.
+            stop: offset behind it, a multiple of 8.
+        """
+        runs, size = self._runs, CHUNK_INDEX_SIZE
+        before = max(0, bisect_left(runs, _begin(first)) - 1)  # it can reach into the range
+        return [
+            at
+            for run in runs[before : bisect_left(runs, _begin(stop))]
+            for start in ((run >> _COUNT_BITS) * size,)
+            for at in range(max(start, first), min(start + (run & _COUNT_MASK) * size, stop), size)
+        ]
+
+
+def pack_run(offset: int, count: int) -> int:
+    """Return the run of a file: where its chunk indexes begin, and how many there are."""
+    return _begin(offset) | count
+
+
+def _begin(offset: int) -> int:
+    return offset // CHUNK_INDEX_SIZE << _COUNT_BITS
