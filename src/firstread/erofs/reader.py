@@ -34,23 +34,26 @@ from firstread.errors import ImageError
 _DOTS = (b".", b"..")
 
 
-def scan(image: ErofsImage, *, plain: bool = True) -> Iterator[tuple[Inode, list[Dirent]]]:
+def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
     """Yield every inode once, directories before their contents and with their entries.
-
-    Args:
-        image: to be read.
-        plain: with plain files (`ErofsImage.plain_files`), which are checked in any case.
 
     Raises:
         ImageError: the inodes form no tree: loops, wrong ``.`` or ``..``, wrong link or inode
             counts, wrong types in entries, overlapping inodes. Some faults show only at the end.
     """
-    return _Scan(image, plain=plain).run()
+    return _Scan(image).run()
 
 
 class _Scan:
-    def __init__(self, image: ErofsImage, *, plain: bool) -> None:
-        self.image, self.plain = image, plain
+    """One scan.
+
+    Args:
+        image: to be read.
+        skips: does not yield plain files (`ErofsImage.plain_files`), but notes them.
+    """
+
+    def __init__(self, image: ErofsImage, *, skips: bool = False) -> None:
+        self.image, self.skips = image, skips
         self.seen = bytearray(image.size >> NID_BITS)  # by nid
         self.count = 0
         self.bytes_left = image.size  # not used by any inode yet
@@ -104,8 +107,8 @@ class _Scan:
             raise ImageError("inodes of the metadata overlap")
 
     def _plain(self, entries: list[Dirent]) -> Iterable[int]:
-        """As `ErofsImage.plain_files`; 0 for all if plain files are to be yielded."""
-        if self.plain:
+        """As `ErofsImage.plain_files`, if plain files are not to be yielded; else 0 for all."""
+        if not self.skips:
             return itertools.repeat(0, len(entries))
         return self.image.plain_files(nid for _, nid, _ in entries)
 
@@ -149,7 +152,7 @@ def validate(image: ErofsImage) -> Checked:
         ImageError: a part of it does not have the form that firstread writes.
     """
     has_xattrs, runs = False, list[int]()
-    scanned = _Scan(image, plain=False)
+    scanned = _Scan(image, skips=True)
     for inode, _ in scanned.run():
         if inode.xattr_size:
             image.xattrs(inode)
