@@ -213,7 +213,7 @@ def open_flat(path: str, metadata: Path) -> int:
 
 
 def begin_metadata(device: int, metadata: Path) -> None:
-    """Have the kernel read the metadata of a flat form that is a block device. Does not wait for it.
+    """Have the kernel read the metadata of a flat form that is a block device, without waiting.
 
     EROFS reads it block by block, and each of them is a request to the process that serves it.
 
