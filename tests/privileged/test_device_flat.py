@@ -22,6 +22,7 @@ from firstread.device.flatdevice import FlatDevice, LoopDevice
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.loopdevice import CONTROL, is_cached, set_cached
 from firstread.device.mixeddevice import MixedDevice
+from firstread.device.pages import cached_bytes
 from firstread.device.superblock import FileSystem
 from firstread.erofs import flatimage
 from firstread.erofs.erofsimage import ErofsImage
@@ -240,6 +241,20 @@ def test_an_unmount_does_not_wait_for_reads_of_nobody(make: Callable[..., FlatMo
     reader.wait(timeout=PATIENCE_S)
     bench.device.detach(bench.mountpoint)
     wait(lambda: bool(bench.dropped))
+
+
+def test_names_of_a_loop_device_cost_no_request(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop")
+    name = backing(bench.mountpoint).resolve().parent.name
+    with open(f"/dev/{name}", "rb") as device:
+        size = bench.metadata.stat().st_size
+        try:
+            wait(lambda: cached_bytes(device.fileno(), 0, size) >= size)
+        except OSError:
+            pytest.skip("the kernel does not say what is in memory")
+    before = bench.device.requests()
+    subprocess.run(("ls", "-lR", bench.mountpoint), check=True, stdout=subprocess.DEVNULL)
+    assert bench.device.requests() == before
 
 
 def test_the_processor_of_a_reader_completes_its_reads(make: Callable[..., FlatMount]) -> None:

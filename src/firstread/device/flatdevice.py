@@ -55,6 +55,8 @@ log = logging.getLogger("device")
 
 GRACE_S = 0.3  # that an unmount may take without anything left to do
 FLAT = ".flat"  # behind the path of metadata: the source of such a mount
+_AHEAD_BYTES = 1 << 20  # of metadata at a time: the kernel begins with no more
+_MOST_AHEAD_BYTES = 32 << 20  # in 64 requests, of the 128 that a block device takes at a time
 
 
 class FlatDevice(FuseDevice):
@@ -184,7 +186,9 @@ class FlatDevice(FuseDevice):
             error.hint = "load the module loop, and let this process use /dev/loop-control"
             raise error from exc
         try:
-            return open_flat(path, metadata)
+            mount = open_flat(path, metadata)
+            begin_metadata(loop, metadata)
+            return mount
         finally:
             os.close(loop)
 
@@ -206,6 +210,23 @@ def open_flat(path: str, metadata: Path) -> int:
         return open_erofs(link, (), f"cannot mount {metadata}", options=("ro",))
     finally:
         link.unlink()
+
+
+def begin_metadata(device: int, metadata: Path) -> None:
+    """Have the kernel read the metadata of a flat form that is a block device, without waiting.
+
+    EROFS reads it block by block, and each of them is a request to the process that serves it.
+
+    Args:
+        device: descriptor of the block device, of which nobody reads yet: it has room for these
+            requests, so who is killed here ends.
+        metadata: of the image; what is behind 32 MiB comes as it is read.
+    """
+    with contextlib.suppress(OSError):  # it comes as it is read
+        size = min(metadata.stat().st_size, _MOST_AHEAD_BYTES)
+        for at in range(0, size, _AHEAD_BYTES):
+            length = min(_AHEAD_BYTES, size - at)
+            os.posix_fadvise(device, at, length, os.POSIX_FADV_WILLNEED)
 
 
 def _runs_beside(metadata: Path) -> IndexRuns | None:

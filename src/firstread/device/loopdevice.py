@@ -92,9 +92,9 @@ def attach_loop(file: int) -> tuple[int, str]:
 
 
 def _complete_at_reader(path: str) -> None:
-    with contextlib.suppress(OSError):  # /sys is read-only here: reads are a little slower
-        with open(f"/sys/block/{os.path.basename(path)}/queue/rq_affinity", "w") as file:
-            file.write("2")
+    setting = f"/sys/block/{os.path.basename(path)}/queue/rq_affinity"
+    with contextlib.suppress(OSError), open(setting, "w") as file:  # else reads are a bit slower
+        file.write("2")
 
 
 def change_file(number: int, file: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any, cast
 from firstread.device import nbdnetlink
 from firstread.device.base import Pair
 from firstread.device.connection import Connection
-from firstread.device.flatdevice import FlatDevice, open_flat
+from firstread.device.flatdevice import FlatDevice, begin_metadata, open_flat
 from firstread.device.fusedevice import FuseDevice
 from firstread.device.nbdstream import USUAL_BYTES, NbdStream
 from firstread.errors import ImageError, NodeError, from_os_error
@@ -119,6 +119,7 @@ class NbdDevice(FlatDevice):
             raise NodeError(f"cannot mount {metadata}: {exc.message}") from exc
         try:
             mount = open_flat(f"/dev/nbd{stream.index}", metadata)
+            begin_metadata(device, metadata)
         finally:
             os.close(device)
         try:

@@ -50,7 +50,7 @@ def test_runs_can_be_kept() -> None:
     ids=["empty", "cut off", "without a sum", "without the first", "another"],
 )
 def test_damaged_runs_are_not_taken(damaged: bytes) -> None:
-    with pytest.raises(ValueError, match="damaged|bytes"):
+    with pytest.raises(ValueError, match=r"damaged|bytes"):
         IndexRuns.from_bytes(damaged)
 
 
