@@ -9,6 +9,7 @@ traceback unless FIRSTREAD_DEBUG is set.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -173,6 +174,8 @@ def _usage_error(exc: click.ClickException) -> UsageError:
 def _unexpected(exc: Exception) -> FirstreadError:
     if isinstance(exc, PermissionError):
         return from_os_error(exc, "this user may not use")
+    if isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:
+        return from_os_error(exc, "cannot use")
     if is_disk_full(exc) and isinstance(exc, OSError) and exc.filename is None:
         return from_os_error(exc, "cannot write the output")  # click prints help by itself
     if os.environ.get("FIRSTREAD_DEBUG"):

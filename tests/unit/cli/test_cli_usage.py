@@ -104,6 +104,7 @@ def test_a_wrong_command_line(arguments: list[str], message: str, hint: str) -> 
     assert not Path("out").exists()
 
 
+LONG = "x" * 256
 CONTRADICTIONS = {
     "there is no such layout": (
         ["inspect", "oci:nowhere:latest"],
@@ -152,6 +153,12 @@ CONTRADICTIONS = {
         2,
         "oci:/etc:1: the directory is not empty and no OCI layout",
         "name a new or empty directory, or an OCI layout",
+    ),
+    "a name that no file can have": (
+        ["export", f"--raw={LONG}", "oci:in"],
+        5,
+        f"cannot use '{LONG}': File name too long",
+        None,
     ),
     "frames larger than sectors": (
         ["convert", "oci:in", "oci:out", "--sector-size=4KiB", "--frame-size=8KiB"],
