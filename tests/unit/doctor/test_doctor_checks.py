@@ -219,8 +219,8 @@ ANSWERS = {
     "GET /manifests/ status 429 Retry-After=0 x*": ("image", "429 Too Many", "limits requests"),
     "GET /v2/ status 503 Retry-After=0 x*": ("registry", "503 Service", "later"),
     "GET /v2/ lost x*": ("registry", "hung up", "later"),
-    "GET /blobs/ status 404 x*": ("image", "is missing", "push it again"),
-    "GET /blobs/ status 416 x*": ("image", "has less than", "push it again"),
+    "GET /blobs/ status 404 x*": ("range requests", "is missing", "push it again"),
+    "GET /blobs/ status 416 x*": ("range requests", "has less than", "push it again"),
     "GET /blobs/ ignore-range x*": ("range requests", "", ""),
 }
 

@@ -198,6 +198,8 @@ def test_a_wrong_chunk_index_is_an_error(device: int, block: int) -> None:
     image = ErofsImage(bytes(damaged))
     inode = next(i for i, _ in scan(image) if i.layout == CHUNK_BASED)
     struct.pack_into("<HHI", damaged, align(inode.tail_offset, 8), 0, device, block)
-    flat = FlatImage(ErofsImage(bytes(damaged)))
+    with pytest.raises(ImageError):
+        FlatImage(ErofsImage(bytes(damaged)))
+    flat = FlatImage(ErofsImage(bytes(damaged)), runs=validate(image).runs)
     with pytest.raises(ImageError):
         flat.metadata(0, len(damaged))

@@ -133,7 +133,8 @@ def test_times_are_exact(seconds: int, nanoseconds: int) -> None:
 
 def test_numbers_and_names_beyond_the_header() -> None:
     path, target = b"n" * 150, b"t" * 4000
-    xattrs = {b"user.a=b": b"\0=\n", b"user.plain": b"", b"security.capability": b"\xff" * 20}
+    capability = b"\0\0\0\2" + b"\xff" * 16
+    xattrs = {b"user.a=b": b"\0=\n", b"user.plain": b"", b"security.capability": capability}
     data = of_nodes(
         **{path.decode(): Node(S_IFREG, uid=3_000_000_000, gid=1 << 21, xattrs=xattrs)},
         link=Node(S_IFLNK | 0o777, target=target),
