@@ -7,6 +7,7 @@ Owns the bounds on a text that others wrote: `MAX_WORDS` words, of `MAX_WORD` by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile, islice
 from typing import Any, NamedTuple
 
 from firstread.starts.treepaths import Found
@@ -83,8 +84,7 @@ def _words(value: object) -> list[bytes]:
 
 
 def after_env(words: list[bytes]) -> list[bytes]:
-    """Return the words that env(1) runs."""
-    rest = [part for word in words[1:] for part in word.split()]
-    while rest and (rest[0].startswith(b"-") or b"=" in rest[0]):
-        rest.pop(0)
-    return rest
+    """Return the words that env(1) runs, `MAX_WORDS` of them."""
+    parts = (part for word in words[1:] for part in word.split())
+    rest = dropwhile(lambda part: part.startswith(b"-") or b"=" in part, parts)
+    return list(islice(rest, MAX_WORDS))

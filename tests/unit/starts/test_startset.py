@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstread.erofs.tree import Node
-from firstread.starts.imagecommand import MAX_STARTS, command_of
+from firstread.starts.imagecommand import MAX_STARTS, MAX_WORD, MAX_WORDS, after_env, command_of
 from firstread.starts.startset import MAX_CODE, MAX_SET, start_set
 from firstread.testing.programs import PAGE, Program, tree_of
 from firstread.traces.tracefile import Trace
@@ -194,3 +195,10 @@ TREE = tree_of(SYSTEM)
 @given(JSON)
 def test_any_config_is_read(config: Any) -> None:
     start_set(*TREE, {"config": config})
+
+
+def test_long_arguments_of_env_take_linear_time() -> None:
+    begun = time.process_time()
+    assert after_env([b"env", *[b"a= " * (MAX_WORD // 3)] * MAX_WORDS, b"server"]) == [b"server"]
+    assert len(after_env([b"env", b"b " * MAX_WORD])) == MAX_WORDS
+    assert time.process_time() - begun < 2
