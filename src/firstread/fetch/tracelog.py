@@ -93,7 +93,7 @@ class TraceLog:
             self._last = max(self._last, came)
             time_us = max(0, round((came - self._begun) * 1e6))
             read = SectorRead(time_us, slot, offset, length)
-            self._rows += pack_read(read, round(seconds * 1e6))
+            self._rows.extend(pack_read(read, round(seconds * 1e6)))  # begin() may come now
 
     def has_ended(self, now: float) -> bool:
         """Return whether it takes no more reads."""

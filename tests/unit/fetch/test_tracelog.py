@@ -35,6 +35,18 @@ def test_the_first_mount_begins_it() -> None:
     assert (log.since_mount, log.cold) == (True, True)
 
 
+def test_a_read_from_before_the_mount_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = TraceLog(100.0)
+
+    def pack(read: SectorRead, waited_us: int) -> bytes:
+        log.begin(200.0, cold=True)  # by the thread that mounts
+        return pack_read(read, waited_us)
+
+    monkeypatch.setattr(tracelog, "pack_read", pack)
+    log.note(100.0, 1, 0, 4096)
+    assert reads(log) == []
+
+
 def test_it_ends_with_its_time_or_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracelog, "MOST_READS", 2)
     log = TraceLog(0.0)
