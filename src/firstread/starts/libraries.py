@@ -3,7 +3,8 @@
 
 Owns the order of the search: DT_RPATH, LD_LIBRARY_PATH, DT_RUNPATH, ``/etc/ld.so.cache``, the
 standard directories of glibc and musl. Does not choose variants for newer processors
-(``glibc-hwcaps``): the node's is unknown. Invariant: at most `MAX_OBJECTS` objects, each once.
+(``glibc-hwcaps``): the node's is unknown. Invariant: at most `MAX_OBJECTS` objects, each once, and
+`MAX_PLACES` paths where they are looked for.
 
 Source: ld.so(8); glibc ``sysdeps/generic/dl-cache.h``; musl ``ldso/dynlink.c``.
 """
@@ -22,7 +23,9 @@ ReadFile = Callable[[bytes, int, int], bytes]  # (path, offset, length)
 
 MAX_OBJECTS = 512
 MAX_DIRECTORIES = 64  # of one search path
-MAX_CACHE = 4 * MiB  # of ld.so.cache; a full desktop has 0.2
+MAX_PLACES = 32768  # where libraries of one image are looked for; 500 objects need about 10,000
+MAX_CACHE = 1 * MiB  # of ld.so.cache; a full desktop has 0.2
+MAX_PATH = 512  # in ld.so.cache
 CACHE = b"etc/ld.so.cache"
 
 _CACHE_MAGIC = b"glibc-ld.so.cache1.1"
@@ -59,6 +62,7 @@ class Libraries:
         self._paths, self._read = paths, read
         self._library_path = _directories(library_path.replace(b";", b":"), b"")
         self._cache: dict[bytes, list[bytes]] | None = None
+        self._places = MAX_PLACES  # left
 
     def open(self, file: Found) -> Object | None:
         """Return the ELF file in `file`; None if it is none."""
@@ -104,7 +108,9 @@ class Libraries:
             places = [directory + b"/" + name for directory in searched]
             places += self._cached().get(name, [])
             places += [directory + b"/" + name for directory in standard]
+        places = places[: self._places]
         for place in places:
+            self._places -= 1
             if file := self._paths.file(place):
                 yield file
 
@@ -136,7 +142,7 @@ def read_cache(data: bytes) -> dict[bytes, list[bytes]]:
 
 
 def _text(data: bytes, start: int) -> bytes:
-    return data[start : start + 4096].partition(b"\0")[0]
+    return data[start : start + MAX_PATH].partition(b"\0")[0]
 
 
 def _own(user: Object, runpaths: Sequence[bytes]) -> tuple[bytes, ...]:

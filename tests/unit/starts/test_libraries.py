@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.starts.libraries import MAX_OBJECTS, Libraries, read_cache
-from firstread.starts.treepaths import TreePaths
+from firstread.starts.libraries import MAX_OBJECTS, MAX_PLACES, Libraries, read_cache
+from firstread.starts.treepaths import Found, TreePaths
 from firstread.testing.programs import AARCH64, Program, tree_of
 
 APP = "opt/app/bin/app"
@@ -145,6 +145,38 @@ def test_the_number_of_objects_is_limited() -> None:
             needed, code=small.code, constants=1, unwinding=1
         ).image()
     assert len(loaded(files)) == MAX_OBJECTS - 1
+
+
+def test_the_number_of_places_is_limited() -> None:
+    """Libraries ask for as many that do not exist, in as many directories, as they may."""
+    runpath = b":".join(b"/d%d" % number for number in range(64))
+    users = [b"lib%d.so" % number for number in range(9)]
+    absent = [[b"no%d.%s" % (number, user) for number in range(256)] for user in users]
+    files: dict[str, bytes | str] = {APP: program(*users)}
+    for user, names in zip(users, absent, strict=True):
+        files[f"lib/{user.decode()}"] = program(*names, runpath=runpath)
+    root, read = tree_of(files)
+    looks = 0
+
+    class Counted(TreePaths):
+        def file(self, path: bytes, directory: bytes = b"") -> Found | None:
+            nonlocal looks
+            looks += 1
+            return super().file(path, directory)
+
+    paths = Counted(root)
+    libraries = Libraries(paths, read)
+    app = TreePaths(root).file(APP.encode())
+    assert app
+    opened = libraries.open(app)
+    assert opened
+    assert len(list(libraries.objects([opened]))) == 1 + len(users)
+    assert looks <= MAX_PLACES + 1  # and ld.so.cache
+
+
+def test_the_cache_has_no_long_paths() -> None:
+    found = read_cache(cache((b"liba.so", b"/" + b"x" * 100_000)))
+    assert [len(path) for path in found[b"liba.so"]] == [512]
 
 
 def test_the_cache_may_follow_one_in_the_old_format_and_has_variants() -> None:
