@@ -52,12 +52,12 @@ class Flusher:
 
     def _run(self) -> None:
         while True:
-            batch = [self._todo.get()]
+            batch = dict([self._todo.get()])  # each once, though many mounts have it
             until = time.monotonic() + self._patience_s
             with contextlib.suppress(queue.Empty):
                 while time.monotonic() < until:
-                    batch.append(self._todo.get(timeout=self._calm_s))
-            for sector_id, size in batch:
+                    batch.update([self._todo.get(timeout=self._calm_s)])
+            for sector_id, size in batch.items():
                 try:
                     with self._holding(sector_id) as held:
                         if held and self._store.size(sector_id) == size:  # not evicted

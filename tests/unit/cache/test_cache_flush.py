@@ -70,3 +70,19 @@ def test_a_sector_that_is_gone_harms_nobody(tmp_path: Path) -> None:
         flusher.add(IDS[0], SIZE)
         flusher.add(IDS[1], SIZE)
         wait(lambda: store.path(IDS[1]).stat().st_mode & 0o777 == FLUSHED)
+
+
+def test_a_sector_of_many_mounts_is_flushed_once(tmp_path: Path) -> None:
+    noted = []
+
+    @contextlib.contextmanager
+    def note(sector_id: bytes) -> Iterator[bool]:
+        noted.append(sector_id)
+        yield True
+
+    with stored(tmp_path) as store:
+        flusher = Flusher(store, note, calm_s=0.05)
+        for sector_id in IDS[:2] * 3:
+            flusher.add(sector_id, SIZE)
+        wait(lambda: all(flushed(store)[:2]))
+    assert noted == IDS[:2]
