@@ -29,7 +29,7 @@ class DetachedMounts:
         self._lock, self._on_end = lock, on_end
         self._pairs: list[tuple[Mount, Served]] = []
         self._are_any = threading.Event()
-        threading.Thread(target=self._sweep, name="detached", daemon=True).start()
+        threading.Thread(target=self._run, name="detached", daemon=True).start()
 
     def __iter__(self) -> Iterator[tuple[Mount, Served]]:
         return iter(list(self._pairs))
@@ -40,13 +40,16 @@ class DetachedMounts:
             self._pairs.append((mount, served))
             self._are_any.set()
 
-    def _sweep(self) -> None:
+    def _run(self) -> None:
         while self._are_any.wait():
             time.sleep(SWEEP_S)
-            ended = [pair for pair in self if not pair[0].is_used()]
-            with self._lock:
-                for pair in ended:
-                    self._pairs.remove(pair)
-                    self._on_end(*pair)
-                if not self._pairs:
-                    self._are_any.clear()
+            self._sweep()  # whose frame goes: a waiting thread would keep the last image open
+
+    def _sweep(self) -> None:
+        ended = [pair for pair in self if not pair[0].is_used()]
+        with self._lock:
+            for pair in ended:
+                self._pairs.remove(pair)
+                self._on_end(*pair)
+            if not self._pairs:
+                self._are_any.clear()

@@ -122,17 +122,20 @@ class Starts:
     def _run(self) -> None:
         while self._are_any.wait():
             time.sleep(LOOK_S)
-            with self._lock:
-                looked = list(self._starts)
-            ended = [each for each in looked if self._is_over(each)]
-            for each in ended:
-                if each.record.starting and self._set(each.record, STEADY_KIB):
-                    self._note(each.record)
-                self._over(each.record, each.served)
-            with self._lock:
-                self._starts = [each for each in self._starts if each not in ended]
-                if not self._starts:
-                    self._are_any.clear()
+            self._look()  # whose frame goes: a waiting thread would keep the last image open
+
+    def _look(self) -> None:
+        with self._lock:
+            looked = list(self._starts)
+        ended = [each for each in looked if self._is_over(each)]
+        for each in ended:
+            if each.record.starting and self._set(each.record, STEADY_KIB):
+                self._note(each.record)
+            self._over(each.record, each.served)
+        with self._lock:
+            self._starts = [each for each in self._starts if each not in ended]
+            if not self._starts:
+                self._are_any.clear()
 
     def _is_over(self, each: _Starting) -> bool:
         served = each.served

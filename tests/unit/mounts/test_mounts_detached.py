@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import cast
 
 import pytest
@@ -38,3 +39,14 @@ def test_their_end_is_seen_though_no_thread_can_be_had(monkeypatch: pytest.Monke
         done.clear()
     assert ended == ["/mnt/a", "/mnt/b"]
     assert not list(mounts)
+
+
+def test_the_image_of_the_last_one_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has no room for what is removed while somebody has it open."""
+    monkeypatch.setattr(detached, "SWEEP_S", 0.01)
+    mounts, gone = DetachedMounts(threading.RLock(), lambda *_: None), threading.Event()
+    image = threading.Event()  # anything that can be observed
+    weakref.finalize(image, gone.set)
+    mounts.add(Mount("/mnt/a", "oci:/x:1", DIGEST), cast(Served, image))
+    del image
+    assert gone.wait(PATIENCE_S)

@@ -148,7 +148,7 @@ def test_the_number_of_objects_is_limited() -> None:
 
 
 def test_the_number_of_places_is_limited() -> None:
-    """Each of the libraries asks for as many that do not exist, in as many directories as it may."""
+    """Libraries ask for as many that do not exist, in as many directories, as they may."""
     runpath = b":".join(b"/d%d" % number for number in range(64))
     users = [b"lib%d.so" % number for number in range(9)]
     absent = [[b"no%d.%s" % (number, user) for number in range(256)] for user in users]
