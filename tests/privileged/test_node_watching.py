@@ -180,8 +180,8 @@ def test_events_whose_reader_leaves(daemon: Daemon, plain: tuple[str, PlainImage
 
 
 @pytest.mark.parametrize("how", [["--watch"], ["--watch", "--json"]], ids=["human", "json"])
-def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
-    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+def test_a_watch_whose_reader_leaves(standing: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(standing.run_dir))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as watch:
         assert watch.stdout is not None
@@ -193,8 +193,8 @@ def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
 
 
 @pytest.mark.parametrize("how", [[], ["--metrics"]], ids=["human", "metrics"])
-def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None:
-    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+def test_a_status_that_cannot_be_written(standing: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(standing.run_dir))
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
@@ -203,8 +203,8 @@ def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None
     assert ran.stderr.startswith(b"firstread: cannot write the output: No space left on device\n")
 
 
-def test_metrics_are_printed_once(daemon: Daemon) -> None:
-    ran = daemon.run("status", "--metrics", "--watch")
+def test_metrics_are_printed_once(standing: Daemon) -> None:
+    ran = standing.run("status", "--metrics", "--watch")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr == "firstread: --metrics goes with neither --watch nor --json\n"
 
@@ -244,8 +244,8 @@ def test_a_daemon_with_fifty_mounts_is_small(daemon: Daemon, tmp_path: Path) -> 
         )
     for number in range(50):
         daemon.mount(f"oci:{tmp_path}/i{number % 10}:latest", f"m{number}")
-    readers = [daemon.reading(tmp_path / f"m{number}/f{number}") for number in range(50)]
-    assert all(output(reader).startswith("4096 ") for reader in readers)
+    reader = daemon.reading_files([tmp_path / f"m{number}/f{number}" for number in range(50)])
+    assert [line.split()[0] for line in output(reader).splitlines()] == ["4096"] * 50
     assert daemon.run("fetch", "--all", tmp_path / "m0").code == 0
     assert len(daemon.status()["mounts"]) == 50
     assert daemon.rss_bytes() < MEMORY_LIMIT
@@ -260,9 +260,7 @@ def test_no_descriptor_is_left_open(daemon: Daemon, plain: tuple[str, PlainImage
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
     daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
     before = opened()
-    readers = [daemon.reading(place / f"f{number % 8}", how="random") for number in range(40)]
-    for reader in readers:
-        output(reader)
+    output(daemon.reading_files([place / f"f{number % 8}" for number in range(40)], how="random"))
     assert daemon.run("fetch", "--all", place).code == 0
     daemon.wait(lambda: opened() <= before + 4)  # connections of the control socket
 
