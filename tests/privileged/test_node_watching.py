@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import configparser
-import contextlib
 import json
 import os
 import re
@@ -20,7 +19,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firstread import __version__
 from firstread.control.daemonlog import LOG_BYTES
-from firstread.control.metricserver import MAX_CONNECTIONS
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -129,28 +127,6 @@ def test_metrics_say_the_same(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
             found = metrics_of(answer.read().decode())
         assert found["firstread_fetcher_restarts_total"] == 1
         assert found["firstread_mount_present_sectors mnt"] == 1
-
-
-def test_silent_clients_of_the_metrics_cost_the_fetcher_little(
-    tmp_path: Path,
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = "--metrics", f"127.0.0.1:{port}"
-    with Daemon(tmp_path, *options) as daemon, contextlib.ExitStack() as stack:
-        opened = Path(f"/proc/{daemon.fetcher}/fd")
-        idle = len(list(opened.iterdir()))
-        clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
-            for _ in range(10 * MAX_CONNECTIONS)
-        ]
-        for client in clients[MAX_CONNECTIONS:]:
-            assert client.recv(1) == b""
-        assert len(list(opened.iterdir())) <= idle + MAX_CONNECTIONS + 1
-        assert clients[0].recv(1) == b""  # even after a while
-        daemon.wait(lambda: len(list(opened.iterdir())) <= idle)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            assert b"firstread_store_bytes" in answer.read()
 
 
 def test_events_are_seen_as_they_happen(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
