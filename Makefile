@@ -1,5 +1,5 @@
 # make demo   runs the main job on a real image
-# make test   runs every check: ruff, mypy and the tests, three at a time
+# make test   runs every check: ruff, mypy and the tests, four at a time
 # make test-benchmarks  runs the tests of the benchmarks
 # make bench-model  measures the image that serves a model, which takes half an hour to build first
 # make soak   reads real images for ten minutes while everything fails (SOAK_S says how long)

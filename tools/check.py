@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--rerun", action="store_true", help="run what failed once more, alone")
     parser.add_argument("--until", type=float, default=math.inf, help="then all has ended; epoch")
-    parser.add_argument("--workers", default="3", help="processes that run tests")
+    parser.add_argument("--workers", default="4", help="processes that run tests")
     parser.add_argument("--no-lint", action="store_true", help="run the tests only")
     return parser.parse_known_args(arguments)
 

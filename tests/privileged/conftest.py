@@ -92,6 +92,13 @@ def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for tests that leave it as it was, and to which its past does not matter."""
+    with Daemon(tmp_path_factory.mktemp("standing")) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PlainImage]:
     """A converted image with one sector per file, in an OCI layout, and its content."""

@@ -53,8 +53,8 @@ def bounded(tmp_path: Path) -> Iterator[Daemon]:
 
 def read_all(daemon: Daemon, place: Path, image: PlainImage) -> None:
     numbers = range(len(image.contents))
-    readers = [daemon.reading(place / f"f{n}", 0, SECTOR) for n in numbers]
-    assert [output(reader) for reader in readers] == [image.summary(n, 0, SECTOR) for n in numbers]
+    reader = daemon.reading_files([place / f"f{n}" for n in numbers], SECTOR)
+    assert output(reader).splitlines() == [image.summary(n, 0, SECTOR) for n in numbers]
 
 
 @pytest.fixture

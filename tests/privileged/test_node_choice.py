@@ -60,9 +60,9 @@ def test_status_says_which_device_and_why_no_better_one(tmp_path: Path) -> None:
         assert node.run("cache", "ls").code == 0  # without a daemon, too
 
 
-def test_the_best_device_passes_nothing_over(daemon: Daemon) -> None:
-    assert daemon.status()["device"] == {"name": "fanotify", "passed_over": [], "wanted": "auto"}
-    assert "device   fanotify" in daemon.run("status").stdout.splitlines()
+def test_the_best_device_passes_nothing_over(standing: Daemon) -> None:
+    assert standing.status()["device"] == {"name": "fanotify", "passed_over": [], "wanted": "auto"}
+    assert "device   fanotify" in standing.run("status").stdout.splitlines()
 
 
 def test_another_device_of_the_configuration_counts_after_a_stop(
@@ -110,8 +110,8 @@ def test_a_mount_of_another_device_is_named_once_and_can_be_unmounted(
 
 def read_all(node: Daemon, place: Path, image: PlainImage, numbers: range) -> None:
     drop_caches()
-    readers = [node.reading(place / f"f{n}", 0, SECTOR) for n in numbers]
-    assert [output(reader) for reader in readers] == [image.summary(n, 0, SECTOR) for n in numbers]
+    reader = node.reading_files([place / f"f{n}" for n in numbers], SECTOR)
+    assert output(reader).splitlines() == [image.summary(n, 0, SECTOR) for n in numbers]
 
 
 def test_what_a_mount_of_another_device_reads_stays(tmp_path: Path) -> None:

@@ -62,6 +62,6 @@ def test_a_new_fetcher_begins_a_record(daemon: Daemon, plain: tuple[str, PlainIm
     assert found.sectors[0].cause is None
 
 
-def test_only_a_mount_has_a_history(daemon: Daemon) -> None:
+def test_only_a_mount_has_a_history(standing: Daemon) -> None:
     with pytest.raises(UsageError, match="is not a mount of firstread"):
-        history_of(daemon, daemon.scratch)
+        history_of(standing, standing.scratch)

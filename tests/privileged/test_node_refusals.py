@@ -115,25 +115,18 @@ def nothing_left(daemon: Daemon) -> None:
     assert not list((daemon.root / "mounts").iterdir())
 
 
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for tests that leave it unchanged."""
-    with Daemon(tmp_path_factory.mktemp("refusing")) as running:
-        yield running
-
-
 @pytest.mark.parametrize("name", BAD_METADATA)
 def test_crafted_metadata_is_refused_before_it_is_mounted(
-    refusing: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, name: str
+    standing: Daemon, plain: tuple[str, PlainImage], tmp_path: Path, name: str
 ) -> None:
     reference = crafted(plain[0], tmp_path / "crafted", BAD_METADATA[name])
     (tmp_path / "mnt").mkdir()
-    ran = refusing.run("mount", reference, tmp_path / "mnt")
+    ran = standing.run("mount", reference, tmp_path / "mnt")
     assert ran.code == 3, ran
     assert reference in ran.stderr
     assert "internal error" not in ran.stderr
-    nothing_left(refusing)
-    assert not list((refusing.root / "images").iterdir())
+    nothing_left(standing)
+    assert not list((standing.root / "images").iterdir())
 
 
 # Images that lie about sectors of another image.
@@ -301,7 +294,7 @@ def test_an_image_that_lies_about_what_is_in_a_sector_gives_errors_not_bytes(
 
 
 def test_an_unconverted_image_is_named(
-    daemon: Daemon, debian: Path, tmp_path: Path, plain: tuple[str, PlainImage]
+    standing: Daemon, debian: Path, tmp_path: Path, plain: tuple[str, PlainImage]
 ) -> None:
     place = tmp_path / "mnt"
     place.mkdir()
@@ -313,11 +306,11 @@ def test_an_unconverted_image_is_named(
         ("UPPER/case", 2, "lower case"),
     ]
     for reference, code, words in cases:
-        ran = daemon.run("mount", reference, place)
+        ran = standing.run("mount", reference, place)
         assert (ran.code, words in ran.stderr) == (code, True), ran
         assert len(ran.stderr.splitlines()) <= 2
-    assert daemon.run("mount", plain[0], place, "--pull", "never").code == 4
-    nothing_left(daemon)
+    assert standing.run("mount", plain[0], place, "--pull", "never").code == 4
+    nothing_left(standing)
 
 
 def test_a_relative_name_of_a_layout_is_that_of_the_user(
@@ -670,9 +663,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert daemon.run("umount", first).code == 0
 
         second = daemon.mount(layouts["new"], "second")
-        reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in range(60)]
-        wanted = [new.summary(n, 0, SECTOR) for n in range(60)]
-        assert [output(reader) for reader in reads] == wanted
+        reader = daemon.reading_files([second / f"f{n}" for n in range(60)], SECTOR)
+        assert output(reader).splitlines() == [new.summary(n, 0, SECTOR) for n in range(60)]
         store = daemon.status()["store"]
         assert 0 < store["removals"] <= 36
         assert store["evictions"] == 0
@@ -692,8 +684,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert "No space left on device" in record["error"]
         assert "free some space on the file system of --root" in record["hint"]
         here = [n for n in range(80) if present(daemon, new.contents[n])]
-        reads = [daemon.reading(second / f"f{n}", 0, SECTOR) for n in here]
-        assert [output(r) for r in reads] == [new.summary(n, 0, SECTOR) for n in here]
+        reader = daemon.reading_files([second / f"f{n}" for n in here], SECTOR)
+        assert output(reader).splitlines() == [new.summary(n, 0, SECTOR) for n in here]
 
         filler.unlink()
         assert output(daemon.reading(second / "f79", tail)) == new.summary(79, tail)

@@ -275,10 +275,10 @@ def test_a_successor_that_gives_up_late_does_not_cost_the_fetcher_its_life(
 @pytest.mark.parametrize(
     "question", [b"", b"{", b"[]", b"\xff", b'{"ask": "all"}', b'{"ask": 5}', b"x" * 60000]
 )
-def test_a_question_that_makes_no_sense_is_not_answered(daemon: Daemon, question: bytes) -> None:
-    with asked(daemon, question) as connection:
+def test_a_question_that_makes_no_sense_is_not_answered(standing: Daemon, question: bytes) -> None:
+    with asked(standing, question) as connection:
         assert connection.recv(100) == b""
-    assert daemon.run("status").code == 0
+    assert standing.run("status").code == 0
 
 
 def test_only_root_may_ask(daemon: Daemon) -> None:
@@ -307,13 +307,13 @@ def test_only_root_may_ask(daemon: Daemon) -> None:
     assert not daemon.log("reloading")
 
 
-def test_a_daemon_of_another_root_keeps_its_place(daemon: Daemon, tmp_path: Path) -> None:
-    places = ("--root", str(tmp_path / "other"), "--run-dir", str(daemon.run_dir))
+def test_a_daemon_of_another_root_keeps_its_place(standing: Daemon, tmp_path: Path) -> None:
+    places = ("--root", str(tmp_path / "other"), "--run-dir", str(standing.run_dir))
     command = program("daemon", "--replace", *places)
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 5
-    assert f"the daemon here has the --root {daemon.root}" in done.stderr
-    assert daemon.run("status").code == 0
+    assert f"the daemon here has the --root {standing.root}" in done.stderr
+    assert standing.run("status").code == 0
 
 
 def test_nothing_to_replace_or_reload(tmp_path: Path) -> None:
@@ -351,30 +351,31 @@ def test_a_command_in_progress_is_answered(tmp_path: Path, registry: ScriptedReg
         assert daemon.mounted(place)["present"] == 0
 
 
-def more_than_the_channel_holds(daemon: Daemon, reference: str) -> list[subprocess.Popen[str]]:
-    """Stop the fetcher, and start a reader of each file."""
+def more_than_the_channel_holds(daemon: Daemon, reference: str) -> subprocess.Popen[str]:
+    """Stop the fetcher, and start a reader of all files at once."""
     place = daemon.mount(reference)
     fetcher, supervisor = daemon.fetcher, daemon.supervisor
     os.kill(fetcher, signal.SIGSTOP)
-    readers = [daemon.reading(place / f"f{n}", 0, SECTOR, how="random") for n in range(COUNT)]
-    daemon.wait(lambda: descriptors(supervisor) > COUNT, timeout_s=60)
-    return readers
+    paths = [place / f"f{number}" for number in range(COUNT)]
+    reader = daemon.reading_files(paths, SECTOR, how="random")
+    daemon.wait(lambda: descriptors(supervisor) > COUNT)
+    return reader
 
 
 def test_unsent_events_outlive_the_supervisor(daemon: Daemon, many: tuple[str, PlainImage]) -> None:
-    readers = more_than_the_channel_holds(daemon, many[0])
+    reader = more_than_the_channel_holds(daemon, many[0])
     (fetcher,), supervisor = daemon.children(), daemon.supervisor
     os.kill(supervisor, signal.SIGKILL)
     os.kill(fetcher, signal.SIGCONT)
     daemon.wait_supervisor(fetcher)
     expected = [many[1].summary(number, 0, SECTOR) for number in range(COUNT)]
-    assert [output(reader) for reader in readers] == expected
+    assert output(reader).splitlines() == expected
 
 
 def test_unsent_events_outlive_an_heir_that_gives_up(
     daemon: Daemon, many: tuple[str, PlainImage]
 ) -> None:
-    readers = more_than_the_channel_holds(daemon, many[0])
+    reader = more_than_the_channel_holds(daemon, many[0])
     question = {"ask": "replace", "root": str(daemon.root), "format": 1}
     with asked(daemon, json.dumps(question).encode()) as successor:
         word, fds, _, _ = socket.recv_fds(successor, 65536, 253)
@@ -384,21 +385,21 @@ def test_unsent_events_outlive_an_heir_that_gives_up(
     daemon.wait(lambda: daemon.log("wanted to take the place of this one"))
     os.kill(daemon.children()[0], signal.SIGCONT)
     expected = [many[1].summary(number, 0, SECTOR) for number in range(COUNT)]
-    assert [output(reader) for reader in readers] == expected
+    assert output(reader).splitlines() == expected
 
 
 def test_unsent_events_outlive_a_failed_reload(
     tmp_path: Path, installation: Installation, many: tuple[str, PlainImage]
 ) -> None:
     with Daemon(tmp_path, "--health", "60", python=installation.python) as daemon:
-        readers = more_than_the_channel_holds(daemon, many[0])
+        reader = more_than_the_channel_holds(daemon, many[0])
         (fetcher,) = daemon.children()
         installation.install("0.3.0", daemon__serve="def _await_start(*_): sys.exit(3)")
         ran = daemon.run("daemon", "--reload")
         assert "the new fetcher ended with 3: the one before goes on" in ran.stderr
         os.kill(fetcher, signal.SIGCONT)
         expected = [many[1].summary(number, 0, SECTOR) for number in range(COUNT)]
-        assert [output(reader) for reader in readers] == expected
+        assert output(reader).splitlines() == expected
         assert daemon.fetcher == fetcher
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import configparser
-import contextlib
 import json
 import os
 import re
@@ -20,7 +19,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from firstread import __version__
 from firstread.control.daemonlog import LOG_BYTES
-from firstread.control.metricserver import MAX_CONNECTIONS
 from firstread.testing.command import firstread, program
 from firstread.testing.daemon import Daemon
 from firstread.testing.lazymount import output
@@ -131,28 +129,6 @@ def test_metrics_say_the_same(tmp_path: Path, plain: tuple[str, PlainImage]) -> 
         assert found["firstread_mount_present_sectors mnt"] == 1
 
 
-def test_silent_clients_of_the_metrics_cost_the_fetcher_little(
-    tmp_path: Path,
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = "--metrics", f"127.0.0.1:{port}"
-    with Daemon(tmp_path, *options) as daemon, contextlib.ExitStack() as stack:
-        opened = Path(f"/proc/{daemon.fetcher}/fd")
-        idle = len(list(opened.iterdir()))
-        clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
-            for _ in range(10 * MAX_CONNECTIONS)
-        ]
-        for client in clients[MAX_CONNECTIONS:]:
-            assert client.recv(1) == b""
-        assert len(list(opened.iterdir())) <= idle + MAX_CONNECTIONS + 1
-        assert clients[0].recv(1) == b""  # even after a while
-        daemon.wait(lambda: len(list(opened.iterdir())) <= idle)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            assert b"firstread_store_bytes" in answer.read()
-
-
 def test_events_are_seen_as_they_happen(daemon: Daemon, plain: tuple[str, PlainImage]) -> None:
     place = daemon.mount(plain[0])
     with daemon.watching(place) as watcher:
@@ -180,8 +156,8 @@ def test_events_whose_reader_leaves(daemon: Daemon, plain: tuple[str, PlainImage
 
 
 @pytest.mark.parametrize("how", [["--watch"], ["--watch", "--json"]], ids=["human", "json"])
-def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
-    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+def test_a_watch_whose_reader_leaves(standing: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(standing.run_dir))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as watch:
         assert watch.stdout is not None
@@ -193,8 +169,8 @@ def test_a_watch_whose_reader_leaves(daemon: Daemon, how: list[str]) -> None:
 
 
 @pytest.mark.parametrize("how", [[], ["--metrics"]], ids=["human", "metrics"])
-def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None:
-    command = program("status", *how, "--run-dir", str(daemon.run_dir))
+def test_a_status_that_cannot_be_written(standing: Daemon, how: list[str]) -> None:
+    command = program("status", *how, "--run-dir", str(standing.run_dir))
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
@@ -203,8 +179,8 @@ def test_a_status_that_cannot_be_written(daemon: Daemon, how: list[str]) -> None
     assert ran.stderr.startswith(b"firstread: cannot write the output: No space left on device\n")
 
 
-def test_metrics_are_printed_once(daemon: Daemon) -> None:
-    ran = daemon.run("status", "--metrics", "--watch")
+def test_metrics_are_printed_once(standing: Daemon) -> None:
+    ran = standing.run("status", "--metrics", "--watch")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr == "firstread: --metrics goes with neither --watch nor --json\n"
 
@@ -244,8 +220,8 @@ def test_a_daemon_with_fifty_mounts_is_small(daemon: Daemon, tmp_path: Path) -> 
         )
     for number in range(50):
         daemon.mount(f"oci:{tmp_path}/i{number % 10}:latest", f"m{number}")
-    readers = [daemon.reading(tmp_path / f"m{number}/f{number}") for number in range(50)]
-    assert all(output(reader).startswith("4096 ") for reader in readers)
+    reader = daemon.reading_files([tmp_path / f"m{number}/f{number}" for number in range(50)])
+    assert [line.split()[0] for line in output(reader).splitlines()] == ["4096"] * 50
     assert daemon.run("fetch", "--all", tmp_path / "m0").code == 0
     assert len(daemon.status()["mounts"]) == 50
     assert daemon.rss_bytes() < MEMORY_LIMIT
@@ -260,9 +236,7 @@ def test_no_descriptor_is_left_open(daemon: Daemon, plain: tuple[str, PlainImage
     assert output(daemon.reading(place / "f0")) == plain[1].summary(0)
     daemon.wait(lambda: daemon.mounted(place)["wanted"] == 0)
     before = opened()
-    readers = [daemon.reading(place / f"f{number % 8}", how="random") for number in range(40)]
-    for reader in readers:
-        output(reader)
+    output(daemon.reading_files([place / f"f{number % 8}" for number in range(40)], how="random"))
     assert daemon.run("fetch", "--all", place).code == 0
     daemon.wait(lambda: opened() <= before + 4)  # connections of the control socket
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from firstread.device.erofsmount import unmount
 from firstread.errors import FirstreadError
 from firstread.mounts.table import mounted_erofs
 from firstread.testing.command import Ran, firstread, program, ran
-from firstread.testing.devicebench import start_reader
+from firstread.testing.devicebench import start_reader, start_readers
 from firstread.testing.features import Expected
 from firstread.testing.manager import ServiceManager
 from firstread.testing.patience import PATIENCE_S
@@ -219,6 +219,13 @@ class Daemon:
     ) -> subprocess.Popen[str]:
         """Start a process that reads, see `start_reader`; ``read`` goes on until all is there."""
         self._readers.append(start_reader(path, offset, count, "pages" if how == "read" else how))
+        return self._readers[-1]
+
+    def reading_files(
+        self, paths: Sequence[Path], count: int = 4096, how: str = "pages"
+    ) -> subprocess.Popen[str]:
+        """Start a process that reads files, each in a thread; it prints a line for each."""
+        self._readers.append(start_readers(paths, 0, count, how))
         return self._readers[-1]
 
     def run(self, verb: str, *arguments: str | os.PathLike[str]) -> Ran:

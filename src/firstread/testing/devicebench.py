@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +23,7 @@ from firstread.testing.patience import PATIENCE_S
 
 _READER = """
 import ctypes, hashlib, mmap, os, struct, sys
-path, offset, count, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+offset, count, how, *paths = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 
 def pages(fd):
     data = b""
@@ -92,11 +92,27 @@ def io_uring(fd):
 HOW = {"read": lambda fd: os.pread(fd, count, offset), "direct": pages, "mmap": mapped,
        "copy_file_range": copied, **{f.__name__: f for f in
        (pages, random, vector, sendfile, splice, io_uring)}}
-try:
-    data = HOW[how](os.open(path, os.O_RDONLY | (os.O_DIRECT if how == "direct" else 0)))
-    print(len(data), hashlib.sha256(data).hexdigest())
-except OSError as exc:
-    print("errno", exc.errno)
+said = {}
+
+def read(path):
+    try:
+        data = HOW[how](os.open(path, os.O_RDONLY | (os.O_DIRECT if how == "direct" else 0)))
+        said[path] = f"{len(data)} {hashlib.sha256(data).hexdigest()}"
+    except OSError as exc:
+        said[path] = f"errno {exc.errno}"
+
+if len(paths) > 1:
+    import threading
+    threading.stack_size(131072)
+    threads = [threading.Thread(target=read, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+else:
+    read(*paths)
+for path in paths:
+    print(said[path])
 """
 
 
@@ -118,12 +134,19 @@ def start_reader(
             ``vector``, ``mmap``, ``sendfile``, ``splice``, ``copy_file_range``, ``io_uring`` or
             ``direct``.
     """
-    command = [sys.executable, "-I", "-S", "-c", _READER]
+    return start_readers([path], offset, count, how)
+
+
+def start_readers(
+    paths: Sequence[Path], offset: int = 0, count: int = 4096, how: str = "read"
+) -> subprocess.Popen[str]:
+    """Start one process that reads several files, each in a thread; it prints a line for each."""
+    command = [sys.executable, "-I", "-S", "-c", _READER, str(offset), str(count), how]
     return subprocess.Popen(
-        [*command, str(path), str(offset), str(count), how],
+        [*command, *map(str, paths)],
         stdout=subprocess.PIPE,
         text=True,
-        env={"TMPDIR": str(path.parent.parent)},
+        env={"TMPDIR": str(paths[0].parent.parent)},
     )
 
 
