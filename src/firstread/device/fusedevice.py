@@ -36,7 +36,7 @@ from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusefilesystem import open_fuse
-from firstread.device.fusereads import Inside, SectorReader
+from firstread.device.fusereads import Covers, Inside, SectorReader, nothing_covered
 from firstread.device.fusetree import FuseTree, Tree
 from firstread.device.readahead import KNOWN_START_KIB, read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
@@ -70,6 +70,7 @@ class FuseDevice:
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        covers: see `ServedDevice`.
         patience_s: see `ServedDevice`.
     """
 
@@ -98,6 +99,7 @@ class FuseDevice:
         if owner():
             self.capabilities = dataclasses.replace(self.capabilities, sets_read_ahead=False)
         self.ask: Callable[[Read], None] = lambda _: None
+        self.covers: Covers = nothing_covered
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number
         self._given = dict(given)  # and not adopted
@@ -200,7 +202,7 @@ class FuseDevice:
         tree, inside = self._shown(ErofsImage(memory), metadata)
 
         def reader() -> SectorReader:
-            return SectorReader(self._store, ids, watches, self._most_open, inside)
+            return SectorReader(self._store, ids, watches, self._most_open, inside, self.covers)
 
         def ask(connection: Connection, waiting: Waiting, parts: Sequence[Extent]) -> None:
             self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])

@@ -2,8 +2,8 @@
 """Reads of file data from sector files, for FUSE.
 
 Owns the open sector files of a thread. Does not ask for what is absent. Invariant: bytes of a
-watched sector are read only after somebody has allowed it, and a part counts as read only if all of
-it was.
+watched sector are read only if they are covered (`Covers`) or after somebody has allowed it, and a
+part counts as read only if all of it was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ _ZEROS = bytes(1 << 20)
 Inside = Callable[[int, int], bytes | bytearray]
 """Returns bytes of metadata, by offset and length."""
 
+Covers = Callable[[bytes, int], bool]
+"""Tells whether a sector may be read up to an offset without asking, though it is watched."""
+
+
+def nothing_covered(sector_id: bytes, end: int) -> bool:
+    """Have all reads of what is watched ask: see `Covers`."""
+    del sector_id, end
+    return False
+
 
 class SectorReader:
     """Reads parts of sectors. For one thread.
@@ -32,6 +41,7 @@ class SectorReader:
         watches: of the mount.
         most: says how many files may stay open.
         inside: reads metadata, where extents may lie in it.
+        covers: knows the verified beginnings of sectors that are being filled.
     """
 
     def __init__(
@@ -41,9 +51,10 @@ class SectorReader:
         watches: Watches,
         most: Callable[[], int],
         inside: Inside | None = None,
+        covers: Covers = nothing_covered,
     ) -> None:
         self._store, self._ids, self._watches, self._most = store, ids, watches, most
-        self._inside = inside
+        self._inside, self._covers = inside, covers
         self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
 
     def close(self) -> None:
@@ -77,7 +88,7 @@ class SectorReader:
                 piece[:] = _ZEROS[:length]
             elif slot == METADATA_SLOT and self._inside is not None:
                 piece[:] = self._inside(start, length)
-            elif self._watches[slot] and slot not in allowed:
+            elif self._must_ask(part, allowed):
                 missing.append(part)
             elif os.preadv(self._file(slot), [piece], start) < length:
                 # Somebody may be emptying it: it was watched before it became shorter.
@@ -86,6 +97,12 @@ class SectorReader:
                 elif os.preadv(self._file(slot), [piece], start) < length:  # nor filled meanwhile
                     raise OSError(errno.EIO, "an absent sector is not watched")
         return missing
+
+    def _must_ask(self, part: Extent, allowed: Collection[int]) -> bool:
+        slot, start, length = part
+        if not self._watches[slot] or slot in allowed:
+            return False
+        return not self._covers(self._ids[slot], start + length)
 
     def written(self, slots: Iterable[int]) -> list[tuple[int, int]]:
         """Return when each sector file was written, in nanoseconds, and its bytes.
