@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads that the supervisor answers by itself: without the fetcher, and never wrongly."""
+"""Reads that are answered as soon as they are covered: without a fetch, and never wrongly."""
 
 from __future__ import annotations
 
@@ -72,14 +72,17 @@ def test_a_covered_read_is_answered_while_the_fetcher_is_suspended(tmp_path: Pat
         daemon.wait(lambda: daemon.mounted(place)["waited_reads"] == waited + 2)
 
 
-def test_no_read_fails_while_sectors_go_and_the_supervisor_is_suspended_again_and_again(
-    tmp_path: Path,
+@pytest.mark.parametrize("device", ["fanotify", "fuse"])
+def test_no_read_fails_while_sectors_go_and_who_answers_is_suspended_again_and_again(
+    tmp_path: Path, device: str
 ) -> None:
+    """By FUSE the fetcher itself answers covered reads."""
     expected, stop = tmp_path / "expected", tmp_path / "stop"
+    limits = ("--cache-max", str(6 * SECTOR), "--health", "60")
     expected.mkdir()
     with (
         ScriptedRegistry() as registry,
-        Daemon(tmp_path, "--cache-max", str(6 * SECTOR), "--health", "60") as daemon,
+        Daemon(tmp_path, "--device", device, *limits) as daemon,
     ):
         reference = f"{registry.host}/lazy/plain:1"
         image = put_plain_image(
@@ -92,14 +95,15 @@ def test_no_read_fails_while_sectors_go_and_the_supervisor_is_suspended_again_an
         command = [sys.executable, "-I", "-S", "-c", _READ_PAGES]
         command += [str(path) for path in (place, expected, stop)]
         readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        supervisor, draw = daemon.supervisor, random.Random(1)
+        supervisor, fetcher, draw = daemon.supervisor, daemon.fetcher, random.Random(1)
+        answering = fetcher if device == "fuse" else supervisor
         evicted = daemon.status()["store"]["evictions"] + 20
         while daemon.status()["store"]["evictions"] < evicted:
-            os.kill(supervisor, signal.SIGSTOP)
+            os.kill(answering, signal.SIGSTOP)
             time.sleep(draw.uniform(0.1, 0.3))  # more than the grace
-            os.kill(supervisor, signal.SIGCONT)
+            os.kill(answering, signal.SIGCONT)
             time.sleep(draw.uniform(0.0, 0.2))
         stop.touch()
         said = [reader.communicate(timeout=PATIENCE_S)[0].strip() for reader in readers]
         assert [one.partition(" ")[2] for one in said] == ["[]"] * 3
-        assert daemon.supervisor == supervisor
+        assert (daemon.supervisor, daemon.fetcher) == (supervisor, fetcher)

@@ -17,7 +17,6 @@ from firstread.daemon.anchor import anchors
 from firstread.daemon.handover import FIXED
 from firstread.daemon.kept import of_anchors
 from firstread.device.erofsmount import unmount
-from firstread.device.fusedevice import FuseDevice
 from firstread.device.readahead import START_KIB, STEADY_KIB
 from firstread.errors import NodeError
 from firstread.mounts.table import mounted_erofs
@@ -88,18 +87,35 @@ def test_a_mount_of_a_sector_store_without_events_works(tmp_path: Path) -> None:
         assert output(daemon.reading(place / "f1")) == image.summary(1)
 
 
-def test_a_start_that_the_image_knows_reads_nothing_ahead(
+def test_a_start_that_the_image_knows_reads_ahead_as_any_other(
     node: Daemon, tmp_path: Path, many: tuple[str, PlainImage]
 ) -> None:
-    """Read-ahead would leave the hot sectors, because windows are not those of the trace."""
+    """A page alone would be a request; a window that is not here is refused."""
     reference = f"oci:{tmp_path}/hot:latest"
     put_hot_image(reference)
     hot = node.mount(reference, "hot", "--prefetch", "none")  # else it may be whole at once
-    assert node.mounted(hot)["read_ahead_kib"] == FuseDevice.capabilities.known_start_kib == 4
+    assert node.mounted(hot)["read_ahead_kib"] == START_KIB
     unknown = node.mount(many[0], "unknown", "--prefetch", "none")
     assert node.mounted(unknown)["read_ahead_kib"] == START_KIB
     assert node.run("fetch", "--all", hot).code == 0
     node.wait(lambda: node.mounted(hot)["read_ahead_kib"] == STEADY_KIB)
+
+
+def test_a_covered_read_does_not_wait_for_its_sector(tmp_path: Path) -> None:
+    options = fuse_options(tmp_path)
+    with ScriptedRegistry() as registry, Daemon(tmp_path, *options) as node:
+        reference = f"{registry.host}/lazy/plain:1"
+        image = put_plain_image(f"docker://{reference}", count=1, sector_bytes=SECTOR)
+        place = node.mount(reference)
+        registry.script(f"GET /blobs/ hangup {SECTOR // 2}\nGET /blobs/ blackhole 600 x*")
+        assert output(node.reading(place / "f0", how="random")) == image.summary(0)
+        (path,) = (p for p in (node.root / "sectors").glob("*/*") if p.stat().st_size)
+        node.wait(lambda: path.stat().st_size >= 8 * KiB)
+        waited = sum(node.status()["totals"]["first_reads"]["counts"])
+        covered = node.reading(place / "f0", 4 * KiB, how="random")
+        assert output(covered) == image.summary(0, 4 * KiB)
+        node.wait(lambda: node.mounted(place)["waited_reads"] == waited + 1)
+        assert sum(node.status()["totals"]["first_reads"]["counts"]) == waited
 
 
 def test_upgrades_fail_no_read(node: Daemon, many: tuple[str, PlainImage]) -> None:

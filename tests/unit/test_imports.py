@@ -37,8 +37,8 @@ ROOMS: dict[str, str] = {
         "units idmaps errors"
     ),
     "daemon": (
-        "control mounts fetch cache device traces sectors registry config documents memory mountinfo "
-        "opener private readable redact wholefile units userdirs idmaps errors __init__"
+        "control mounts fetch cache device traces sectors registry config documents memory "
+        "mountinfo opener private readable redact wholefile units userdirs idmaps errors __init__"
     ),
     "export": "fetch device sectors erofs oci private signals wholefile units errors",
     "control": (

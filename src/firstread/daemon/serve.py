@@ -175,7 +175,7 @@ class FetcherServer:
         )
         fetcher.presence.sizes = self._sizes
         if self._served is not None:
-            self._served.ask = fetcher.handle
+            self._served.ask, self._served.covers = fetcher.handle, self._sizes.covers
         network = Network(config.registry, SecretMemory(SECRETS_FD), fetcher.feed)
         verify = config.cache.verify
         node = Node(
@@ -309,7 +309,13 @@ class FetcherServer:
         self._tell_answered()
 
     def _tell(self, numbers: Sequence[int]) -> None:
-        """Tell the supervisor that reads are answered; what the loop answers, once for a burst."""
+        """Tell the supervisor that reads are answered; what the loop answers, once for a burst.
+
+        It knows none that a device of ours has asked for.
+        """
+        numbers = [number for number in numbers if number < FIRST_NUMBER]
+        if not numbers:
+            return
         if threading.get_ident() == self._thread:
             self._answered += numbers
         else:

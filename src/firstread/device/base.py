@@ -221,10 +221,13 @@ class ServedDevice(Device, Protocol):
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        covers: tells, by sector id and end, whether a watched sector may be read without asking:
+            the bytes are verified, or were until a moment ago, and the file is shorter now.
         patience_s: that reads wait once nobody holds their mount, where the kernel lets them wait.
     """
 
     ask: Callable[[Read], None]
+    covers: Callable[[bytes, int], bool]
     patience_s: float
 
     def pairs(self) -> dict[int, Pair]:

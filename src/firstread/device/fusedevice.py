@@ -36,9 +36,9 @@ from firstread.device.descriptors import is_dead
 from firstread.device.erofsmount import unmount
 from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusefilesystem import open_fuse
-from firstread.device.fusereads import Inside, SectorReader
+from firstread.device.fusereads import Covers, Inside, SectorReader, nothing_covered
 from firstread.device.fusetree import FuseTree, Tree
-from firstread.device.readahead import KNOWN_START_KIB, read_ahead_of, set_read_ahead_of
+from firstread.device.readahead import read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
 from firstread.device.waiting import Waiting
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
@@ -70,6 +70,7 @@ class FuseDevice:
 
     Attributes:
         ask: takes a read that asks. Does not block.
+        covers: see `ServedDevice`.
         patience_s: see `ServedDevice`.
     """
 
@@ -81,7 +82,6 @@ class FuseDevice:
         merges_reads=True,
         outlives_servers=False,
         file_system="fuse",
-        known_start_kib=KNOWN_START_KIB,
     )
 
     _speaks: type[Connection] = FuseConnection
@@ -98,6 +98,7 @@ class FuseDevice:
         if owner():
             self.capabilities = dataclasses.replace(self.capabilities, sets_read_ahead=False)
         self.ask: Callable[[Read], None] = lambda _: None
+        self.covers: Covers = nothing_covered
         self._numbers = itertools.count(FIRST_NUMBER)
         self._waiting: dict[int, tuple[Connection, Waiting]] = {}  # by number
         self._given = dict(given)  # and not adopted
@@ -200,7 +201,7 @@ class FuseDevice:
         tree, inside = self._shown(ErofsImage(memory), metadata)
 
         def reader() -> SectorReader:
-            return SectorReader(self._store, ids, watches, self._most_open, inside)
+            return SectorReader(self._store, ids, watches, self._most_open, inside, self.covers)
 
         def ask(connection: Connection, waiting: Waiting, parts: Sequence[Extent]) -> None:
             self._ask(connection, waiting, [(ids[part.slot], part) for part in parts])

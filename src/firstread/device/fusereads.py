@@ -2,8 +2,8 @@
 """Reads of file data from sector files, for FUSE.
 
 Owns the open sector files of a thread. Does not ask for what is absent. Invariant: bytes of a
-watched sector are read only after somebody has allowed it, and a part counts as read only if all of
-it was.
+watched sector are read only if they are covered (`Covers`) or after somebody has allowed it, and a
+part counts as read only if all of it was.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ _FAR_BYTES = 1 << 19  # of one sector in one read: the kernel reads ahead, and s
 Inside = Callable[[int, int], bytes | bytearray]
 """Returns bytes of metadata, by offset and length."""
 
+Covers = Callable[[bytes, int], bool]
+"""Tells whether a sector may be read up to an offset without asking, though it is watched."""
+
+
+def nothing_covered(sector_id: bytes, end: int) -> bool:
+    """Have all reads of what is watched ask: see `Covers`."""
+    del sector_id, end
+    return False
+
 
 class SectorReader:
     """Reads parts of sectors. For one thread.
@@ -34,6 +43,7 @@ class SectorReader:
         watches: of the mount.
         most: says how many files may stay open.
         inside: reads metadata, where extents may lie in it.
+        covers: knows the verified beginnings of sectors that are being filled.
     """
 
     def __init__(
@@ -43,9 +53,10 @@ class SectorReader:
         watches: Watches,
         most: Callable[[], int],
         inside: Inside | None = None,
+        covers: Covers = nothing_covered,
     ) -> None:
         self._store, self._ids, self._watches, self._most = store, ids, watches, most
-        self._inside = inside
+        self._inside, self._covers = inside, covers
         self._files: dict[int, int] = {}  # descriptors by slot, the one used last at the end
         self._begun = -1  # the slot that the disk was last told to read
 
@@ -80,7 +91,7 @@ class SectorReader:
                 piece[:] = _ZEROS[:length]
             elif slot == METADATA_SLOT and self._inside is not None:
                 piece[:] = self._inside(start, length)
-            elif self._watches[slot] and slot not in allowed:
+            elif self._must_ask(part, allowed):
                 missing.append(part)
             elif os.preadv(self._file(slot), [piece], start) < length:
                 # Somebody may be emptying it: it was watched before it became shorter.
@@ -98,6 +109,12 @@ class SectorReader:
             self._begun = slot
             with contextlib.suppress(OSError, FirstreadError):  # nobody has asked for it
                 os.posix_fadvise(self._file(slot), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _must_ask(self, part: Extent, allowed: Collection[int]) -> bool:
+        slot, start, length = part
+        if not self._watches[slot] or slot in allowed:
+            return False
+        return not self._covers(self._ids[slot], start + length)
 
     def written(self, slots: Iterable[int]) -> list[tuple[int, int]]:
         """Return when each sector file was written, in nanoseconds, and its bytes.

@@ -4,6 +4,8 @@
 Owns a small shared memory. Its writer, the fetcher, says how many bytes of a sector may be read
 without asking; its reader, the supervisor, looks and answers. A sector that is missing may have any
 size: then the fetcher is asked. A table lives as long as its fetcher, so nobody has to clear one.
+Threads of the fetcher that serve a device look, too (`Sizes.covers`). They read the file themselves
+and see if it has become shorter, so their looks need no number.
 
 Invariants:
 
@@ -194,6 +196,19 @@ class Sizes(_Table):
             time.sleep(_TICK_S)
             look = self._words[_LOOK]
         return True
+
+    def covers(self, sector_id: bytes, end: int) -> bool:
+        """As `Looks.covers`, for threads of this process; count the read.
+
+        No look is noted. So the file may be shorter by the time it is read: the caller finds that
+        out, and asks.
+        """
+        with self._lock:
+            slot = self._slots.get(sector_id)
+            if slot is None or self._words[slot + _SIZE] < end:
+                return False
+            self._reads[sector_id] += 1
+            return True
 
     def answered(self) -> Counter[bytes]:
         """See `Published`."""

@@ -89,6 +89,20 @@ def test_a_watched_sector_is_read_only_if_allowed(case: Case) -> None:
     assert case.reader.read(PARTS, case.buffer, {1, 2}) == []
 
 
+def test_a_watched_sector_is_read_as_far_as_it_is_covered(case: Case) -> None:
+    case.watches.set(IDS, on=True)
+    covered = dict.fromkeys(IDS[:3], 100) | {IDS[1]: PARTS[1].start + PARTS[1].length - 1}
+
+    def covers(sector_id: bytes, end: int) -> bool:
+        return end <= covered.get(sector_id, 0)
+
+    reader = SectorReader(case.store, IDS, case.watches, lambda: 3, covers=covers)
+    os.truncate(case.store.path(IDS[2]), 5)  # since we were told
+    assert reader.read(PARTS[:4], case.buffer) == PARTS[1:4]
+    assert bytes(case.buffer[:10]) == content(0)[:10]
+    reader.close()
+
+
 def test_absent_bytes_are_asked_for_or_an_error(case: Case) -> None:
     os.truncate(case.store.path(IDS[0]), 5)
     with pytest.raises(OSError, match="not watched") as caught:

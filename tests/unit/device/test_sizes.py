@@ -53,6 +53,31 @@ def test_a_read_is_covered_up_to_the_size_that_was_published(both: Both) -> None
     assert not looks.covers(one, 1)
 
 
+def test_the_writer_looks_for_its_own_threads(both: Both) -> None:
+    sizes, looks = both
+    one, other = ids(2)
+    assert not sizes.covers(one, 1)
+    sizes.publish(one, 8192)
+    assert sizes.covers(one, 8192)
+    assert looks.covers(one, 8192)
+    assert not sizes.covers(one, 8193)
+    assert not sizes.covers(other, 1)
+    assert sizes.answered() == {one: 2}
+    sizes.publish(one, 0)
+    assert not sizes.covers(one, 1)
+
+
+def test_slots_that_were_taken_back_cover_nothing(both: Both) -> None:
+    sizes, _ = both
+    crowd = colliding(PROBES + 1)
+    for sector_id in crowd:
+        sizes.publish(sector_id, 4096)
+    assert [sizes.covers(sector_id, 4096) for sector_id in crowd] == [True] * PROBES + [False]
+    sizes.tidy()
+    assert not any(sizes.covers(sector_id, 1) for sector_id in crowd)
+    assert sizes.answered() == dict.fromkeys(crowd[:PROBES], 1)
+
+
 def test_a_sector_that_nobody_knows_is_not_covered(both: Both) -> None:
     sizes, looks = both
     sizes.publish(ids(1)[0], 4096)
