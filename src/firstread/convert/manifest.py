@@ -97,8 +97,8 @@ def converted_manifest(
 ) -> Manifest:
     """Return the manifest of a converted image.
 
-    It contains a config of ordinary size (image-spec, descriptor.md: "data"): that saves a node, and
-    containerd, a round trip each.
+    It contains a config of ordinary size (image-spec, descriptor.md: "data"), which saves a node
+    and containerd a round trip each.
 
     Args:
         source_digest: of the source's manifest.
