@@ -239,8 +239,7 @@ class FetcherServer:
             except FirstreadError as exc:
                 log.warning("no metrics over TCP: %s", exc)  # reads are more important
         listener = socket.socket(fileno=LISTENER_FD)
-        feed = self._fetcher.feed
-        server = ControlServer(listener, node, feed, self._complete, metrics.text)
+        server = ControlServer(listener, node, self._fetcher.feed, self._complete, metrics.text)
         threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
         threading.Thread(target=load_authorities, name="authorities", daemon=True).start()
         return server

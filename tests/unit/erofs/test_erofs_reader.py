@@ -319,7 +319,7 @@ def test_shared_xattrs_that_overlap_are_refused() -> None:
 
 
 def test_plain_files_are_checked_like_others() -> None:
-    """Whatever byte of one is wrong, and however, the short way agrees with the long one."""
+    """The short way finds every wrong byte that the long one finds, and no other."""
     root = directory()
     assert root.children is not None
     for name in (b"a", b"b"):
