@@ -22,6 +22,7 @@ from firstread.idmaps import OVERFLOW, owner
 log = logging.getLogger("private")
 
 MODE = 0o700
+_OURS = {"format.json", "control.sock", "start.lock"}  # in a store, in a run directory
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ACL = "system.posix_acl_access"
 _MAX_LINKS = 40  # that the kernel follows in a path, path_resolution(7)
@@ -31,15 +32,16 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def private_directory(path: Path) -> None:
     """Create `path` if it is missing; make sure that nobody else can use it.
 
-    It repairs, and logs, a directory that others could only read. It repairs one that others could
-    write to only if it is empty: its content may not be ours.
+    It repairs, and logs, a directory that others could use, if it is empty. With content, it
+    repairs one that others could only read, and only one of ours: it would take ``/srv`` away from
+    everybody else, or ``/``.
 
     Args:
         path: of the directory itself.
 
     Raises:
-        NodeError: it is a symbolic link or no directory, belongs to another user, or others could
-            write to it or replace it.
+        NodeError: it is a symbolic link or no directory, belongs to another user, others could
+            write to it or replace it, or it has another purpose.
     """
     check_way(path)
     try:
@@ -172,11 +174,18 @@ def _secure(path: Path, fd: int) -> None:
             hint="choose another directory, or remove this one",
         )
     mode = stat.S_IMODE(status.st_mode)
-    if mode & _OTHERS_WRITE and os.listdir(fd):
+    if not mode & ~MODE & 0o777:
+        return
+    names = set(os.listdir(fd)) - {"lost+found"}
+    if names and mode & _OTHERS_WRITE:
         raise NodeError(
             f"others can write to {path} (mode {mode:04o}), so its content may not be ours",
             hint=f"check its content, then: chmod 700 {path}",
         )
-    if mode & ~MODE & 0o777:
-        os.fchmod(fd, MODE)
-        log.warning("%s had mode %04o: it has %04o now", path, mode, MODE)
+    if names and not names & _OURS:
+        raise NodeError(
+            f"others can read {path} (mode {mode:04o}), and its content is not firstread's",
+            hint=f"name a directory for firstread alone, or: chmod 700 {path}",
+        )
+    os.fchmod(fd, MODE)
+    log.warning("%s had mode %04o: it has %04o now", path, mode, MODE)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,20 @@ def test_ways_of_ours(tmp_path: Path) -> None:
     for place in (good, absolute, relative, tmp_path / "sticky"):
         private_directory(place / "root")
         assert (place / "root").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("somebody's", 0o755), ("format.json", 0o700), ("lost+found", 0o700), ("start.lock", 0o700)],
+)
+def test_a_directory_of_another_purpose_stays_as_it_is(
+    tmp_path: Path, name: str, mode: int
+) -> None:
+    place = made(tmp_path / "srv")
+    (place / name).touch()
+    with nullcontext() if mode == 0o700 else pytest.raises(NodeError, match="is not firstread's"):
+        private_directory(place)
+    assert place.stat().st_mode & 0o777 == mode
 
 
 def test_a_way_in_circles(tmp_path: Path) -> None:
