@@ -160,3 +160,23 @@ def test_a_device_whose_module_is_missing(tmp_path: Path) -> None:
     assert "the device fuse does not work here: " in said
     assert "load the module fuse" in said
     assert "Traceback" not in said
+
+
+def test_a_mount_that_outlives_its_processes_keeps_its_device(
+    tmp_path: Path, plain: tuple[str, PlainImage]
+) -> None:
+    with Daemon(tmp_path, "--device", "loop") as before:
+        place = before.mount(plain[0])
+        before.end_all(signal.SIGKILL)
+        with Daemon(tmp_path) as node:
+            device = node.status()["device"]
+            assert device["name"] == "loop"
+            assert device["passed_over"][0]["device"] == "fanotify"
+            assert device["passed_over"][0]["reason"].startswith(f"the mount at {place} can be")
+            assert output(node.reading(place / "f0")) == plain[1].summary(0)
+            checks = {check["name"]: check for check in node.run("doctor", "--json").json["checks"]}
+            assert checks["daemon's device"]["status"] == "ok"
+            assert node.run("umount", place).code == 0
+            node.end_all(signal.SIGTERM)
+            node.start()
+            assert node.status()["device"]["name"] == "fanotify"

@@ -2,9 +2,9 @@
 """The device of a node: the first that works, or the one that the configuration names.
 
 Owns the table of devices, the best first, and the choice, which a daemon makes once, when it makes
-its descriptors. The descriptor of the group shows the choice to every process: where the device
-needs no group, a sealed file without a name takes its place, which says what was chosen, and why no
-better device was.
+its descriptors; a mount that stands keeps its device. The descriptor of the group shows the choice
+to every process: where the device needs no group, a sealed file without a name takes its place,
+which says what was chosen, and why no better device was.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ DEVICES = (
     Kind("nbd", prove_nbd, lambda store, served: NbdDevice(store, *served), unheld=Unheld.WAITING),
     Kind("fuse", prove_fuse, lambda store, served: FuseDevice(store, *served), for_all=True),
 )
-"""All of them, in the order in which ``auto`` tries them."""
+"""All of them, the best first: ``auto`` takes the first that works, and that no mount rules out."""
 
 
 def kind_of(name: str) -> Kind:
@@ -127,7 +127,8 @@ def choose(root: Path, config: Config) -> int:
         NodeError: the device that the configuration names does not work, or none does.
     """
     wanted, passed = config.node.device, list[PassedOver]()
-    for kind in DEVICES:
+    kept = kept_by(root) if wanted == "auto" else None
+    for kind in order(kept):
         if wanted not in ("auto", kind.name):
             passed.append(PassedOver(kind.name, f"the configuration asks for {wanted}", None))
             continue
@@ -135,14 +136,17 @@ def choose(root: Path, config: Config) -> int:
             require_rights(kind)
             SectorStore(root, filesystems=kind.filesystems).close()
             proof_of(kind, root).require_unless_full()
-            return Group.open().fileno() if kind.name == "fanotify" else _written(kind, passed)
+            if kind.name == "fanotify":
+                return Group.open().fileno()
+            return _written(kind, [*_untried(kind, kept), *passed])
         except NodeError as exc:
             if wanted != "auto":
                 exc.message = f"the device {wanted} does not work here: {exc.message}"
                 raise
             log.warning("the device %s does not work here: %s", kind.name, exc)
             passed.append(PassedOver(kind.name, exc.message, exc.hint))
-            _require_none_waits(kind, root, exc)
+            if kept is not None and kept.kind is kind and kind.unheld is Unheld.READABLE:
+                raise _needed(kept, exc) from exc
     reasons = "; ".join(f"{each.device}: {each.reason}" for each in passed)
     best = passed[-1 if owner() else 0]  # an ordinary user can have the last one alone
     raise NodeError(f"no device works here: {reasons}", hint=best.fix)
@@ -158,17 +162,53 @@ def require_rights(kind: Kind) -> None:
         raise NodeError("the kernel gives it to root alone", hint="run as root")
 
 
-def _require_none_waits(kind: Kind, root: Path, reason: NodeError) -> None:
-    """Check that no mount waits for a device that does not work now, but did.
+class Kept(NamedTuple):
+    """A device that a mount is waiting for: no other could serve it.
+
+    Args:
+        kind: of the device.
+        place: where the mount stands.
+    """
+
+    kind: Kind
+    place: str
+
+
+def kept_by(root: Path) -> Kept | None:
+    """Return the device that a standing mount keeps, the best if there are several.
+
+    Args:
+        root: of the store.
 
     Raises:
-        NodeError: one does: a daemon with another device could not serve it.
+        NodeError: the list of mounts cannot be read now.
     """
-    if kind.unheld is Unheld.READABLE and (place := standing(root, kind.name)):
-        raise NodeError(
-            f"{reason.message}; and the mount at {place} can be served by {kind.name} only",
-            hint=f"{reason.hint or 'make it work'}; or unmount {place}",
-        ) from reason
+    places = standing(root)
+    kept = (kind for kind in DEVICES if kind.unheld is not Unheld.LOST and kind.name in places)
+    return next((Kept(kind, places[kind.name]) for kind in kept), None)
+
+
+def order(kept: Kept | None) -> list[Kind]:
+    """Return the devices in the order in which ``auto`` tries them."""
+    return sorted(DEVICES, key=lambda kind: kept is None or kind is not kept.kind)
+
+
+def _untried(kind: Kind, kept: Kept | None) -> list[PassedOver]:
+    """Return the better devices that were not tried, since a mount keeps this one."""
+    if kept is None or kept.kind is not kind:
+        return []
+    reason = f"the mount at {kept.place} can be served by {kind.name} only"
+    hint = f"unmount {kept.place}, and restart the daemon"
+    better = DEVICES[: DEVICES.index(kind)]
+    return [PassedOver(each.name, reason, hint) for each in better]
+
+
+def _needed(kept: Kept, reason: NodeError) -> NodeError:
+    """Return the error for a device that does not work now, and has a mount with present data."""
+    return NodeError(
+        f"{reason.message}; and the mount at {kept.place} can be served by {kept.kind.name} only",
+        hint=f"{reason.hint or 'make it work'}; or unmount {kept.place}",
+    )
 
 
 def _written(kind: Kind, passed: list[PassedOver]) -> int:

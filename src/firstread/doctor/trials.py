@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from firstread.daemon.choice import DEVICES, Kind, require_rights
+from firstread.daemon.choice import DEVICES, Kept, Kind, Unheld, kept_by, require_rights
 from firstread.doctor.finding import Finding, failed, passed, warned
 from firstread.errors import NodeError, from_os_error
 from firstread.sectors.storelayout import require_filesystem
@@ -50,8 +50,18 @@ def check_devices(root: Path, wanted: str = "auto") -> Devices:
         error = from_os_error(exc, "cannot write below the root")
         return Devices(None, [failed("write to the root", error.message, error.hint)])
     works = [name for name, said in tried.items() if isinstance(said, str)]
-    chosen = next((name for name in works if wanted in ("auto", name)), None)
+    has_mounts = wanted == "auto" and (root / "mounts").is_dir()
+    chosen = _chosen(works, wanted, kept_by(root) if has_mounts else None)
     return Devices(chosen, [_finding(name, said, wanted, chosen) for name, said in tried.items()])
+
+
+def _chosen(works: list[str], wanted: str, kept: Kept | None) -> str | None:
+    """Return the device that a daemon would choose, as `firstread.daemon.choice.choose` does."""
+    if kept is not None:
+        name = kept.kind.name
+        if name in works or kept.kind.unheld is Unheld.READABLE:
+            return name if name in works else None
+    return next((name for name in works if wanted in ("auto", name)), None)
 
 
 def _tried(kind: Kind, place: Path) -> str | NodeError:

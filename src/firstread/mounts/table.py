@@ -171,11 +171,15 @@ def mount_at(mountpoint: str) -> MountLine | None:
     Raises:
         NodeError: that cannot be read now.
     """
+    return _by_place().get(mountpoint)
+
+
+def _by_place() -> dict[str, MountLine]:
     try:
         mounts = read_mountinfo()
     except OSError as exc:
         raise from_os_error(exc, "cannot read the list of mounts") from exc
-    return {os.fsdecode(mount.place): mount for mount in mounts}.get(mountpoint)
+    return {os.fsdecode(mount.place): mount for mount in mounts}
 
 
 def file_system_of(mount: Mount) -> tuple[int, str]:
@@ -199,24 +203,26 @@ def device_of(mount: Mount, kind: str) -> str:
     return mount.device or {"erofs": "fanotify"}.get(kind, kind)
 
 
-def standing(root: Path, device: str) -> str:
-    """Return where a mount of a store stands, or stood that is used on; "" for none.
+def standing(root: Path) -> dict[str, str]:
+    """Return where mounts of a store stand, or stood that are used on: one place of each device.
 
     Args:
         root: of the store.
-        device: that has made it.
 
     Raises:
         NodeError: that cannot be told now.
     """
-    for mount in MountTable(root).load(tidy=False):
-        line = None if mount.detached else mount_at(mount.mountpoint)
+    found: dict[str, str] = {}
+    mounts = MountTable(root).load(tidy=False)
+    lines = _by_place() if mounts else {}
+    for mount in mounts:
+        line = None if mount.detached else lines.get(mount.mountpoint)
         known = mount.file_system
-        if line and device_of(mount, os.fsdecode(line.kind)) == device:
-            return mount.mountpoint
-        if known and device_of(mount, known.kind) == device and known.lives(unmounted=True):
-            return mount.mountpoint
-    return ""
+        if line and (known is None or known.device == line.device):
+            found.setdefault(device_of(mount, os.fsdecode(line.kind)), mount.mountpoint)
+        elif known and known.lives(unmounted=True):
+            found.setdefault(device_of(mount, known.kind), mount.mountpoint)
+    return found
 
 
 def erofs_in(mounts: Iterable[MountLine]) -> dict[str, str]:

@@ -115,3 +115,32 @@ def test_no_other_device_is_chosen_while_a_mount_waits_for_the_one_before(
     assert taken(tmp_path).name == "b"
     table.save(Mount("/", "oci:/x:1", "sha256:0", device="b"))
     assert taken(tmp_path).name == "b"
+
+
+def test_a_standing_mount_keeps_its_device_when_a_better_one_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, kind("a"), kind("b", unheld=Unheld.WAITING), kind("c"))
+    table, mount = MountTable(tmp_path), Mount("/", "oci:/x:1", "sha256:0", device="b")
+    table.save(mount)
+    reason, fix = "the mount at / can be served by b only", "unmount /, and restart the daemon"
+    assert taken(tmp_path) == DeviceStatus("b", [PassedOver("a", reason, fix)])
+    table.remove(mount)
+    assert taken(tmp_path) == DeviceStatus("a", [])
+
+
+def test_a_mount_whose_device_works_no_more_keeps_no_daemon_from_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it can be read without a daemon, and none can serve it."""
+    use(monkeypatch, kind("a"), kind("b", "no b", unheld=Unheld.WAITING))
+    MountTable(tmp_path).save(Mount("/", "oci:/x:1", "sha256:0", device="b"))
+    assert taken(tmp_path) == DeviceStatus("a", [PassedOver("b", "no b", "mend b")])
+
+
+def test_a_mount_of_a_device_that_ends_with_its_processes_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, kind("a"), kind("b"))
+    MountTable(tmp_path).save(Mount("/", "oci:/x:1", "sha256:0", device="b"))
+    assert taken(tmp_path).name == "a"

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from firstread.daemon.choice import Kind
+from firstread.daemon import choice
+from firstread.daemon.choice import Kind, Unheld
 from firstread.doctor import trials
 from firstread.doctor.running import check_daemon, wanted_device
 from firstread.doctor.trials import check_devices
 from firstread.errors import NodeError
+from firstread.mounts.table import Mount, MountTable
 
 
-def kind(name: str, problem: str = "") -> Kind:
+def kind(name: str, problem: str = "", unheld: Unheld = Unheld.LOST) -> Kind:
     def prove(scratch: Path) -> str:
         (scratch / "left").write_text("over")
         if problem:
@@ -26,7 +28,7 @@ def kind(name: str, problem: str = "") -> Kind:
     def make(*_: object) -> Any:
         raise AssertionError(name)
 
-    return Kind(name, prove, make)
+    return Kind(name, prove, make, unheld=unheld)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,30 @@ def test_all_fail_if_none_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("fail", "mend a"),
         ("fail", "mend b"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("problem", "unheld", "works"),
+    [
+        ("", Unheld.LOST, "a"),
+        ("", Unheld.WAITING, "b"),
+        ("no b", Unheld.WAITING, "a"),
+        ("no b", Unheld.READABLE, None),
+    ],
+)
+def test_a_standing_mount_keeps_its_device(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: str,
+    unheld: Unheld,
+    works: str | None,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for module in (choice, trials):
+        monkeypatch.setattr(module, "DEVICES", (kind("a"), kind("b", problem, unheld)))
+    MountTable(tmp_path).save(Mount("/", "oci:/x:1", "sha256:0", device="b"))
+    assert check_devices(tmp_path).works == works
+    assert check_devices(tmp_path, "a").works == "a"
 
 
 def test_the_configuration_says_which_device_is_needed(tmp_path: Path) -> None:

@@ -153,9 +153,8 @@ def test_a_mount_is_known_by_its_name_or_its_place(tmp_path: Path) -> None:
     table = MountTable(tmp_path)
     for mount in (standing_root, named):
         table.save(mount)
-    assert standing(tmp_path, kind) == "/"
-    assert standing(tmp_path, "fanotify") == ""  # it has ended
-    assert standing(tmp_path / "empty", kind) == ""
+    assert standing(tmp_path) == {kind: "/"}  # the other has ended
+    assert standing(tmp_path / "empty") == {}
 
 
 def test_a_mount_names_its_device(tmp_path: Path) -> None:
@@ -164,4 +163,14 @@ def test_a_mount_names_its_device(tmp_path: Path) -> None:
     flat = Mount("/", MOUNT.image, MOUNT.digest, device="flat")
     assert device_of(flat, "erofs") == "flat"
     MountTable(tmp_path).save(flat)
-    assert standing(tmp_path, "flat") == "/"
+    assert standing(tmp_path) == {"flat": "/"}
+
+
+def test_another_file_system_at_the_place_of_a_mount_is_not_that_mount(tmp_path: Path) -> None:
+    """Such as after a reboot."""
+    here = FileSystem.at(Path("/"))
+    table = MountTable(tmp_path)
+    for name, device in (("nbd", here.device + 1), ("flat", here.device)):
+        known = dataclasses.replace(here, device=device, boot_id="")
+        table.save(Mount("/", MOUNT.image, MOUNT.digest, device=name, file_system=known))
+        assert standing(tmp_path).keys() == ({"flat"} if name == "flat" else set())
