@@ -32,7 +32,6 @@ from firstread.sectors.sectorstore import SectorStore
 
 log = logging.getLogger("device")
 
-_HINT = "load the module nbd (modprobe nbd), and let this process use netlink and /dev/nbd*"
 _FILE_SYSTEMS = Path("/sys/fs/erofs")  # those that live, by the names of their devices
 
 
@@ -122,7 +121,7 @@ class NbdDevice(FlatDevice):
             device = _opened(stream)
         except OSError as exc:
             error = from_os_error(exc, "cannot connect an NBD device")
-            error.hint = _HINT
+            error.hint = remedy()
             raise error from exc
         except ImageError as exc:
             raise NodeError(f"cannot mount {metadata}: {exc.message}") from exc
@@ -134,6 +133,13 @@ class NbdDevice(FlatDevice):
             yield mount
         finally:
             os.close(mount)
+
+
+def remedy() -> str:
+    """Return what to do where no device can be connected."""
+    if not nbdnetlink.is_loaded():
+        return "load the module nbd (modprobe nbd)"
+    return "give this process CAP_SYS_ADMIN, /dev/nbd* and the host's network namespace"
 
 
 def _opened(stream: NbdStream) -> int:

@@ -9,7 +9,8 @@ Facts about NBD devices (Linux 6.1 to 7.3, drivers/block/nbd.c; tests/privileged
 shows them):
 
 * The kernel chooses a free number, or makes a new device; nobody else can get it then.
-* The module is not loaded on demand: no alias has the name of the family.
+* The module is not loaded on demand: no alias has the name of the family. Where the family lacks
+  ``netnsok``, only the host's network namespace sees it.
 * ``timeout`` begins when a request is sent. It ends the connection, if that is still the one that
   the request was sent by, and has the request sent again; with 0 it would never be sent again.
 * ``dead_timeout`` is how long requests wait for a socket once there is none; then they fail.
@@ -32,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAJOR = 43
+MODULE = Path("/sys/module/nbd")  # there if the client is, built in or loaded
 BACKEND = "firstread "  # begins the name that a device of ours has
 _TIMEOUT_S = 30  # for the kernel to answer
 _MOST_BYTES = 64 * 1024  # of an answer
@@ -58,6 +60,11 @@ _NETLINK_GENERIC = 16
 _sequence = itertools.count(1)
 
 
+def is_loaded() -> bool:
+    """Return whether the kernel has its NBD client, in whatever namespace."""
+    return MODULE.exists()
+
+
 def connect(sock: int, size: int, backend: str, timeout_s: int, dead_timeout_s: int) -> int:
     """Connect a free device, for reading only.
 
@@ -72,7 +79,8 @@ def connect(sock: int, size: int, backend: str, timeout_s: int, dead_timeout_s: 
         the number of the device.
 
     Raises:
-        OSError: ENOENT: the kernel has no NBD client, or it is not loaded; or another one.
+        OSError: ENOENT: the kernel has no NBD client, it is not loaded, or this network namespace
+            does not see it; or another one.
     """
     answer = _ask(
         _CONNECT,
@@ -228,6 +236,8 @@ def _family(link: socket.socket) -> int:
         named = _call(link, _CTRL_FAMILY, _CTRL_GETFAMILY, attribute(_CTRL_NAME, _FAMILY))
     except FileNotFoundError as exc:
         message = "the kernel has no NBD client, or it is not loaded"
+        if is_loaded():
+            message = "this network namespace does not see the kernel's NBD client"
         raise FileNotFoundError(errno.ENOENT, message) from exc
     return int(_U16.unpack_from(named[_CTRL_ID])[0])
 

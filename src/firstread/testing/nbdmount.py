@@ -17,11 +17,11 @@ import pytest
 
 from firstread.device import nbdstream
 from firstread.device.nbddevice import NbdDevice
-from firstread.device.nbdnetlink import index_of
+from firstread.device.nbdnetlink import index_of, is_loaded
 from firstread.device.nbdstream import NbdStream
 from firstread.testing.fusemount import FuseMount
 
-HAS_NBD = Path("/sys/module/nbd").exists()
+HAS_NBD = is_loaded()
 WITHOUT_NBD = "the kernel has no NBD client, or it is not loaded"
 needs_nbd = pytest.mark.skipif(not HAS_NBD, reason=WITHOUT_NBD)
 NBD = pytest.param("nbd", marks=needs_nbd)

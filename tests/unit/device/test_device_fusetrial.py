@@ -28,7 +28,13 @@ RIGHT = fusetrial._CONTENT
 )
 @pytest.mark.parametrize(
     "prove",
-    [fusetrial.prove_fuse, fusetrial.prove_flat, fusetrial.prove_loop, fusetrial.prove_mixed],
+    [
+        fusetrial.prove_fuse,
+        fusetrial.prove_flat,
+        fusetrial.prove_loop,
+        fusetrial.prove_mixed,
+        fusetrial.prove_nbd,
+    ],
 )
 def test_zeros_are_refused(
     tmp_path: Path,

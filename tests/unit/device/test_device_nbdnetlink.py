@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import errno
 import struct
+from pathlib import Path
 
 import pytest
 
 from firstread.device import nbdnetlink as netlink
+from firstread.device.nbddevice import remedy
 
 
 def test_a_message_is_as_the_kernel_reads_it() -> None:
@@ -45,3 +47,22 @@ def test_a_wrong_length_is_an_error(length: int) -> None:
 def test_other_devices_have_no_index() -> None:
     assert netlink.index_of(0) == -1
     assert netlink.backend_of(-1) == ""
+
+
+@pytest.mark.parametrize(
+    ("is_loaded", "said", "fix"),
+    [
+        (False, "the kernel has no NBD client, or it is not loaded", "load the module nbd"),
+        (True, "this network namespace does not see", "the host's network namespace"),
+    ],
+)
+def test_nobody_is_told_to_load_a_module_that_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_loaded: bool, said: str, fix: str
+) -> None:
+    if is_loaded:
+        (tmp_path / "nbd").mkdir()
+    monkeypatch.setattr(netlink, "MODULE", tmp_path / "nbd")
+    monkeypatch.setattr(netlink, "_FAMILY", b"no such family\0")
+    with pytest.raises(FileNotFoundError, match=said):
+        netlink.disconnect(0)
+    assert fix in remedy()
