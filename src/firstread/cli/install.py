@@ -30,12 +30,12 @@ from firstread.doctor.installable import (
     read,
 )
 from firstread.errors import NodeError, UsageError, from_os_error
+from firstread.snapshotter.sockets import ADDRESS
 
 if TYPE_CHECKING:
     from firstread.snapshotter.configfile import Choice
 
 CONFIG = Path("/etc/containerd/config.toml")
-SOCKET = "/run/firstread/snapshotter.sock"
 BACKUP_SUFFIX = ".before-firstread"
 DROP_IN = "firstread.toml"
 
@@ -54,7 +54,9 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what w
 @click.command()
 @target_argument
 @config_option
-@click.option("--socket", default=SOCKET, show_default=True, help="Where the snapshotter listens.")
+@click.option(
+    "--socket", default=str(ADDRESS), show_default=True, help="Where the snapshotter listens."
+)
 @root_option
 @click.option(
     "--default",

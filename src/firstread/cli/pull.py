@@ -13,8 +13,7 @@ from firstread.cli.options import REFERENCE
 from firstread.cli.output import report
 from firstread.cli.progressdisplay import PeriodicLines
 from firstread.errors import UsageError
-
-CONTAINERD = Path("/run/containerd/containerd.sock")
+from firstread.snapshotter.sockets import CONTAINERD
 
 
 @click.command()

@@ -240,8 +240,8 @@ class NodeChecked(Document):
     root: where it was tried
     device: that a daemon would choose, such as `fanotify`
     checks: first one for each device (without root one, `user`); then
-        configuration, store, limits, daemon, clock, runtime; with a reference the image's, up to
-        the one that failed
+        configuration, store, limits, daemon, clock, runtime; `snapshotter` and `containerd` where a
+        snapshotter was started; with a reference the image's, up to the one that failed
     """
 
     root: str

@@ -10,12 +10,10 @@ import click
 
 from firstread.cli.configoptions import config_option
 from firstread.cli.options import access_options, access_request, node_options
+from firstread.snapshotter.sockets import ADDRESS, CONTAINERD
 
 if TYPE_CHECKING:
     from firstread.registry.options import AccessOptions
-
-ADDRESS = Path("/run/firstread/snapshotter.sock")
-CONTAINERD = Path("/run/containerd/containerd.sock")
 
 
 @click.command()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstread.config import RegistryTable
+from firstread.doctor.containerd import check_snapshotter
 from firstread.doctor.disk import check_private, check_space
 from firstread.doctor.engines import check_engines
 from firstread.doctor.finding import Finding
@@ -98,6 +99,7 @@ def check_node(root: Path, run_dir: Path, status: Status) -> Iterator[Finding]:
     yield check_scanners()
     yield check_read_ahead()
     yield from check_daemon(root, run_dir, status)
+    yield from check_snapshotter(run_dir)
 
 
 def _as_the_daemon(

@@ -25,7 +25,6 @@ from firstread.oci.model import Descriptor
 from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.messages import SERVICE, Mount, encode
 
-SOCKET = Path("/run/containerd/containerd.sock")
 TIMEOUT_S = 60.0
 LEASE_S = 3600  # after that containerd removes what somebody who was killed has left
 CONTENT = "containerd.services.content.v1.Content"

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from firstread.mounts.secrets import no_core_dumps
 from firstread.private import private_directory
 from firstread.snapshotter import imagefs, imageservice
 from firstread.snapshotter.attachedimages import AttachedImages
-from firstread.snapshotter.contentapi import SOCKET
 from firstread.snapshotter.directories import Directories
 from firstread.snapshotter.imagelookup import ImageLookup
 from firstread.snapshotter.imageservice import ImageService
@@ -32,6 +32,7 @@ from firstread.snapshotter.records import Records
 from firstread.snapshotter.service import server_of, start
 from firstread.snapshotter.snapshotmetrics import FAMILIES, SnapshotterFacts
 from firstread.snapshotter.snapshots import Snapshotter
+from firstread.snapshotter.sockets import CONTAINERD, Awaited
 from firstread.snapshotter.unpack import Unpacker
 
 log = logging.getLogger("snapshotter")
@@ -59,7 +60,7 @@ class Settings:
     run_dir: Path
     address: Path
     policy: Policy
-    containerd: Path = SOCKET
+    containerd: Path = CONTAINERD
     metrics: str = ""
     access: dict[str, Any] = field(default_factory=dict)
     image_service: Path | None = None
@@ -111,8 +112,9 @@ def serve(settings: Settings) -> None:
         start(servers[1], settings.image_service)
         log.info("CRI's image service is passed on at %s", settings.image_service)
     notify("READY=1")
-    while not ended.wait(LOOK_S):
-        pass  # a signal just before a wait does not end it
+    containerd = Awaited(settings.containerd, time.monotonic())
+    while not ended.wait(LOOK_S):  # a signal just before a wait does not end it
+        containerd.look(time.monotonic())
     notify("STOPPING=1")
     for stopped in [server.stop(GRACE_S) for server in servers]:
         stopped.wait()

@@ -22,10 +22,9 @@ import yaml
 
 from firstread.cli.convert import command as convert_command
 from firstread.cli.daemon import command as daemon_command
-from firstread.cli.install import SOCKET
-from firstread.cli.snapshotter import CONTAINERD
 from firstread.cli.syncserve import serve as serve_command
 from firstread.config import load_config
+from firstread.snapshotter.sockets import ADDRESS, CONTAINERD
 from firstread.sync.pattern import parse_pattern
 from firstread.testing.command import firstread
 from firstread.testing.images import File, Image, Layer, write_layout
@@ -152,7 +151,7 @@ def test_paths_are_those_of_the_host(daemonset: dict[str, Any]) -> None:
         assert path == mounts[name]["mountPath"] == str(options[option]())
         assert "readOnly" not in mounts[name]
     assert mounts["run"]["mountPropagation"] == "Bidirectional"
-    assert Path(SOCKET).parent == Path(mounts["run"]["mountPath"])
+    assert ADDRESS.parent == Path(mounts["run"]["mountPath"])
 
 
 def test_nothing_kills_the_daemon_for_being_slow(daemonset: dict[str, Any]) -> None:
@@ -243,7 +242,7 @@ def test_containerd_is_configured_once(tmp_path: Path) -> None:
     made = tomllib.loads(config.read_text())
     assert "plugins" not in made  # the pod would need itself to be made again
     exports = {"root": "/var/lib/firstread/snapshotter"}
-    plugin = {"type": "snapshot", "address": SOCKET, "exports": exports}
+    plugin = {"type": "snapshot", "address": str(ADDRESS), "exports": exports}
     assert made["proxy_plugins"]["firstread"] == plugin
     called = (tmp_path / "called").read_text().splitlines()
     assert called == ["--target 1 --mount --uts --ipc --net -- systemctl restart containerd"]
