@@ -3,7 +3,7 @@
 
 Pure. GNU tar (``--acls``), bsdtar and star write the text form of acl(5). firstread has no user
 database to look up an image's names in, so it can keep only lists of numeric ids. Invariant: a mode
-never grants more than the list that it replaces.
+never grants more than the list that it replaces, and a list never more than the mode beside it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,55 @@ def parse_acl(text: bytes) -> AccessList:
         return AccessList(None, mode)
     complete.sort(key=lambda entry: (entry[0], entry[2]))
     return AccessList(_VERSION + b"".join(_ENTRY.pack(*entry) for entry in complete), mode)
+
+
+def after_chmod(value: bytes, mode: int) -> bytes | None:
+    """Return what the kernel keeps of an access list, and chmod(2) makes of it.
+
+    Unpacking sets the mode last, so the list never grants more than the mode does.
+
+    Args:
+        value: of the kernel's xattr.
+        mode: of the same file.
+
+    Returns:
+        the value then; None if it says no more than the mode.
+
+    Raises:
+        ImageError: the kernel would not take it.
+    """
+    entries = kernel_entries(value)
+    if len(entries) <= _MINIMAL:
+        return None
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP
+    bits = {_OWNER: mode >> 6 & 7, group: mode >> 3 & 7, _OTHER: mode & 7}
+    return _VERSION + b"".join(
+        _ENTRY.pack(tag, bits.get(tag, allowed), identity) for tag, allowed, identity in entries
+    )
+
+
+def kernel_entries(value: bytes) -> list[tuple[int, int, int]]:
+    """Return (tag, permissions, id) of each entry of the kernel's xattr; none of an empty list.
+
+    Raises:
+        ImageError: the kernel would not take it (Linux, fs/posix_acl.c, posix_acl_valid).
+    """
+    rest = value[len(_VERSION) :]
+    if not value.startswith(_VERSION) or len(rest) % _ENTRY.size:
+        raise ImageError("an access control list is damaged")
+    entries = list(_ENTRY.iter_unpack(rest))
+    tags = [tag for tag, _, _ in entries]
+    named = {_USER, _NAMED_GROUP}.intersection(tags)
+    whole = {_OWNER, _GROUP, _OTHER} | ({_MASK} if named or _MASK in tags else set())
+    if entries and (
+        tags != sorted(tags)
+        or not whole <= set(tags) <= whole | named
+        or any(tags.count(tag) > 1 for tag in whole)
+        or any(allowed > 7 for _, allowed, _ in entries)
+        or any(tag in named and identity == _NO_ID for tag, _, identity in entries)
+    ):
+        raise ImageError("an access control list has entries that the kernel refuses")
+    return [(tag, bits, number if tag in named else _NO_ID) for tag, bits, number in entries]
 
 
 def _entry(line: bytes) -> tuple[int, int, int | None]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote_to_bytes
 
 from firstread.convert import acl
-from firstread.convert.entry import TarEntry, TarLimits
+from firstread.convert.entry import TarEntry, TarKind, TarLimits
 from firstread.convert.header import INT64_MAX
 from firstread.errors import ImageError, LimitError
 
@@ -26,8 +26,11 @@ _SCHILY_XATTR = b"SCHILY.xattr."
 _LIBARCHIVE_XATTR = b"LIBARCHIVE.xattr."
 _PREFIXES = (_SCHILY_XATTR, _LIBARCHIVE_XATTR, b"GNU.sparse.")
 _ACLS = {b"SCHILY.acl.access": acl.ACCESS, b"SCHILY.acl.default": acl.DEFAULT}
-_DECIMAL = re.compile(rb"-?[0-9]{1,19}")
-_TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
+_DECIMAL = re.compile(rb"[-+]?[0-9]{1,19}")
+_TIME = re.compile(rb"([-+]?)([0-9]{1,19})(?:\.([0-9]*))?")
+_CAPABILITY = b"security.capability"
+_CAPABILITIES = {(20, 0x02000000), (24, 0x03000000)}  # size and revision: linux/capability.h
+_EFFECTIVE = 1  # the flag beside the revision
 _MAX_LENGTH_DIGITS = 20
 _NEWLINE = 0x0A
 
@@ -114,6 +117,35 @@ def apply(entry: TarEntry, records: Mapping[bytes, bytes], limits: TarLimits) ->
         raise LimitError(f"the extended attributes exceed {limits.xattrs_bytes} bytes")
 
 
+def settle(entry: TarEntry) -> None:
+    """Make of extended attributes what setxattr(2), and chmod(2) behind it, make of them.
+
+    Raises:
+        ImageError: the kernel would not take one: programs could not read it, and overlayfs could
+            not copy the file up.
+    """
+    if _CAPABILITY in entry.xattrs:
+        value = entry.xattrs[_CAPABILITY]
+        revision = int.from_bytes(value[:4], "little") & ~_EFFECTIVE
+        if (len(value), revision) not in _CAPABILITIES:
+            raise ImageError("the attribute security.capability is neither of version 2 nor of 3")
+    for name in entry.xattrs.keys() & {acl.ACCESS, acl.DEFAULT}:
+        kept = _kept_list(entry, name, entry.xattrs.pop(name))
+        if kept is not None:
+            entry.xattrs[name] = kept
+
+
+def _kept_list(entry: TarEntry, name: bytes, value: bytes) -> bytes | None:
+    if entry.kind is TarKind.SYMLINK:  # which has none
+        return None
+    if name == acl.ACCESS:
+        return acl.after_chmod(value, entry.mode)
+    entries = acl.kernel_entries(value)
+    if entries and entry.kind is not TarKind.DIRECTORY:
+        raise ImageError("only a directory can have a default access control list")
+    return value if entries else None
+
+
 def decimal(value: bytes) -> int:
     """Return the value of a decimal number.
 
@@ -131,7 +163,7 @@ def _set_mtime(entry: TarEntry, value: bytes) -> None:
     if match is None or int(match[2]) > INT64_MAX:
         raise ImageError(f"not a time: {value[:40]!r}")
     nanoseconds = int(match[2]) * 1_000_000_000 + int((match[3] or b"")[:9].ljust(9, b"0"))
-    if match[1]:
+    if match[1] == b"-":
         nanoseconds = -nanoseconds
     entry.mtime, entry.mtime_nsec = divmod(nanoseconds, 1_000_000_000)
 

@@ -12,8 +12,12 @@ since docker and containerd unpack layers with it:
 * links, devices, directories and fifos have no data, whatever size they state;
 * one block of zeros ends the archive only at the end of the file, two end it anywhere, and so does
   the end of the file after complete data, with all of its padding or not;
-* a GNU long name wins over a PAX path;
-* an owner of -1 (or 2**32 - 1) is root.
+* an extended header without an entry behind it is passed over;
+* a GNU long name wins over a PAX path.
+
+Where numbers do not fit, it follows the system calls that unpack a layer: of an owner the lowest 32
+bits count, and if they are all set it is root (chown(2) leaves root's files alone then), of a
+device number the lowest 12 and 20 (mknod(2)). `pax.settle` has the same for attributes.
 
 It differs where Go drops what an archive says: global headers apply to later entries (POSIX), and
 GNU incremental directories (``D``) are directories.
@@ -32,10 +36,8 @@ from firstread.printable import printable
 
 __all__ = ["TarEntry", "TarKind", "TarLimits", "TarReader"]
 
-_MAX_ID = 0xFFFFFFFE
-_UNCHANGED = (-1, 0xFFFFFFFF)  # to chown(2), and layers are unpacked by root
-_MAX_MAJOR = (1 << 12) - 1  # dev_t of Linux
-_MAX_MINOR = (1 << 20) - 1
+_ID_BITS = 0xFFFFFFFF  # of an owner; all set, it is none
+_MAJOR_BITS, _MINOR_BITS = (1 << 12) - 1, (1 << 20) - 1  # dev_t of Linux
 _SIZE = slice(124, 136)
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K", b"V", b"M", b"N"))
 _REFUSED = {b"M": "a continued file of a multi-volume archive", b"N": "an old GNU long name"}
@@ -128,8 +130,6 @@ class TarReader:
         feed.skip(self._padding, optional=True)
         start = feed.position
         if feed.at_end() or (block := feed.exact(BLOCK)) == ZEROS:
-            if self._extended:
-                raise ImageError("the archive ends after an extended header")
             if not feed.at_end() and feed.exact(BLOCK) != ZEROS:
                 raise ImageError("a single block of zeros is followed by something else")
             return None
@@ -195,8 +195,12 @@ class TarReader:
             self._forget_extensions()
         if entry.path.endswith(b"/") and block[156:157] == b"\0":
             entry.kind = TarKind.DIRECTORY  # v7 has no type for it; the path is complete only now
-        entry.uid = 0 if entry.uid in _UNCHANGED else entry.uid
-        entry.gid = 0 if entry.gid in _UNCHANGED else entry.gid
+        entry.uid = (entry.uid & _ID_BITS) % _ID_BITS
+        entry.gid = (entry.gid & _ID_BITS) % _ID_BITS
+        if any(entry.rdev):
+            entry.rdev = (entry.rdev[0] & _MAJOR_BITS, entry.rdev[1] & _MINOR_BITS)
+        if entry.xattrs and entry.kind is not TarKind.HARDLINK:  # which takes none
+            pax.settle(entry)
         if not 0 <= entry.size <= INT64_MAX:
             raise ImageError(f"the size {entry.size} is out of range")
         if entry.kind is TarKind.REGULAR:
@@ -221,8 +225,6 @@ class TarReader:
                 raise LimitError(f"a name in the path has more than {limits.name_bytes} bytes")
         if b"\0" in entry.path or b"\0" in entry.link:
             raise ImageError("a name has a NUL byte")
-        if not 0 <= entry.uid <= _MAX_ID or not 0 <= entry.gid <= _MAX_ID:
-            raise ImageError(f"the owner {entry.uid}:{entry.gid} is out of range")
         if entry.kind is TarKind.REGULAR or entry.kind is TarKind.DIRECTORY:
             return
         if entry.kind is TarKind.SYMLINK or entry.kind is TarKind.HARDLINK:
@@ -230,6 +232,3 @@ class TarReader:
                 raise ImageError("a link has no target")
             if len(entry.link) > limits.link_bytes:
                 raise LimitError(f"a link target has more than {limits.link_bytes} bytes")
-        major, minor = entry.rdev
-        if not 0 <= major <= _MAX_MAJOR or not 0 <= minor <= _MAX_MINOR:
-            raise ImageError(f"the device number {major}:{minor} is out of range")

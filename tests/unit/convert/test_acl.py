@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from firstread.convert.acl import AccessList, parse_acl
+from firstread.convert.acl import AccessList, after_chmod, parse_acl
 from firstread.errors import ImageError
 
 VALUE = bytes.fromhex(
@@ -68,3 +70,52 @@ def test_the_mode_that_goes_with_it(text: bytes, expected: AccessList | int) -> 
 def test_bad_lists(text: bytes) -> None:
     with pytest.raises(ImageError):
         parse_acl(text)
+
+
+def kernel(*entries: tuple[int, int, int], version: int = 2) -> bytes:
+    return struct.pack("<I", version) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+OWNER, GROUP, OTHER, MASK = (1, 6, 0xFFFFFFFF), (4, 4, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF), (16, 6, 0)
+USER = (2, 4, 1000)
+
+
+@pytest.mark.parametrize(
+    ("entries", "mode", "kept"),
+    [
+        ((), 0o644, None),
+        ((OWNER, GROUP, OTHER), 0o777, None),  # the mode is what counts
+        ((OWNER, GROUP, MASK, OTHER), 0o664, [6, 4, 6, 4]),
+        ((OWNER, USER, GROUP, MASK, OTHER), 0o664, [6, 4, 4, 6, 4]),
+        ((OWNER, USER, GROUP, MASK, OTHER), 0o710, [7, 4, 4, 1, 0]),
+        ((OWNER, USER, USER, GROUP, (8, 7, 5), MASK, OTHER), 0o000, [0, 4, 4, 4, 7, 0, 0]),
+    ],
+)
+def test_chmod_changes_a_list(
+    entries: tuple[tuple[int, int, int], ...], mode: int, kept: list[int] | None
+) -> None:
+    value = after_chmod(kernel(*entries), mode)
+    bits = None if value is None else [bits for _, bits, _ in struct.iter_unpack("<HHI", value[4:])]
+    assert bits == kept
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\2\0\0",
+        kernel(OWNER, GROUP, OTHER, version=1),
+        kernel(OWNER, GROUP, OTHER)[:-1],
+        kernel(OWNER, GROUP),
+        kernel(OWNER, OTHER, GROUP),
+        kernel(OWNER, OWNER, GROUP, OTHER),
+        kernel(OWNER, USER, GROUP, OTHER),  # without a mask
+        kernel(OWNER, (2, 4, 0xFFFFFFFF), GROUP, MASK, OTHER),
+        kernel((1, 8, 0), GROUP, OTHER),
+        kernel(OWNER, GROUP, OTHER, (64, 1, 0)),
+        kernel(OWNER, GROUP, MASK, MASK, OTHER),
+    ],
+)
+def test_lists_that_the_kernel_refuses(value: bytes) -> None:
+    with pytest.raises(ImageError, match="access control list"):
+        after_chmod(value, 0o644)

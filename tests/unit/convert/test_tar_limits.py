@@ -105,8 +105,7 @@ def test_extended_headers_without_end_take_no_memory() -> None:
 
     tracemalloc.start()
     try:
-        with pytest.raises(ImageError, match="ends after an extended header"):
-            list(TarReader(Feed(chunks())))
+        assert list(TarReader(Feed(chunks()))) == []
         assert tracemalloc.get_traced_memory()[1] < MiB
     finally:
         tracemalloc.stop()
