@@ -110,14 +110,19 @@ def after_chmod(value: bytes, mode: int) -> bytes | None:
 
 
 def kernel_entries(value: bytes) -> list[tuple[int, int, int]]:
-    """Return (tag, permissions, id) of each entry of the kernel's xattr; none of an empty list.
+    """Return (tag, permissions, id) of each entry of the kernel's xattr.
+
+    An empty list has none. Nor has one of another version: the kernel does not support it, and
+    containerd goes on without it.
 
     Raises:
         ImageError: the kernel would not take it (Linux, fs/posix_acl.c, posix_acl_valid).
     """
-    rest = value[len(_VERSION) :]
-    if not value.startswith(_VERSION) or len(rest) % _ENTRY.size:
+    version, rest = value[: len(_VERSION)], value[len(_VERSION) :]
+    if len(version) < len(_VERSION) or len(rest) % _ENTRY.size:
         raise ImageError("an access control list is damaged")
+    if version != _VERSION:
+        return []
     entries = list(_ENTRY.iter_unpack(rest))
     tags = [tag for tag, _, _ in entries]
     named = {_USER, _NAMED_GROUP}.intersection(tags)

@@ -31,6 +31,7 @@ _TIME = re.compile(rb"([-+]?)([0-9]{1,19})(?:\.([0-9]*))?")
 _CAPABILITY = b"security.capability"
 _CAPABILITIES = {(20, 0x02000000), (24, 0x03000000)}  # size and revision: linux/capability.h
 _EFFECTIVE = 1  # the flag beside the revision
+_NOBODY = b"\xff\xff\xff\xff"  # as the root of a user namespace, in version 3
 _MAX_LENGTH_DIGITS = 20
 _NEWLINE = 0x0A
 
@@ -129,6 +130,8 @@ def settle(entry: TarEntry) -> None:
         revision = int.from_bytes(value[:4], "little") & ~_EFFECTIVE
         if (len(value), revision) not in _CAPABILITIES:
             raise ImageError("the attribute security.capability is neither of version 2 nor of 3")
+        if value[20:] == _NOBODY:
+            raise ImageError("the attribute security.capability is of no user")
     for name in entry.xattrs.keys() & {acl.ACCESS, acl.DEFAULT}:
         kept = _kept_list(entry, name, entry.xattrs.pop(name))
         if kept is not None:

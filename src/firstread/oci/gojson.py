@@ -82,7 +82,7 @@ def load(data: bytes | str) -> Any:
 def _is_deep(value: Any) -> bool:
     """Return whether a document is nested more deeply than whoever writes it again would bear."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         items = (part.values() if isinstance(part, dict) else part for part in level)
         level = [part for part in chain.from_iterable(items) if isinstance(part, (dict, list))]
         if not level:

@@ -99,12 +99,17 @@ def test_chmod_changes_a_list(
     assert bits == kept
 
 
+def test_a_list_of_another_version_is_none() -> None:
+    """The kernel says that it does not support it."""
+    for version in (1, 3):
+        assert after_chmod(kernel(OWNER, USER, GROUP, MASK, OTHER, version=version), 0o644) is None
+
+
 @pytest.mark.parametrize(
     "value",
     [
         b"",
         b"\2\0\0",
-        kernel(OWNER, GROUP, OTHER, version=1),
         kernel(OWNER, GROUP, OTHER)[:-1],
         kernel(OWNER, GROUP),
         kernel(OWNER, OTHER, GROUP),
