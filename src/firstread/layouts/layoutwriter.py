@@ -71,6 +71,11 @@ class LayoutDestination(LayoutDirectory, Destination):
                     )
                 with replacing(self._root / "oci-layout") as file:
                     write_all(file, LAYOUT_FILE)
+        except FileExistsError as exc:
+            raise UsageError(
+                f"{self.reference.path!r} is a file, and an OCI layout is a directory",
+                hint="name a new or empty directory, or an OCI layout",
+            ) from exc
         except OSError as exc:
             raise from_os_error(exc, "cannot create the OCI layout") from exc
 

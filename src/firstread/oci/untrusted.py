@@ -121,7 +121,8 @@ def _valid(what: str) -> Iterator[None]:
     try:
         yield
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ImageError(f"{what} is not valid: {_in_words(str(exc))}") from exc
+        fault = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
+        raise ImageError(f"{what} is not valid: {_in_words(fault)}") from exc
 
 
 def _in_words(fault: str) -> str:

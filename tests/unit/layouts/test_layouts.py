@@ -224,6 +224,8 @@ def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(NodeError):
         destination(f"oci:{tmp_path}/thesis.tex/x")
+    with pytest.raises(UsageError, match="is a file"):
+        destination(f"oci:{tmp_path}/thesis.tex")
 
 
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
