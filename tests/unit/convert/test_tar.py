@@ -406,7 +406,7 @@ def test_capabilities_that_the_kernel_takes(value: bytes, is_good: bool) -> None
         ((entry, _),) = read_archive(archive)
         assert entry.xattrs == {b"security.capability": value}
     else:
-        with pytest.raises(ImageError, match="attribute security.capability is"):
+        with pytest.raises(ImageError, match=r"attribute security\.capability is"):
             read_archive(archive)
 
 
