@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import signal
 import subprocess
@@ -18,10 +17,9 @@ import pytest
 
 from firstread.device.base import NO_XATTRS
 from firstread.device.erofsmount import mount_erofs, unmount
-from firstread.device.readahead import set_read_ahead
-from firstread.erofs.tree import Node, chunk_address, directory
+from firstread.erofs.tree import Node
 from firstread.testing.caches import caches_kept, drop_caches
-from firstread.testing.devicebench import output, summary
+from firstread.testing.devicebench import output
 from firstread.testing.fusemount import FuseMount
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.trees import SectorData, feature_tree
@@ -161,47 +159,6 @@ def test_a_large_read_is_asked_for_at_once(bench: FuseMount) -> None:
     assert read.length > MiB - 4 * KiB  # the reader's buffer is not aligned
     bench.fill(read)
     assert bench.serve(reader, bench.fill)[0].startswith(str(MiB))
-
-
-# Two pages of file 0: one is here and one is not. Prints each as it comes.
-_TWO_PAGES = """
-import hashlib, mmap, os, sys
-fd = os.open(sys.argv[1], os.O_RDONLY)
-memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-for page in (0, 1):
-    print(hashlib.sha256(memory[page * 4096 : page * 4096 + 4096]).hexdigest(), flush=True)
-print(hashlib.sha256(os.pread(fd, 8192, 0)).hexdigest())
-"""
-
-
-def test_nobody_waits_for_an_absent_neighbour(tmp_path: Path) -> None:
-    """A window of read-ahead that lacks bytes fails, and its reader asks for its page alone."""
-    root = directory()
-    chunks = [chunk_address(slot, 0) for slot in (0, 1)]
-    root.children = {b"0": Node(0o100644, size=8 * KiB, chunk_size=4 * KiB, chunks=chunks)}
-    with FuseMount(tmp_path, sectors=2, sector_bytes=4 * KiB, root=root) as bench:
-        first, second = bench.data
-        bench.store.path(bench.ids[0]).write_bytes(first)
-        bench.device.unwatch(bench.ids[:1])
-        set_read_ahead(bench.mountpoint, 16)
-        command = [sys.executable, "-I", "-S", "-c", _TWO_PAGES, str(bench.mountpoint / "0")]
-        reader = bench.started(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert reader.stdout
-        assert reader.stdout.readline().strip() == hashlib.sha256(first).hexdigest()
-        (read,) = bench.reads()
-        assert read.sector_id == bench.ids[1]
-        bench.fill(read)
-        expected = [hashlib.sha256(part).hexdigest() for part in (second, first + second)]
-        assert output(reader).split() == expected
-
-
-@pytest.mark.parametrize("how", ["read", "mmap", "sendfile", "splice", "io_uring"])
-def test_a_refused_window_fails_no_reader(bench: FuseMount, how: str) -> None:
-    set_read_ahead(bench.mountpoint, 16)
-    reader = bench.read(1, 0, 16 * KiB, how)
-    said, reads = bench.serve(reader, bench.fill)
-    assert said == summary(bench.data[1][: 16 * KiB])
-    assert min(length for _, _, length in reads) == 4 * KiB
 
 
 def test_a_killed_reader_ends_though_nobody_answers(bench: FuseMount) -> None:

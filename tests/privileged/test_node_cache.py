@@ -356,7 +356,7 @@ def test_the_cache_is_listed_with_a_daemon_and_without(
     assert ran.code == 0
     assert "mounted       8 of 8    2.0 MiB     2.0 MiB     now" in ran.stdout
     assert "9 sectors, 2.2 MiB; " in ran.stdout
-    assert "KiB of metadata; 21 files; " in ran.stdout
+    assert "KiB of metadata; 23 files; " in ran.stdout
 
 
 @pytest.mark.parametrize("attended", [True, False])

@@ -123,21 +123,14 @@ class Connection(ABC):
 
     # -- reads ---------------------------------------------------------------------------------
 
-    def _read(
-        self,
-        request: Unanswered,
-        reader: SectorReader,
-        buffer: memoryview,
-        *,
-        cached: bool = False,
-    ) -> None:
+    def _read(self, request: Unanswered, reader: SectorReader, buffer: memoryview) -> None:
         """Answer a READ, or see to it that it will be; `buffer` has room for all of it."""
         try:
             parts = self._tree.extents(request.node, request.offset, request.size)
         except (OSError, FirstreadError) as exc:
             self._fail(request.unique, exc)
         else:
-            self._attempt(Waiting(request, parts, cached=cached), reader, buffer)
+            self._attempt(Waiting(request, parts), reader, buffer)
 
     def _attempt(self, waiting: Waiting, reader: SectorReader, buffer: memoryview) -> None:
         """Answer a READ, or see to it that it will be."""
@@ -272,15 +265,9 @@ class Connection(ABC):
         if self._send(unique, number or errno.EIO):
             self._forget(unique)
 
-    def _forget(self, unique: int) -> bool:
-        """Forget a READ once its answer is out: a death before it loses nothing.
-
-        Returns:
-            whether it has waited.
-        """
-        has_waited = unique in self._waiting or unique in self._journal
-        if has_waited:
+    def _forget(self, unique: int) -> None:
+        """Forget a READ once its answer is out: a death before it loses nothing."""
+        if unique in self._waiting or unique in self._journal:
             with self._lock:
                 self._waiting.pop(unique, None)
                 self._journal.remove(unique)
-        return has_waited

@@ -45,7 +45,7 @@ from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.loopcaching import LoopCaching
 from firstread.device.loopdevice import MAJOR, attach_loop, change_file, may_cache
-from firstread.device.readahead import BDI
+from firstread.device.readahead import BDI, START_KIB
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
 from firstread.errors import NodeError, from_os_error
@@ -63,7 +63,9 @@ class FlatDevice(FuseDevice):
     """See `Device`; arguments as those of `FuseDevice`."""
 
     name = "flat"
-    capabilities = dataclasses.replace(FuseDevice.capabilities, file_system="erofs")
+    capabilities = dataclasses.replace(
+        FuseDevice.capabilities, file_system="erofs", known_start_kib=START_KIB
+    )
     _loop = False  # EROFS has a loop device, though it may take files
     _caching: Mapping[Connection, LoopCaching] = MappingProxyType({})  # replaced
 

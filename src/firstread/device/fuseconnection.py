@@ -19,7 +19,6 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from firstread.device import fuseprotocol as fuse
@@ -28,9 +27,6 @@ from firstread.device.fusejournal import Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusesignals import Signalled, is_being_killed
-from firstread.device.fusewindows import Windows
-from firstread.device.waiting import Waiting
-from firstread.erofs.extents import Extent
 from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
@@ -39,7 +35,6 @@ READ_AHEAD_BYTES = fuse.MOST_BYTES
 _ENDED = frozenset({errno.ENODEV, errno.EBADF})
 _AGAIN = frozenset({errno.EINTR, errno.EAGAIN, errno.ENOENT})
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EBADF})  # of an answer: nobody waits for it
-REFUSED = BlockingIOError(errno.EAGAIN, "ask for each page alone")
 KILLED = InterruptedError(errno.EINTR, "the reader is being killed")
 
 
@@ -52,11 +47,8 @@ class FuseConnection(Connection):
         super().__init__(*arguments)
         self._signalled = Signalled()
         self._room = threading.Condition(self._lock)  # in the journal
-        # A tree of few large files has readers of its own kind: EROFS, and the block layer.
-        self._windows = None if self._tree.has_many else Windows()
 
     def _take_over(self) -> None:
-        self._windows = None
         try:
             os.write(self._fd, fuse.resend())
         except OSError:  # before Linux 6.9
@@ -112,7 +104,7 @@ class FuseConnection(Connection):
                 offset, size = fuse.parse_read(body)
                 size = min(size, fuse.MOST_BYTES)
                 read = Unanswered(request.unique, request.node, offset, size, request.pid)
-                self._read(read, reader, buffer, cached=not fuse.is_direct(body))
+                self._read(read, reader, buffer)
             elif request.opcode == fuse.INTERRUPT:
                 self._interrupt(fuse.parse_interrupt(body))
             elif request.opcode == fuse.INIT:
@@ -131,15 +123,6 @@ class FuseConnection(Connection):
             log.error("FUSE 7.%d of this kernel is too old", hello.minor)
             raise OSError(errno.EPROTO, "too old")
         self._answer(request.unique, fuse.init(hello, READ_AHEAD_BYTES, many=self._tree.has_many))
-
-    def _wait(self, waiting: Waiting, missing: Sequence[Extent]) -> None:
-        """Ask for the missing parts of a READ, unless it is a window that nobody may want."""
-        unique, node, offset, size, _ = waiting.request
-        windows = self._windows if waiting.cached and not waiting.slots else None
-        if windows is not None and windows.refuse(node, offset, size):
-            self._fail(unique, REFUSED)
-        else:
-            super()._wait(waiting, missing)
 
     # -- signals -------------------------------------------------------------------------------
 
@@ -174,10 +157,8 @@ class FuseConnection(Connection):
                 raise
         return True
 
-    def _forget(self, unique: int) -> bool:
-        has_waited = super()._forget(unique)
-        if has_waited:
-            self._signalled.discard(unique)
-            with self._room:
-                self._room.notify()
-        return has_waited
+    def _forget(self, unique: int) -> None:
+        super()._forget(unique)
+        self._signalled.discard(unique)
+        with self._room:
+            self._room.notify()

@@ -38,7 +38,7 @@ from firstread.device.fuseconnection import FuseConnection
 from firstread.device.fusefilesystem import open_fuse
 from firstread.device.fusereads import Covers, Inside, SectorReader, nothing_covered
 from firstread.device.fusetree import FuseTree, Tree
-from firstread.device.readahead import read_ahead_of, set_read_ahead_of
+from firstread.device.readahead import KNOWN_START_KIB, read_ahead_of, set_read_ahead_of
 from firstread.device.superblock import FileSystem
 from firstread.device.waiting import Waiting
 from firstread.device.watches import Watches, is_any_watched, make_watches, note_device
@@ -82,6 +82,7 @@ class FuseDevice:
         merges_reads=True,
         outlives_servers=False,
         file_system="fuse",
+        known_start_kib=KNOWN_START_KIB,
     )
 
     _speaks: type[Connection] = FuseConnection

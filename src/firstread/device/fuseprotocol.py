@@ -95,8 +95,6 @@ _LSEEK_IN = struct.Struct("=QQI")  # fh, offset, whence
 _SIZE_IN = struct.Struct(
     "=II"
 )  # struct fuse_getxattr_in: size, padding; of GETXATTR a name follows
-_READ_FLAGS = struct.Struct("=20xI")  # of READ, behind that: read_flags
-_READ_LOCKOWNER = 1 << 1
 _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_statfs_out: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize
 _STATFS = struct.Struct("=5Q3I28x")
@@ -173,11 +171,6 @@ def parse_read(body: memoryview) -> tuple[int, int]:
     """Return (offset, bytes) of READ, and (first entry, bytes) of READDIR and READDIRPLUS."""
     _, offset, size = _READ_IN.unpack_from(body)
     return offset, size
-
-
-def is_direct(body: memoryview) -> bool:
-    """Return whether READ comes from a reader itself, not for the page cache."""
-    return bool(_READ_FLAGS.unpack_from(body)[0] & _READ_LOCKOWNER)
 
 
 def parse_lseek(body: memoryview) -> tuple[int, int]:

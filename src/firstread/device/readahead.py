@@ -29,7 +29,7 @@ from firstread.errors import NodeError, from_os_error
 
 BDI = Path("/sys/class/bdi")
 START_KIB = 16  # from mount to ready: what a start reads, and little of its cold neighbours
-KNOWN_START_KIB = 4  # the same where the image says what a start reads, and a page asks nobody
+KNOWN_START_KIB = 4  # the same if the image says what a start reads: a page, and none beside it
 STEADY_KIB = 1024  # afterwards
 
 

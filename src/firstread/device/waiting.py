@@ -32,7 +32,6 @@ class Waiting:
         failed: a part was denied.
         parked: this process lacked a resource for it.
         since: when it came, by the monotonic clock.
-        cached: it is for the page cache.
     """
 
     request: Unanswered
@@ -44,7 +43,6 @@ class Waiting:
     failed: bool = False
     parked: bool = False
     since: float = field(default_factory=time.monotonic)
-    cached: bool = False
 
     def note_vain(self, missing: Iterable[Extent], reader: SectorReader) -> None:
         """Note that parts are missing, of which some may have been allowed.

@@ -43,7 +43,7 @@ class DetachedMounts:
     def _run(self) -> None:
         while self._are_any.wait():
             time.sleep(SWEEP_S)
-            self._sweep()  # whose frame goes: a waiting thread would keep the last image open
+            self._sweep()  # in a frame of its own: a waiting thread would keep the last image
 
     def _sweep(self) -> None:
         ended = [pair for pair in self if not pair[0].is_used()]

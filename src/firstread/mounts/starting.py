@@ -122,7 +122,7 @@ class Starts:
     def _run(self) -> None:
         while self._are_any.wait():
             time.sleep(LOOK_S)
-            self._look()  # whose frame goes: a waiting thread would keep the last image open
+            self._look()  # in a frame of its own: a waiting thread would keep the last image
 
     def _look(self) -> None:
         with self._lock:

@@ -94,13 +94,7 @@ class Server:
         return struct.pack("=IIQQIIIHH", size, opcode, unique, self.node, 0, 0, SELF, 0, 0) + body
 
     def read(self, unique: int, size: int = len(IDS) * BLOCK) -> bytes:
-        """Return the READ of a reader that waits for all of it: it bypasses the page cache."""
-        return self.request(fuse.READ, unique, struct.pack("=QQII16x", 0, 0, size, 2))
-
-    def window(self, unique: int, first: int = 0, pages: int = len(IDS)) -> bytes:
-        """Return the READ of a window of read-ahead."""
-        offset, size = first * BLOCK, pages * BLOCK
-        return self.request(fuse.READ, unique, struct.pack("=QQI20x", 0, offset, size))
+        return self.request(fuse.READ, unique, struct.pack("=QQI20x", 0, 0, size))
 
     def answer(self) -> tuple[int, int, bytes]:
         """Return unique, errno and bytes of the next answer."""
@@ -133,11 +127,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     os.close(made.watches_fd)
 
 
-def fill_all(server: Server) -> None:
-    for slot in range(len(IDS)):
-        server.fill(slot)
-
-
 def watch(server: Server, *slots: int, on: bool = True) -> None:
     server.watches.set([IDS[slot] for slot in slots], on=on)
 
@@ -160,51 +149,6 @@ def test_a_sector_that_becomes_watched_meanwhile_is_asked_for_too(server: Server
     while not server.connection.is_settled():
         pass
     assert not server.watches.journal.records()
-
-
-def test_a_window_that_lacks_bytes_is_refused_and_each_page_of_it_waits(server: Server) -> None:
-    fill_all(server)
-    watch(server, 1)
-    server.kernel.send(server.window(6))
-    assert server.answer() == (6, errno.EAGAIN, b"")
-    server.kernel.send(server.window(8, first=0, pages=1))
-    assert server.answer() == (8, 0, CONTENT[0])
-    for unique, first, pages in ((10, 1, 1), (12, 1, 2)):  # those of a kernel with large folios
-        server.kernel.send(server.window(unique, first, pages))
-        waiting, part = server.take()
-        assert part.slot == 1
-        server.allow(waiting)
-        assert server.answer() == (unique, 0, b"".join(CONTENT[first : first + pages]))
-
-
-def test_a_window_that_is_here_is_answered(server: Server) -> None:
-    fill_all(server)
-    server.kernel.send(server.window(6))
-    assert server.answer() == (6, 0, b"".join(CONTENT))
-
-
-def test_a_reader_that_bypasses_the_page_cache_is_not_refused(server: Server) -> None:
-    fill_all(server)
-    watch(server, 1)
-    server.kernel.send(server.read(6))
-    waiting, _ = server.take()
-    server.allow(waiting)
-    assert server.answer() == (6, 0, b"".join(CONTENT))
-
-
-def test_a_process_that_takes_over_refuses_nothing(tmp_path: Path) -> None:
-    """It does not know what the one before has refused."""
-    server = Server(tmp_path)
-    server.connection.go_on()
-    assert server.answer()[1] == -7  # FUSE_NOTIFY_RESEND
-    fill_all(server)
-    watch(server, 1)
-    server.kernel.send(server.window(6))
-    waiting, _ = server.take()
-    server.allow(waiting)
-    assert server.answer() == (6, 0, b"".join(CONTENT))
-    server.close()
-    os.close(server.watches_fd)
 
 
 def test_a_read_is_asked_for_once_more_only_so_often(server: Server) -> None:
