@@ -124,7 +124,7 @@ def test_mounting_again_asks_nobody(daemon: Daemon, tmp_path: Path) -> None:
         daemon.mount(image)
         assert registry.counts.requests_of() == 0
         daemon.mount(image, "always", "--pull", "always")
-        assert registry.counts.requests_of() == 2  # manifest, config
+        assert registry.counts.requests_of() == 1  # manifest
 
 
 def test_a_layout_is_mounted_as_it_is_now(daemon: Daemon, tmp_path: Path) -> None:
