@@ -11,8 +11,7 @@ Facts about FUSE (Linux 5.4, protocol 7.31, to 6.18, protocol 7.45):
 * OPEN, OPENDIR and FLUSH answered with ENOSYS are not sent again. The kernel then acts as if each
   open had said that pages and directories stay cached.
 * GETXATTR and LISTXATTR answered with ENOSYS are not sent again, either.
-* An entry with node id 0 is a missing name that the kernel remembers; in a listing it is one of
-  which nothing else is told.
+* An entry with node id 0 is a missing name that the kernel remembers.
 * With FUSE_ASYNC_DIO a killed reader with O_DIRECT would wait, deaf, for the answers to all that it
   has asked for, and no INTERRUPT would tell. So it is asked for only where readers are no
   processes, but a loop device: without it a loop device does one read at a time.
@@ -24,7 +23,6 @@ Source: include/uapi/linux/fuse.h; fs/fuse/{dev,dir,file,inode,readdir}.c.
 
 from __future__ import annotations
 
-import functools
 import struct
 from typing import NamedTuple
 
@@ -81,14 +79,10 @@ _ATTR = "3Q3q10I"
 # struct fuse_entry_out: nodeid, generation, entry_valid, attr_valid, entry_valid_nsec,
 # attr_valid_nsec, attr
 _ENTRY = struct.Struct(f"=4Q2I{_ATTR}")
-ENTRY_BYTES = _ENTRY.size
 # struct fuse_attr_out: attr_valid, attr_valid_nsec, dummy, attr
 _ATTR_OUT = struct.Struct(f"=Q2I{_ATTR}")
 # struct fuse_dirent: ino, off, namelen, type; the name, and zeros up to 8 bytes
-_DIRENT = "=QQII"
-# struct fuse_direntplus: a struct fuse_entry_out, or zeros, and a struct fuse_dirent
-_DIRENTPLUS = f"=4Q2I{_ATTR}QQII"
-_DIRENTPLUS_ALONE = f"={ENTRY_BYTES}xQQII"
+_DIRENT = struct.Struct("=QQII")
 # struct fuse_read_in, of READ, READDIR and READDIRPLUS: fh, offset, size, …
 _READ_IN = struct.Struct("=QQI")
 _LSEEK_IN = struct.Struct("=QQI")  # fh, offset, whence
@@ -99,6 +93,8 @@ _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_statfs_out: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize
 _STATFS = struct.Struct("=5Q3I28x")
 
+ENTRY_BYTES = _ENTRY.size
+NO_ENTRY = bytes(ENTRY_BYTES)
 MISSING = _ENTRY.pack(0, 0, FOREVER_S, *bytes(19))
 
 
@@ -246,7 +242,7 @@ def attributes_of(attributes: Attributes) -> bytes:
 
 
 def dirent(ino: int, after: int, kind: int, name: bytes) -> bytes:
-    """Return one entry of READDIR.
+    """Return one entry of READDIR; in READDIRPLUS it comes behind an `entry`.
 
     Args:
         ino: inode number.
@@ -254,28 +250,8 @@ def dirent(ino: int, after: int, kind: int, name: bytes) -> bytes:
         kind: file type, as in a mode, shifted by 12 bits.
         name: of the file.
     """
-    return _named(_DIRENT, len(name)).pack(ino, after, len(name), kind, name)
-
-
-def direntplus(node: int, attributes: Attributes, after: int, kind: int, name: bytes) -> bytes:
-    """Return one entry of READDIRPLUS, which the kernel takes for an answer to LOOKUP, too."""
-    entry = (node, 0, FOREVER_S, FOREVER_S, 0, 0, *attributes)
-    own = (attributes.ino, after, len(name), kind, name)
-    return _named(_DIRENTPLUS, len(name)).pack(*entry, *own)
-
-
-def direntplus_alone(ino: int, after: int, kind: int, name: bytes) -> bytes:
-    """Return one entry of READDIRPLUS that tells no more than one of READDIR.
-
-    Source: fs/fuse/readdir.c, fuse_direntplus_link: it has node id 0.
-    """
-    return _named(_DIRENTPLUS_ALONE, len(name)).pack(ino, after, len(name), kind, name)
-
-
-@functools.cache
-def _named(fields: str, name_bytes: int) -> struct.Struct:
-    """Return fields with a name behind them, and zeros up to 8 bytes; names have 255 at most."""
-    return struct.Struct(f"{fields}{name_bytes + 7 & ~7}s")
+    record = _DIRENT.pack(ino, after, len(name), kind) + name
+    return record.ljust(len(record) + 7 & ~7, b"\0")
 
 
 def statfs(blocks: int, files: int, block_bytes: int) -> bytes:

@@ -2,8 +2,7 @@
 """A FUSE file system's names and attributes, answered from EROFS metadata. Pure.
 
 Owns the translation between inodes of the image and what FUSE says of them. Does not read file
-data. Invariant: an answer depends on the metadata alone, never on a request before it; but for
-whether a listing has the attributes of files (`Walks`), which it need not have.
+data. Invariant: an answer depends on the metadata alone, never on a request before it.
 
 What it shows is what EROFS shows on the same metadata: inode numbers, link counts, times, extended
 attributes, the order of directories.
@@ -20,11 +19,10 @@ from typing import Protocol
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fuseprotocol import Attributes, Request
-from firstread.device.fusewalks import Walks
 from firstread.erofs.directory import Dirent
 from firstread.erofs.erofsimage import ErofsImage, Inode
 from firstread.erofs.extents import Extent, extents, next_data
-from firstread.erofs.format import BLOCK, FILE_TYPES, FT_DIR, align
+from firstread.erofs.format import BLOCK, FILE_TYPES, align
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2  # node id of nid 0; 0 is none, and 1 is the root
@@ -32,12 +30,8 @@ _KEPT_BLOCKS = 64  # of directories that were looked at last, in memory; about 1
 _PLACES = 4096  # for entries of one block, in what READDIR names a place by
 _KEPT_INODES = 1024
 _KINDS = {file_type: kind for kind, file_type in enumerate(FILE_TYPES) if file_type}
-_DOTS = frozenset({b".", b".."})
 _TRUSTED = b"trusted."
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-
-Record = Callable[[int, int, int, bytes], bytes]
-"""Makes an entry of a listing of inode number, place behind it, kind and name."""
 
 
 class Tree(Protocol):
@@ -80,7 +74,6 @@ class FuseTree:
         self.image, self._has_xattrs = image, has_xattrs
         self._blocks: dict[tuple[int, int], list[Dirent]] = {}  # the one used last at the end
         self._inodes: dict[int, Inode] = {}
-        self._walks = Walks()
 
     def answer(self, request: Request, body: memoryview) -> bytes:
         """See `Tree`."""
@@ -119,7 +112,7 @@ class FuseTree:
         return inode
 
     def _block(self, node: int, inode: Inode, number: int) -> list[Dirent]:
-        """Return the entries of a block of a directory."""
+        """Return the entries of a block of a directory; none behind the last one."""
         key = node, number
         found = self._blocks.pop(key, None)
         if found is None:
@@ -138,10 +131,7 @@ class FuseTree:
         if place == len(entries) or entries[place][0] != name:
             return fuse.MISSING
         nid = entries[place][1]
-        inode = self.inode(self._node(nid))
-        if not inode.is_dir:
-            self._walks.looked_up(request.node)
-        return fuse.entry(self._node(nid), _attributes(inode))
+        return fuse.entry(self._node(nid), _attributes(self.image.inode(nid)))
 
     def _getattr(self, request: Request, _: memoryview) -> bytes:
         return fuse.attributes_of(_attributes(self.inode(request.node)))
@@ -150,37 +140,30 @@ class FuseTree:
         return self.image.readlink(self.inode(request.node))
 
     def _readdir(self, request: Request, body: memoryview) -> bytes:
-        return self._list(request.node, body, fuse.dirent, fuse.dirent)
+        return self._list(request.node, body, lambda _: b"")
 
     def _readdirplus(self, request: Request, body: memoryview) -> bytes:
-        first, _ = fuse.parse_read(body)
-        if not first:
-            self._walks.begin(request.node)
-        # Of a large one a wrong guess would cost thousands of LOOKUPs at once.
-        is_large = self._directory(request.node).size > BLOCK
-        with_files = is_large or self._walks.with_attributes
-        of_file = self._with_attributes if with_files else fuse.direntplus_alone
-        return self._list(request.node, body, self._with_attributes, of_file)
+        def plus(entry: Dirent) -> bytes:
+            name, nid, _ = entry
+            if name in (b".", b".."):
+                return fuse.NO_ENTRY
+            return fuse.entry(self._node(nid), _attributes(self.image.inode(nid)))
 
-    def _with_attributes(self, nid: int, after: int, kind: int, name: bytes) -> bytes:
-        if name in _DOTS:
-            return fuse.direntplus_alone(nid, after, kind, name)
-        node = self._node(nid)
-        return fuse.direntplus(node, _attributes(self.inode(node)), after, kind, name)
+        return self._list(request.node, body, plus)
 
-    def _list(self, node: int, body: memoryview, of_directory: Record, of_file: Record) -> bytes:
+    def _list(self, node: int, body: memoryview, before: Callable[[Dirent], bytes]) -> bytes:
         (first, room), inode, parts = fuse.parse_read(body), self._directory(node), list[bytes]()
         number, place = divmod(first, _PLACES)
-        while number * BLOCK < inode.size:
-            entries = self._block(node, inode, number)
-            start = number * _PLACES + 1
-            for after, (name, nid, file_type) in enumerate(entries[place:], start + place):
-                record = of_directory if file_type == FT_DIR else of_file
-                part = record(nid, after, _KINDS[file_type], name)
-                room -= len(part)
+        while entries := self._block(node, inode, number):
+            for name, nid, file_type in entries[place:]:
+                place += 1
+                after = number * _PLACES + place
+                record = before((name, nid, file_type))
+                record += fuse.dirent(nid, after, _KINDS[file_type], name)
+                room -= len(record)
                 if room < 0:
                     return b"".join(parts)
-                parts.append(part)
+                parts.append(record)
             number, place = number + 1, 0
         return b"".join(parts)
 

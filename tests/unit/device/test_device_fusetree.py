@@ -13,7 +13,6 @@ import pytest
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fusetree import FuseTree
-from firstread.device.fusewalks import AS_BEFORE
 from firstread.erofs.directory import block_bounds, with_dots
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import BLOCK
@@ -121,49 +120,6 @@ def test_a_directory_is_read_in_pieces_of_any_size(tree: FuseTree, size: int, pl
     if plus:
         name, ino, node_id = found[-1]
         assert lookup(tree, name, node)[0] == node_id
-
-
-def small(names: list[bytes], count: int = 1) -> tuple[FuseTree, list[int]]:
-    """Return a tree with directories of one block, and their nodes."""
-    root = directory()
-    assert root.children is not None
-    for number in range(count):
-        root.children[b"%03d" % number] = child = directory()
-        assert child.children is not None
-        child.children |= {name: Node(stat.S_IFREG) for name in names} | {b"sub": directory()}
-    tree = tree_of(root)
-    return tree, [lookup(tree, b"%03d" % number)[0] for number in range(count)]
-
-
-def with_nodes(tree: FuseTree, node: int, size: int = 1 << 20) -> list[bytes]:
-    """List a directory; return the names that come with a node id."""
-    return [name for name, _, node_id in listing(tree, node, size, plus=True) if node_id]
-
-
-def test_files_are_listed_without_attributes_and_directories_with_them() -> None:
-    tree, (node,) = small(NAMES[:50])
-    for size in (200, 1 << 20):
-        found = listing(tree, node, size, plus=True)
-        assert [name for name, _, _ in found] == sorted([b".", b"..", b"sub", *NAMES[:50]])
-        assert [name for name, _, node_id in found if node_id] == [b"sub"]
-    (node_id,) = (node_id for _, _, node_id in found if node_id)
-    assert node_id == lookup(tree, b"sub", node)[0]
-
-
-def test_files_are_listed_with_attributes_once_somebody_looks_one_up() -> None:
-    count = AS_BEFORE + 4
-    tree, nodes = small(NAMES[:3], count)
-    everything = sorted([b"sub", *NAMES[:3]])
-    assert with_nodes(tree, nodes[0]) == [b"sub"]
-    lookup(tree, b"sub", nodes[0])
-    lookup(tree, b"none", nodes[0])
-    lookup(tree, NAMES[0], nodes[1])
-    assert with_nodes(tree, nodes[1]) == [b"sub"]
-    lookup(tree, NAMES[0], nodes[1])
-    for node in nodes[2 : 2 + AS_BEFORE]:
-        assert with_nodes(tree, node, size=200) == everything
-    assert with_nodes(tree, nodes[-2]) == [b"sub"]  # the next probe
-    assert with_nodes(tree, nodes[-1]) == [b"sub"]
 
 
 def test_the_root_is_node_1_wherever_it_is_met(tree: FuseTree) -> None:
