@@ -50,7 +50,7 @@ def write(
         directory: empty.
         resolved: the image.
         repository: where it is.
-        coming: gives a block in which the metadata is asked for and comes.
+        coming: gives a block in which the metadata comes, as of `fetch_image`.
 
     Raises:
         FirstreadError: the metadata cannot be had, or is not what it should be.

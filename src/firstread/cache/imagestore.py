@@ -234,7 +234,7 @@ class ImageStore:
             reference: its name.
             repository: where it is.
             on_resolved: called when manifest and config are here.
-            coming: gives, for its manifest, a block in which its metadata is asked for and comes.
+            coming: gives, for its manifest, a block in which its metadata comes.
 
         Raises:
             FirstreadError: it cannot be had, or is not a firstread image; names the image.

@@ -95,7 +95,7 @@ class Serving:
     ) -> Iterator[None]:
         """Ask for the first hot sectors of an image; take them when its metadata has come.
 
-        That is asked for in the block, and comes in it.
+        That comes in the block.
 
         Args:
             manifest: of the image.

@@ -44,10 +44,11 @@ from firstread.sectors.format import (
     unpack_index,
 )
 from firstread.sectors.hotnote import HotNote
-from firstread.units import MiB, counted, format_size
+from firstread.units import KiB, MiB, counted, format_size
 
 log = logging.getLogger("image")
 
+SMALL_METADATA = 128 * KiB  # compressed: what comes beside it hardly holds it up
 MAX_METADATA_WINDOW = 8 * MiB  # what every zstd decoder is asked to support (RFC 8878, 3.1.1.1.2)
 
 ANNOTATION = "dev.firstread."
@@ -238,16 +239,22 @@ def fetch_image(
         manifest: of the image.
         out: an empty file; it is mapped into memory, and must not change as long as the image is
             in use.
-        coming: gives a block in which the metadata is asked for and comes; again, if another
-            endpoint is asked.
+        coming: gives a block in which the metadata comes; again, if another endpoint is asked. Of
+            little metadata it is also asked for in it.
 
     Raises:
         FirstreadError: it cannot be fetched or stored, or is not a firstread image.
     """
     check_manifest(manifest)
+    layer = manifest.layers[0]
     try:
         while True:
-            with coming(), repository.open_blob(manifest.layers[0]) as stream:
+            with contextlib.ExitStack() as stack:
+                if layer.size <= SMALL_METADATA:
+                    stack.enter_context(coming())
+                stream = stack.enter_context(repository.open_blob(layer))
+                if layer.size > SMALL_METADATA:
+                    stack.enter_context(coming())
                 try:
                     size = write_metadata(stream, out)
                     break
