@@ -134,7 +134,7 @@ class _Scan:
 
 
 class Checked(NamedTuple):
-    """What a check of the whole tree has seen beside.
+    """What the check of a tree finds out on its way.
 
     Args:
         has_xattrs: any inode has extended attributes.

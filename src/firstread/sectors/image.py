@@ -247,14 +247,11 @@ def fetch_image(
     """
     check_manifest(manifest)
     layer = manifest.layers[0]
+    is_small = layer.size <= SMALL_METADATA
+    asking, receiving = (coming, nullcontext) if is_small else (nullcontext, coming)
     try:
         while True:
-            with contextlib.ExitStack() as stack:
-                if layer.size <= SMALL_METADATA:
-                    stack.enter_context(coming())
-                stream = stack.enter_context(repository.open_blob(layer))
-                if layer.size > SMALL_METADATA:
-                    stack.enter_context(coming())
+            with asking(), repository.open_blob(layer) as stream, receiving():
                 try:
                     size = write_metadata(stream, out)
                     break

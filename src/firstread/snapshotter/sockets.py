@@ -44,10 +44,10 @@ class Awaited:
         self._late = now + PATIENCE_S
         self._has_come = self._is_missed = False
 
-    def look(self, now: float) -> None:
-        """Look whether it has come, unless it has."""
+    def look(self, now: float) -> bool:
+        """Look whether it has come, unless it has; return whether it has."""
         if self._has_come:
-            return
+            return True
         self._has_come = listens(self._path)
         if self._has_come and self._is_missed:
             log.info("containerd listens at %s now", self._path)
@@ -58,3 +58,4 @@ class Awaited:
                 " (--containerd); the snapshotter waits for it",
                 self._path,
             )
+        return self._has_come

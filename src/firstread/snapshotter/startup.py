@@ -126,11 +126,10 @@ def _serve(settings: Settings, await_end: Callable[[], None]) -> None:
 
 
 def _look_for(containerd: Path) -> None:
-    """Say once if containerd does not listen at its socket, for as long as the process lives."""
+    """Say once if containerd does not listen at its socket, until it does."""
     awaited = Awaited(containerd, time.monotonic())
-    while True:
+    while not awaited.look(time.monotonic()):
         time.sleep(LOOK_S)
-        awaited.look(time.monotonic())
 
 
 def overlay_options() -> tuple[str, ...]:

@@ -139,7 +139,7 @@ class SimulatedLane:
 
         Args:
             size: bytes of the answer.
-            on_begun: called when it begins to come. What that asks for comes behind it.
+            on_begun: called when it begins to come. It delays the bytes that this asks for.
         """
         transfer = self._pipe.request(size, self._costs.request_s)
         self.requests += 1
