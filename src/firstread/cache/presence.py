@@ -11,7 +11,7 @@ files shorter, `firstread.cache.mounting` looks at files that are to be mounted.
 
 Nothing waits for the network or an event while the lock is held.
 
-*Prefixes.* What is here of a sector begins at its first byte: a hole would read as zeros once
+*Prefixes.* A sector fills from its first byte on: a hole would read as zeros once
 nobody holds the fanotify group (docs/adr/0126).
 
 *Published sizes.* `sizes.publish(sector id, bytes)` says how many bytes from the front of a sector
