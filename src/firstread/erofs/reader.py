@@ -10,8 +10,9 @@ so no byte is read twice.
 from __future__ import annotations
 
 import itertools
+import operator
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
@@ -54,9 +55,10 @@ class _Scan:
 
     def __init__(self, image: ErofsImage, *, skips: bool = False) -> None:
         self.image, self.skips = image, skips
-        self.seen = bytearray(image.size >> NID_BITS)  # by nid
+        self.seen = bytearray(image.size >> NID_BITS)  # by nid; not of plain files
         self.count = 0
         self.bytes_left = image.size  # not used by any inode yet
+        self.files: list[int] = []  # nids in entries of files, if plain ones are skipped
         self.plain_indexes: list[int] = []  # of plain files that were not yielded: offsets
         self.names_left: dict[int, int] = {}  # nid of a hard link -> names still to come
 
@@ -78,47 +80,57 @@ class _Scan:
             if directory.nlink != 2 + len(subdirectories):
                 raise ImageError(f"directory {directory.nid} states {directory.nlink} links")
             unlisted += reversed(subdirectories)
+        for inode in self._skip():
+            yield inode, []
         if any(self.names_left.values()) or self.count != self.image.superblock.inodes:
             raise ImageError("the metadata has fewer names or inodes than it states")
 
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
-        """Yield the inodes that `entries` name first."""
+        """Yield the inodes that `entries` name first; files may be put off for `_skip`."""
         dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
-        for (name, nid, file_type), index in zip(entries, self._plain(entries), strict=True):
-            if index and file_type == FT_REG and not self.seen[nid]:
-                self.seen[nid] = 1
-                self.count += 1
-                self.bytes_left -= PLAIN_BYTES
-                self.plain_indexes.append(index)
-                continue
-            if name in dots:
-                if nid != dots.pop(name) or file_type != FT_DIR:
-                    raise ImageError(f"directory {directory.nid} has a wrong {name.decode()!r}")
-                continue
-            first = nid >= len(self.seen) or not self.seen[nid]
-            inode = self._first_name(nid) if first else self._further_name(nid)
-            if FILE_TYPES[inode.mode >> 12] != file_type:
-                raise ImageError(f"an entry of directory {directory.nid} has the wrong type")
-            if first:
-                yield inode
+        skips, put_off = self.skips, self.files.append
+        for name, nid, file_type in entries:
+            if skips and file_type == FT_REG:
+                put_off(nid)
+            elif name not in dots:
+                yield from self._named(nid, file_type)
+            elif nid != dots.pop(name) or file_type != FT_DIR:
+                raise ImageError(f"directory {directory.nid} has a wrong {name.decode()!r}")
         if dots:
             raise ImageError(f"directory {directory.nid} lacks '.' or '..'")
+
+    def _skip(self) -> Iterator[Inode]:
+        """Note the plain ones of the files that were put off; yield the others named first."""
+        indexes = list(self.image.plain_files(self.files))
+        self.plain_indexes = list(filter(None, indexes))
+        plain = len(self.plain_indexes)
+        if len(set(itertools.compress(self.files, indexes))) != plain:
+            raise ImageError("an inode has more names than it states")
+        self.count += plain
+        self._use(PLAIN_BYTES * plain)
+        for nid in itertools.compress(self.files, map(operator.not_, indexes)):
+            yield from self._named(nid, FT_REG)
+
+    def _named(self, nid: int, file_type: int) -> Iterator[Inode]:
+        """Check an entry of a directory; yield its inode if that is named first."""
+        first = nid >= len(self.seen) or not self.seen[nid]
+        inode = self._first_name(nid) if first else self._further_name(nid)
+        if FILE_TYPES[inode.mode >> 12] != file_type:
+            raise ImageError(f"an entry of inode {nid} has the wrong type")
+        if first:
+            yield inode
+
+    def _use(self, size: int) -> None:
+        """Count bytes of inodes."""
+        self.bytes_left -= size
         if self.bytes_left < 0:
             raise ImageError("inodes of the metadata overlap")
-
-    def _plain(self, entries: list[Dirent]) -> Iterable[int]:
-        """As `ErofsImage.plain_files`, if plain files are not to be yielded; else 0 for all."""
-        if not self.skips:
-            return itertools.repeat(0, len(entries))
-        return self.image.plain_files(nid for _, nid, _ in entries)
 
     def _first_name(self, nid: int) -> Inode:
         inode = self.image.inode(nid)
         self.seen[nid] = 1
         self.count += 1
-        self.bytes_left -= SLOT + inode.xattr_size + inode.stored
-        if self.bytes_left < 0:
-            raise ImageError("inodes of the metadata overlap")
+        self._use(SLOT + inode.xattr_size + inode.stored)
         if not inode.is_dir and inode.nlink != 1:
             if not inode.nlink:
                 raise ImageError(f"inode {nid} has a name but states no links")
