@@ -139,6 +139,7 @@ class Suite:
             " image first; each on a new node, the image in the registry's memory"
         )
         setting["clock"] = "from the request to pull to the workload's answer; the sandbox runs"
+        setting["pulls"] = "firstread's by way of its image service, as docs/kubernetes.md says"
         setting["bytes"] = (
             "over the link, with headers; without a link, bodies in the registry's log"
         )

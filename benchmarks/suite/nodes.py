@@ -107,7 +107,14 @@ def containerd_node(site: Site, mode: Mode, scratch: Path) -> Iterator[Container
             stack.enter_context(_serving(command, scratch / "peer.log", socket))
         pause, snapshotter = f"{site.host}/{PAUSE}", mode.snapshotter or "overlayfs"
         yield stack.enter_context(
-            Containerd(scratch, pause, snapshotter=snapshotter, proxies=proxies, device=mode.device)
+            Containerd(
+                scratch,
+                pause,
+                snapshotter=snapshotter,
+                proxies=proxies,
+                device=mode.device,
+                image_service=snapshotter == "firstread",  # as docs/kubernetes.md says
+            )
         )
 
 

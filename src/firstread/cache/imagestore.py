@@ -26,6 +26,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from firstread.cache import imagefiles
 from firstread.cache.imagefiles import CONFIG, MANIFEST, METADATA
@@ -43,7 +45,8 @@ from firstread.sectors.image import open_image
 
 log = logging.getLogger("images")
 
-ATTEMPTS = 5  # to open an image before somebody prunes it
+ATTEMPTS: Final = 5  # to open an image before somebody prunes it
+TURN_S: Final = 10.0  # for which a fetch waits for one of the same image: it may be by another name
 
 
 class ImageStore:
@@ -71,6 +74,7 @@ class ImageStore:
         self._is_used = is_used
         self._lock = threading.RLock()  # of what is here; nothing is removed without it
         self._kept: Counter[str] = Counter()  # images that are about to be mounted
+        self._turns: WeakValueDictionary[str, Any] = WeakValueDictionary()  # to fetch, by digest
         self._serial = itertools.count()
         self._images.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self._images.glob("tmp*") if tidy else ():
@@ -221,7 +225,7 @@ class ImageStore:
         self,
         reference: Reference,
         repository: Repository,
-        on_resolved: Callable[[], None] = lambda: None,
+        on_resolved: Callable[[str, str], None] = lambda *_: None,
         coming: Callable[[Manifest], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> NodeImage:
         """Fetch manifest, config and metadata of an image, unless it is here.
@@ -233,7 +237,8 @@ class ImageStore:
         Args:
             reference: its name.
             repository: where it is.
-            on_resolved: called when manifest and config are here.
+            on_resolved: called when manifest and config are here, with the digest that `reference`
+                names and that of the image.
             coming: gives, for its manifest, a block in which its metadata comes.
 
         Raises:
@@ -241,8 +246,8 @@ class ImageStore:
         """
         try:
             resolved = resolve_converted(repository)
-            on_resolved()
             digest = resolved.descriptor.digest
+            on_resolved(resolved.named, digest)
             for _ in range(ATTEMPTS):
                 self._store(reference, repository, resolved, lambda: coming(resolved.manifest))
                 try:
@@ -269,18 +274,29 @@ class ImageStore:
         """Fetch the metadata of an image, unless it is here, and remember its name."""
         digest = resolved.descriptor.digest
         target = self._directory(digest)
-        if not target.is_dir():
-            scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
-            try:
+        with self._turn(digest), contextlib.ExitStack() as stack:
+            if not target.is_dir():
+                scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
                 imagefiles.write(scratch, resolved, repository, coming)
                 with self._lock:
                     if imagefiles.publish(scratch, target):
                         self._rooms[digest] = room = imagefiles.room_of(target)
                         self._total += room
                 sync_directory(self._images)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
         self._names.remember(reference, digest)
+
+    @contextlib.contextmanager
+    def _turn(self, digest: str) -> Iterator[None]:
+        """Let another fetch of an image end before the block, unless that takes long."""
+        with self._lock:
+            turn = self._turns.setdefault(digest, threading.Lock())
+        mine = turn.acquire(timeout=TURN_S)
+        try:
+            yield
+        finally:
+            if mine:
+                turn.release()
 
     def _directory(self, digest: str) -> Path:
         return image_directory(self._root, digest)

@@ -40,13 +40,17 @@ class Password(msgspec.Struct):
 
 
 class PullRequest(msgspec.Struct):
-    """``POST /pull``: see `Node.pull`. The secrets count for this call only."""
+    """``POST /pull``: see `Node.pull`. The secrets count for this call only.
+
+    ``foretold`` says that somebody else pulls the image, and that it is only wanted early.
+    """
 
     image: str
     access: Access = Access()
     policy: str = "missing"
     context: str = ""
     pull_secrets: Annotated[list[Password], msgspec.Meta(max_length=MAX_EACH)] = []
+    foretold: bool = False
 
     def __post_init__(self) -> None:
         self.context = checked_context(self.context)
@@ -198,9 +202,10 @@ def _pull(call: Call) -> Pulled:
 
 def _trying_pull_secrets(call: Call, request: PullRequest) -> AbstractContextManager[None]:
     secrets = [each.credentials() for each in request.pull_secrets]
-    if not secrets:
+    if not secrets and not request.foretold:
         return nullcontext()
-    return call.node.network.trying_pull_secrets(parse_reference(request.image), secrets)
+    reference = parse_reference(request.image)
+    return call.node.network.trying_pull_secrets(reference, secrets, foretold=request.foretold)
 
 
 def _login(call: Call) -> None:

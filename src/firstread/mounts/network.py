@@ -131,7 +131,7 @@ class Network:
         what: Hashable,
         reference: Reference,
         access: Access,
-        work: Callable[[Repository, Callable[[], None]], T],
+        work: Callable[[Repository, Callable[..., None]], T],
         waiter: Waiting = PATIENT,
     ) -> tuple[T, float]:
         """Ask the registry of an image in a thread of its own, for as long as somebody waits.
@@ -141,7 +141,7 @@ class Network:
             reference: of the image.
             access: to its registry.
             work: is given the opened repository, and calls its second argument when it knows what
-                the name means.
+                the name means, with digests of it: who asks for one of them joins, too.
             waiter: who waits for it.
 
         Returns:
@@ -151,19 +151,25 @@ class Network:
             FirstreadError: as `work` and `Pulls.wait`; names the image.
         """
 
-        def run(on_resolved: Callable[[], None]) -> T:
+        def key(place: Reference) -> Hashable:
+            return what, place, access, self.given(place)
+
+        def run(on_resolved: Callable[..., None]) -> T:
+            def resolved(*digests: str) -> None:
+                on_resolved(*(key(replace(reference, tag=None, digest=each)) for each in digests))
+
             repository = self.open(reference, access)
             try:
-                done = work(repository, on_resolved)
+                done = work(repository, resolved)
             except BaseException:
                 repository.close()
                 raise
             self._keep(repository, access)
             return done
 
-        key = (what, reference, access, self.given(reference))
+        registry = reference.host or reference.transport
         try:
-            return self._calls.wait(key, reference.host or reference.transport, run, waiter)
+            return self._calls.wait(key(reference), registry, run, waiter)
         except FirstreadError as exc:
             exc.about(image=str(reference))
             raise
@@ -224,10 +230,10 @@ class Network:
         return self._logins.pulled.is_wanted(_repository(reference))
 
     def trying_pull_secrets(
-        self, reference: Reference, several: Sequence[Credentials]
+        self, reference: Reference, several: Sequence[Credentials], *, foretold: bool
     ) -> AbstractContextManager[None]:
         """Have credentials for the repository of an image in a block. As `PullSecrets.trying`."""
-        return self._logins.pulled.trying(_repository(reference), several)
+        return self._logins.pulled.trying(_repository(reference), several, foretold=foretold)
 
     def given(self, reference: Reference) -> Credentials | None:
         """Return the credentials in memory for an image."""

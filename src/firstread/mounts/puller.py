@@ -162,7 +162,7 @@ class Puller:
     ) -> tuple[NodeImage, float]:
         """Return an image, and when its name was resolved."""
 
-        def fetch(repository: Repository, on_resolved: Callable[[], None]) -> NodeImage:
+        def fetch(repository: Repository, on_resolved: Callable[..., None]) -> NodeImage:
             def coming(manifest: Manifest) -> AbstractContextManager[None]:
                 return self._serving.hot_follows(manifest, repository, access, prefetch)
 

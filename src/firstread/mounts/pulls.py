@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
 from firstread.errors import BusyError, FirstreadError
@@ -104,10 +105,6 @@ class _Pull(Generic[T]):
         self.outcome: list[T] = []
         self.error: BaseException | None = None
 
-    def note_resolved(self) -> None:
-        """Note that it is known now what the name means."""
-        self.resolved = time.monotonic()
-
 
 class Pulls(Generic[T]):
     """The pulls of a node.
@@ -127,7 +124,7 @@ class Pulls(Generic[T]):
         self,
         key: Hashable,
         registry: str,
-        work: Callable[[Callable[[], None]], T],
+        work: Callable[[Callable[..., None]], T],
         waiter: Waiting = PATIENT,
     ) -> tuple[T, float]:
         """Return what a pull gives, and when it was resolved (monotonic seconds).
@@ -136,7 +133,7 @@ class Pulls(Generic[T]):
             key: of the image; whoever comes with the same key meanwhile joins the pull.
             registry: that is asked.
             work: pulls, in a thread of its own, and calls what it is given when it has resolved
-                the name.
+                the name, with further keys of the image.
             waiter: who waits for it.
 
         Raises:
@@ -150,13 +147,13 @@ class Pulls(Generic[T]):
                 while not pull.ended.wait(LOOK_S):
                     waiter.check()
             finally:
-                self._leave(key, pull)
+                self._leave(pull)
         if pull.error is not None:
             raise copy.copy(pull.error)  # others raise it as well, and add to it
         return pull.outcome[0], pull.resolved
 
     def _join(
-        self, key: Hashable, registry: str, work: Callable[[Callable[[], None]], T]
+        self, key: Hashable, registry: str, work: Callable[[Callable[..., None]], T]
     ) -> _Pull[T]:
         with self._lock:
             pull = self._pulls.get(key)
@@ -164,7 +161,7 @@ class Pulls(Generic[T]):
                 pull = _Pull()
                 self._running.take(registry)
                 thread = threading.Thread(
-                    target=self._run, args=(key, registry, pull, work), name="pull", daemon=True
+                    target=self._run, args=(registry, pull, work), name="pull", daemon=True
                 )
                 try:
                     thread.start()
@@ -175,40 +172,44 @@ class Pulls(Generic[T]):
             pull.waiters += 1
             return pull
 
-    def _leave(self, key: Hashable, pull: _Pull[T]) -> None:
+    def _leave(self, pull: _Pull[T]) -> None:
         with self._lock:
             pull.waiters -= 1
             if pull.waiters or pull.ended.is_set():
                 return
             if self._linger_s:
-                timer = threading.Timer(self._linger_s, self._end, (key, pull))
+                timer = threading.Timer(self._linger_s, self._end, (pull,))
                 timer.daemon = True
                 timer.start()
                 return
-        self._end(key, pull)
+        self._end(pull)
 
-    def _end(self, key: Hashable, pull: _Pull[T]) -> None:
+    def _end(self, pull: _Pull[T]) -> None:
         with self._lock:
             if pull.waiters:
                 return  # somebody has come back
-            self._drop(key, pull)
+            self._drop(pull)
         pull.call.cancel()  # without effect if it has ended
 
-    def _drop(self, key: Hashable, pull: _Pull[T]) -> None:
+    def _drop(self, pull: _Pull[T]) -> None:
         """Let who comes from now on begin anew; the lock is held."""
-        if self._pulls.get(key) is pull:
-            del self._pulls[key]
+        self._pulls = {key: other for key, other in self._pulls.items() if other is not pull}
 
-    def _run(
-        self, key: Hashable, registry: str, pull: _Pull[T], work: Callable[[Callable[[], None]], T]
-    ) -> None:
+    def _resolve(self, pull: _Pull[T], *keys: Hashable) -> None:
+        """Note that it is known now what the name means, and by what other keys to join."""
+        pull.resolved = time.monotonic()
+        with self._lock:
+            if pull in self._pulls.values():  # else nobody waits for it any more
+                self._pulls |= {key: pull for key in keys if key not in self._pulls}
+
+    def _run(self, registry: str, pull: _Pull[T], work: Callable[[Callable[..., None]], T]) -> None:
         try:
             with calling(pull.call):
-                pull.outcome.append(work(pull.note_resolved))
+                pull.outcome.append(work(partial(self._resolve, pull)))
         except BaseException as exc:  # noqa: BLE001 - raised in the threads that wait for it
             pull.error = exc
         finally:
             self._running.give_back(registry)
             with self._lock:
-                self._drop(key, pull)
+                self._drop(pull)
             pull.ended.set()

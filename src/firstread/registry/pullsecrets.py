@@ -39,6 +39,7 @@ class PullSecrets:
         self._clock = clock
         self._kept: dict[_Pair, None] = {}  # the newest last
         self._tried: list[_Pair] = []  # by pulls that have not ended; the newest last
+        self._foretold: list[str] = []  # repositories, by pulls of others that have just begun
         self._refused: dict[_Pair, float] = {}  # until when
         self._wanted: dict[str, None] = {}  # repositories; the newest last
         self._lock = threading.Lock()
@@ -59,17 +60,30 @@ class PullSecrets:
                 del self._kept[next(iter(self._kept))]
 
     @contextmanager
-    def trying(self, repository: str, several: Sequence[Credentials]) -> Iterator[None]:
-        """Have credentials in the block that a pull may prove right."""
+    def trying(
+        self, repository: str, several: Sequence[Credentials], *, foretold: bool = False
+    ) -> Iterator[None]:
+        """Have credentials in the block that a pull may prove right.
+
+        Args:
+            repository: of the image.
+            several: of them, the newest last.
+            foretold: the pull is somebody else's; if it is refused, that is theirs to deal with,
+                and no reason to want another.
+        """
         tried = [(repository, each) for each in several]
+        theirs = [repository] if foretold else []
         with self._lock:
             self._tried += tried
+            self._foretold += theirs
         try:
             yield
         finally:
             with self._lock:
                 for pair in tried:
                     self._tried.remove(pair)
+                for each in theirs:
+                    self._foretold.remove(each)
 
     def refuse(self, repository: str, credentials: Credentials) -> None:
         """Note that the registry does not take credentials for a repository, if they are ours."""
@@ -84,6 +98,8 @@ class PullSecrets:
         if not refused and repository not in self._wanted:
             return  # as almost always
         with self._lock:
+            if refused and repository in self._foretold:
+                return
             self._wanted.pop(repository, None)
             if refused:
                 self._wanted[repository] = None

@@ -3,9 +3,10 @@
 
 A kubelet gives the credentials of a pull to the image service that it is told to use
 (``imageServiceEndpoint``), and to nobody else; containerd hands none to a snapshotter. So this one
-is told to it. Owns what a pull's request says of credentials, and the one answer that is not
-containerd's: an image whose registry refuses the daemon is not here. A kubelet that is about to
-start a container then pulls it again, which brings new credentials and hardly a byte.
+is told to it. It also hears of an image before a registry does, so the daemon begins at once. Owns
+what a pull's request says of credentials, and the one answer that is not containerd's: an image
+whose registry refuses the daemon is not here. A kubelet that is about to start a container then
+pulls it again, which brings new credentials and hardly a byte.
 
 Invariants: requests and answers go through as bytes, whatever the version of CRI; all else ends as
 containerd ends it, even if the daemon does not answer; credentials are in no message and no log.
@@ -35,6 +36,7 @@ from firstread.oci.reference import parse_reference
 from firstread.registry.auth import decode_pair, normal_key
 from firstread.registry.credentials import Credentials
 from firstread.snapshotter import containerd_pb2 as api
+from firstread.snapshotter.foretelling import Foretelling
 from firstread.snapshotter.inflight import PullsInFlight
 from firstread.units import KiB, MiB
 
@@ -58,6 +60,9 @@ _NOT_HERE: Final = b""  # an ImageStatusResponse without an image
 class Daemon(Protocol):
     """What the image service tells the daemon of pulls, and asks it."""
 
+    def foretell(self, image: str, credentials: Credentials | None) -> None:
+        """Have an image soon. Raises FirstreadError; UnsupportedError if it is an ordinary one."""
+
     def pulled(self, image: str, credentials: Credentials | None) -> None:
         """Take what a successful pull has shown, if anything. Raises FirstreadError."""
 
@@ -79,6 +84,7 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._channel = grpc.insecure_channel(f"unix://{containerd}", options=[*OPTIONS, limit])
         self._pulls = pulls
         self._daemon = daemon
+        self._foretelling = Foretelling(daemon.foretell)
         self._seats = Seats(PULLS, PULLS, "pulls run")
 
     def close(self) -> None:
@@ -96,7 +102,8 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _pull(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         image, credentials = shown(request)
-        with self._taken(context), self._pulling(image, credentials):
+        foretold = self._foretelling.of(image, credentials)
+        with self._taken(context), self._pulling(image, credentials), foretold:
             yield from self._pass_on(path, request, context)
         if image:
             try:

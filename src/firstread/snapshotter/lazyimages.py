@@ -95,6 +95,28 @@ class DaemonImages:
     def pull(self, reference: str) -> str:
         return str(self._have(reference, Client.pull)["digest"])
 
+    def foretell(self, image: str, credentials: Credentials | None) -> None:
+        """Have an image on this node soon, by its name; what is here under that name will do.
+
+        Args:
+            image: as a kubelet names it.
+            credentials: of the pull that has begun.
+
+        Raises:
+            UnsupportedError: the image is an ordinary one.
+            FirstreadError: it cannot be had now.
+        """
+        reference = parse_reference(image)
+        secrets = [_login(credentials)] if credentials else []
+        with self._asked() as daemon, self._waiting.taken(reference.host):
+            daemon.pull(
+                image=str(reference),
+                policy="missing",
+                access=self._access,
+                pull_secrets=secrets,
+                foretold=True,
+            )
+
     def usage(self, reference: str) -> tuple[int, int]:
         digest = parse_reference(reference).digest or ""
         return usage(image_directory(self._root, digest))

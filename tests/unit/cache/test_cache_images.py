@@ -67,11 +67,11 @@ def test_an_image_is_fetched_with_two_questions_and_then_known(
     assert store.known(reference) is None
     resolved = []
     with Counted(reference) as repository:
-        image = store.fetch(reference, repository, lambda: resolved.append(1))
+        image = store.fetch(reference, repository, lambda *digests: resolved.append(digests))
         assert repository.asked == {"manifest": 1, "blob": 1}
         store.fetch(reference, repository)
         assert repository.asked == {"manifest": 2, "blob": 1}  # its metadata is here
-    assert resolved == [1]
+    assert resolved == [(image.digest, image.digest)]
     again = ImageStore(tmp_path)
     assert again.known(reference) == image.digest
     by_digest = parse_reference(f"{reference}@{image.digest}")
@@ -159,13 +159,15 @@ def test_many_who_fetch_the_same_image_all_get_it(
     store: ImageStore, reference: Reference, tmp_path: Path
 ) -> None:
     errors = []
+    asked = []
     start = threading.Barrier(8)
 
     def fetch() -> None:
         try:
-            with LayoutDirectory(reference) as repository:
+            with Counted(reference) as repository:
                 start.wait()
                 store.fetch(reference, repository)
+                asked.append(repository.asked["blob"])
         except FirstreadError as exc:
             errors.append(exc)
 
@@ -175,6 +177,7 @@ def test_many_who_fetch_the_same_image_all_get_it(
     for thread in threads:
         thread.join()
     assert errors == []
+    assert sum(asked) == 1, "the others wait for the first"
     assert len(list((tmp_path / "images").iterdir())) == 1
     assert len(list((tmp_path / "references").iterdir())) == 1
 

@@ -28,14 +28,15 @@ class Leaving:
 class Work:
     """A pull that waits for the test, or for its own end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *digests: str) -> None:
+        self.digests = digests  # that the name turns out to mean
         self.begun = 0
         self.may_end = threading.Event()
         self.error: Exception | None = None
 
-    def __call__(self, on_resolved: Callable[[], None]) -> str:
+    def __call__(self, on_resolved: Callable[..., None]) -> str:
         self.begun += 1
-        on_resolved()
+        on_resolved(*self.digests)
         assert self.may_end.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
@@ -57,6 +58,39 @@ def until(condition: Callable[[], object]) -> None:
 def waiters(of: Pulls[str], key: str = "a") -> int:
     pull = of._pulls.get(key)
     return pull.waiters if pull else 0
+
+
+def test_who_wants_a_digest_joins_the_pull_of_its_name() -> None:
+    shared, work, other = pulls(), Work("d", "e"), Work()
+    other.may_end.set()
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(shared.wait, "a", "r", work)]
+        until(lambda: waiters(shared, "e"))
+        asking += [pool.submit(shared.wait, key, "r", other) for key in ("d", "e")]
+        until(lambda: waiters(shared) == 3)
+        work.may_end.set()
+        assert {future.result(PATIENCE_S)[0] for future in asking} == {"image"}
+    assert (work.begun, other.begun) == (1, 0)
+    shared.wait("d", "r", other)
+    assert other.begun == 1, "it has ended, under all its names"
+
+
+def test_a_pull_that_is_given_up_gets_no_more_names() -> None:
+    shared, work = pulls(), Work("d")
+    resolve = threading.Event()
+
+    def slow(on_resolved: Callable[..., None]) -> str:
+        assert resolve.wait(PATIENCE_S)
+        return work(on_resolved)
+
+    client = Leaving()
+    client.gone = True
+    with pytest.raises(GoneError):
+        shared.wait("a", "r", slow, client)
+    resolve.set()
+    until(lambda: work.begun)
+    assert not waiters(shared, "d")
+    work.may_end.set()
 
 
 def test_all_who_want_an_image_wait_for_one_pull() -> None:

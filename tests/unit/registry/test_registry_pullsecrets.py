@@ -96,6 +96,20 @@ def test_a_refused_repository_wants_a_pull_until_something_helps(help_: str) -> 
     assert not secrets.is_wanted(APP)
 
 
+def test_a_refused_pull_of_somebody_else_is_theirs() -> None:
+    secrets = PullSecrets()
+    with secrets.trying(APP, [TRIED], foretold=True):
+        secrets.answered(APP, refused=True)
+        secrets.answered(OTHER, refused=True)
+        assert secrets.find(APP) == TRIED
+    assert not secrets.is_wanted(APP)
+    assert secrets.is_wanted(OTHER)
+    secrets.answered(APP, refused=True)
+    with secrets.trying(APP, [], foretold=True):
+        secrets.answered(APP, refused=True)
+    assert secrets.is_wanted(APP), "it was before"
+
+
 def test_only_so_many_repositories_want_a_pull() -> None:
     secrets = PullSecrets()
     for number in range(MAX_WANTED + 1):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -65,8 +66,13 @@ class Between:
     channel: grpc.Channel
     pulls: PullsInFlight
     kept: list[tuple[str, Credentials | None]] = field(default_factory=list)
+    told: SimpleQueue[tuple[str, Credentials | None]] = field(default_factory=SimpleQueue)
     wanted: list[str] = field(default_factory=list)
     failing: bool = False
+
+    def foretell(self, image: str, credentials: Credentials | None) -> None:
+        self.told.put((image, credentials))
+        self._check()
 
     def pulled(self, image: str, credentials: Credentials | None) -> None:
         self._check()
@@ -145,6 +151,7 @@ def test_a_pull_is_passed_on_as_it_is_and_kept_when_it_has_succeeded(between: Be
     assert between.containerd.in_flight == [LOGIN]
     assert between.pulls.secrets(IMAGE) == []
     assert between.kept == [(IMAGE, LOGIN)]
+    assert between.told.get(timeout=PATIENCE_S) == (IMAGE, LOGIN)
 
 
 def test_a_pull_that_fails_is_not_kept(between: Between, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,12 +211,11 @@ def test_only_root_can_connect(between: Between, tmp_path: Path) -> None:
     assert (tmp_path / "image.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_containerd_that_is_away_is_unavailable(tmp_path: Path) -> None:
-    nobody: Any = None
-    service = ImageService(tmp_path / "none.sock", PullsInFlight(), nobody)
+def test_a_containerd_that_is_away_is_unavailable(between: Between, tmp_path: Path) -> None:
+    service = ImageService(tmp_path / "none.sock", PullsInFlight(), between)
     server = imageservice.server_of(service)
-    start(server, tmp_path / "image.sock")
-    with grpc.insecure_channel(f"unix://{tmp_path}/image.sock") as channel:
+    start(server, tmp_path / "other.sock")
+    with grpc.insecure_channel(f"unix://{tmp_path}/other.sock") as channel:
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.unary_stream(PULL)(b"", timeout=PATIENCE_S))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
