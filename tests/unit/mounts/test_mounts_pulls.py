@@ -60,7 +60,7 @@ def waiters(of: Pulls[str], key: str = "a") -> int:
     return pull.waiters if pull else 0
 
 
-def test_who_wants_a_digest_joins_the_pull_of_its_name() -> None:
+def test_a_question_for_a_digest_joins_the_pull_of_its_name() -> None:
     shared, work, other = pulls(), Work("d", "e"), Work()
     other.may_end.set()
     with ThreadPoolExecutor(3) as pool:
