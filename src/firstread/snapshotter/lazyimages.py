@@ -21,6 +21,7 @@ from firstread.snapshotter.inflight import PullsInFlight
 HOLDER = "containerd-snapshot-"
 TOLD_S: Final = 5.0  # for what needs no registry: a kubelet waits for it
 WAITING: Final = (64, 32)  # calls at a time that wait for registries; of them, for one registry
+EARLY: Final = (32, 16)  # likewise, besides them: questions that nobody waits for yet
 
 
 class Images(Protocol):
@@ -90,7 +91,7 @@ class DaemonImages:
         self._root, self._run_dir = root, run_dir
         self._access = access or {}
         self._pulls = pulls or PullsInFlight()
-        self._waiting = Seats(*WAITING)
+        self._waiting, self._early = Seats(*WAITING), Seats(*EARLY)
 
     def pull(self, reference: str) -> str:
         return str(self._have(reference, Client.pull)["digest"])
@@ -104,11 +105,12 @@ class DaemonImages:
 
         Raises:
             UnsupportedError: the image is an ordinary one.
+            BusyError: there are many such questions already.
             FirstreadError: it cannot be had now.
         """
         reference = parse_reference(image)
         secrets = [_login(credentials)] if credentials else []
-        with self._asked() as daemon, self._waiting.taken(reference.host):
+        with self._asked() as daemon, self._early.taken(reference.host):
             daemon.pull(
                 image=str(reference),
                 policy="missing",
