@@ -24,7 +24,6 @@ from firstread.device.loopdevice import CONTROL, is_cached, set_cached
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.pages import cached_bytes
 from firstread.device.superblock import FileSystem
-from firstread.erofs import flatimage
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
 from firstread.erofs.reader import validate
@@ -210,6 +209,26 @@ def test_a_kernel_that_takes_no_files_gets_a_loop_device(
     assert bench.serve(bench.read(1), bench.fill)[0] == summary(bench.data[1][:4096])
 
 
+@pytest.mark.parametrize("torn", [lambda whole: whole[:-8], lambda whole: bytes(len(whole))])
+def test_a_mount_makes_torn_runs_of_chunk_indexes_again(
+    make: Callable[..., FlatMount], torn: Callable[[bytes], bytes]
+) -> None:
+    bench = make(name="flat")
+    kept, second = bench.metadata.with_name(INDEX_RUNS), bench.mountpoint.with_name("second")
+    whole = validate(ErofsImage(bench.metadata.read_bytes())).runs.to_bytes()
+    assert kept.read_bytes() == whole  # the first mount has found none
+    kept.write_bytes(torn(whole))  # as a disk may have it that has lost its power
+    second.mkdir()
+    bench.device.attach(bench.metadata, bench.ids, second)
+    try:
+        assert kept.read_bytes() == whole
+        assert [path.name for path in kept.parent.glob("index-runs*")] == [kept.name]
+        reader = start_reader(second / "1")
+        assert bench.serve(reader, bench.fill)[0] == summary(bench.data[1][:4096])
+    finally:
+        bench.device.detach(second)
+
+
 def test_a_mount_takes_what_is_known_of_the_chunk_indexes(
     make: Callable[..., FlatMount], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +238,7 @@ def test_a_mount_takes_what_is_known_of_the_chunk_indexes(
     bench = make(name="flat")
     kept, second = bench.metadata.with_name(INDEX_RUNS), bench.mountpoint.with_name("second")
     second.mkdir()
-    monkeypatch.setattr(flatimage, "validate", refuse)
+    monkeypatch.setattr(flatdevice, "validate", refuse)
     runs = validate(ErofsImage(bench.metadata.read_bytes())).runs.to_bytes()
     kept.write_bytes(runs[:-8])  # as a disk may have it that has lost its power
     with pytest.raises(NodeError, match="cannot mount"):

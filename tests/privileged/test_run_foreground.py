@@ -70,6 +70,7 @@ def test_output_and_exit_code(node: Node, runtime: str) -> None:
         ("nosuch", 127, 'firstread: exec: "nosuch": executable not found in $PATH\n'),
         ("/no/such", 127, 'firstread: exec: "/no/such": no such file or directory\n'),
         ("/bin/text", 126, 'firstread: exec: "/bin/text": permission denied\n'),
+        ("no\nsuch", 127, 'firstread: exec: "no\nsuch": executable not found in $PATH\n'),
     ],
 )
 def test_no_command_to_run(node: Node, runtime: str, command: str, code: int, words: str) -> None:

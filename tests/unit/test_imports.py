@@ -49,7 +49,7 @@ ROOMS: dict[str, str] = {
     ),
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener wholefile units errors",
-    "device": "sectors erofs mountinfo idmaps errors",
+    "device": "sectors erofs mountinfo wholefile idmaps errors",
     "engines": "convert redact errors",
     "convert": (
         "starts traces sectors erofs registry layouts oci documents memory printable redact units "

@@ -69,9 +69,7 @@ def write(
         checked = validate(image.erofs)
         if not checked.has_xattrs:
             (directory / NO_XATTRS).touch()
-        runs = stack.enter_context(open(directory / INDEX_RUNS, "wb", buffering=0))
-        runs.write(checked.runs.to_bytes())
-        synced.append(syncing.submit(os.fsync, runs.fileno()))
+        (directory / INDEX_RUNS).write_bytes(checked.runs.to_bytes())  # a mount can make it again
         for each in synced:
             each.result()
 

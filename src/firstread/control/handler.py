@@ -70,7 +70,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/events":
             self._events()
         elif self.path == "/metrics":
-            self._send(200, self.server.metrics(), "text/plain; version=0.0.4")
+            text = self.server.metrics()
+            self.server.answered(self.connection)  # no retirement waits for a client that is slow
+            self._send(200, text, "text/plain; version=0.0.4")
         else:
             self._answer()
 

@@ -48,8 +48,10 @@ from firstread.device.loopdevice import MAJOR, attach_loop, change_file, may_cac
 from firstread.device.readahead import BDI, START_KIB
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
+from firstread.erofs.reader import validate
 from firstread.errors import NodeError, from_os_error
 from firstread.mountinfo import read_mountinfo
+from firstread.wholefile import replace_file
 
 log = logging.getLogger("device")
 
@@ -133,7 +135,7 @@ class FlatDevice(FuseDevice):
                 self.answer(read, allow=False)
 
     def _shown(self, image: ErofsImage, metadata: Path) -> tuple[Tree, Inside | None]:
-        tree = FlatTree(image, _runs_beside(metadata))
+        tree = FlatTree(image, lambda: _runs_of(image, metadata))
         return tree, tree.metadata
 
     @contextlib.contextmanager
@@ -229,12 +231,20 @@ def begin_metadata(device: int, metadata: Path) -> None:
             os.posix_fadvise(device, at, length, os.POSIX_FADV_WILLNEED)
 
 
-def _runs_beside(metadata: Path) -> IndexRuns | None:
-    """Return where the chunk indexes of metadata lie, if that was kept, and can be read now."""
+def _runs_of(image: ErofsImage, metadata: Path) -> IndexRuns:
+    """Return where the chunk indexes of an image lie; keep it if that is not kept beside it.
+
+    Raises:
+        ImageError: as `validate`.
+    """
+    kept = metadata.with_name(INDEX_RUNS)
     try:
-        return IndexRuns.from_bytes(metadata.with_name(INDEX_RUNS).read_bytes())
+        return IndexRuns.from_bytes(kept.read_bytes())
     except (OSError, ValueError):
-        return None
+        runs = validate(image).runs
+    with contextlib.suppress(OSError):  # as when another mount does the same: the next one looks
+        replace_file(kept, runs.to_bytes())
+    return runs
 
 
 def _is_no_block_device(cause: BaseException | None) -> bool:

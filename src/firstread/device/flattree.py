@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from functools import cached_property
 
 from firstread.device import fuseprotocol as fuse
@@ -37,17 +38,19 @@ class FlatTree:
     Args:
         image: its metadata, checked; looked at when the kernel first asks, as it may never do
             after another process has served it.
-        runs: see `FlatImage`.
+        find_runs: returns the runs, see `FlatImage`.
     """
 
     has_many = True
 
-    def __init__(self, image: ErofsImage, runs: IndexRuns | None = None) -> None:
-        self._image, self._runs = image, runs
+    def __init__(
+        self, image: ErofsImage, find_runs: Callable[[], IndexRuns | None] = lambda: None
+    ) -> None:
+        self._image, self._find_runs = image, find_runs
 
     @cached_property
     def _flat(self) -> FlatImage:
-        return FlatImage(self._image, GAP, APART, self._runs)
+        return FlatImage(self._image, GAP, APART, self._find_runs())
 
     @property
     def size(self) -> int:

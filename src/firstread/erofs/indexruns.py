@@ -7,10 +7,10 @@ Invariant: runs come from a whole scan, so a range of metadata says which indexe
 
 from __future__ import annotations
 
-import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Self
 
 from firstread.erofs.format import CHUNK_INDEX_SIZE
@@ -19,35 +19,37 @@ from firstread.erofs.format import CHUNK_INDEX_SIZE
 # the beginning of the metadata, above the count of its indexes.
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
+_DIGEST_BYTES = 8
 
 
 class IndexRuns:
     """The runs of chunk indexes of an image, each of one file.
 
     Args:
-        packed: of every file with chunks, by `pack_run`.
+        ordered: of every file with chunks, by `pack_run`, from the lowest.
     """
 
-    def __init__(self, packed: Iterable[int]) -> None:
-        self._runs = array("Q", sorted(packed))
+    def __init__(self, ordered: Iterable[int]) -> None:
+        self._runs = array("Q", ordered)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Return the runs that `to_bytes` has given on this machine.
 
         Raises:
-            ValueError: it has given something else. An index of a run that is missing would not be
-                rewritten, and show metadata instead of a file.
+            ValueError: it has given something else, or a power cut has left a part of it. An index
+                of a run that is missing would not be rewritten, and show metadata instead of a
+                file.
         """
-        runs = array("Q")
-        runs.frombytes(data)
-        if not runs or runs.pop() != zlib.crc32(runs):
+        runs, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if digest != _digest(runs):
             raise ValueError("the runs of chunk indexes are damaged")
-        return cls(runs)
+        return cls(array("Q", runs))
 
     def to_bytes(self) -> bytes:
-        """Return the runs in the byte order of this machine, and their CRC-32 in 8 bytes."""
-        return (self._runs + array("Q", [zlib.crc32(self._runs)])).tobytes()
+        """Return the runs in the byte order of this machine, and their BLAKE2b in 8 bytes."""
+        runs = self._runs.tobytes()
+        return runs + _digest(runs)
 
     def indexes(self, first: int, stop: int) -> list[int]:
         """Return the offsets of the chunk indexes in a range of metadata, in order.
@@ -69,6 +71,10 @@ class IndexRuns:
 def pack_run(offset: int, count: int) -> int:
     """Return the run of a file: where its chunk indexes begin, and how many there are."""
     return _begin(offset) | count
+
+
+def _digest(runs: bytes) -> bytes:
+    return blake2b(runs, digest_size=_DIGEST_BYTES).digest()
 
 
 def _begin(offset: int) -> int:

@@ -175,7 +175,7 @@ def validate(image: ErofsImage) -> Checked:
         elif stat.S_ISLNK(inode.mode):
             image.readlink(inode)
     runs += [pack_run(index, 1) for index in scanned.plain_indexes]
-    return Checked(has_xattrs, IndexRuns(runs))
+    return Checked(has_xattrs, IndexRuns(sorted(runs)))
 
 
 def read_tree(image: ErofsImage) -> Node:

@@ -39,10 +39,10 @@ def _rewrite(hidden: dict[bytes, bytes]) -> None:
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
         memory.seek(start)
         arguments = memory.read(end - start).split(b"\0")
-        for setting, shown in hidden.items():
-            arguments = [
-                argument.removesuffix(setting) + shown if argument.endswith(setting) else argument
-                for argument in arguments
-            ]
+        lengths = sorted({len(setting) for setting in hidden}, reverse=True)
+        for place, argument in enumerate(arguments):
+            length = next((n for n in lengths if argument[-n:] in hidden), 0)
+            if length:
+                arguments[place] = argument[:-length] + hidden[argument[-length:]]
         memory.seek(start)
         memory.write(b"\0".join(arguments).ljust(end - start, b"\0"))

@@ -26,6 +26,7 @@ from firstread.run.attend import adopting_orphans, forwarding_signals, wait_exit
 from firstread.run.cgroups import read_cgroups
 from firstread.run.containers import ContainerStore, Record
 from firstread.run.document import to_json
+from firstread.run.execroom import check_room
 from firstread.run.lifecycle import RUNTIME_STATE
 from firstread.run.processes import is_alive
 from firstread.run.runtime import Runtime, find_runtime
@@ -74,6 +75,7 @@ def exec_in_container(store: ContainerStore, record: Record, options: ExecOption
     bundle = store.directory(record)
     process = exec_process(_first_process(bundle), options, bundle / "rootfs")
     content = to_json(process)
+    check_room(process)
     runtime = find_runtime(record.runtime or None, store.state_dir / RUNTIME_STATE, read_cgroups())
     with _scratch(bundle, content) as directory:
         return _attend(runtime, record, options, directory)

@@ -31,6 +31,7 @@ from firstread.run.devices import find_devices, host_devices
 from firstread.run.document import to_json
 from firstread.run.early import check_early
 from firstread.run.etc import write_etc
+from firstread.run.execroom import check_room
 from firstread.run.monitor import Report, run_detached
 from firstread.run.options import RunOptions
 from firstread.run.overlay import mount_overlay, unmount_below
@@ -286,9 +287,11 @@ def _make_bundle(job: _Job) -> None:
         terminal_group=is_mapped(read_map("gid"), TERMINAL_GROUP),
         ordinary=bool(owner()),
     )
-    spec = to_json(runtime_spec(job.image, options, site))
+    spec = runtime_spec(job.image, options, site)
+    content = to_json(spec)
+    check_room(spec["process"])
     try:
-        replace_file(directory / "config.json", spec)
+        replace_file(directory / "config.json", content)
     except OSError as exc:
         raise from_os_error(exc, "cannot write the container's bundle") from exc
 

@@ -78,13 +78,13 @@ def _become_monitor(body: Callable[[Report], None], read_end: int, write_end: in
     try:
         os.close(read_end)
         _let_go(keep=write_end)
+        pipe = open(write_end, "wb")  # noqa: SIM115 - closed by the first answer
 
         def answer(**parts: Any) -> None:
-            # Closed at once: nobody reads a second answer.
-            content = msgspec.msgpack.encode(_Answer(**parts))
-            while content:
-                content = content[os.write(write_end, content) :]
-            os.close(write_end)
+            if pipe.closed:
+                return  # nobody reads a second answer, and its number may be another file's
+            with pipe:
+                pipe.write(msgspec.msgpack.encode(_Answer(**parts)))
 
         try:
             body(lambda payload: answer(success=_Success(payload)))

@@ -36,6 +36,7 @@ from socket import AF_UNIX, recv_fds, socket
 import msgspec
 
 from firstread.errors import FirstreadError, NodeError, UsageError, from_os_error
+from firstread.printable import printable
 from firstread.run.cgroups import Cgroups, remove_groups
 
 KNOWN = ("crun", "runc")
@@ -107,7 +108,7 @@ class Runtime:
         )
         if status:
             self.delete(container_id)
-            message = _last_message(bundle / _LOG)
+            message = _last_message(bundle / _LOG, program)
             raise _create_error(
                 program, message, f"{self.name} cannot create the container", status
             )
@@ -141,7 +142,7 @@ class Runtime:
         command = ["exec", "--detach", "--process", str(directory / "process.json")]
         status = self._spawn(command, container_id, directory, stdio, console)
         if status:
-            message = _last_message(directory / _LOG)
+            message = _last_message(directory / _LOG, program)
             raise _create_error(program, message, f"{self.name} cannot start the process", status)
         return self._pid(directory)
 
@@ -301,10 +302,16 @@ class _LogLine(msgspec.Struct):
     level: str = ""
 
 
-def _last_message(log: Path) -> str:
-    """Return the last error in the runtime's log, without runc's prefixes."""
+def _last_message(log: Path, program: str = "") -> str:
+    """Return the last error in the runtime's log, without runc's prefixes.
+
+    Args:
+        log: of the runtime.
+        program: that it may name; crun does so as it is, on several lines if need be.
+    """
     try:
-        lines = log.read_bytes().splitlines()
+        text = log.read_bytes().replace(program.encode(), printable(program).encode())
+        lines = text.splitlines()
     except OSError:
         return ""
     for line in reversed(lines):

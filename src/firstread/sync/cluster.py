@@ -33,7 +33,9 @@ from firstread.sync.kubeconfig import ClusterAccess, in_memory
 PAGE: Final = 50  # pods that we ask for at a time; one has 10 to 30 KB
 MAX_PAGES: Final = 4000
 MAX_IMAGES: Final = 50_000
+MAX_EXPIRIES: Final = 10  # of a list; a server keeps what it lists from for 5 minutes or more
 OK: Final = 200
+GONE: Final = 410  # ResourceExpired
 _ENDED: Final = ("Succeeded", "Failed")
 _HINTS: Final[dict[type[SourceError], str]] = {
     SourceError: "check the server and the certificates of the kubeconfig",
@@ -79,6 +81,13 @@ class _PodList(msgspec.Struct, frozen=True):
     metadata: _Meta = _Meta()
 
 
+class _Expired(_PodList, frozen=True):
+    """Instead of a page: nobody knows its token any more. Has the token of the pods that follow.
+
+    Those are listed as they are by then. Without a token the list begins anew.
+    """
+
+
 def running_images(
     access: ClusterAccess, namespace: str = "", options: AccessOptions | None = None
 ) -> list[str]:
@@ -117,12 +126,17 @@ def _images(spec: _Spec) -> Iterator[str]:
 
 
 def _pages(server: _ApiServer, path: str, options: AccessOptions) -> Iterator[_PodList]:
-    backoff, more = Backoff(options), ""
+    backoff, more, expiries = Backoff(options), "", 0
     for _ in range(MAX_PAGES):
         query = urlencode({"limit": PAGE, **({"continue": more} if more else {})})
         page = backoff.insist(partial(server.list_pods, f"{path}?{query}"))
-        yield page
         more = page.metadata.more
+        if isinstance(page, _Expired):
+            expiries += 1
+            if expiries > MAX_EXPIRIES:
+                raise SourceError(f"the list of pods has expired {expiries} times")
+            continue
+        yield page
         if not more:
             return
     raise SourceError(f"the list of pods has more than {MAX_PAGES} pages")
@@ -163,7 +177,7 @@ class _ApiServer:
             self._headers["Authorization"] = access.authorization
 
     def list_pods(self, target: str) -> _PodList:
-        """Return a page of a list, in one attempt.
+        """Return a page of a list, or that it has expired, in one attempt.
 
         Raises:
             SourceError: the server gives none.
@@ -181,11 +195,12 @@ class _ApiServer:
 
     def _ask(self, url: str) -> _PodList:
         response = self._connections.request("GET", url, self._headers, None)
-        if response.status != OK:
+        kind = {OK: _PodList, GONE: _Expired}.get(response.status)
+        if kind is None:
             release(response)
             raise _refusal(self._what, response.status)
         data = read_whole(response, self._what, url, self._options.answer_timeout)
-        return decode(data, _PodList, "the list of pods")
+        return decode(data, kind, "the list of pods")
 
 
 def _refusal(what: str, status: int) -> SourceError:

@@ -26,8 +26,10 @@ from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository, naming
 from firstread.oci.resolve import Leaves, is_image, leaves
+from firstread.registry.health import KnownEndpoints
 from firstread.registry.open import open_source
 from firstread.sectors.image import SOURCE_DIGEST, is_block_image
+from firstread.sync.silenthosts import SilentHosts
 from firstread.sync.synced import CONVERTED, MISSING, SyncedImage, failed, skipped
 
 
@@ -87,20 +89,27 @@ class Target(ABC):
         self.options = options
         self._executor = executor
         self._claims = LayerClaims()
+        self._known = KnownEndpoints()  # a mirror that is gone rests, for all repositories
 
-    def look(self, names: Sequence[Reference]) -> Iterator[SyncedImage | Work]:
-        """Yield what there is to do for images of one repository, and the rows of all others."""
+    def look(self, names: Sequence[Reference], silent: SilentHosts) -> Iterator[SyncedImage | Work]:
+        """Yield what there is to do for images of one repository, and the rows of all others.
+
+        Args:
+            names: of the images.
+            silent: hosts of this run.
+        """
         place = replace(names[0], tag=None, digest=None)
         with ExitStack() as stack:
             try:
-                sources = stack.enter_context(open_source(place, self.options.source_options))
+                options = self.options.source_options
+                sources = stack.enter_context(open_source(place, options, self._known))
                 results = self._open_results(place, sources, stack)
             except FirstreadError as exc:
                 yield from (failed(name, exc) for name in names)
                 return
             for name in names:
                 try:
-                    with naming(name):
+                    with naming(name), silent.asking(name.host):
                         yield from self._look(name, sources, results)
                 except FirstreadError as exc:
                     yield failed(name, exc)

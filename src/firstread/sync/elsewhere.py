@@ -44,7 +44,8 @@ class Elsewhere(Target):
 
     def _open_results(self, place: Reference, sources: Repository, stack: ExitStack) -> Repository:
         there = self._mapping.place_of(place)
-        return stack.enter_context(open_source(there, self.options.destination_options))
+        options = self.options.destination_options
+        return stack.enter_context(open_source(there, options, self._known))
 
     def _look(
         self, name: Reference, sources: Repository, results: Repository

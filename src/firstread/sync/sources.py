@@ -20,6 +20,7 @@ from firstread.registry.options import AccessOptions
 from firstread.sync.cluster import running_images
 from firstread.sync.kubeconfig import read_kubeconfig
 from firstread.sync.pattern import Pattern, Source, parse_source, registry_image
+from firstread.sync.silenthosts import SilentHosts
 from firstread.units import MiB
 from firstread.wholefile import read_limited
 
@@ -153,7 +154,7 @@ class _Registries:
     """
 
     def __init__(self, options: AccessOptions, names: Names) -> None:
-        self._options, self._names = options, names
+        self._options, self._names, self._silent = options, names, SilentHosts()
         self._repositories: dict[str, list[str] | FirstreadError] = {}  # by host
         self._tags: dict[tuple[str, str], list[str] | FirstreadError] = {}
 
@@ -201,6 +202,7 @@ class _Registries:
 
     def _ask(self, place: tuple[str, str]) -> list[str] | FirstreadError:
         try:
-            return list_tags(Reference("docker", *place, ""), self._options)
+            with self._silent.asking(place[0]):
+                return list_tags(Reference("docker", *place, ""), self._options)
         except FirstreadError as exc:
             return exc

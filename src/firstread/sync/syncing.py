@@ -21,6 +21,7 @@ from firstread.errors import FirstreadError, UsageError
 from firstread.oci.reference import Reference
 from firstread.redact import redact
 from firstread.sync.conversiontarget import Target, Work
+from firstread.sync.silenthosts import SilentHosts
 from firstread.sync.synced import SyncedImage, failed
 
 LOOKING: Final = 8  # repositories that are looked at at a time
@@ -73,8 +74,8 @@ class Sync:
         Returns:
             A row for each image and platform.
         """
-        tally = tally or Tally()
-        found = list(self._look(names, tally))
+        tally, silent = tally or Tally(), SilentHosts()
+        found = list(self._look(names, tally, silent))
         rows = [each for each in found if isinstance(each, SyncedImage)]
         todo, refused = sort_out([each for each in found if isinstance(each, Work)], rows)
         rows += refused
@@ -84,7 +85,11 @@ class Sync:
         for work in todo:
             equal.setdefault(work.key, []).append(work)
         tally.to_convert = len(todo)
-        for works, done in self._each(self._convert, list(equal.values()), self._at_once):
+
+        def convert(works: Sequence[Work]) -> list[SyncedImage]:
+            return self._convert(works, silent)
+
+        for works, done in self._each(convert, list(equal.values()), self._at_once):
             rows += done
             tally.done += len(works)
             tally.failed += sum(row.error is not None for row in done)
@@ -99,7 +104,9 @@ class Sync:
         """Have conversions end with an error as soon as they read or send anything."""
         self._stopped.set()
 
-    def _look(self, names: Iterable[Reference], tally: Tally) -> Iterator[SyncedImage | Work]:
+    def _look(
+        self, names: Iterable[Reference], tally: Tally, silent: SilentHosts
+    ) -> Iterator[SyncedImage | Work]:
         places: dict[tuple[str, str], list[Reference]] = {}
         for name in names:
             places.setdefault((name.host, name.repository), []).append(name)
@@ -107,18 +114,19 @@ class Sync:
 
         def look(here: list[Reference]) -> list[SyncedImage | Work]:
             try:
-                return list(self._target.look(here))
+                return list(self._target.look(here, silent))
             except Exception as exc:  # noqa: BLE001 - a defect that one image meets stops no other
                 return [failed(name, _defect(exc)) for name in here]
 
         for _, found in self._each(look, list(places.values()), LOOKING):
             yield from found
 
-    def _convert(self, works: Sequence[Work]) -> list[SyncedImage]:
+    def _convert(self, works: Sequence[Work], silent: SilentHosts) -> list[SyncedImage]:
         """Convert an image that has several names."""
         first, *others = works
         try:
-            done = self._target.convert(first, _Stoppable(self._stopped))
+            with silent.asking(first.source.host):
+                done = self._target.convert(first, _Stoppable(self._stopped))
         except Exception as exc:  # noqa: BLE001 - likewise
             error = exc if isinstance(exc, FirstreadError) else _defect(exc)
             return [_failed(work, error) for work in works]

@@ -32,6 +32,7 @@ from firstread.mounts.nodestatus import Mounted, Steps
 from firstread.mounts.pulls import PATIENT, GoneError, Waiting
 from firstread.registry.access import Access
 from firstread.testing.patience import PATIENCE_S
+from firstread.units import MiB
 
 
 def mounted(mountpoint: str, config: str = "") -> Mounted:
@@ -97,7 +98,8 @@ class Peer:
         listener.listen()
         self.node, self.feed = Remembering(), Feed()
         self.client = Client(run_dir)
-        self.server = ControlServer(listener, self.node, self.feed, with_more, lambda: b"m 1\n")
+        self.metrics = b"m 1\n"
+        self.server = ControlServer(listener, self.node, self.feed, with_more, lambda: self.metrics)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
@@ -123,6 +125,16 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     running = Peer(tmp_path)
     yield running
     running.close()
+
+
+def test_a_server_retires_beside_a_client_that_reads_no_metrics(peer: Peer, tmp_path: Path) -> None:
+    peer.metrics = b"m 1\n" * MiB  # more than its socket takes
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as slow:
+        slow.connect(str(socket_path(tmp_path)))
+        slow.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert slow.recv(1) == b"H"
+        peer.server.retire()
+        wait_for(peer.server.retired)
 
 
 def test_requests_become_calls(peer: Peer) -> None:

@@ -26,6 +26,7 @@ from firstread.sectors.source import Wanted
 from firstread.testing.faultsource import FaultSource
 from firstread.testing.featurestory import content
 from firstread.testing.images import Dir, File, Image, Layer, Whiteout
+from firstread.testing.machine import until
 from firstread.testing.nbdclient import NbdClient, serving, string
 from firstread.testing.packed import MemoryRepository, converted, opened
 from firstread.testing.patience import PATIENCE_S
@@ -365,6 +366,7 @@ def test_clients_take_turns(image: Served, tmp_path: Path, order: list[bytes]) -
         greedy.ask(Command.READ, 0, len(disk) - BLOCK)
         greedy.ask(Command.READ, 0, BLOCK)  # it is answered, so the first has asked for all
         greedy.receive(16 + BLOCK)
+        until(lambda: source.requests, PATIENCE_S)  # else the turns begin when both have asked
         modest.ask(Command.READ, len(disk) - BLOCK, BLOCK)
         modest.ask(Command.READ, 0, BLOCK)
         modest.receive(16 + BLOCK)
@@ -418,6 +420,7 @@ def test_nothing_is_begun_for_a_client_that_is_gone(
             client.go(structured=False)
             client.ask(Command.READ, 0, len(disk) - BLOCK)
             client.read(0, BLOCK)
+            until(lambda: source.requests, PATIENCE_S)
         assert left.wait(PATIENCE_S)
         with NbdClient.connect(path) as client:
             client.go()

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from firstread.errors import NodeError, NotFoundError, UsageError
+from firstread.readable import is_readable
 from firstread.run.cgroups import Cgroups, read_cgroups
 from firstread.run.devices import find_devices, host_devices
 from firstread.run.etc import write_etc
@@ -16,6 +19,7 @@ from firstread.run.monitor import run_detached
 from firstread.run.overlay import mounts_below
 from firstread.run.parse import DeviceFlag
 from firstread.run.runtime import CommandError, Runtime, find_runtime, run_exit_code
+from firstread.testing.patience import PATIENCE_S
 
 PLAIN = Cgroups(usable=True, controllers=frozenset(), swap=False)
 
@@ -198,6 +202,23 @@ def test_detached_errors_arrive(error: UsageError) -> None:
         run_detached(body)
     assert (caught.value.message, caught.value.hint) == (error.message, error.hint)
     assert caught.value.exit_code == error.exit_code
+
+
+def test_a_failure_after_the_report_is_written_nowhere(tmp_path: Path) -> None:
+    """Least of all into the file that has the number of the report by then."""
+
+    def body(report: Callable[[bytes], None]) -> None:
+        os.open(tmp_path, os.O_RDONLY)  # the number of the other end
+        report(b"%d" % os.getpid())
+        os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+        raise NodeError("too late")
+
+    monitor = int(run_detached(body))
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(monitor)
+        assert is_readable(pidfd, PATIENCE_S)
+        os.close(pidfd)
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_detached_death() -> None:

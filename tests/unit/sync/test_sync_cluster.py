@@ -54,6 +54,7 @@ class ApiServer(QuietServer):
         self.asked: list[str] = []
         self.status = 200
         self.body: bytes | None = None
+        self.expires: list[str] = []  # tokens, each for the next answer in place of a page
         self.needs_token = True
 
 
@@ -65,6 +66,11 @@ class Handler(QuietHandler):
         server.asked.append(parts.path)
         query = parse_qs(parts.query)
         status, at = server.status, int(query.get("continue", ["0"])[0])
+        if "continue" in query and server.expires:
+            document: dict[str, Any] = {"kind": "Status", "code": 410, "reason": "Expired"}
+            document["metadata"] = {"continue": token} if (token := server.expires.pop()) else {}
+            send(self, plain(410, {}, json.dumps(document).encode()))
+            return
         if server.needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             status = 401
         more = {"continue": str(at + 1)} if at + 1 < len(PODS) else {}
@@ -207,6 +213,25 @@ def test_a_server_that_fails(tmp_path: Path) -> None:
             images(path)
     with pytest.raises(TransportError, match="cannot be reached"):
         images(path)
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(["1"], 5), ([""], 6), (["", "2", "", "1"], 10)])
+def test_a_list_that_expires_goes_on(tmp_path: Path, tokens: list[str], requests: int) -> None:
+    """Behind the pods that are known, if the server says how; else from the first."""
+    with api() as server:
+        server.expires = tokens
+        found = images(write(tmp_path / "config", server, {"token": TOKEN}))
+        assert sorted(found) == sorted(EXPECTED)
+        assert len(server.asked) == requests
+
+
+@pytest.mark.parametrize("token", ["", "1"])
+def test_a_list_that_always_expires_ends(tmp_path: Path, token: str) -> None:
+    with api() as server:
+        server.expires = [token] * 1000
+        with pytest.raises(SourceError, match="expired 11 times"):
+            images(write(tmp_path / "config", server, {"token": TOKEN}))
+        assert len(server.asked) <= 22
 
 
 def test_a_list_of_pods_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
