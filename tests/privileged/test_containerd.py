@@ -70,7 +70,7 @@ def test_a_pod_of_a_converted_image(registry: DockerRegistry, node: Containerd) 
     image = f"{registry.host}/app:latest"
     registry.forget()
     node.pull(image)
-    assert blob_bytes(registry, "app") < MiB / 4  # of 24 MiB of data: config and metadata
+    assert blob_bytes(registry, "app") < MiB / 4  # of 24 MiB of data: metadata
     assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
     assert 4 * MiB < blob_bytes(registry, "app") < 10 * MiB  # the file, and the shell's sector
     assert node.run(image, *read(3)) == [f"{digest_of(3)}  /data/3"]
