@@ -288,10 +288,18 @@ def test_layers_are_copied_for_clients_that_read_them(
     assert (absent.code, absent.stdout) == (2, "")
     assert "does not have the image" in absent.stderr
     assert node.firstread_pull(image).code == 0
+    if containerd_version()[0] >= 2:  # has the registry mount what is in another repository
+        copy = (f"{registry.host}/copies/app:1", image)
+        pushed = node.ctr("images", "push", "--plain-http", *copy, namespace="default")
+        assert pushed.code == 0, pushed
+    pruned = node.ctr("content", "prune", "references", namespace="default")
+    assert pruned.code == 0, pruned
     before = node.ctr("images", "ls", "--quiet", namespace="default").stdout
     copied = node.firstread_pull(image, "--layers")
     assert copied.code == 0, copied
     assert copied.stdout.startswith("copied 2 layers of "), copied
+    lease = node.ctr("leases", "create", namespace="default").stdout.strip()
+    assert node.ctr("leases", "rm", "--sync", lease, namespace="default").code == 0
     assert node.firstread_pull(image, "--layers").stdout.startswith("copied 0 layers of ")
     assert node.ctr("images", "ls", "--quiet", namespace="default").stdout == before
     archive = node.scratch / "exported.tar"
