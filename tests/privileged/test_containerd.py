@@ -306,6 +306,11 @@ def test_layers_are_copied_for_clients_that_read_them(
     exported = node.ctr("images", "export", str(archive), image, namespace="default")
     assert exported.code == 0, exported
     assert archive.stat().st_size > 24 * MiB
+    if containerd_version()[0] >= 2:
+        imported = node.ctr("images", "import", "--snapshotter=firstread", str(archive))
+        assert imported.code != 0
+        assert "pull the image from its registry instead" in imported.stderr
+        assert node.snapshots() == []
 
 
 def test_ctr_pulls_lazily_or_is_refused(registry: DockerRegistry, node: Containerd) -> None:
