@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kubelet
 
 WAIT = ("sleep", "600")
 FILE = 4 * MiB  # each of six
-START = 2 * MiB  # config, metadata and what busybox reads of itself
+START = 2 * MiB  # metadata, and the sector of busybox; the manifest holds the config
 
 
 @pytest.fixture(scope="module")

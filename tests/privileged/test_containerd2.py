@@ -24,6 +24,7 @@ from tests.privileged.test_containerd import (
     start_writer,
 )
 
+from firstread.testing.command import ran
 from firstread.testing.containerd import Containerd
 from firstread.testing.containerdconfig import containerd_version
 from firstread.testing.registry import DockerRegistry
@@ -77,6 +78,29 @@ def test_containerd_measures_its_default_snapshotter_alone(
     node.wait(lambda: file_systems(node)[0].used_bytes.value >= 20 * MiB)
     assert len(file_systems(node)) == 1
     assert own_layer(node, container).used_bytes.value == 0
+
+
+@pytest.mark.skipif(not shutil.which("nerdctl"), reason="needs nerdctl")
+def test_nerdctl(registry: DockerRegistry, node: Containerd) -> None:
+    image, archive = f"{registry.host}/app:latest", node.scratch / "saved.tar"
+    places = ("--data-root", node.scratch / "nerdctl", "--cni-netconfpath", node.scratch / "cni")
+    options = ("--address", node.socket, *places, "--snapshotter=firstread", "--insecure-registry")
+
+    def nerdctl(*arguments: str) -> str:
+        done = ran(["nerdctl", *options, *arguments])
+        assert done.code == 0, done
+        return done.stdout
+
+    registry.forget()
+    nerdctl("pull", "--quiet", image)
+    assert blob_bytes(registry, "app") < MiB / 4
+    printed = nerdctl("run", "--rm", "--net=none", image, "sha256sum /data/1")
+    assert printed == f"{digest_of(1)}  /data/1\n"
+    assert 4 * MiB < blob_bytes(registry, "app") < 10 * MiB
+    nerdctl("save", "--output", str(archive), image)  # it fetches the layers that it lacks
+    assert archive.stat().st_size > 24 * MiB
+    nerdctl("rmi", image)
+    node.wait_collected(lambda: node.snapshots("default") == [])
 
 
 def test_the_start_of_a_pod_is_below_the_spans_of_containerd(

@@ -178,6 +178,20 @@ def test_skopeo_copies_it_through_registry_and_archive(
         check(copy, case.original, case.digest)
 
 
+def test_skopeo_syncs_an_image_with_its_conversion(
+    registry: DockerRegistry, debian_case: Case
+) -> None:
+    convert("--attach", f"{debian_case.pushed}:12")
+    with DockerRegistry() as other:
+        tls = ("--src-tls-verify=false", "--dest-tls-verify=false")
+        ways = ("--src=docker", "--dest=docker", "--all")
+        skopeo("sync", *tls, *ways, debian_case.pushed, f"{other.host}/library")
+        copy = f"{other.host}/library/debian:12"
+        ran = firstread("inspect", "--json", copy)
+        assert ran.code == 0, ran
+        assert ran.json["digest"] != digest_of(debian_case.layout)
+
+
 def test_skopeo_inspects_it(debian_case: Case) -> None:
     case = debian_case
     said = json.loads(skopeo("inspect", case.converted))

@@ -9,7 +9,7 @@ from firstread.errors import ImageError, UnsupportedError
 from firstread.oci.layertypes import layer_compression
 from firstread.oci.model import Descriptor, diff_ids
 from firstread.oci.resolve import ResolvedImage
-from firstread.sectors.image import check_underived, is_block_image
+from firstread.sectors.image import check_underived, is_block_layer
 
 
 class SourceLayer(NamedTuple):
@@ -28,7 +28,7 @@ def source_layers(image: ResolvedImage) -> list[SourceLayer]:
         ImageError: manifest and config contradict each other.
     """
     check_underived(image.manifest)
-    if is_block_image(image.manifest):
+    if any(map(is_block_layer, image.manifest.layers)):
         raise UnsupportedError(
             "this image is converted already", hint="name the original image as the source"
         )

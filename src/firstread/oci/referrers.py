@@ -66,7 +66,9 @@ def describe_referrer(data: bytes, media_type: str) -> tuple[Descriptor, Descrip
 
 
 def of_type(data: bytes, artifact_type: str) -> tuple[list[Descriptor], int]:
-    """Return the entries of one type, and the number of all entries.
+    """Return the entries that may be of a type, and the number of all entries.
+
+    An entry that states no type may be of any: skopeo 1.9 drops types when it copies a list.
 
     Raises:
         ImageError: it is not a list.
@@ -74,7 +76,9 @@ def of_type(data: bytes, artifact_type: str) -> tuple[list[Descriptor], int]:
     entries = parse_index(data).manifests
     if len(entries) > MAX_ENTRIES:
         raise LimitError(f"a list of referrers has {len(entries)} entries")
-    return [entry for entry in entries if entry.artifact_type == artifact_type], len(entries)
+    return [e for e in entries if not e.artifact_type or e.artifact_type == artifact_type], len(
+        entries
+    )
 
 
 def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:

@@ -86,8 +86,8 @@ class Repository(ABC):
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         """Return the manifests of a type that name the manifest `subject` as their subject.
 
-        Only the form of the list is verified: anyone who may push here can be in it. A repository
-        that keeps no such lists has none.
+        Only the form of the list is verified: anyone who may push here can be in it. Entries that
+        state no type may be of another one. A repository that keeps no such lists has none.
 
         Args:
             subject: digest of a manifest.

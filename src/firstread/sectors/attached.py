@@ -104,7 +104,7 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
     except ImageError as exc:
         log.warning("%s: nothing attached is used: %s", original.digest, exc)
         return
-    candidates = {entry.digest: entry for entry in entries}.values()
+    candidates = {entry.digest: entry for entry in entries if _may_be_ours(entry)}.values()
     chosen = sorted(candidates, key=lambda entry: _rank(entry.annotations, entry.digest))
     found = _acceptable(repository, original, chosen[:MAX_CANDIDATES])
     if all(entry.annotations for entry in chosen):
@@ -113,6 +113,11 @@ def all_attached(repository: Repository, original: Descriptor) -> Iterator[Attac
         yield from sorted(
             found, key=lambda one: _rank(one.manifest.annotations, one.descriptor.digest)
         )
+
+
+def _may_be_ours(entry: Descriptor) -> bool:
+    """Return whether an entry states our type; if it states none, its annotations tell."""
+    return bool(entry.artifact_type) or SOURCE_DIGEST in (entry.annotations or {})
 
 
 def _rank(annotations: Mapping[str, str] | None, digest: str) -> tuple[bool, bool, int, str]:

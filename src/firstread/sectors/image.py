@@ -63,6 +63,9 @@ HOT = ANNOTATION + "hot"  # sector blob: holds the hot sectors, in order; manife
 GENERATION = ANNOTATION + "generation"  # of attached images with hot sectors: the highest counts
 PREFETCH = ANNOTATION + "prefetch"  # manifest: what a node fetches though nobody reads it
 
+# Such as ctr images convert --uncompress and nerdctl image convert --zstd.
+REWRITTEN = "convert the original again, or copy what firstread has made unchanged"
+
 _LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with
 
 
@@ -175,6 +178,11 @@ def check_manifest(manifest: Manifest) -> None:
     """
     check_underived(manifest)
     if not is_block_image(manifest):
+        if any(map(is_block_layer, manifest.layers)):
+            raise UnsupportedError(
+                f"the metadata layer has the media type {manifest.layers[0].media_type}",
+                hint=f"it is of another version, or another program has rewritten it: {REWRITTEN}",
+            )
         raise UnsupportedError(
             "this is an ordinary image, not one that firstread converted",
             hint="convert it first: firstread convert --attach SOURCE keeps its name, and"
@@ -221,7 +229,10 @@ def _decompress(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
                 if stream.unused_data:
                     raise ImageError("the metadata layer goes on after its end")
     except zstandard.ZstdError as exc:
-        raise ImageError(f"the metadata layer cannot be decompressed: {exc}") from exc
+        raise ImageError(
+            f"the metadata layer cannot be decompressed: {exc}",
+            hint=f"it is damaged, or another program has rewritten it: {REWRITTEN}",
+        ) from exc
     if not stream.eof:
         raise ImageError("the metadata layer is cut off")
 

@@ -20,7 +20,8 @@ from firstread.registry.open import open_source
 from firstread.sectors.image import check_underived
 from firstread.snapshotter.asked import IMAGE, LAYERS, MANIFEST, TARGET
 from firstread.snapshotter.contentapi import ContainerdClient
-from firstread.snapshotter.imagelookup import CONFIG, SOURCE, chain_ids
+from firstread.snapshotter.contentlabels import references, source
+from firstread.snapshotter.imagelookup import chain_ids
 
 INHERITED = "containerd.io/snapshot/"
 
@@ -94,10 +95,9 @@ def _write(
     client: ContainerdClient, image: ResolvedImage, reference: Reference, label: str, top: str
 ) -> None:
     """Write config and manifest; their labels keep what they name."""
-    source = {f"{SOURCE}{reference.host}": reference.repository}
-    config = image.manifest.config.digest
-    client.write(config, image.config_bytes, source | {f"containerd.io/{label}": top})
-    contents = {CONFIG: config}
-    for number, layer in enumerate(image.manifest.layers):
-        contents[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
-    client.write(image.descriptor.digest, image.manifest_bytes, source | contents)
+    kept = {f"containerd.io/{label}": top}
+    for digest, data, labels in (
+        (image.manifest.config.digest, image.config_bytes, kept),
+        (image.descriptor.digest, image.manifest_bytes, references(image.manifest)),
+    ):
+        client.write(digest, data, source(reference, client.labels(digest)) | labels)

@@ -77,6 +77,11 @@ class ContainerdClient:
         pages = self._stream("List", api.FilterRequest(filters=filters), api.ContentList)
         return [content for page in pages for content in page.info]
 
+    def labels(self, digest: str) -> dict[str, str]:
+        """Return the labels of a content; none if it is not there."""
+        found = self.contents(f"digest=={digest}")
+        return dict(found[0].labels) if found else {}
+
     def read(self, digest: str) -> bytes:
         """Return a content."""
         parts = self._stream("Read", api.ReadRequest(digest=digest), api.ReadResponse)

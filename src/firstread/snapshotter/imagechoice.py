@@ -93,7 +93,8 @@ class ImageChoice:
             raise RefusalError(
                 Refusal.FAILED_PRECONDITION,
                 _UNNAMED,
-                hint="turn on snapshot annotations: docs/containerd.md",
+                hint="if it unpacks an archive, let it pull the image from its registry instead;"
+                " if it pulls, turn on snapshot annotations: docs/containerd.md",
             )
         image = _pinned(asked.image, asked.manifest)
         self._images.pull(image)

@@ -23,11 +23,10 @@ from firstread.sectors.image import is_block_layer
 from firstread.snapshotter.asked import Named
 from firstread.snapshotter.containerd_pb2 import Content
 from firstread.snapshotter.contentapi import ContainerdClient
+from firstread.snapshotter.contentlabels import CONFIG, SOURCE
 
 log = logging.getLogger("snapshotter")
 
-CONFIG = "containerd.io/gc.ref.content.config"
-SOURCE = "containerd.io/distribution.source."
 MAX_REMEMBERED = 4096
 
 

@@ -16,7 +16,7 @@ from firstread.oci.reference import Reference
 from firstread.oci.resolve import resolve
 from firstread.registry.open import open_source
 from firstread.snapshotter.contentapi import ContainerdClient
-from firstread.snapshotter.imagelookup import SOURCE
+from firstread.snapshotter.contentlabels import references, source
 
 
 def copy_layers(
@@ -54,10 +54,11 @@ def copy_layers(
             )
         missing = {layer.digest: layer for layer in image.manifest.layers}  # each once
         missing = {digest: layer for digest, layer in missing.items() if digest not in here}
-        source = {f"{SOURCE}{reference.host}": reference.repository}
-        with client.leased():  # after that the manifest's own labels keep them
+        with client.leased():  # after that the manifest's labels keep them
             for number, layer in enumerate(missing.values(), start=1):
                 on_step(f"copying layer {number} of {len(missing)}")
                 with repository.open_blob(layer) as blob:
-                    client.copy(layer.digest, layer.size, blob, source)
+                    client.copy(layer.digest, layer.size, blob, source(reference, {}))
+            # containerd that discards unpacked layers leaves the labels out, or removes them.
+            client.label(image.descriptor.digest, references(image.manifest))
     return len(missing), sum(layer.size for layer in missing.values())

@@ -89,10 +89,12 @@ def traces_attached(repository: Repository, subject: Descriptor) -> list[Trace]:
         SourceError: the repository does not answer.
     """
     try:
-        entries = {e.digest: e for e in repository.referrers(subject.digest, TRACE_TYPE)}
+        listed = repository.referrers(subject.digest, TRACE_TYPE)
     except ImageError as exc:
         log.warning("%s: no attached trace is used: %s", subject.digest, exc)
         return []
+    # A trace has no annotations, so an entry with some, but without a type, is something else.
+    entries = {e.digest: e for e in listed if e.artifact_type or not e.annotations}
     if len(entries) > MAX_ATTACHED:
         log.warning("%s: %d of %d traces are used", subject.digest, MAX_ATTACHED, len(entries))
     return list(_read_each(repository, subject, [entries[d] for d in sorted(entries)]))

@@ -154,6 +154,21 @@ def test_damaged_metadata_layers(layer: bytes, message: str) -> None:
         write_metadata([layer], io.BytesIO())
 
 
+def test_layers_that_another_program_has_rewritten() -> None:
+    """As ``nerdctl image convert --zstd`` does, and ``ctr images convert --uncompress``."""
+    place, manifest = converted(IMAGE)
+    retyped = [
+        msgspec.structs.replace(layer, media_type="application/vnd.oci.image.layer.v1.tar+zstd")
+        for layer in manifest.layers
+    ]
+    with pytest.raises(UnsupportedError, match=r"media type .*\.tar\+zstd") as caught:
+        check_manifest(msgspec.structs.replace(manifest, layers=retyped))
+    assert "another program has rewritten it" in (caught.value.hint or "")
+    with pytest.raises(ImageError) as raised:
+        write_metadata([metadata_of(place, manifest)], io.BytesIO())
+    assert "another program has rewritten it" in (raised.value.hint or "")
+
+
 class Counted(io.RawIOBase):
     """A file that only counts."""
 

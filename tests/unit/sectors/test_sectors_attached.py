@@ -310,6 +310,21 @@ def test_no_more_than_some_are_read(registry: ScriptedRegistry) -> None:
         assert len(registry.asked("/manifests/sha256:")) == MAX_CANDIDATES
 
 
+def test_a_list_without_types(registry: ScriptedRegistry) -> None:
+    """skopeo 1.9 drops types, and embedded manifests, when it copies a list."""
+    store(registry, GOOD)
+    signature = encode(manifest(artifact_type=None, annotations=None))
+    store(registry, signature)
+    told = {"artifact_type": None, "annotations": manifest().annotations}
+    say(registry, listed(signature, artifact_type=None), listed(GOOD, **told))
+    with place_of(registry) as place:
+        registry.seen.clear()
+        found = find_attached(place, SUBJECT)
+        assert found is not None
+        assert found.data == GOOD
+        assert len(registry.asked("/manifests/sha256:")) == 1
+
+
 # -- requests --------------------------------------------------------------------------------------
 
 

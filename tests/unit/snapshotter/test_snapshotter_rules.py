@@ -185,6 +185,7 @@ def test_a_converted_layer_without_a_name(node: Node) -> None:
     with pytest.raises(RefusalError, match="does not say which image") as raised:
         node.prepare("c1", "", {LAYER_LABEL: "metadata"})
     assert raised.value.kind is Refusal.FAILED_PRECONDITION
+    assert "if it unpacks an archive" in (raised.value.hint or "")
 
 
 def test_a_registry_that_is_down(node: Node) -> None:

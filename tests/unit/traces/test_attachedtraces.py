@@ -14,10 +14,21 @@ import pytest
 import zstandard
 
 from firstread.errors import ImageError, NotFoundError
-from firstread.oci.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest, describe, encode
+from firstread.oci.model import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    Manifest,
+    describe,
+    encode,
+    parse_index,
+)
 from firstread.oci.reference import parse_reference
+from firstread.oci.referrers import referrers_tag
 from firstread.oci.repository import Destination
 from firstread.registry.open import open_destination
+from firstread.testing.registry import ScriptedRegistry
 from firstread.traces import attachedtraces
 from firstread.traces.attachedtraces import (
     TRACE_LAYER,
@@ -72,6 +83,31 @@ def test_traces_come_back_in_a_fixed_order(repository: Destination) -> None:
         made[artifact.digest] = trace(time_us)
     assert len(made) == 3
     assert traces_attached(repository, SUBJECT) == [made[digest] for digest in sorted(made)]
+
+
+def test_a_list_without_types() -> None:
+    """skopeo 1.9 drops them when it copies a list."""
+    with (
+        ScriptedRegistry() as registry,
+        open_destination(parse_reference(f"{registry.host}/app:1")) as there,
+    ):
+        put(there, b"{}", OCI_CONFIG)
+        there.put_manifest(ORIGINAL, OCI_MANIFEST, "1")
+        attach_trace(there, [SUBJECT.digest], trace(1))
+        conversion = Manifest(
+            config=describe(b"{}", OCI_CONFIG), layers=[], subject=SUBJECT, annotations={"a": "b"}
+        )
+        there.put_referrer(encode(conversion), OCI_MANIFEST)
+        tag = referrers_tag(SUBJECT.digest)
+        media_type, data = registry.manifests[tag]
+        entries = [
+            msgspec.structs.replace(entry, artifact_type=None, data=None)
+            for entry in parse_index(data).manifests
+        ]
+        registry.manifests[tag] = (media_type, encode(Index(manifests=entries)))
+        registry.seen.clear()
+        assert traces_attached(there, SUBJECT) == [trace(1)]
+        assert len(registry.asked("/manifests/sha256:")) == 1
 
 
 def test_an_image_that_is_gone_gets_none(repository: Destination) -> None:
