@@ -218,22 +218,23 @@ _NO_THREAD = "can't start new thread"
 """CPython's words in a RuntimeError for EAGAIN of pthread_create(3)."""
 
 
-def from_shortage(exc: BaseException) -> BusyError | None:
+def from_shortage(exc: BaseException, who: str = "this process") -> BusyError | None:
     """Return what an exception means that Python raises anywhere if this machine is short.
 
     Args:
         exc: any exception.
+        who: has raised it, for whoever reads the message.
 
     Returns:
         the error, if there is no memory, or no thread to be had; None if it is something else.
     """
     if isinstance(exc, RuntimeError) and str(exc) == _NO_THREAD:
         return BusyError(
-            "this process can have no more threads",
-            hint="raise the limit of processes: pids.max of its control group, or ulimit -u",
+            f"{who} can have no more threads",
+            hint="raise its limit of processes: pids.max of its control group, or ulimit -u",
         )
     if isinstance(exc, MemoryError):
-        return BusyError("this process can have no more memory", hint=_HINTS[errno.ENOMEM])
+        return BusyError(f"{who} can have no more memory", hint=_HINTS[errno.ENOMEM])
     return None
 
 

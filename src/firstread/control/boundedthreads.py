@@ -33,7 +33,7 @@ class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
                 return
             except BaseException as exc:
                 self._room.release()  # there is no thread that would
-                why = from_shortage(exc)
+                why = from_shortage(exc, "the daemon")
                 if why is None:
                     raise
         else:

@@ -97,8 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, document = 400, UsageError(f"the daemon got a wrong request: {exc}").to_dict()
         except Exception as exc:
             log.exception("a request failed")
-            error = from_shortage(exc) or FirstreadError(redact(f"internal error: {exc}"))
-            status, document = 500, error.to_dict()
+            error = FirstreadError(redact(f"internal error: {exc}"))
+            status, document = 500, (from_shortage(exc, "the daemon") or error).to_dict()
         try:
             self._send(status, encode(document).encode(), "application/json")
         except OSError:

@@ -193,7 +193,7 @@ def _fitting(message: str) -> str:
 
 def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
     """Return code and message of an error."""
-    exc = from_shortage(exc) or exc
+    exc = from_shortage(exc, "the snapshotter") or exc
     if isinstance(exc, RefusalError):
         return grpc.StatusCode[exc.kind.name], _message(exc)
     if isinstance(exc, FirstreadError):

@@ -492,7 +492,10 @@ def test_a_refused_watcher_learns_why(tmp_path: Path) -> None:
 
 
 def test_a_client_that_there_is_no_thread_for_is_told_so(peer: Peer) -> None:
-    with no_threads(), pytest.raises(NodeError, match="no more threads") as caught:
+    with (
+        no_threads(),
+        pytest.raises(NodeError, match="the daemon can have no more threads") as caught,
+    ):
         peer.client.get("/status")
     assert caught.value.retryable
     assert peer.client.get("/status")["more"] == 1
