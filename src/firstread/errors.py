@@ -231,7 +231,7 @@ def from_shortage(exc: BaseException, who: str = "this process") -> BusyError | 
     if isinstance(exc, RuntimeError) and str(exc) == _NO_THREAD:
         return BusyError(
             f"{who} can have no more threads",
-            hint="raise its limit of processes: pids.max of its control group, or ulimit -u",
+            hint="raise its limits: pids.max of its control group, ulimit -u, ulimit -v (memory)",
         )
     if isinstance(exc, MemoryError):
         return BusyError(f"{who} can have no more memory", hint=_HINTS[errno.ENOMEM])
