@@ -16,7 +16,7 @@
     │   ├── AuthError        it demands other credentials
     │   └── TransportError   it broke off or is overloaded (retryable)
     └── NodeError         5  this machine: disk, privileges, kernel
-        ├── BusyError        it has no room for another request now (retryable)
+        ├── BusyError        it has no room for another request or thread now (retryable)
         └── EngineError      the engine that packs layers does not answer, or has no workers
                              (retryable)
 
@@ -186,7 +186,7 @@ class NodeError(FirstreadError):
 
 
 class BusyError(NodeError):
-    """This machine is too busy for another request now; it may accept one later."""
+    """This machine has no room for another request, thread or page now; it may have it later."""
 
     retryable = True
 
@@ -212,6 +212,30 @@ _HINTS = {
     errno.EPERM: "run as root",
     errno.EROFS: "the file system is mounted read-only: choose another directory",
 }
+
+
+_NO_THREAD = "can't start new thread"
+"""CPython's words in a RuntimeError for EAGAIN of pthread_create(3)."""
+
+
+def from_shortage(exc: BaseException, who: str = "this process") -> BusyError | None:
+    """Return what an exception means that Python raises anywhere if this machine is short.
+
+    Args:
+        exc: any exception.
+        who: has raised it, for whoever reads the message.
+
+    Returns:
+        the error, if there is no memory, or no thread to be had; None if it is something else.
+    """
+    if isinstance(exc, RuntimeError) and str(exc) == _NO_THREAD:
+        return BusyError(
+            f"{who} can have no more threads",
+            hint="raise its limits: pids.max of its control group, ulimit -u, ulimit -v (memory)",
+        )
+    if isinstance(exc, MemoryError):
+        return BusyError(f"{who} can have no more memory", hint=_HINTS[errno.ENOMEM])
+    return None
 
 
 def is_disk_full(exc: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import threading
 
 import pytest
 
@@ -21,7 +22,9 @@ from firstread.errors import (
     TransportError,
     UsageError,
     from_os_error,
+    from_shortage,
 )
+from firstread.testing.shortage import no_threads
 
 TREE = [
     value
@@ -111,3 +114,13 @@ def test_system_calls(number: int, hint: str) -> None:
 
 def test_system_calls_without_a_file() -> None:
     assert str(from_os_error(OSError("odd"), "cannot read")) == "cannot read: odd"
+
+
+def test_a_machine_that_is_short_of_something_is_no_defect() -> None:
+    with no_threads(), pytest.raises(RuntimeError) as caught:
+        threading.Thread(target=print).start()
+    for exc, word in ((caught.value, "threads"), (MemoryError(), "memory")):
+        error = from_shortage(exc)
+        assert isinstance(error, BusyError)
+        assert word in str(error)
+    assert from_shortage(RuntimeError("cannot schedule new futures after shutdown")) is None

@@ -13,9 +13,10 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import IO
 
 from firstread.cache.room import Room
 from firstread.device.base import INDEX_RUNS, NO_XATTRS
@@ -65,13 +66,24 @@ def write(
         image = fetch_image(repository, resolved.manifest, files[-1], coming)
         syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
         stack.callback(syncing.shutdown)
-        synced = [syncing.submit(os.fsync, file.fileno()) for file in files]
+        synced = [_begun(syncing, file) for file in files]
         checked = validate(image.erofs)
         if not checked.has_xattrs:
             (directory / NO_XATTRS).touch()
         (directory / INDEX_RUNS).write_bytes(checked.runs.to_bytes())  # a mount can make it again
         for each in synced:
             each.result()
+
+
+def _begun(syncing: Executor, file: IO[bytes]) -> Future[None]:
+    """Begin to have a file on the disk; if there is no thread for it, do it at once."""
+    try:
+        return syncing.submit(os.fsync, file.fileno())
+    except RuntimeError:
+        os.fsync(file.fileno())
+        done = Future[None]()
+        done.set_result(None)
+        return done
 
 
 def publish(scratch: Path, target: Path) -> bool:

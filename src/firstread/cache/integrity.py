@@ -12,6 +12,7 @@ Invariant: one thread at a time checks a sector, and holds it meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -66,6 +67,7 @@ class Checks:
         self._lock = threading.Lock()
         self._opener = Opener("unverified")
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
+        self._pool.submit(lambda: None)  # one thread at least, which does what is queued
 
     def has_unverified(self, sector_id: bytes) -> bool:
         """Return whether an unverified file of a sector lies aside, and can be looked at now."""
@@ -97,7 +99,8 @@ class Checks:
                 return
             fd = os.dup(read.fd)  # it raises no events, and it is the file that is mounted
             self._pending[sector_id] = [read]
-        self._pool.submit(self._guarded, action, sector, fd)
+        with contextlib.suppress(RuntimeError):  # it is queued, but there is no further thread
+            self._pool.submit(self._guarded, action, sector, fd)
 
     def _decide(self, sector: Wanted, fd: int) -> None:
         if is_whole(fd, sector.entry.id, sector.geometry.frame_size):

@@ -22,7 +22,13 @@ from click.shell_completion import CompletionItem
 
 from firstread import __version__
 from firstread.cli.output import complain, show
-from firstread.errors import FirstreadError, UsageError, from_os_error, is_disk_full
+from firstread.errors import (
+    FirstreadError,
+    UsageError,
+    from_os_error,
+    from_shortage,
+    is_disk_full,
+)
 from firstread.redact import redact
 
 VERBS = {
@@ -178,6 +184,8 @@ def _unexpected(exc: Exception) -> FirstreadError:
         return from_os_error(exc, "cannot use")
     if is_disk_full(exc) and isinstance(exc, OSError) and exc.filename is None:
         return from_os_error(exc, "cannot write the output")  # click prints help by itself
+    if (shortage := from_shortage(exc)) is not None:
+        return shortage
     if os.environ.get("FIRSTREAD_DEBUG"):
         click.echo(redact("".join(traceback.format_exception(exc))), err=True, nl=False)
     return FirstreadError(

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+from firstread.errors import BusyError, from_shortage
+
 
 class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
     """A thread for each connection, `max_connections` at a time; others are refused."""
@@ -21,19 +23,23 @@ class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
         self._room = threading.BoundedSemaphore(self.max_connections)
         super().__init__(*arguments)
 
-    def refuse(self, request: Any) -> None:
+    def refuse(self, request: Any, why: BusyError) -> None:
         """Answer a connection that there is no room for; it is closed afterwards."""
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.refuse(request)
-            self.shutdown_request(request)  # type: ignore[attr-defined]  # of the server
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._room.release()  # there is no thread that would
-            raise
+        if self._room.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+                return
+            except BaseException as exc:
+                self._room.release()  # there is no thread that would
+                why = from_shortage(exc, "the daemon")
+                if why is None:
+                    raise
+        else:
+            why = BusyError(f"the daemon serves {self.max_connections} requests", hint="try again")
+        self.refuse(request, why)
+        self.shutdown_request(request)  # type: ignore[attr-defined]  # of the server
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

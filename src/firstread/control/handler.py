@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 from firstread.control.boundedthreads import Incoming
 from firstread.control.routes import ROUTES, Call
 from firstread.documents import encode
-from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError
+from firstread.errors import (
+    BusyError,
+    FirstreadError,
+    NotFoundError,
+    UsageError,
+    from_shortage,
+)
 from firstread.mounts.pulls import GoneError
 from firstread.redact import redact
 from firstread.units import MiB
@@ -93,7 +99,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, document = 400, UsageError(f"the daemon got a wrong request: {exc}").to_dict()
         except Exception as exc:
             log.exception("a request failed")
-            status, document = 500, FirstreadError(redact(f"internal error: {exc}")).to_dict()
+            error = FirstreadError(redact(f"internal error: {exc}"))
+            status, document = 500, (from_shortage(exc, "the daemon") or error).to_dict()
         try:
             self._send(status, encode(document).encode(), "application/json")
         except OSError:

@@ -100,10 +100,9 @@ class ControlServer(BoundedThreadsMixIn, socketserver.BaseServer):
         self.expects(request)
         super().process_request(request, client_address)
 
-    def refuse(self, request: Any) -> None:
-        log.warning("refused a connection: there are %d", MAX_CONNECTIONS)
-        error = BusyError(f"the daemon serves {MAX_CONNECTIONS} requests", hint="try again")
-        data = encode(error.to_dict()).encode()
+    def refuse(self, request: Any, why: BusyError) -> None:
+        log.warning("refused a connection: %s", why)
+        data = encode(why.to_dict()).encode()
         with contextlib.suppress(OSError):
             request.settimeout(0)
             request.send(b"HTTP/1.0 503 Busy\r\nContent-Length: %d\r\n\r\n" % len(data) + data)

@@ -112,12 +112,14 @@ def after_chmod(value: bytes, mode: int) -> bytes | None:
 def kernel_entries(value: bytes) -> list[tuple[int, int, int]]:
     """Return (tag, permissions, id) of each entry of the kernel's xattr.
 
-    An empty list has none. Nor has one of another version: the kernel does not support it, and
-    containerd goes on without it.
+    An empty list has none: as a value without bytes, it is how setxattr(2) takes a list away. Nor
+    has one of another version: the kernel does not support it, and containerd goes on without it.
 
     Raises:
         ImageError: the kernel would not take it (Linux, fs/posix_acl.c, posix_acl_valid).
     """
+    if not value:
+        return []
     version, rest = value[: len(_VERSION)], value[len(_VERSION) :]
     if len(version) < len(_VERSION) or len(rest) % _ENTRY.size:
         raise ImageError("an access control list is damaged")

@@ -102,9 +102,9 @@ def optimize(
         check_destination(reference, destination)
     with naming_image(reference), open_source(reference, options.access) as source:
         work = _Work(source, resolve_converted(source, options.platform), options)
-        target = work.target(destination)
+        target, trace = work.target(destination), merge(traces or work.attached())
         with open_destination(target, options.access) as opened:
-            return work.run(opened, destination, merge(traces or work.attached()), started)
+            return work.run(opened, destination, trace, started)
 
 
 class _Work:

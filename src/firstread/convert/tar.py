@@ -38,6 +38,7 @@ _ID_BITS = 0xFFFFFFFF  # of an owner; all set, it is none
 _MAJOR_BITS, _MINOR_BITS = (1 << 12) - 1, (1 << 20) - 1  # dev_t of Linux
 _SIZE = slice(124, 136)
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K", b"V", b"M", b"N"))
+_LINKS = (TarKind.SYMLINK, TarKind.HARDLINK)
 _REFUSED = {b"M": "a continued file of a multi-volume archive", b"N": "an old GNU long name"}
 
 
@@ -191,6 +192,8 @@ class TarReader:
             if entry.kind is not TarKind.CHAR and entry.kind is not TarKind.BLOCK:
                 entry.rdev = (0, 0)  # records give other types device numbers without meaning
             self._forget_extensions()
+        if entry.link and entry.kind not in _LINKS:
+            entry.link = b""  # some programs leave one in headers of other types
         if entry.path.endswith(b"/") and block[156:157] == b"\0":
             entry.kind = TarKind.DIRECTORY  # v7 has no type for it; the path is complete only now
         entry.uid = (entry.uid & _ID_BITS) % _ID_BITS
@@ -225,7 +228,7 @@ class TarReader:
             raise ImageError("a name has a NUL byte")
         if entry.kind is TarKind.REGULAR or entry.kind is TarKind.DIRECTORY:
             return
-        if entry.kind is TarKind.SYMLINK or entry.kind is TarKind.HARDLINK:
+        if entry.kind in _LINKS:
             if not entry.link and entry.path.strip(b"/."):  # the root ignores it anyway
                 raise ImageError("a link has no target")
             if len(entry.link) > limits.link_bytes:

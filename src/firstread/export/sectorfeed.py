@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-from firstread.errors import FirstreadError, NodeError
+from firstread.errors import FirstreadError, NodeError, from_shortage
 from firstread.export.fairturns import FairTurns
 from firstread.export.sectorfetch import Means, fetch_sector
 from firstread.oci.repository import Repository
@@ -169,7 +169,7 @@ class SectorFeed:
             self._workers += 1
         except RuntimeError as exc:
             if not self._workers:
-                raise NodeError("this process can have no more threads") from exc
+                raise (from_shortage(exc) or exc) from exc
 
     def _work(self) -> None:
         while (sector := self._next()) is not None:

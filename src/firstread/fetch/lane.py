@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 
 from firstread.cache.pending import PendingRead
 from firstread.config import PolicyTable, PrefetchTable
-from firstread.errors import FirstreadError, NodeError, TransportError
+from firstread.errors import FirstreadError, NodeError, TransportError, from_shortage
 from firstread.fetch.backlog import Backlog, Behind
 from firstread.fetch.filler import Filler
 from firstread.fetch.queue import Filling
@@ -265,7 +265,7 @@ class Lane:
                 self._retry(batch, exc)
             except Exception as exc:
                 log.exception("a worker failed")
-                self._retry(batch, NodeError(f"internal error: {exc}"))
+                self._retry(batch, from_shortage(exc) or NodeError(f"internal error: {exc}"))
 
     def _next(self) -> list[Filling]:
         """Wait for something to fetch; [] when this worker is not needed any more."""

@@ -21,7 +21,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.errors import FirstreadError, NodeError, from_os_error, from_shortage
 from firstread.private import check_way
 from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.caller import Caller, serving
@@ -193,6 +193,7 @@ def _fitting(message: str) -> str:
 
 def status_of(exc: Exception) -> tuple[grpc.StatusCode, str]:
     """Return code and message of an error."""
+    exc = from_shortage(exc, "the snapshotter") or exc
     if isinstance(exc, RefusalError):
         return grpc.StatusCode[exc.kind.name], _message(exc)
     if isinstance(exc, FirstreadError):

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from msgspec import structs
 
 from firstread.convert.progress import NoProgress
-from firstread.errors import FirstreadError, UsageError
+from firstread.errors import FirstreadError, UsageError, from_shortage
 from firstread.oci.reference import Reference
 from firstread.redact import redact
 from firstread.sync.conversiontarget import Target, Work
@@ -206,7 +206,7 @@ def _failed(work: Work, error: FirstreadError) -> SyncedImage:
 
 
 def _defect(exc: Exception) -> FirstreadError:
-    return FirstreadError(
+    return from_shortage(exc) or FirstreadError(
         redact(f"internal error: {type(exc).__name__}: {exc}"),
         hint="this is a defect of firstread; convert the image alone with FIRSTREAD_DEBUG=1",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine in trouble: too few descriptors, a file that cannot be read, a disk with few inodes.
+"""A machine in trouble: few descriptors, no threads, an unreadable file, a disk with few inodes.
 
 Causes real, temporary errors of a machine; nothing here is a stand-in. Invariant: the end of a
 context restores what the context took away.
@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from firstread.testing.patience import PATIENCE_S
 from firstread.units import MiB
 
+_NO_STACK = 1 << 47  # bytes: there are no such addresses, so pthread_create(3) gives EAGAIN
 _UNREADABLE = "/proc/self/mem"  # reading its first bytes gives EIO in any process
 
 
@@ -34,6 +36,16 @@ def few_descriptors(pid: int, spare: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def no_threads() -> Iterator[None]:
+    """Let this process start no thread, as at the limit of its control group."""
+    before = threading.stack_size(_NO_STACK)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from firstread.oci.resolve import resolve
 from firstread.testing.entries import File
 from firstread.testing.images import Image, Layer, write_layout
 from firstread.testing.plainimage import put_plain_image
-from firstread.testing.shortage import few_descriptors, unreadable
+from firstread.testing.shortage import few_descriptors, no_threads, unreadable
 
 
 class Counted(LayoutDirectory):
@@ -95,6 +95,14 @@ def test_what_the_check_has_seen_of_an_image_is_kept(
     assert image.metadata.with_name(NO_XATTRS).exists() is not bool(xattrs)
     runs = validate(image.block_image.erofs).runs
     assert image.metadata.with_name(INDEX_RUNS).read_bytes() == runs.to_bytes()
+
+
+def test_an_image_is_kept_though_no_thread_can_be_had(
+    store: ImageStore, reference: Reference
+) -> None:
+    with no_threads(), LayoutDirectory(reference) as repository:
+        image = store.fetch(reference, repository)
+    assert store.damage(image.digest) is None
 
 
 def test_more_of_an_image_can_be_asked_for_beside_its_metadata(

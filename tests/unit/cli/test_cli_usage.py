@@ -12,6 +12,7 @@ import pytest
 
 from firstread.cli.main import VERBS
 from firstread.cli.output import table
+from firstread.errors import NodeError
 from firstread.testing.command import firstread
 from firstread.testing.images import File, Image, Layer, write_layout
 
@@ -256,3 +257,20 @@ def test_a_table_keeps_its_columns_whatever_is_in_a_cell() -> None:
         r"a\nb   image",
         r"c      \u202eother",
     ]
+
+
+def test_a_machine_without_threads_is_no_defect() -> None:
+    script = """if True:
+        from firstread.cli.main import run
+        from firstread.testing.shortage import no_threads
+        with no_threads():
+            code = run(["convert", "--no-cache", "oci:in:latest", "oci:out:latest"])
+        raise SystemExit(code)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == NodeError.exit_code
+    message, hint = ran.stderr.splitlines()
+    assert message == "firstread: this process can have no more threads"
+    assert "pids.max" in hint

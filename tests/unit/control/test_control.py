@@ -32,6 +32,7 @@ from firstread.mounts.nodestatus import Mounted, Steps
 from firstread.mounts.pulls import PATIENT, GoneError, Waiting
 from firstread.registry.access import Access
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import no_threads
 from firstread.units import MiB
 
 
@@ -500,6 +501,16 @@ def test_a_refused_watcher_learns_why(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             listener.accept()  # it asked once
     assert len(asked) == 1
+
+
+def test_a_client_that_there_is_no_thread_for_is_told_so(peer: Peer) -> None:
+    with (
+        no_threads(),
+        pytest.raises(NodeError, match="the daemon can have no more threads") as caught,
+    ):
+        peer.client.get("/status")
+    assert caught.value.retryable
+    assert peer.client.get("/status")["more"] == 1
 
 
 def test_more_clients_than_there_is_room_for_are_told_so(peer: Peer, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 
 import pytest
 
-from firstread.convert.acl import AccessList, after_chmod, parse_acl
+from firstread.convert.acl import ACCESS, AccessList, after_chmod, parse_acl
 from firstread.errors import ImageError
 
 VALUE = bytes.fromhex(
@@ -99,6 +101,15 @@ def test_chmod_changes_a_list(
     assert bits == kept
 
 
+def test_an_attribute_without_bytes_is_no_list(tmp_path: Path) -> None:
+    """setxattr(2) takes the list away with it, and so containerd unpacks it."""
+    assert after_chmod(b"", 0o644) is None
+    file = tmp_path / "file"
+    file.touch()
+    os.setxattr(file, ACCESS, b"")
+    assert ACCESS.decode() not in os.listxattr(file)
+
+
 def test_a_list_of_another_version_is_none() -> None:
     """The kernel says that it does not support it."""
     for version in (1, 3):
@@ -108,7 +119,6 @@ def test_a_list_of_another_version_is_none() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
         b"\2\0\0",
         kernel(OWNER, GROUP, OTHER)[:-1],
         kernel(OWNER, GROUP),

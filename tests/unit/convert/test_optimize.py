@@ -175,7 +175,8 @@ def test_the_attached_traces_are_taken_if_none_is_named(shop: Shop) -> None:
     here = shop.reference("in")
     attach(here, OPTIONS)
     with pytest.raises(UsageError, match="no trace is attached to the image"):
-        shop.optimize("in", None)
+        shop.optimize("in", "out")
+    assert not (shop.directory / "out").exists()
     with open_destination(replace(here, tag=None)) as repository:
         original = shop.image("in").descriptor
         made = {

@@ -147,6 +147,14 @@ def test_only_devices_have_a_device_number(kind: type[File | Dir | Fifo]) -> Non
     assert [entry.rdev for entry, _ in found] == [(0, 0)] * 2
 
 
+@pytest.mark.parametrize("kind", [b"0", b"5", b"6", b"3", b"\0"])
+def test_only_links_have_a_target(kind: bytes) -> None:
+    """Else `verify` misses it in the converted image."""
+    records = [("linkpath", "elsewhere")]
+    items = [Symlink("x", "target", type=kind), File("x", type=kind, records=records)]
+    assert [entry.link for entry, _ in read_archive(to_tar(items))] == [b"", b""]
+
+
 @pytest.mark.parametrize(
     ("item", "kind"),
     [
