@@ -14,6 +14,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from firstread.errors import NodeError
+from firstread.structs import completed
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ def decode(document: object, kind: type[T]) -> T:
         NodeError: it is not such a document.
     """
     try:
-        return msgspec.convert(document, kind)
+        return msgspec.convert(document, completed(kind))
     except msgspec.ValidationError as exc:
         raise NodeError(
             f"the daemon answers what this version does not understand: {exc}",

@@ -28,7 +28,9 @@ ROOMS: dict[str, str] = {
     "report": (
         "mounts fetch device traces sectors erofs documents printable wholefile units errors"
     ),
-    "sync": "control convert sectors registry oci documents redact wholefile units errors",
+    "sync": (
+        "control convert sectors registry oci documents redact structs wholefile units errors"
+    ),
     "snapshotter": (
         "daemon control mounts cache sectors registry oci private signals trees units errors"
     ),
@@ -42,28 +44,30 @@ ROOMS: dict[str, str] = {
     ),
     "export": "fetch device sectors erofs oci private signals wholefile units errors",
     "control": (
-        "mounts fetch device registry oci documents idmaps private redact wholefile units errors"
+        "mounts fetch device registry oci documents idmaps private redact structs wholefile units "
+        "errors"
     ),
     "mounts": (
-        "fetch cache device sectors registry oci config documents mountinfo wholefile units errors"
+        "fetch cache device sectors registry oci config documents mountinfo structs wholefile "
+        "units errors"
     ),
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener wholefile units errors",
     "device": "sectors erofs mountinfo wholefile idmaps errors",
     "engines": "convert redact errors",
     "convert": (
-        "starts traces sectors erofs registry layouts oci documents memory printable redact units "
-        "errors __init__"
+        "starts traces sectors erofs registry layouts oci documents memory printable redact "
+        "structs units errors __init__"
     ),
     "starts": "traces sectors erofs units",
     "traces": "sectors erofs oci wholefile units errors",
     "sectors": "erofs registry oci mountinfo readable units errors",
     "erofs": "errors",
-    "registry": "layouts oci redact wholefile units errors __init__",
+    "registry": "layouts oci redact structs wholefile units errors __init__",
     "layouts": "oci units errors",
-    "oci": "units errors",
+    "oci": "structs units errors",
     "config": "wholefile units userdirs errors",
-    "documents": "errors",
+    "documents": "structs errors",
     "memory": "units",
     "mountinfo": "",
     "opener": "errors",
@@ -72,6 +76,7 @@ ROOMS: dict[str, str] = {
     "readable": "",
     "redact": "",
     "signals": "",
+    "structs": "",
     "trees": "errors",
     "wholefile": "units errors",
     "units": "errors",

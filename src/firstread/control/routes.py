@@ -24,6 +24,7 @@ from firstread.oci.reference import parse_reference
 from firstread.registry.access import Access
 from firstread.registry.credentials import Credentials
 from firstread.registry.pullsecrets import MAX_EACH
+from firstread.structs import completed
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ class Call:
 
     def read(self, kind: type[T]) -> T:
         """Return the request as what it has to be. Raises ValueError if it is not."""
-        return msgspec.convert(self.body, kind)
+        return msgspec.convert(self.body, completed(kind))
 
 
 def _status(call: Call) -> object:

@@ -20,6 +20,7 @@ import msgspec
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.record import LayerRecord, Parameters, layer_key
 from firstread.errors import ImageError, UsageError
+from firstread.structs import completed
 from firstread.units import MiB
 
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -85,7 +86,7 @@ class LayerCache:
             digest, data = entry[:DIGEST_SIZE], entry[DIGEST_SIZE:]
             if hashlib.sha256(data).digest() != digest:
                 return None
-            known = msgspec.msgpack.decode(data, type=_Cached)
+            known = msgspec.msgpack.decode(data, type=completed(_Cached))
             record = LayerRecord.decode(known.packed.record)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ImageError):
             return None

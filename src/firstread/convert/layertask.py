@@ -24,6 +24,7 @@ from firstread.oci.reference import Reference, parse_reference
 from firstread.oci.untrusted import Digest
 from firstread.registry.access import Access
 from firstread.registry.options import AccessOptions
+from firstread.structs import completed
 
 SECRET = "secret:"  # noqa: S105 - what the name of a secret begins with
 SECRETS_DIR = "FIRSTREAD_SECRETS_DIR"  # environment of a worker
@@ -101,10 +102,10 @@ class LayerTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if len(text) > MAX_TASK_SIZE:
             raise UsageError(f"the task is longer than {MAX_TASK_SIZE} characters")
         try:
-            stated = msgspec.json.decode(text, type=_Stated).version
+            stated = msgspec.json.decode(text, type=completed(_Stated)).version
             if stated != __version__:
                 raise _other("firstread", __version__, stated)
-            task = msgspec.json.decode(text, type=cls)
+            task = msgspec.json.decode(text, type=completed(cls))
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
             raise UsageError(
                 f"this is not the task of a layer: {exc}", hint="docs/cluster.md describes it"

@@ -23,6 +23,7 @@ from firstread.memory import keep_large_buffers
 from firstread.oci.model import Descriptor, encode
 from firstread.registry.open import open_destination, open_source
 from firstread.sectors.image import HOW, REPOSITORY
+from firstread.structs import completed
 
 log = logging.getLogger("convert")
 
@@ -57,7 +58,7 @@ def run_task(text: str) -> str:
 def shared(answer: str) -> str:
     """Return the answer of `run_task` for others who waited for the same task."""
     try:
-        blob = msgspec.json.decode(answer, type=Descriptor)
+        blob = msgspec.json.decode(answer, type=completed(Descriptor))
     except (msgspec.DecodeError, TypeError, UnicodeError, RecursionError):
         return answer  # `Placed.of` complains
     annotations = {**(blob.annotations or {}), HOW: KNOWN}
@@ -109,7 +110,7 @@ class Placed:
             NodeError: it is something else.
         """
         try:
-            blob = msgspec.json.decode(text, type=Descriptor)
+            blob = msgspec.json.decode(text, type=completed(Descriptor))
             annotations = dict(blob.annotations or {})
             how, repository = annotations.pop(HOW), annotations.pop(REPOSITORY)
         except (msgspec.DecodeError, TypeError, KeyError, UnicodeError, RecursionError) as exc:

@@ -22,6 +22,7 @@ from firstread.errors import from_os_error
 from firstread.fetch.policy import Asked
 from firstread.mountinfo import MountLine, read_mountinfo
 from firstread.registry.access import Access
+from firstread.structs import completed
 from firstread.wholefile import replace_file
 
 log = logging.getLogger("mounts")
@@ -108,7 +109,7 @@ class MountTable:
         except OSError as exc:
             raise from_os_error(exc, "cannot read the record of a mount") from exc
         try:
-            return msgspec.json.decode(data, type=Mount)
+            return msgspec.json.decode(data, type=completed(Mount))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             if _is_whole(data):
                 log.warning("the record %s of a mount makes no sense: %s", path, exc)

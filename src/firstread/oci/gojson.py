@@ -30,6 +30,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect
 
+from firstread.structs import completed
+
 MAX_DEPTH: Final = 200  # of lists and objects within each other; real documents have a dozen
 MAX_VALUES: Final = 1 << 19  # of one document: an index of 4 MiB has 200,000; some 100 bytes each
 
@@ -59,7 +61,7 @@ def convert(value: Any, kind: type[T]) -> T:
     Raises:
         msgspec.ValidationError: it is not such a value.
     """
-    return msgspec.convert(normal(value, kind), kind)
+    return msgspec.convert(normal(value, kind), completed(kind))
 
 
 def load(data: bytes | str) -> Any:
@@ -153,7 +155,7 @@ def _fold(key: str) -> str:
 
 @functools.cache
 def _shape(kind: Any) -> _Shape:
-    return _of(inspect.type_info(kind))
+    return _of(inspect.type_info(completed(kind)))
 
 
 def _of(info: inspect.Type) -> _Shape:

@@ -16,6 +16,7 @@ import msgspec
 
 from firstread.errors import ImageError, LimitError
 from firstread.oci import gojson
+from firstread.structs import completed
 
 MAX_INDEX_ENTRIES: Final = 40_000  # in 4 MiB: an entry has at least 110 bytes
 
@@ -87,7 +88,7 @@ def decode_each(entries: list[Any], kind: type[T], what: str, path: str = "$") -
     fault = ""
     for number, entry in enumerate(gojson.normal(entries, list[kind])):  # type: ignore[valid-type]
         try:
-            found.append(msgspec.convert(entry, kind))
+            found.append(msgspec.convert(entry, completed(kind)))
         except msgspec.ValidationError as exc:
             text, _, place = str(exc).partition(" - at `$")
             fault = fault or f"{text} - at `{path}[{number}]{place.rstrip('`')}`"

@@ -41,6 +41,7 @@ from firstread.registry.bearer import LOGIN_HINT
 from firstread.registry.calls import CancelledCallError, TooSlowError, current
 from firstread.registry.encoding import decoded
 from firstread.registry.endpoint import shown
+from firstread.structs import completed
 from firstread.units import KiB
 
 MAX_ERROR_BODY: Final = 64 * KiB  # bytes read of an answer that is an error
@@ -166,7 +167,7 @@ def from_response(
 def quote_error(body: bytes, secrets: Iterable[str]) -> str:
     """Return what the body of an error says, in one short printable line without `secrets`."""
     try:
-        errors = msgspec.json.decode(body, type=_ErrorBody).errors
+        errors = msgspec.json.decode(body, type=completed(_ErrorBody)).errors
         text = "; ".join(": ".join(filter(None, (e.code, e.message))) for e in errors)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = body[: 4 * _MAX_DETAIL].decode("utf-8", "replace")

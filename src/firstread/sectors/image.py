@@ -64,7 +64,7 @@ GENERATION = ANNOTATION + "generation"  # of attached images with hot sectors: t
 PREFETCH = ANNOTATION + "prefetch"  # manifest: what a node fetches though nobody reads it
 
 # Such as ctr images convert --uncompress and nerdctl image convert --zstd.
-REWRITTEN = "convert the original again, or copy what firstread has made unchanged"
+REWRITTEN = "convert the original again, or copy the converted image unchanged"
 
 _LAYERS = "application/vnd.oci.image.layer.firstread."  # what media types of layers begin with
 

@@ -27,6 +27,7 @@ import msgspec
 from firstread.errors import AuthError, NodeError, UsageError
 from firstread.registry.credentials import Credentials
 from firstread.registry.endpoint import is_address
+from firstread.structs import completed
 from firstread.units import MiB
 from firstread.wholefile import read_limited
 
@@ -252,7 +253,7 @@ def _run(plugin: _Plugin, place: Path, server: str) -> _Issued:
     if done.returncode:
         raise AuthError(f"{plugin.command} failed with exit code {done.returncode}")
     try:
-        issued = msgspec.json.decode(done.stdout, type=_ExecCredential).status
+        issued = msgspec.json.decode(done.stdout, type=completed(_ExecCredential)).status
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         issued = None
     if issued is None:
