@@ -24,6 +24,7 @@ from firstread.device.loopdevice import CONTROL, is_cached, set_cached
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.pages import cached_bytes
 from firstread.device.superblock import FileSystem
+from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
 from firstread.erofs.reader import validate
@@ -277,8 +278,39 @@ def test_names_of_a_loop_device_cost_no_request(make: Callable[..., FlatMount]) 
 
 
 def test_the_processor_of_a_reader_completes_its_reads(make: Callable[..., FlatMount]) -> None:
-    queue = backing(make(name="loop").mountpoint).with_name("queue")
-    assert (queue / "rq_affinity").read_text().strip() == "2"
+    bench = make(name="loop")
+    setting = backing(bench.mountpoint).resolve().with_name("queue") / "rq_affinity"
+    assert setting.read_text() == "2\n"
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: setting.read_text() == "1\n")  # for whoever gets the device next
+
+
+def test_a_setting_of_somebody_else_stays(make: Callable[..., FlatMount]) -> None:
+    bench = make(name="loop")
+    setting = backing(bench.mountpoint).resolve().with_name("queue") / "rq_affinity"
+    setting.write_text("0\n")
+    given = {n: (os.dup(a), os.dup(b)) for n, (a, b) in bench.device.pairs().items()}
+    assert LoopDevice(bench.store, given).adopt(bench.metadata, bench.ids, *given)
+    assert setting.read_text() == "0\n"
+    bench.device.detach(bench.mountpoint)
+    wait(lambda: bool(bench.dropped))
+    assert setting.read_text() == "0\n"
+    setting.write_text("1\n")
+
+
+def test_a_change_of_other_sectors_looks_at_no_loop_device(
+    make: Callable[..., FlatMount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Watches) -> bool:
+        raise AssertionError("the watches are looked through")
+
+    bench = make(name="loop")
+    with monkeypatch.context() as patched:
+        patched.setattr(Watches, "exist", refuse)
+        bench.device.watch([bytes(32)])
+        bench.device.unwatch([bytes(32)])
+        with pytest.raises(AssertionError, match="looked through"):
+            bench.device.watch(bench.ids[:1])
 
 
 def test_a_loop_device_offers_direct_reads(make: Callable[..., FlatMount]) -> None:

@@ -86,7 +86,7 @@ def record_of(history: MountHistory, root: Path) -> StartRecord:
 
 def add_container(history: MountHistory, containers: Iterable[Record]) -> None:
     """Add the start of the container that the mount was made for, if it is among these."""
-    from firstread.fetch.history import Step
+    from firstread.fetch.imagehistory import Step
 
     mounted = max((step.at + step.seconds for step in history.steps), default=None)
     if mounted is None:

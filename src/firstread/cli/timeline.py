@@ -16,7 +16,7 @@ from firstread.units import counted, format_size
 
 if TYPE_CHECKING:
     from firstread.control.client import Client
-    from firstread.fetch.history import Step
+    from firstread.fetch.imagehistory import Step
 
     Keep = Callable[[Client, str, "Timeline"], None]
 
@@ -84,7 +84,7 @@ class Timeline:
 
     def in_a_row(self) -> list[Step]:
         """Return the steps, each of which begins where the one before ends."""
-        from firstread.fetch.history import Step
+        from firstread.fetch.imagehistory import Step
 
         ordered = sorted(self._steps.items(), key=lambda step: step[1])
         begins = [0.0, *(end for _, end in ordered)]

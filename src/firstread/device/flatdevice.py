@@ -32,7 +32,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -44,8 +44,16 @@ from firstread.device.fusedevice import FuseDevice
 from firstread.device.fusereads import Inside
 from firstread.device.fusetree import Tree
 from firstread.device.loopcaching import LoopCaching
-from firstread.device.loopdevice import MAJOR, attach_loop, change_file, may_cache
+from firstread.device.loopdevice import (
+    MAJOR,
+    attach_loop,
+    change_file,
+    complete_at_reader,
+    give_back,
+    may_cache,
+)
 from firstread.device.readahead import BDI, START_KIB
+from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
 from firstread.erofs.reader import validate
@@ -89,12 +97,19 @@ class FlatDevice(FuseDevice):
 
     def _note(self, connection: Connection, number: int, pair: Pair) -> None:
         super()._note(connection, number, pair)
-        if os.major(number) == MAJOR and may_cache():
+        if os.major(number) != MAJOR:
+            return
+        complete_at_reader(number)
+        if may_cache():
             with self._lock:
                 self._caching = {**self._caching, connection: LoopCaching(number)}
+            self._changed(connection, self._watches[connection])
 
     def _forget(self, connection: Connection) -> None:
+        number, _ = self._pairs.get(connection, (0, None))
         super()._forget(connection)
+        if os.major(number) == MAJOR:
+            give_back(number)
         with self._lock:
             caching = dict(self._caching)
             ended = caching.pop(connection, None)
@@ -102,12 +117,11 @@ class FlatDevice(FuseDevice):
         if ended is not None:
             ended.end()
 
-    def _set(self, ids: Iterable[bytes], *, on: bool) -> None:
-        super()._set(ids, on=on)
+    def _changed(self, connection: Connection, watches: Watches) -> None:
         with self._lock:
-            for connection, caching in self._caching.items():
-                if connection in self._watches:  # it has not ended
-                    caching.want(cached=not self._watches[connection].exist())
+            caching = self._caching.get(connection)
+            if caching is not None:  # a loop device, and it has not ended
+                caching.want(cached=not watches.exist())
 
     def detach(self, mountpoint: Path, *, lazy: bool = False) -> None:
         """See `Device`: reads that a block device still does, for nobody, fail."""

@@ -335,8 +335,12 @@ class FuseDevice:
 
     def _set(self, ids: Iterable[bytes], *, on: bool) -> None:
         chosen = list(ids)
-        for watches in self._watches.values():
-            watches.set(chosen, on=on)
+        for connection, watches in self._watches.items():
+            if watches.set(chosen, on=on):
+                self._changed(connection, watches)
+
+    def _changed(self, connection: Connection, watches: Watches) -> None:
+        """Know that other sectors of a mount are watched now."""
 
     def is_watching(self) -> bool:
         """See `Device`."""

@@ -19,7 +19,8 @@ Facts about loop devices (Linux 5.8 to 6.18; tests/privileged/test_device_flat.p
   (fs/erofs/data.c: erofs_file_read_iter).
 * A finished request is completed by a thread of its own (ksoftirqd) on the processor that did it,
   which then wakes the reader elsewhere. With ``rq_affinity`` 2 the reader's processor completes it:
-  a switch less for each (block/blk-mq.c: blk_mq_complete_need_ipi).
+  a switch less for each (block/blk-mq.c: blk_mq_complete_need_ipi). The setting outlives the
+  device: the next one with its number has it. 1 is the kernel's own.
 * A change between the two waits, deaf to signals, for reads in flight, and lets no other begin.
 * A device has at most 128 reads in flight; further ones wait.
 * LOOP_CHANGE_FD puts another file of the same size in place of one that has failed, under a mount.
@@ -84,17 +85,28 @@ def attach_loop(file: int) -> tuple[int, str]:
                 if exc.errno != errno.EBUSY:
                     raise
             else:
-                _complete_at_reader(path)
                 return device, path
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "every loop device is taken", CONTROL)
 
 
-def _complete_at_reader(path: str) -> None:
-    setting = f"/sys/block/{os.path.basename(path)}/queue/rq_affinity"
-    with contextlib.suppress(OSError), open(setting, "w") as file:  # else reads are a bit slower
-        file.write("2")
+def complete_at_reader(number: int) -> None:
+    """Have the processor of a reader complete its reads, unless somebody has chosen otherwise."""
+    _change_affinity(number, "1", "2")
+
+
+def give_back(number: int) -> None:
+    """Undo `complete_at_reader`: the next who takes the device would have it. Once it has ended."""
+    if not os.path.exists(f"{_sys(number)}/loop"):  # else the next has it
+        _change_affinity(number, "2", "1")
+
+
+def _change_affinity(number: int, before: str, after: str) -> None:
+    with contextlib.suppress(OSError), open(f"{_sys(number)}/queue/rq_affinity", "r+") as file:
+        if file.read().strip() == before:
+            file.seek(0)
+            file.write(after)
 
 
 def change_file(number: int, file: int) -> None:
@@ -125,7 +137,7 @@ def is_cached(number: int) -> bool:
     Raises:
         OSError: it is no loop device any more.
     """
-    with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop/dio") as file:
+    with open(f"{_sys(number)}/loop/dio") as file:
         return file.read().strip() == "0"
 
 
@@ -158,8 +170,11 @@ def _set_direct(path: str, direct: int) -> None:
 
 
 def _path(number: int) -> str:
-    name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
-    return f"/dev/{name}"
+    return f"/dev/{os.path.basename(os.readlink(_sys(number)))}"
+
+
+def _sys(number: int) -> str:
+    return f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
 
 
 if __name__ == "__main__":

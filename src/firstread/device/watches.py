@@ -110,12 +110,15 @@ class Watches:
     def __getitem__(self, slot: int) -> bool:
         return self._watched[slot] & _WATCHED != 0
 
-    def set(self, ids: Iterable[bytes], *, on: bool) -> None:
-        """Watch some sectors, or no longer; other mounts' sectors are passed over."""
+    def set(self, ids: Iterable[bytes], *, on: bool) -> bool:
+        """Watch some sectors, or no longer; return whether any is of this mount."""
+        found = False
         with self._lock:
             for sector_id in ids:
                 for slot in self._slots.get(sector_id, ()):
                     self._watched[slot] = self._watched[slot] & _LENT | on
+                    found = True
+        return found
 
     def lend(self, ids: Iterable[bytes]) -> None:
         """Note that the mount reads some sectors without asking; other mounts' are passed over."""

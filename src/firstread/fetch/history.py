@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happened to one image since it is served: reads that waited, requests, sectors that came.
 
-Owns the requests, why and when sectors came, and the document of all; `TraceLog` owns the reads.
+Owns the requests, and why and when sectors came; `TraceLog` owns the reads.
 The first `MOST` requests stay, because a report is about a start; later ones are counted. Safe to
 use from several threads.
 
@@ -20,97 +20,12 @@ from itertools import accumulate
 from typing import Final
 
 from firstread.cache.nodeimage import SectorMap
-from firstread.documents import Bytes, Document, Moment, Seconds
+from firstread.fetch.imagehistory import ImageHistory, ReadWaited, RequestMade, SectorCame, Step
 from firstread.fetch.queue import Cause, Filling
 from firstread.fetch.tracelog import TraceLog
 
 MOST: Final = 16_384  # requests; 0.8 MB
 ROW: Final = 6  # numbers of a request
-
-
-class ReadWaited(Document):
-    """A read that waited, and was answered.
-
-    at: when it came, in seconds since `began`
-    seconds: that it waited
-    sector: its device slot
-    offset, bytes: in the sector
-    """
-
-    at: Seconds
-    seconds: Seconds
-    sector: int
-    offset: Bytes
-    bytes: Bytes
-
-
-class RequestMade(Document):
-    """A request for sectors.
-
-    at: when it was sent, in seconds since `began`
-    seconds: until the last of its bytes so far
-    sector: device slot of the first sector that it asks for
-    cause: as in `requests_by_cause` of [status](#status)
-    bytes: asked for, compressed
-    received: of them
-    """
-
-    at: Seconds
-    seconds: Seconds
-    sector: int
-    cause: str
-    bytes: Bytes
-    received: Bytes
-
-
-class SectorCame(Document):
-    """A sector, in order of device slots.
-
-    size: uncompressed
-    compressed: size in its blob
-    filled: bytes that are on this node
-    cause: why it came; null if it has not come since `began`
-    at: when it was whole, in seconds since `began`
-    """
-
-    size: Bytes
-    compressed: Bytes
-    filled: Bytes
-    cause: str | None
-    at: Seconds | None
-
-
-class Step(Document):
-    """A step of a start.
-
-    name: `resolve`, `metadata`, `mount`, …
-    at: when it began, in seconds since `began`
-    seconds: that it took
-    """
-
-    name: str
-    at: Seconds
-    seconds: Seconds
-
-
-class ImageHistory(Document):
-    """What happened to an image.
-
-    began: when somebody asked for its first mount, or a fetcher took it over
-    elapsed: since then
-    steps: of the first mount; none if a fetcher took it over
-    reads: that waited, in order of their answers
-    requests: in order
-    lost: reads and requests that the record had no room for
-    """
-
-    began: Moment
-    elapsed: Seconds
-    steps: list[Step]
-    reads: list[ReadWaited]
-    requests: list[RequestMade]
-    sectors: list[SectorCame]
-    lost: int
 
 
 class History:

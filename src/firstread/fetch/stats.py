@@ -12,14 +12,16 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from firstread.documents import Bytes, Document, Seconds
 from firstread.fetch.durations import Durations
 from firstread.fetch.happening import KINDS, Happening
-from firstread.fetch.history import History
-from firstread.fetch.queue import Filling
-from firstread.sectors.source import Wanted
+
+if TYPE_CHECKING:  # commands read these figures, and load no fetcher
+    from firstread.fetch.history import History
+    from firstread.fetch.queue import Filling
+    from firstread.sectors.source import Wanted
 
 LATENCIES = 4096  # first reads that percentiles cover
 FEED = 10_000  # events that a listener may lag behind; then it loses some

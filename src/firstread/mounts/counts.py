@@ -19,7 +19,6 @@ from firstread.documents import Document
 from firstread.errors import ImageError, NodeError, SourceError, UsageError
 from firstread.fetch.durations import Distribution, Durations
 from firstread.fetch.stats import ImageStats, ReadFigures
-from firstread.mounts.pulls import GoneError
 
 FAULTS: Final = {UsageError: "usage", ImageError: "image", SourceError: "source", NodeError: "node"}
 _BUG: Final = "firstread"
@@ -76,6 +75,8 @@ class NodeCounts:
         Args:
             policy: see `Puller.pull`; ``never`` asks whether an image is here, and no is an answer.
         """
+        from firstread.mounts.pulls import GoneError  # noqa: PLC0415 - who reads totals pulls nothing
+
         try:
             yield
         except GoneError:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -11,10 +11,12 @@ from msgspec import UNSET, UnsetType
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
 from firstread.documents import Bytes, Digest, Document, Seconds
-from firstread.fetch.history import ImageHistory
-from firstread.fetch.startplan import StartPlan
+from firstread.fetch.imagehistory import ImageHistory
 from firstread.fetch.stats import ReadFigures
 from firstread.mounts.counts import Totals
+
+if TYPE_CHECKING:
+    from firstread.fetch.startplan import StartPlan
 
 
 class Steps(Document):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from firstread.documents import Document, Moment, Seconds
-from firstread.fetch.history import ImageHistory, ReadWaited
+from firstread.fetch.imagehistory import ImageHistory, ReadWaited
 from firstread.fetch.stats import ReadFigures
 
 MOST_READS: Final = 32  # of a start that get a span of their own: the longest

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from firstread.fetch.history import SectorCame, Step
+from firstread.fetch.imagehistory import SectorCame, Step
 from firstread.report.shownstart import Start, cause_of, percentile
 from firstread.report.svg import (
     Markup,

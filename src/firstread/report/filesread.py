@@ -16,7 +16,7 @@ from pathlib import Path
 from firstread.device.pages import cached_bytes
 from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, split_address, walk
-from firstread.fetch.history import ReadWaited
+from firstread.fetch.imagehistory import ReadWaited
 from firstread.report.startrecord import MAX_FILES, FileRead
 from firstread.sectors.image import BlockImage
 from firstread.traces.filemap import FileMap

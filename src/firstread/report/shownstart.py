@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from firstread.fetch.history import RequestMade, SectorCame, Step
+from firstread.fetch.imagehistory import RequestMade, SectorCame, Step
 from firstread.report.startrecord import MAX_FILES, FileRead, StartRecord
 from firstread.traces.tracefile import Trace, escape
 

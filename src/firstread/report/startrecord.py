@@ -15,7 +15,7 @@ import msgspec
 
 from firstread.documents import Bytes, Document, Seconds
 from firstread.errors import UnsupportedError, UsageError
-from firstread.fetch.history import Step
+from firstread.fetch.imagehistory import Step
 from firstread.mounts.nodestatus import MountHistory
 from firstread.traces.tracefile import MAX_READS
 from firstread.units import MAX_SECONDS, MiB, TiB

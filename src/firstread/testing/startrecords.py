@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from firstread.fetch.history import ReadWaited, RequestMade, SectorCame, Step
+from firstread.fetch.imagehistory import ReadWaited, RequestMade, SectorCame, Step
 from firstread.report.startrecord import FileRead, StartRecord
 from firstread.units import KiB, MiB
 

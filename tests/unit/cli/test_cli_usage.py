@@ -230,6 +230,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert ours == {"firstread.cli.main", "firstread.cli.output"}
 
 
+def test_answers_of_a_daemon_are_read_without_its_parts() -> None:
+    """Status takes 65 ms; what a fetcher works with would add 40."""
+    script = "import firstread.control.daemonstatus"
+    script += "; import json, sys; print(json.dumps(list(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    rooms = {name.split(".")[1] for name in json.loads(ran.stdout) if name.startswith("firstread.")}
+    assert not rooms & {"sectors", "erofs", "oci", "registry", "device", "traces", "layouts"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

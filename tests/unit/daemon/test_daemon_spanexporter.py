@@ -13,7 +13,7 @@ import pytest
 from tests.unit.mounts.test_mounts_startspans import POD, start
 
 from firstread.daemon.spanexporter import MOST_STARTS, SpanExporter, is_installed, wants_traces
-from firstread.fetch.history import ReadWaited
+from firstread.fetch.imagehistory import ReadWaited
 from firstread.mounts.startspans import PullFacts, StartFacts
 
 READS = [ReadWaited(1.0, 0.25, 0, 0, 4096)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from firstread.fetch.history import ImageHistory, ReadWaited, Step
+from firstread.fetch.imagehistory import ImageHistory, ReadWaited, Step
 from firstread.fetch.stats import ImageStats
 from firstread.mounts.startspans import (
     MOST_READS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firstread.fetch.history import ReadWaited
+from firstread.fetch.imagehistory import ReadWaited
 from firstread.report.filesread import FilesRead
 from firstread.report.startrecord import FileRead
 from firstread.sectors.image import BlockImage

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from firstread.fetch.history import ReadWaited, RequestMade, SectorCame, Step
+from firstread.fetch.imagehistory import ReadWaited, RequestMade, SectorCame, Step
 from firstread.report.shownstart import (
     LEAST_S,
     QUIET_S,

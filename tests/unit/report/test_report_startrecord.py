@@ -12,7 +12,7 @@ import pytest
 
 from firstread.documents import encode
 from firstread.errors import NodeError, UnsupportedError, UsageError
-from firstread.fetch.history import Step
+from firstread.fetch.imagehistory import Step
 from firstread.report import startrecord
 from firstread.report.startrecord import MAX_SECTORS, is_record, read_record, rebased
 from firstread.testing.startrecords import start_record
