@@ -63,10 +63,11 @@ def write(
         for file, name in zip(files, documents, strict=False):
             file.write(documents[name])
             file.flush()
-        image = fetch_image(repository, resolved.manifest, files[-1], coming)
-        syncing = ThreadPoolExecutor(1, "sync")  # the disk does not hold up the check
+        syncing = ThreadPoolExecutor(1, "sync")  # the disk holds up neither metadata nor its check
         stack.callback(syncing.shutdown)
-        synced = [_begun(syncing, file) for file in files]
+        synced = [_begun(syncing, file) for file in files[:-1]]
+        image = fetch_image(repository, resolved.manifest, files[-1], coming)
+        synced.append(_begun(syncing, files[-1]))
         checked = validate(image.erofs)
         if not checked.has_xattrs:
             (directory / NO_XATTRS).touch()
