@@ -32,6 +32,7 @@ class Server(QuietServer):
         says_gzip: whether it calls that gzip.
         most: bytes of the part of a range that it sends.
         chunked: what it sends of a body in chunks instead, and then again and again.
+        lengths: that it states, instead of the right one.
     """
 
     in_chunks = False
@@ -39,6 +40,7 @@ class Server(QuietServer):
     says_gzip = False
     most = len(DATA)
     chunked: tuple[bytes, bytes] | None = None
+    lengths: tuple[str, ...] | None = None
     connections = 0
 
     def process_request(self, request, address):  # type: ignore[no-untyped-def]
@@ -66,11 +68,15 @@ class Handler(QuietHandler):
             data = self.server.packed
         if self.server.says_gzip:
             self.send_header("Content-Encoding", "gzip")
+        for length in self.server.lengths or ():
+            self.send_header("Content-Length", length)
         if self.server.in_chunks:
             self.send_header("Transfer-Encoding", "chunked")
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-        else:
+        elif self.server.lengths is None:
             self.send_header("Content-Length", str(len(data)))
+        else:
+            self.close_connection = True
         self.end_headers()
         self.wfile.write(data)
 
@@ -178,6 +184,22 @@ def test_a_chunked_coding_with_all_that_it_may_have(server: Server) -> None:
         for start in range(0, len(DATA), half)
     )
     server.chunked = (chunks + b"000\r\nA: b\r\n\r\n", b"")
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("lengths", [(), ("x",), ("-1",), (str(len(DATA)),) * 2])
+def test_a_blob_of_no_clear_length(
+    server: Server, lengths: tuple[str, ...], in_chunks: bool
+) -> None:
+    server.lengths, server.in_chunks = lengths, in_chunks
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+
+
+def test_a_length_beside_chunks_does_not_count(server: Server) -> None:
+    server.lengths, server.in_chunks = ("3",), True
     with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
         assert place.read_blob(BLOB, len(DATA)) == DATA
 

@@ -37,6 +37,7 @@ from firstread.oci.model import (
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
 from firstread.registry import connections
+from firstread.registry.answer import MAX_ANSWER
 from firstread.registry.credentials import Credentials
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
@@ -397,6 +398,7 @@ def test_reading_without_a_login_and_not_writing() -> None:
         pytest.param('GET /token body \'{"token":""}\'', id="empty"),
         pytest.param('GET /token body \'{"token":"a\\r\\nX:y"}\'', id="header-injection"),
         pytest.param("GET /token body '{\"token\":1}'", id="number"),
+        pytest.param(f"GET /token body {'x' * (MAX_ANSWER + 1)}", id="endless"),
     ],
 )
 def test_a_token_server_that_gives_none(script: str) -> None:
