@@ -251,7 +251,7 @@ class RangeAnswer:
             # Some stores give the encoding of what they keep; then the length is that of the blob.
             encoded = is_gzip(response.headers.get("Content-Encoding", ""))
             if encoded and size != str(blob.size):
-                self._read, size = Unpacked(self._body).readinto, None
+                self._read, size = Unpacked(self._body, blob.size).readinto, None
         else:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != start:

@@ -83,6 +83,8 @@ class Handler(QuietHandler):
     def _without_end(self, first: bytes, more: bytes) -> None:
         self.close_connection = True
         self.send_response(200)
+        if self.server.says_gzip:
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         with contextlib.suppress(OSError):
@@ -218,6 +220,22 @@ def test_a_blob_that_is_compressed_unasked(server: Server, in_chunks: bool) -> N
         server.packed = gzip.compress(DATA, 0).replace(bytes(range(9)), bytes(9))
         with pytest.raises(TransportError, match="damaged"):
             place.read_blob(BLOB, len(DATA))
+
+
+def test_an_encoding_without_end(server: Server) -> None:
+    """Its empty blocks come as fast as a body may, and give no byte of one."""
+    begun = gzip.compress(b"")[:10]
+    empty = b"\0\0\0\xff\xff" * 20_000
+    server.says_gzip = True
+    server.chunked = (
+        b"%x\r\n%b\r\n" % (len(begun), begun),
+        b"%x\r\n%b\r\n" % (len(empty), empty),
+    )
+    with (
+        open_source(parse_reference(reference_of(server)), OPTIONS) as place,
+        pytest.raises(TransportError, match="does not end"),
+    ):
+        place.read_blob(BLOB, len(DATA))
 
 
 def test_a_store_that_names_the_encoding_of_what_it_keeps(server: Server) -> None:
