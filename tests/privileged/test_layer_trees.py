@@ -6,21 +6,27 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import pytest
 
+from firstread.convert.layers import LayerMerger
+from firstread.convert.record import LayerRecord
+from firstread.erofs.tree import walk
 from firstread.errors import ImageError
 from firstread.run.overlay import unmount_below
 from firstread.testing.command import Ran, ran
-from firstread.testing.images import Image, Layer, write_layout
+from firstread.testing.entries import Item
+from firstread.testing.images import Block, Char, Dir, Fifo, File, Image, Layer, write_layout
 from firstread.testing.layerwords import Case, cases, items, merged, shown
+from firstread.testing.packed import pack
 from firstread.testing.patience import PATIENCE_S
 
 DOCS = Path(__file__).parents[2] / "docs/layers.md"
@@ -31,6 +37,8 @@ pytestmark = [
         os.geteuid() != 0 or not shutil.which("containerd"), reason="needs root and containerd"
     ),
 ]
+
+T = TypeVar("T")
 
 CONFIG = """
 version = 2
@@ -71,8 +79,12 @@ class Overlayfs:
 
     def shows(self, layers: list[str]) -> str | None:
         """Return the tree of an image; None if containerd refuses it."""
+        return self.reads([Layer(items(words)) for words in layers], lambda top: shown(_names(top)))
+
+    def reads(self, layers: list[Layer], look: Callable[[bytes], T]) -> T | None:
+        """Return what a look at the tree of an image finds; None if containerd refuses it."""
         work = Path(tempfile.mkdtemp(dir=self._scratch))
-        write_layout(Image([Layer(items(words)) for words in layers]), work / "layout", "x")
+        write_layout(Image(layers), work / "layout", "x")
         with tarfile.open(work / "archive", "w") as archive:
             archive.add(work / "layout", "")
         imported = self._ctr("images", "import", "--base-name", "t/x", str(work / "archive"))
@@ -84,7 +96,7 @@ class Overlayfs:
         mounted = self._ctr("images", "mount", imported.stdout.split()[1], str(top))
         assert mounted.code == 0, mounted.stderr
         try:
-            return shown(_names(os.fsencode(top)))
+            return look(os.fsencode(top))
         finally:
             subprocess.run(["umount", str(top)], check=True)
             self._ctr("images", "rm", "--sync", imported.stdout.split()[1])
@@ -162,3 +174,90 @@ def test_containerd_shows_the_same_for_random_layers(overlayfs: Overlayfs) -> No
             assert merged(layers) == theirs, layers
             compared += 1
     assert compared >= 20
+
+
+def oddly_attributed(seed: int, count: int = 60) -> list[Item]:
+    """Return entries apart from each other, with the attributes of odd archives."""
+    chance = random.Random(seed)
+    items: list[Item] = []
+    for number in range(count):
+        kind = chance.choice((File, Dir, Fifo, Char, Block))
+        numbers = {"major": chance.choice((1, 4095, 4097)), "minor": chance.choice((1, 256, 2**20))}
+        device: dict[str, Any] = numbers if kind in (Char, Block) else {}
+        items.append(
+            kind(
+                b"%d" % number,
+                mode=chance.choice((0, 0o644, 0o7777, 0o4755, 0o2644, 0o1777, 0o100644, 0o170000)),
+                uid=chance.choice(OWNERS),
+                gid=chance.choice(OWNERS),
+                mtime=chance.choice((0, 1, 2**31, 2**32, 9_223_372_035)),
+                mtime_nsec=chance.choice((0, 1, 999_999_999)),
+                xattrs=dict(chance.sample(XATTRS, chance.choice((0, 0, 1, 2)))),
+                records=chance.choice(RECORDS),
+                **device,
+            )
+        )
+    return items
+
+
+OWNERS = (0, 1, 65_536, 2**31, 2**32 - 2, 2**32 - 1, 2**32, 2**32 + 5)
+XATTRS = [
+    (b"security.capability", struct.pack("<5I", 0x02000001, 2, 0, 0, 0)),
+    (b"security.capability", struct.pack("<6I", 0x03000000, 2, 1, 0, 0, 1000)),
+    (b"system.posix_acl_access", b""),
+    (b"system.posix_acl_access", struct.pack("<I", 2)),
+    (
+        b"system.posix_acl_access",
+        struct.pack("<I", 2)
+        + struct.pack("<HHI", 1, 6, 0)
+        + struct.pack("<HHI", 2, 7, 1000)
+        + struct.pack("<HHI", 4, 4, 0)
+        + struct.pack("<HHI", 16, 5, 0)
+        + struct.pack("<HHI", 32, 0, 0),
+    ),
+    (b"trusted.name", b"value"),
+    (b"security.name", b"\0\xff"),
+]
+RECORDS: list[list[tuple[str, str]]] = [
+    [],
+    [],
+    [("uid", "")],
+    [("gid", "4294967297")],
+    [("mtime", "12.3456789019")],
+    [("mtime", "5.")],
+    [("linkpath", "elsewhere")],
+    [("comment", "none")],
+    [("SCHILY.xattr.security.a=b", "c")],
+]
+
+
+def test_containerd_sets_the_same_attributes(overlayfs: Overlayfs) -> None:
+    for seed in range(4):
+        layer = Layer(oddly_attributed(seed))
+        merger = LayerMerger()
+        merger.apply(LayerRecord.decode(pack(layer)[0].record))
+        ours = {
+            path: (
+                *(node.mode, node.uid, node.gid, tuple(node.rdev), node.target),
+                *(node.mtime * 10**9 + node.mtime_nsec, dict(node.xattrs)),
+            )
+            for path, node in walk(merger.root)
+            if path
+        }
+        theirs = overlayfs.reads([layer], _attributes)
+        assert theirs is not None
+        assert ours == theirs
+
+
+def _attributes(top: bytes) -> dict[bytes, tuple[object, ...]]:
+    found: dict[bytes, tuple[object, ...]] = {}
+    for name in os.listdir(top):
+        full = os.path.join(top, name)
+        seen = os.lstat(full)
+        xattrs = {os.fsencode(key): os.getxattr(full, key) for key in os.listxattr(full)}
+        rdev = (os.major(seen.st_rdev), os.minor(seen.st_rdev))
+        found[name] = (
+            *(seen.st_mode, seen.st_uid, seen.st_gid, rdev, b""),
+            *(seen.st_mtime_ns, xattrs),
+        )
+    return found

@@ -118,6 +118,7 @@ MEASURED: dict[str, Measured] = {
     "registry.referrerlists._RELATION": lambda text: next_page(f"<a>;{text}"),
     "registry.referrerlists._TARGET": next_page,
     "registry.api._CONTENT_RANGE": using("registry.api._CONTENT_RANGE", "fullmatch"),
+    "registry.connections._CHUNK_SIZE": using("registry.connections._CHUNK_SIZE", "fullmatch"),
     "registry.upload._RANGE": using("registry.upload._RANGE", "fullmatch"),
     "redact._ADDRESS": using("redact._ADDRESS", "search"),
     "redact._PATTERNS": redact,

@@ -245,11 +245,13 @@ class RangeAnswer:
         if response.status == 416:
             raise DigestError(f"blob {blob.digest} has less than {start + 1} bytes in the registry")
         if response.status == 200:
-            first, size = 0, response.headers.get("Content-Length")
+            # Not the header: it may be there twice, or beside chunks, and then says nothing.
+            left = getattr(response, "length_remaining", None)
+            first, size = 0, None if left is None else str(left)
             # Some stores give the encoding of what they keep; then the length is that of the blob.
             encoded = is_gzip(response.headers.get("Content-Encoding", ""))
             if encoded and size != str(blob.size):
-                self._read, size = Unpacked(self._body).readinto, None
+                self._read, size = Unpacked(self._body, blob.size).readinto, None
         else:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != start:

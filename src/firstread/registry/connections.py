@@ -11,17 +11,20 @@ Facts about urllib3:
 * It does not look at user and password in the URL of a proxy.
 * It limits the time of each read of a socket, but not of a whole head or a whole answer.
   `firstread.registry.calls` does, in the sockets that this module hands to it.
+* http.client below it takes a chunk of -1 bytes for all that will ever come, into memory, and reads
+  trailers without end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
 import threading
 from collections.abc import Iterable, Mapping
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -60,12 +63,38 @@ from firstread.units import KiB
 _SEND_SIZE: Final = 256 * KiB  # bytes
 IDLE: Final = 16  # connections kept per host; more threads open more
 _COMMON_HEADERS: Final = {"User-Agent": f"firstread/{__version__}"}
+_MOST_TRAILERS: Final = 100  # lines, as http.client takes of headers
+_MOST_LINE: Final = 4 * KiB  # bytes of a line of the chunked coding; real ones have ten
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?\r?\n", re.DOTALL)
 _IDENTITY: Final = {"Accept-Encoding": "identity"}  # a digest is that of the bytes on the wire
 
 logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
 _here = threading.local()
+
+
+class _Received(HTTPResponse):
+    """An answer whose chunked coding is bounded (RFC 9112, 7.1): the methods replace those."""
+
+    def _read_next_chunk_size(self) -> int:
+        line = self._line()
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise ValueError("no size of a chunk")  # which http.client takes for a broken answer
+        return int(match[1], 16)
+
+    def _read_and_discard_trailer(self) -> None:
+        for _ in range(_MOST_TRAILERS):
+            if self._line() in (b"\r\n", b"\n", b""):
+                return
+        raise HTTPException(f"there are more than {_MOST_TRAILERS} trailers")
+
+    def _line(self) -> bytes:
+        line: bytes = self.fp.readline(_MOST_LINE + 1)
+        if len(line) > _MOST_LINE:
+            raise HTTPException(f"a line of the chunked coding has more than {_MOST_LINE} bytes")
+        return line
 
 
 class _Announced(HTTPConnection):
@@ -78,7 +107,7 @@ class _Announced(HTTPConnection):
     received: HTTPResponse | None = None
 
     def response_class(self, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
-        self.received = HTTPResponse(*args, **kwargs)
+        self.received = _Received(*args, **kwargs)
         return self.received
 
     def _new_conn(self) -> PacedSocket:

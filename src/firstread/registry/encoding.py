@@ -18,6 +18,7 @@ _GZIP: Final = b"\x1f\x8b"
 _GZIP_ONLY: Final = 16 + zlib.MAX_WBITS  # for zlib
 _STEP: Final = 64 * KiB  # bytes of a body at a time
 _DAMAGED: Final = "the gzip encoding of the answer is damaged"
+_ENDLESS: Final = "the gzip encoding of the answer does not end"
 _BREAKS_OFF: Final = "the gzip encoding of the answer breaks off"
 
 
@@ -58,10 +59,12 @@ class Unpacked:
     Args:
         read: reads the next bytes of the body to the beginning of a buffer; returns their number,
             0 at the end.
+        size: bytes that it has without the encoding, which adds a little at most.
     """
 
-    def __init__(self, read: Callable[[memoryview], int]) -> None:
+    def __init__(self, read: Callable[[memoryview], int], size: int) -> None:
         self._read = read
+        self._left = 2 * size + _STEP  # bytes of the body; empty blocks could go on for ever
         self._decoder = zlib.decompressobj(_GZIP_ONLY)
         self._step = memoryview(bytearray(_STEP))
 
@@ -69,7 +72,7 @@ class Unpacked:
         """Read the next bytes to the beginning of `buffer`; return their number, 0 at the end.
 
         Raises:
-            TransportError: the encoding is damaged, or breaks off.
+            TransportError: the encoding is damaged, breaks off, or does not end.
         """
         packed: bytes | memoryview = self._decoder.unconsumed_tail
         while not self._decoder.eof:
@@ -83,6 +86,7 @@ class Unpacked:
             if self._decoder.eof:
                 break
             packed = self._step[: self._read(self._step)]
-            if not packed:
-                raise TransportError(_BREAKS_OFF)
+            self._left -= len(packed)
+            if not packed or self._left < 0:
+                raise TransportError(_BREAKS_OFF if not packed else _ENDLESS)
         return 0

@@ -33,7 +33,7 @@ def origin(url: str) -> tuple[str, str, int]:
     """Return (scheme, host, port) of a URL.
 
     Raises:
-        SourceError: it is not one of HTTP.
+        SourceError: it is not one of HTTP that names a host.
     """
     try:
         parts = urlsplit(url)
@@ -41,6 +41,8 @@ def origin(url: str) -> tuple[str, str, int]:
         port, host = parts.port or usual, parts.hostname or ""
     except (ValueError, KeyError) as exc:
         raise SourceError("the registry names an address that is not valid") from exc
+    if not host:
+        raise SourceError("the registry names an address without a host")
     if len(host) > MAX_HOST or len(parts.netloc) > 4 * MAX_HOST:
         raise SourceError(f"the registry names a host of more than {MAX_HOST} characters")
     return parts.scheme, host, port
@@ -49,9 +51,10 @@ def origin(url: str) -> tuple[str, str, int]:
 def is_address(url: str) -> bool:
     """Return whether a URL is one of HTTP that names a host."""
     try:
-        return bool(origin(url)[1])
+        origin(url)
     except SourceError:
         return False
+    return True
 
 
 def follow(url: str, target: str) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 
-from firstread.errors import AuthError, FirstreadError, SourceError
+from firstread.errors import AuthError, FirstreadError, LimitError, SourceError
 from firstread.oci.reference import Reference
 from firstread.registry.answer import Answer, read_whole, release
 from firstread.registry.auth import LookUp, look_up
@@ -336,7 +336,10 @@ class Transport:
             url = self._redirected(request.method, response, here, redirects)
             redirects += 1
         if response.status == 200:
-            return read_whole(response, what, here, self.options.answer_timeout)
+            try:
+                return read_whole(response, what, here, self.options.answer_timeout)
+            except LimitError as exc:
+                raise AuthError(exc.message, hint=LOGIN_HINT) from exc
         error = self._refusal(response, what, here)
         raise error if error.retryable else AuthError(error.message, hint=LOGIN_HINT)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import tracemalloc
 from collections.abc import Iterator
@@ -30,12 +31,16 @@ class Server(QuietServer):
         packed: whole, with the encoding gzip; None for `DATA` as it is.
         says_gzip: whether it calls that gzip.
         most: bytes of the part of a range that it sends.
+        chunked: what it sends of a body in chunks instead, and then again and again.
+        lengths: that it states, instead of the right one.
     """
 
     in_chunks = False
     packed: bytes | None = None
     says_gzip = False
     most = len(DATA)
+    chunked: tuple[bytes, bytes] | None = None
+    lengths: tuple[str, ...] | None = None
     connections = 0
 
     def process_request(self, request, address):  # type: ignore[no-untyped-def]
@@ -48,6 +53,9 @@ class Handler(QuietHandler):
     server: Server
 
     def do_GET(self) -> None:
+        if self.server.chunked is not None:
+            self._without_end(*self.server.chunked)
+            return
         first, last = 0, len(DATA) - 1
         if wanted := self.headers.get("Range", "").removeprefix("bytes="):
             first, last = map(int, wanted.split("-"))
@@ -60,13 +68,29 @@ class Handler(QuietHandler):
             data = self.server.packed
         if self.server.says_gzip:
             self.send_header("Content-Encoding", "gzip")
+        for length in self.server.lengths or ():
+            self.send_header("Content-Length", length)
         if self.server.in_chunks:
             self.send_header("Transfer-Encoding", "chunked")
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-        else:
+        elif self.server.lengths is None:
             self.send_header("Content-Length", str(len(data)))
+        else:
+            self.close_connection = True
         self.end_headers()
         self.wfile.write(data)
+
+    def _without_end(self, first: bytes, more: bytes) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        if self.server.says_gzip:
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(first)
+            while more:
+                self.wfile.write(more)
 
 
 @pytest.fixture
@@ -125,6 +149,63 @@ def test_a_range_in_parts(server: Server, in_chunks: bool) -> None:
             stream.readall()
 
 
+ENDLESS = {
+    "minus one is all that comes": (b"-1\r\n", bytes(KiB)),
+    "less than nothing": (b"-5\r\n", bytes(KiB)),
+    "a sign": (b"+5\r\nhello\r\n", b""),
+    "an underscore": (b"1_0\r\n", bytes(KiB)),
+    "a prefix": (b"0x5\r\nhello\r\n", b""),
+    "no size": (b"\r\n", bytes(KiB)),
+    "a size without end": (b"", b"f" * KiB),
+    "an extension without end": (b"5;", b"f" * KiB),
+    "trailers without end": (b"0\r\n", b"A: b\r\n" * KiB),
+    "a trailer without end": (b"0\r\nA: ", b"b" * KiB),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_chunked_coding_that_is_wrong_or_does_not_end(server: Server, name: str) -> None:
+    server.chunked = ENDLESS[name]
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        tracemalloc.start()
+        try:
+            with pytest.raises(TransportError, match="hung up"):
+                place.get_manifest()
+            with pytest.raises(TransportError, match=r"hung up|too short"):
+                place.read_blob(BLOB, len(DATA))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 16 * MiB
+
+
+def test_a_chunked_coding_with_all_that_it_may_have(server: Server) -> None:
+    half = MiB * 2
+    chunks = b"".join(
+        b'%X ;name="value"\r\n%b\r\n' % (half, DATA[start : start + half])
+        for start in range(0, len(DATA), half)
+    )
+    server.chunked = (chunks + b"000\r\nA: b\r\n\r\n", b"")
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("lengths", [(), ("x",), ("-1",), (str(len(DATA)),) * 2])
+def test_a_blob_of_no_clear_length(
+    server: Server, lengths: tuple[str, ...], in_chunks: bool
+) -> None:
+    server.lengths, server.in_chunks = lengths, in_chunks
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+
+
+def test_a_length_beside_chunks_does_not_count(server: Server) -> None:
+    server.lengths, server.in_chunks = ("3",), True
+    with open_source(parse_reference(reference_of(server)), OPTIONS) as place:
+        assert place.read_blob(BLOB, len(DATA)) == DATA
+
+
 @pytest.mark.parametrize("in_chunks", [False, True])
 def test_a_blob_that_is_compressed_unasked(server: Server, in_chunks: bool) -> None:
     server.in_chunks, server.says_gzip = in_chunks, True
@@ -139,6 +220,22 @@ def test_a_blob_that_is_compressed_unasked(server: Server, in_chunks: bool) -> N
         server.packed = gzip.compress(DATA, 0).replace(bytes(range(9)), bytes(9))
         with pytest.raises(TransportError, match="damaged"):
             place.read_blob(BLOB, len(DATA))
+
+
+def test_an_encoding_without_end(server: Server) -> None:
+    """Its empty blocks come as fast as a body may, and give no byte of one."""
+    begun = gzip.compress(b"")[:10]
+    empty = b"\0\0\0\xff\xff" * 20_000
+    server.says_gzip = True
+    server.chunked = (
+        b"%x\r\n%b\r\n" % (len(begun), begun),
+        b"%x\r\n%b\r\n" % (len(empty), empty),
+    )
+    with (
+        open_source(parse_reference(reference_of(server)), OPTIONS) as place,
+        pytest.raises(TransportError, match="does not end"),
+    ):
+        place.read_blob(BLOB, len(DATA))
 
 
 def test_a_store_that_names_the_encoding_of_what_it_keeps(server: Server) -> None:

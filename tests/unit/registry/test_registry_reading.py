@@ -36,7 +36,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
-from firstread.registry import connections
+from firstread.registry import answer, connections
 from firstread.registry.credentials import Credentials
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
@@ -297,12 +297,13 @@ def test_a_circle_of_redirects() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["ftp://x/", "ftp://x:80/", "http://[", "file:///etc/passwd", "http://x:y/"]
+    "target",
+    ["ftp://x/", "ftp://x:80/", "http://[", "file:///etc/passwd", "http://x:y/", "https:"],
 )
 def test_a_redirect_to_nonsense(target: str) -> None:
     script = f"GET /manifests/ status 302 Location={target}"
     with ScriptedRegistry(script) as registry, source(registry) as place:
-        with pytest.raises(SourceError, match="not valid"):
+        with pytest.raises(SourceError, match=r"not valid|without a host"):
             place.get_manifest()
         assert registry.unused() == []
 
@@ -404,6 +405,17 @@ def test_a_token_server_that_gives_none(script: str) -> None:
         with source(registry) as place, pytest.raises(AuthError):
             read(place)
         assert registry.unused() == []
+
+
+def test_a_token_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "MAX_ANSWER", 1000)
+    script = f"GET /token body {'x' * 1001}"
+    with (
+        ScriptedRegistry(script, auth="token") as registry,
+        source(registry) as place,
+        pytest.raises(AuthError, match="more than 1000 bytes"),
+    ):
+        read(place)
 
 
 @pytest.mark.parametrize("fault", ["status 503 x2", "hangup 7 x2"], ids=["busy", "broken-off"])
