@@ -130,7 +130,8 @@ class Daemon:
         assert successor is not None
         if before.poll() is None and (successor is before or successor.poll() is not None):
             # The standby of a reload may still load, then the answer is to wait a moment.
-            assert successor is before or "an upgrade is under way already" in self.output()
+            said = self.output()
+            assert successor is before or "an upgrade is under way already" in said, said
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._program("--replace"), stdin=subprocess.DEVNULL, stdout=log, stderr=log
