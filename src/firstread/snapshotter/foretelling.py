@@ -18,7 +18,6 @@ from typing import Final
 
 from firstread.errors import FirstreadError, UnsupportedError
 from firstread.oci.reference import parse_reference
-from firstread.registry.credentials import Credentials
 from firstread.snapshotter.caller import Caller, serving
 
 log = logging.getLogger("foretelling")
@@ -32,22 +31,21 @@ class Foretelling:
     """Tells the daemon of images that are about to be pulled. Safe for threads.
 
     Args:
-        pull: has the daemon pull an image by its name, with the credentials of its pull, for as
-            long as `firstread.snapshotter.caller.current` waits.
+        pull: has the daemon pull an image by its name, for as long as
+            `firstread.snapshotter.caller.current` waits.
     """
 
-    def __init__(self, pull: Callable[[str, Credentials | None], object]) -> None:
+    def __init__(self, pull: Callable[[str], object]) -> None:
         self._pull = pull
         self._ordinary: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def of(self, image: str, credentials: Credentials | None) -> Iterator[None]:
+    def of(self, image: str) -> Iterator[None]:
         """Have the daemon pull an image, no longer than the block.
 
         Args:
             image: its name, valid or empty.
-            credentials: of the pull, if it has any.
         """
         with self._lock:
             useless = not image or image in self._ordinary
@@ -56,7 +54,7 @@ class Foretelling:
             return
         caller = Caller()
         work = threading.Thread(
-            target=self._run, args=(caller, image, credentials), name="foretell", daemon=True
+            target=self._run, args=(caller, image), name="foretell", daemon=True
         )
         with contextlib.suppress(RuntimeError):  # there are too many threads
             work.start()
@@ -65,10 +63,10 @@ class Foretelling:
         finally:
             caller.leave()
 
-    def _run(self, caller: Caller, image: str, credentials: Credentials | None) -> None:
+    def _run(self, caller: Caller, image: str) -> None:
         try:
             with serving(caller):
-                self._pull(image, credentials)
+                self._pull(image)
         except UnsupportedError:
             with self._lock:
                 self._ordinary[image] = None

@@ -60,8 +60,11 @@ _NOT_HERE: Final = b""  # an ImageStatusResponse without an image
 class Daemon(Protocol):
     """What the image service tells the daemon of pulls, and asks it."""
 
-    def foretell(self, image: str, credentials: Credentials | None) -> None:
-        """Have an image soon. Raises FirstreadError; UnsupportedError if it is an ordinary one."""
+    def foretell(self, image: str) -> None:
+        """Have an image of a pull in flight soon.
+
+        Raises FirstreadError; UnsupportedError if it is an ordinary one.
+        """
 
     def pulled(self, image: str, credentials: Credentials | None) -> None:
         """Take what a successful pull has shown, if anything. Raises FirstreadError."""
@@ -102,7 +105,7 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _pull(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         image, credentials = shown(request)
-        foretold = self._foretelling.of(image, credentials)
+        foretold = self._foretelling.of(image)
         with self._taken(context), self._pulling(image, credentials), foretold:
             yield from self._pass_on(path, request, context)
         if image:

@@ -94,49 +94,38 @@ class DaemonImages:
         self._waiting, self._early = Seats(*WAITING), Seats(*EARLY)
 
     def pull(self, reference: str) -> str:
-        return str(self._have(reference, Client.pull)["digest"])
+        return str(self._have(reference, Client.pull, self._waiting)["digest"])
 
-    def foretell(self, image: str, credentials: Credentials | None) -> None:
-        """Have an image on this node soon, by its name; what is here under that name will do.
+    def foretell(self, image: str) -> None:
+        """Have an image of a pull in flight on this node soon; what has its name here will do.
 
         Args:
             image: as a kubelet names it.
-            credentials: of the pull that has begun.
 
         Raises:
             UnsupportedError: the image is an ordinary one.
             BusyError: there are many such questions already.
             FirstreadError: it cannot be had now.
         """
-        reference = parse_reference(image)
-        secrets = [_login(credentials)] if credentials else []
-        with self._asked() as daemon, self._early.taken(reference.host):
-            daemon.pull(
-                image=str(reference),
-                policy="missing",
-                access=self._access,
-                pull_secrets=secrets,
-                foretold=True,
-            )
+        self._have(str(parse_reference(image)), Client.pull, self._early, foretold=True)
 
     def usage(self, reference: str) -> tuple[int, int]:
         digest = parse_reference(reference).digest or ""
         return usage(image_directory(self._root, digest))
 
     def mount(self, reference: str, snapshot: int) -> Path:
-        holder = f"{HOLDER}{snapshot}"
-        return Path(
-            self._have(reference, Client.mount, directory=None, holder=holder)["mountpoint"]
-        )
+        request = {"directory": None, "holder": f"{HOLDER}{snapshot}"}
+        mounted = self._have(reference, Client.mount, self._waiting, **request)
+        return Path(mounted["mountpoint"])
 
-    def _have(self, image: str, ask: Callable[..., Any], **request: Any) -> Any:
+    def _have(self, image: str, ask: Callable[..., Any], seats: Seats, **request: Any) -> Any:
         """Ask the daemon for an image; only one that is not on this node needs a seat."""
         request |= {"image": image, "access": self._access, "context": current().context}
         with self._asked() as daemon:
             with contextlib.suppress(NotFoundError, ImageError):
                 return ask(daemon, policy="never", **request)
             secrets = [_login(each) for each in self._pulls.secrets(image)]
-            with self._waiting.taken(parse_reference(image).host):
+            with seats.taken(parse_reference(image).host):
                 return ask(daemon, policy="missing", pull_secrets=secrets, **request)
 
     def pulled(self, image: str, credentials: Credentials | None) -> None:

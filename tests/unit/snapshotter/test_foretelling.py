@@ -8,14 +8,12 @@ import threading
 import pytest
 
 from firstread.errors import FirstreadError, NodeError, UnsupportedError
-from firstread.registry.credentials import Credentials
 from firstread.snapshotter import foretelling
 from firstread.snapshotter.caller import current
 from firstread.snapshotter.foretelling import Foretelling
 from firstread.testing.patience import PATIENCE_S
 
 IMAGE = "r.example/team/app:1"
-LOGIN = Credentials("robot", "pass word")
 
 
 class Daemon:
@@ -23,11 +21,11 @@ class Daemon:
 
     def __init__(self, error: FirstreadError | None = None) -> None:
         self.error = error
-        self.asked: list[tuple[str, Credentials | None]] = []
+        self.asked: list[str] = []
         self.begun, self.ended = threading.Event(), threading.Event()
 
-    def pull(self, image: str, credentials: Credentials | None) -> None:
-        self.asked.append((image, credentials))
+    def pull(self, image: str) -> None:
+        self.asked.append(image)
         gone = threading.Event()
         with current().waiting(gone.set):
             self.begun.set()
@@ -39,7 +37,7 @@ class Daemon:
 
 def foretold(told: Foretelling, image: str = IMAGE) -> None:
     """Pull an image, and wait until what was begun for it has ended."""
-    with told.of(image, LOGIN):
+    with told.of(image):
         pass
     for thread in threading.enumerate():
         if thread.name == "foretell":
@@ -48,9 +46,9 @@ def foretold(told: Foretelling, image: str = IMAGE) -> None:
 
 def test_the_daemon_pulls_beside_a_pull_and_ends_with_it() -> None:
     daemon = Daemon()
-    with Foretelling(daemon.pull).of(IMAGE, LOGIN):
+    with Foretelling(daemon.pull).of(IMAGE):
         assert daemon.begun.wait(PATIENCE_S)
-        assert daemon.asked == [(IMAGE, LOGIN)]
+        assert daemon.asked == [IMAGE]
         assert not daemon.ended.is_set()
     assert daemon.ended.wait(PATIENCE_S)
 
@@ -66,7 +64,7 @@ def test_an_ordinary_image_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(foretelling, "REMEMBERED", 2)
     asked: list[str] = []
 
-    def pull(image: str, _: Credentials | None) -> None:
+    def pull(image: str) -> None:
         asked.append(image)
         raise UnsupportedError("it is an ordinary image")
 
@@ -79,7 +77,7 @@ def test_an_ordinary_image_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_daemon_that_fails_is_asked_again() -> None:
     asked: list[str] = []
 
-    def pull(image: str, _: Credentials | None) -> None:
+    def pull(image: str) -> None:
         asked.append(image)
         raise NodeError("no daemon answers")
 

@@ -66,12 +66,12 @@ class Between:
     channel: grpc.Channel
     pulls: PullsInFlight
     kept: list[tuple[str, Credentials | None]] = field(default_factory=list)
-    told: SimpleQueue[tuple[str, Credentials | None]] = field(default_factory=SimpleQueue)
+    told: SimpleQueue[tuple[str, list[Credentials]]] = field(default_factory=SimpleQueue)
     wanted: list[str] = field(default_factory=list)
     failing: bool = False
 
-    def foretell(self, image: str, credentials: Credentials | None) -> None:
-        self.told.put((image, credentials))
+    def foretell(self, image: str) -> None:
+        self.told.put((image, self.pulls.secrets(image)))
         self._check()
 
     def pulled(self, image: str, credentials: Credentials | None) -> None:
@@ -151,7 +151,6 @@ def test_a_pull_is_passed_on_as_it_is_and_kept_when_it_has_succeeded(between: Be
     assert between.containerd.in_flight == [LOGIN]
     assert between.pulls.secrets(IMAGE) == []
     assert between.kept == [(IMAGE, LOGIN)]
-    assert between.told.get(timeout=PATIENCE_S) == (IMAGE, LOGIN)
 
 
 def test_a_pull_that_fails_is_not_kept(between: Between, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,6 +195,14 @@ def test_an_image_whose_registry_refuses_the_daemon_is_not_here(
         answers = list(call(request, timeout=PATIENCE_S))
         hidden = state == "wanted" and request is status
         assert answers == [b"" if hidden else request] * 2
+
+
+def test_the_daemon_hears_of_a_pull_in_flight_and_its_credentials(between: Between) -> None:
+    between.containerd.hang = True
+    request = request_of(username="robot", password="pass word")
+    call = between.channel.unary_stream(PULL)(request, timeout=PATIENCE_S)
+    assert between.told.get(timeout=PATIENCE_S) == (IMAGE, [LOGIN])
+    call.cancel()
 
 
 def test_a_client_that_goes_ends_the_call_behind(between: Between) -> None:
