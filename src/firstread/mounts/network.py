@@ -152,7 +152,7 @@ class Network:
         """
 
         def key(place: Reference) -> Hashable:
-            return what, place, access, self.given(place)
+            return what, self._key(place, access)
 
         def run(on_resolved: Callable[..., None]) -> T:
             def resolved(*digests: str) -> None:

@@ -76,9 +76,8 @@ def of_type(data: bytes, artifact_type: str) -> tuple[list[Descriptor], int]:
     entries = parse_index(data).manifests
     if len(entries) > MAX_ENTRIES:
         raise LimitError(f"a list of referrers has {len(entries)} entries")
-    return [e for e in entries if not e.artifact_type or e.artifact_type == artifact_type], len(
-        entries
-    )
+    fitting = [e for e in entries if not e.artifact_type or e.artifact_type == artifact_type]
+    return fitting, len(entries)
 
 
 def with_entry(old: bytes | None, entry: Descriptor) -> bytes | None:
