@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,14 +37,6 @@ pytestmark = [
 @pytest.fixture
 def registry(app_registry: DockerRegistry) -> DockerRegistry:
     return app_registry
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory whose path is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="frc-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

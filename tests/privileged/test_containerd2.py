@@ -8,7 +8,6 @@ pytest -m containerd2 tests/privileged/test_containerd2.py
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,10 @@ def registry(app_registry: DockerRegistry) -> DockerRegistry:
 
 
 @pytest.fixture
-def node(registry: DockerRegistry) -> Iterator[Containerd]:
-    scratch = Path(tempfile.mkdtemp(prefix="frc-"))
+def node(registry: DockerRegistry, scratch: Path) -> Iterator[Containerd]:
     pause = f"{registry.host}/pause:1"
     with Containerd(scratch, pause, snapshotter="overlayfs", handler=HANDLER) as running:
         yield running
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.mark.parametrize("said", ["by the kubelet", "by an annotation"])
@@ -104,7 +101,7 @@ def test_nerdctl(registry: DockerRegistry, node: Containerd) -> None:
 
 
 def test_the_start_of_a_pod_is_below_the_spans_of_containerd(
-    registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+    registry: DockerRegistry, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("opentelemetry.proto")
     if containerd_version() < (2, 3):
@@ -115,13 +112,11 @@ def test_the_start_of_a_pod_is_below_the_spans_of_containerd(
         endpoint = f"http://127.0.0.1:{receiver.http_port}"
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-        scratch = Path(tempfile.mkdtemp(prefix="frc-"))
         image = f"{registry.host}/app:latest"
         with Containerd(scratch, f"{registry.host}/pause:1") as node:
             node.pull(image)
             assert node.run(image, *read(1)) == [f"{digest_of(1)}  /data/1"]
             node.wait(lambda: {"firstread.start", "pull"} <= above(receiver.spans).keys())
-        shutil.rmtree(scratch, ignore_errors=True)
     found = above(receiver.spans)
     assert found["firstread.start"].endswith("Snapshots/Prepare")
     assert found["pull"].endswith("Snapshots/Prepare")

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,13 +69,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistr
 
 
 @pytest.fixture
-def node(registry: DockerRegistry) -> Iterator[Any]:
-    scratch = Path(tempfile.mkdtemp(prefix="frc-"))  # short enough for sockets
-    try:
-        with containerd.Containerd(scratch, f"{registry.host}/pause:1") as running:
-            yield running
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def node(registry: DockerRegistry, scratch: Path) -> Iterator[Any]:
+    with containerd.Containerd(scratch, f"{registry.host}/pause:1") as running:
+        yield running
 
 
 def test_the_original_tag_starts_lazily(registry: DockerRegistry, node: Any) -> None:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +17,10 @@ __all__ = ["pytestmark"]
 
 
 @pytest.fixture
-def node(app_registry: DockerRegistry) -> Iterator[Containerd]:
-    scratch = Path(tempfile.mkdtemp(prefix="frc-"))
+def node(app_registry: DockerRegistry, scratch: Path) -> Iterator[Containerd]:
     with Containerd(scratch, f"{app_registry.host}/pause:1", image_service=True) as running:
         running.pull(f"{app_registry.host}/pause:1")
         yield running
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def test_the_daemon_asks_by_name_and_fetches_once(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,14 +31,6 @@ FILES, PODS, READERS, READS = 120, 5, 2, 80
 def registry() -> Iterator[DockerRegistry]:
     with reader_registry(FILES) as running:
         yield running
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory whose path is short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="frp-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_pods_at_once_fetch_each_sector_once(registry: DockerRegistry, scratch: Path) -> None:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +30,13 @@ def private(app_registry: DockerRegistry) -> Iterator[DockerRegistry]:
 
 
 @pytest.fixture
-def node(private: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containerd]:
-    scratch = Path(tempfile.mkdtemp(prefix="frc-"))
+def node(
+    private: DockerRegistry, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Containerd]:
     monkeypatch.setenv("DOCKER_CONFIG", str(scratch))  # where there is nothing
     with Containerd(scratch, f"{private.host}/pause:1", image_service=True) as running:
         running.pull(f"{private.host}/pause:1", login=(USERNAME, PASSWORD))
         yield running
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def test_reads_of_a_pod_use_what_its_pulls_have_shown(
