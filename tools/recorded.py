@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,18 @@ class _Record:
     def __init__(self) -> None:
         self.failed: set[str] = set()
         self.is_loaded = True
+
+    @pytest.hookimpl(wrapper=True, optionalhook=True)
+    def pytest_xdist_make_scheduler(self) -> Generator[None, Any, Any]:
+        """Let no worker wait for ever that takes the place of another.
+
+        A worker runs a test once it has the next one or the word that there is none. xdist gives a
+        new worker one file, which can have one test left: the one that killed its worker before.
+        """
+        scheduler = yield
+        once = scheduler.schedule
+        scheduler.schedule = lambda: (once(), once())
+        return scheduler
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:

@@ -83,6 +83,16 @@ def test_a_worker_that_ends_is_a_failure_of_its_test(tmp_path: Path) -> None:
     assert "1 failed, 3 passed" in ran.output  # xdist continues with it, and those after it
 
 
+def test_a_worker_that_ends_with_the_last_test_of_its_file_stops_nothing(tmp_path: Path) -> None:
+    """The worker in its place gets that test alone, and a worker waits for two."""
+    (tmp_path / "test_then.py").write_text("def test_then(): pass")
+    last = CRASH.replace('["a::b[c]", "two words"]', '["a::b[c]"]').split("def test_good")[0]
+    ran = Ran(tmp_path, last, "--no-lint", "--rerun", "--workers=1")
+    assert ran.code == 0, ran.output
+    assert ran.lines[-2:] == ["flaky: test_suite.py::test_flaky[a::b[c]]", ALONE]
+    assert "1 failed, 2 passed" in ran.output
+
+
 def test_what_fails_twice_is_a_failure(tmp_path: Path) -> None:
     ran = Ran(tmp_path, BROKEN, "--no-lint", "--rerun")
     assert (ran.code, ran.runs) == (1, 2), ran.output
