@@ -122,9 +122,9 @@ class Backlog:
             if following is None:
                 return
             streak.last = following
-            ahead = self.want(following, Cause.PREFETCH)
-            if ahead is not None:
+            if (ahead := self.want(following, Cause.PREFETCH)) is not None:
                 ahead.rests = min(ahead.rests, Cause.PREFETCH)
+                ahead.is_next = not self.streaming.is_in(following.blob)
 
     def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
         """Let a sector that has failed elsewhere wait its pause here, if this source is down too.

@@ -59,6 +59,7 @@ class Filling:
         must_come: all of its image is asked for, whatever else wants it.
         order: among those that are streamed for the same cause; the smallest goes first.
         in_order: its reads wait for all of it, see `Streak.is_in_order`.
+        is_next: a sequential reader comes to it.
         asks: requests for it so far.
         failures: attempts that failed since the last progress.
         decoder: what is known of it, once a worker has had it.
@@ -76,6 +77,7 @@ class Filling:
     must_come: bool = False
     order: int = 0
     in_order: bool = False
+    is_next: bool = False
     asks: int = 0
     failures: int = 0
     decoder: Decoding | None = None
@@ -173,7 +175,8 @@ class Queue:
 
         That is the next sector, and the wanted ones that follow it in its blob without a gap. A
         sector that rests half-filled can only be the first: only its rest is wanted. What is
-        streamed is taken alone: a `Stream` claims what follows when it gets there.
+        streamed is taken alone, as a `Stream` claims what follows when it gets there, unless a
+        sequential reader gets there first.
 
         Args:
             causes: that may be taken, the most urgent first.
@@ -195,7 +198,9 @@ class Queue:
             batch.append(following)
             size += following.sector.span.length
             following = self._places.get(following.end)
-            if following and (following.asks or following.cause not in merged):
+            if following and (
+                following.asks or not (following.is_next or following.cause in merged)
+            ):
                 following = None
         return batch
 

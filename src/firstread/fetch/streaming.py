@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from firstread.fetch.queue import Cause, Filling, Queue
 from firstread.fetch.rate import Rate
+from firstread.oci.model import Descriptor
 from firstread.sectors.source import Span
 from firstread.units import MiB
 
@@ -108,6 +109,10 @@ class Streaming:
         """Whether hot sectors are queued, or on their way."""
         on_its_way = self.now is not None and self.now.cause is Cause.HOT
         return on_its_way or self._queue.has(Cause.HOT)
+
+    def is_in(self, blob: Descriptor) -> bool:
+        """Return whether the stream is in this blob, and may come to what a reader comes to."""
+        return self.now is not None and self.now.filling.sector.blob == blob
 
     def take(self, batch: list[Filling]) -> None:
         """Note that a worker has taken the first sector of a stream."""

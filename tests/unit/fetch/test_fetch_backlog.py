@@ -188,6 +188,29 @@ def test_a_sequential_reader_is_read_ahead_for_as_far_as_there_is_room() -> None
     assert list(bench.backlog) == [sector.entry.id for sector in SECTORS.wanted[:3]]
 
 
+def test_what_a_sequential_reader_comes_to_is_asked_for_with_what_it_reads() -> None:
+    """Weights are hot, but the stream of hot sectors is elsewhere: one request for each is slow."""
+    bench = Bench()
+    for sector in SECTORS.wanted:
+        bench.backlog.want(sector, Cause.HOT)
+    for sector in SECTORS.wanted[:2]:
+        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
+        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+    assert bench.taken() == list(SECTORS.wanted[:4])
+    assert bench.taken() == [SECTORS.wanted[4]]  # the stream: nobody reads that yet
+
+
+def test_what_the_stream_comes_to_is_left_to_it() -> None:
+    bench = Bench()
+    for sector in SECTORS.wanted:
+        bench.backlog.want(sector, Cause.HOT)
+    assert bench.taken() == [SECTORS.wanted[0]]
+    for sector in SECTORS.wanted[2:4]:
+        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
+        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+    assert bench.taken() == list(SECTORS.wanted[2:4])
+
+
 def in_order(bench: Bench) -> tuple[Filling, PendingRead]:
     """Read three sectors in order; return the third, half filled, and its read."""
     for sector in SECTORS.wanted[:3]:
