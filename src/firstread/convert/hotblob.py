@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -36,7 +36,7 @@ from firstread.units import MiB
 # docs/adr/0095-hot-frames-are-compressed-harder.md has the table.
 HOT_LEVEL = 15
 LARGE = 96 * MiB  # of hot sectors, from which on that would take too long
-LARGE_LEVEL = 9
+LARGE_LEVEL = 6
 STATIC_LEVEL = 9  # of a start set, which nobody asked for: 15 would double a conversion's time
 
 Read = Callable[[bytes, int, int], bytes]
@@ -112,6 +112,7 @@ def make_hot(
     granule: int = DEFAULT_GRANULE,
     level: int | None = None,
     jobs: int = 1,
+    plan: HotPlan | None = None,
 ) -> Hot:
     """Put the hot sectors of an image into its repository, and the chunks of `merged` into them.
 
@@ -126,6 +127,7 @@ def make_hot(
         granule: smallest chunk, bytes.
         level: zstd compression level; None for the one of such a start.
         jobs: sectors compressed at a time.
+        plan: of the start, if the caller has it.
 
     Raises:
         FirstreadError: the blobs cannot be read or contradict the records; the repository does not
@@ -135,7 +137,7 @@ def make_hot(
     trace = start(merged.root, _reader(merged, ContentReader(repository, sectors)), config)
     if trace is None:
         return NOT_HOT
-    plan = plan_hot(merged.root, trace, parameters.sector_size, granule)
+    plan = plan or plan_hot(merged.root, trace, parameters.sector_size, granule)
     if not plan.runs and not plan.whole:
         return Hot(plan)
     whole = [sectors[split_address(address)[0]].entry.id for address in plan.whole]
@@ -149,11 +151,11 @@ def make_hot(
         tempfile.TemporaryFile(prefix="firstread-") as data,
         open_scratch(repository.scratch_dir) as blob,
     ):
-        copies.copy(NativeSource(repository), sectors, data.fileno())
         size = sum(copies.sizes)
         level = level or _level(size, static=static)
         hot = Parameters(parameters.sector_size, parameters.frame_size, level)
-        packed, made = _pack(data, copies.sizes, hot, blob, jobs)
+        copied = copies.copy(NativeSource(repository), sectors, data.fileno())
+        packed, made = _pack(((n, copies.sizes[n]) for n in copied), data, hot, blob, jobs)
         blob.seek(0)
         uploaded = repository.put_blob(blob_descriptor(packed), blob, verified=True)
     copies.repoint(merged.root)
@@ -198,10 +200,15 @@ def _reader(merged: MergedLayers, content: ContentReader) -> Read:
 
 
 def _pack(
-    data: BinaryIO, sizes: Sequence[int], parameters: Parameters, blob: BinaryIO, jobs: int
+    sectors: Iterable[tuple[int, int]],
+    data: BinaryIO,
+    parameters: Parameters,
+    blob: BinaryIO,
+    jobs: int,
 ) -> tuple[PackedLayer, list[PackedSector]]:
+    """Compress (number, bytes) of `data`, while the next ones come."""
     with BlobWriter(blob, parameters, jobs, jobs + 1) as writer:
-        for number, size in enumerate(sizes):
+        for number, size in sectors:
             buffer = writer.take()
             if os.preadv(data.fileno(), [buffer[:size]], number * parameters.sector_size) != size:
                 raise OSError("a temporary file became shorter")

@@ -11,7 +11,7 @@ order of `place`; an address that was not copied stays as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ class HotCopies:
         self._sector_size = sector_size
         first: dict[bytes, int] = {}
         self._first = [first.setdefault(identity, number) for number, identity in enumerate(ids)]
-        self._pieces: dict[int, list[_Piece]] = {}  # sector of a layer -> what is copied of it
+        self._pieces: dict[int, list[_Piece]] = {}  # of sectors of layers, each by its first target
         self._copies: dict[int, _Copy] = {}  # by the address of the original, for each block
         self._cuts: dict[int, int] = {}  # address of a chunk in parts -> bytes of the smallest part
         self._files: dict[int, int] = {}  # id() of a file with hot chunks -> its new chunk size
@@ -100,8 +100,8 @@ class HotCopies:
         sector, block = split_address(address)
         return chunk_address(self._first[sector], block)
 
-    def copy(self, source: NativeSource, sectors: Sequence[Wanted], out: int) -> None:
-        """Fetch all pieces, in the order of their blobs, and write them to the file `out`.
+    def copy(self, source: NativeSource, sectors: Sequence[Wanted], out: int) -> Iterator[int]:
+        """Fetch all pieces, and write them to the file `out`; yield each hot sector that is full.
 
         Args:
             source: has the sectors.
@@ -123,9 +123,14 @@ class HotCopies:
             for frame in read_frames(source, sector, numbers):
                 _copy_frame(frame.offset, frame.data, pieces, out)
 
+        # In the order in which they are needed: all before the next one's first piece is there.
+        firsts = [pieces[0].target // self._sector_size for pieces in self._pieces.values()]
+        done = 0
         with ThreadPoolExecutor(READERS, thread_name_prefix="hot") as pool:
-            for _ in pool.map(fetch, sorted(self._pieces)):
-                pass
+            fetched = pool.map(fetch, self._pieces)
+            for _, until in zip(fetched, [*firsts[1:], len(self.sizes)], strict=True):
+                yield from range(done, until)
+                done = until
 
     def repoint(self, root: Node) -> None:
         """Give the files below `root` that have hot content their new chunk maps."""
@@ -149,15 +154,20 @@ class HotCopies:
     def _cut(self, node: Node, size: int) -> None:
         ratio, blocks = node.chunk_size // size, size // BLOCK_SIZE
         end = round_up(node.size, BLOCK_SIZE)
-        chunks = []
-        for number in range(-(-node.size // size)):
-            address = node.chunks[number // ratio]
-            if address != HOLE:
-                address += number % ratio * blocks
-                copy = self._copies.get(self._original(address), _NO_COPY)
-                if copy.length >= min(size, end - number * size):
-                    address = copy.address
-            chunks.append(address)
+        chunks: list[int] = []
+        for address in node.chunks:
+            at = len(chunks)
+            if address == HOLE:
+                chunks += [HOLE] * ratio
+                continue
+            chunks += range(address, address + ratio * blocks, blocks)
+            original = self._original(address)
+            if original in self._cuts:
+                for number in range(at, at + ratio):
+                    copy = self._copies.get(original + (number - at) * blocks, _NO_COPY)
+                    if copy.length >= min(size, end - number * size):
+                        chunks[number] = copy.address
+        del chunks[-(-node.size // size) :]
         node.chunks, node.chunk_size = chunks, size
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Final
 
 import zstandard
 
@@ -34,8 +34,9 @@ from firstread.sectors.format import (
 )
 from firstread.units import MiB, format_size
 
-# Nodes wait for these few bytes, so the ratio counts: docs/adr/0124.
-_LEVELS = ((16 * MiB, 19), (MAX_METADATA_SIZE, 9))  # up to so many bytes; at 2.3 and 60 MB/s
+# Nodes wait for these few bytes, so the ratio counts: docs/adr/0124. Bytes, and zstd's parameters.
+_SMALL, _MEDIUM = 8 * MiB, 16 * MiB
+_JOBS: Final = {"threads": 2, "job_size": 3 * MiB, "overlap_log": 5}  # as many on every machine
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,14 @@ class WrittenMetadata:
     inodes: int
 
 
-def _level(size: int) -> int:
-    """Return the zstd level of metadata of `size` bytes."""
-    return next((level for most, level in _LEVELS if size <= most), _LEVELS[-1][1])
+def _compressor(size: int) -> zstandard.ZstdCompressor:
+    """Return the compressor of metadata of `size` bytes; on every machine it gives the same."""
+    if size <= _SMALL:
+        return zstandard.ZstdCompressor(level=19)
+    if size > _MEDIUM:
+        return zstandard.ZstdCompressor(level=9)
+    parameters = zstandard.ZstdCompressionParameters.from_level(17, source_size=size, **_JOBS)
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 def write_metadata_layer(
@@ -215,9 +221,8 @@ def write_metadata_layer(
         uuid=hashlib.sha256(table).digest()[:16],
     )
     layer = _Digested(out, limit)
-    compressor = zstandard.ZstdCompressor(level=_level(draft.size))
     # Not as a block, whose end would complain of the size and hide the error.
-    stream = compressor.stream_writer(layer, size=draft.size, closefd=False)  # type: ignore[arg-type]
+    stream = _compressor(draft.size).stream_writer(layer, size=draft.size, closefd=False)  # type: ignore[arg-type]
     content = _Digested(stream, limit)
     draft.write(content)  # type: ignore[arg-type]
     stream.close()  # type: ignore[no-untyped-call]

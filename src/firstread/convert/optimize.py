@@ -181,6 +181,7 @@ class _Work:
             start=recorded_start(trace),
             jobs=self._options.jobs,
             merged=merged,
+            plan=plan,
         )
         return self._report(opened, done, subject, carried, started)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from firstread.convert.blobwriter import PackedLayer
 from firstread.convert.hotblob import NOT_HOT, Hot, Start, make_hot
+from firstread.convert.hotplan import HotPlan
 from firstread.convert.manifest import (
     converted_config,
     converted_manifest,
@@ -89,6 +90,7 @@ def publish(
     static: bool = False,
     jobs: int = 1,
     merged: MergedLayers | None = None,
+    plan: HotPlan | None = None,
 ) -> Published:
     """Publish the image of `layers`, whose blobs are in `repository`, under its tag.
 
@@ -105,6 +107,7 @@ def publish(
         static: no run has shown that.
         jobs: hot sectors compressed at a time.
         merged: what `merge_layers` gives for `layers`, if the caller has it; consumed.
+        plan: of the start in `merged`, if the caller has it.
 
     Raises:
         FirstreadError: the layers do not fit together, or the destination does not take the image.
@@ -114,7 +117,7 @@ def publish(
     hot = NOT_HOT
     if start is not None:
         arguments = (repository, merged, packed, parameters, image.config, start)
-        hot = make_hot(*arguments, static=static, jobs=jobs)
+        hot = make_hot(*arguments, static=static, jobs=jobs, plan=plan)
     packed += [hot.blob.packed] if hot.blob else []
     with tempfile.TemporaryFile(prefix="firstread-") as file:
         blobs = [index_blob(blob) for blob in packed]

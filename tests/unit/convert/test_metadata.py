@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import stat
 import time
 from collections.abc import Sequence
@@ -12,7 +13,15 @@ from collections.abc import Sequence
 import pytest
 import zstandard
 
-from firstread.convert.metadata import assign_slots, merge, write_metadata_layer
+from firstread.convert.metadata import (
+    _JOBS,
+    _MEDIUM,
+    _SMALL,
+    _compressor,
+    assign_slots,
+    merge,
+    write_metadata_layer,
+)
 from firstread.convert.record import (
     Entry,
     LayerRecord,
@@ -101,16 +110,28 @@ def test_a_file_of_one_chunk_has_a_chunk_of_a_whole_sector() -> None:
     }
 
 
-def test_every_node_can_decompress_metadata() -> None:
-    """Level 19 has a window of 8 MiB at most, whatever the size."""
+def test_metadata_states_its_size() -> None:
     root = merge([record([sector("a")], *(file(f"{n:06}", at(0)) for n in range(5_000)))])
     out = io.BytesIO()
     written = write_metadata_layer(out, root, [BLOB], GEOMETRY)
-    frame = zstandard.get_frame_parameters(out.getvalue())
-    assert frame.content_size == written.size
+    assert zstandard.get_frame_parameters(out.getvalue()).content_size == written.size
+
+
+@pytest.mark.parametrize("size", [_SMALL, _SMALL + 1, _MEDIUM, _MEDIUM + 1])
+def test_every_node_can_decompress_metadata(size: int) -> None:
+    """The window is 8 MiB at most, whatever the size."""
+    frame = zstandard.get_frame_parameters(_compressor(size).compress(bytes(size)))
+    assert frame.content_size == size
     assert frame.window_size <= MAX_METADATA_WINDOW
-    largest = zstandard.ZstdCompressionParameters.from_level(19, source_size=16 * MiB)
-    assert 1 << largest.window_log <= MAX_METADATA_WINDOW
+
+
+def test_threads_do_not_decide_the_bytes_of_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be too busy for two, or give them whatever turns it likes."""
+    data = random.Random(1).randbytes(64 * KiB) * 144 + random.Random(2).randbytes(64 * KiB) * 3
+    assert _SMALL < len(data) <= _MEDIUM
+    two = _compressor(len(data)).compress(data)
+    monkeypatch.setitem(_JOBS, "threads", 1)
+    assert _compressor(len(data)).compress(data) == two
 
 
 def test_names_of_one_file_are_readdressed_once() -> None:
