@@ -24,7 +24,7 @@ from firstread.fetch.startplan import StartPlan, Undecided
 from firstread.fetch.startwindow import StartWindows
 from firstread.fetch.streaks import Streak, Streaks
 from firstread.fetch.streaming import Stream, Streaming
-from firstread.sectors.source import Wanted
+from firstread.sectors.source import Span, Wanted
 
 LONG_S = 30.0  # between looks at what nothing but a new read makes more urgent
 QUIET_S = 0.2  # without a read on demand, before half-filled sectors are completed
@@ -177,13 +177,7 @@ class Backlog:
         self._undecided.add(plan, rest)
 
     def _want_streamed(self, sectors: Iterable[Wanted], cause: Cause, now: float) -> None:
-        """Queue sectors that nobody waits for, in this order, behind those that are queued so.
-
-        Args:
-            sectors: which.
-            cause: one of `STREAMED`.
-            now: what is fetched in the background waits from now on.
-        """
+        """Queue sectors that nobody waits for, in this order, behind those that are queued so."""
         if cause is Cause.BACKGROUND:
             self._last_demand = max(self._last_demand, now)
         for sector in sectors:
@@ -259,8 +253,7 @@ class Backlog:
 
     def drop_unused(self, sector_id: bytes) -> bool:
         """Forget a sector; False if a read waits or a worker is at it."""
-        filling = self._fillings.get(sector_id)
-        if filling is not None:
+        if (filling := self._fillings.get(sector_id)) is not None:
             if filling.active or filling.reads:
                 return False
             self.drop(filling)
@@ -335,6 +328,13 @@ class Backlog:
         """Return whether reads on demand of something else should have the link to themselves."""
         busy = any(not filling.paused for filling in self._waiting)
         return busy and not stream.is_awaited()
+
+    def begin_stream(self, stream: Stream, rest: Span) -> Span:
+        """Return what the request of a stream should ask for; see `Streaming.begin`."""
+        span, left = self.streaming.begin(stream, rest)
+        for filling in left:
+            self.requeue(filling)
+        return span
 
     def end_stream(self, stream: Stream, *, whole: bool, failed: bool) -> None:
         """Note that a stream has ended; fetch on demand what reads have expected of it in vain."""

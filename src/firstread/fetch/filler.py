@@ -145,7 +145,7 @@ class Filler:
         with target:
             with self._changed:
                 rest = self._rest_of(source, stream.filling.sector, target.decoder)
-                span = self._backlog.streaming.begin(stream, rest)
+                span = self._backlog.begin_stream(stream, rest)
             self._counts.requested(stream.filling, span.length)
             with self._open(source, span, window, pace.note) as incoming:
                 try:
@@ -172,7 +172,9 @@ class Filler:
         wanted = source.covering(sector, known.verified, first.wanted_end)
         rest = self._rest_of(source, sector, known)
         needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
-        budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
+        is_ahead = len(batch) > 1 and batch[1].is_next
+        cause = Cause.PREFETCH if is_ahead else first.cause
+        budget = self._rate.bytes_per_s * slice_seconds(cause, first.asks)
         return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
 
     def _step(self, first: Filling) -> int:

@@ -12,6 +12,7 @@ few of them fill a link, and each costs one round trip.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from firstread.fetch.queue import Cause, Filling, Queue
@@ -119,12 +120,16 @@ class Streaming:
         self.now = Stream(batch[0].cause, batch, expected=self._expected)
         self._expected = []
 
-    def begin(self, stream: Stream, rest: Span) -> Span:
-        """Return what the request of a stream should ask for.
+    def begin(self, stream: Stream, rest: Span) -> tuple[Span, list[Filling]]:
+        """Begin the request of a stream.
 
         Args:
             stream: that has just been taken from the queue.
             rest: what is missing of its first sector, or as much as lies in one range.
+
+        Returns:
+            what it should ask for, and sectors that reads have expected of it in vain: it has begun
+            elsewhere than the last one ended.
         """
         filling, most = stream.filling, rest.start + self._ramp.take(stream.cause)
         stop, end = rest.stop, (rest.blob.digest, rest.stop)
@@ -135,7 +140,10 @@ class Streaming:
             filling, end = following, following.end
             stop = end[1]
         stream.stop = min(stop, most)
-        return rest._replace(stop=stream.stop)
+        waiting = [other for other in stream.expected if other.reads and not other.active]
+        left = [other for other in waiting if not stream.reaches(other, other.wanted_end, math.inf)]
+        stream.expected = [other for other in waiting if other not in left]
+        return rest._replace(stop=stream.stop), left
 
     def claim(self, stream: Stream) -> Filling | None:
         """Return the sector that a stream has got to, if no other worker was faster."""
@@ -174,8 +182,9 @@ class Streaming:
         left = [other for other in stream.expected if other.reads and not other.active]
         if not whole or stream.cause is not Cause.HOT:
             return left
-        self._expected = left
         if stream.filling.active:
             stream.filling.active = False
             self._queue.put(stream.filling, stream.filling.rests)
+            left = [stream.filling, *left]
+        self._expected = left
         return []

@@ -81,7 +81,7 @@ class Bench:
         stream = self.backlog.streaming.now
         assert stream is not None
         assert stream.filling is filling
-        self.backlog.streaming.begin(stream, filling.sector.span)
+        self.backlog.begin_stream(stream, filling.sector.span)
         return stream
 
     def claimed(self, stream: Stream) -> list[Wanted]:
@@ -199,6 +199,26 @@ def test_a_read_that_waits_where_a_request_ends_waits_for_the_next_one() -> None
     assert stream.is_awaited()  # by the other
     assert bench.backlog.streaming.claim(stream) is not None
     assert stream.filling.reads == [next_one]
+
+
+def test_a_read_that_waits_for_the_next_request_is_served_though_that_goes_elsewhere() -> None:
+    """A sector that a read has taken, and that rests again, goes before the one at which it ended.
+
+    The stream left the link to the read, a frame a second, and nobody served the read.
+    """
+    bench = Bench()
+    bench.read(HOT[0])
+    (demanded,) = bench.backlog.take(NOW)[0]
+    stream = bench.begin()
+    assert stream.filling.sector == HOT[1]
+    here, next_one = bench.read(HOT[1], HOT[1].entry.size - FRAME), bench.read(HOT[2])
+    bench.bring([demanded], FRAME, NOW)
+    stream.filling.asks = 1
+    bench.backlog.end_stream(stream, whole=True, failed=False)
+    assert bench.begin().filling.sector == HOT[0]
+    one, other = bench.backlog.take(NOW)[0]
+    assert (one.sector, one.reads) == (HOT[1], [here])
+    assert (other.sector, other.reads) == (HOT[2], [next_one])
 
 
 def test_a_read_takes_a_sector_from_the_stream_and_the_next_one_goes_on_behind_it() -> None:
