@@ -124,7 +124,7 @@ class Backlog:
             streak.last = following
             if (ahead := self.want(following, Cause.PREFETCH)) is not None:
                 ahead.rests = min(ahead.rests, Cause.PREFETCH)
-                ahead.is_next = not self.streaming.is_in(following.blob)
+                ahead.is_next = not self.streaming.comes_to(following)
 
     def slow_down(self, sector_id: bytes, failures: int, now: float) -> None:
         """Let a sector that has failed elsewhere wait its pause here, if this source is down too.

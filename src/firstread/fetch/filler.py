@@ -146,6 +146,7 @@ class Filler:
             with self._changed:
                 rest = self._rest_of(source, stream.filling.sector, target.decoder)
                 span = self._backlog.begin_stream(stream, rest)
+                self._changed.notify_all()  # it may have left reads to others
             self._counts.requested(stream.filling, span.length)
             with self._open(source, span, window, pace.note) as incoming:
                 try:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from firstread.fetch.queue import Cause, Filling, Queue
 from firstread.fetch.rate import Rate
-from firstread.oci.model import Descriptor
-from firstread.sectors.source import Span
+from firstread.sectors.source import Span, Wanted
 from firstread.units import MiB
 
+GOES_ON = -1  # place in the order of a sector in which a request has ended
 FIRST_BYTES = 1 * MiB  # compressed, of the first request of a lane's stream
 GROWTH = 8  # of each further one
 MAX_BYTES = {Cause.HOT: 64 * MiB, Cause.BACKGROUND: 8 * MiB}  # one that can be given up is short
@@ -111,9 +111,12 @@ class Streaming:
         on_its_way = self.now is not None and self.now.cause is Cause.HOT
         return on_its_way or self._queue.has(Cause.HOT)
 
-    def is_in(self, blob: Descriptor) -> bool:
-        """Return whether the stream is in this blob, and may come to what a reader comes to."""
-        return self.now is not None and self.now.filling.sector.blob == blob
+    def comes_to(self, sector: Wanted) -> bool:
+        """Return whether the request of the stream has a sector, unless others take it before."""
+        if self.now is None:
+            return False
+        here, there = self.now.filling.sector.span, sector.span
+        return here.blob == there.blob and here.start <= there.start < self.now.stop
 
     def take(self, batch: list[Filling]) -> None:
         """Note that a worker has taken the first sector of a stream."""
@@ -183,7 +186,7 @@ class Streaming:
         if not whole or stream.cause is not Cause.HOT:
             return left
         if stream.filling.active:
-            stream.filling.active = False
+            stream.filling.active, stream.filling.order = False, GOES_ON
             self._queue.put(stream.filling, stream.filling.rests)
             left = [stream.filling, *left]
         self._expected = left
