@@ -31,7 +31,6 @@ from firstread.errors import ImageError
 from firstread.oci.model import Manifest
 from firstread.sectors.decode import SectorDecoder
 from firstread.sectors.format import (
-    MAX_METADATA_SIZE,
     MAX_SECTOR_SIZE,
     MAX_SECTORS,
     Blob,
@@ -212,7 +211,8 @@ def test_metadata_layers(valid: Valid) -> None:
 
 def test_layer_records(valid: Valid, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readable part of a damaged record makes acceptable metadata, or an ImageError."""
-    monkeypatch.setattr(metadata, "_LEVELS", ((MAX_METADATA_SIZE, 1),))  # 19 takes most of the time
+    monkeypatch.setattr(metadata, "_SMALL", -1)  # level 19 takes most of the time
+    monkeypatch.setattr(metadata, "_MEDIUM", -1)
     blob = Blob(bytes(32), len(valid.blob))
 
     def read(data: bytes) -> None:

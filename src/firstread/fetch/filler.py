@@ -173,9 +173,7 @@ class Filler:
         wanted = source.covering(sector, known.verified, first.wanted_end)
         rest = self._rest_of(source, sector, known)
         needed = source.plan(sector, wanted, known)[0].stop if wanted else rest.start
-        is_ahead = len(batch) > 1 and batch[1].is_next
-        cause = Cause.PREFETCH if is_ahead else first.cause
-        budget = self._rate.bytes_per_s * slice_seconds(cause, first.asks)
+        budget = self._rate.bytes_per_s * slice_seconds(batch)
         return rest._replace(stop=request_end(batch, rest, min(needed, rest.stop), budget))
 
     def _step(self, first: Filling) -> int:

@@ -175,8 +175,8 @@ class Queue:
 
         That is the next sector, and the wanted ones that follow it in its blob without a gap. A
         sector that rests half-filled can only be the first: only its rest is wanted. What is
-        streamed is taken alone, as a `Stream` claims what follows when it gets there, unless a
-        sequential reader gets there first.
+        streamed is taken alone: a `Stream` claims what follows when it gets there. What a
+        sequential reader comes to is an exception.
 
         Args:
             causes: that may be taken, the most urgent first.
@@ -228,19 +228,22 @@ def batch_bytes(bytes_per_s: float) -> int:
     return max(BATCH_BYTES, min(int(bytes_per_s * BATCH_S), MAX_BATCH_BYTES))
 
 
-def slice_seconds(cause: Cause, asks: int) -> float:
+def slice_seconds(batch: Sequence[Filling]) -> float:
     """Return for how long a request may keep the link busy with what nobody waits for.
 
     A read gets what it waits for and little more, so that the next one does not queue behind bytes
-    that nobody may use; a reader that comes back to the same sector gets twice as much each time.
+    that nobody may use; a reader that comes back to the same sector gets twice as much each time,
+    and a sequential one what it comes to.
 
     Args:
-        cause: why a sector is fetched.
-        asks: requests for it so far.
+        batch: sectors of the request, at least one.
     """
-    if cause is Cause.DEMAND:
-        return FIRST_SLICE_S * float(2 ** min(asks, MAX_DOUBLINGS))
-    return AHEAD_SLICE_S if cause is Cause.PREFETCH else LATER_SLICE_S
+    first = batch[0]
+    if first.cause is Cause.PREFETCH or any(following.is_next for following in batch[1:2]):
+        return AHEAD_SLICE_S
+    if first.cause is Cause.DEMAND:
+        return FIRST_SLICE_S * float(2 ** min(first.asks, MAX_DOUBLINGS))
+    return LATER_SLICE_S
 
 
 def request_end(batch: Sequence[Filling], rest: Span, needed: int, budget_bytes: float) -> int:

@@ -258,9 +258,12 @@ class Daemon:
         return found
 
     def log(self, part: str = "") -> list[Mapping[str, Any]]:
-        """Return the records of the log, those whose message contains `part`."""
+        """Return the records of the log, those whose message contains `part`.
+
+        Between them a successor may say for people that it cannot be one.
+        """
         lines = self._log.read_text().splitlines()
-        records: list[Mapping[str, Any]] = [json.loads(line) for line in lines]
+        records: list[Mapping[str, Any]] = [json.loads(line) for line in lines if line[:1] == "{"]
         return [record for record in records if part in record["message"]]
 
     def output(self) -> str:

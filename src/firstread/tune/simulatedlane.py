@@ -222,7 +222,7 @@ class SimulatedLane:
         stream = self._backlog.streaming.now
         if stream is not None and stream.batch is not batch:
             stream = None
-        span = self._backlog.streaming.begin(stream, self._rest(batch[0])) if stream else None
+        span = self._backlog.begin_stream(stream, self._rest(batch[0])) if stream else None
         span = span or self._span(batch)
         transfer = self._pipe.request(span.length, self._costs.request_s)
         request = _Request(batch, transfer, self.now, transfer.opens, stream=stream)
@@ -243,7 +243,7 @@ class SimulatedLane:
         """Return what one request should ask for, as the filler does."""
         first, unit, rest = batch[0], batch[0].sector, self._rest(batch[0])
         needed = max(rest.start, unit.entry.offset + self._reach(unit, first.wanted_end))
-        budget = self._rate.bytes_per_s * slice_seconds(first.cause, first.asks)
+        budget = self._rate.bytes_per_s * slice_seconds(batch)
         stop = request_end(batch, rest, min(needed, rest.stop), budget)
         return rest._replace(stop=max(stop, rest.start + 1))
 

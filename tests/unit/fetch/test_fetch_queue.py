@@ -206,12 +206,22 @@ def test_a_slow_link_is_not_asked_for_half_a_neighbour() -> None:
     assert request_end(batch, batch[0].sector.span, 0, 1.5 * LENGTH) == LENGTH
 
 
+def slice_of(cause: Cause, asks: int = 0, *, is_next: bool = False) -> float:
+    first, second = filling(0), filling(1)
+    first.cause, first.asks, second.is_next = cause, asks, is_next
+    return slice_seconds([first, second])
+
+
 def test_a_reader_that_comes_back_gets_more_each_time() -> None:
-    slices = [slice_seconds(Cause.DEMAND, asks) for asks in range(8)]
+    slices = [slice_of(Cause.DEMAND, asks) for asks in range(8)]
     assert slices == sorted(slices)
     assert slices[-1] == slices[-2] == slices[0] * 2**MAX_DOUBLINGS
-    assert slice_seconds(Cause.COMPLETION, 5) == slice_seconds(Cause.COMPLETION, 0)
-    assert slice_seconds(Cause.COMPLETION, 0) < slices[0] < slice_seconds(Cause.PREFETCH, 0)
+    assert slice_of(Cause.COMPLETION, 5) == slice_of(Cause.COMPLETION)
+    assert slice_of(Cause.COMPLETION) < slices[0] < slice_of(Cause.PREFETCH)
+
+
+def test_a_sequential_reader_gets_what_it_comes_to() -> None:
+    assert slice_of(Cause.DEMAND, is_next=True) == slice_of(Cause.PREFETCH)
 
 
 def test_rate_is_that_of_the_last_reads() -> None:
