@@ -20,7 +20,6 @@ from firstread.fetch.rate import Rate
 from firstread.sectors.source import Span, Wanted
 from firstread.units import MiB
 
-GOES_ON = -1  # place in the order of a sector in which a request has ended
 FIRST_BYTES = 1 * MiB  # compressed, of the first request of a lane's stream
 GROWTH = 8  # of each further one
 MAX_BYTES = {Cause.HOT: 64 * MiB, Cause.BACKGROUND: 8 * MiB}  # one that can be given up is short
@@ -186,7 +185,7 @@ class Streaming:
         if not whole or stream.cause is not Cause.HOT:
             return left
         if stream.filling.active:
-            stream.filling.active, stream.filling.order = False, GOES_ON
+            stream.filling.active = False
             self._queue.put(stream.filling, stream.filling.rests)
             left = [stream.filling, *left]
         self._expected = left
