@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -154,8 +155,10 @@ def make_hot(
         size = sum(copies.sizes)
         level = level or _level(size, static=static)
         hot = Parameters(parameters.sector_size, parameters.frame_size, level)
-        copied = copies.copy(NativeSource(repository), sectors, data.fileno())
-        packed, made = _pack(((n, copies.sizes[n]) for n in copied), data, hot, blob, jobs)
+        # Closed while `data` is open: its threads write to the descriptor by its number.
+        with closing(copies.copy(NativeSource(repository), sectors, data.fileno())) as copied:
+            full = zip(copied, copies.sizes, strict=True)
+            packed, made = _pack(full, data, hot, blob, jobs)
         blob.seek(0)
         uploaded = repository.put_blob(blob_descriptor(packed), blob, verified=True)
     copies.repoint(merged.root)

@@ -11,7 +11,7 @@ order of `place`; an address that was not copied stays as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -100,8 +100,12 @@ class HotCopies:
         sector, block = split_address(address)
         return chunk_address(self._first[sector], block)
 
-    def copy(self, source: NativeSource, sectors: Sequence[Wanted], out: int) -> Iterator[int]:
+    def copy(
+        self, source: NativeSource, sectors: Sequence[Wanted], out: int
+    ) -> Generator[int, None, None]:
         """Fetch all pieces, and write them to the file `out`; yield each hot sector that is full.
+
+        Nothing is written to `out` any more once the generator is closed.
 
         Args:
             source: has the sectors.

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import threading
 from typing import Any
 
 import pytest
 
 from firstread.convert import hotcopies, hotplan
 from firstread.convert.blobcheck import BlobCheck
+from firstread.convert.blobwriter import BlobWriter
 from firstread.convert.compare import differences, fingerprint_image, source_tree
 from firstread.convert.hotblob import Read, make_hot, recorded_start
 from firstread.convert.metadata import merge
@@ -264,6 +267,24 @@ def test_damage_of_a_layer_is_found_and_named() -> None:
     with pytest.raises(ImageError) as caught:
         make_hot(place, merged, [packed], SMALL, {}, start)
     assert caught.value.layer == packed.digest
+
+
+def test_nothing_is_copied_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread would write to the file that has the number of the closed one by then."""
+
+    def submit(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    packed, blob = pack(IMAGE.layers[0])
+    place = MemoryRepository()
+    place.blobs[packed.digest] = blob
+    monkeypatch.setattr(BlobWriter, "submit", submit)
+    merged = merge([LayerRecord.decode(packed.record)])
+    start = recorded_start(trace_of(("large", 0, 80)))
+    with pytest.raises(OSError, match="No space left") as caught:
+        make_hot(place, merged, [packed], SMALL, {}, start)
+    assert caught.tb is not None  # it holds all that the functions had
+    assert [t.name for t in threading.enumerate() if t.name.startswith("hot")] == []
 
 
 @pytest.mark.parametrize("block", [15, 16, 1000])
