@@ -253,8 +253,7 @@ class Lane:
         window = Window()
         while batch := self._next():
             try:
-                stream = self._backlog.streaming.now
-                if stream is not None and stream.batch is batch:
+                if (stream := self._backlog.streaming.of(batch)) is not None:
                     self._streamer.run(stream, window)
                 else:
                     self._filler.fetch(batch, window)

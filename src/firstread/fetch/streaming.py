@@ -46,6 +46,11 @@ class Stream:
         """The sector that it is at."""
         return self.batch[-1]
 
+    @property
+    def unserved(self) -> list[Filling]:
+        """The expected sectors whose reads still wait, and that nobody else has taken."""
+        return [other for other in self.expected if other.reads and not other.active]
+
     def is_awaited(self) -> bool:
         """Return whether a read waits for what it brings."""
         queued = any(other.reads and other.cause is self.cause for other in self.expected)
@@ -110,6 +115,10 @@ class Streaming:
         on_its_way = self.now is not None and self.now.cause is Cause.HOT
         return on_its_way or self._queue.has(Cause.HOT)
 
+    def of(self, batch: list[Filling]) -> Stream | None:
+        """Return the stream if that is what a worker has taken with `batch`."""
+        return self.now if self.now is not None and self.now.batch is batch else None
+
     def comes_to(self, sector: Wanted) -> bool:
         """Return whether the request of the stream has a sector, unless others take it before."""
         if self.now is None:
@@ -142,7 +151,7 @@ class Streaming:
             filling, end = following, following.end
             stop = end[1]
         stream.stop = min(stop, most)
-        waiting = [other for other in stream.expected if other.reads and not other.active]
+        waiting = stream.unserved
         left = [other for other in waiting if not stream.reaches(other, other.wanted_end, math.inf)]
         stream.expected = [other for other in waiting if other not in left]
         return rest._replace(stop=stream.stop), left
@@ -181,7 +190,7 @@ class Streaming:
         self.now = None
         if failed:
             self._ramp.reset()
-        left = [other for other in stream.expected if other.reads and not other.active]
+        left = stream.unserved
         if not whole or stream.cause is not Cause.HOT:
             return left
         if stream.filling.active:

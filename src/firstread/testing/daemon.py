@@ -31,6 +31,7 @@ from firstread.testing.features import Expected
 from firstread.testing.manager import ServiceManager
 from firstread.testing.patience import PATIENCE_S
 
+_REFUSED = ("firstread: an upgrade is under way already", "  wait a moment")  # for people, not JSON
 _OBSERVE = """
 import pickle, sys
 from firstread.testing.observe import observe
@@ -131,7 +132,7 @@ class Daemon:
         if before.poll() is None and (successor is before or successor.poll() is not None):
             # The standby of a reload may still load, then the answer is to wait a moment.
             said = self.output()
-            assert successor is before or "an upgrade is under way already" in said, said
+            assert successor is before or _REFUSED[0] in said, said
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._program("--replace"), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -260,10 +261,10 @@ class Daemon:
     def log(self, part: str = "") -> list[Mapping[str, Any]]:
         """Return the records of the log, those whose message contains `part`.
 
-        Between them a successor may say for people that it cannot be one.
+        Between them a successor may have said that it cannot be one now.
         """
-        lines = self._log.read_text().splitlines()
-        records: list[Mapping[str, Any]] = [json.loads(line) for line in lines if line[:1] == "{"]
+        lines = [line for line in self._log.read_text().splitlines() if line not in _REFUSED]
+        records: list[Mapping[str, Any]] = [json.loads(line) for line in lines]
         return [record for record in records if part in record["message"]]
 
     def output(self) -> str:

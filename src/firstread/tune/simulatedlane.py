@@ -219,11 +219,11 @@ class SimulatedLane:
         return math.inf
 
     def _request(self, batch: list[Filling]) -> None:
-        stream = self._backlog.streaming.now
-        if stream is not None and stream.batch is not batch:
-            stream = None
-        span = self._backlog.begin_stream(stream, self._rest(batch[0])) if stream else None
-        span = span or self._span(batch)
+        stream = self._backlog.streaming.of(batch)
+        if stream is None:
+            span = self._span(batch)
+        else:
+            span = self._backlog.begin_stream(stream, self._rest(batch[0]))
         transfer = self._pipe.request(span.length, self._costs.request_s)
         request = _Request(batch, transfer, self.now, transfer.opens, stream=stream)
         request.meter = Meter(self._rate, lambda: self.now) if stream else None

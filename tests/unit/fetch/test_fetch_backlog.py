@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -33,9 +33,15 @@ class Bench:
         self.sizes: dict[bytes, int] = {}
         self.backlog = Backlog(lambda s: self.sizes.get(s.entry.id, 0), 1.0)
 
-    def read(self, sector: Wanted, now: float = 100.0, came: float = 100.0) -> PendingRead:
+    def read(
+        self,
+        sector: Wanted,
+        now: float = 100.0,
+        came: float = 100.0,
+        has_spare: Callable[[int], bool] = no_room,
+    ) -> PendingRead:
         read = PendingRead(0, 1, 0, FRAME, -1, came)
-        self.backlog.request(sector, [read], now, SECTORS.behind, no_room)
+        self.backlog.request(sector, [read], now, SECTORS.behind, has_spare)
         return read
 
     def taken(self, now: float = 100.0) -> list[Wanted]:
@@ -183,8 +189,7 @@ def test_a_file_that_is_to_be_emptied_is_released_unless_it_is_in_use() -> None:
 def test_a_sequential_reader_is_read_ahead_for_as_far_as_there_is_room() -> None:
     bench = Bench()
     for sector in SECTORS.wanted[:2]:
-        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
-        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda count: count <= 3)
+        bench.read(sector, has_spare=lambda count: count <= 3)
     assert list(bench.backlog) == [sector.entry.id for sector in SECTORS.wanted[:3]]
 
 
@@ -194,8 +199,7 @@ def test_what_a_sequential_reader_comes_to_is_asked_for_with_what_it_reads() -> 
     for sector in SECTORS.wanted:
         bench.backlog.want(sector, Cause.HOT)
     for sector in SECTORS.wanted[:2]:
-        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
-        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+        bench.read(sector, has_spare=lambda _: True)
     assert bench.taken() == list(SECTORS.wanted[:4])
     assert bench.taken() == [SECTORS.wanted[4]]  # the stream: nobody reads that yet
 
@@ -209,8 +213,7 @@ def test_what_the_stream_comes_to_is_left_to_it() -> None:
     assert stream is not None
     bench.backlog.begin_stream(stream, first.sector.span)
     for sector in SECTORS.wanted[2:4]:
-        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
-        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+        bench.read(sector, has_spare=lambda _: True)
     assert bench.taken() == []
     assert not any(filling.is_next for filling in bench.backlog._fillings.values())
 
@@ -249,8 +252,7 @@ def test_a_sector_that_does_not_come_at_once_lets_go_what_it_covers() -> None:
 def test_what_a_sequential_reader_comes_to_goes_on_before_the_rest_of_the_image() -> None:
     bench = Bench()
     for sector in SECTORS.wanted[:2]:
-        read = PendingRead(0, 1, 0, FRAME, -1, 100.0)
-        bench.backlog.request(sector, [read], 100.0, SECTORS.behind, lambda _: True)
+        bench.read(sector, has_spare=lambda _: True)
     *_, third, fourth = bench.backlog.take(100.0)[0]
     assert (third.sector, fourth.sector) == tuple(SECTORS.wanted[2:4])
     third.asks = fourth.asks = 1  # a request has brought a part of both

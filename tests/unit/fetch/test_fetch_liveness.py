@@ -84,13 +84,10 @@ class World:
         batch, _ = self.backlog.take(self.now, is_last=is_last)
         if not batch:
             return False
-        stream = self.backlog.streaming.now
-        if stream is not None and stream.batch is batch:
-            span = batch[0].sector.span
-            self.backlog.begin_stream(stream, span)
-            self.flights.append(Flight(batch, stream))
-        else:
-            self.flights.append(Flight(batch, None))
+        stream = self.backlog.streaming.of(batch)
+        if stream is not None:
+            self.backlog.begin_stream(stream, batch[0].sector.span)
+        self.flights.append(Flight(batch, stream))
         return True
 
     def comes(self, filling: Filling, size: int) -> bool:

@@ -59,14 +59,14 @@ class Bench:
 
     def bring(self, batch: list[Filling], size: int, now: float) -> None:
         """End a request, that has brought `size` bytes of its first sector."""
-        filling, stream = batch[0], self.backlog.streaming.now
+        filling, stream = batch[0], self.backlog.streaming.of(batch)
         filling.asks += 1
         self.sizes[filling.sector.entry.id] = max(size, filling.filled)
         self.backlog.progress(filling, size, now)
         if filling.filled >= filling.sector.entry.size:
             filling.active = False
             self.backlog.drop(filling)
-        if stream is not None and stream.batch is batch:
+        if stream is not None:
             self.backlog.end_stream(stream, whole=False, failed=False)
         for rest in batch:
             if rest.active:
