@@ -8,9 +8,10 @@ Source: Linux ``fs/erofs/erofs_fs.h``, ``dir.c`` and ``namei.c``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Sequence
-from itertools import pairwise
 from operator import lt
+from struct import Struct
 
 from firstread.erofs.format import BLOCK, DIRENT, DIRENT_SIZE, MAX_NAME
 from firstread.errors import ImageError
@@ -102,16 +103,25 @@ def decode_block(data: bytes) -> list[Dirent]:
     if len(data) < DIRENT_SIZE:
         raise ImageError("a directory block is cut off")
     table_size = DIRENT.unpack_from(data)[1]
-    if not table_size or table_size % DIRENT_SIZE or table_size >= len(data):
+    count, rest = divmod(table_size, DIRENT_SIZE)
+    if not count or rest or table_size >= len(data):
         raise ImageError("a directory block has no valid table")
-    nids, offsets, types, reserved = zip(*DIRENT.iter_unpack(data[:table_size]), strict=True)
+    table = _table(count).unpack_from(data)
+    nids, offsets, types, reserved = table[::4], table[1::4], table[2::4], table[3::4]
     text = data.rstrip(b"\0")  # the last name of a block ends at its first NUL
-    bounds = (*offsets, len(text))
-    if not all(map(lt, bounds, bounds[1:])) or any(reserved):
+    ends = (*offsets[1:], len(text))
+    if not all(map(lt, offsets, ends)) or any(reserved):
         raise ImageError("the names of a directory block are out of bounds")
     if text.find(b"\0", table_size) >= 0 or text.find(b"/", table_size) >= 0:
         raise ImageError("a directory has a name with NUL or a slash")
-    names = [text[start:end] for start, end in pairwise(bounds)]
-    if not all(map(lt, names, names[1:])) or max(map(len, names)) > MAX_NAME:
+    names = [text[start:end] for start, end in zip(offsets, ends, strict=True)]
+    is_long = len(text) - table_size > MAX_NAME and max(map(len, names)) > MAX_NAME
+    if is_long or not all(map(lt, names, names[1:])):
         raise ImageError("the names of a directory are out of order or too long")
     return list(zip(names, nids, types, strict=True))
+
+
+@functools.lru_cache(maxsize=BLOCK // DIRENT_SIZE)
+def _table(count: int) -> Struct:
+    """Return the layout of so many dirents, one behind the other."""
+    return Struct("<" + DIRENT.format.removeprefix("<") * count)

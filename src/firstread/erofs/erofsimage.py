@@ -58,8 +58,14 @@ _LAYOUTS = {
     stat.S_IFSOCK: (FLAT_PLAIN,),
 }
 _SIZED = (stat.S_IFDIR, stat.S_IFLNK)
-_FILE = Struct(f"{INODE_EXTENDED.format}Q")  # with the one chunk index that most files have
-_FILE_FORM = EXTENDED | CHUNK_BASED
+# A plain file is an extended inode and one chunk index. Neighbours of which few values are valid
+# are one field: format, xattr count, mode and zeros; links and zeros.
+_FILE = Struct("<QQI4xII8xI20sQ")
+_PLAIN_HEADS = frozenset(
+    (stat.S_IFREG | bits) << 32 | EXTENDED | CHUNK_BASED for bits in range(1 << 12)
+)
+_PLAIN_BLOCKS = {CHUNK_INDEXES | bits: 1 << bits for bits in range(CHUNK_BITS_MASK + 1)}
+_PLAIN_END = (1).to_bytes(4, "little") + bytes(16)
 PLAIN_BYTES = _FILE.size
 _NSEC = 1_000_000_000
 _ZEROS = bytes(16)
@@ -243,28 +249,21 @@ class ErofsImage:
         everything is valid. It takes `PLAIN_BYTES`. Most files are such, and this is the short way
         to know.
         """
-        unpack, data, blocks_of = _FILE.unpack_from, self._data, self._device_blocks
-        meta, last, devices = self._meta, self.size - _FILE.size, len(self._device_blocks)
+        unpack, data, meta, last = _FILE.unpack_from, self._data, self._meta, self.size - _FILE.size
+        limits = {number << 16: blocks for number, blocks in enumerate(self._device_blocks, 1)}
         for nid in nids:
             if (offset := meta + (nid << NID_BITS)) > last:
                 yield 0
                 continue
-            form, count, mode, zero, size, i_u, _, uid, gid, _, nsec, nlink, zeros, index = unpack(
-                data, offset
-            )
-            slot, blocks = index >> 16 & 0xFFFF, -(-size >> BLOCK_BITS)
+            head, size, i_u, uid, gid, nsec, end, index = unpack(data, offset)
+            blocks = -(-size >> BLOCK_BITS)
             is_plain = (
-                form == _FILE_FORM
-                and stat.S_ISREG(mode)
-                and nlink == 1
-                and i_u & ~CHUNK_BITS_MASK == CHUNK_INDEXES
-                and 0 < blocks <= 1 << (i_u & CHUNK_BITS_MASK)
-                and 0 < slot <= devices
-                and (index >> 32) + blocks <= blocks_of[slot - 1]
+                end == _PLAIN_END
+                and head in _PLAIN_HEADS
+                and 0 < blocks <= _PLAIN_BLOCKS.get(i_u, 0)
+                and (index >> 32) + blocks <= limits.get(index & 0xFFFFFFFF, 0)
                 and nsec < _NSEC
-                and _NO_ID not in (uid, gid)
-                and not (count or zero or index & 0xFFFF)
-                and zeros == _ZEROS
+                and uid != _NO_ID != gid
             )
             yield offset + INODE_EXTENDED.size if is_plain else 0
 

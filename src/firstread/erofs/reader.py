@@ -28,7 +28,7 @@ from firstread.erofs.format import (
     SLOT,
     decode_device_number,
 )
-from firstread.erofs.indexruns import IndexRuns, pack_run
+from firstread.erofs.indexruns import IndexRuns, pack_run, pack_single
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 
@@ -88,11 +88,11 @@ class _Scan:
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
         """Yield the inodes that `entries` name first; files may be put off for `_skip`."""
         dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
-        skips, put_off = self.skips, self.files.append
+        if self.skips:
+            self.files += [nid for _, nid, file_type in entries if file_type == FT_REG]
+            entries = [entry for entry in entries if entry[2] != FT_REG]
         for name, nid, file_type in entries:
-            if skips and file_type == FT_REG:
-                put_off(nid)
-            elif name not in dots:
+            if name not in dots:
                 yield from self._named(nid, file_type)
             elif nid != dots.pop(name) or file_type != FT_DIR:
                 raise ImageError(f"directory {directory.nid} has a wrong {name.decode()!r}")
@@ -174,7 +174,7 @@ def validate(image: ErofsImage) -> Checked:
             runs.append(pack_run(inode.indexes_offset, inode.stored // CHUNK_INDEX_SIZE))
         elif stat.S_ISLNK(inode.mode):
             image.readlink(inode)
-    runs += [pack_run(index, 1) for index in scanned.plain_indexes]
+    runs += pack_single(scanned.plain_indexes)
     return Checked(has_xattrs, IndexRuns(sorted(runs)))
 
 
