@@ -267,7 +267,11 @@ class Connection(ABC):
 
     def _forget(self, unique: int) -> None:
         """Forget a READ once its answer is out: a death before it loses nothing."""
-        if unique in self._waiting or unique in self._journal:
+        if self._is_noted(unique):
             with self._lock:
                 self._waiting.pop(unique, None)
                 self._journal.remove(unique)
+
+    def _is_noted(self, unique: int) -> bool:
+        """Return whether a request waits, or has a record."""
+        return unique in self._waiting or unique in self._journal

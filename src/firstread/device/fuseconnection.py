@@ -27,6 +27,7 @@ from firstread.device.fusejournal import Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusesignals import Signalled, is_being_killed
+from firstread.device.vigil import Vigil
 from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
@@ -60,8 +61,10 @@ class FuseConnection(Connection):
         buffer = memoryview(bytearray(fuse.MOST_BYTES))
         message = self._journal.message
         self._repeat(reader, buffer)
+        vigil = Vigil(self._fd)
         while True:
             self._await_room()
+            vigil.keep()
             try:
                 size = os.readv(self._fd, [message])
             except OSError as exc:
@@ -70,11 +73,13 @@ class FuseConnection(Connection):
                 if exc.errno not in _ENDED:
                     raise
                 break
+            vigil.came()
             if size < fuse.BODY:
                 break  # never a request
             self.requests += 1
             request = fuse.parse_request(message)
             self._handle(request, message[fuse.BODY : size], reader, buffer)
+            vigil.answered()
 
     def _await_room(self) -> None:
         """Return once a READ can be kept: until then it waits in the kernel, and others with it."""
@@ -158,7 +163,8 @@ class FuseConnection(Connection):
         return True
 
     def _forget(self, unique: int) -> None:
-        super()._forget(unique)
-        self._signalled.discard(unique)
-        with self._room:
-            self._room.notify()
+        if self._is_noted(unique):
+            super()._forget(unique)
+            self._signalled.discard(unique)
+            with self._room:
+                self._room.notify()
