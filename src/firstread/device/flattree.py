@@ -13,11 +13,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseprotocol import Attributes, Request
+from firstread.device.fuseprotocol import Request
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
 from firstread.erofs.flatimage import FlatImage
-from firstread.erofs.format import BLOCK
 from firstread.erofs.indexruns import IndexRuns
 from firstread.errors import ImageError
 
@@ -62,11 +61,7 @@ class FlatTree:
         del body
         if request.opcode != fuse.GETATTR or request.node != fuse.ROOT_NODE:
             raise OSError(errno.ENOSYS, "not offered")
-        size = self.size
-        times = (0, 0, 0, 0, 0, 0)
-        return fuse.attributes_of(
-            Attributes(fuse.ROOT_NODE, size, size >> 9, *times, _MODE, 1, 0, 0, 0, BLOCK, 0)
-        )
+        return fuse.attributes_of(fuse.attributes(fuse.ROOT_NODE, self.size, _MODE))
 
     def extents(self, node: int, offset: int, length: int) -> list[Extent]:
         """See `Tree`."""

@@ -75,12 +75,12 @@ _FLAGS2 = struct.Struct("=I")
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 # struct fuse_attr: ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode,
 # nlink, uid, gid, rdev, blksize, flags
-_ATTR = "3Q3q10I"
+_ATTR = struct.Struct("=3Q3q10I")
 # struct fuse_entry_out: nodeid, generation, entry_valid, attr_valid, entry_valid_nsec,
-# attr_valid_nsec, attr
-_ENTRY = struct.Struct(f"=4Q2I{_ATTR}")
-# struct fuse_attr_out: attr_valid, attr_valid_nsec, dummy, attr
-_ATTR_OUT = struct.Struct(f"=Q2I{_ATTR}")
+# attr_valid_nsec; the attributes
+_ENTRY = struct.Struct("=4Q2I")
+# struct fuse_attr_out: attr_valid, attr_valid_nsec, dummy; the attributes
+_ATTR_OUT = struct.Struct("=Q2I")
 # struct fuse_dirent: ino, off, namelen, type; the name, and zeros up to 8 bytes
 _DIRENT = struct.Struct("=QQII")
 # struct fuse_read_in, of READ, READDIR and READDIRPLUS: fh, offset, size, …
@@ -93,9 +93,10 @@ _INTERRUPT_IN = struct.Struct("=Q")
 # struct fuse_statfs_out: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize
 _STATFS = struct.Struct("=5Q3I28x")
 
-ENTRY_BYTES = _ENTRY.size
+ENTRY_BYTES = _ENTRY.size + _ATTR.size
 NO_ENTRY = bytes(ENTRY_BYTES)
-MISSING = _ENTRY.pack(0, 0, FOREVER_S, *bytes(19))
+MISSING = _ENTRY.pack(0, 0, FOREVER_S, 0, 0, 0) + bytes(_ATTR.size)
+_PADDING = [bytes(-length & 7) for length in range(8)]  # of a name in a list
 
 
 class Request(NamedTuple):
@@ -106,27 +107,6 @@ class Request(NamedTuple):
     node: int
     uid: int
     pid: int
-
-
-class Attributes(NamedTuple):
-    """The attributes of a file, in the order of struct fuse_attr."""
-
-    ino: int
-    size: int
-    blocks: int  # of 512 bytes
-    atime: int
-    mtime: int
-    ctime: int
-    atime_nsec: int
-    mtime_nsec: int
-    ctime_nsec: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    block_bytes: int
-    flags: int
 
 
 class Hello(NamedTuple):
@@ -231,14 +211,43 @@ def init(hello: Hello, read_ahead: int, *, many: bool = False) -> bytes:
     )
 
 
-def entry(node: int, attributes: Attributes) -> bytes:
-    """Return the answer to LOOKUP for a file."""
-    return _ENTRY.pack(node, 0, FOREVER_S, FOREVER_S, 0, 0, *attributes)
+def attributes(
+    ino: int,
+    size: int,
+    mode: int,
+    links: int = 1,
+    uid: int = 0,
+    gid: int = 0,
+    rdev: int = 0,
+    mtime: int = 0,
+    nsec: int = 0,
+) -> bytes:
+    """Return what entries and GETATTR say of a file, that takes blocks of 4096 bytes.
+
+    Args:
+        ino: inode number.
+        size: bytes.
+        mode: with the file type.
+        links: how many.
+        uid: owner.
+        gid: group.
+        rdev: number of a device node.
+        mtime: seconds, of all three times.
+        nsec: likewise.
+    """
+    blocks = -(-size >> 12) << 3
+    times = (mtime, mtime, mtime, nsec, nsec, nsec)
+    return _ATTR.pack(ino, size, blocks, *times, mode, links, uid, gid, rdev, 4096, 0)
 
 
-def attributes_of(attributes: Attributes) -> bytes:
+def entry(node: int, of_it: bytes) -> bytes:
+    """Return the answer to LOOKUP for a file with these `attributes`."""
+    return _ENTRY.pack(node, 0, FOREVER_S, FOREVER_S, 0, 0) + of_it
+
+
+def attributes_of(of_it: bytes) -> bytes:
     """Return the answer to GETATTR."""
-    return _ATTR_OUT.pack(FOREVER_S, 0, 0, *attributes)
+    return _ATTR_OUT.pack(FOREVER_S, 0, 0) + of_it
 
 
 def dirent(ino: int, after: int, kind: int, name: bytes) -> bytes:
@@ -250,8 +259,7 @@ def dirent(ino: int, after: int, kind: int, name: bytes) -> bytes:
         kind: file type, as in a mode, shifted by 12 bits.
         name: of the file.
     """
-    record = _DIRENT.pack(ino, after, len(name), kind) + name
-    return record.ljust(len(record) + 7 & ~7, b"\0")
+    return _DIRENT.pack(ino, after, len(name), kind) + name + _PADDING[len(name) & 7]
 
 
 def statfs(blocks: int, files: int, block_bytes: int) -> bytes:

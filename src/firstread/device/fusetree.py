@@ -18,11 +18,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseprotocol import Attributes, Request
+from firstread.device.fuseprotocol import Request
 from firstread.erofs.directory import Dirent
 from firstread.erofs.erofsimage import ErofsImage, Inode
 from firstread.erofs.extents import Extent, extents, next_data
-from firstread.erofs.format import BLOCK, FILE_TYPES, align
+from firstread.erofs.format import BLOCK, FILE_TYPES
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2  # node id of nid 0; 0 is none, and 1 is the root
@@ -31,6 +31,8 @@ _PLACES = 4096  # for entries of one block, in what READDIR names a place by
 _KEPT_INODES = 1024
 _KINDS = {file_type: kind for kind, file_type in enumerate(FILE_TYPES) if file_type}
 _TRUSTED = b"trusted."
+_DOTS = (b".", b"..")
+_FORMAT = stat.S_IFMT(0o177777)  # the bits of a mode that say what a file is
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
 
@@ -96,11 +98,19 @@ class FuseTree:
         if inode is None:
             if len(self._inodes) >= _KEPT_INODES:
                 self._inodes.clear()
-            nid = self.image.root_nid if node == fuse.ROOT_NODE else node - _FIRST_NODE
-            if nid < 0:
-                raise ImageError(f"there is no node {node}")
-            inode = self._inodes[node] = self.image.inode(nid)
+            inode = self._inodes[node] = self.image.inode(self._nid(node))
         return inode
+
+    def _attributes(self, nid: int) -> bytes:
+        mode, links, size, i_u, uid, gid, mtime, nsec = self.image.attributes(nid)
+        rdev = i_u if mode & _FORMAT in _DEVICES else 0
+        return fuse.attributes(nid, size, mode, links, uid, gid, rdev, mtime, nsec)
+
+    def _nid(self, node: int) -> int:
+        nid = self.image.root_nid if node == fuse.ROOT_NODE else node - _FIRST_NODE
+        if nid < 0:
+            raise ImageError(f"there is no node {node}")
+        return nid
 
     def _node(self, nid: int) -> int:
         return fuse.ROOT_NODE if nid == self.image.root_nid else nid + _FIRST_NODE
@@ -131,35 +141,33 @@ class FuseTree:
         if place == len(entries) or entries[place][0] != name:
             return fuse.MISSING
         nid = entries[place][1]
-        return fuse.entry(self._node(nid), _attributes(self.image.inode(nid)))
+        return fuse.entry(self._node(nid), self._attributes(nid))
 
     def _getattr(self, request: Request, _: memoryview) -> bytes:
-        return fuse.attributes_of(_attributes(self.inode(request.node)))
+        return fuse.attributes_of(self._attributes(self._nid(request.node)))
 
     def _readlink(self, request: Request, _: memoryview) -> bytes:
         return self.image.readlink(self.inode(request.node))
 
     def _readdir(self, request: Request, body: memoryview) -> bytes:
-        return self._list(request.node, body, lambda _: b"")
+        return self._list(request.node, body, lambda _name, _nid: b"")
 
     def _readdirplus(self, request: Request, body: memoryview) -> bytes:
-        def plus(entry: Dirent) -> bytes:
-            name, nid, _ = entry
-            if name in (b".", b".."):
+        def plus(name: bytes, nid: int) -> bytes:
+            if name in _DOTS:
                 return fuse.NO_ENTRY
-            return fuse.entry(self._node(nid), _attributes(self.image.inode(nid)))
+            return fuse.entry(self._node(nid), self._attributes(nid))
 
         return self._list(request.node, body, plus)
 
-    def _list(self, node: int, body: memoryview, before: Callable[[Dirent], bytes]) -> bytes:
+    def _list(self, node: int, body: memoryview, before: Callable[[bytes, int], bytes]) -> bytes:
         (first, room), inode, parts = fuse.parse_read(body), self._directory(node), list[bytes]()
         number, place = divmod(first, _PLACES)
         while entries := self._block(node, inode, number):
-            for name, nid, file_type in entries[place:]:
+            for name, nid, file_type in entries[place:] if place else entries:
                 place += 1
                 after = number * _PLACES + place
-                record = before((name, nid, file_type))
-                record += fuse.dirent(nid, after, _KINDS[file_type], name)
+                record = before(name, nid) + fuse.dirent(nid, after, _KINDS[file_type], name)
                 room -= len(record)
                 if room < 0:
                     return b"".join(parts)
@@ -218,25 +226,3 @@ def _fitting(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, "no room for the attribute")
     return value
-
-
-def _attributes(inode: Inode) -> Attributes:
-    time, nsec = inode.mtime, inode.mtime_nsec
-    return Attributes(
-        inode.nid,
-        inode.size,
-        align(inode.size, BLOCK) >> 9,
-        time,
-        time,
-        time,
-        nsec,
-        nsec,
-        nsec,
-        inode.mode,
-        inode.nlink,
-        inode.uid,
-        inode.gid,
-        inode.i_u if stat.S_IFMT(inode.mode) in _DEVICES else 0,
-        BLOCK,
-        0,
-    )

@@ -10,10 +10,10 @@ import errno
 import stat
 
 from firstread.device import fuseprotocol as fuse
-from firstread.device.fuseprotocol import Attributes, Request
+from firstread.device.fuseprotocol import Request
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
-from firstread.erofs.format import BLOCK, BLOCK_BITS
+from firstread.erofs.format import BLOCK_BITS
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2
@@ -54,9 +54,7 @@ class SectorTree:
             raise ImageError(f"there is no node {node}")
         return self._sizes[node - _FIRST_NODE]
 
-    def _attributes(self, node: int) -> Attributes:
-        is_root = node == fuse.ROOT_NODE
-        size = 0 if is_root else self._size(node)
-        mode = stat.S_IFDIR | 0o500 if is_root else stat.S_IFREG | 0o400
-        times = (0, 0, 0, 0, 0, 0)
-        return Attributes(node, size, size >> 9, *times, mode, 1 + is_root, 0, 0, 0, BLOCK, 0)
+    def _attributes(self, node: int) -> bytes:
+        if node == fuse.ROOT_NODE:
+            return fuse.attributes(node, 0, stat.S_IFDIR | 0o500, 2)
+        return fuse.attributes(node, self._size(node), stat.S_IFREG | 0o400)

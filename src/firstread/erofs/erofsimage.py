@@ -242,6 +242,29 @@ class ErofsImage:
         owner, time = (uid, gid), (mtime, nsec)
         return Inode(nid, form, mode, nlink, size, i_u, *owner, *time, body, xattr_size, stored)
 
+    def attributes(self, nid: int) -> tuple[int, int, int, int, int, int, int, int]:
+        """Return (mode, links, size, i_u, uid, gid, mtime, nsec) of the inode `nid`, as stored.
+
+        A quarter of the time that `inode` takes, which says whether they are valid.
+
+        Raises:
+            ImageError: there is no such inode.
+        """
+        offset = self._meta + (nid << NID_BITS)
+        if offset + INODE_EXTENDED.size > self.size:  # it can be a compact one
+            last = self.inode(nid)
+            owner = last.uid, last.gid
+            return last.mode, last.nlink, last.size, last.i_u, *owner, last.mtime, last.mtime_nsec
+        if self._data[offset] & EXTENDED:
+            _, _, mode, _, size, i_u, _, uid, gid, mtime, nsec, links, _ = (
+                INODE_EXTENDED.unpack_from(self._data, offset)
+            )
+            return mode, links, size, i_u, uid, gid, mtime, nsec
+        _, _, mode, links, size, _, i_u, _, uid, gid, _ = INODE_COMPACT.unpack_from(
+            self._data, offset
+        )
+        return mode, links, size, i_u, uid, gid, *self._epoch
+
     def plain_files(self, nids: Iterable[int]) -> Iterator[int]:
         """Yield for each nid where the chunk index of a plain file is in the image; else 0.
 
