@@ -130,6 +130,8 @@ class Handover:
         version: of firstread that it was.
         unsent: numbers of those `held` that the fetcher was not sent, its channel being full.
         kept: descriptors of mounts that we serve, by device number, see `firstread.daemon.kept`.
+        door: descriptor on which it listens for successors, in a reload, or -1: who has knocked is
+            heard by the next version.
     """
 
     held: list[Read] = field(default_factory=list)
@@ -144,12 +146,13 @@ class Handover:
     version: str = __version__
     unsent: list[int] = field(default_factory=list)
     kept: dict[int, Pair] = field(default_factory=dict)
+    door: int = -1
 
     def descriptors(self) -> list[int]:
         """Return all descriptors that are named here."""
         kept = (fd for pair in self.kept.values() for fd in pair)
         events = (request.fd for request in self.held)
-        return [fd for fd in (self.channel, self.asker, *events, *kept) if fd >= 0]
+        return [fd for fd in (self.channel, self.asker, self.door, *events, *kept) if fd >= 0]
 
     def write(self, settings: Settings) -> int:
         """Write this and `settings` to a file without a name; return its descriptor."""
@@ -274,9 +277,12 @@ def numbered(handover: Handover) -> Handover:
         request._replace(fd=request.number, sector_id=sector_of(path_of(request.number)))
         for request in handover.held
     ]
-    channel, asker = (now.get(fd, -1) for fd in (handover.channel, handover.asker))
+    others = (handover.channel, handover.asker, handover.door)
+    channel, asker, door = (now.get(fd, -1) for fd in others)
     kept = {device: (now[pair[0]], now[pair[1]]) for device, pair in handover.kept.items()}
-    return dataclasses.replace(handover, held=held, channel=channel, asker=asker, kept=kept)
+    return dataclasses.replace(
+        handover, held=held, channel=channel, asker=asker, door=door, kept=kept
+    )
 
 
 def all_events(

@@ -27,30 +27,37 @@ class Rendezvous:
 
     Args:
         run_dir: the run directory.
+        door: descriptor of the socket on which the version before listened in this process, or -1.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, door: int = -1) -> None:
         self._run_dir = run_dir
-        self._listens = self._is_complete = False
+        self._listener = socket.socket(fileno=door) if door >= 0 else None
+        self._is_told = self._is_complete = False
         self._due = 0.0  # when it is tried again
 
+    @property
+    def door(self) -> int:
+        """The descriptor of the listening socket; -1 if there is none yet."""
+        return self._listener.fileno() if self._listener is not None else -1
+
     def complete(self) -> socket.socket | None:
-        """Make what is missing still; return the listening socket when it was just made."""
+        """Make what is missing still; return the listening socket once, as soon as it is there."""
         now = time.monotonic()
         if self._is_complete or now < self._due:
             return None
-        listener = None
         try:
-            if not self._listens:
-                listener = listen(self._run_dir)
-                self._listens = True
+            self._listener = self._listener or listen(self._run_dir)
             self._sign()
         except OSError as exc:
             log.warning("cannot be found in %s until there is room: %s", self._run_dir, exc)
             self._due = now + RETRY_S
         else:
             self._is_complete = True
-        return listener
+        if self._is_told:
+            return None
+        self._is_told = self._listener is not None
+        return self._listener
 
     def _sign(self) -> None:
         text = b"%d\n" % os.getpid()

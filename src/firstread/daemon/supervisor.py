@@ -73,7 +73,7 @@ class Supervisor:
         most = most_waiting(raise_fd_limit())
         self._events = Events(handover.held, handover.unsent, most)
         self._fetchers = Fetchers(settings, self._loop, self._events, handover, self)
-        self._upgrades = Upgrades(settings, self._loop, self._fetchers, self._events)
+        self._upgrades = Upgrades(settings, self._loop, self._fetchers, self._events, handover.door)
         self._anchor = AnchorKeeper(settings)
         self._loop.take_signals()
         self._upgrades.listen()  # a reload begins no sooner than a standby of this one is there

@@ -92,12 +92,15 @@ class Upgrades:
         loop: of the supervisor.
         fetchers: of the supervisor.
         events: of the supervisor.
+        door: see `Handover`.
     """
 
-    def __init__(self, settings: Settings, loop: Loop, fetchers: Fetchers, events: Events) -> None:
+    def __init__(
+        self, settings: Settings, loop: Loop, fetchers: Fetchers, events: Events, door: int = -1
+    ) -> None:
         self._settings, self._loop = settings, loop
         self._fetchers, self._events = fetchers, events
-        self._rendezvous = Rendezvous(settings.run_dir)
+        self._rendezvous = Rendezvous(settings.run_dir, door)
         self._rehearsal: Rehearsal | None = None
         self._asker: socket.socket | None = None  # waits for the outcome of a reload
         self._successor: socket.socket | None = None
@@ -163,6 +166,7 @@ class Upgrades:
             channel=channel.fileno() if channel is not None else -1,
             asker=asker.fileno() if asker is not None else -1,
             kept=dict(self._fetchers.kept.pairs),
+            door=self._rendezvous.door if cause == "reload" else -1,
         )
 
     # -- the installed version in this process -------------------------------------------------

@@ -40,9 +40,9 @@ def rewritten(**changes: object) -> int:
 
 def test_it_arrives_as_it_was() -> None:
     held = [Read(7, 1, 1 << 40, 3, 9)]
-    left = Handover(held, "reload", 3, 2, fetcher=77, channel=20, asker=21)
+    left = Handover(held, "reload", 3, 2, fetcher=77, channel=20, asker=21, door=22)
     assert read_handover(left.write(SETTINGS)) == (left, SETTINGS)
-    assert left.descriptors() == [20, 21, 9]
+    assert left.descriptors() == [20, 21, 22, 9]
 
 
 def test_another_version_may_know_more_or_less() -> None:
@@ -87,8 +87,9 @@ def file(name):
 a, b, c, d = (file(name) for name in "abcd")
 pairs = ((b, a), (a, b), (1500, c), (d, file("e")))
 held = [Read(number, 0, 0, 0, fd) for number, fd in pairs]
-after = numbered(Handover(held, channel=d, asker=file("f")))
-print(*(f"{os.pread(n, 9, 0).decode()}" for n in (b, a, 1500, d, after.channel, after.asker)))
+after = numbered(Handover(held, channel=d, asker=file("f"), door=file("g")))
+others = (after.channel, after.asker, after.door)
+print(*(f"{os.pread(n, 9, 0).decode()}" for n in (b, a, 1500, d, *others)))
 print([r.number == r.fd for r in after.held])
 print(any(os.get_inheritable(fd) for fd in (*FIXED.values(), *after.descriptors())))
 """
@@ -96,7 +97,7 @@ print(any(os.get_inheritable(fd) for fd in (*FIXED.values(), *after.descriptors(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.splitlines() == [
-        "a b c e d f",
+        "a b c e d f g",
         "[True, True, True, True]",
         "False",
     ]

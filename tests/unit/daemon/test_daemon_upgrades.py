@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from firstread.daemon import succession
-from firstread.daemon.succession import READY, YOURS, claim
+from firstread.daemon import rendezvous, succession
+from firstread.daemon.rendezvous import Rendezvous
+from firstread.daemon.succession import READY, YOURS, accept, claim, connect
 from firstread.daemon.upgrades import Phase, Reply, reply_to
 
 REPLACE = {"ask": "replace", "root": "/root"}
@@ -41,6 +43,28 @@ def test_another_process_takes_the_place_of_its_own_root_only_and_of_no_service(
     assert reply(REPLACE) == Reply(does="replace")
     assert "has the --root /root" in reply(REPLACE | {"root": "/other"}).error
     assert "belongs to a service manager" in reply(REPLACE, is_service=True).error
+
+
+def test_who_knocks_during_a_reload_is_heard_by_the_next_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Rendezvous(str(tmp_path))
+    assert before.door == -1
+    with (tmp_path / "lock").open("w+b") as lock:
+        monkeypatch.setattr(rendezvous, "LOCK_FD", lock.fileno())
+        first = before.complete()
+        assert first is not None
+        assert before.complete() is None, "it is given out once"
+        knocking = connect(str(tmp_path))
+        assert knocking is not None
+        after = Rendezvous(str(tmp_path), os.dup(before.door))
+        first.close()  # as by execve(2)
+        listener = after.complete()
+        assert listener is not None
+        heard = accept(listener)
+    assert heard is not None
+    for each in (knocking, heard, listener):
+        each.close()
 
 
 class Late(socket.socket):
