@@ -18,13 +18,14 @@ from typing import NamedTuple
 from firstread.convert.hotplan import HotRun
 from firstread.erofs.tree import HOLE, Node, chunk_address, split_address, walk
 from firstread.errors import ImageError
-from firstread.sectors.content import read_frames
+from firstread.sectors.content import read_frames, read_sectors
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.native import NativeSource
 from firstread.sectors.source import Wanted
-from firstread.units import round_up
+from firstread.units import MiB, round_up
 
-READERS = 4  # sectors of layers that are read at a time
+READERS = 4  # groups of sectors of layers that are read at a time
+REQUEST = 8 * MiB  # of a blob, at most
 MAX_TWIN_CHUNKS = 1 << 16  # more chunks for files that the start does not name: 512 KiB of indexes
 
 
@@ -34,6 +35,20 @@ class _Piece(NamedTuple):
     start: int
     length: int
     target: int
+
+
+class _Group(NamedTuple):
+    """What is fetched in one go; groups are ordered by their first position in the hot data.
+
+    Args:
+        target: that position, in bytes.
+        numbers: of sectors that lie side by side in their blob.
+        frames: of the only one, if few are needed; none for all.
+    """
+
+    target: int
+    numbers: list[int]
+    frames: set[int]
 
 
 class _Copy(NamedTuple):
@@ -116,25 +131,51 @@ class HotCopies:
             FirstreadError: the blobs cannot be read or contradict the records.
         """
 
-        def fetch(number: int) -> None:
-            sector, pieces = sectors[number], sorted(self._pieces[number])
-            numbers: set[int] = set()
+        def fetch(group: _Group) -> None:
+            wanted = [sectors[number] for number in group.numbers]
+            pieces = [sorted(self._pieces[number]) for number in group.numbers]
+            found = read_sectors(source, wanted)
+            if group.frames:
+                found = ((0, frame) for frame in read_frames(source, wanted[0], group.frames))
+            for place, frame in found:
+                _copy_frame(frame.offset, frame.data, pieces[place], out)
+
+        # In the order in which they are needed: all before the next one's first piece is there.
+        groups = sorted(self._groups(source, sectors))
+        firsts = [group.target // self._sector_size for group in groups]
+        done = 0
+        with ThreadPoolExecutor(READERS, thread_name_prefix="hot") as pool:
+            fetched = pool.map(fetch, groups)
+            for _, until in zip(fetched, [*firsts[1:], len(self.sizes)], strict=True):
+                yield from range(done, until)
+                done = until
+
+    def _groups(self, source: NativeSource, sectors: Sequence[Wanted]) -> list[_Group]:
+        """Return the sectors that have pieces, in groups.
+
+        Raises:
+            ImageError: a piece lies outside its sector.
+        """
+        groups: list[_Group] = []
+        start, end = 0, (-1, 0)  # of the last group: its offset, and blob and offset behind it
+        for number in sorted(self._pieces, key=lambda number: _position(sectors[number])):
+            sector, pieces, frames = sectors[number], self._pieces[number], set[int]()
             for piece in pieces:
                 stop = piece.start + piece.length
                 if stop > sector.entry.size:
                     raise ImageError(f"a file lies outside sector {number}")
-                numbers.update(source.covering(sector, piece.start, stop))
-            for frame in read_frames(source, sector, numbers):
-                _copy_frame(frame.offset, frame.data, pieces, out)
-
-        # In the order in which they are needed: all before the next one's first piece is there.
-        firsts = [pieces[0].target // self._sector_size for pieces in self._pieces.values()]
-        done = 0
-        with ThreadPoolExecutor(READERS, thread_name_prefix="hot") as pool:
-            fetched = pool.map(fetch, self._pieces)
-            for _, until in zip(fetched, [*firsts[1:], len(self.sizes)], strict=True):
-                yield from range(done, until)
-                done = until
+                frames.update(source.covering(sector, piece.start, stop))
+            is_whole = 2 * len(frames) >= len(source.covering(sector, 0, sector.entry.size))
+            blob, offset = _position(sector)
+            behind = offset + sector.entry.length
+            if is_whole and end == (blob, offset) and behind - start <= REQUEST:
+                target, numbers, _ = groups[-1]
+                groups[-1] = _Group(min(target, pieces[0].target), [*numbers, number], set())
+            else:
+                groups.append(_Group(pieces[0].target, [number], set() if is_whole else frames))
+                start = offset
+            end = (blob, behind) if is_whole else (-1, 0)
+        return groups
 
     def repoint(self, root: Node) -> None:
         """Give the files below `root` that have hot content their new chunk maps."""
@@ -173,6 +214,11 @@ class HotCopies:
                         chunks[number] = copy.address
         del chunks[-(-node.size // size) :]
         node.chunks, node.chunk_size = chunks, size
+
+
+def _position(sector: Wanted) -> tuple[int, int]:
+    """Return the number of a sector's blob, and its offset there."""
+    return sector.entry.blob, sector.entry.offset
 
 
 def _copy_frame(offset: int, data: memoryview, pieces: Sequence[_Piece], out: int) -> None:

@@ -17,7 +17,7 @@ from firstread.oci.repository import Repository
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.sectors.image import BlockImage
 from firstread.sectors.native import NativeSource
-from firstread.sectors.source import Frame, Source, Wanted
+from firstread.sectors.source import Frame, Source, Span, Wanted, Window
 from firstread.units import MiB
 
 KEEP = 32 * MiB  # of sectors, for files that lie side by side
@@ -44,6 +44,25 @@ def read_frames(source: Source[Any], sector: Wanted, numbers: Iterable[int]) -> 
         yield from source.frames(sector, wanted, few=2 * len(wanted) <= wanted[-1])
     except FirstreadError as exc:
         exc.about(layer=sector.blob.digest)
+        raise
+
+
+def read_sectors(source: Source[Any], sectors: Sequence[Wanted]) -> Iterator[tuple[int, Frame]]:
+    """Yield all frames of sectors that lie side by side in one blob, in one request.
+
+    Each comes with the place of its sector among these.
+
+    Raises:
+        FirstreadError: as `read_frames`.
+    """
+    first, last, window = sectors[0].span, sectors[-1].span, Window()
+    try:
+        with source.open(Span(first.blob, first.start, last.stop), window) as incoming:
+            for place, sector in enumerate(sectors):
+                for frame in source.decode(sector, source.begin(sector), incoming):
+                    yield place, frame
+    except FirstreadError as exc:
+        exc.about(layer=first.blob.digest)
         raise
 
 

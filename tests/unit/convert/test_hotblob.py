@@ -130,6 +130,18 @@ def test_only_frames_with_hot_data_are_fetched() -> None:
     assert 0 < fetched <= 2
 
 
+def test_sectors_side_by_side_that_are_needed_by_half_come_in_one_request() -> None:
+    image = Image([Layer([File("large", LARGE)])])
+    per_sector = SMALL.sector_size // BLOCK_SIZE
+    parts = [("large", number * per_sector, per_sector * 3 // 4) for number in (3, 0, 2, 1)]
+    place, manifest = hot(image, trace_of(*parts))
+    assert place.reads[manifest.layers[1].digest] == 1
+    checked(place, manifest, image)
+    apart = [part for part in parts if part[1] != per_sector]
+    place, manifest = hot(image, trace_of(*apart))
+    assert place.reads[manifest.layers[1].digest] == 2
+
+
 TWINS = Image(
     [
         Layer([File("a", LARGE), File("b", LARGE + b"more of b"), File("other", OTHER)]),
