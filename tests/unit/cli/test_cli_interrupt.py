@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -67,6 +68,30 @@ def test_an_interrupt(request_line: str, fault: str, arguments: tuple[str, ...])
     else:
         assert (stdout, stderr) == ("", "\nfirstread: interrupted\n")
     assert not Path("out/index.json").exists(), "there is a tag"
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "message"),
+    [("click", -signal.SIGINT, ""), ("msgspec", 130, "\nfirstread: interrupted\n")],
+    ids=["before the verb", "by the verb"],
+)
+def test_an_interrupt_while_modules_are_imported(
+    tmp_path: Path, module: str, code: int, message: str
+) -> None:
+    slow = f"import time; print('begun', flush=True); time.sleep({FOREVER})"
+    (tmp_path / f"{module}.py").write_text(slow)
+    with subprocess.Popen(
+        program("status"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout, stderr) == (code, "", message)
 
 
 def wait_for_request(registry: ScriptedRegistry, method: str, part: str) -> None:
