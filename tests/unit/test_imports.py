@@ -44,12 +44,12 @@ ROOMS: dict[str, str] = {
     ),
     "export": "fetch device sectors erofs oci private signals wholefile units errors",
     "control": (
-        "mounts fetch device registry oci documents idmaps private redact structs wholefile units "
-        "errors"
+        "mounts fetch device registry oci documents idmaps nesting private redact structs "
+        "wholefile units errors"
     ),
     "mounts": (
-        "fetch cache device sectors registry oci config documents mountinfo structs wholefile "
-        "units errors"
+        "fetch cache device sectors registry oci config documents mountinfo nesting structs "
+        "wholefile units errors"
     ),
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
     "cache": "device sectors erofs layouts oci config documents opener wholefile units errors",
@@ -65,11 +65,12 @@ ROOMS: dict[str, str] = {
     "erofs": "errors",
     "registry": "layouts oci redact structs wholefile units errors __init__",
     "layouts": "oci units errors",
-    "oci": "structs units errors",
+    "oci": "nesting structs units errors",
     "config": "wholefile units userdirs errors",
     "documents": "structs errors",
     "memory": "units",
     "mountinfo": "",
+    "nesting": "",
     "opener": "errors",
     "printable": "",
     "private": "idmaps errors",

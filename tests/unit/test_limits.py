@@ -27,7 +27,7 @@ from firstread.errors import (
     TransportError,
     UsageError,
 )
-from firstread.oci.gojson import MAX_DEPTH
+from firstread.nesting import MAX_DEPTH
 from firstread.oci.model import MAX_MANIFEST_SIZE, encode, parse_config, parse_manifest
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository

@@ -28,6 +28,7 @@ from firstread.daemon.logs import JsonFormatter
 from firstread.errors import FirstreadError, from_os_error
 from firstread.layouts import tarindex
 from firstread.mountinfo import unescaped
+from firstread.nesting import MAX_DEPTH, is_deep
 from firstread.oci import gojson
 from firstread.oci.platform import parse_platform
 from firstread.oci.reference import parse_reference
@@ -96,6 +97,7 @@ MEASURED: dict[str, Measured] = {
     "engines.naming._TEXT": using("engines.naming._TEXT", "fullmatch"),
     "mounts.startspans._CONTEXT": using("mounts.startspans._CONTEXT", "fullmatch"),
     "mountinfo._OCTAL": lambda text: unescaped(text.encode()),
+    "nesting._OTHER": lambda text: is_deep("[" * (MAX_DEPTH + 1) + text),
     "registry.auth._HELPER_NAME": using("registry.auth._HELPER_NAME", "fullmatch"),
     "registry.bearer._ESCAPED": lambda text: parse_challenge(f'Bearer realm="{text}"'),
     "registry.bearer._PART": lambda text: parse_challenge(f"Bearer {text}"),

@@ -31,6 +31,14 @@ def test_files_links_and_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["kept", "file"]
 
 
+def test_more_paths_than_a_command_can_have(tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    missing = [f"{tmp_path}/{number:0200}" for number in range(20_000)]
+    with pytest.raises(NodeError, match=r"cannot remove '/proc/self"):
+        remove_tree("/proc/self/comm", *missing, tmp_path / "last")
+    assert not (tmp_path / "last").exists()
+
+
 def test_what_stays_is_named() -> None:
     with pytest.raises(NodeError, match=r"cannot remove '/proc/self"):
         remove_tree("/proc/self/comm")

@@ -55,7 +55,7 @@ _COMPLETIONS: Final = dict(
 )
 _LAUNCHER: Final = f"""\
 #!/{HOME}/bin/python3 -I
-from firstread.cli.main import main
+from firstread.__main__ import main
 
 main()
 """

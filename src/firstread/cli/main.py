@@ -102,6 +102,7 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"firstread.cli.{cmd_name.replace('-', '')}")
+        _hear_interrupts()
         command: click.Command = module.command
         return command
 
@@ -126,12 +127,21 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code (firstread.errors lists them)."""
     _open_streams()
-    code = run(sys.argv[1:])
-    with contextlib.suppress(OSError):  # the write itself has reported it
-        sys.stdout.flush()
+    try:
+        code = run(sys.argv[1:])
+        with contextlib.suppress(OSError):  # the write itself has reported it
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # once more, while the first one was reported
+        code = InterruptError().exit_code
     # Not `sys.exit`: a thread that still waits for a registry leaves nothing behind, and taking the
     # interpreter down takes as long as some commands.
     os._exit(code)
+
+
+def _hear_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, where it has ended the process: `firstread.__main__`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _open_streams() -> None:

@@ -30,6 +30,7 @@ from firstread.errors import (
     from_shortage,
 )
 from firstread.mounts.pulls import GoneError
+from firstread.nesting import MAX_DEPTH, is_deep
 from firstread.redact import redact
 from firstread.units import MiB
 
@@ -129,7 +130,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not 0 <= length <= MAX_REQUEST_BYTES:
             self.close_connection = True  # what comes next is not a request
             raise UsageError("the request is too large")
-        document = json.loads(self.rfile.read(length)) if length else {}
+        text = self.rfile.read(length).decode() or "{}"
+        if is_deep(text):
+            raise UsageError(f"the request is nested more than {MAX_DEPTH} deep")
+        document = json.loads(text)
         if not isinstance(document, dict):
             raise UsageError("the request is not an object")
         return document

@@ -25,7 +25,7 @@ from firstread.control.metricfamily import (
 )
 from firstread.control.mountmetrics import ENDPOINTS, MOUNTS
 from firstread.fetch.queue import CAUSES
-from firstread.mounts.counts import Totals
+from firstread.mounts.nodestatus import Totals
 
 _NODE: Final[list[Family[Status]]] = [
     Family(

@@ -86,7 +86,7 @@ def hear(connection: socket.socket) -> dict[str, Any]:
     """Return the question on a connection; {} if it has closed or makes no sense."""
     try:
         asked = json.loads(connection.recv(_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return asked if isinstance(asked, dict) else {}
 

@@ -184,9 +184,9 @@ class FuseDevice:
         found: dict[int, Pair] = {}
         with self._lock:
             mounted = {number: pair for number, pair in self._pairs.values() if number}
-            for number, (fd, watches) in {**self._given, **mounted}.items():
+            for number, pair in {**self._given, **mounted}.items():
                 with contextlib.suppress(OSError):  # too many are open; the mount is lost
-                    found[number] = os.dup(fd), os.dup(watches)
+                    found[number] = _copied(pair)
         return found
 
     def _note(self, connection: Connection, number: int, pair: Pair) -> None:
@@ -359,3 +359,17 @@ class FuseDevice:
     def read_ahead(self, file_system: FileSystem) -> int:
         """See `Device`."""
         return read_ahead_of(file_system)
+
+
+def _copied(pair: Pair) -> Pair:
+    """Return copies of both descriptors.
+
+    Raises:
+        OSError: there is no room for two.
+    """
+    connection = os.dup(pair[0])
+    try:
+        return connection, os.dup(pair[1])
+    except OSError:
+        os.close(connection)
+        raise

@@ -168,8 +168,11 @@ class SectorFeed:
             threading.Thread(target=self._work, name="export", daemon=True).start()
             self._workers += 1
         except RuntimeError as exc:
-            if not self._workers:
-                raise (from_shortage(exc) or exc) from exc
+            if self._workers:
+                return
+            if (shortage := from_shortage(exc)) is None:
+                raise
+            raise shortage from exc
 
     def _work(self) -> None:
         while (sector := self._next()) is not None:

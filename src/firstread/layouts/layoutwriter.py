@@ -10,6 +10,10 @@ Source: image-spec v1.1, image-layout.md.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from firstread.errors import DigestError, UsageError, from_os_error
@@ -17,6 +21,7 @@ from firstread.layouts.ingest import (
     copy_blob,
     link,
     locked,
+    open_scratch,
     remove_stale,
     replacing,
     sync_directory,
@@ -44,7 +49,10 @@ LAYOUT_FILE: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 class LayoutDestination(LayoutDirectory, Destination):
-    """A layout in a directory, to write; made (empty) if there is none.
+    """A layout in a directory, to write.
+
+    The first blob makes a new layout, so that a command which fails before leaves nothing. Nobody
+    has to remove a layout then, in which another command may have begun to write.
 
     Raises:
         UsageError: the directory holds something else.
@@ -53,31 +61,53 @@ class LayoutDestination(LayoutDirectory, Destination):
 
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
-        with naming(reference):
-            self._create()
-        self.scratch_dir = self._root
+        with naming(reference), self._creating():
+            self.scratch_dir = self._look()
 
-    def _create(self) -> None:
+    @contextmanager
+    def _creating(self) -> Iterator[None]:
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            with locked(self._root):
-                remove_stale(self._root)
-                if (self._root / "oci-layout").exists():
-                    return
-                if any(self._root.iterdir()):
-                    raise UsageError(
-                        "the directory is not empty and no OCI layout",
-                        hint="name a new or empty directory, or an OCI layout",
-                    )
-                with replacing(self._root / "oci-layout") as file:
-                    write_all(file, LAYOUT_FILE)
+            yield
         except FileExistsError as exc:
             raise UsageError(
                 f"{self.reference.path!r} is a file, and an OCI layout is a directory",
                 hint="name a new or empty directory, or an OCI layout",
             ) from exc
         except OSError as exc:
+            exc.filename = str(self._root)  # not a temporary file, or the directory above
             raise from_os_error(exc, "cannot create the OCI layout") from exc
+
+    def _look(self) -> Path:
+        """Return the directory, or the one that a new layout goes to, after a trial of writing."""
+        if self._root.is_dir():
+            with locked(self._root):
+                remove_stale(self._root)
+                if self._is_made():
+                    return self._root
+                if any(self._root.iterdir()):
+                    raise UsageError(
+                        "the directory is not empty and no OCI layout",
+                        hint="name a new or empty directory, or an OCI layout",
+                    )
+        elif os.path.lexists(self._root):
+            raise FileExistsError
+        found = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
+        open_scratch(found).close()
+        return found
+
+    def _is_made(self) -> bool:
+        return (self._root / "oci-layout").exists()
+
+    def _make(self) -> None:
+        """Make the layout if there is none."""
+        if self._is_made():
+            return
+        with self._creating():
+            self._root.mkdir(parents=True, exist_ok=True)
+            with locked(self._root):
+                if not self._is_made():
+                    with replacing(self._root / "oci-layout") as file:
+                        write_all(file, LAYOUT_FILE)
 
     def put_blob(
         self,
@@ -111,6 +141,7 @@ class LayoutDestination(LayoutDirectory, Destination):
     def _write(
         self, blob: Descriptor, file: BinaryIO, progress: Progress | None, *, verified: bool
     ) -> None:
+        self._make()
         target = self._root / blob_path(blob.digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         if verified and link(file, blob.size, target):
@@ -124,6 +155,7 @@ class LayoutDestination(LayoutDirectory, Destination):
         manifest = describe(data, media_type)
         with naming(self.reference):
             try:
+                self._make()
                 target = self._root / blob_path(manifest.digest)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(target, at=self._root) as file:

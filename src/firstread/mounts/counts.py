@@ -15,47 +15,14 @@ from typing import Final
 
 from msgspec import structs
 
-from firstread.documents import Document
 from firstread.errors import ImageError, NodeError, SourceError, UsageError
-from firstread.fetch.durations import Distribution, Durations
-from firstread.fetch.stats import ImageStats, ReadFigures
+from firstread.fetch.durations import Durations
+from firstread.fetch.stats import ImageStats
+from firstread.mounts.nodestatus import StepTimes, Totals
+from firstread.mounts.pulls import GoneError
 
 FAULTS: Final = {UsageError: "usage", ImageError: "image", SourceError: "source", NodeError: "node"}
 _BUG: Final = "firstread"
-
-
-class StepTimes(Document):
-    """How long steps took.
-
-    resolve: of pulls that asked a registry, until manifest and config were known
-    metadata: of the same pulls, until it had come
-    mount: of mounts
-    """
-
-    resolve: Distribution
-    metadata: Distribution
-    mount: Distribution
-
-
-class Totals(ReadFigures, kw_only=True):
-    """What a fetcher has done for all images since it began, whatever was unmounted since.
-
-    first_reads: reads that waited for the fetcher
-    mounts: that were made
-    failed_requests: pulls and mounts that failed, by whose fault: `usage`, `image`, `source`,
-        `node`, `firstread`
-    found, missing: sectors of images that were on the node at their mount; that were not
-    steps: of pulls and mounts
-    starts: that are over, from the request for the mount until the last read that waited
-    """
-
-    first_reads: Distribution
-    mounts: int
-    failed_requests: dict[str, int]
-    found: int
-    missing: int
-    steps: StepTimes
-    starts: Distribution
 
 
 class NodeCounts:
@@ -75,8 +42,6 @@ class NodeCounts:
         Args:
             policy: see `Puller.pull`; ``never`` asks whether an image is here, and no is an answer.
         """
-        from firstread.mounts.pulls import GoneError  # noqa: PLC0415 - who reads totals pulls nothing
-
         try:
             yield
         except GoneError:

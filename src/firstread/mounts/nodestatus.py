@@ -11,9 +11,9 @@ from msgspec import UNSET, UnsetType
 from firstread.cache.report import OnlineFigures
 from firstread.config import PolicyTable
 from firstread.documents import Bytes, Digest, Document, Seconds
+from firstread.fetch.durations import Distribution
 from firstread.fetch.imagehistory import ImageHistory
 from firstread.fetch.stats import ReadFigures
-from firstread.mounts.counts import Totals
 
 if TYPE_CHECKING:
     from firstread.fetch.startplan import StartPlan
@@ -30,6 +30,40 @@ class Steps(Document):
     resolve: Seconds
     metadata: Seconds
     mount: Seconds
+
+
+class StepTimes(Document):
+    """How long steps took.
+
+    resolve: of pulls that asked a registry, until manifest and config were known
+    metadata: of the same pulls, until it had come
+    mount: of mounts
+    """
+
+    resolve: Distribution
+    metadata: Distribution
+    mount: Distribution
+
+
+class Totals(ReadFigures, kw_only=True):
+    """What a fetcher has done for all images since it began, whatever was unmounted since.
+
+    first_reads: reads that waited for the fetcher
+    mounts: that were made
+    failed_requests: pulls and mounts that failed, by whose fault: `usage`, `image`, `source`,
+        `node`, `firstread`
+    found, missing: sectors of images that were on the node at their mount; that were not
+    steps: of pulls and mounts
+    starts: that are over, from the request for the mount until the last read that waited
+    """
+
+    first_reads: Distribution
+    mounts: int
+    failed_requests: dict[str, int]
+    found: int
+    missing: int
+    steps: StepTimes
+    starts: Distribution
 
 
 class Planned(Document):

@@ -60,7 +60,7 @@ class SecretMemory:
             data = os.pread(self._fd, min(length, SLOT_BYTES), offset) if length else b"{}"
         try:
             document = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             log.error("the credentials in memory cannot be read: log in again")

@@ -21,6 +21,7 @@ from firstread.device.superblock import FileSystem
 from firstread.errors import from_os_error
 from firstread.fetch.policy import Asked
 from firstread.mountinfo import MountLine, read_mountinfo
+from firstread.nesting import is_deep
 from firstread.registry.access import Access
 from firstread.structs import completed
 from firstread.wholefile import replace_file
@@ -143,7 +144,7 @@ class MountTable:
 
 def _is_whole(data: bytes) -> bool:
     try:
-        return isinstance(msgspec.json.decode(data), dict)
+        return not is_deep(data.decode()) and isinstance(msgspec.json.decode(data), dict)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
 

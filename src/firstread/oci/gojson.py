@@ -24,15 +24,14 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import inspect
 
+from firstread.nesting import MAX_DEPTH, is_deep
 from firstread.structs import completed
 
-MAX_DEPTH: Final = 200  # of lists and objects within each other; real documents have a dozen
 MAX_VALUES: Final = 1 << 19  # of one document: an index of 4 MiB has 200,000; some 100 bytes each
 
 # Group 1: the escape of an unpaired surrogate.
@@ -75,21 +74,9 @@ def load(data: bytes | str) -> Any:
         text = _ESCAPE.sub(lambda match: "\ufffd" if match[1] else match[0], text)
     if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
         raise msgspec.ValidationError(f"it has more than {MAX_VALUES} values")
-    value = msgspec.json.decode(text)
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+    if is_deep(text):
         raise msgspec.ValidationError(f"it is nested more than {MAX_DEPTH} deep")
-    return value
-
-
-def _is_deep(value: Any) -> bool:
-    """Return whether a document is nested more deeply than whoever writes it again would bear."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        items = (part.values() if isinstance(part, dict) else part for part in level)
-        level = [part for part in chain.from_iterable(items) if isinstance(part, (dict, list))]
-        if not level:
-            return False
-    return True
+    return msgspec.json.decode(text)
 
 
 def normal(value: Any, kind: Any) -> Any:

@@ -80,7 +80,7 @@ def _is_formatted(root: Path) -> bool:
         found = json.loads((root / "format.json").read_text())
     except FileNotFoundError:
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if found != _FORMAT:
         raise NodeError(

@@ -275,7 +275,7 @@ def _recorded(line: str, prefix: str) -> dict[str, list[str | None]]:
     try:
         document = json.loads(line.removeprefix(prefix))
         return {str(key): [new, old] for key, (new, old) in document.items()}
-    except (ValueError, TypeError, AttributeError) as exc:
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise UsageError(
             "the record in the block that 'firstread install' wrote is damaged",
             hint="the backup beside the file has it as it was before",

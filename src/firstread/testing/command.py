@@ -69,5 +69,5 @@ def ran(
 
 def program(*arguments: str | os.PathLike[str]) -> list[str]:
     """Return the command line that runs ``firstread`` with `arguments` in its own process."""
-    start = "from firstread.cli.main import main; main()"
+    start = "from firstread.__main__ import main; main()"
     return [sys.executable, "-c", start, *(os.fspath(argument) for argument in arguments)]

@@ -473,6 +473,12 @@ def test_a_body_of_impossible_length_is_not_read(peer: Peer, tmp_path: Path, len
     assert not peer.node.calls
 
 
+def test_a_deep_request_is_not_decoded(peer: Peer, tmp_path: Path) -> None:
+    head = b"POST /pin HTTP/1.0\r\nContent-Length: 300\r\n\r\n"
+    assert b"nested more than 200 deep" in all_of(raw(tmp_path, head + b"[" * 300))
+    assert not peer.node.calls
+
+
 def test_heads_are_bounded(peer: Peer, tmp_path: Path) -> None:
     for head in (b"GET /" + b"x" * 70_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n"):
         assert all_of(raw(tmp_path, head)).split()[1] in (b"414", b"431")

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from firstread.device.mixeddevice import MixedDevice
 from firstread.device.watches import Watches, make_watches
 from firstread.sectors.sectorstore import SectorStore
+from firstread.testing.shortage import few_descriptors
 
 IDS = [bytes([number]) * 32 for number in range(3)]
 
@@ -23,4 +26,18 @@ def test_a_mount_that_is_not_adopted_keeps_what_it_has_borrowed_and_no_more(tmp_
         device.offer([IDS[2]])
         assert [device.borrows(sector_id) for sector_id in IDS] == [False, True, True]
     for fd in (watches, connection, other):
+        os.close(fd)
+
+
+def test_a_mount_without_room_for_both_descriptors_takes_none(tmp_path: Path) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    with SectorStore(tmp_path, filesystems=None) as store:
+        device = MixedDevice(store, dict(enumerate(pipes, start=48)))
+        with few_descriptors(os.getpid(), spare=3):
+            copies = device.pairs()
+            spare = os.dup(pipes[0][0])
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(spare)
+    assert list(copies) == [48]
+    for fd in (spare, *copies[48], *pipes[0], *pipes[1]):
         os.close(fd)

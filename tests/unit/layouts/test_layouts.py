@@ -34,6 +34,7 @@ from firstread.layouts.dockerarchive import DockerArchive
 from firstread.layouts.extent import Extent
 from firstread.layouts.ingest import PREFIX, SUFFIX, remove_stale, temporary_file
 from firstread.layouts.layoutreader import REF_NAME, LayoutReader
+from firstread.layouts.layoutwriter import LAYOUT_FILE
 from firstread.layouts.tarindex import TarIndex
 from firstread.oci.model import (
     OCI_CONFIG,
@@ -88,6 +89,11 @@ CONFIG = encode(
 )
 
 
+def empty_layout(path: Path) -> None:
+    path.mkdir()
+    (path / "oci-layout").write_bytes(LAYOUT_FILE)
+
+
 def put_image(place: Destination, tag: str | None, layers: list[bytes] = LAYERS) -> Descriptor:
     for blob in (*layers, CONFIG):
         place.put_blob(describe(blob, OCI_LAYER), io.BytesIO(blob))
@@ -118,7 +124,7 @@ def test_a_layout_has_nothing_but_what_the_specification_names(tmp_path: Path) -
 
 
 def test_an_index_keeps_what_it_does_not_know(tmp_path: Path) -> None:
-    destination(f"oci:{tmp_path}/x").close()
+    empty_layout(tmp_path / "x")
     other: dict[str, Any] = {
         "mediaType": OCI_MANIFEST,
         "digest": sha256_digest(b"other"),
@@ -228,6 +234,24 @@ def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
         destination(f"oci:{tmp_path}/thesis.tex")
 
 
+def test_a_writer_that_puts_nothing_leaves_nothing(tmp_path: Path) -> None:
+    """A command that fails has nothing to remove, which another one may be writing to by then."""
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "deep/below/new", "mine"):
+        place = destination(f"oci:{tmp_path}/{name}:1")
+        assert place.scratch_dir == tmp_path / ("mine" if name == "mine" else "")
+        with place, pytest.raises(NotFoundError):
+            place.get_manifest()
+        assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    first, second = (destination(f"oci:{tmp_path}/new:{number}") for number in range(2))
+    with second:
+        with first:
+            put_image(first, "0")
+        put_image(second, "1", LAYERS[:1])
+    assert read_image(f"oci:{tmp_path}/new:0") == LAYERS
+    assert read_image(f"oci:{tmp_path}/new:1") == LAYERS[:1]
+
+
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
     for name in (f"oci:{tmp_path}/missing", f"oci:{tmp_path}"):
         with source(name) as place, pytest.raises(NotFoundError) as caught:
@@ -237,6 +261,7 @@ def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schemaVersion":2}', '{"manifests":[{}]}'])
 def test_a_damaged_index(tmp_path: Path, text: str) -> None:
+    empty_layout(tmp_path / "x")
     with destination(f"oci:{tmp_path}/x") as place:
         (tmp_path / "x/index.json").write_text(text)
         with pytest.raises(ImageError):
@@ -285,7 +310,7 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_nothing_for_long(tmp_path: Path) -> None:
-    destination(f"oci:{tmp_path}/x").close()
+    empty_layout(tmp_path / "x")
     script = (
         "import os, sys; from pathlib import Path;"
         "from firstread.layouts.ingest import temporary_file;"

@@ -29,7 +29,7 @@ def blobs(layout: Path) -> list[Path]:
 
 def test_a_layout_takes_the_file_itself(layout: Path) -> None:
     with open_destination(parse_reference(f"oci:{layout}:1"), AccessOptions()) as place:
-        assert place.scratch_dir == layout
+        assert place.scratch_dir == layout.parent
         with open_scratch(place.scratch_dir) as file:
             file.write(DATA)
             assert place.put_blob(BLOB, file, verified=True)
@@ -62,12 +62,11 @@ def test_a_file_of_another_place_is_copied(layout: Path, tmp_path: Path) -> None
 
 
 def test_nothing_is_left_of_a_file_that_is_not_put(layout: Path) -> None:
-    with open_destination(parse_reference(f"oci:{layout}:1"), AccessOptions()) as place:
-        before = sorted(os.listdir(layout))
-        with open_scratch(place.scratch_dir) as file:
-            file.write(DATA)
-            assert sorted(os.listdir(layout)) == before
-    assert sorted(os.listdir(layout)) == before
+    place = open_destination(parse_reference(f"oci:{layout}:1"), AccessOptions())
+    with place, open_scratch(place.scratch_dir) as file:
+        file.write(DATA)
+        assert os.listdir(layout.parent) == []
+    assert os.listdir(layout.parent) == []
 
 
 @pytest.mark.parametrize(
