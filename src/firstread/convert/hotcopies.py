@@ -38,7 +38,7 @@ class _Piece(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What is fetched in one go; groups are ordered by their first position in the hot data.
+    """Sectors that are fetched together, ordered by their first position in the hot data.
 
     Args:
         target: that position, in bytes.

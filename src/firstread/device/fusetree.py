@@ -20,9 +20,10 @@ from typing import Protocol
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fuseprotocol import Request
 from firstread.erofs.directory import Dirent
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent, extents, next_data
 from firstread.erofs.format import BLOCK, FILE_TYPES
+from firstread.erofs.inode import Inode
 from firstread.errors import ImageError
 
 _FIRST_NODE = 2  # node id of nid 0; 0 is none, and 1 is the root

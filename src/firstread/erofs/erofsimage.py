@@ -9,13 +9,11 @@ Source: Linux ``fs/erofs``; this module also checks what the kernel checks late 
 
 from __future__ import annotations
 
-import functools
 import mmap
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
-from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of, decode_chunks, indexes_size
 from firstread.erofs.directory import Dirent, decode_block, first_name
@@ -35,7 +33,6 @@ from firstread.erofs.format import (
     FLAT_PLAIN,
     INODE_COMPACT,
     INODE_EXTENDED,
-    LAYOUT_MASK,
     MAX_BLOCKS,
     MAX_TARGET,
     NID_BITS,
@@ -44,20 +41,11 @@ from firstread.erofs.format import (
     Superblock,
     align,
 )
+from firstread.erofs.inode import Inode, shape_of
 from firstread.erofs.tree import Device
-from firstread.erofs.xattrs import body_size, decode_body, decode_entry
+from firstread.erofs.xattrs import decode_body, decode_entry
 from firstread.errors import ImageError, UnsupportedError
 
-_LAYOUTS = {
-    stat.S_IFREG: (CHUNK_BASED, FLAT_PLAIN),
-    stat.S_IFDIR: (FLAT_INLINE, FLAT_PLAIN),
-    stat.S_IFLNK: (FLAT_INLINE, FLAT_PLAIN),
-    stat.S_IFCHR: (FLAT_PLAIN,),
-    stat.S_IFBLK: (FLAT_PLAIN,),
-    stat.S_IFIFO: (FLAT_PLAIN,),
-    stat.S_IFSOCK: (FLAT_PLAIN,),
-}
-_SIZED = (stat.S_IFDIR, stat.S_IFLNK)
 # A plain file is an extended inode and one chunk index. Neighbours of which few values are valid
 # are one field: format, xattr count, mode and zeros; links and zeros.
 _FILE = Struct("<QQI4xII8xI20sQ")
@@ -81,53 +69,6 @@ class MappedDevice(Device):
     """
 
     mapped_blkaddr: int
-
-
-class Inode(NamedTuple):
-    """One inode, as stored."""
-
-    nid: int
-    form: int  # i_format
-    mode: int
-    nlink: int
-    size: int  # bytes
-    i_u: int
-    uid: int
-    gid: int
-    mtime: int  # seconds
-    mtime_nsec: int
-    xattr_offset: int  # in the image
-    xattr_size: int
-    stored: int  # bytes of the image that hold the data, or the chunk indexes
-
-    @property
-    def is_dir(self) -> bool:
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def layout(self) -> int:
-        return self.form & LAYOUT_MASK
-
-    @property
-    def tail_offset(self) -> int:
-        return self.xattr_offset + self.xattr_size
-
-    @property
-    def indexes_offset(self) -> int:
-        """Where the chunk indexes of a file begin in the image."""
-        return align(self.tail_offset, CHUNK_INDEX_SIZE)
-
-
-@functools.lru_cache(maxsize=1024)
-def _shape(form: int, xattr_count: int, mode: int) -> tuple[int, bool, int] | None:
-    """Return (data layout, whether it has data, bytes of xattrs) of an inode; None if invalid.
-
-    The thousands of inodes of an image have a few dozens of shapes.
-    """
-    layout, kind = form & ~EXTENDED, stat.S_IFMT(mode)
-    if layout not in _LAYOUTS.get(kind, ()):
-        return None
-    return layout, layout == CHUNK_BASED or kind in _SIZED, body_size(xattr_count)
 
 
 class ErofsImage:
@@ -225,7 +166,7 @@ class ErofsImage:
             if zero or reserved:
                 raise ImageError(f"inode {nid} has a reserved field")
             mtime, nsec = self._epoch
-        shape = _shape(form, count, mode)
+        shape = shape_of(form, count, mode)
         if shape is None:
             raise UnsupportedError(f"inode {nid} has mode {mode:o} and format {form:#x}")
         layout, has_data, xattr_size = shape

@@ -11,8 +11,9 @@ from struct import unpack_from
 from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED, CHUNK_INDEX_SIZE, HOLE_INDEX
+from firstread.erofs.inode import Inode
 from firstread.errors import ImageError
 
 NO_SLOT = -1  # zeros

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import Dirent
-from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage, Inode
+from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage
 from firstread.erofs.format import (
     CHUNK_BASED,
     CHUNK_INDEX_SIZE,
@@ -29,6 +29,7 @@ from firstread.erofs.format import (
     decode_device_number,
 )
 from firstread.erofs.indexruns import IndexRuns, pack_run, pack_single
+from firstread.erofs.inode import Inode
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
 

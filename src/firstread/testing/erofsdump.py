@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from firstread.erofs.chunks import chunk_size_of
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import (
     CHUNK_BASED,
     EXTENDED,
@@ -20,6 +20,7 @@ from firstread.erofs.format import (
     FLAT_PLAIN,
     decode_device_number,
 )
+from firstread.erofs.inode import Inode
 from firstread.erofs.reader import scan
 from firstread.erofs.tree import HOLE, split_address
 from firstread.erofs.xattrs import body_count

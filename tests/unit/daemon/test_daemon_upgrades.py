@@ -45,7 +45,7 @@ def test_another_process_takes_the_place_of_its_own_root_only_and_of_no_service(
     assert "belongs to a service manager" in reply(REPLACE, is_service=True).error
 
 
-def test_who_knocks_during_a_reload_is_heard_by_the_next_version(
+def test_a_question_during_a_reload_is_heard_by_the_next_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Rendezvous(str(tmp_path))

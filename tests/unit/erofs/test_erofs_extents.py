@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import NO_SLOT, Extent, extents, next_data
 from firstread.erofs.format import BLOCK, DIRENT_SIZE
+from firstread.erofs.inode import Inode
 from firstread.erofs.tree import HOLE, Device, Node, chunk_address, directory
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError

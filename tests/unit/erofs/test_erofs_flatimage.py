@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstread.erofs.chunks import chunk_size_of, count_chunks
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import METADATA_SLOT, NO_SLOT, Extent
 from firstread.erofs.flatimage import MIN_APART, FlatImage
 from firstread.erofs.format import (
@@ -24,6 +24,7 @@ from firstread.erofs.format import (
     Superblock,
     align,
 )
+from firstread.erofs.inode import Inode
 from firstread.erofs.reader import scan, validate
 from firstread.erofs.tree import Device, directory
 from firstread.erofs.writer import write_erofs

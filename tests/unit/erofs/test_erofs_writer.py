@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from firstread.erofs.erofsimage import ErofsImage, Inode
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import (
     BLOCK,
     CHUNK_BASED,
@@ -20,6 +20,7 @@ from firstread.erofs.format import (
     FLAT_PLAIN,
     MAX_BLOCKS,
 )
+from firstread.erofs.inode import Inode
 from firstread.erofs.reader import scan
 from firstread.erofs.tree import HOLE, Device, Node, chunk_address, directory
 from firstread.erofs.writer import ErofsDraft, write_erofs
