@@ -155,7 +155,8 @@ def _tar(repository: Repository, image: BlockImage, path: Path, shown: _Shown) -
     with _naming(path), whole_file(path) as out:
         names, sockets = write_tar(tree, content, out)
         size = out.tell() if out.seekable() else 0
-    shown("tar", [str(path)], size, f"{path}: {names} names from {shown.reference}", sockets)
+    line = f"{path}: {counted(names, 'name')} from {shown.reference}"
+    shown("tar", [str(path)], size, line, sockets)
 
 
 def _nbd(
