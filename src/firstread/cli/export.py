@@ -83,7 +83,7 @@ def command(
     from firstread.cli.opening import opened_image
 
     if sum(form is not None for form in (raw, tar, nbd)) != 1:
-        raise UsageError("say what to make of the image", hint="give --raw, --tar or --nbd")
+        raise UsageError("say what to make of the image", hint="give one of --raw, --tar, --nbd")
     if nbd is None and (tls_dir or root):
         raise UsageError("--tls-dir and --root belong to --nbd")
     if str(raw) == "-":
