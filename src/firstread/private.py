@@ -32,6 +32,8 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def private_directory(path: Path) -> None:
     """Create `path` if it is missing; make sure that nobody else can use it.
 
+    Missing parents become private, too: one may be the store, with its run directory below it.
+
     It repairs, and logs, a directory that others could use, if it is empty. With content, it
     repairs one that others could only read, and only one of ours: it would take ``/srv`` away from
     everybody else, or ``/``.
@@ -45,7 +47,8 @@ def private_directory(path: Path) -> None:
     """
     check_way(path)
     try:
-        path.mkdir(mode=MODE, parents=True, exist_ok=True)
+        for place in (*reversed(path.parents), path):
+            place.mkdir(mode=MODE, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
         if path.is_symlink():

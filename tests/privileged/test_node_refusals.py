@@ -336,6 +336,7 @@ def test_invalid_mount_points(
         ran = daemon.run("mount", plain[0], place)
         assert ran.code == 2, ran
         assert str(place) in ran.stderr
+    assert ran.stderr.endswith("\n  make the directory first\n")
     nothing_left(daemon)
     mounted = daemon.mount(plain[0])
     (tmp_path / "link").symlink_to(mounted)

@@ -173,6 +173,16 @@ def test_a_directory_of_another_purpose_stays_as_it_is(
     assert place.stat().st_mode & 0o777 == mode
 
 
+def test_a_store_is_private_if_its_run_directory_is_made_first(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        private_directory(tmp_path / "home" / "store" / "run")
+        private_directory(tmp_path / "home" / "store")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "home" / "store").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_way_in_circles(tmp_path: Path) -> None:
     link = linked(tmp_path / "link", "link")
     with pytest.raises(NodeError, match="too many symbolic links"):

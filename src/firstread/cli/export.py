@@ -83,7 +83,7 @@ def command(
     from firstread.cli.opening import opened_image
 
     if sum(form is not None for form in (raw, tar, nbd)) != 1:
-        raise UsageError("say what to make of the image", hint="give --raw, --tar or --nbd")
+        raise UsageError("say what to make of the image", hint="give one of --raw, --tar, --nbd")
     if nbd is None and (tls_dir or root):
         raise UsageError("--tls-dir and --root belong to --nbd")
     if str(raw) == "-":
@@ -155,7 +155,8 @@ def _tar(repository: Repository, image: BlockImage, path: Path, shown: _Shown) -
     with _naming(path), whole_file(path) as out:
         names, sockets = write_tar(tree, content, out)
         size = out.tell() if out.seekable() else 0
-    shown("tar", [str(path)], size, f"{path}: {names} names from {shown.reference}", sockets)
+    line = f"{path}: {counted(names, 'name')} from {shown.reference}"
+    shown("tar", [str(path)], size, line, sockets)
 
 
 def _nbd(

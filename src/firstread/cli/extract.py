@@ -60,7 +60,7 @@ def command(
         digest = resolved.descriptor.digest
         show(ImageExtracted(str(reference), digest, str(directory), names, missing))
     else:
-        report([f"{directory}: {names} names from {reference}", *_missing(left_out)])
+        report([f"{directory}: {counted(names, 'name')} from {reference}", *_missing(left_out)])
 
 
 def _missing(left_out: LeftOut) -> list[str]:

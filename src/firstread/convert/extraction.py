@@ -20,7 +20,9 @@ from pathlib import Path
 
 from firstread.erofs.tree import HOLE, Node, walk
 from firstread.errors import ImageError, NodeError, UsageError, from_os_error
+from firstread.printable import printable
 from firstread.sectors.content import ContentReader
+from firstread.units import counted
 
 _WHERE = "name a new or empty directory"
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
@@ -173,9 +175,19 @@ class _Extraction:
             os.chmod(path, mode)
         for name, value in node.xattrs.items():
             if self._privileged or name != _CAPABILITIES:
-                os.setxattr(path, name, value, follow_symlinks=False)
+                _set_attribute(path, name, value)
         time = node.mtime * 1_000_000_000 + node.mtime_nsec
         os.utime(path, ns=(time, time), follow_symlinks=False)
+
+
+def _set_attribute(path: bytes, name: bytes, value: bytes) -> None:
+    try:
+        os.setxattr(path, name, value, follow_symlinks=False)
+    except OSError as exc:
+        # ext4 has no room for a long one on an empty disk.
+        shown = printable(name)
+        exc.strerror = f"{exc.strerror} (attribute {shown} of {counted(len(value), 'byte')})"
+        raise
 
 
 def _first_address(node: Node) -> int:

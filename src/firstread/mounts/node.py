@@ -392,5 +392,7 @@ def _target(directory: str, image: str) -> str:
     """Return the real path of a directory. Raises UsageError if it is none."""
     target = os.path.realpath(directory)
     if not os.path.isdir(target):
-        raise UsageError(f"{directory} is not a directory", image=image)
+        raise UsageError(
+            f"{directory} is not a directory", image=image, hint="make the directory first"
+        )
     return target

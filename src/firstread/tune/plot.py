@@ -6,6 +6,7 @@ Owns nothing but the drawing, which matplotlib does; it is an optional extra (``
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png")
 LINES = ("plain", "chunks")  # layouts with one point for each size
 APART = 0.05  # of an axis, between points that both have a name
+LINE = 55  # letters of the title above one link
 _NAMES = {"plain": "sectors", "hot": "hot sectors", "files": "whole files", "chunks": "chunks"}
 _COLORS = {"plain": "tab:blue", "hot": "tab:red", "files": "tab:gray", "chunks": "tab:green"}
 
@@ -52,7 +54,8 @@ def draw(tuned: Tuned, path: Path) -> None:
 
     links = list(dict.fromkeys(row.link for row in tuned.settings))
     figure = Figure(figsize=(5.5 * len(links), 5), layout="constrained")
-    figure.suptitle(f"{tuned.reference}: ready time by layout, simulated")
+    title = f"{tuned.reference}: ready time by layout, simulated"
+    figure.suptitle(textwrap.fill(title, LINE * len(links)))
     for number, link in enumerate(links):
         axes = figure.add_subplot(1, len(links), number + 1)
         rows = [row for row in tuned.settings if row.link == link]

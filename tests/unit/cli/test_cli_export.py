@@ -43,7 +43,7 @@ def image(_image: Path, scratch: Path) -> str:
 
 WRONG = {
     "nothing": ([], "say what to make of the image"),
-    "two forms": (["--raw", "f", "--tar", "t"], "say what to make of the image"),
+    "two forms": (["--raw", "f", "--tar", "t"], "give one of --raw, --tar, --nbd"),
     "root without a server": (
         ["--raw", "f", "--root", "r"],
         "--tls-dir and --root belong to --nbd",

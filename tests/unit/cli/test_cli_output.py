@@ -194,6 +194,11 @@ def test_extract_counts_names() -> None:
     ran = firstread("extract", "oci:out:1", "x")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr == ("firstread: oci:out:1: x is not empty\n  name a new or empty directory\n")
+    write_layout(Image([]), "none")
+    assert firstread("convert", "oci:none:latest", "oci:out:none").code == 0
+    assert firstread("extract", "oci:out:none", "y").stdout == "y: 1 name from oci:out:none\n"
+    ran = firstread("export", "oci:out:none", "--tar", "y.tar")
+    assert ran.stdout == "y.tar: 1 name from oci:out:none\n"
 
 
 def test_convert_names_the_platforms_that_it_leaves_out() -> None:

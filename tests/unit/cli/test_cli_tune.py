@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_a_picture(name: str, begins: bytes) -> None:
     ran = firstread("tune", "oci:out:1", "--trace", "start.trace", "--plot", name, "--json")
     assert (ran.code, ran.stderr) == (0, "")
     assert Path(name).read_bytes().startswith(begins)
+
+
+def test_the_title_of_a_picture_has_room_above_one_link() -> None:
+    pytest.importorskip("matplotlib")
+    Path("long").symlink_to("out")
+    name = "oci:" + "./" * 60 + "long:1"
+    ran = firstread("tune", name, "--trace", "start.trace", "--link=loopback", "--plot=one.svg")
+    assert (ran.code, ran.stderr) == (0, "")
+    texts = re.findall("<!-- (.*) -->", Path("one.svg").read_text())
+    assert 30 < max(map(len, texts)) <= 55
 
 
 def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
