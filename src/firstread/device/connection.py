@@ -129,8 +129,12 @@ class Connection(ABC):
             parts = self._tree.extents(request.node, request.offset, request.size)
         except (OSError, FirstreadError) as exc:
             self._fail(request.unique, exc)
-        else:
-            self._attempt(Waiting(request, parts), reader, buffer)
+            return
+        with contextlib.suppress(OSError, FirstreadError):  # the same again below, if it matters
+            if not reader.read(parts, buffer):
+                self._answer(request.unique, buffer[: _length(parts)])
+                return
+        self._attempt(Waiting(request, parts), reader, buffer)
 
     def _attempt(self, waiting: Waiting, reader: SectorReader, buffer: memoryview) -> None:
         """Answer a READ, or see to it that it will be."""
@@ -141,7 +145,7 @@ class Connection(ABC):
                 waiting.note_vain(missing, reader)
                 self._wait(waiting, missing)
             else:
-                self._answer(unique, buffer[: sum(part.length for part in waiting.parts)])
+                self._answer(unique, buffer[: _length(waiting.parts)])
         except (OSError, FirstreadError) as exc:
             cause = exc if isinstance(exc, OSError) else exc.__cause__
             if isinstance(cause, OSError) and cause.errno in _SHORT:
@@ -239,7 +243,7 @@ class Connection(ABC):
 
     def _retry(self, waiting: Waiting) -> None:
         reader = self._reader()
-        buffer = memoryview(bytearray(sum(part.length for part in waiting.parts)))
+        buffer = memoryview(bytearray(_length(waiting.parts)))
         try:
             self._attempt(waiting, reader, buffer)
         finally:
@@ -275,3 +279,7 @@ class Connection(ABC):
     def _is_noted(self, unique: int) -> bool:
         """Return whether a request waits, or has a record."""
         return unique in self._waiting or unique in self._journal
+
+
+def _length(parts: Sequence[Extent]) -> int:
+    return sum(part.length for part in parts) if len(parts) != 1 else parts[0].length

@@ -313,10 +313,6 @@ class ErofsImage:
             raise ImageError(f"symbolic link {inode.nid} contains a NUL")
         return target
 
-    def tail(self, inode: Inode, offset: int) -> memoryview:
-        """Return the image from an offset behind an inode on: its bounds were checked."""
-        return self._data[max(offset, inode.tail_offset) :]
-
     def chunks(self, inode: Inode) -> list[int]:
         """Return the chunks of a regular file, as in `Node.chunks`.
 

@@ -51,16 +51,19 @@ def extents(image: ErofsImage, inode: Inode, offset: int, length: int) -> list[E
     if inode.layout != CHUNK_BASED or offset >= end:
         return []
     chunk = chunk_size_of(inode.i_u)
+    first, skipped = divmod(offset, chunk)
+    if skipped + end - offset <= chunk:  # most reads of a start
+        return [
+            _piece(image, inode, _indexes(image, inode, first, first + 1)[0], skipped, end - offset)
+        ]
     found: list[Extent] = []
     position = offset
-    for index in _indexes(image, inode, offset // chunk, (end - 1) // chunk + 1):
+    for index in _indexes(image, inode, first, (end - 1) // chunk + 1):
         skipped = position % chunk
         size = min(chunk - skipped, end - position)
         position += size
-        slot, start = _place(image, index)
-        piece = Extent(slot, start + skipped if slot != NO_SLOT else 0, size)
-        if slot != NO_SLOT and piece.start + size > image.devices[slot].blocks << BLOCK_BITS:
-            raise ImageError(f"a chunk of inode {inode.nid} lies outside its device")
+        piece = _piece(image, inode, index, skipped, size)
+        slot = piece.slot
         last = found[-1] if found else None
         if last and last.slot == slot and (slot == NO_SLOT or last.start + last.length == piece[1]):
             found[-1] = last._replace(length=last.length + size)
@@ -91,14 +94,17 @@ def next_data(image: ErofsImage, inode: Inode, offset: int, *, hole: bool) -> in
 
 
 def _indexes(image: ErofsImage, inode: Inode, first: int, end: int) -> tuple[int, ...]:
-    data = image.tail(inode, inode.indexes_offset)
-    return unpack_from(f"<{end - first}Q", data, CHUNK_INDEX_SIZE * first)
+    offset = inode.indexes_offset + CHUNK_INDEX_SIZE * first
+    return unpack_from(f"<{end - first}Q", image.data, offset)
 
 
-def _place(image: ErofsImage, index: int) -> tuple[int, int]:
+def _piece(image: ErofsImage, inode: Inode, index: int, skipped: int, size: int) -> Extent:
+    """Return where a part of a chunk lies."""
     if index == HOLE_INDEX:
-        return NO_SLOT, 0
-    slot = (index >> 16 & 0xFFFF) - 1
+        return Extent(NO_SLOT, 0, size)
+    slot, start = (index >> 16 & 0xFFFF) - 1, ((index >> 32) << BLOCK_BITS) + skipped
     if index & 0xFFFF or not 0 <= slot < len(image.devices):
         raise ImageError(f"chunk index {index:#x} names no device")
-    return slot, (index >> 32) << BLOCK_BITS
+    if start + size > image.devices[slot].blocks << BLOCK_BITS:
+        raise ImageError(f"a chunk of inode {inode.nid} lies outside its device")
+    return Extent(slot, start, size)

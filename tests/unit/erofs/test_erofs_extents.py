@@ -92,7 +92,7 @@ def test_a_directory_has_no_extents() -> None:
 
 def test_a_chunk_outside_its_device_is_refused() -> None:
     opened, file = image([chunk_address(0, 0)], CHUNK)
-    data = bytearray(opened.tail(file, 0).obj)
+    data = bytearray(opened.data)
     (at,) = (
         n for n in range(0, len(data), 8) if data[n : n + 8] == bytes([0, 0, 1, 0, 0, 0, 0, 0])
     )
