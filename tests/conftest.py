@@ -29,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     A shell's background process ignores SIGINT, and one under nohup SIGHUP; so do their children.
     Tests that interrupt a command would each wait until their time is over. And without bytecode
     on disk each of a thousand processes compiles what it imports, which takes half of its start.
+    gRPC must not hear of forks: where no file can be opened, its handlers abort the process.
     """
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -31,10 +31,19 @@ class _Record:
 
         A worker runs a test once it has the next one or the word that there is none. xdist gives a
         new worker one file, which can have one test left: the one that killed its worker before.
+        And it distributes all files of that worker again, also those of which nothing is left:
+        who gets such a file has no test to end, and so asks for nothing more.
         """
         scheduler = yield
-        once = scheduler.schedule
-        scheduler.schedule = lambda: (once(), once())
+        once, remove = scheduler.schedule, scheduler.remove_node
+
+        def remove_node(node: Any) -> Any:
+            files = scheduler.assigned_work[node]
+            for file in [file for file, tests in files.items() if all(tests.values())]:
+                del files[file]
+            return remove(node)
+
+        scheduler.schedule, scheduler.remove_node = (lambda: (once(), once())), remove_node
         return scheduler
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -93,6 +93,15 @@ def test_a_worker_that_ends_with_the_last_test_of_its_file_stops_nothing(tmp_pat
     assert "1 failed, 2 passed" in ran.output
 
 
+def test_a_worker_that_ends_behind_many_files_stops_nothing(tmp_path: Path) -> None:
+    """Files that it has done are not distributed again."""
+    for number in range(4):
+        (tmp_path / f"test_a{number}.py").write_text("def test_a(): pass")
+    ran = Ran(tmp_path, CRASH, "--no-lint", "--rerun", "--workers=1")
+    assert ran.code == 0, ran.output
+    assert ran.lines[-2:] == ["flaky: test_suite.py::test_flaky[a::b[c]]", ALONE]
+
+
 def test_what_fails_twice_is_a_failure(tmp_path: Path) -> None:
     ran = Ran(tmp_path, BROKEN, "--no-lint", "--rerun")
     assert (ran.code, ran.runs) == (1, 2), ran.output
