@@ -50,7 +50,11 @@ class Ran:
         done = subprocess.run(
             command,
             cwd=tmp_path,
-            env=os.environ | {"PYTEST_ADDOPTS": "-p no:hypothesispytest"},  # most of its start
+            env=os.environ
+            | {
+                "PYTEST_ADDOPTS": "-p no:hypothesispytest",  # most of its start
+                "PYTEST_DEBUG_TEMPROOT": str(tmp_path),  # at its end it removes those of others
+            },
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
