@@ -269,16 +269,18 @@ class Connection(ABC):
         if self._send(unique, number or errno.EIO):
             self._forget(unique)
 
-    def _forget(self, unique: int) -> None:
-        """Forget a READ once its answer is out: a death before it loses nothing."""
-        if self._is_noted(unique):
+    def _forget(self, unique: int) -> bool:
+        """Forget a READ once its answer is out: a death before it loses nothing.
+
+        Returns:
+            whether it waited, or has a record.
+        """
+        is_noted = unique in self._waiting or unique in self._journal
+        if is_noted:
             with self._lock:
                 self._waiting.pop(unique, None)
                 self._journal.remove(unique)
-
-    def _is_noted(self, unique: int) -> bool:
-        """Return whether a request waits, or has a record."""
-        return unique in self._waiting or unique in self._journal
+        return is_noted
 
 
 def _length(parts: Sequence[Extent]) -> int:

@@ -162,9 +162,10 @@ class FuseConnection(Connection):
                 raise
         return True
 
-    def _forget(self, unique: int) -> None:
-        if self._is_noted(unique):
-            super()._forget(unique)
+    def _forget(self, unique: int) -> bool:
+        is_noted = super()._forget(unique)
+        if is_noted:
             self._signalled.discard(unique)
             with self._room:
                 self._room.notify()
+        return is_noted

@@ -222,7 +222,7 @@ def attributes(
     mtime: int = 0,
     nsec: int = 0,
 ) -> bytes:
-    """Return what entries and GETATTR say of a file, that takes blocks of 4096 bytes.
+    """Return struct fuse_attr of a file; its data takes blocks of 4096 bytes.
 
     Args:
         ino: inode number.

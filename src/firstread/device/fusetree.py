@@ -19,7 +19,7 @@ from typing import Protocol
 
 from firstread.device import fuseprotocol as fuse
 from firstread.device.fuseprotocol import Request
-from firstread.erofs.directory import Dirent
+from firstread.erofs.directory import DOTS, Dirent
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent, extents, next_data
 from firstread.erofs.format import BLOCK, FILE_TYPES
@@ -32,7 +32,6 @@ _PLACES = 4096  # for entries of one block, in what READDIR names a place by
 _KEPT_INODES = 1024
 _KINDS = {file_type: kind for kind, file_type in enumerate(FILE_TYPES) if file_type}
 _TRUSTED = b"trusted."
-_DOTS = (b".", b"..")
 _FORMAT = stat.S_IFMT(0o177777)  # the bits of a mode that say what a file is
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
@@ -155,7 +154,7 @@ class FuseTree:
 
     def _readdirplus(self, request: Request, body: memoryview) -> bytes:
         def plus(name: bytes, nid: int) -> bytes:
-            if name in _DOTS:
+            if name in DOTS:
                 return fuse.NO_ENTRY
             return fuse.entry(self._node(nid), self._attributes(nid))
 

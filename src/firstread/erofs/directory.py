@@ -19,7 +19,10 @@ from firstread.errors import ImageError
 Dirent = tuple[bytes, int, int]
 """Name, nid and file type."""
 
-_DOTS = 2 * DIRENT_SIZE + len(b"." + b"..")
+DOTS = (b".", b"..")
+"""The names of a directory itself and of the one above it, which each directory has."""
+
+_DOTS_SIZE = 2 * DIRENT_SIZE + len(b"".join(DOTS))
 
 
 def check_names(names: Iterable[bytes]) -> None:
@@ -29,13 +32,13 @@ def check_names(names: Iterable[bytes]) -> None:
         ImageError: one is not.
     """
     for name in names:
-        if not 0 < len(name) <= MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+        if not 0 < len(name) <= MAX_NAME or b"/" in name or b"\0" in name or name in DOTS:
             raise ImageError(f"{name!r} cannot be the name of a file")
 
 
 def with_dots(names: Iterable[bytes]) -> list[bytes]:
     """Return `names` in the order of a directory; ``.`` need not be the first."""
-    return sorted([b".", b"..", *names])
+    return sorted([*DOTS, *names])
 
 
 def block_bounds(names: Sequence[bytes]) -> list[tuple[int, int, int]]:
@@ -58,7 +61,7 @@ def directory_size(names: Collection[bytes]) -> int:
     Args:
         names: in it, in any order, without ``.`` and ``..``.
     """
-    size = _DOTS + DIRENT_SIZE * len(names) + sum(map(len, names))
+    size = _DOTS_SIZE + DIRENT_SIZE * len(names) + sum(map(len, names))
     if size > BLOCK:
         bounds = block_bounds(with_dots(names))
         size = (len(bounds) - 1) * BLOCK + bounds[-1][2]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
-from firstread.erofs.directory import Dirent
+from firstread.erofs.directory import DOTS, Dirent
 from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage
 from firstread.erofs.format import (
     CHUNK_BASED,
@@ -32,8 +32,6 @@ from firstread.erofs.indexruns import IndexRuns, pack_run, pack_single
 from firstread.erofs.inode import Inode
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
-
-_DOTS = (b".", b"..")
 
 
 def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
@@ -88,7 +86,7 @@ class _Scan:
 
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
         """Yield the inodes that `entries` name first; files may be put off for `_skip`."""
-        dots = dict(zip(_DOTS, (directory.nid, parent), strict=True))
+        dots = dict(zip(DOTS, (directory.nid, parent), strict=True))
         if self.skips:
             self.files += [nid for _, nid, file_type in entries if file_type == FT_REG]
             entries = [entry for entry in entries if entry[2] != FT_REG]
@@ -194,7 +192,7 @@ def read_tree(image: ErofsImage) -> Node:
         if node.children is not None:
             listings.append((node.children, entries))
     for children, entries in listings:
-        children.update((name, nodes[nid]) for name, nid, _ in entries if name not in _DOTS)
+        children.update((name, nodes[nid]) for name, nid, _ in entries if name not in DOTS)
     return nodes[image.root_nid]
 
 

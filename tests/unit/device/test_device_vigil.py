@@ -49,6 +49,14 @@ def _serve(vigil: Vigil, world: World, pause_s: float) -> None:
     vigil.answered()
 
 
+def _brisk(world: World) -> Vigil:
+    """Return a vigil behind two requests, of which the second came soon."""
+    vigil = Vigil(0)
+    _serve(vigil, world, 1.0)
+    _serve(vigil, world, AWAKE_S / 2)
+    return vigil
+
+
 def test_it_sleeps_until_somebody_asks_soon_after_an_answer(world: World) -> None:
     vigil = Vigil(0)
     vigil.keep()
@@ -58,18 +66,14 @@ def test_it_sleeps_until_somebody_asks_soon_after_an_answer(world: World) -> Non
 
 
 def test_it_looks_until_the_next_request_is_there(world: World) -> None:
-    vigil = Vigil(0)
-    _serve(vigil, world, 1.0)
-    _serve(vigil, world, AWAKE_S / 2)
+    vigil = _brisk(world)
     world.ready_at = world.now + 35e-6
     vigil.keep()
     assert world.looks == 4
 
 
 def test_it_gives_up_behind_an_answer_that_nobody_follows_up(world: World) -> None:
-    vigil = Vigil(0)
-    _serve(vigil, world, 1.0)
-    _serve(vigil, world, AWAKE_S / 2)
+    vigil = _brisk(world)
     began = world.now
     vigil.keep()
     assert AWAKE_S <= world.now - began < 1.5 * AWAKE_S
@@ -81,8 +85,5 @@ def test_it_gives_up_behind_an_answer_that_nobody_follows_up(world: World) -> No
 
 def test_it_never_takes_the_only_cpu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
-    vigil = Vigil(0)
-    _serve(vigil, world, 1.0)
-    _serve(vigil, world, 1e-6)
-    vigil.keep()
+    _brisk(world).keep()
     assert world.looks == 0
