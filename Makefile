@@ -132,10 +132,10 @@ death: packages setup
 
 lock:
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --extra dev --extra build --extra dask --extra otel --extra plots \
 	    --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --extra dask --extra kubernetes --extra otel --constraint requirements.lock \
 	    --output-file packaging/requirements.lock pyproject.toml
 

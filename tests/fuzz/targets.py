@@ -35,7 +35,8 @@ from firstread.convert.record import LayerRecord
 from firstread.convert.stream import Feed, decompress
 from firstread.convert.tar import TarReader
 from firstread.device.fanotify import EVENT_BYTES, parse_events
-from firstread.erofs.reader import read_tree, validate
+from firstread.erofs.reader import read_tree
+from firstread.erofs.validation import validate
 from firstread.errors import (
     AuthError,
     FirstreadError,

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import pytest
 
 from firstread.erofs.erofsimage import ErofsImage
-from firstread.erofs.reader import read_tree, validate
+from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import Node
+from firstread.erofs.validation import validate
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
 from firstread.testing.erofsdump import dump

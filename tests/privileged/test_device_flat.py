@@ -27,7 +27,7 @@ from firstread.device.superblock import FileSystem
 from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
-from firstread.erofs.reader import validate
+from firstread.erofs.validation import validate
 from firstread.errors import NodeError
 from firstread.mountinfo import read_mountinfo
 from firstread.mounts.table import mounted_erofs

@@ -14,8 +14,9 @@ import pytest
 
 from firstread.device.erofsmount import mount_erofs, unmount
 from firstread.erofs.erofsimage import ErofsImage
-from firstread.erofs.reader import read_tree, validate
+from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, LinkCounts, Node, walk
+from firstread.erofs.validation import validate
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
 from firstread.testing.mutate import mutate

@@ -39,7 +39,7 @@ ROOMS: dict[str, str] = {
         "units idmaps errors"
     ),
     "daemon": (
-        "control mounts fetch cache device traces sectors registry config documents memory "
+        "control mounts fetch cache device traces sectors config documents memory "
         "mountinfo opener private readable redact wholefile units userdirs idmaps errors __init__"
     ),
     "export": "fetch device sectors erofs oci private signals wholefile units errors",

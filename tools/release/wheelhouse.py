@@ -34,8 +34,13 @@ _MINORS: Final = (17, 24, 27, 28)
 _CLASSIFIER: Final = re.compile(r"Programming Language :: Python :: (3\.\d+)")
 _UNUSED: Final = re.compile(
     r"bin/|zstandard/_cffi\.|.*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url)"
+    r"|numpy/(f2py|random)/|numpy/.*(/tests/|/include/|\.a$|\.pyi$)"
 )
-"""Scripts of libraries; a second implementation that would need cffi; records of pip."""
+"""Scripts of libraries; a second implementation that would need cffi; records of pip; of numpy what
+only compilers, type checkers and its own tests read, and what it loads on request."""
+
+_OF_THE_BUILD: Final = re.compile(r".*\.dist-info/WHEEL|numpy/__config__\.py")
+"""What tells how a wheel was built, and may differ."""
 
 
 def pythons() -> list[str]:
@@ -122,5 +127,5 @@ def _merge(source: Path, site: Path) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-        elif target.read_bytes() != path.read_bytes() and not name.endswith(".dist-info/WHEEL"):
+        elif target.read_bytes() != path.read_bytes() and not _OF_THE_BUILD.fullmatch(name):
             raise NodeError(f"two versions of Python need different files {name}")

@@ -77,8 +77,8 @@ from firstread.memory import keep_large_buffers
 from firstread.mounts.network import Network
 from firstread.mounts.node import Node
 from firstread.mounts.nodestatus import NodeStatus
+from firstread.mounts.puller import prepare
 from firstread.mounts.secrets import SecretMemory
-from firstread.registry.connections import load_authorities
 from firstread.sectors.sectorstore import SectorStore
 
 log = logging.getLogger("serve")
@@ -241,7 +241,7 @@ class FetcherServer:
         listener = socket.socket(fileno=LISTENER_FD)
         server = ControlServer(listener, node, self._fetcher.feed, self._complete, metrics.text)
         threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
-        threading.Thread(target=load_authorities, name="authorities", daemon=True).start()
+        threading.Thread(target=prepare, name="pulls", daemon=True).start()
         return server
 
     def _complete(self, status: NodeStatus) -> Status:

@@ -56,7 +56,7 @@ from firstread.device.readahead import BDI, START_KIB
 from firstread.device.watches import Watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
-from firstread.erofs.reader import validate
+from firstread.erofs.validation import validate
 from firstread.errors import NodeError, from_os_error
 from firstread.mountinfo import read_mountinfo
 from firstread.wholefile import replace_file

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from struct import Struct
 
 from firstread.erofs.chunks import chunk_size_of, decode_chunks, indexes_size
 from firstread.erofs.directory import Dirent, decode_block, first_name
@@ -22,9 +21,7 @@ from firstread.erofs.format import (
     BLOCK_BITS,
     BOOT_SIZE,
     CHUNK_BASED,
-    CHUNK_BITS_MASK,
     CHUNK_INDEX_SIZE,
-    CHUNK_INDEXES,
     DEVICE_SLOT,
     DEVICE_SLOT_SIZE,
     DEVICE_TABLE,
@@ -46,18 +43,9 @@ from firstread.erofs.tree import Device
 from firstread.erofs.xattrs import decode_body, decode_entry
 from firstread.errors import ImageError, UnsupportedError
 
-# A plain file is an extended inode and one chunk index. Neighbours of which few values are valid
-# are one field: format, xattr count, mode and zeros; links and zeros.
-_FILE = Struct("<QQI4xII8xI20sQ")
-_PLAIN_HEADS = frozenset(
-    (stat.S_IFREG | bits) << 32 | EXTENDED | CHUNK_BASED for bits in range(1 << 12)
-)
-_PLAIN_BLOCKS = {CHUNK_INDEXES | bits: 1 << bits for bits in range(CHUNK_BITS_MASK + 1)}
-_PLAIN_END = (1).to_bytes(4, "little") + bytes(16)
-PLAIN_BYTES = _FILE.size
-_NSEC = 1_000_000_000
+NSEC = 1_000_000_000
 _ZEROS = bytes(16)
-_NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
+NO_ID = 0xFFFFFFFF  # the kernel takes it for no owner at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +83,7 @@ class ErofsImage:
         self.size = self.superblock.blocks * BLOCK  # of the primary, in bytes
         if not BLOCK <= self.size <= len(data):
             raise ImageError(f"the metadata has {len(data)} bytes, not {self.size}")
-        if self.superblock.epoch_nsec >= _NSEC:
+        if self.superblock.epoch_nsec >= NSEC:
             raise ImageError("the epoch of the metadata has a second of nanoseconds or more")
         self._data = data[: self.size]
         self._epoch = self.superblock.epoch, self.superblock.epoch_nsec
@@ -156,7 +144,7 @@ class ErofsImage:
             form, count, mode, zero, size, i_u, _, uid, gid, mtime, nsec, nlink, zeros = (
                 INODE_EXTENDED.unpack_from(self._data, offset)
             )
-            if zero or zeros != _ZEROS or nsec >= _NSEC or _NO_ID in (uid, gid):
+            if zero or zeros != _ZEROS or nsec >= NSEC or NO_ID in (uid, gid):
                 raise ImageError(f"inode {nid} has an invalid time, owner or reserved field")
         else:
             body = offset + INODE_COMPACT.size
@@ -205,31 +193,6 @@ class ErofsImage:
             self._data, offset
         )
         return mode, links, size, i_u, uid, gid, *self._epoch
-
-    def plain_files(self, nids: Iterable[int]) -> Iterator[int]:
-        """Yield for each nid where the chunk index of a plain file is in the image; else 0.
-
-        That is a regular file with one name, one chunk that is no hole, and no xattrs, of which
-        everything is valid. It takes `PLAIN_BYTES`. Most files are such, and this is the short way
-        to know.
-        """
-        unpack, data, meta, last = _FILE.unpack_from, self._data, self._meta, self.size - _FILE.size
-        limits = {number << 16: blocks for number, blocks in enumerate(self._device_blocks, 1)}
-        for nid in nids:
-            if (offset := meta + (nid << NID_BITS)) > last:
-                yield 0
-                continue
-            head, size, i_u, uid, gid, nsec, end, index = unpack(data, offset)
-            blocks = -(-size >> BLOCK_BITS)
-            is_plain = (
-                end == _PLAIN_END
-                and head in _PLAIN_HEADS
-                and 0 < blocks <= _PLAIN_BLOCKS.get(i_u, 0)
-                and (index >> 32) + blocks <= limits.get(index & 0xFFFFFFFF, 0)
-                and nsec < _NSEC
-                and uid != _NO_ID != gid
-            )
-            yield offset + INODE_EXTENDED.size if is_plain else 0
 
     def _inline_size(
         self, nid: int, offset: int, layout: int, size: int, i_u: int, tail: int

@@ -31,7 +31,7 @@ from firstread.erofs.format import (
     align,
 )
 from firstread.erofs.indexruns import IndexRuns
-from firstread.erofs.reader import validate
+from firstread.erofs.validation import validate
 from firstread.errors import ImageError
 
 __all__ = ["METADATA_SLOT", "FlatImage"]
@@ -44,7 +44,7 @@ class FlatImage:
     """The flat form of an image. It keeps 8 bytes for each file, not the metadata.
 
     Args:
-        image: in the form of the registry; its chunk indexes were checked (`reader.validate`).
+        image: in the form of the registry; its chunk indexes were checked (`validation.validate`).
         gap: bytes of zeros behind the metadata, a multiple of 4096.
         apart: the same behind each sector of `MIN_APART` bytes or more.
         runs: of its chunk indexes; without them all inodes are looked at: 4 s for a million.

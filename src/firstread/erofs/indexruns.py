@@ -73,11 +73,6 @@ def pack_run(offset: int, count: int) -> int:
     return _begin(offset) | count
 
 
-def pack_single(offsets: Iterable[int]) -> list[int]:
-    """Return the runs of files that have one chunk index each: see `pack_run`."""
-    return [offset // CHUNK_INDEX_SIZE << _COUNT_BITS | 1 for offset in offsets]
-
-
 def _digest(runs: bytes) -> bytes:
     return blake2b(runs, digest_size=_DIGEST_BYTES).digest()
 

@@ -9,26 +9,19 @@ so no byte is read twice.
 
 from __future__ import annotations
 
-import itertools
-import operator
-import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from firstread.erofs.chunks import chunk_size_of
 from firstread.erofs.directory import DOTS, Dirent
-from firstread.erofs.erofsimage import PLAIN_BYTES, ErofsImage
+from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import (
     CHUNK_BASED,
-    CHUNK_INDEX_SIZE,
     FILE_TYPES,
     FT_DIR,
-    FT_REG,
     NID_BITS,
     SLOT,
     decode_device_number,
 )
-from firstread.erofs.indexruns import IndexRuns, pack_run, pack_single
 from firstread.erofs.inode import Inode
 from firstread.erofs.tree import NO_XATTRS, Node
 from firstread.errors import ImageError
@@ -45,20 +38,13 @@ def scan(image: ErofsImage) -> Iterator[tuple[Inode, list[Dirent]]]:
 
 
 class _Scan:
-    """One scan.
+    """One scan."""
 
-    Args:
-        image: to be read.
-        skips: does not yield plain files (`ErofsImage.plain_files`), but notes them.
-    """
-
-    def __init__(self, image: ErofsImage, *, skips: bool = False) -> None:
-        self.image, self.skips = image, skips
-        self.seen = bytearray(image.size >> NID_BITS)  # by nid; not of plain files
+    def __init__(self, image: ErofsImage) -> None:
+        self.image = image
+        self.seen = bytearray(image.size >> NID_BITS)  # by nid
         self.count = 0
         self.bytes_left = image.size  # not used by any inode yet
-        self.files: list[int] = []  # nids in entries of files, if plain ones are skipped
-        self.plain_indexes: list[int] = []  # of plain files that were not yielded: offsets
         self.names_left: dict[int, int] = {}  # nid of a hard link -> names still to come
 
     def run(self) -> Iterator[tuple[Inode, list[Dirent]]]:
@@ -79,17 +65,12 @@ class _Scan:
             if directory.nlink != 2 + len(subdirectories):
                 raise ImageError(f"directory {directory.nid} states {directory.nlink} links")
             unlisted += reversed(subdirectories)
-        for inode in self._skip():
-            yield inode, []
         if any(self.names_left.values()) or self.count != self.image.superblock.inodes:
             raise ImageError("the metadata has fewer names or inodes than it states")
 
     def _list(self, directory: Inode, parent: int, entries: list[Dirent]) -> Iterator[Inode]:
-        """Yield the inodes that `entries` name first; files may be put off for `_skip`."""
+        """Yield the inodes that `entries` name first."""
         dots = dict(zip(DOTS, (directory.nid, parent), strict=True))
-        if self.skips:
-            self.files += [nid for _, nid, file_type in entries if file_type == FT_REG]
-            entries = [entry for entry in entries if entry[2] != FT_REG]
         for name, nid, file_type in entries:
             if name not in dots:
                 yield from self._named(nid, file_type)
@@ -97,18 +78,6 @@ class _Scan:
                 raise ImageError(f"directory {directory.nid} has a wrong {name.decode()!r}")
         if dots:
             raise ImageError(f"directory {directory.nid} lacks '.' or '..'")
-
-    def _skip(self) -> Iterator[Inode]:
-        """Note the plain ones of the files that were put off; yield the others named first."""
-        indexes = list(self.image.plain_files(self.files))
-        self.plain_indexes = list(filter(None, indexes))
-        plain = len(self.plain_indexes)
-        if len(set(itertools.compress(self.files, indexes))) != plain:
-            raise ImageError("an inode has more names than it states")
-        self.count += plain
-        self._use(PLAIN_BYTES * plain)
-        for nid in itertools.compress(self.files, map(operator.not_, indexes)):
-            yield from self._named(nid, FT_REG)
 
     def _named(self, nid: int, file_type: int) -> Iterator[Inode]:
         """Check an entry of a directory; yield its inode if that is named first."""
@@ -119,17 +88,13 @@ class _Scan:
         if first:
             yield inode
 
-    def _use(self, size: int) -> None:
-        """Count bytes of inodes."""
-        self.bytes_left -= size
-        if self.bytes_left < 0:
-            raise ImageError("inodes of the metadata overlap")
-
     def _first_name(self, nid: int) -> Inode:
         inode = self.image.inode(nid)
         self.seen[nid] = 1
         self.count += 1
-        self._use(SLOT + inode.xattr_size + inode.stored)
+        self.bytes_left -= SLOT + inode.xattr_size + inode.stored
+        if self.bytes_left < 0:
+            raise ImageError("inodes of the metadata overlap")
         if not inode.is_dir and inode.nlink != 1:
             if not inode.nlink:
                 raise ImageError(f"inode {nid} has a name but states no links")
@@ -144,46 +109,13 @@ class _Scan:
         return self.image.inode(nid)
 
 
-class Checked(NamedTuple):
-    """What the check of a tree finds out on its way.
-
-    Args:
-        has_xattrs: any inode has extended attributes.
-        runs: of the chunk indexes.
-    """
-
-    has_xattrs: bool
-    runs: IndexRuns
-
-
-def validate(image: ErofsImage) -> Checked:
-    """Check the whole tree of `image`, before a mount.
-
-    Raises:
-        ImageError: a part of it does not have the form that firstread writes.
-    """
-    has_xattrs, runs = False, list[int]()
-    scanned = _Scan(image, skips=True)
-    for inode, _ in scanned.run():
-        if inode.xattr_size:
-            image.xattrs(inode)
-            has_xattrs = True
-        if inode.layout == CHUNK_BASED:
-            image.chunks(inode)
-            runs.append(pack_run(inode.indexes_offset, inode.stored // CHUNK_INDEX_SIZE))
-        elif stat.S_ISLNK(inode.mode):
-            image.readlink(inode)
-    runs += pack_single(scanned.plain_indexes)
-    return Checked(has_xattrs, IndexRuns(sorted(runs)))
-
-
 def read_tree(image: ErofsImage) -> Node:
     """Return the tree in `image`; the inverse of `firstread.erofs.writer.write_erofs`.
 
     Names of one inode share one `Node`.
 
     Raises:
-        ImageError: as `validate`.
+        ImageError: as `firstread.erofs.validation.validate`.
     """
     nodes: dict[int, Node] = {}
     listings: list[tuple[dict[bytes, Node], list[Dirent]]] = []

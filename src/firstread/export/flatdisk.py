@@ -19,8 +19,9 @@ from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import NO_SLOT, Extent
 from firstread.erofs.flatimage import FlatImage
 from firstread.erofs.format import BLOCK_BITS, CHUNK_BASED
-from firstread.erofs.reader import scan, validate
+from firstread.erofs.reader import scan
 from firstread.erofs.tree import HOLE, split_address
+from firstread.erofs.validation import validate
 
 
 class FlatDisk:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
+from firstread.cache import imagefiles
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodecache import Cache
 from firstread.cache.nodeimage import NodeImage
@@ -29,10 +30,17 @@ from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
+from firstread.registry.connections import load_authorities
 
 log = logging.getLogger("node")
 
 REMEMBERED: Final = 256  # pulls whose times are kept for the traces of starts
+
+
+def prepare() -> None:
+    """Load what the first pull would load; it says what is wrong with it."""
+    load_authorities()
+    imagefiles.prepare()
 
 
 class Puller:

@@ -18,7 +18,7 @@ from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.cache.room import Room
 from firstread.convert.conversion import ConvertOptions, convert
 from firstread.device.base import INDEX_RUNS, NO_XATTRS
-from firstread.erofs.reader import validate
+from firstread.erofs.validation import validate
 from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, UnsupportedError
 from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.oci.blobstream import BlobStream

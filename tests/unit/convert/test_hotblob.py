@@ -17,8 +17,9 @@ from firstread.convert.compare import differences, fingerprint_image, source_tre
 from firstread.convert.hotblob import Read, make_hot, recorded_start
 from firstread.convert.metadata import merge
 from firstread.convert.record import ENCODER, LayerRecord
-from firstread.erofs.reader import read_tree, validate
+from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Node, chunk_address, split_address, walk
+from firstread.erofs.validation import validate
 from firstread.errors import ImageError
 from firstread.oci.model import Manifest, diff_ids
 from firstread.oci.resolve import resolve

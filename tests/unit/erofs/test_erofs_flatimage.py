@@ -25,8 +25,9 @@ from firstread.erofs.format import (
     align,
 )
 from firstread.erofs.inode import Inode
-from firstread.erofs.reader import scan, validate
+from firstread.erofs.reader import scan
 from firstread.erofs.tree import Device, directory
+from firstread.erofs.validation import validate
 from firstread.erofs.writer import write_erofs
 from firstread.errors import ImageError
 from firstread.testing.trees import SectorData, feature_tree

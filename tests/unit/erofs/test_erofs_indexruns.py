@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.indexruns import IndexRuns
-from firstread.erofs.reader import validate
+from firstread.erofs.validation import validate
 from firstread.erofs.writer import write_erofs
 from firstread.testing.trees import feature_tree
 

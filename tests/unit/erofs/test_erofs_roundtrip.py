@@ -21,8 +21,9 @@ from firstread.erofs.directory import (
 )
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.format import BLOCK, decode_device_number, encode_device_number
-from firstread.erofs.reader import read_tree, validate
+from firstread.erofs.reader import read_tree
 from firstread.erofs.tree import HOLE, Device, Node, chunk_address, directory
+from firstread.erofs.validation import validate
 from firstread.erofs.writer import write_erofs
 from firstread.erofs.xattrs import supported_xattr
 from firstread.testing.trees import facts, feature_tree, small_tree
