@@ -25,7 +25,7 @@ from firstread.errors import ImageError
 from firstread.oci.model import Manifest, diff_ids, parse_config, parse_manifest
 from firstread.oci.repository import Repository
 from firstread.oci.resolve import ResolvedImage
-from firstread.sectors.image import fetch_image
+from firstread.sectors.image import BlockImage, fetch_image
 
 NAMES = MANIFEST, CONFIG, METADATA = "manifest.json", "config.json", "metadata"  # of the files
 
@@ -44,7 +44,7 @@ def write(
     resolved: ResolvedImage,
     repository: Repository,
     coming: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> None:
+) -> BlockImage:
     """Write the files of an image, its metadata fetched and checked, and have them on the disk.
 
     Args:
@@ -52,6 +52,9 @@ def write(
         resolved: the image.
         repository: where it is.
         coming: gives a block in which the metadata comes, as of `fetch_image`.
+
+    Returns:
+        the image, whose metadata is mapped.
 
     Raises:
         FirstreadError: the metadata cannot be had, or is not what it should be.
@@ -74,6 +77,7 @@ def write(
         (directory / INDEX_RUNS).write_bytes(checked.runs.to_bytes())  # a mount can make it again
         for each in synced:
             each.result()
+        return image
 
 
 def prepare() -> None:

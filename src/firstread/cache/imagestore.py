@@ -249,9 +249,11 @@ class ImageStore:
             digest = resolved.descriptor.digest
             on_resolved(resolved.named, digest)
             for _ in range(ATTEMPTS):
-                self._store(reference, repository, resolved, lambda: coming(resolved.manifest))
+                fetched = self._store(
+                    reference, repository, resolved, lambda: coming(resolved.manifest)
+                )
                 try:
-                    return self.load(digest)
+                    return fetched if fetched and self._is_here(digest) else self.load(digest)
                 except NotFoundError:
                     pass  # it was pruned meanwhile
                 except ImageError:
@@ -270,21 +272,27 @@ class ImageStore:
         repository: Repository,
         resolved: ResolvedImage,
         coming: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """Fetch the metadata of an image, unless it is here, and remember its name."""
+    ) -> NodeImage | None:
+        """Fetch the metadata of an image, unless it is here, and remember its name.
+
+        Returns:
+            the image; None if it was here.
+        """
         digest = resolved.descriptor.digest
-        target = self._directory(digest)
+        target, fetched = self._directory(digest), None
         with self._turn(digest), contextlib.ExitStack() as stack:
             if not target.is_dir():
                 scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-                imagefiles.write(scratch, resolved, repository, coming)
+                image = imagefiles.write(scratch, resolved, repository, coming)
                 with self._lock:
                     if imagefiles.publish(scratch, target):
+                        fetched = NodeImage(digest, target, image, resolved.config, True)
                         self._rooms[digest] = room = imagefiles.room_of(target)
                         self._total += room
                 sync_directory(self._images)
         self._names.remember(reference, digest)
+        return fetched
 
     @contextlib.contextmanager
     def _turn(self, digest: str) -> Iterator[None]:

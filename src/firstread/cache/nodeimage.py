@@ -22,12 +22,14 @@ class NodeImage:
         directory: where it is.
         block_image: opened.
         config: image config.
+        is_fresh: it has just been fetched, so its files are what was verified.
     """
 
     digest: str
     directory: Path
     block_image: BlockImage
     config: dict[str, Any]
+    is_fresh: bool = False
 
     @property
     def metadata(self) -> Path:

@@ -26,6 +26,7 @@ from firstread.mounts.network import Network
 from firstread.mounts.pulls import PATIENT, Waiting
 from firstread.mounts.serving import Serving
 from firstread.mounts.startspans import PullFacts
+from firstread.oci import model
 from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
@@ -40,6 +41,7 @@ REMEMBERED: Final = 256  # pulls whose times are kept for the traces of starts
 def prepare() -> None:
     """Load what the first pull would load; it says what is wrong with it."""
     load_authorities()
+    model.prepare()
     imagefiles.prepare()
 
 
@@ -141,8 +143,9 @@ class Puller:
             NodeError: they cannot be read now.
         """
         image = self.pull(reference, access, policy, on_resolved, waiter, prefetch)
-        if self._verify == "never" or self._serving.find(image.digest) is not None:
-            return image  # whoever mounted it has looked
+        is_sound = image.is_fresh or self._serving.find(image.digest) is not None
+        if is_sound or self._verify == "never":
+            return image  # whoever fetched or mounted it has looked
         problem = self._images.damage(image.digest)
         if problem is None:
             return image

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from firstread.cache.imagefiles import METADATA
+from firstread.cache.imagenames import ImageNames
 from firstread.cache.imagestore import ImageStore
 from firstread.cache.nodeimage import NodeImage, SectorMap
 from firstread.cache.room import Room
@@ -120,8 +121,8 @@ def test_more_of_an_image_can_be_asked_for_beside_its_metadata(
         def metadata_bytes() -> int:
             return sum(path.stat().st_size for path in tmp_path.rglob(METADATA))
 
-        for _ in range(2):
-            store.fetch(reference, repository, coming=coming)
+        fetched = [store.fetch(reference, repository, coming=coming) for _ in range(2)]
+        assert [image.is_fresh for image in fetched] == [True, False]
         (begun, blobs, nothing), (_, later, some) = told  # once: then it is here
         assert later == blobs + 1  # the metadata
         assert (nothing, bool(some)) == (0, True)
@@ -129,23 +130,23 @@ def test_more_of_an_image_can_be_asked_for_beside_its_metadata(
 
 
 def test_an_image_pruned_during_its_fetch_is_fetched_again(
-    tmp_path: Path, reference: Reference
+    store: ImageStore, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Pruned(ImageStore):
-        times = 3
+    times, remember = 3, ImageNames.remember
 
-        def load(self, digest: str) -> NodeImage:
-            if self.times:
-                self.times -= 1
-                self.remove(digest)
-                self.remove(digest)  # so does somebody else
-            return super().load(digest)
+    def prune(names: ImageNames, name: Reference, digest: str) -> None:
+        nonlocal times
+        remember(names, name, digest)
+        if times:
+            times -= 1
+            store.remove(digest)
+            store.remove(digest)  # so does somebody else
 
-    store = Pruned(tmp_path)
+    monkeypatch.setattr(ImageNames, "remember", prune)
     with LayoutDirectory(reference) as repository:
         image = store.fetch(reference, repository)
         assert store.known(reference) == image.digest
-        store.times = 1000
+        times = 1000
         with pytest.raises(NodeError, match="pruned"):
             store.fetch(reference, repository)
 
