@@ -80,7 +80,7 @@ def vouch(image: ErofsImage) -> tuple[bool, IndexRuns] | None:
 
 def _require(*conditions: Mask | np.bool_ | bool) -> None:
     for condition in conditions:
-        if not np.all(condition):
+        if not (condition if isinstance(condition, bool) else condition.all()):
             raise _DoubtError
 
 
@@ -123,7 +123,8 @@ class _Entries:
         names, done = np.flatnonzero(self.directory[1:] == self.directory[:-1]), 0
         while names.size:
             this, following = (
-                words[self.start[each] + done] & _LEFT[np.clip(self.length[each] - done, 0, 8)]
+                words[self.start[each] + done]
+                & _LEFT[np.minimum(np.maximum(self.length[each] - done, 0), 8)]
                 for each in (names, names + 1)
             )
             _require(this <= following)
@@ -204,10 +205,9 @@ class _Check:
         """Return inodes; their form, bounds and mode are valid, as in `ErofsImage.inode`."""
         slot, last = nids + self.first_slot, len(self.slots) - 1
         _require(slot <= last)
-        head = self.slots[slot].astype(np.int64)
-        more = self.slots[np.minimum(slot + 1, last)].astype(np.int64)
-        form, mode, high = head[:, 0] & 0xFFFF, head[:, 1] & 0xFFFF, head[:, 1] >> 16
-        kind, is_extended = mode >> 12, form & EXTENDED != 0
+        head, more = self.slots[slot], self.slots[np.minimum(slot + 1, last)]
+        form, high = head[:, 0] & 0xFFFF, head[:, 1] >> 16
+        kind, is_extended = head[:, 1] >> 12 & 0xF, form & EXTENDED != 0
         extended = more[is_extended]
         _require(form < _IS_SHAPE.shape[1], ~is_extended | (slot < last))
         _require(
@@ -218,12 +218,13 @@ class _Check:
             extended[:, 2] < NSEC,
             extended[:, 4:] == 0,
         )
-        size = np.where(is_extended, head[:, 3] << 32, 0) | head[:, 2]
+        size = head[:, 2].astype(np.int64)
+        size[is_extended] |= head[is_extended, 3].astype(np.int64) << 32
         _require((size > 0) == _HAS_DATA[kind, form])
         xattr_size = _body_sizes(head[:, 0] >> 16)
         tail = slot * SLOT + np.where(is_extended, INODE_EXTENDED.size, INODE_COMPACT.size)
         nlink = np.where(is_extended, more[:, 3], high)
-        layout, i_u = form & LAYOUT_MASK, head[:, 4]
+        layout, i_u = form & LAYOUT_MASK, head[:, 4].astype(np.int64)
         return self._bounded(nids, kind, layout, nlink, size, i_u, tail + xattr_size, xattr_size)
 
     def _bounded(
@@ -351,5 +352,7 @@ def _parts(counts: Column) -> tuple[Column, Column]:
 
 def _body_sizes(counts: Column) -> Column:
     """Return `body_size` of each count; the many inodes of an image have few."""
+    if not counts.any():
+        return np.zeros(counts.size, np.int64)
     values, which = np.unique(counts, return_inverse=True)
     return np.array([body_size(int(value)) for value in values], np.int64)[which]
