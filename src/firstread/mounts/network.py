@@ -8,6 +8,7 @@ processes: no record, no message and no answer has them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -102,6 +103,13 @@ class Network:
         key = self._key(reference, access)
         opened = self._warm.take(key) or self.open(reference, access)
         return HeadedRepository(opened, self._heads, key)
+
+    def connect_ahead(self, repository: Repository) -> None:
+        """`Repository.connect_ahead`, in a thread of its own, beside the request for a manifest."""
+        if isinstance(repository, RemoteRepository):
+            thread = threading.Thread(target=repository.connect_ahead, name="connect", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread is left: so it is made when needed
+                thread.start()
 
     def begin_head(self, repository: Repository, access: Access, blob: Descriptor) -> Head | None:
         """As `Heads.begin`; a disk is near enough without that."""

@@ -31,7 +31,7 @@ from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
-from firstread.registry.connections import load_authorities
+from firstread.registry.trust import load_authorities
 
 log = logging.getLogger("node")
 
@@ -177,6 +177,7 @@ class Puller:
             def coming(manifest: Manifest) -> AbstractContextManager[None]:
                 return self._serving.hot_follows(manifest, repository, access, prefetch)
 
+            self._network.connect_ahead(repository)
             image = self._cache.admission.with_room(
                 lambda: self._images.fetch(reference, repository, on_resolved, coming)
             )

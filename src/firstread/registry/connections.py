@@ -23,7 +23,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,7 @@ from urllib3.exceptions import (
 from urllib3.util import make_headers
 
 from firstread import __version__
-from firstread.errors import UsageError
+from firstread.errors import FirstreadError, UsageError
 from firstread.registry.calls import (
     CancelledCallError,
     Pace,
@@ -58,6 +58,7 @@ from firstread.registry.faults import from_exception
 from firstread.registry.hosts import Endpoint
 from firstread.registry.options import AccessOptions
 from firstread.registry.proxies import Proxies
+from firstread.registry.trust import changed, tls_context
 from firstread.units import KiB
 
 _SEND_SIZE: Final = 256 * KiB  # bytes
@@ -145,7 +146,25 @@ class _Announced(HTTPConnection):
 
 
 class _AnnouncedTls(_Announced, HTTPSConnection):
-    pass
+    @property
+    def is_connected(self) -> bool:
+        """Whether nothing has come unasked: the tickets behind a handshake of TLS 1.3 may have."""
+        sock = self.sock
+        if super().is_connected:
+            return True
+        if not isinstance(sock, PacedTlsSocket):
+            return False
+        timeout = sock.gettimeout()
+        try:
+            sock.settimeout(0)
+            ssl.SSLSocket.recv(sock, 1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        finally:
+            sock.settimeout(timeout)
+        return False
 
 
 def read_body(response: urllib3.BaseHTTPResponse, buffer: memoryview) -> int:
@@ -171,78 +190,22 @@ def read_body(response: urllib3.BaseHTTPResponse, buffer: memoryview) -> int:
 class _Pool(HTTPConnectionPool):
     ConnectionCls = _Announced
 
+    def connect_ahead(self) -> None:
+        """Have one more idle connection.
 
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _AnnouncedTls
-
-
-class SystemTrust:
-    """The TLS context of endpoints that state nothing of their own. Safe for threads.
-
-    Loading the system's authorities takes 20 to 40 ms of a core, as long as all requests for a
-    small layer. Invariant: an update of their file counts for the next connection. Of a directory
-    OpenSSL reads what it needs when it needs it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stamp: tuple[int, ...] = ()
-        self._context: ssl.SSLContext | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Return the context; nobody may change it."""
-        with self._lock:
-            paths = ssl.get_default_verify_paths()
-            stamp = _changed(Path(path) for path in (paths.cafile, paths.capath) if path)
-            if self._context is None or stamp != self._stamp:
-                self._context, self._stamp = ssl.create_default_context(), stamp
-                self._context.sslsocket_class = PacedTlsSocket
-            return self._context
-
-
-_system = SystemTrust()
-
-
-def load_authorities() -> None:
-    """Load the system's authorities, so that the first pull need not."""
-    with contextlib.suppress(OSError):  # that pull says what is wrong
-        _system.context()
-
-
-def _tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:
-    """Return which certificates to trust and to show.
-
-    Raises:
-        UsageError: a file cannot be read, or is no certificate.
-    """
-    path: Path | None = options.ca_file
-    insecure = options.insecure_tls or endpoint.skip_verify
-    if not (path or endpoint.ca or endpoint.clients or insecure):
-        return _system.context()
-    try:
-        context = ssl.create_default_context(cafile=path)
-        for path in endpoint.ca:
-            context.load_verify_locations(path)
-        for path, key in endpoint.clients:
-            context.load_cert_chain(path, key)
-    except OSError as exc:
-        raise UsageError(f"cannot read the certificates in {path}: {exc}") from exc
-    context.sslsocket_class = PacedTlsSocket
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _changed(paths: Iterable[Path]) -> tuple[int, ...]:
-    """Return the times of the last changes; 0 for a file that is not there."""
-    times = []
-    for path in paths:
+        Raises:
+            HTTPError, OSError: there is none.
+        """
+        connection = self._get_conn()
         try:
-            times.append(path.stat().st_mtime_ns)
-        except OSError:
-            times.append(0)
-    return tuple(times)
+            if connection.is_closed:
+                connection.connect()
+        finally:
+            self._put_conn(connection)
+
+
+class _TlsPool(HTTPSConnectionPool, _Pool):
+    ConnectionCls = _AnnouncedTls
 
 
 class Connections:
@@ -267,7 +230,7 @@ class Connections:
         self._managers: dict[str, urllib3.PoolManager] = {}  # by proxy
         self._proxies = Proxies.of_environment()
         self._lock = threading.Lock()
-        self._stamp = _changed(self._files)
+        self._stamp = changed(self._files)
         self._context: ssl.SSLContext | None = None
         self._manager(endpoint.base)  # now: later a file may not be opened in time
 
@@ -300,6 +263,17 @@ class Connections:
         pace.begin_body(options.read_timeout, options.least_rate)
         return response
 
+    def connect_ahead(self) -> None:
+        """Have one more idle connection to the endpoint; not if that fails, or through a proxy."""
+        options, url = self._options, self._endpoint.base
+        first_byte = options.first_byte_timeout or options.read_timeout
+        _here.pace = Pace(first_byte, first_byte)
+        with contextlib.suppress(HTTPError, OSError, FirstreadError):
+            if not self._proxies.of(url):
+                pool = self._manager(url).connection_from_url(url)
+                if isinstance(pool, _Pool):
+                    pool.connect_ahead()
+
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:
@@ -309,7 +283,7 @@ class Connections:
         origin(url)
         proxy = self._proxies.of(url)
         with self._lock:
-            if self._files and (stamp := _changed(self._files)) != self._stamp:
+            if self._files and (stamp := changed(self._files)) != self._stamp:
                 self._forget()
                 self._stamp, self._context = stamp, None
             if (manager := self._managers.get(proxy)) is None:
@@ -318,7 +292,7 @@ class Connections:
 
     def _make(self, proxy: str) -> urllib3.PoolManager:
         if self._context is None:
-            self._context = _tls_context(self._endpoint, self._options)
+            self._context = tls_context(self._endpoint, self._options)
         options = self._options
         connect = self._endpoint.dial_timeout or options.connect_timeout
         first_byte = options.first_byte_timeout or options.read_timeout

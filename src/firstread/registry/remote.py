@@ -54,6 +54,11 @@ class RemoteRepository(Repository):
         with naming(self.reference):
             return self._attempts.ask(question, able)[1]
 
+    def connect_ahead(self) -> None:
+        first = self._holders[0]
+        if not first.health.barred_s():
+            first.api.transport.connect_ahead()
+
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         """As `Repository.referrers`; the first endpoint that has any is believed, as for a tag.
 

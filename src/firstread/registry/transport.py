@@ -195,6 +195,10 @@ class Transport:
         self._note(refused=False)
         return response, here.url
 
+    def connect_ahead(self) -> None:
+        """As `Repository.connect_ahead`."""
+        self._connections.connect_ahead()
+
     def close(self) -> None:
         """Close idle connections."""
         self._connections.close()

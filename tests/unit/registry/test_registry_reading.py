@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import parse_reference
 from firstread.oci.repository import Repository
-from firstread.registry import answer, connections
+from firstread.registry import answer, calls, connections, trust
 from firstread.registry.credentials import Credentials
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
@@ -530,16 +531,41 @@ def test_a_real_registry_that_restarts() -> None:
             assert not place.has_blob(BLOB)
 
 
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_a_connection_that_was_made_ahead_takes_one_of_two_requests(
+    is_tls: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = []
+
+    def connect(*arguments: Any) -> calls.PacedSocket:
+        made.append(arguments)
+        return calls.connect(*arguments)
+
+    monkeypatch.setattr(connections, "connect", connect)
+    tls = make_certificate(tmp_path) if is_tls else None
+    with ScriptedRegistry(tls=tls) as registry:
+        registry.blobs[BLOB.digest] = DATA
+        with source(registry, replace(OPTIONS, insecure_tls=is_tls)) as place:
+            place.connect_ahead()
+            assert len(made) == 1
+            with place.open_blob(BLOB) as one, place.open_blob(BLOB) as another:
+                assert one.readall() == another.readall() == DATA
+            assert len(made) == 2
+    with source(registry, OPTIONS) as place:
+        place.connect_ahead()  # nobody is there any more, which the next request says
+        assert len(made) == 3
+
+
 def test_repositories_share_what_the_system_trusts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Loading it takes as long as some requests; what an endpoint states itself is never shared."""
-    trust = connections.SystemTrust()
-    monkeypatch.setattr(connections, "_system", trust)
+    system = trust.SystemTrust()
+    monkeypatch.setattr(trust, "_system", system)
     certificate, key = make_certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    connections.load_authorities()
-    shared = trust.context()
+    trust.load_authorities()
+    shared = system.context()
     with ScriptedRegistry(tls=(certificate, key)) as registry:
         registry.blobs[BLOB.digest] = DATA
         with source(registry, replace(OPTIONS, insecure_tls=True)) as place:
@@ -550,8 +576,8 @@ def test_repositories_share_what_the_system_trusts(
         registry.blobs[BLOB.digest] = DATA
         with source(registry) as place:
             assert read(place) == DATA
-    assert trust.context() is shared
+    assert system.context() is shared
     assert shared.check_hostname
     assert shared.verify_mode is ssl.CERT_REQUIRED
     os.utime(certificate, (0, 0))
-    assert trust.context() is not shared, "its file has changed"
+    assert system.context() is not shared, "its file has changed"
