@@ -262,7 +262,9 @@ def registry_logins(
 
 
 def _lines(title: str, result: Conversion) -> list[str]:
-    ratio = result.size / result.source_size if result.source_size else 0
+    compared = f"the source's {format_size(result.source_size)}"
+    if result.source_size:
+        compared = f"{result.size / result.source_size:.2f} of {compared}"
     known = sum(layer.how == "known" for layer in result.layers)
     lines = [
         title,
@@ -270,8 +272,7 @@ def _lines(title: str, result: Conversion) -> list[str]:
         f"  layers    {len(result.layers)}, {known} of them packed before",
         f"  content   {format_size(result.content_size)}, {counted(result.inodes, 'inode')},"
         f" {counted(result.sectors, 'sector')} of {format_size(result.sector_size)}",
-        f"  size      {format_size(result.size)}, {ratio:.2f} of the source's"
-        f" {format_size(result.source_size)}",
+        f"  size      {format_size(result.size)}, {compared}",
         f"  metadata  {format_size(result.metadata_size)}, fetched before a mount",
         *hot_lines(result.hot),
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import NamedTuple
 
 from firstread.convert.hotplan import HotRun
@@ -134,9 +135,10 @@ class HotCopies:
         def fetch(group: _Group) -> None:
             wanted = [sectors[number] for number in group.numbers]
             pieces = [sorted(self._pieces[number]) for number in group.numbers]
-            found = read_sectors(source, wanted)
-            if group.frames:
-                found = ((0, frame) for frame in read_frames(source, wanted[0], group.frames))
+            if not group.frames:
+                found = read_sectors(source, wanted)
+            else:
+                found = zip(repeat(0), read_frames(source, wanted[0], group.frames), strict=False)
             for place, frame in found:
                 _copy_frame(frame.offset, frame.data, pieces[place], out)
 

@@ -57,7 +57,10 @@ class Stream:
         return queued or bool(self.filling.reads)
 
     def reaches(self, filling: Filling, end: int, most_bytes: float) -> bool:
-        """Return whether it brings part of a queued sector sooner than another request would.
+        """Return whether part of a queued sector had better come with it than by another request.
+
+        That brings the sector from its beginning, over the same link, and the stream then brings
+        it a second time. So another request has to be sooner by twice what it asks for.
 
         Args:
             filling: which; of whatever blob.
@@ -70,9 +73,10 @@ class Stream:
         if here.blob != there.blob or there.entry.offset <= here.entry.offset:
             return False
         size = there.entry.size
-        last = there.entry.offset + there.entry.length * min(end, size) // size
+        twice = there.entry.length * min(end, size) // size
+        last = there.entry.offset + twice
         come = here.entry.length * self.filling.filled // here.entry.size
-        return last <= self.stop and last - here.entry.offset - come <= most_bytes
+        return last <= self.stop and last - here.entry.offset - come <= most_bytes + 2 * twice
 
 
 class Ramp:

@@ -43,7 +43,7 @@ from urllib3.exceptions import (
 from urllib3.util import make_headers
 
 from firstread import __version__
-from firstread.errors import FirstreadError, UsageError
+from firstread.errors import UsageError
 from firstread.registry.calls import (
     CancelledCallError,
     Pace,
@@ -268,11 +268,17 @@ class Connections:
         options, url = self._options, self._endpoint.base
         first_byte = options.first_byte_timeout or options.read_timeout
         _here.pace = Pace(first_byte, first_byte)
-        with contextlib.suppress(HTTPError, OSError, FirstreadError):
-            if not self._proxies.of(url):
-                pool = self._manager(url).connection_from_url(url)
-                if isinstance(pool, _Pool):
-                    pool.connect_ahead()
+        with self._lock:
+            manager = self._managers.get("")
+        if manager is None:  # a proxy leads there, or all have been closed
+            return
+        pool = manager.connection_from_url(url)
+        with contextlib.suppress(HTTPError, OSError):
+            if isinstance(pool, _Pool):
+                pool.connect_ahead()
+        with self._lock:
+            if self._managers.get("") is not manager:
+                pool.close()  # so were those that were idle meanwhile
 
     def close(self) -> None:
         """Close idle connections."""

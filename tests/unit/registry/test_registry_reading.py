@@ -551,6 +551,9 @@ def test_a_connection_that_was_made_ahead_takes_one_of_two_requests(
             with place.open_blob(BLOB) as one, place.open_blob(BLOB) as another:
                 assert one.readall() == another.readall() == DATA
             assert len(made) == 2
+            place.close()
+            place.connect_ahead()
+            assert len(made) == 2
     with source(registry, OPTIONS) as place:
         place.connect_ahead()  # nobody is there any more, which the next request says
         assert len(made) == 3
