@@ -82,8 +82,7 @@ def write(
 
 def prepare() -> None:
     """Load what `write` checks metadata with, which takes 0.07 s, so that the first need not."""
-    with contextlib.suppress(ImportError):  # that one says what is wrong
-        load()
+    load()
 
 
 def _begun(syncing: Executor, file: IO[bytes]) -> Future[None]:

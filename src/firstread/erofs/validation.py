@@ -7,7 +7,12 @@ inodes together answer that quickly; one after the other they say what is wrong.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
+import platform
 import stat
+from collections.abc import Callable, Set
 from typing import NamedTuple
 
 from firstread.erofs.erofsimage import ErofsImage
@@ -15,7 +20,11 @@ from firstread.erofs.format import CHUNK_BASED, CHUNK_INDEX_SIZE
 from firstread.erofs.indexruns import IndexRuns, pack_run
 from firstread.erofs.reader import scan
 
+log = logging.getLogger("image")
+
 FEW = 1_000  # inodes, which take one after the other as long as the columns of all: 4 ms
+V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
+"""What x86-64-v2 has beside x86-64, as ``/proc/cpuinfo`` calls it (System V ABI, AMD64, 3.1.1)."""
 
 
 class Checked(NamedTuple):
@@ -36,18 +45,35 @@ def validate(image: ErofsImage) -> Checked:
     Raises:
         ImageError: a part of it does not have the form that firstread writes.
     """
-    if image.superblock.inodes > FEW:
-        from firstread.erofs.columns import vouch  # noqa: PLC0415 - see `load`
-
-        found = vouch(image)
-        if found is not None:
-            return Checked(*found)
-    return walk(image)
+    vouch = load() if image.superblock.inodes > FEW else None
+    found = vouch(image) if vouch is not None else None
+    return walk(image) if found is None else Checked(*found)
 
 
-def load() -> None:
-    """Load what `validate` needs and few processes have: 0.07 s, 15 MB."""
-    import firstread.erofs.columns  # noqa: F401, PLC0415
+@functools.cache
+def load() -> Callable[[ErofsImage], tuple[bool, IndexRuns] | None] | None:
+    """Return `firstread.erofs.columns.vouch`, which few processes have: 0.07 s, 15 MB.
+
+    None on a processor older than x86-64-v2, such as qemu's default: numpy's wheels end a process
+    there with SIGILL (tried with numpy 2.4).
+    """
+    if not _cpu_flags() >= V2:
+        log.info("images are checked one inode after the other: this CPU is older than x86-64-v2")
+        return None
+    from firstread.erofs.columns import vouch  # noqa: PLC0415 - as said
+
+    return vouch
+
+
+def _cpu_flags() -> Set[str]:
+    """Return what the kernel says that the first processor can do; `V2` if it is no x86."""
+    if platform.machine() != "x86_64":
+        return V2
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return {*line.partition(":")[2].split()}
+    return frozenset()
 
 
 def walk(image: ErofsImage) -> Checked:
