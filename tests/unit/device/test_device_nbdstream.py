@@ -297,9 +297,9 @@ def test_a_socket_is_replaced_before_a_request_is_too_old(
     monkeypatch.setattr(connection, "LOOK_S", 0.01)
     kernel.ask(5, server.at(0))
     waiting = server.take()
-    monkeypatch.setattr(nbdstream, "TIMEOUT_S", 0.02)
-    kernel.leave()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:  # the kernel is patched in, too, and has to stay
+        patch.setattr(nbdstream, "TIMEOUT_S", 0.02)
+        kernel.leave()
     server.fill(0)
     server.allow(waiting)
     assert kernel.socket is not None
