@@ -204,7 +204,9 @@ class Upgrades:
             self._asker = socket.socket(fileno=handover.asker)
 
     def conclude(self, error: str = "") -> None:
-        """Report how a reload has ended."""
+        """Report how a reload has ended, if it has: a fetcher may begin to serve meanwhile."""
+        if not error and self._rehearsal is not None:
+            return
         asker, self._asker = self._asker, None
         if error:
             log.error("no upgrade: %s", error)

@@ -7,10 +7,11 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from firstread.daemon import rendezvous, succession
+from firstread.daemon import rendezvous, succession, upgrades
 from firstread.daemon.rendezvous import Rendezvous
 from firstread.daemon.succession import READY, YOURS, accept, claim, connect
 from firstread.daemon.upgrades import Phase, Reply, reply_to
@@ -65,6 +66,28 @@ def test_a_question_during_a_reload_is_heard_by_the_next_version(
     assert heard is not None
     for each in (knocking, heard, listener):
         each.close()
+
+
+def test_a_fetcher_that_begins_to_serve_does_not_end_a_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers commands a moment before its first heartbeat, and one may be a reload."""
+    rehearsal = Mock(outcome=Mock(return_value=None))
+    monkeypatch.setattr(upgrades, "Rehearsal", lambda _: rehearsal)
+    settings, fetchers = Mock(run_dir=str(tmp_path)), Mock(standby=None)
+    made = upgrades.Upgrades(settings, Mock(), fetchers, Mock())
+    monkeypatch.setattr(made, "listen", lambda: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.setblocking(False)
+        made._rehearse(theirs)
+        made.conclude()
+        made.keep()
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+        rehearsal.outcome.return_value = "wrong"
+        made.keep()
+        assert b"does not start: wrong" in ours.recv(4096)
 
 
 class Late(socket.socket):
