@@ -287,7 +287,8 @@ class ImageStore:
                 image = imagefiles.write(scratch, resolved, repository, coming)
                 with self._lock:
                     if imagefiles.publish(scratch, target):
-                        fetched = NodeImage(digest, target, image, resolved.config, True)
+                        config = resolved.config
+                        fetched = NodeImage(digest, target, image, config, is_fresh=True)
                         self._rooms[digest] = room = imagefiles.room_of(target)
                         self._total += room
                 sync_directory(self._images)

@@ -39,7 +39,7 @@ from firstread.erofs.format import (
     NID_BITS,
     SLOT,
 )
-from firstread.erofs.indexruns import IndexRuns
+from firstread.erofs.indexruns import IndexRuns, pack_run
 from firstread.erofs.inode import shape_of
 from firstread.erofs.xattrs import body_size
 
@@ -97,6 +97,10 @@ class _Inodes:
     tail: Column  # offset behind the xattrs
     xattr_size: Column
     stored: Column
+
+    @property
+    def indexes_offset(self) -> Column:
+        return self.tail + CHUNK_INDEX_SIZE - 1 & -CHUNK_INDEX_SIZE
 
 
 class _Entries:
@@ -222,37 +226,28 @@ class _Check:
         size[is_extended] |= head[is_extended, 3].astype(np.int64) << 32
         _require((size > 0) == _HAS_DATA[kind, form])
         xattr_size = _body_sizes(head[:, 0] >> 16)
-        tail = slot * SLOT + np.where(is_extended, INODE_EXTENDED.size, INODE_COMPACT.size)
+        body = slot * SLOT + np.where(is_extended, INODE_EXTENDED.size, INODE_COMPACT.size)
         nlink = np.where(is_extended, more[:, 3], high)
         layout, i_u = form & LAYOUT_MASK, head[:, 4].astype(np.int64)
-        return self._bounded(nids, kind, layout, nlink, size, i_u, tail + xattr_size, xattr_size)
-
-    def _bounded(
-        self,
-        nid: Column,
-        kind: Column,
-        layout: Column,
-        nlink: Column,
-        size: Column,
-        i_u: Column,
-        tail: Column,
-        xattr_size: Column,
-    ) -> _Inodes:
-        """Return inodes of which the image has all bytes."""
-        is_chunked, is_inline = layout == CHUNK_BASED, layout == FLAT_INLINE
         chunks = -(-size >> BLOCK_BITS + (i_u & CHUNK_BITS_MASK))
-        stored = np.where(is_chunked, chunks * CHUNK_INDEX_SIZE, size)
-        rest = np.where(is_inline, size % BLOCK, 0)
-        blocks = np.where(is_chunked, 0, -(-(size - rest) // BLOCK))
-        end = np.where(is_chunked, (tail + 7 & -8) + stored, tail + rest)
-        slot = nid + self.first_slot
+        stored = np.where(layout == CHUNK_BASED, chunks * CHUNK_INDEX_SIZE, size)
+        tail = body + xattr_size
+        inodes = _Inodes(nids, kind, layout, nlink, size, i_u, tail, xattr_size, stored)
+        self._check_bounds(inodes, slot * SLOT)
+        return inodes
+
+    def _check_bounds(self, inodes: _Inodes, start: Column) -> None:
+        """Check that the image has all bytes of inodes that begin at `start`."""
+        is_chunked, is_inline = inodes.layout == CHUNK_BASED, inodes.layout == FLAT_INLINE
+        rest = np.where(is_inline, inodes.size % BLOCK, 0)
+        blocks = np.where(is_chunked, 0, -(-(inodes.size - rest) // BLOCK))
+        indexes_end, end = inodes.indexes_offset + inodes.stored, inodes.tail + rest
         _require(
-            ~is_chunked | (i_u & ~CHUNK_BITS_MASK == CHUNK_INDEXES),
-            ~is_inline | (rest > 0) & (tail + rest - 1 >> BLOCK_BITS == slot * SLOT >> BLOCK_BITS),
-            (blocks == 0) | (i_u + blocks <= self.image.superblock.blocks),
-            end <= self.image.size,
+            ~is_chunked | (inodes.i_u & ~CHUNK_BITS_MASK == CHUNK_INDEXES),
+            ~is_inline | (rest > 0) & (end - 1 >> BLOCK_BITS == start >> BLOCK_BITS),
+            (blocks == 0) | (inodes.i_u + blocks <= self.image.superblock.blocks),
+            np.where(is_chunked, indexes_end, end) <= self.image.size,
         )
-        return _Inodes(nid, kind, layout, nlink, size, i_u, tail, xattr_size, stored)
 
     def _count(self, inodes: _Inodes) -> None:
         """Count inodes and their bytes; no byte is counted for two, so work has a bound."""
@@ -324,10 +319,10 @@ class _Check:
     def _check_chunks(self, inodes: _Inodes) -> bytes:
         """Check the chunks of files, as `ErofsImage.chunks` does; return where the indexes lie."""
         files = np.flatnonzero(inodes.layout == CHUNK_BASED)
-        first = inodes.tail[files] + 7 >> 3
+        first = inodes.indexes_offset[files]
         count = inodes.stored[files] // CHUNK_INDEX_SIZE
         file, number = _parts(count)
-        word = 2 * (first[file] + number)
+        word = first[file] // 4 + 2 * number
         head, block = self.words[word], self.words[word + 1].astype(np.int64)
         bits = inodes.i_u[files][file] & CHUNK_BITS_MASK
         left = -(-inodes.size[files][file] // BLOCK) - (number << bits)
@@ -336,7 +331,7 @@ class _Check:
         _require(is_hole | (head & 0xFFFF == 0) & (device < self.rooms.size))
         room = self.rooms[np.where(is_hole, 0, device)]
         _require(is_hole | (block + np.minimum(left, 1 << bits) <= room))
-        return (first << 32 | count).tobytes()
+        return pack_run(first, count).tobytes()
 
 
 def _joined(pairs: list[Pair]) -> Pair:

@@ -11,9 +11,15 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from firstread.erofs.format import CHUNK_INDEX_SIZE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Number = TypeVar("Number", int, "NDArray[np.int64]")
 
 # A run is one number, so that sorting and searching need no key: where it begins, in indexes from
 # the beginning of the metadata, above the count of its indexes.
@@ -68,8 +74,11 @@ class IndexRuns:
         ]
 
 
-def pack_run(offset: int, count: int) -> int:
-    """Return the run of a file: where its chunk indexes begin, and how many there are."""
+def pack_run(offset: Number, count: Number) -> Number:
+    """Return the run of a file: where its chunk indexes begin, and how many there are.
+
+    Of many files, it takes and returns columns.
+    """
     return _begin(offset) | count
 
 
@@ -77,5 +86,5 @@ def _digest(runs: bytes) -> bytes:
     return blake2b(runs, digest_size=_DIGEST_BYTES).digest()
 
 
-def _begin(offset: int) -> int:
+def _begin(offset: Number) -> Number:
     return offset // CHUNK_INDEX_SIZE << _COUNT_BITS

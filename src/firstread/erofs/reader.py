@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and checks the whole tree of an EROFS image.
 
-Owns the checks between an image from the network and the kernel that mounts it: the inodes form one
-tree, and everything in it has the form that `writer` gives it. Invariant: any bytes give a result
-or an ImageError, in time and memory proportional to their length: overlapping inodes are refused,
-so no byte is read twice.
+Owns the walk over an image, inode by inode: they form one tree, and everything in it has the form
+that `writer` gives it. `firstread.erofs.validation` is the check before a mount. Invariant: any
+bytes give a result or an ImageError, in time and memory proportional to their length: overlapping
+inodes are refused, so no byte is read twice.
 """
 
 from __future__ import annotations

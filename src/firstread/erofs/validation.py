@@ -28,7 +28,7 @@ V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
 
 
 class Checked(NamedTuple):
-    """What the check of a tree finds out on its way.
+    """Facts about a whole tree, which its check yields.
 
     Args:
         has_xattrs: any inode has extended attributes.

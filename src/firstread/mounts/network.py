@@ -105,7 +105,7 @@ class Network:
         return HeadedRepository(opened, self._heads, key)
 
     def connect_ahead(self, repository: Repository) -> None:
-        """`Repository.connect_ahead`, in a thread of its own, beside the request for a manifest."""
+        """`RemoteRepository.connect_ahead` in a thread of its own; a disk needs none."""
         if isinstance(repository, RemoteRepository):
             thread = threading.Thread(target=repository.connect_ahead, name="connect", daemon=True)
             with contextlib.suppress(RuntimeError):  # no thread is left: so it is made when needed

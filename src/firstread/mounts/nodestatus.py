@@ -46,7 +46,7 @@ class StepTimes(Document):
 
 
 class Totals(ReadFigures, kw_only=True):
-    """What a fetcher has done for all images since it began, mounted or not.
+    """Counts of all images since the fetcher began; unmounted ones stay in them.
 
     first_reads: reads that waited for the fetcher
     mounts: that were made

@@ -83,12 +83,6 @@ class Repository(ABC):
         Files that cannot be opened now are left for later.
         """
 
-    def connect_ahead(self) -> None:  # noqa: B027 - few have to
-        """Have a connection more: what the manifest names will be asked for at the same time.
-
-        Takes as long as a connection does, and fails silently: whoever needs it makes another.
-        """
-
     def referrers(self, subject: str, artifact_type: str) -> list[Descriptor]:
         """Return the manifests of a type that name the manifest `subject` as their subject.
 

@@ -223,6 +223,7 @@ class Connections:
 
     def __init__(self, endpoint: Endpoint, options: AccessOptions) -> None:
         self._endpoint, self._options = endpoint, options
+        self._first_byte = options.first_byte_timeout or options.read_timeout
         ca_file = (options.ca_file,) if options.ca_file else ()
         pairs = [path for pair in endpoint.clients for path in pair if path]
         self._files = (*ca_file, *endpoint.ca, *pairs)
@@ -243,8 +244,7 @@ class Connections:
             SourceError: it fails.
         """
         options = self._options
-        first_byte = options.first_byte_timeout or options.read_timeout
-        _here.pace = pace = Pace(first_byte, first_byte)
+        _here.pace = pace = Pace(self._first_byte, self._first_byte)
         try:
             if (call := current()) is not None:
                 call.check()
@@ -265,14 +265,12 @@ class Connections:
 
     def connect_ahead(self) -> None:
         """Have one more idle connection to the endpoint; not if that fails, or through a proxy."""
-        options, url = self._options, self._endpoint.base
-        first_byte = options.first_byte_timeout or options.read_timeout
-        _here.pace = Pace(first_byte, first_byte)
+        _here.pace = Pace(self._first_byte, self._first_byte)
         with self._lock:
             manager = self._managers.get("")
         if manager is None:  # a proxy leads there, or all have been closed
             return
-        pool = manager.connection_from_url(url)
+        pool = manager.connection_from_url(self._endpoint.base)
         with contextlib.suppress(HTTPError, OSError):
             if isinstance(pool, _Pool):
                 pool.connect_ahead()
@@ -301,11 +299,10 @@ class Connections:
             self._context = tls_context(self._endpoint, self._options)
         options = self._options
         connect = self._endpoint.dial_timeout or options.connect_timeout
-        first_byte = options.first_byte_timeout or options.read_timeout
         settings: dict[str, Any] = {
             "num_pools": 8,
             "maxsize": IDLE,
-            "timeout": urllib3.Timeout(connect=connect, read=first_byte),
+            "timeout": urllib3.Timeout(connect=connect, read=self._first_byte),
             "blocksize": _SEND_SIZE,
             "ssl_context": self._context,
             "socket_options": [

@@ -55,6 +55,10 @@ class RemoteRepository(Repository):
             return self._attempts.ask(question, able)[1]
 
     def connect_ahead(self) -> None:
+        """Have a connection more: what the manifest names will be asked for at the same time.
+
+        Takes as long as a connection does, and fails silently: whoever needs it makes another.
+        """
         first = self._holders[0]
         if not first.health.barred_s():
             first.api.transport.connect_ahead()

@@ -196,7 +196,7 @@ class Transport:
         return response, here.url
 
     def connect_ahead(self) -> None:
-        """As `Repository.connect_ahead`."""
+        """As `RemoteRepository.connect_ahead`."""
         self._connections.connect_ahead()
 
     def close(self) -> None:

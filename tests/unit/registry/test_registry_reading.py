@@ -41,6 +41,7 @@ from firstread.registry import answer, calls, connections, trust
 from firstread.registry.credentials import Credentials
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
+from firstread.registry.remote import RemoteRepository
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.registry import PASSWORD, USERNAME, DockerRegistry, ScriptedRegistry
 from firstread.testing.scripted import IDENTITY_TOKEN
@@ -546,6 +547,7 @@ def test_a_connection_that_was_made_ahead_takes_one_of_two_requests(
     with ScriptedRegistry(tls=tls) as registry:
         registry.blobs[BLOB.digest] = DATA
         with source(registry, replace(OPTIONS, insecure_tls=is_tls)) as place:
+            assert isinstance(place, RemoteRepository)
             place.connect_ahead()
             assert len(made) == 1
             with place.open_blob(BLOB) as one, place.open_blob(BLOB) as another:
@@ -555,6 +557,7 @@ def test_a_connection_that_was_made_ahead_takes_one_of_two_requests(
             place.connect_ahead()
             assert len(made) == 2
     with source(registry, OPTIONS) as place:
+        assert isinstance(place, RemoteRepository)
         place.connect_ahead()  # nobody is there any more, which the next request says
         assert len(made) == 3
 
