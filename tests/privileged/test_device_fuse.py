@@ -134,8 +134,12 @@ def test_a_warm_tree_asks_for_nothing(tmp_path: Path) -> None:
         # file system.
         with caches_kept():
             assert any(asked() <= 2 for _ in range(5))
-        drop_caches()
-        assert asked() > first / 2
+
+        def asked_anew() -> int:
+            drop_caches()  # what is in use by somebody at that moment stays
+            return asked()
+
+        assert any(asked_anew() > first / 2 for _ in range(5))
 
 
 def test_without_extended_attributes_it_is_not_asked_for_any(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -34,7 +35,7 @@ from firstread.cache.imagefiles import CONFIG, MANIFEST, METADATA
 from firstread.cache.imagenames import ImageNames, listed
 from firstread.cache.nodeimage import NodeImage
 from firstread.cache.room import Room
-from firstread.errors import FirstreadError, ImageError, NodeError, NotFoundError, from_os_error
+from firstread.errors import FirstreadError, ImageError, NotFoundError, from_os_error
 from firstread.layouts.ingest import sync_directory
 from firstread.oci.model import Manifest, parse_config, parse_manifest
 from firstread.oci.reference import Reference, is_digest
@@ -45,7 +46,6 @@ from firstread.sectors.image import open_image
 
 log = logging.getLogger("images")
 
-ATTEMPTS: Final = 5  # to open an image before somebody prunes it
 TURN_S: Final = 10.0  # for which a fetch waits for one of the same image: it may be by another name
 
 
@@ -248,18 +248,14 @@ class ImageStore:
             resolved = resolve_converted(repository)
             digest = resolved.descriptor.digest
             on_resolved(resolved.named, digest)
-            for _ in range(ATTEMPTS):
-                fetched = self._store(
-                    reference, repository, resolved, lambda: coming(resolved.manifest)
-                )
-                try:
-                    return fetched if fetched and self._is_here(digest) else self.load(digest)
-                except NotFoundError:
-                    pass  # it was pruned meanwhile
-                except ImageError:
-                    if not self.drop_damaged(digest):
-                        raise
-            raise NodeError("the image is pruned whenever it has come")
+            begin = partial(coming, resolved.manifest)
+            store = partial(self._store, reference, repository, resolved, begin)
+            try:
+                return store()
+            except ImageError:
+                if not self.drop_damaged(digest):
+                    raise
+            return store()
         except FirstreadError as exc:
             exc.about(image=str(reference))
             raise
@@ -272,28 +268,25 @@ class ImageStore:
         repository: Repository,
         resolved: ResolvedImage,
         coming: Callable[[], AbstractContextManager[None]],
-    ) -> NodeImage | None:
-        """Fetch the metadata of an image, unless it is here, and remember its name.
-
-        Returns:
-            the image; None if it was here.
-        """
+    ) -> NodeImage:
+        """Fetch the metadata of an image, unless it is here, and remember its name."""
         digest = resolved.descriptor.digest
         target, fetched = self._directory(digest), None
-        with self._turn(digest), contextlib.ExitStack() as stack:
-            if not target.is_dir():
-                scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
-                stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-                image = imagefiles.write(scratch, resolved, repository, coming)
-                with self._lock:
-                    if imagefiles.publish(scratch, target):
-                        config = resolved.config
-                        fetched = NodeImage(digest, target, image, config, is_fresh=True)
-                        self._rooms[digest] = room = imagefiles.room_of(target)
-                        self._total += room
-                sync_directory(self._images)
-        self._names.remember(reference, digest)
-        return fetched
+        with self.keeping(digest):
+            with self._turn(digest), contextlib.ExitStack() as stack:
+                if not target.is_dir():
+                    scratch = Path(tempfile.mkdtemp(prefix="tmp", dir=self._images))
+                    stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+                    image = imagefiles.write(scratch, resolved, repository, coming)
+                    with self._lock:
+                        if imagefiles.publish(scratch, target):
+                            config = resolved.config
+                            fetched = NodeImage(digest, target, image, config, is_fresh=True)
+                            self._rooms[digest] = room = imagefiles.room_of(target)
+                            self._total += room
+                    sync_directory(self._images)
+            self._names.remember(reference, digest)
+            return fetched or self.load(digest)
 
     @contextlib.contextmanager
     def _turn(self, digest: str) -> Iterator[None]:

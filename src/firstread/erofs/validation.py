@@ -45,8 +45,14 @@ def validate(image: ErofsImage) -> Checked:
     Raises:
         ImageError: a part of it does not have the form that firstread writes.
     """
-    vouch = load() if image.superblock.inodes > FEW else None
-    found = vouch(image) if vouch is not None else None
+    found = None
+    if image.superblock.inodes > FEW:
+        try:
+            vouch = load()
+        except (OSError, ImportError) as exc:  # too many files are open, for example
+            log.warning("an image is checked one inode after the other: %s", exc)
+        else:
+            found = vouch(image) if vouch is not None else None
     return walk(image) if found is None else Checked(*found)
 
 
@@ -56,6 +62,9 @@ def load() -> Callable[[ErofsImage], tuple[bool, IndexRuns] | None] | None:
 
     None on a processor older than x86-64-v2, such as qemu's default: numpy's wheels end a process
     there with SIGILL (tried with numpy 2.4).
+
+    Raises:
+        OSError, ImportError: it cannot be loaded now; a later attempt may succeed.
     """
     if not _cpu_flags() >= V2:
         log.info("images are checked one inode after the other: this CPU is older than x86-64-v2")

@@ -58,7 +58,7 @@ from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 from firstread.sectors.sectorstore import SectorStore
 
-ATTEMPTS = 5  # to mount an image before somebody prunes it, or mounts one that contradicts it
+ATTEMPTS = 5  # to mount an image that somebody prunes, or mounts another that contradicts it
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Node:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
         reference = parse_reference(name)
-        with self._counts.failures(policy):
+        with self._counts.failures(policy), contextlib.ExitStack() as kept:
             for _ in range(ATTEMPTS):
                 image = self._puller.pull_sound(
                     reference, access, policy, note_resolved, waiter, asked.prefetch
@@ -223,8 +223,9 @@ class Node:
                 record = self._mount(image, order)
                 if record is not None:
                     break
+                kept.enter_context(self._images.keeping(image.digest))  # so not a second time
             else:
-                raise NodeError("the image is pruned whenever it has come", image=name)
+                raise NodeError("its name means another image each time", image=name)
         times.append(time.monotonic())
         seconds = [end - begin for begin, end in itertools.pairwise(times)]
         steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])

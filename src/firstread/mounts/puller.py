@@ -35,14 +35,17 @@ from firstread.registry.trust import load_authorities
 
 log = logging.getLogger("node")
 
+ATTEMPTS: Final = 3  # to have an image whose files are not damaged
 REMEMBERED: Final = 256  # pulls whose times are kept for the traces of starts
 
 
 def prepare() -> None:
-    """Load what the first pull would load; it says what is wrong with it."""
-    load_authorities()
-    model.prepare()
-    imagefiles.prepare()
+    """Load what the first pull would load; if something is wrong with it, that pull says so."""
+    for load in (load_authorities, model.prepare, imagefiles.prepare):
+        try:
+            load()
+        except (OSError, ImportError) as exc:  # too many files are open, for example
+            log.info("not loaded before the first pull: %s", exc)
 
 
 class Puller:
@@ -142,21 +145,24 @@ class Puller:
             ImageError: they are, and cannot be fetched now.
             NodeError: they cannot be read now.
         """
-        image = self.pull(reference, access, policy, on_resolved, waiter, prefetch)
-        is_sound = image.is_fresh or self._serving.find(image.digest) is not None
-        if is_sound or self._verify == "never":
-            return image  # whoever fetched or mounted it has looked
-        problem = self._images.damage(image.digest)
-        if problem is None:
-            return image
-        if policy == "never" and image.metadata.exists():  # else it was pruned meanwhile
-            raise ImageError(
-                problem,
-                hint="fetch it again: firstread mount --pull always",
-                image=str(reference),
-            )
-        self._images.drop_damaged(image.digest)
-        return self.pull(reference, access, policy, waiter=waiter, prefetch=prefetch)
+        for _ in range(ATTEMPTS):
+            image = self.pull(reference, access, policy, on_resolved, waiter, prefetch)
+            is_sound = image.is_fresh or self._serving.find(image.digest) is not None
+            if is_sound or self._verify == "never":
+                return image  # whoever fetched or mounted it has looked
+            problem = self._images.damage(image.digest)
+            if problem is None:
+                return image
+            if policy == "never" and image.metadata.exists():  # else it was pruned meanwhile
+                raise ImageError(
+                    problem,
+                    hint="fetch it again: firstread mount --pull always",
+                    image=str(reference),
+                )
+            self._images.drop_damaged(image.digest)
+        raise ImageError(
+            f"{problem}, and others are about to mount it", hint="try again", image=str(reference)
+        )
 
     def _opened(self, digest: str) -> NodeImage:
         """Return an image that is on this node; one that is served costs nothing."""

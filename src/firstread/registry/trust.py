@@ -7,7 +7,6 @@ another.
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 import threading
 from collections.abc import Iterable
@@ -47,9 +46,12 @@ _system = SystemTrust()
 
 
 def load_authorities() -> None:
-    """Load the system's authorities, so that the first pull need not."""
-    with contextlib.suppress(OSError):  # that pull says what is wrong
-        _system.context()
+    """Load the system's authorities, so that the first pull need not.
+
+    Raises:
+        OSError: they cannot be read, or are none.
+    """
+    _system.context()
 
 
 def tls_context(endpoint: Endpoint, options: AccessOptions) -> ssl.SSLContext:

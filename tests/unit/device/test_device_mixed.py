@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,30 @@ def test_a_mount_without_room_for_both_descriptors_takes_none(tmp_path: Path) ->
     pipes = [os.pipe() for _ in range(2)]
     with SectorStore(tmp_path, filesystems=None) as store:
         device = MixedDevice(store, dict(enumerate(pipes, start=48)))
-        with few_descriptors(os.getpid(), spare=3):
-            copies = device.pairs()
-            spare = os.dup(pipes[0][0])
-            with pytest.raises(OSError, match="Too many open files"):
-                os.dup(spare)
-    assert list(copies) == [48]
-    for fd in (spare, *copies[48], *pipes[0], *pipes[1]):
+
+        def take() -> None:
+            with few_descriptors(os.getpid(), spare=3):
+                copies = device.pairs()
+                spare = os.dup(pipes[0][0])
+                with pytest.raises(OSError, match="Too many open files"):
+                    os.dup(spare)
+            assert list(copies) == [48]
+
+        run_alone(take)
+    for fd in (*pipes[0], *pipes[1]):
         os.close(fd)
+
+
+def run_alone(act: Callable[[], None]) -> None:
+    """Run in a child, where no other thread takes descriptors."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException:  # noqa: BLE001 - the child ends here
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -55,6 +55,15 @@ def test_an_old_processor_checks_one_inode_after_the_other(
     assert validate(image_of(FEW)).runs.to_bytes() == walk(image_of(FEW)).runs.to_bytes()
 
 
+def test_the_walk_serves_while_numpy_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as short:
+        short.setitem(sys.modules, "firstread.erofs.columns", None)  # its import fails
+        assert validate(image_of(FEW)).runs.to_bytes() == walk(image_of(FEW)).runs.to_bytes()
+    assert load() is not None
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="there is no /proc")
 def test_the_flags_are_those_of_this_processor() -> None:
     assert load() is not None, "make test needs x86-64-v2, or another architecture"

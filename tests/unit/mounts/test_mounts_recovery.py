@@ -4,41 +4,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from firstread.cache.imagestore import ImageStore
-from firstread.config import CacheTable, PolicyTable, RegistryTable
-from firstread.device.fanotify import Group
-from firstread.device.fanotifydevice import FanotifyDevice
-from firstread.fetch.fetcher import Fetcher
-from firstread.fetch.stats import Feed
 from firstread.layouts.layoutreader import LayoutDirectory
 from firstread.mountinfo import MountLine
-from firstread.mounts.network import Network
-from firstread.mounts.node import Node
-from firstread.mounts.secrets import SecretMemory, secret_memory
 from firstread.mounts.table import Mount, MountTable
 from firstread.oci.reference import parse_reference
-from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.plainimage import put_plain_image
+from firstread.testing.quietnode import quiet_node
 from firstread.units import KiB
 
 COUNT = 30
-
-
-class Unmarked(FanotifyDevice):
-    """A device whose sectors nobody reads."""
-
-    def watch(self, ids: Iterable[bytes]) -> None:
-        pass
-
-    unwatch = watch
-
-    def is_watching(self) -> bool:
-        return True
 
 
 def test_many_mounts_are_taken_over_with_one_look(
@@ -62,26 +41,13 @@ def test_many_mounts_are_taken_over_with_one_look(
         return lines
 
     monkeypatch.setattr("firstread.mounts.table.read_mountinfo", look)
-    secrets = secret_memory()
-    with (tmp_path / "kernel").open("wb") as kernel, SectorStore(root, filesystems=None) as store:
-        fetcher = Fetcher(
-            store,
-            Unmarked(store, Group(kernel.fileno())),
-            lambda _: None,
-            workers=1,
-            policy=PolicyTable(),
-            limits=CacheTable(),
-        )
-        network = Network(RegistryTable(), SecretMemory(secrets), Feed())
-        run_dir, policy = tmp_path / "run", PolicyTable()
-        node = Node(root, run_dir, store, fetcher, policy, network, verify="never", prefetch="none")
+    with quiet_node(root, tmp_path / "run") as node:
         node.recover()
         assert looks == [COUNT]
         assert len(node.status().mounts) == COUNT
-        (served,) = fetcher.served()
+        (served,) = node._fetcher.served()
         assert served.member.pinned
         for number, pinned in ((0, True), (1, False)):
             with node._live.lock:
                 node._live.forget(node._live.at(str(tmp_path / f"mount{number}")))
             assert served.member.pinned is pinned
-    os.close(secrets)
