@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
-from firstread.errors import NodeError
+from firstread.errors import NodeError, from_shortage
 
 PATIENCE_S = 0.05  # an open takes 10 us
 BUSY_S = 1.0  # while no other process is known to block it
@@ -81,13 +81,17 @@ class Opener:
 
         Raises:
             HeldUpError: it takes too long.
+            BusyError: this process can have no more threads.
         """
         if self.is_held_up:
             raise HeldUpError
         errand: _Errand[T] = _Errand(act, undo)
         with self._lock:
             if not self._started:
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                except RuntimeError as exc:
+                    raise from_shortage(exc) or exc from exc
                 self._started = True
         self._todo.put(cast(_Errand[object], errand))
         if not self._comes(errand.done):

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from firstread.errors import NodeError
+from firstread.errors import BusyError, NodeError
 from firstread.opener import HeldUpError, Opener
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import no_threads
 
 
 def fails() -> None:
@@ -58,3 +59,10 @@ def test_what_takes_long_though_nobody_is_in_the_way_is_waited_for() -> None:
 
     assert opener.do(slow) == 7
     assert not opener.is_held_up
+
+
+def test_without_a_thread_it_is_tried_again() -> None:
+    opener = Opener("test")
+    with no_threads(), pytest.raises(BusyError, match="no more threads"):
+        opener.do(lambda: 7)
+    assert opener.do(lambda: 7) == 7

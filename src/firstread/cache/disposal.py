@@ -60,6 +60,8 @@ class Disposal:
                         emptied = True
             except FirstreadError as exc:
                 log.warning("cannot empty sector %s: %s", sector_id.hex(), exc)
+            except Exception:  # reads wait for the end of this one, and of those that follow
+                log.exception("cannot empty sector %s", sector_id.hex())
             self._end(sector_id, emptied=emptied, counts=True)
 
     def _is_quiet(self, sector_id: bytes) -> bool | None:

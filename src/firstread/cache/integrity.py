@@ -42,8 +42,8 @@ class Checks:
         cache: of the same.
         answer: lets reads go on.
         again: takes reads anew, of a sector that turned out to be damaged.
-        deny: lets reads fail, of a sector that cannot be checked: this machine's fault, which no
-            source can help.
+        fail: lets reads fail, of a sector that cannot be checked, or takes them again if that may
+            pass: this machine's fault, which no source can help.
         prove: is told the size of a sector that its content has shown.
 
     Attributes:
@@ -56,13 +56,13 @@ class Checks:
         cache: Cache,
         answer: Callable[[Sequence[PendingRead]], None],
         again: Callable[[Sequence[PendingRead]], None],
-        deny: Callable[[Sequence[PendingRead], Exception, Wanted], None],
+        fail: Callable[[Sequence[PendingRead], Exception, Wanted], None],
         prove: Callable[[bytes, int], None] = lambda *_: None,
     ) -> None:
         self.checked = self.damaged = 0
         self._store, self._presence = store, cache.presence
         self._admission, self._disposal = cache.admission, cache.disposal
-        self._answer, self._again, self._deny, self._prove = answer, again, deny, prove
+        self._answer, self._again, self._fail, self._prove = answer, again, fail, prove
         self._pending: dict[bytes, list[PendingRead]] = {}  # of the sectors that are being checked
         self._lock = threading.Lock()
         self._opener = Opener("unverified")
@@ -153,7 +153,7 @@ class Checks:
             action(sector, fd)
         except Exception as exc:
             log.exception("a check of sector %s failed", sector.entry.id.hex())
-            self._deny(self._done(sector.entry.id), exc, sector)
+            self._fail(self._done(sector.entry.id), exc, sector)
         finally:
             os.close(fd)
             self._again(self._done(sector.entry.id))

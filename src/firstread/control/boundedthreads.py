@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import socketserver
@@ -11,6 +12,9 @@ import time
 from typing import Any
 
 from firstread.errors import BusyError, from_shortage
+
+PAUSE_S = 0.1
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
@@ -25,6 +29,15 @@ class BoundedThreadsMixIn(socketserver.ThreadingMixIn):
 
     def refuse(self, request: Any, why: BusyError) -> None:
         """Answer a connection that there is no room for; it is closed afterwards."""
+
+    def get_request(self) -> Any:
+        """Accept a connection; while no file can be opened, it waits, and costs no core."""
+        try:
+            return self.socket.accept()  # type: ignore[attr-defined]  # of the server
+        except OSError as exc:
+            if exc.errno in _SHORT:
+                time.sleep(PAUSE_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):

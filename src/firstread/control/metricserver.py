@@ -8,21 +8,23 @@ long; the server that comes with prometheus_client has no limits.
 from __future__ import annotations
 
 import http.server
+import io
 import logging
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from firstread.control.boundedthreads import BoundedThreadsMixIn
+from firstread.control.boundedthreads import BoundedThreadsMixIn, Incoming
 from firstread.control.metricaddress import listening_at, split_address
 
 log = logging.getLogger("metrics")
 
 MAX_CONNECTIONS = 16  # at a time over TCP, a thread each; whoever comes then is hung up on
-PATIENCE_S = 10.0  # with a client that sends or reads nothing
+PATIENCE_S = 10.0  # with a client that sends no whole request, or reads nothing
 
 
 def serve_metrics(address: str, text: Callable[[], bytes]) -> None:
@@ -60,6 +62,12 @@ class _Server(BoundedThreadsMixIn, socketserver.TCPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     timeout = PATIENCE_S
+
+    def setup(self) -> None:
+        super().setup()
+        incoming = Incoming(self.connection)
+        incoming.until = time.monotonic() + self.timeout
+        self.rfile = io.BufferedReader(incoming)
 
     def do_GET(self) -> None:
         data = self.server.text()

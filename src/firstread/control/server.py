@@ -67,7 +67,7 @@ class ControlServer(BoundedThreadsMixIn, socketserver.BaseServer):
         return self.socket.fileno()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        connection, _ = self.socket.accept()
+        connection, _ = super().get_request()  # which has no address
         connection.settimeout(REQUEST_S)
         return connection, ("control", 0)
 

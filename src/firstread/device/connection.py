@@ -24,7 +24,7 @@ from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import Tree
 from firstread.device.waiting import Waiting
 from firstread.erofs.extents import Extent
-from firstread.errors import FirstreadError
+from firstread.errors import FirstreadError, from_shortage
 
 log = logging.getLogger("device")
 
@@ -78,12 +78,19 @@ class Connection(ABC):
         self._lock = threading.Lock()  # of these, and of the journal's records
 
     def start(self) -> None:
-        """Serve from now on, in a thread."""
+        """Serve from now on, in a thread.
+
+        Raises:
+            BusyError: this process can have no more threads.
+        """
+        try:
+            threading.Thread(target=self._run, name="requests", daemon=True).start()
+        except RuntimeError as exc:
+            raise from_shortage(exc) or exc from exc
         self._is_started = True
-        threading.Thread(target=self._run, name="requests", daemon=True).start()
 
     def go_on(self) -> None:
-        """Serve what another process has served, from now on; once is enough."""
+        """Serve what another process has served, from now on; once is enough. As `start`."""
         if not self._is_started:
             self._take_over()  # first: a connection that has started may close its descriptor
             self.start()
@@ -268,6 +275,16 @@ class Connection(ABC):
             log.warning("a request to %s fails: %s", self._name, error)
         if self._send(unique, number or errno.EIO):
             self._forget(unique)
+
+    def _give_up(self, unique: int, error: Exception) -> None:
+        """Fail a request that could not be served, whatever the error.
+
+        The next process would get the request again, and die of it, too.
+        """
+        if not isinstance(error, OSError | FirstreadError):
+            log.error("a request to %s fails", self._name, exc_info=error)
+            error = DENIED
+        self._fail(unique, error)
 
     def _forget(self, unique: int) -> bool:
         """Forget a READ once its answer is out: a death before it loses nothing.

@@ -131,7 +131,8 @@ class FlatDevice(FuseDevice):
         done = threading.Event()
         if os.major(number):  # of a block device
             deny = threading.Thread(target=self._deny_left, args=(number, done), daemon=True)
-            deny.start()
+            with contextlib.suppress(RuntimeError):  # no more threads: it may take longer
+                deny.start()
         try:
             super().detach(mountpoint, lazy=lazy)
         finally:
@@ -140,7 +141,10 @@ class FlatDevice(FuseDevice):
     def _deny_left(self, number: int, done: threading.Event) -> None:
         """Deny what is left of a mount that is gone while its unmount does not return."""
         while not done.wait(GRACE_S):
-            if any(line.device == number for line in read_mountinfo()):
+            try:
+                if any(line.device == number for line in read_mountinfo()):
+                    continue
+            except OSError:  # too many files are open, for example
                 continue
             with self._lock:
                 found = [c for c, (device, _) in self._pairs.items() if device == number]

@@ -22,13 +22,12 @@ import threading
 from typing import Any
 
 from firstread.device import fuseprotocol as fuse
-from firstread.device.connection import DENIED, Connection
+from firstread.device.connection import Connection
 from firstread.device.fusejournal import Unanswered
 from firstread.device.fuseprotocol import Request
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusesignals import Signalled, is_being_killed
 from firstread.device.vigil import Vigil
-from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
 
@@ -93,8 +92,11 @@ class FuseConnection(Connection):
         if self._left is None:
             return
         for request in self._left:
-            self._read(request, reader, buffer)
-            self._interrupt(request.unique)  # its INTERRUPT may be gone
+            try:
+                self._read(request, reader, buffer)
+                self._interrupt(request.unique)  # its INTERRUPT may be gone
+            except Exception as exc:  # noqa: BLE001 - it is logged there
+                self._give_up(request.unique, exc)
         message = self._journal.message
         last, size = fuse.parse_request(message), fuse.length_of(message)
         if size >= fuse.BODY and last.unique not in {left.unique for left in self._left}:
@@ -116,11 +118,8 @@ class FuseConnection(Connection):
                 self._init(request, body)
             elif request.opcode not in fuse.UNANSWERED:
                 self._answer(request.unique, self._tree.answer(request, body))
-        except (OSError, FirstreadError) as exc:
-            self._fail(request.unique, exc)
-        except Exception:  # the next process would get the request again, and die of it, too
-            log.exception("a request to %s fails", self._name)
-            self._fail(request.unique, DENIED)
+        except Exception as exc:  # noqa: BLE001 - it is logged there
+            self._give_up(request.unique, exc)
 
     def _init(self, request: Request, body: memoryview) -> None:
         hello = fuse.parse_init(body)

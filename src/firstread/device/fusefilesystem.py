@@ -34,6 +34,10 @@ def open_fuse(fd: int, metadata: Path, connection: Connection, mode: int) -> Ite
         metadata: what the list of mounts is to say.
         connection: serves it.
         mode: type of its root.
+
+    Raises:
+        OSError: the kernel refuses.
+        BusyError: this process can have no more threads.
     """
     context = -1
     try:
@@ -51,10 +55,10 @@ def open_fuse(fd: int, metadata: Path, connection: Connection, mode: int) -> Ite
             for flag in ("ro", "allow_other", "default_permissions"):
                 syscalls.fsconfig_flag(context, flag)
             syscalls.fsconfig_create(context)
+            connection.start()
         except BaseException:
             connection.abandon()
             raise
-        connection.start()
         attributes = (
             syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
         )

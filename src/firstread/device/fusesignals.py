@@ -56,8 +56,8 @@ class Signalled:
 def is_being_killed(pid: int) -> bool:
     """Return whether SIGKILL is on its way to a thread. Source: proc_pid_status(5)."""
     try:
-        with open(f"/proc/{pid}/status") as status:
-            masks = [line.split()[1] for line in status if line.startswith(("SigPnd", "ShdPnd"))]
+        with open(f"/proc/{pid}/status", "rb") as status:  # a name can be of any bytes
+            masks = [line.split()[1] for line in status if line.startswith((b"SigPnd", b"ShdPnd"))]
     except OSError:
         return False
     return any(int(mask, 16) & _SIGKILL_BIT for mask in masks)

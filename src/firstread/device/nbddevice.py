@@ -139,14 +139,18 @@ def _opened(stream: NbdStream) -> int:
     """Connect a device, and serve it; return the descriptor of it, with which it ends.
 
     Raises:
-        OSError: that is not possible; no device is connected then.
+        OSError, BusyError: that is not possible; no device is connected then.
     """
     try:
         stream.connect()
+        try:
+            stream.start()  # first: the kernel looks for partitions
+        except BaseException:
+            nbdnetlink.disconnect(stream.index)
+            raise
     except BaseException:
         stream.abandon()
         raise
-    stream.start()  # first: the kernel looks for partitions
     try:
         device = os.open(f"/dev/nbd{stream.index}", os.O_RDONLY | os.O_CLOEXEC)
         try:

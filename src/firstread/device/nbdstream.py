@@ -44,7 +44,6 @@ from firstread.device.fusejournal import Unanswered
 from firstread.device.fuseprotocol import ROOT_NODE
 from firstread.device.fusereads import SectorReader
 from firstread.device.nbdwire import Command, Error, Request
-from firstread.errors import FirstreadError
 
 log = logging.getLogger("device")
 
@@ -168,11 +167,8 @@ class NbdStream(Connection):
         try:
             room = buffer if read.size <= len(buffer) else memoryview(bytearray(read.size))
             self._read(read, reader, room)
-        except (OSError, FirstreadError) as exc:
-            self._fail(read.unique, exc)
-        except Exception:  # the next process would get the request again, and die of it, too
-            log.exception("a request to %s fails", self._name)
-            self._fail(read.unique, DENIED)
+        except Exception as exc:  # noqa: BLE001 - it is logged there
+            self._give_up(read.unique, exc)
 
     def _void(self, cookie: int) -> None:
         """Forget the request whose place another one has now."""

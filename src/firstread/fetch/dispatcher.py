@@ -19,7 +19,7 @@ from firstread.cache.integrity import Checks
 from firstread.cache.pending import Awaits, PendingRead
 from firstread.cache.presence import Presence
 from firstread.device.base import Read
-from firstread.errors import FirstreadError, NodeError, from_os_error
+from firstread.errors import FirstreadError, NodeError, from_os_error, from_shortage
 from firstread.fetch.fairness import UNSERVED, Fairness
 from firstread.fetch.outcomes import Outcomes
 from firstread.fetch.providers import Offer, Providers
@@ -144,6 +144,19 @@ class Dispatcher:
         except OSError as exc:
             error = from_os_error(exc, "cannot look at a sector file")
             self._act(read, self._after(read, error), None)
+
+    def unchecked(self, reads: Sequence[PendingRead], error: Exception, sector: Wanted) -> None:
+        """Deny reads of a sector that could not be checked, or take them again if that may pass."""
+        if isinstance(error, OSError):
+            error = from_os_error(error, "cannot check a sector file")
+        error = from_shortage(error) or error
+        denied = []
+        for read in reads:
+            if isinstance(error, FirstreadError) and self._after(read, error).step is Step.RETRY:
+                self._reads.park(read, Awaits.RETRY)
+            else:
+                denied.append(read)
+        self._outcomes.deny(denied, error, sector)
 
     def _await_mount(self, read: PendingRead) -> None:
         self._reads.charge(read, UNSERVED)

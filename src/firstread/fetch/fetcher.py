@@ -40,6 +40,7 @@ from firstread.fetch.tracelog import TraceLog
 from firstread.oci.repository import Repository
 from firstread.registry.access import Access
 from firstread.sectors.sectorstore import SectorStore
+from firstread.sectors.source import Wanted
 
 NO_LIMITS: Final = PrefetchTable()
 
@@ -92,8 +93,8 @@ class Fetcher:
             self.presence,
         )
         self._fairness = Fairness(self._reads, denials, outcomes, self._answers, self._cancel)
-        prove = self.providers.prove
-        self.checks = Checks(store, self.cache, outcomes.allow, self.again, outcomes.deny, prove)
+        answers = outcomes.allow, self.again, self._unchecked
+        self.checks = Checks(store, self.cache, *answers, self.providers.prove)
         self._dispatcher = Dispatcher(
             self._reads,
             store,
@@ -191,6 +192,9 @@ class Fetcher:
     def again(self, reads: Sequence[PendingRead]) -> None:
         """Take reads again whose sector has changed its state meanwhile."""
         self._dispatcher.again(reads)
+
+    def _unchecked(self, reads: Sequence[PendingRead], error: Exception, sector: Wanted) -> None:
+        self._dispatcher.unchecked(reads, error, sector)
 
     def expect(self, *, reads: bool, guarded: bool) -> None:
         """Note that mounts stand which are not served yet, or none any more.

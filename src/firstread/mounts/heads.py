@@ -82,7 +82,7 @@ class Head:
                     with self._changed:
                         self.come, self._last = self.come + count, time.monotonic()
                         self._changed.notify_all()
-        except (FirstreadError, OSError) as exc:
+        except (FirstreadError, OSError, RuntimeError, MemoryError) as exc:
             log.info("blob %s: its first bytes do not come early: %s", self.blob.digest, exc)
         finally:
             with self._changed:

@@ -120,7 +120,7 @@ class LiveMounts:
 
     def drop(self, record: Mount, served: Served | None) -> None:
         """Undo what was done for a mount that could not be made."""
-        self._table.remove(record)
+        self._remove(record)
         if served is not None:
             self._serving.drop_policies(record.mountpoint, served)
             self.withdraw(served)
@@ -152,11 +152,18 @@ class LiveMounts:
             return False
         return True
 
+    def _remove(self, record: Mount) -> None:
+        """Remove a record; one that stays is found to be stale later."""
+        try:
+            self._table.remove(record)
+        except NodeError as exc:
+            log.warning("mount %s: %s", record.mountpoint, exc)
+
     def detach(self, record: Mount) -> Mount:
         """Note in the table that a mount has outlived its mount point; return its new record."""
         detached = record.taken_away()
         if self._try_save(detached) and not record.detached:
-            self._table.remove(record)
+            self._remove(record)
         return detached
 
     def change_holders(
@@ -192,8 +199,8 @@ class LiveMounts:
         if record.taken_away().is_used():  # by an overlayfs, or in another mount namespace
             self._detached.add(self.detach(record), served)
         else:
-            self._table.remove(record)
-            self._table.remove(record.taken_away())  # a lazy unmount may have written it
+            self._remove(record)
+            self._remove(record.taken_away())  # a lazy unmount may have written it
         self._serving.drop_policies(record.mountpoint, served)
         self.withdraw(served)
         if record.pinned and not any(m.record.pinned for m in self if m.served is served):
@@ -213,5 +220,5 @@ class LiveMounts:
 
     def _end(self, record: Mount, served: Served) -> None:
         log.info("nobody uses what was mounted at %s any more", record.mountpoint)
-        self._table.remove(record)
+        self._remove(record)
         self.withdraw(served)

@@ -115,7 +115,8 @@ class MountTable:
             if _is_whole(data):
                 log.warning("the record %s of a mount makes no sense: %s", path, exc)
             elif tidy:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it says nothing, and goes another time
+                    path.unlink()
         return None
 
     def save(self, mount: Mount, *, sync: bool = True) -> None:
@@ -131,9 +132,11 @@ class MountTable:
             raise from_os_error(exc, "cannot write the mount table") from exc
 
     def remove(self, mount: Mount) -> None:
-        """Remove a record."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path(mount).unlink()
+        """Remove a record. Raises NodeError if it stays."""
+        try:
+            self.path(mount).unlink(missing_ok=True)
+        except OSError as exc:
+            raise from_os_error(exc, "cannot remove the record of a mount") from exc
 
     def path(self, mount: Mount) -> Path:
         """Return where the record of a mount is."""

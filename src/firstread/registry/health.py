@@ -26,6 +26,7 @@ from firstread.registry.hosts import Endpoint
 REST_S: Final = 1.0  # after a first failure; it doubles with each further one
 LONGEST_REST_S: Final = 30.0
 LONGEST_ASKED_S: Final = 3600.0  # of a Retry-After; more is taken for a mistake
+MAX_KNOWN: Final = 256  # endpoints; names of images come from outside
 MAX_DECLINED: Final = 1024  # endpoints and repositories that are remembered so
 SAMPLES: Final = 128  # first bytes that a percentile is taken of
 FEWEST_SAMPLES: Final = 20  # before there is one
@@ -256,7 +257,7 @@ class KnownEndpoints:
     def __init__(self, listener: Listener | None = None, clock: Clock = time.monotonic) -> None:
         self.declined = Declined(clock)
         self._listener, self._clock = listener, clock
-        self._known: dict[tuple[str, str, str], EndpointHealth] = {}
+        self._known: OrderedDict[tuple[str, str, str], EndpointHealth] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, endpoint: Endpoint) -> EndpointHealth:
@@ -265,6 +266,9 @@ class KnownEndpoints:
         with self._lock:
             if key not in self._known:
                 self._known[key] = EndpointHealth(endpoint, self._clock, self._listener)
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
             return self._known[key]
 
     def documents(self) -> list[dict[str, Any]]:

@@ -58,15 +58,15 @@ class Race(Generic[Asked, T]):
             late_s: seconds after which to ask another one as well.
             second: gives the other one; None if there is none.
         """
-        self._start(first)
         try:
-            came = self._came.get(timeout=late_s)
-        except queue.Empty:
-            other = second()
-            if other is not None:
-                self._start(other)
-            came = self._came.get()
-        try:
+            self._start(first)
+            try:
+                came = self._came.get(timeout=late_s)
+            except queue.Empty:
+                other = second()
+                if other is not None:
+                    self._start(other)
+                came = self._came.get()
             while came.error is not None:
                 if not isinstance(came.error, SourceError | ImageError):
                     raise came.error
@@ -81,7 +81,11 @@ class Race(Generic[Asked, T]):
     def _start(self, asked: Asked) -> None:
         call = Call(parent=current())
         self._calls.append(call)
-        threading.Thread(target=self._work, args=(asked, call), name="race", daemon=True).start()
+        thread = threading.Thread(target=self._work, args=(asked, call), name="race", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: so this one asks
+            self._work(asked, call)
 
     def _work(self, asked: Asked, call: Call) -> None:
         answer: list[T] = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from firstread.cli.options import check_lazy
+from firstread.control.boundedthreads import PAUSE_S, BoundedThreadsMixIn
 from firstread.control.client import Client, connected, socket_path
 from firstread.control.server import MAX_CONNECTIONS, MAX_LONG, ControlServer
 from firstread.errors import (
@@ -517,6 +519,22 @@ def test_a_client_that_there_is_no_thread_for_is_told_so(peer: Peer) -> None:
         peer.client.get("/status")
     assert caught.value.retryable
     assert peer.client.get("/status")["more"] == 1
+
+
+def test_a_client_waits_while_no_file_can_be_opened_and_costs_no_core() -> None:
+    class Short:
+        accepted = 0
+
+        def accept(self) -> None:
+            self.accepted += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    server = BoundedThreadsMixIn.__new__(BoundedThreadsMixIn)
+    server.socket = Short()  # type: ignore[attr-defined]
+    began = time.monotonic()
+    with pytest.raises(OSError, match="Too many open files"):
+        server.get_request()
+    assert time.monotonic() - began >= PAUSE_S
 
 
 def test_more_clients_than_there_is_room_for_are_told_so(peer: Peer, tmp_path: Path) -> None:

@@ -41,3 +41,22 @@ def test_silent_clients_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
         with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}/metrics") as answer:
             assert answer.read() == b"metrics 1\n"
+
+
+def test_clients_that_send_byte_by_byte_have_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metricserver._Handler, "timeout", 0.5)
+    server = metricserver._Server(("127.0.0.1", 0), lambda: b"metrics 1\n")
+    with serving(server):
+        address = "127.0.0.1", int(server.server_address[1])
+        with socket.create_connection(address, PATIENCE_S) as client:
+            client.settimeout(0.1)
+            until = time.monotonic() + PATIENCE_S
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        client.sendall(b"G")
+                        if client.recv(1) == b"":
+                            break
+                    except ConnectionError:
+                        break
+                assert time.monotonic() < until

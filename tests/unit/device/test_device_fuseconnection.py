@@ -8,6 +8,8 @@ import os
 import queue
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from firstread.device import connection as module
-from firstread.device import fuseconnection, fusejournal, fusesignals
+from firstread.device import fuseconnection, fusejournal, fusesignals, syscalls
 from firstread.device import fuseprotocol as fuse
 from firstread.device.connection import Connection
 from firstread.device.fuseconnection import FuseConnection
+from firstread.device.fusefilesystem import open_fuse
 from firstread.device.fusejournal import Unanswered
 from firstread.device.fusereads import SectorReader
 from firstread.device.fusetree import FuseTree
@@ -27,9 +30,11 @@ from firstread.device.watches import Watches, make_watches
 from firstread.erofs.erofsimage import ErofsImage
 from firstread.erofs.extents import Extent
 from firstread.erofs.tree import Node, chunk_address, directory
+from firstread.errors import BusyError
 from firstread.sectors.sectorstore import SectorStore
 from firstread.testing.lazymount import write_metadata
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import no_threads
 
 BLOCK = 4096
 CONTENT = [bytes([65 + slot]) * BLOCK for slot in range(3)]
@@ -322,6 +327,65 @@ def test_each_reader_that_another_process_has_left_is_looked_at_once(
         server.allow(waiting)
     assert {server.answer()[:2] for _ in range(count)} == {(2 * n + 2, 0) for n in range(count)}
     assert len(looked) <= count + fusesignals.LOOKS
+    server.close()
+
+
+def test_a_defect_met_while_recorded_reads_are_answered_fails_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each next process would meet it, and end, for as long as the READ waits."""
+    monkeypatch.setattr(fuse, "resend", lambda: bytes(1 << 22))
+    monkeypatch.setattr(fuseconnection, "is_being_killed", lambda pid: 1 // (pid - SELF))
+    server = Server(tmp_path)
+    for unique, pid in ((2, SELF), (4, SELF + 1)):
+        server.watches.journal.add(Unanswered(unique, server.node, 0, BLOCK, pid))
+    watch(server, 0)
+    server.connection.go_on()
+    assert server.answer() == (2, errno.EIO, b"")
+    assert server.answer() == (4, errno.EINTR, b"")
+    server.close()
+
+
+def test_a_reader_may_have_any_name() -> None:
+    """The kernel shows it as it is."""
+    name = "open('/proc/self/comm', 'wb').write(b'\\xff\\xfe'); print(flush=True); input()"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", name]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "\n"
+        assert Path(f"/proc/{reader.pid}/status").read_bytes().startswith(b"Name:\t\xff\xfe")
+        assert not fusesignals.is_being_killed(reader.pid)
+        reader.communicate("")
+
+
+def test_a_connection_that_no_thread_can_be_had_for_is_tried_again(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    with no_threads(), pytest.raises(BusyError, match="no more threads"):
+        server.connection.go_on()
+    server.connection.go_on()
+    server.kernel.send(server.request(fuse.GETATTR, 8, b""))
+    for _ in range(2):
+        assert server.kernel.recv(1 << 20) == fuse.resend()
+    assert server.answer()[:2] == (8, 0)
+    server.close()
+
+
+def test_a_mount_that_no_thread_can_be_had_for_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in ("fsconfig_string", "fsconfig_flag", "fsconfig_create"):
+        monkeypatch.setattr(syscalls, call, lambda *_: None)
+    monkeypatch.setattr(syscalls, "fsopen", lambda _: os.open(os.devnull, os.O_RDONLY))
+    server = Server(tmp_path)
+    fd = server.connection._fd
+    with (
+        no_threads(),
+        pytest.raises(BusyError),
+        open_fuse(fd, tmp_path / "metadata", server.connection, 0o40755),
+    ):
+        pytest.fail("nobody serves it")
+    assert server.kernel.recv(1) == b"", "its descriptor is closed"
     server.close()
 
 

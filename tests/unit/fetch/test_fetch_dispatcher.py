@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,3 +236,35 @@ def test_the_content_decides_which_size_is_right_once(
     bench.fetcher.providers.prove(true.id, true.size)
     bench.read(2)
     assert bench.kernel.answers == [(2, True)]
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (RuntimeError("can't start new thread"), True),
+        (MemoryError(), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (ValueError("a defect"), False),
+    ],
+)
+def test_a_read_whose_sector_cannot_be_checked_for_a_moment_waits(
+    bench: Bench, error: Exception, waits: bool
+) -> None:
+    bench.serve()
+    event = Read(7, 1, 0, 4096, bench.store.open(bench.ids[0]), bench.ids[0])
+    read = bench.fetcher._reads.take(event, time.monotonic())
+    bench.fetcher._dispatcher.unchecked([read], error, bench.sectors.wanted[0])
+    assert bench.kernel.answers == ([] if waits else [(7, False)])
+    bench.fetcher.expire()
+    assert bench.kernel.answers == [(7, waits)]
+
+
+def test_a_read_waits_for_a_check_no_longer_than_for_anything_else(bench: Bench) -> None:
+    bench.serve()
+    came = time.monotonic() - PolicyTable().stall_s - 1
+    event = Read(7, 1, 0, 4096, bench.store.open(bench.ids[0]), bench.ids[0])
+    read = bench.fetcher._reads.take(event, came)
+    error = OSError(errno.EMFILE, "Too many open files")
+    bench.fetcher._dispatcher.unchecked([read], error, bench.sectors.wanted[0])
+    assert bench.kernel.answers == [(7, False)]

@@ -51,3 +51,10 @@ def test_many_mounts_are_taken_over_with_one_look(
             with node._live.lock:
                 node._live.forget(node._live.at(str(tmp_path / f"mount{number}")))
             assert served.member.pinned is pinned
+        where = str(tmp_path / "mount2")
+        record = table.path(Mount(where, name, image.digest))
+        record.unlink()
+        (record / "stays").mkdir(parents=True)  # as on a disk that is read-only by now
+        with node._live.lock:
+            node._live.forget(node._live.at(where))
+        assert node._live.find(where) is None

@@ -62,6 +62,14 @@ def test_a_record_that_cannot_be_read_now_stays(tmp_path: Path) -> None:
     assert table.load() == [MOUNT]
 
 
+def test_a_record_that_cannot_be_removed_is_an_error_of_the_node(tmp_path: Path) -> None:
+    table = MountTable(tmp_path)
+    table.path(MOUNT).mkdir()  # as a disk that is read-only
+    (table.path(MOUNT) / "file").touch()
+    with pytest.raises(NodeError, match="cannot remove the record of a mount"):
+        table.remove(MOUNT)
+
+
 def test_an_unknown_file_system_counts_as_used() -> None:
     system = FileSystem.at(Path("/"))
     other = dataclasses.replace(system, boot_id="another", name="")

@@ -12,6 +12,7 @@ from firstread.registry.backoff import Budget
 from firstread.registry.health import (
     FEWEST_SAMPLES,
     LONGEST_REST_S,
+    MAX_KNOWN,
     REST_S,
     SAMPLES,
     Breaker,
@@ -174,3 +175,12 @@ def test_nothing_forces_an_endpoint_that_asked_for_peace(clock: Clock) -> None:
     assert not health.ask(force=True)
     clock.now += 1
     assert health.ask(force=True)
+
+
+def test_endpoints_that_names_of_images_come_with_are_forgotten(clock: Clock) -> None:
+    known = KnownEndpoints(clock=clock)
+    used = known.of(Endpoint("https", "used.test"))
+    for number in range(2 * MAX_KNOWN):
+        known.of(Endpoint("https", f"{number}.test"))
+        assert known.of(Endpoint("https", "used.test")) is used
+    assert len(known.documents()) == MAX_KNOWN
