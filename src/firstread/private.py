@@ -8,6 +8,7 @@ later.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -65,6 +66,15 @@ def private_directory(path: Path) -> None:
         os.close(fd)
 
 
+def _has_acl(place: Path) -> bool:
+    try:
+        return _ACL in os.listxattr(place)
+    except OSError as exc:
+        if exc.errno == errno.ENOTSUP:  # the file system has no attributes
+            return False
+        raise
+
+
 def check_way(path: Path, *, whole: bool = False) -> None:
     """Check, as sshd does, that nobody else can replace `path` or a directory above it.
 
@@ -86,7 +96,7 @@ def check_way(path: Path, *, whole: bool = False) -> None:
     for place in _way(path / "_" if whole else path):
         try:
             status = place.lstat()
-            acl = not stat.S_ISLNK(status.st_mode) and _ACL in os.listxattr(place)
+            acl = not stat.S_ISLNK(status.st_mode) and _has_acl(place)
         except FileNotFoundError:
             continue
         except OSError as exc:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,21 @@ def test_the_image_says_how_to_run_it(node: Node, runtime: str) -> None:
         "uid=1000(app) gid=1001(app) groups=29(audio),50(staff),1001(app)",
         "box",
     ]
+
+
+def test_what_a_container_wrote_outlasts_an_error_of_its_attendant(node: Node) -> None:
+    """With SIGCHLD ignored nobody gets exit codes: the error comes when the container has ended."""
+    ignoring = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    command = node.argv("image", "sh", "-c", "echo precious > /file")
+    python = [sys.executable, "-c", ignoring, *command]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode != 0
+    (container,) = (node.state_dir / "containers").glob("[!.]*")
+    assert (container / "upper" / "file").read_text() == "precious\n"
 
 
 def test_writes_go_to_the_overlay(node: Node) -> None:

@@ -29,10 +29,12 @@ ROOMS: dict[str, str] = {
         "mounts fetch device traces sectors erofs documents printable wholefile units errors"
     ),
     "sync": (
-        "control convert sectors registry oci documents redact structs wholefile units errors"
+        "control convert sectors registry oci documents redact structs threads wholefile units "
+        "errors"
     ),
     "snapshotter": (
-        "daemon control mounts cache sectors registry oci private signals trees units errors"
+        "daemon control mounts cache sectors registry oci private signals threads trees units "
+        "errors"
     ),
     "run": (
         "device traces sectors oci mountinfo printable private readable signals trees wholefile "
@@ -52,7 +54,9 @@ ROOMS: dict[str, str] = {
         "wholefile units errors"
     ),
     "fetch": "cache device traces sectors registry oci config documents opener units errors",
-    "cache": "device sectors erofs layouts oci config documents opener wholefile units errors",
+    "cache": (
+        "device sectors erofs layouts oci config documents opener threads wholefile units errors"
+    ),
     "device": "sectors erofs mountinfo wholefile idmaps errors",
     "engines": "convert redact errors",
     "convert": (
@@ -80,6 +84,7 @@ ROOMS: dict[str, str] = {
     "structs": "",
     "trees": "errors",
     "wholefile": "units errors",
+    "threads": "",
     "units": "errors",
     "userdirs": "idmaps errors",
     "idmaps": "",

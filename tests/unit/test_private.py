@@ -6,6 +6,7 @@ tests/privileged/test_node_private.py has the directories.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -148,6 +149,17 @@ def test_a_command_follows_no_link_that_another_user_can_change(tmp_path: Path) 
         ran = firstread("ps", *places)
         assert (ran.code, ran.stdout) == (5, "")
         assert f"user {STRANGER}, the owner of {link}, could replace" in ran.stderr
+
+
+def test_a_file_system_without_attributes_has_no_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(_: Path) -> list[str]:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "listxattr", unsupported)
+    private_directory(tmp_path / "root")
+    assert (tmp_path / "root").is_dir()
 
 
 def test_ways_of_ours(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -90,3 +92,16 @@ def test_a_signal_to_another_thread_interrupts_what_waits_for_threads() -> None:
         thread.join()
     assert signal.getsignal(signal.SIGURG) == before
     assert not [each for each in threading.enumerate() if each.name == "signals"]
+
+
+def test_a_command_hears_of_its_children_whatever_its_caller_ignores() -> None:
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "import firstread.cli.main as command\n"
+        "command.main = lambda: print(signal.getsignal(signal.SIGCHLD).name)\n"
+        "from firstread.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "SIG_DFL\n"

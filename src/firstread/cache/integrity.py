@@ -12,12 +12,10 @@ Invariant: one thread at a time checks a sector, and holds it meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from firstread.cache.inspection import Outcome
 from firstread.cache.nodecache import Cache
@@ -27,6 +25,7 @@ from firstread.opener import HeldUpError, Opener
 from firstread.sectors.check import is_sector, is_whole
 from firstread.sectors.sectorstore import SectorStore
 from firstread.sectors.source import Wanted
+from firstread.threads import SteadyPool
 from firstread.units import MiB
 
 log = logging.getLogger("check")
@@ -66,8 +65,7 @@ class Checks:
         self._pending: dict[bytes, list[PendingRead]] = {}  # of the sectors that are being checked
         self._lock = threading.Lock()
         self._opener = Opener("unverified")
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="check")
-        self._pool.submit(lambda: None)  # one thread at least, which does what is queued
+        self._pool = SteadyPool(os.cpu_count() or 1, "check")
 
     def has_unverified(self, sector_id: bytes) -> bool:
         """Return whether an unverified file of a sector lies aside, and can be looked at now."""
@@ -99,8 +97,7 @@ class Checks:
                 return
             fd = os.dup(read.fd)  # it raises no events, and it is the file that is mounted
             self._pending[sector_id] = [read]
-        with contextlib.suppress(RuntimeError):  # it is queued, but there is no further thread
-            self._pool.submit(self._guarded, action, sector, fd)
+        self._pool.submit(self._guarded, action, sector, fd)
 
     def _decide(self, sector: Wanted, fd: int) -> None:
         if is_whole(fd, sector.entry.id, sector.geometry.frame_size):

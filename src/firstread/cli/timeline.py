@@ -45,7 +45,7 @@ class Timeline:
             moment += seconds
             self._steps[step] = moment
         self._client, self._place = client, mount["mountpoint"]
-        self._before = self._status()
+        self._before = mount.get("before") or self._status()  # a daemon of before does not say
 
     def note(self, step: str) -> None:
         """Note the end of a step."""

@@ -35,6 +35,10 @@ def split_address(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{address!r} is not HOST:PORT")
+    try:
+        host.encode("idna")
+    except UnicodeError as exc:  # a part of it is empty, or has over 63 characters
+        raise UsageError(f"{address!r} is not HOST:PORT") from exc
     return host or "127.0.0.1", int(port)
 
 

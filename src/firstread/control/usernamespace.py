@@ -261,7 +261,10 @@ def _keep(record: Path) -> None:
     os.close(sink)
     os.waitpid(between, 0)  # the keeper is nobody's child
     with open(source, "rb") as file:
-        pid = int(file.read())
+        answer = file.read()
+    if not answer:
+        raise NodeError("there can be no more processes", hint="try again, or raise ulimit -u")
+    pid = int(answer)
     names = " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in _KINDS)
     replace_file(record, f"{pid} {names}\n".encode())
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 
 from firstread.convert.attach import chosen_by_nodes
@@ -24,6 +25,7 @@ from firstread.convert.job import blob_descriptor, naming_image
 from firstread.convert.manifest import original_config
 from firstread.convert.metadata import MergedLayers
 from firstread.convert.outcome import Optimization, hot_sectors
+from firstread.convert.platforms import publish_index, relisted
 from firstread.convert.publish import Published, ReadyLayer, merge_layers, publish
 from firstread.convert.record import Parameters
 from firstread.convert.recorded import RecordedLayers
@@ -38,11 +40,11 @@ from firstread.errors import (
     UsageError,
 )
 from firstread.layouts.ingest import open_scratch
-from firstread.oci.model import OCI_MANIFEST, Descriptor, diff_ids
+from firstread.oci.model import OCI_MANIFEST, Descriptor, Index, diff_ids
 from firstread.oci.platform import Platform
 from firstread.oci.reference import Reference, is_digest
 from firstread.oci.repository import Destination, Repository
-from firstread.oci.resolve import ResolvedImage
+from firstread.oci.resolve import ResolvedImage, document_of
 from firstread.registry.open import open_destination, open_source
 from firstread.registry.options import AccessOptions
 from firstread.sectors.attached import resolve_converted
@@ -87,8 +89,8 @@ def optimize(
 
     Args:
         reference: a converted image, or an original with one attached.
-        destination: the result's name. If None, that of `reference`; an attached image gets one
-            more attachment to its original instead.
+        destination: the result's name. If None, that of `reference`: an index lists the result
+            in place of the image; an original gets one more attachment instead.
         traces: of starts; if none, those that are attached to the image.
         options: see `OptimizeOptions`.
 
@@ -144,11 +146,31 @@ class _Work:
         if destination is not None:
             return destination
         reference = self._source.reference
-        if self._image.named != self._image.descriptor.digest:
-            return replace(reference, tag=None, digest=None)  # an original, which keeps its name
-        if reference.tag is None or reference.transport == "oci-archive":
+        manifest, is_named = (
+            self._image.manifest,
+            self._image.named == self._image.descriptor.digest,
+        )
+        if not is_named and not self._is_listed:
+            if manifest.subject is None:
+                raise UsageError(
+                    "the image is in an index within the index", hint="name a DEST with a tag"
+                )
+            return replace(reference, tag=None, digest=None)  # the original keeps its name
+        if reference.transport == "oci-archive":
+            raise UsageError("an archive is not changed", hint="name another one as DEST")
+        if reference.tag is None:
             raise UsageError("the result needs a name", hint="name a DEST with a tag")
         return replace(reference, digest=None)
+
+    @cached_property
+    def _is_listed(self) -> bool:
+        """Whether the name is that of an index which lists the converted image itself."""
+        if self._image.named == self._image.descriptor.digest:
+            return False
+        document = document_of(*self._source.get_manifest())
+        return isinstance(document, Index) and self._image.descriptor.digest in {
+            entry.digest for entry in document.manifests
+        }
 
     def run(
         self,
@@ -169,6 +191,7 @@ class _Work:
             raise UsageError(
                 "nothing in the trace fits the image", hint="trace a start of this very image"
             )
+        is_part = destination is None and self._is_listed
         carried = 0 if here else self._carry(opened, layers)
         done = publish(
             opened,
@@ -182,7 +205,11 @@ class _Work:
             jobs=self._options.jobs,
             merged=merged,
             plan=plan,
+            part=is_part,
         )
+        if is_part and not done.unchanged:
+            listed = self._image.descriptor.digest
+            publish_index(opened, [done.manifest], relisted(opened, listed, done.manifest))
         return self._report(opened, done, subject, carried, started)
 
     def _named_by(self, opened: Destination) -> str | None:

@@ -14,6 +14,8 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from firstread.convert.claims import LayerClaims
 from firstread.convert.conversion import ConvertOptions, ImageConversion
 from firstread.convert.destination import check_destination, check_name
@@ -21,7 +23,7 @@ from firstread.convert.job import naming_image
 from firstread.convert.original import source_layers
 from firstread.convert.outcome import Conversion, Conversions, Skipped
 from firstread.convert.progress import Progress
-from firstread.errors import FirstreadError, UnsupportedError
+from firstread.errors import FirstreadError, ImageError, UnsupportedError
 from firstread.oci.model import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -33,7 +35,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.reference import Reference
 from firstread.oci.repository import Destination, Repository
-from firstread.oci.resolve import Leaves, ResolvedImage, platform_of, resolve_all
+from firstread.oci.resolve import Leaves, ResolvedImage, document_of, platform_of, resolve_all
 from firstread.registry.open import open_destination, open_source
 from firstread.sectors.image import (
     PARAMETERS,
@@ -145,7 +147,7 @@ def convert_all(
                 made.append((image, work.manifest))
             digest, unchanged = results[0].digest, results[0].unchanged
             if (index := converted_index(images.found, made)) is not None:
-                digest, unchanged = _publish(repository, [each for _, each in made], index)
+                digest, unchanged = publish_index(repository, [each for _, each in made], index)
     return Conversions(
         source=str(source),
         source_digest=images.found.top.digest,
@@ -196,7 +198,31 @@ def _entry(source: Descriptor, image: ResolvedImage, manifest: Manifest) -> Desc
     )
 
 
-def _publish(
+def relisted(repository: Repository, digest: str, manifest: Manifest) -> Index:
+    """Return the index that the repository's reference names, with another image in place of one.
+
+    Args:
+        repository: has the index.
+        digest: of the manifest that is replaced.
+        manifest: of the other image; the platform and what else the entry says stay.
+
+    Raises:
+        ImageError: the name is that of an image by now.
+    """
+    index = document_of(*repository.get_manifest())
+    if isinstance(index, Manifest):
+        raise ImageError("another command has put an image in place of the index", hint="try again")
+    made = describe(encode(manifest), OCI_MANIFEST)
+    entries = [
+        structs.replace(entry, digest=made.digest, size=made.size)
+        if entry.digest == digest
+        else entry
+        for entry in index.manifests
+    ]
+    return Index(manifests=entries, annotations=index.annotations)
+
+
+def publish_index(
     repository: Destination, manifests: Sequence[Manifest], index: Index
 ) -> tuple[str, bool]:
     """Publish the manifests, then their index; return its digest, and whether it was there."""

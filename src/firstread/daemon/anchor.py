@@ -27,6 +27,7 @@ a cgroup namespace it may not where the hierarchy is mounted with nsdelegate.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -50,6 +51,7 @@ READY_S = 10.0  # for a new anchor to say that it holds
 END_S = 10.0  # for one that is killed to be gone
 
 _BUFFER_BYTES = 4096
+_FAILED = b"-"
 
 
 # -- the anchor's own process ----------------------------------------------------------------------
@@ -80,7 +82,10 @@ def cast(root: str, seconds: float) -> int:
         os.waitpid(between, 0)  # the anchor is nobody's child: it outlives who made it
         is_readable(source, READY_S)
         os.set_blocking(source, False)
-        return int(os.read(source, 16))
+        answer = os.read(source, 16)
+        if answer == _FAILED:
+            raise OSError(errno.EAGAIN, "it cannot be made now")
+        return int(answer)
     finally:
         os.close(source)
         os.close(sink)
@@ -88,16 +93,21 @@ def cast(root: str, seconds: float) -> int:
 
 def _become_anchor(server: int, root: str, seconds: float, sink: int) -> NoReturn:
     """Hold in a grandchild; never returns to what the caller of `cast` was doing."""
+    answer = _FAILED  # the caller has the other end, too: it would wait for nothing
     try:
-        if syscalls.fork_sharing_files() == 0:
+        try:
+            if syscalls.fork_sharing_files():
+                os._exit(0)
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             os.setsid()
             os.chdir(root)
             for name, text in (("comm", NAME), ("oom_score_adj", "-1000")):
                 _tell_kernel(f"/proc/self/{name}", text)
             _leave_control_group()
-            os.write(sink, b"%d" % os.getpid())
-            _hold(server, seconds)
+            answer = b"%d" % os.getpid()
+        finally:
+            os.write(sink, answer)
+        _hold(server, seconds)
     finally:
         os._exit(0)
 

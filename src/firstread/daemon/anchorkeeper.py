@@ -31,16 +31,15 @@ class AnchorKeeper:
 
     def keep(self) -> None:
         """Make one if there is none. The first time, end those of supervisors before."""
-        now = time.monotonic()
-        if now < self._due:
+        if time.monotonic() < self._due:
             return
         settings, first = self._settings, not self._due
-        self._due = now + LOOK_S
         try:
             if settings.anchor_s and not self.is_there():
                 self._pid = anchor.cast(settings.root, settings.anchor_s)
         except (OSError, ValueError) as exc:
             log.warning("there is no anchor: reads fail if all processes die now: %s", exc)
+        self._due = time.monotonic() + LOOK_S  # from now on: that may have taken long
         if first:
             # Also if there is none of ours: one before would deny what waits when its time is up.
             try:

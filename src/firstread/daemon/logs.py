@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 from firstread.control.daemonlog import LOG_BYTES, turn_over
-from firstread.opener import HeldUpError, Opener
+from firstread.errors import FirstreadError
+from firstread.opener import Opener
 from firstread.redact import redact
 from firstread.units import KiB
 
@@ -70,7 +71,8 @@ class LogFile(logging.StreamHandler):  # type: ignore[type-arg]
         self._opener = Opener("log")
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, HeldUpError):
+        # A log line raises nothing: its writer has often met the same shortage.
+        with contextlib.suppress(OSError, FirstreadError, RuntimeError, MemoryError):
             if not self._is_current() or os.fstat(2).st_size >= self._limit_bytes:
                 self._opener.do(self._follow)
         super().emit(record)

@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, Self
 
@@ -108,3 +110,13 @@ def _execute(command: list[str], fds: Sequence[int], stderr: int, mask: Iterable
             os.write(2, f"{command[0]}: {exc.strerror}\n".encode())
     finally:  # nothing of the parent may go on here
         os._exit(127)
+
+
+def why_broken(module: str) -> str:
+    """Return why a new process cannot import a module of firstread; "" if it can."""
+    check = [sys.executable, "-c", f"import {module}"]
+    try:
+        done = subprocess.run(check, stdin=subprocess.DEVNULL, check=False)
+    except OSError as exc:  # there can be no more processes now
+        return str(exc)
+    return "its installation is broken" if done.returncode else ""

@@ -17,7 +17,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -52,6 +51,7 @@ from firstread.daemon.handover import (
 )
 from firstread.daemon.journal import Journal, most_waiting
 from firstread.daemon.logs import configure_logging
+from firstread.daemon.process import why_broken
 from firstread.daemon.protocol import (
     BUFFER_FD,
     GROUP_FD,
@@ -369,9 +369,8 @@ class FetcherServer:
         held = [read for read in self._fetcher.freeze() if read.number < FIRST_NUMBER]
         # If the installation is being changed just now, or broken, the reads wait until it is
         # whole: with this process the group would be lost.
-        check = [sys.executable, "-c", "import firstread.daemon.supervisor"]
-        while subprocess.run(check, stdin=subprocess.DEVNULL, check=False).returncode:
-            log.critical("the supervisor is gone, and the installation of firstread is broken")
+        while why := why_broken("firstread.daemon.supervisor"):
+            log.critical("the supervisor is gone, and firstread cannot start: %s", why)
             time.sleep(1.0)
         journal = Journal(BUFFER_FD)
         for number in self._answered:

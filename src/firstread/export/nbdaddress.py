@@ -118,6 +118,8 @@ def _places(
         )
     except OSError as exc:
         raise UsageError(f"{address.host!r} has no address: {exc.strerror}", hint=_FORMS) from exc
+    except UnicodeError as exc:  # a part of it has over 63 characters
+        raise UsageError(f"{address.host!r} is no name of a host", hint=_FORMS) from exc
     places: list[tuple[socket.AddressFamily, tuple[str, int]]] = [
         (family, (str(place[0]), int(place[1]))) for family, _, _, _, place in found
     ]

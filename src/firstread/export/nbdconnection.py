@@ -160,8 +160,9 @@ class Connection:
     def _wait_for(self, request: Request) -> None:
         """Answer a request when its bytes are here."""
         if self._later is None:
-            self._later = threading.Thread(target=self._answer_later, name="nbd", daemon=True)
-            self._later.start()
+            later = threading.Thread(target=self._answer_later, name="nbd", daemon=True)
+            later.start()
+            self._later = later
         ready = self._ready
         offset, length = request.offset, request.length
         self._disk.ask(self, offset, length, lambda error: ready.put((request, error)))

@@ -36,6 +36,7 @@ from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
 from firstread.mounts.network import Network
 from firstread.mounts.nodestatus import (
+    Fetched,
     Mounted,
     MountHistory,
     MountStatus,
@@ -210,7 +211,7 @@ class Node:
         def note_resolved(at: float) -> None:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
-        reference = parse_reference(name)
+        reference, before = parse_reference(name), self._serving.fetched()
         with self._counts.failures(policy), contextlib.ExitStack() as kept:
             for _ in range(ATTEMPTS):
                 image = self._puller.pull_sound(
@@ -227,8 +228,7 @@ class Node:
             else:
                 raise NodeError("its name means another image each time", image=name)
         times.append(time.monotonic())
-        seconds = [end - begin for begin, end in itertools.pairwise(times)]
-        steps = Steps(resolve=seconds[0], metadata=seconds[1], mount=seconds[2])
+        steps = Steps(*(end - begin for begin, end in itertools.pairwise(times)))
         live = self._live.find(record.mountpoint)
         if live is not None:
             live.served.history.mounted(begun, structs.asdict(steps), context)
@@ -240,6 +240,7 @@ class Node:
             device_number=record.file_system.device if record.file_system else None,
             timeline=steps,
             prefetch=self._planned(record),
+            before=before.get(live.served if live else None, Fetched(0, 0)),
         )
 
     def _planned(self, record: Mount) -> Planned | None:

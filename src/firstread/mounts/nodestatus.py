@@ -105,6 +105,17 @@ class Planned(Document):
         )
 
 
+class Fetched(Document):
+    """Fetches for an image by then.
+
+    bytes_fetched: compressed
+    requests: sent for sectors
+    """
+
+    bytes_fetched: Bytes
+    requests: int
+
+
 class Mounted(Document):
     """A mount that was made.
 
@@ -115,6 +126,7 @@ class Mounted(Document):
     device_number: `st_dev` of what is mounted
     timeline: how long each step took
     prefetch: what is fetched though nobody reads it; null if it is unmounted again
+    before: what came for other mounts of the image: the figures of `status` begin with it
     """
 
     mountpoint: str
@@ -124,6 +136,7 @@ class Mounted(Document):
     device_number: int | None
     timeline: Steps
     prefetch: Planned | None = None
+    before: Fetched = msgspec.field(default_factory=lambda: Fetched(0, 0))
 
 
 class Pulled(Document):

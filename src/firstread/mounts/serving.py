@@ -20,6 +20,7 @@ from firstread.fetch.rate import Rate
 from firstread.fetch.served import Served
 from firstread.fetch.startplan import Mode, decide, mode_of
 from firstread.mounts.network import Network
+from firstread.mounts.nodestatus import Fetched
 from firstread.mounts.table import Mount
 from firstread.oci.model import Manifest
 from firstread.oci.reference import Reference, parse_reference
@@ -48,6 +49,11 @@ class Serving:
     def images(self) -> list[Served]:
         """Return what is served."""
         return self._fetcher.served()
+
+    def fetched(self) -> dict[Served | None, Fetched]:
+        """Return what has been fetched by now, by image that is served."""
+        figures = ((served, served.stats.figures()) for served in self.images())
+        return {served: Fetched(now.bytes_fetched, now.requests) for served, now in figures}
 
     def find(self, digest: str) -> NodeImage | None:
         """Return an image that is served, as it was opened for that."""

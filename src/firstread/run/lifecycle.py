@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -74,6 +75,26 @@ class _Job:
     @property
     def directory(self) -> Path:
         return self.store.directory(self.record)
+
+
+UNKNOWN_CODE: Final = 255  # of a container whose end nobody has seen
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What an attendant has seen of a container by now.
+
+    Args:
+        record: of the container.
+        has_started: whoever waited for it to start knows that it has.
+        code: its exit code.
+        lost: why not all of its output could be written.
+    """
+
+    record: Record
+    has_started: bool = False
+    code: int = UNKNOWN_CODE
+    lost: OSError | None = None
 
 
 def _nothing(*_arguments: object) -> None:
@@ -212,15 +233,19 @@ def _run(
     """Start the container, attend it, and clean up after it."""
     # Signals belong to the container until the cleanup is done: none interrupts it.
     with adopting_orphans(), contextlib.ExitStack() as attending:
+        seen = _Seen(job.record)
         try:
-            record, code, lost = _attend(job, connect, on_start, on_signal, attending)
+            _attend(job, connect, on_start, on_signal, attending, seen)
         except BaseException:
-            _discard(job)
+            if seen.has_started:  # what it has written is its user's
+                _settle(job, seen.record, seen.code)
+            else:
+                _discard(job)
             raise
-        _settle(job, record, code)
-    if lost:
-        raise from_os_error(lost, "cannot write the output of the container") from lost
-    return code
+        _settle(job, seen.record, seen.code)
+    if seen.lost:
+        raise from_os_error(seen.lost, "cannot write the output of the container") from seen.lost
+    return seen.code
 
 
 def _attend(
@@ -229,7 +254,8 @@ def _attend(
     on_start: Callable[[Record], None],
     on_signal: Callable[[int], None],
     attending: contextlib.ExitStack,
-) -> tuple[Record, int, OSError | None]:
+    seen: _Seen,
+) -> None:
     record = msgspec.structs.replace(job.record, attendant=identify(os.getpid()))
     job.store.save(record)
     _make_bundle(job)
@@ -248,9 +274,9 @@ def _attend(
         )
         job.runtime.start(record.id, job.directory)
         on_start(record)
-        code = wait_exit_code(pidfd)
-        lost = streams.finish()
-    return record, code, lost
+        seen.record, seen.has_started = record, True
+        seen.code = wait_exit_code(pidfd)
+        seen.lost = streams.finish()
 
 
 def _make_bundle(job: _Job) -> None:

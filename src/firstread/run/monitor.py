@@ -55,10 +55,12 @@ def run_detached(body: Callable[[Report], None]) -> bytes:
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        _become_monitor(body, read_end, write_end)
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _become_monitor(body, read_end, write_end)
+        finally:
+            os._exit(0)  # never into what the caller was doing
     os.close(write_end)
     os.waitpid(child, 0)
     with open(read_end, "rb") as pipe:

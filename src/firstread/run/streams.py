@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from firstread.errors import UsageError
+from firstread.errors import NodeError, UsageError
 from firstread.run.runtime import ConsoleSocket
 
 Sink = Callable[[bytes], None]
@@ -353,9 +353,13 @@ def _wait_until(descriptor: int, event: int) -> None:
 
 @contextlib.contextmanager
 def _raw_mode(terminal: int) -> Iterator[None]:
-    saved = termios.tcgetattr(terminal)
-    tty.setraw(terminal, termios.TCSANOW)
+    try:
+        saved = termios.tcgetattr(terminal)
+        tty.setraw(terminal, termios.TCSANOW)
+    except termios.error as exc:  # no OSError
+        raise NodeError(f"cannot set up the terminal: {exc.args[-1]}") from exc
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, saved)
+        with contextlib.suppress(termios.error):  # it has hung up
+            termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from firstread.registry.credentials import Credentials
 from firstread.snapshotter import containerd_pb2 as api
 from firstread.snapshotter.foretelling import Foretelling
 from firstread.snapshotter.inflight import PullsInFlight
+from firstread.threads import SteadyPool
 from firstread.units import KiB, MiB
 
 log = logging.getLogger("imageservice")
@@ -84,7 +84,10 @@ class ImageService(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self, containerd: Path, pulls: PullsInFlight, daemon: Daemon) -> None:
         limit = ("grpc.max_reconnect_backoff_ms", RECONNECT_MS)
-        self._channel = grpc.insecure_channel(f"unix://{containerd}", options=[*OPTIONS, limit])
+        # Calls need no thread of the channel then: one that cannot be had would end it for good.
+        alone = ("SingleThreadedUnaryStream", 1)  # grpc.experimental.ChannelOptions
+        options = [*OPTIONS, limit, alone]
+        self._channel = grpc.insecure_channel(f"unix://{containerd}", options=options)
         self._pulls = pulls
         self._daemon = daemon
         self._foretelling = Foretelling(daemon.foretell)
@@ -191,5 +194,5 @@ def shown(request: bytes) -> tuple[str, Credentials | None]:
 
 def server_of(service: ImageService) -> grpc.Server:
     """Return a server for an image service, which does not listen yet."""
-    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="image")
+    threads = SteadyPool(THREADS, "image")
     return grpc.server(threads, handlers=[service], options=OPTIONS, maximum_concurrent_rpcs=CALLS)

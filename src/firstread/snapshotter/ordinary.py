@@ -84,7 +84,8 @@ class OrdinarySnapshots:
         if record.lazy is None:
             return
         lower = [self._directories.upper(other.id) for other in self._records.ancestors(record)]
-        self._directories.make(record.id, writable=True)
+        with self._records.transaction():  # no cleanup takes it for a leftover
+            self._directories.make(record.id, writable=True)
         active = replace(record, kind=Kind.ACTIVE)
         mounts = mounts_of(active, lower, self._directories, self._policy)
         unpack(namespace, record.labels, _chain(self._records.find(record.parent)), mounts)

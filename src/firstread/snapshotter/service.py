@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from firstread.snapshotter.records import Record
 from firstread.snapshotter.refusal import RefusalError
 from firstread.snapshotter.snapshotmetrics import CallCounts
 from firstread.snapshotter.snapshots import Snapshotter
+from firstread.threads import SteadyPool
 
 log = logging.getLogger("snapshotter")
 
@@ -216,7 +216,7 @@ def server_of(snapshotter: Snapshotter, calls: CallCounts) -> grpc.Server:
         snapshotter: does the work.
         calls: counts what comes.
     """
-    server = grpc.server(ThreadPoolExecutor(THREADS, thread_name_prefix="call"))
+    server = grpc.server(SteadyPool(THREADS, "call"))
     handler = grpc.method_handlers_generic_handler(SERVICE, Service(snapshotter, calls).handlers())
     server.add_generic_rpc_handlers((handler,))
     return server

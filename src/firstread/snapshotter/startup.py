@@ -120,7 +120,7 @@ def _serve(settings: Settings, await_end: Callable[[], None]) -> None:
     await_end()
     notify("STOPPING=1")
     for stopped in [server.stop(GRACE_S) for server in servers]:
-        stopped.wait()
+        stopped.wait(2 * GRACE_S)
     records.close()
     os.close(lock)
 

@@ -194,7 +194,8 @@ def _with_user(access: ClusterAccess, place: Path, user: _User, server: str) -> 
     authorization = f"Bearer {token}" if token else ""
     if user.username and not token:
         authorization = Credentials(user.username, user.password).basic()
-    if not authorization.isprintable() or len(authorization) > MAX_TOKEN:
+    fits = authorization.isascii() and authorization.isprintable()
+    if not fits or len(authorization) > MAX_TOKEN:
         raise UsageError("the token for the cluster is not one that a header can have")
     return replace(access, certificate=certificate, key=key, authorization=authorization)
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError
+from firstread.errors import BusyError, FirstreadError, NotFoundError, UsageError, from_shortage
 from firstread.oci.reference import Reference
 from firstread.registry.options import AccessOptions
 from firstread.sync.notifications import parse_notification
@@ -142,15 +142,26 @@ class PushService:
 
     def _work(self) -> None:
         while not self._sync.stopped:
-            push = self._queue.take()
-            with self._seconds.time():
-                rows = self._sync.run([push.name])
-            again_s = _again_s(rows, push)
-            for row in rows:
-                self._tell(row, again=again_s is not None)
-            if again_s is not None and _is_other(rows, push):
-                log.info("%s is not what was pushed, yet", push.name)
-            self._queue.done(push, again_s)
+            push, again_s = self._queue.take(), None
+            try:
+                again_s = self._convert(push)
+            except Exception as exc:  # whatever it is, this thread has others to convert
+                log.exception("%s is not converted", push.name)
+                if from_shortage(exc) is not None and push.attempt < len(AGAIN_S):
+                    again_s = AGAIN_S[push.attempt]
+            finally:
+                self._queue.done(push, again_s)
+
+    def _convert(self, push: Push) -> float | None:
+        """Convert an image; return after how many seconds that is worth another attempt."""
+        with self._seconds.time():
+            rows = self._sync.run([push.name])
+        again_s = _again_s(rows, push)
+        for row in rows:
+            self._tell(row, again=again_s is not None)
+        if again_s is not None and _is_other(rows, push):
+            log.info("%s is not what was pushed, yet", push.name)
+        return again_s
 
     def _tell(self, row: SyncedImage, *, again: bool) -> None:
         self._results.labels(row.result).inc()
@@ -175,6 +186,8 @@ class PushService:
                 names = find_names(self._wanted, self._access)
             except FirstreadError as exc:
                 log.error("the registry is not looked at: %s", exc)  # noqa: TRY400 - no traceback
+            except RuntimeError:  # no more threads
+                log.exception("the registry is not looked at")
             else:
                 for source, error in names.faults:
                     log.error("%s: %s", source, error)

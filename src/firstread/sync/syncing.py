@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import as_completed, wait
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -23,6 +23,7 @@ from firstread.redact import redact
 from firstread.sync.conversiontarget import Target, Work
 from firstread.sync.silenthosts import SilentHosts
 from firstread.sync.synced import SyncedImage, failed
+from firstread.threads import SteadyPool
 
 LOOKING: Final = 8  # repositories that are looked at at a time
 GRACE_S: Final = 3.0  # for conversions to cancel their uploads, when they are stopped
@@ -142,7 +143,7 @@ class Sync:
         self, act: Callable[[T], R], things: Sequence[T], at_once: int
     ) -> Iterator[tuple[T, R]]:
         """Yield each thing and what `act` gives for it, as soon as it does."""
-        pool = ThreadPoolExecutor(at_once, thread_name_prefix="sync")
+        pool = SteadyPool(at_once, "sync")
         futures = {pool.submit(act, thing): thing for thing in things}
         try:
             for future in as_completed(futures):

@@ -26,6 +26,19 @@ sys.stdout.write(f"to stdout {{sys.argv[2]}}\\n")  # as one, whatever the enviro
 """
 
 
+_SHORT = """
+import logging, os, sys
+from pathlib import Path
+from firstread.daemon import logs
+from firstread.testing.shortage import no_threads
+logs.configure_logging("INFO", Path(sys.argv[1]))
+os.unlink(sys.argv[1])
+with no_threads():
+    logging.info("written to the old file")
+logging.info("written to the new one")
+"""
+
+
 def write(path: Path, *names: str) -> None:
     """Let processes log at the same time, to a file that they have in common."""
     with open(path, "ab") as log:
@@ -72,3 +85,14 @@ def test_a_log_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
         subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
     assert len(other.read_text().splitlines()) == 1001
     assert [path.name for path in tmp_path.iterdir()] == ["other.log"]
+
+
+def test_a_log_line_raises_nothing_if_no_thread_can_be_had(tmp_path: Path) -> None:
+    """Its writer has often met the same shortage, and would end."""
+    path = tmp_path / "daemon.log"
+    with path.open("a+") as log:
+        command = [sys.executable, "-c", _SHORT, str(path)]
+        subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE_S)
+        log.seek(0)
+        assert "written to the old file" in log.read()
+    assert "written to the new one" in path.read_text()

@@ -196,7 +196,10 @@ def test_failures_are_counted_by_whose_fault_they_are() -> None:
     assert failed == {"usage": 0, "image": 0, "source": 1, "node": 1, "firstread": 1}
 
 
-@pytest.mark.parametrize("address", ["", "9100", "host", "host:", "host:http", "127.0.0.1:70000"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "9100", "host", "host:", "host:http", "127.0.0.1:70000", f"{'ü' * 64}.test:9100"],
+)
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(UsageError, match="is not HOST:PORT"):
         check_address(address)

@@ -15,14 +15,24 @@ from firstread.convert.attach import attach
 from firstread.convert.conversion import ConvertOptions, convert
 from firstread.convert.optimize import OptimizeOptions, optimize
 from firstread.convert.outcome import Optimization
+from firstread.convert.platforms import convert_all
 from firstread.errors import ImageError, UnsupportedError, UsageError
-from firstread.oci.model import OCI_MANIFEST, encode
+from firstread.oci.model import OCI_INDEX, OCI_MANIFEST, Index, describe, encode
+from firstread.oci.platform import parse_platform
 from firstread.oci.reference import Reference, parse_reference
-from firstread.oci.resolve import ResolvedImage, resolve
+from firstread.oci.resolve import ResolvedImage, document_of, resolve
 from firstread.registry.open import open_destination, open_source
 from firstread.sectors.attached import resolve_converted
 from firstread.sectors.image import HOT, PARAMETERS, RECORD, SOURCE_DIGEST
-from firstread.testing.images import File, Image, Layer, Symlink, Whiteout, write_layout
+from firstread.testing.images import (
+    File,
+    Image,
+    Layer,
+    Symlink,
+    Whiteout,
+    write_index,
+    write_layout,
+)
 from firstread.testing.packed import SMALL
 from firstread.testing.registry import DockerRegistry
 from firstread.testing.starts import trace_of
@@ -156,6 +166,47 @@ def test_a_name_of_an_attached_image_moves(shop: Shop) -> None:
         assert resolve(repository).descriptor.digest == done.digest
 
 
+def test_an_index_lists_the_result_in_place_of_the_image(shop: Shop) -> None:
+    images = {"linux/amd64": IMAGE, "linux/arm64": Image([BASE])}
+    write_index(images, shop.directory / "in")
+    convert_all(shop.reference("in"), shop.reference("out"), OPTIONS)
+    amd64, arm64 = index_of(shop, "out").manifests
+    options = OptimizeOptions(platform=parse_platform("linux/amd64"))
+    done = optimize(shop.reference("out"), None, [FIRST], options)
+    renewed, other = index_of(shop, "out").manifests
+    assert (renewed.digest, renewed.platform) == (done.digest, amd64.platform)
+    assert renewed.annotations == amd64.annotations
+    assert other == arm64
+    assert done.destination == str(shop.reference("out"))
+    with open_source(shop.reference("out")) as repository:
+        found = resolve_converted(repository, options.platform)
+    assert found.descriptor.digest == done.digest
+    assert HOT in (found.manifest.annotations or {})
+    again = optimize(shop.reference("out"), None, [FIRST], options)
+    assert (again.digest, again.unchanged) == (done.digest, True)
+    copied = optimize(shop.reference("out"), shop.reference("copy"), [SECOND], options)
+    assert shop.image("copy").descriptor.digest == copied.digest
+    assert index_of(shop, "out").manifests == [renewed, other]
+
+
+def test_an_index_within_an_index_is_refused(shop: Shop) -> None:
+    shop.convert()
+    inner = describe(encode(shop.image("out").manifest), OCI_MANIFEST)
+    with open_destination(shop.reference("out")) as repository:
+        for _ in range(2):
+            data = encode(Index(manifests=[inner]))
+            inner = repository.put_manifest(data, OCI_INDEX, "latest")
+    with pytest.raises(UsageError, match="an index within the index"):
+        shop.optimize("out", None, FIRST)
+
+
+def index_of(shop: Shop, name: str) -> Index:
+    with open_source(shop.reference(name)) as repository:
+        document = document_of(*repository.get_manifest())
+    assert isinstance(document, Index)
+    return document
+
+
 def test_the_name_of_the_original_is_not_taken(shop: Shop) -> None:
     named = parse_reference(f"oci:{shop.directory}/in:named")
     attach(shop.reference("in"), OPTIONS, destination=named)
@@ -203,7 +254,7 @@ def test_an_ordinary_image_is_refused(shop: Shop) -> None:
 def test_an_archive_needs_another_name(shop: Shop) -> None:
     archive = parse_reference(f"oci-archive:{shop.directory}/archive")
     convert(shop.reference("in"), archive, OPTIONS)
-    with pytest.raises(UsageError, match="needs a name"):
+    with pytest.raises(UsageError, match="an archive is not changed"):
         optimize(archive, None, [FIRST], OptimizeOptions())
     expected = shop.convert("expected", FIRST)
     assert optimize(archive, shop.reference("out"), [FIRST], OptimizeOptions()).digest == expected

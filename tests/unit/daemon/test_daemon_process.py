@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from firstread.daemon import process
-from firstread.daemon.process import Process
+from firstread.daemon.process import Process, why_broken
 from firstread.testing.patience import PATIENCE_S
 from firstread.testing.shortage import few_descriptors
 
@@ -64,3 +65,16 @@ def test_a_child_that_cannot_be_watched_does_not_stay() -> None:
 
 def children() -> set[str]:
     return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+
+def test_an_installation_is_looked_at_while_processes_are_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert why_broken("firstread.units") == ""
+    assert why_broken("firstread.nonsense") == "its installation is broken"
+
+    def short(*_: Any, **__: Any) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "run", short)
+    assert why_broken("firstread.units") == "Resource temporarily unavailable"

@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+import termios
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from firstread.errors import NodeError
 from firstread.run import streams as module
 from firstread.run.streams import PipeStreams, Sink, to_descriptor
 from firstread.testing.patience import PATIENCE_S
@@ -162,3 +164,15 @@ def test_an_input_that_does_not_block(taken: list[bytes]) -> None:
         assert file.read() == b"late"
     os.close(read_end)
     streams.close()
+
+
+def test_a_terminal_that_has_hung_up_is_left_as_it_is() -> None:
+    """The container goes on, and what it has written must not go with an error here."""
+    master, terminal = os.openpty()
+    with module._raw_mode(terminal):
+        os.close(master)
+        with pytest.raises(termios.error):
+            termios.tcgetattr(terminal)
+    with pytest.raises(NodeError, match="terminal"), module._raw_mode(terminal):
+        pytest.fail("it has hung up")
+    os.close(terminal)

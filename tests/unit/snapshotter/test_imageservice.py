@@ -25,6 +25,7 @@ from firstread.snapshotter.imageservice import MAX_MESSAGE, MAX_SECRET, ImageSer
 from firstread.snapshotter.inflight import PullsInFlight
 from firstread.snapshotter.service import start
 from firstread.testing.patience import PATIENCE_S
+from firstread.testing.shortage import no_threads
 
 PULL = "/runtime.v1.ImageService/PullImage"
 IMAGE = "r.example/team/app:1"
@@ -212,6 +213,15 @@ def test_a_client_that_goes_ends_the_call_behind(between: Between) -> None:
     assert between.pulls.secrets(IMAGE)
     call.cancel()
     assert between.containerd.left.wait(PATIENCE_S)
+
+
+def test_calls_go_on_while_no_thread_can_be_had(between: Between) -> None:
+    """gRPC's own pools and channels would do nothing any more from then on."""
+    between.pull(request_of())
+    call = between.channel.unary_stream(PULL)(request_of(), timeout=PATIENCE_S)
+    with no_threads():
+        answer = b"".join(call)
+    assert answer == between.pull(request_of())
 
 
 def test_only_root_can_connect(between: Between, tmp_path: Path) -> None:

@@ -130,6 +130,13 @@ def test_a_token(tmp_path: Path) -> None:
         assert "list pods" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("token", [b"\xff", "\u20ac".encode(), b"two\nlines"])
+def test_a_token_that_no_header_can_have(tmp_path: Path, token: bytes) -> None:
+    (tmp_path / "token").write_bytes(token)
+    with api() as server, pytest.raises(UsageError, match="the token for the cluster"):
+        images(write(tmp_path / "config", server, {"tokenFile": "token"}))
+
+
 def test_a_plugin_issues_a_token(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin"
     answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}

@@ -268,6 +268,39 @@ def test_a_notification_that_comes_before_its_tag(
     service.stop()
 
 
+def test_a_shortage_ends_no_thread_that_converts(
+    registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushservice, "AGAIN_S", (0.05,) * 1000)
+    name = f"{registry.host}/team/short:v1"
+    options = ConvertOptions(cache=LayerCache(tmp_path / "cache"), static=False)
+    sync, short = Sync(Beside(options), 1), [RuntimeError("can't start new thread"), ValueError()]
+    run = sync.run
+
+    def fails(*names: Any) -> Any:
+        if short:
+            raise short.pop(0)
+        return run(*names)
+
+    monkeypatch.setattr(sync, "run", fails)
+    pattern = [parse_pattern(f"{registry.host}/*:*")]
+    service = PushService(sync, Wanted(pattern, only=pattern), AccessOptions(), 1)
+    service.start(None)
+    digest = push(name, image(1))
+    target = {"repository": "team/short", "tag": "v1", "mediaType": OCI_MANIFEST, "digest": digest}
+    notification = json.dumps({"events": [{"action": "push", "target": target}]}).encode()
+    until = time.monotonic() + PATIENCE_S
+    assert service.take(notification) == 1
+    while short:  # tried again after the first, and not after the second
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    while not service.take(notification):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    await_conversion(name, digest)
+    service.stop()
+
+
 @pytest.mark.parametrize("way", ["DEST", "--attach"])
 def test_a_push_is_converted(tmp_path: Path, way: str) -> None:
     """Its repeats, the conversion itself and pushes to other repositories lead to nothing."""
