@@ -52,11 +52,15 @@ def _merge(files: tuple[Path, ...], output: Path) -> None:
     """Merge the traces of several starts of an image into one."""
     from firstread.traces.firstreads import merge
     from firstread.traces.savedtrace import load_trace, save_trace
+    from firstread.traces.tracefile import MAX_READS
 
     check_output(output)
-    trace = merge([load_trace(path) for path in files])
+    traces = [load_trace(path) for path in files]
+    trace = merge(traces)
     save_trace(output, trace)
     complain([f"{output}: {_describe(trace)}"])
+    if len(trace.reads) == MAX_READS < sum(len(each.reads) for each in traces):
+        complain([f"  later ones are left out: a trace has {MAX_READS:,} at most"])
 
 
 @click.command()

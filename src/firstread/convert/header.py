@@ -114,7 +114,7 @@ def parse(block: bytes) -> TarEntry:
         path = prefix + b"/" + path if prefix.isascii() else path
     kind = _KINDS.get(letter, TarKind.REGULAR)
     rdev = (0, 0)
-    if kind in _DEVICES and magic[:5] == b"ustar":
+    if kind in _DEVICES and (magic[:6] == _USTAR or magic == _GNU):
         rdev = (number(major), number(minor))
     return TarEntry(
         path=path,

@@ -21,9 +21,9 @@ from firstread.convert.blobwriter import BlobWriter, PackedLayer
 from firstread.convert.hotcopies import HotCopies
 from firstread.convert.hotplan import DEFAULT_GRANULE, HotPlan, find_file, plan_hot
 from firstread.convert.job import blob_descriptor
-from firstread.convert.metadata import MergedLayers, index_blob
+from firstread.convert.metadata import MergedLayers, index_blob, leave_out_zeros
 from firstread.convert.record import PackedSector, Parameters
-from firstread.erofs.tree import HOLE, Node, split_address, walk
+from firstread.erofs.tree import Node, split_address
 from firstread.layouts.ingest import open_scratch
 from firstread.oci.repository import Destination
 from firstread.sectors.content import ContentReader
@@ -95,7 +95,9 @@ class Hot:
         if self.note is None:
             return None
         slots = {identity: slot for slot, identity in enumerate(ids)}
-        return str(replace(self.note, whole=tuple(slots[identity] for identity in self.whole)))
+        # One that a copy of the same content replaces has no slot.
+        whole = tuple(slots[identity] for identity in self.whole if identity in slots)
+        return str(replace(self.note, whole=whole))
 
 
 NOT_HOT = Hot()
@@ -128,12 +130,13 @@ def make_hot(
         granule: smallest chunk, bytes.
         level: zstd compression level; None for the one of such a start.
         jobs: sectors compressed at a time.
-        plan: of the start, if the caller has it.
+        plan: of the start, if the caller has it; made after `leave_out_zeros`.
 
     Raises:
         FirstreadError: the blobs cannot be read or contradict the records; the repository does not
             take the new one.
     """
+    leave_out_zeros(merged)
     sectors = _wanted(merged, layers, parameters)
     trace = start(merged.root, _reader(merged, ContentReader(repository, sectors)), config)
     if trace is None:
@@ -141,7 +144,8 @@ def make_hot(
     plan = plan or plan_hot(merged.root, trace, parameters.sector_size, granule)
     if not plan.runs and not plan.whole:
         return Hot(plan)
-    whole = [sectors[split_address(address)[0]].entry.id for address in plan.whole]
+    ids = (sectors[split_address(address)[0]].entry.id for address in plan.whole)
+    whole = list(dict.fromkeys(ids))  # each once, whatever repeats
     note = HotNote(granule, plan.reads, NO_TRACE if static else _digest(trace))
     if not plan.runs:
         return Hot(plan, None, note, whole)
@@ -175,14 +179,7 @@ def _level(size: int, *, static: bool) -> int:
 def _wanted(
     merged: MergedLayers, layers: Sequence[PackedLayer], parameters: Parameters
 ) -> list[Wanted]:
-    """Return the sectors of all layers; make chunks in sectors of zeros, which have no id, holes.
-
-    The metadata of an image does the same.
-    """
-    zeros = {number for number, (_, sector) in enumerate(merged.sectors) if not sector.id}
-    if zeros:
-        for _, node in walk(merged.root):
-            node.chunks = [HOLE if chunk >> 32 in zeros else chunk for chunk in node.chunks]
+    """Return the sectors of all layers."""
     blobs = [index_blob(packed) for packed in layers]
     descriptors = [blob_descriptor(packed) for packed in layers]
     wanted = []

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from firstread.convert.plan import Span, covered
-from firstread.erofs.chunks import chunk_format
+from firstread.convert.plan import MAX_CHUNKS_PER_FILE, Span, covered
+from firstread.erofs.chunks import chunk_format, count_chunks
 from firstread.erofs.tree import HOLE, Node
 from firstread.sectors.format import BLOCK_SIZE
 from firstread.traces.firstreads import FirstReads, only_first
@@ -27,6 +27,7 @@ DEFAULT_GRANULE = 4 * KiB  # docs/adr/0094-finer-chunks-for-hot-files.md has the
 MAX_CHUNK_SIZE = MAX_READ_SIZE  # of a file with hot chunks: 4 MiB
 BULK_SIZE = 64 * MiB  # of a file: whole sectors of it that a start reads stay where they are
 PADDING_COST = 0.4  # compressed bytes for each byte of padding, as in most files
+MAX_HOT_CHUNKS = 1 << 22  # more than files have without hot ones, in all: 32 MiB of indexes
 INDEX_COST = 2.0  # compressed bytes of metadata for each chunk of a file: 0.7 to 1.6 measured
 
 
@@ -104,7 +105,12 @@ def plan_hot(root: Node, trace: Trace, sector_size: int, granule: int = DEFAULT_
     spans: dict[_File, list[Span]] = {}
     for file, offset, end in reads:
         spans.setdefault(file, []).append((offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)))
-    cuts = {file: _cut(file.node, blocks, sector_size, granule) for file, blocks in spans.items()}
+    cuts, room = dict[_File, _Cut](), MAX_HOT_CHUNKS
+    for file, blocks in spans.items():
+        cut = _cut(file.node, blocks, sector_size, granule)
+        more = count_chunks(file.node.size, cut.chunk_size) - len(file.node.chunks)
+        cuts[file] = cut if more <= room else cut._replace(chunk_size=file.node.chunk_size)
+        room -= more if more <= room else 0
     seen = FirstReads()
     whole: dict[int, None] = {}
     for file, offset, end in reads:
@@ -198,6 +204,9 @@ def _chunk_size(node: Node, blocks: Sequence[Span], granule: int) -> int:
     size = max(BLOCK_SIZE, min(granule, node.chunk_size))
     best, best_cost = node.chunk_size, -1.0
     while size <= min(node.chunk_size, MAX_CHUNK_SIZE):
+        if count_chunks(node.size, size) > max(MAX_CHUNKS_PER_FILE, len(node.chunks)):
+            size *= 2
+            continue
         stored = sum(
             min(end * size, round_up(node.size, BLOCK_SIZE)) - first * size
             for first, end in covered(blocks, size // BLOCK_SIZE)

@@ -35,6 +35,7 @@ from sys import byteorder
 
 from firstread.convert.entry import WHITEOUT
 from firstread.convert.record import Entry, LayerRecord
+from firstread.erofs.chunks import chunk_format, count_chunks
 from firstread.erofs.tree import HOLE, NO_XATTRS, Node, directory
 from firstread.errors import ImageError, LimitError
 from firstread.printable import printable
@@ -341,8 +342,11 @@ def _rebase(entry: Entry, base: int, sectors: int) -> Sequence[int]:
     """
     if not entry.chunks:
         return ()
-    if 8 * entry.size > len(entry.chunks) * entry.chunk_size or len(entry.chunks) % 8:
-        raise ImageError("its chunk addresses are cut off")
+    if not stat.S_ISREG(entry.mode):
+        raise ImageError("it has chunks, and is no regular file")
+    chunk_format(entry.chunk_size)
+    if len(entry.chunks) != 8 * count_chunks(entry.size, entry.chunk_size):
+        raise ImageError("its chunk addresses are not as many as its chunks")
     chunks = array("Q", entry.chunks)
     if byteorder == "big":
         chunks.byteswap()

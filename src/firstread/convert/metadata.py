@@ -79,6 +79,17 @@ def merge(records: Iterable[LayerRecord]) -> MergedLayers:
     return merged
 
 
+def leave_out_zeros(merged: MergedLayers) -> None:
+    """Make chunks in sectors of zeros, which have no id, holes, as the metadata of an image does.
+
+    To be done before anything hot is planned.
+    """
+    zeros = {number for number, (_, sector) in enumerate(merged.sectors) if not sector.id}
+    if zeros:
+        for _, node in walk(merged.root):
+            node.chunks = tuple(HOLE if chunk >> 32 in zeros else chunk for chunk in node.chunks)
+
+
 def index_blob(packed: PackedLayer) -> Blob:
     """Return how the sector index names the blob of a layer."""
     return Blob(bytes.fromhex(packed.digest.removeprefix("sha256:")), packed.size)

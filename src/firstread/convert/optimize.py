@@ -23,7 +23,7 @@ from firstread.convert.hotblob import recorded_start
 from firstread.convert.hotplan import plan_hot
 from firstread.convert.job import blob_descriptor, naming_image
 from firstread.convert.manifest import original_config
-from firstread.convert.metadata import MergedLayers
+from firstread.convert.metadata import MergedLayers, leave_out_zeros
 from firstread.convert.outcome import Optimization, hot_sectors
 from firstread.convert.platforms import publish_index, relisted
 from firstread.convert.publish import Published, ReadyLayer, merge_layers, publish
@@ -186,6 +186,7 @@ class _Work:
         merged = merge_layers(layers)
         with tempfile.TemporaryFile(prefix="firstread-") as file:
             check_tree(merged, fetch_image(self._source, self._image.manifest, file))
+        leave_out_zeros(merged)
         plan = plan_hot(merged.root, trace, parameters.sector_size)
         if not plan.runs and not plan.whole:
             raise UsageError(

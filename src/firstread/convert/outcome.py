@@ -70,7 +70,7 @@ def hot_sectors(hot: Hot) -> HotSectors | None:
         blob_size=made.packed.size if made else 0,
         size=made.size if made else 0,
         sectors=made.sectors if made else 0,
-        whole_sectors=len(plan.whole),
+        whole_sectors=len(hot.whole),
         reads=plan.reads,
         files=plan.files,
         missing_files=plan.left_out.files,

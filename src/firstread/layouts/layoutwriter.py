@@ -90,6 +90,8 @@ class LayoutDestination(LayoutDirectory, Destination):
                         hint="name a new or empty directory, or an OCI layout",
                     )
         elif os.path.lexists(self._root):
+            if self._root.is_dir():
+                return self._look()  # another command has made it just now
             raise FileExistsError
         found = next(path for path in (self._root, *self._root.parents) if os.path.lexists(path))
         open_scratch(found).close()

@@ -208,7 +208,8 @@ def _pax_records(data: bytes) -> dict[str, str]:
         key, equals, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
         if not start + len(digits) < end <= len(data) or not equals:
             raise ImageError("a pax header is damaged")
-        records[_text(key)] = _text(value)
+        if key in (b"path", b"linkpath", b"size"):
+            records[key.decode()] = _text(value)
         start = end
     return records
 

@@ -3,8 +3,8 @@
 
 Owns the order of the search: DT_RPATH, LD_LIBRARY_PATH, DT_RUNPATH, ``/etc/ld.so.cache``, the
 standard directories of glibc and musl. Does not choose variants for newer processors
-(``glibc-hwcaps``): the node's is unknown. Invariant: at most `MAX_OBJECTS` objects, each once, and
-`MAX_PLACES` paths where they are looked for.
+(``glibc-hwcaps``): the node's is unknown. Invariant: at most `MAX_OBJECTS` objects, each once,
+`MAX_FILES` files that are read for them, and `MAX_PLACES` paths where they are looked for.
 
 Source: ld.so(8); glibc ``sysdeps/generic/dl-cache.h``; musl ``ldso/dynlink.c``.
 """
@@ -22,6 +22,7 @@ from firstread.units import MiB
 ReadFile = Callable[[bytes, int, int], bytes]  # (path, offset, length)
 
 MAX_OBJECTS = 512
+MAX_FILES = 2 * MAX_OBJECTS  # that are read: some are of another machine, or no ELF files
 MAX_DIRECTORIES = 64  # of one search path
 MAX_PLACES = 32768  # where libraries of one image are looked for; 500 objects need about 10,000
 MAX_CACHE = 1 * MiB  # of ld.so.cache; a full desktop has 0.2
@@ -63,10 +64,18 @@ class Libraries:
         self._library_path = _directories(library_path.replace(b";", b":"), b"")
         self._cache: dict[bytes, list[bytes]] | None = None
         self._places = MAX_PLACES  # left
+        self._read_before: dict[int, Elf | None] = {}  # by id() of the node
 
     def open(self, file: Found) -> Object | None:
-        """Return the ELF file in `file`; None if it is none."""
-        elf = read_elf(lambda start, size: self._read(file.path, start, size), file.node.size)
+        """Return the ELF file in `file`; None if it is none, or if too many were read already."""
+        key = id(file.node)
+        if key not in self._read_before:
+            if len(self._read_before) >= MAX_FILES:
+                return None
+            self._read_before[key] = read_elf(
+                lambda start, size: self._read(file.path, start, size), file.node.size
+            )
+        elf = self._read_before[key]
         return Object(file, elf) if elf else None
 
     def objects(self, roots: Sequence[Object]) -> Iterator[Object]:

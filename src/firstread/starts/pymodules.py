@@ -20,6 +20,7 @@ from firstread.units import KiB, MiB
 
 MAX_MODULES = 20_000  # names that are looked up; of pandas 2,000, most of them no module
 MAX_SOURCE = 512 * KiB  # of one module
+MAX_CONFIGURATIONS = 100  # files of paths, of all site-packages
 MAX_SOURCES = 32 * MiB  # pandas has 20
 MAX_IMPORTS = 2000  # of one module
 MAX_NAMES = 256  # of one statement
@@ -103,7 +104,10 @@ def python_files(started: Started, paths: TreePaths, read: ReadFile) -> list[Fou
     places[-1] += b"/site-packages"
     places += [b"usr/local" + version + b"/dist-packages", b"usr/lib/python3/dist-packages"]
     modules = _Modules(paths, read, found[1].replace(b".", b""))
-    modules.path = [place for path in places if path and (place := paths.find(path))]
+    for path in filter(None, places):
+        place = paths.find(path)
+        if place and all(place.node is not other.node for other in modules.path):
+            modules.path.append(place)
     return list(modules.files(started.words, started.directory))
 
 
@@ -129,7 +133,7 @@ class _Modules:
     def files(self, words: Sequence[bytes], directory: bytes) -> Iterator[Found]:
         """Yield the files in the order of loading: a module before those that it imports."""
         seen: set[bytes] = set()
-        configurations = list(self._site())
+        configurations = list(islice(self._site(), MAX_CONFIGURATIONS))
         yield from configurations
         loading = [self._program(words, directory)]
         loading += [self._wanted(self._source(file), b"") for file in configurations]

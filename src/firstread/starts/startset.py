@@ -139,10 +139,12 @@ class _StartSet:
         for name in names:
             for file in self.paths.small_files(b"etc/" + name, b"", MAX_FILES):
                 yield head(file, MAX_SMALL)
-        for word in self.command.words:
-            for path in (word, word.partition(b"=")[2]):
-                if path.strip(b"/."):
-                    yield from self._argument(path)
+        words = self.command.words
+        for path in dict.fromkeys(
+            path for word in words for path in (word, word.partition(b"=")[2])
+        ):
+            if path.strip(b"/."):
+                yield from self._argument(path)
 
     def _argument(self, path: bytes) -> Iterator[Part]:
         if file := self.paths.file(path, self.command.directory):

@@ -8,6 +8,7 @@ container. Invariant: any path and any links end within `MAX_LINKS` steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import nsmallest
 from typing import NamedTuple
 
 from firstread.erofs.tree import MAX_PATH, Node
@@ -100,8 +101,9 @@ class TreePaths:
             found = self.find(*place)
             if found and found.node.is_file:
                 yield found
-            names = sorted(found.node.children or ()) if found else []
-            pending += [(name, found.path) for name in names[: most - len(pending)] if found]
+            if found:
+                names = nsmallest(most - len(pending), found.node.children or ())
+                pending += [(name, found.path) for name in names]
 
 
 def _parts(path: bytes) -> list[bytes]:

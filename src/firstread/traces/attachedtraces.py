@@ -29,7 +29,7 @@ from firstread.oci.model import (
 )
 from firstread.oci.repository import Destination, Repository
 from firstread.oci.resolve import document_of
-from firstread.traces.tracefile import Trace, read_trace, write_trace
+from firstread.traces.tracefile import MAX_READS, Trace, read_trace, write_trace
 from firstread.units import MiB
 
 log = logging.getLogger("traces")
@@ -103,11 +103,22 @@ def traces_attached(repository: Repository, subject: Descriptor) -> list[Trace]:
 def _read_each(
     repository: Repository, subject: Descriptor, entries: list[Descriptor]
 ) -> Iterator[Trace]:
+    left = MAX_READS  # of all together: whoever may push can attach them
     for entry in entries[:MAX_ATTACHED]:
         try:
-            yield _read(repository, entry, subject.digest)
+            trace = _read(repository, entry, subject.digest)
         except (ImageError, NotFoundError) as exc:
             log.warning("%s: attached %s is not used: %s", subject.digest, entry.digest, exc)
+            continue
+        left -= len(trace.reads)
+        if left < 0:
+            log.warning(
+                "%s: attached %s is not used, nor are those behind it: they have too many reads",
+                subject.digest,
+                entry.digest,
+            )
+            return
+        yield trace
 
 
 def _read(repository: Repository, entry: Descriptor, subject: str) -> Trace:

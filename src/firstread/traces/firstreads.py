@@ -8,9 +8,10 @@ grows with the number of reads, whatever offsets they state. Invariant: no block
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from firstread.sectors.format import BLOCK_SIZE
-from firstread.traces.tracefile import MAX_READ_SIZE, Trace, TracedRead, TraceHeader
+from firstread.traces.tracefile import MAX_READ_SIZE, MAX_READS, Trace, TracedRead, TraceHeader
 
 REGION_BLOCKS = MAX_READ_SIZE // BLOCK_SIZE  # of a bitmap, so that a read touches two at most
 
@@ -60,7 +61,8 @@ def merge(traces: Sequence[Trace]) -> Trace:
     """Merge the traces of several starts.
 
     A block comes at the earliest time that any start has read it; blocks that come at the same time
-    stay in the order of `traces`. The result is ready when the last of them was.
+    stay in the order of `traces`. The result is ready when the last of them was, and has the first
+    `MAX_READS` reads.
 
     Args:
         traces: at least one.
@@ -76,7 +78,8 @@ def merge(traces: Sequence[Trace]) -> Trace:
         ready_us=None if None in ready else max(time for time in ready if time is not None),
         starts=sum(header.starts for header in headers),
     )
-    return Trace(header, list(only_first(read for trace in traces for read in trace.reads)))
+    reads = only_first(read for trace in traces for read in trace.reads)
+    return Trace(header, list(islice(reads, MAX_READS)))
 
 
 def only_first(reads: Iterable[TracedRead]) -> Iterator[TracedRead]:

@@ -17,15 +17,7 @@ from firstread.erofs.reader import read_tree
 from firstread.sectors.image import SOURCE_DIGEST, BlockImage
 from firstread.traces.filemap import FileMap
 from firstread.traces.firstreads import only_first
-from firstread.traces.tracefile import (
-    MAX_READS,
-    MAX_WORD,
-    MAX_WORDS,
-    VERSION,
-    Trace,
-    TracedRead,
-    TraceHeader,
-)
+from firstread.traces.tracefile import MAX_READS, Trace, TracedRead, TraceHeader, header_of
 
 _ROW = struct.Struct("<5I")  # of a record: time_us, slot, offset, length, waited_us
 _MOST = (1 << 32) - 1
@@ -89,13 +81,8 @@ def trace_of(
         ImageError: the image's tree is damaged.
     """
     words = (os.fsencode(word).decode(errors="replace") for word in command)
-    header = TraceHeader(
-        version=VERSION,
-        image=(image.manifest.annotations or {}).get(SOURCE_DIGEST, ""),
-        command=[word[:MAX_WORD] for word in words][:MAX_WORDS],
-        read_ahead_kib=read_ahead_kib,
-        ready_us=ready_us,
-    )
+    source = (image.manifest.annotations or {}).get(SOURCE_DIGEST, "")
+    header = header_of(source, words, read_ahead_kib=read_ahead_kib, ready_us=ready_us)
     return to_trace(reads, FileMap(read_tree(image.erofs)), header)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, BinaryIO, NamedTuple
 
 import msgspec
@@ -110,6 +111,22 @@ def unescape(text: str) -> bytes:
     return bytes(out + text[end:].encode(errors="surrogatepass"))
 
 
+def header_of(image: str, command: Iterable[str], **fields: int | None) -> TraceHeader:
+    """Return the header of a trace of this version.
+
+    Args:
+        image: as `TraceHeader.image`.
+        command: that ran; what would make the line too long is left out.
+        fields: others of `TraceHeader`.
+    """
+    words = [word[:MAX_WORD] for word in islice(command, MAX_WORDS)]
+    while True:
+        header = TraceHeader(version=VERSION, image=image, command=words, **fields)  # type: ignore[arg-type]
+        if not words or len(_encoder.encode(header)) < MAX_LINE:
+            return header
+        words = words[: len(words) // 2]
+
+
 def write_trace(trace: Trace, out: BinaryIO) -> None:
     """Write a trace file to `out`."""
     out.write(_encoder.encode(trace.header) + b"\n")
@@ -138,11 +155,15 @@ def read_trace(source: BinaryIO) -> Trace:
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
-    left = MAX_TRACE_SIZE
+    left, first = MAX_TRACE_SIZE, True
     while line := source.readline(MAX_LINE):
         left -= len(line)
         if left < 0:
             raise LimitError(f"the trace is larger than {format_size(MAX_TRACE_SIZE)}")
+        if len(line) == MAX_LINE:
+            what = "this is not a trace: its first line" if first else "a line of the trace"
+            raise ImageError(f"{what} is longer than {format_size(MAX_LINE)}")
+        first = False
         yield line
 
 

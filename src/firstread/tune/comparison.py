@@ -18,7 +18,7 @@ from firstread.oci.resolve import ResolvedImage
 from firstread.sectors.image import BlockImage
 from firstread.traces.tracefile import Trace
 from firstread.tune.hits import count_hits, held
-from firstread.tune.layercontent import read_content, read_frames
+from firstread.tune.layercontent import Content, read_content, read_frames
 from firstread.tune.link import LinkSpeed
 from firstread.tune.replay import Replayed, replay
 from firstread.tune.settings import Layouts, Setting
@@ -74,11 +74,11 @@ def tune(
         FirstreadError: the image cannot be read, or cannot have such sectors.
     """
     content = read_content(repository, resolved, image)
-    workloads = [fit(content, trace) for trace in traces]
+    workloads = [_fit(content, trace, number, traces) for number, trace in enumerate(traces, 1)]
     if question.local_s is not None:
         workloads = [workload.paced(question.local_s) for workload in workloads]
         question = question._replace(costs=question.costs._replace(traced_s=0.0))
-    keys = frozenset(read.key for workload in workloads for read in workload.reads)
+    keys = frozenset(key for workload in workloads for key in workload.keys)
     read_frames(repository, content, keys)
     layouts = Layouts(content, traces, keys)
     _check_work(question, workloads)
@@ -98,6 +98,15 @@ def tune(
         why=why,
         stores=caches(layouts, workloads, rows[chosen].setting, question),
     )
+
+
+def _fit(content: Content, trace: Trace, number: int, traces: Sequence[Trace]) -> Workload:
+    try:
+        return fit(content, trace)
+    except UsageError as exc:
+        if len(traces) > 1:
+            exc.message = f"trace {number} of {len(traces)}: {exc.message}"
+        raise
 
 
 def _check_work(question: Question, workloads: Sequence[Workload]) -> None:

@@ -55,8 +55,8 @@ class Hits(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Share of needed units that were present."""
-        return 1 - self.missed / self.touched
+        """Share of needed units that were present; 1 if none was needed."""
+        return 1 - self.missed / self.touched if self.touched else 1.0
 
 
 def count_hits(starts: Sequence[Iterable[Held]], limit: int) -> Hits:

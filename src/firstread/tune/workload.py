@@ -41,12 +41,14 @@ class Workload:
         end_s: seconds of work after the last of them.
         left_out: reads of files that the image does not have.
         later: reads after it was ready.
+        keys: of all files that the trace has read, after it was ready, too.
     """
 
     reads: Sequence[WorkRead]
     end_s: float
     left_out: int
     later: int
+    keys: frozenset[FileKey]
 
     @property
     def local_s(self) -> float:
@@ -86,12 +88,19 @@ def fit(content: Content, trace: Trace) -> Workload:
             work = WorkRead((read.time_us - last_us) / S, key, read.offset, read.length)
             reads.append(work)
             last_us = read.time_us
+    if not reads and later:
+        raise UsageError(
+            f"all {later} reads of the trace that are of this image come after the workload was"
+            " ready",
+            hint="record it anew: firstread trace",
+        )
     if not reads:
         raise UsageError(
             f"none of the {len(trace.reads)} reads of the trace is of a file of this image",
             hint="is it a trace of another image?",
         )
-    return Workload(reads, max(0, ready_us - last_us) / S, left_out, later)
+    keys = frozenset(key for key in found.values() if key is not None)
+    return Workload(reads, max(0, ready_us - last_us) / S, left_out, later, keys)
 
 
 def steps(workload: Workload, layout: Layout) -> list[Step]:

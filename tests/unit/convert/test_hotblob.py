@@ -224,6 +224,30 @@ def test_sectors_that_are_read_as_a_whole_stay_and_are_listed(
     assert manifest.layers == converted(IMAGE)[1].layers
 
 
+def test_a_sector_that_a_copy_of_its_content_replaces_is_not_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hotplan, "BULK_SIZE", 4 * SMALL.sector_size)
+    sector = SMALL.sector_size
+    image = Image([Layer([File("a", LARGE), File("b", LARGE[: 2 * sector])])])
+    blocks, all_blocks = sector // BLOCK_SIZE, -(-len(LARGE) // BLOCK_SIZE)
+    trace = trace_of(("b", blocks + 4, 1), ("b", 0, blocks), ("a", 0, all_blocks))
+    place, manifest = hot(image, trace)
+    note = opened(place, manifest).hot_note
+    assert note is not None
+    assert len(note.whole) == len(LARGE) // sector - 1
+    checked(place, manifest, image)
+
+
+def test_a_sector_that_repeats_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotplan, "BULK_SIZE", 4 * SMALL.sector_size)
+    image = Image([Layer([File("same", b"\xff" * (8 * SMALL.sector_size))])])
+    place, manifest = hot(image, trace_of(("same", 0, 8 * SMALL.sector_size // BLOCK_SIZE)))
+    assert (manifest.annotations or {})[HOT].endswith(" whole=0")
+    assert opened(place, manifest).hot_note is not None
+    checked(place, manifest, image)
+
+
 PINNED = {  # encoder -> digests of the blob and of the manifest
     "zstd-1.5.7": (
         "sha256:36899c1b786a1d69358085b04c8377c4e0f54244c37a9f0446c57ada24f6ceda",

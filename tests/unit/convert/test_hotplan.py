@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from firstread.convert import hotplan
 from firstread.convert.hotplan import BULK_SIZE, HotPlan, HotRun, find_file
+from firstread.convert.plan import MAX_CHUNKS_PER_FILE
 from firstread.erofs.tree import HOLE, Node, chunk_address, directory, walk
 from firstread.errors import ImageError
 from firstread.sectors.format import BLOCK_SIZE
@@ -184,3 +185,22 @@ def test_every_read_is_covered_once(reads: list[tuple[str, int, int]], granule: 
         data = {b for b in range(size) if node.chunks[b // unit] != HOLE}
         assert read & data <= set(hot)
         assert all(node.chunks[b // unit] != HOLE for b in hot if b < size)
+
+
+def test_a_sparse_giant_is_not_cut_into_more_chunks_than_a_file_may_have() -> None:
+    giant = file(2048 * GiB, 4 * MiB)
+    giant.chunks = [*giant.chunks[:1000], *[HOLE] * (len(giant.chunks) - 1000)]
+    found = planned(
+        tree(f=giant), trace(*(("f", number * 4 * MiB, 4096) for number in range(1000)))
+    )
+    sizes = {run.chunk_size for run in found.runs}
+    assert min(sizes) * MAX_CHUNKS_PER_FILE >= giant.size
+
+
+def test_files_share_the_room_for_finer_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"f{number}": file(64 * MiB, 4 * MiB) for number in range(3)}
+    start = trace(*((name, 0, 4096) for name in files))
+    more = 64 * MiB // planned(tree(**files), start).runs[0].chunk_size - 16
+    monkeypatch.setattr(hotplan, "MAX_HOT_CHUNKS", 2 * more)
+    first, second, third = (run.chunk_size for run in planned(tree(**files), start).runs)
+    assert first == second < third == 4 * MiB

@@ -273,7 +273,8 @@ def test_chains_of_symbolic_links() -> None:
 def test_chunks_count_sectors_over_all_layers() -> None:
     def file(name: bytes, *chunks: int) -> Entry:
         packed = b"".join(chunk.to_bytes(8, "little") for chunk in chunks)
-        return Entry(name, stat.S_IFREG, size=1, chunk_size=4096, chunks=packed)
+        size = 4096 * len(chunks)
+        return Entry(name, stat.S_IFREG, size=size, chunk_size=4096, chunks=packed)
 
     merger = LayerMerger()
     merger.apply(layer([file(b"a", chunk_address(1, 7))], sectors=2))
@@ -285,9 +286,26 @@ def test_chunks_count_sectors_over_all_layers() -> None:
     for bad in (chunk_address(4, 0), HOLE - 1):
         with pytest.raises(ImageError, match="in no sector"):
             LayerMerger().apply(layer([file(b"c", bad)], sectors=4))
-    cut_off = Entry(b"d", stat.S_IFREG, size=1, chunk_size=4096, chunks=bytes(7))
-    with pytest.raises(ImageError, match="cut off"):
-        LayerMerger().apply(layer([cut_off], sectors=4))
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "chunk_size", "length", "words"),
+    [
+        (stat.S_IFREG, 1, 4096, 7, "not as many as its chunks"),
+        (stat.S_IFREG, 4097, 4096, 8, "not as many as its chunks"),
+        (stat.S_IFREG, 0, 4096, 8, "not as many as its chunks"),
+        (stat.S_IFREG, 0, 0, 16, "chunk"),
+        (stat.S_IFDIR, 4096, 4096, 8, "no regular file"),
+        (stat.S_IFLNK, 4096, 4096, 8, "no regular file"),
+    ],
+)
+def test_a_record_with_wrong_chunks_is_refused(
+    mode: int, size: int, chunk_size: int, length: int, words: str
+) -> None:
+    """It can come from a registry, and would become metadata that no node mounts."""
+    entry = Entry(b"d", mode, size=size, chunk_size=chunk_size, chunks=bytes(length))
+    with pytest.raises(ImageError, match=words):
+        LayerMerger().apply(layer([entry], sectors=4))
 
 
 # -- any layers: tests/privileged/test_layer_trees.py compares them with containerd's -----------

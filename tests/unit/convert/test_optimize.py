@@ -94,6 +94,16 @@ def test_the_result_is_that_of_a_conversion(shop: Shop) -> None:
     assert (done.hot.sectors, done.hot.reads, done.hot.files) == (1, 3, 2)
 
 
+def test_zeros_that_a_trace_reads_are_no_data(shop: Shop) -> None:
+    """Such traces are of another version of the image, or of other sectors."""
+    write_layout(Image([Layer([File("a", bytes(SMALL.sector_size * 2) + LARGE)])]), shop.directory)
+    image, trace = f"oci:{shop.directory}:latest", trace_of(("a", 0, 80))
+    plain, expected = (parse_reference(f"oci:{shop.directory}/{name}:latest") for name in "xy")
+    convert(parse_reference(image), plain, OPTIONS)
+    made = convert(parse_reference(image), expected, replace(OPTIONS, traces=[trace]))
+    assert optimize(plain, None, [trace], OptimizeOptions()).digest == made.digest
+
+
 def test_another_trace_begins_from_the_original_chunks(shop: Shop) -> None:
     expected = shop.convert("expected", SECOND)
     shop.convert("out", FIRST)

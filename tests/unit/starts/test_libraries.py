@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstread.erofs.tree import walk
 from firstread.starts.libraries import MAX_OBJECTS, MAX_PLACES, Libraries, read_cache
 from firstread.starts.treepaths import Found, TreePaths
 from firstread.testing.programs import AARCH64, Program, tree_of
@@ -201,3 +202,35 @@ def test_ldconfig_agrees() -> None:
     expected = {line.rpartition(" => ")[2].encode() for line in plain}
     found = read_cache(Path("/etc/ld.so.cache").read_bytes())
     assert {path for paths in found.values() for path in paths} == expected
+
+
+def test_a_file_is_read_once_whatever_names_lead_to_it() -> None:
+    """Of another machine, it is looked at for each library and in each directory."""
+    names = [b"lib%d.so" % number for number in range(40)]
+    foreign = Program(machine=AARCH64).image()
+    root, read = tree_of({APP: program(*names), "d/lib0.so": foreign})
+    directory = dict(walk(root))[b"d"]
+    assert directory.children is not None
+    for name in names:
+        directory.children[name] = directory.children[b"lib0.so"]
+    asked = list[bytes]()
+
+    def counted(path: bytes, offset: int, length: int) -> bytes:
+        asked.append(path)
+        return read(path, offset, length)
+
+    paths = TreePaths(root)
+    libraries = Libraries(paths, counted, b"/d:/d:/d")
+    file = paths.file(APP.encode())
+    assert file
+    found = libraries.open(file)
+    assert found
+    assert [one.file.path for one in libraries.objects([found])] == [APP.encode()]
+    assert len({path for path in asked if path.startswith(b"d/")}) == 1
+
+
+def test_so_many_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.starts.libraries.MAX_FILES", 3)
+    names = [b"lib%d.so" % number for number in range(10)]
+    files = {f"usr/lib/{name.decode()}": LIB for name in names}
+    assert len(loaded({APP: program(*names), **files})) == 2

@@ -163,6 +163,12 @@ def test_path_configuration_is_read_and_followed() -> None:
     assert files(tree) == [f"{SITE}/a.pth", f"{SITE}/hook.py"]
 
 
+def test_path_configuration_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.starts.pymodules.MAX_CONFIGURATIONS", 3)
+    tree: dict[str, bytes | str] = {f"{SITE}/{number}.pth": b"" for number in range(10)}
+    assert files(tree) == [f"{SITE}/{number}.pth" for number in range(3)]
+
+
 def test_python_names_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pymodules, "MAX_MODULES", 9)
     names = [f"m{number}" for number in range(20)]

@@ -150,6 +150,16 @@ def test_the_number_of_traces_is_bounded(
     assert len(traces_attached(repository, SUBJECT)) == 2
 
 
+def test_attached_traces_have_so_many_reads_together(
+    repository: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for time_us in range(3):
+        attach_trace(repository, [SUBJECT.digest], trace(time_us))
+    reads = sum(len(each.reads) for each in traces_attached(repository, SUBJECT))
+    monkeypatch.setattr(attachedtraces, "MAX_READS", reads - 1)
+    assert len(traces_attached(repository, SUBJECT)) == 2
+
+
 def test_a_bomb_is_refused_in_bounded_memory() -> None:
     bomb = zstandard.compress(bytes(512 * MiB))
     assert len(bomb) < MiB

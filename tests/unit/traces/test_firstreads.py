@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +80,13 @@ def test_traces_of_two_images_merge_without_a_name() -> None:
     traces = [Trace(TraceHeader(version=1, image=name), []) for name in ("x", "y")]
     assert merge(traces).header.image == ""
     assert merge(traces).header.ready_us is None
+
+
+def test_a_merged_trace_has_no_more_reads_than_a_trace_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstread.traces.firstreads.MAX_READS", 3)
+    header = TraceHeader(version=1)
+    traces = [
+        Trace(header, [TracedRead(time, 4096 * time, 4096, name) for time in range(3)])
+        for name in (b"a", b"b")
+    ]
+    assert [read.time_us for read in merge(traces).reads] == [0, 0, 1]

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from firstread.errors import ImageError, LimitError, UnsupportedError
 from firstread.traces.tracefile import (
+    MAX_LINE,
     MAX_READ_SIZE,
     Trace,
     TracedRead,
     TraceHeader,
     escape,
+    header_of,
     read_trace,
     unescape,
     write_trace,
@@ -97,3 +99,22 @@ def test_a_trace_has_a_limit_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read(HEADER + b'[1,0,1,"/a"]\n' * 3).reads) == 3
     with pytest.raises(LimitError, match="more than 3 reads"):
         read(HEADER + b'[1,0,1,"/a"]\n' * 4)
+
+
+@pytest.mark.parametrize("word", ["x" * 5000, "\x1b" * 4096, "short"])
+def test_a_header_fits_a_line_whatever_the_command(word: str) -> None:
+    out = io.BytesIO()
+    header = header_of("sha256:ab", [word] * 300, ready_us=7)
+    write_trace(Trace(header, []), out)
+    out.seek(0)
+    assert read_trace(out).header == header
+    assert (header.ready_us, bool(header.command)) == (7, True)
+
+
+def test_a_line_has_a_limit() -> None:
+    for text, words in (
+        (b"x" * MAX_LINE, "this is not a trace"),
+        (HEADER + b" " * MAX_LINE, "line"),
+    ):
+        with pytest.raises(ImageError, match=rf"{words}.* is longer than 64\.0 KiB"):
+            read(text)

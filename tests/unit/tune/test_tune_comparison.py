@@ -103,6 +103,27 @@ def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         tune(found.place, resolve(found.place), found.image, [trace(READS)], asked)
 
 
+def test_files_that_are_read_after_ready_alone_are_placed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server is ready, and loads its weights then."""
+    monkeypatch.setattr("firstread.convert.hotplan.BULK_SIZE", 4096)
+    found = convert()
+    compared = settings(["hot"], [64 * KiB], [16 * KiB], [4096], ["hot"])
+    asked = Question(compared, LINKS[:1])
+    start = trace(READS, step_us=1000, ready_us=1000)
+    tuned = tune(found.place, resolve(found.place), found.image, [start], asked)
+    assert tuned.later
+
+
+def test_the_trace_that_does_not_fit_is_named() -> None:
+    found = convert()
+    asked = Question(settings(["files"], [], [], [], []), LINKS[:1])
+    traces = [trace(READS), trace([("gone", 0, 4096)])]
+    with pytest.raises(UsageError, match="trace 2 of 2: none of the 1 reads"):
+        tune(found.place, resolve(found.place), found.image, traces, asked)
+
+
 def test_a_slow_trace_is_paced_by_a_local_start() -> None:
     found = convert()
     compared = settings(["hot"], [1 * MiB], [16 * KiB], [4096], ["hot"])

@@ -63,3 +63,7 @@ def test_images_share_the_layers_that_they_have_in_common() -> None:
     step = [Step(0, [Need(UNITS[1], 0, 1)])]
     assert count_hits([held(LAYOUT, step), held(again, step)], 1 << 40).missed == 1
     assert count_hits([held(LAYOUT, step), held(coarse, step)], 1 << 40).missed == 2
+
+
+def test_starts_that_need_nothing_miss_nothing() -> None:
+    assert count_hits([start(), start()], 1).ratio == 1

@@ -43,6 +43,13 @@ def test_a_trace_with_nothing_of_the_image_is_an_error(reads: list[tuple[str, in
         fit(CONTENT, trace(reads))
 
 
+def test_a_trace_that_is_ready_before_its_first_read_is_called_that() -> None:
+    with pytest.raises(
+        UsageError, match=r"all 1 reads of the trace .* after the workload was ready"
+    ):
+        fit(CONTENT, trace([("large", 0, B)], step_us=1000, ready_us=1))
+
+
 def test_a_workload_has_the_pace_of_a_local_start() -> None:
     work = fit(CONTENT, trace([("bin/9", 0, 4096), ("large", 0, 4096)], ready_us=5000))
     paced = work.paced(work.local_s / 4)
