@@ -124,3 +124,15 @@ def test_a_watch_on_a_terminal(daemon: Daemon, plain: tuple[str, PlainImage]) ->
         assert terminal.process.wait(timeout=PATIENCE_S) == 130
         terminal.expect("firstread: interrupted")
         assert terminal.restored()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_watch_that_is_ended_gives_the_cursor_back(
+    daemon: Daemon, number: signal.Signals
+) -> None:
+    with Terminal(program("status", "--watch", "--run-dir", str(daemon.run_dir))) as terminal:
+        terminal.expect("\x1b[?25l")
+        terminal.expect("daemon")
+        terminal.process.send_signal(number)
+        assert terminal.process.wait(timeout=PATIENCE_S) == 128 + number
+        terminal.expect("\x1b[?25h")

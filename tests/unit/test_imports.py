@@ -20,7 +20,7 @@ ROOMS: dict[str, str] = {
         "convert traces sectors erofs registry oci config documents memory printable private "
         "redact signals wholefile units userdirs idmaps errors __init__"
     ),
-    "tune": "fetch cache convert traces sectors erofs oci config documents units errors",
+    "tune": "fetch cache convert traces sectors erofs oci config documents wholefile units errors",
     "doctor": (
         "snapshotter run daemon control mounts device sectors registry oci config private "
         "units userdirs idmaps errors"

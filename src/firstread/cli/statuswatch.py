@@ -74,7 +74,10 @@ def watch(client: Client) -> None:
         return
     from rich.live import Live
 
-    with Live(auto_refresh=False) as live:
+    from firstread.signals import unwinding_on_signals
+
+    # A signal that ends it gives the cursor back.
+    with unwinding_on_signals(), Live(auto_refresh=False) as live:
         for status, rates in statuses:
             live.update(display(status, rates), refresh=True)
 

@@ -11,7 +11,7 @@ import click
 
 from firstread.cli.hotlines import TRACES
 from firstread.cli.options import REFERENCE, SIZE, SecondsType, access_options, json_option
-from firstread.cli.output import report, show
+from firstread.cli.output import check_output, report, show
 from firstread.errors import UsageError
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def command(
     from firstread.tune.tuned import lines
 
     if plot is not None:
+        check_output(plot)
         check_plot(plot)
     recorded = read_traces(traces)
     if len(recorded) > MAX_TRACES:

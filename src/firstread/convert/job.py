@@ -8,6 +8,7 @@ the job's source and destination, and a temporary file without a name.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -113,6 +114,9 @@ def _convert(
 
 def temporary_file_error(exc: OSError) -> NodeError:
     """Return the error for a temporary file; repositories map their own errors."""
+    place = os.path.abspath(os.fsdecode(exc.filename)) if exc.filename else ""
+    if place and not place.startswith(os.path.abspath(tempfile.gettempdir())):
+        return from_os_error(exc, "cannot write to")  # beside a destination on a disk
     where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
     error = from_os_error(exc, f"cannot write a temporary file{where}")
     error.hint = "free some space, or name another directory in TMPDIR"

@@ -35,7 +35,7 @@ AXIS: Final = 22.0  # pixels below a plot, for its axis
 CAUSES: Final = ("demand", "hot", "prefetch", "completion", "background", "before", "absent")
 WORDS: Final = {
     "demand": "a read asked for it",
-    "hot": "hot sector, streamed",
+    "hot": "streamed, hot sectors first",
     "prefetch": "fetched ahead of a reader",
     "completion": "the rest of it, or of a pinned image",
     "background": "background completion",

@@ -85,7 +85,10 @@ def read_record(path: Path) -> StartRecord:
             hint="firstread report MOUNT --json > FILE writes a record",
         ) from exc
     if record.firstread_start != VERSION:
-        raise UnsupportedError(f"{path} has format version {record.firstread_start}, not {VERSION}")
+        raise UnsupportedError(
+            f"{path} has format version {record.firstread_start}, not {VERSION}",
+            hint="make the report with the version of firstread that has written it",
+        )
     if not all(_checks(record)):
         raise UsageError(f"{path} is a damaged record: its numbers contradict each other")
     return record

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from firstread.errors import NodeError, UsageError, from_os_error
 from firstread.tune.tuned import SettingTuned, Tuned
 from firstread.units import MiB, format_size
+from firstread.wholefile import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,8 @@ def draw(tuned: Tuned, path: Path) -> None:
     figure.axes[0].set_ylabel("seconds until ready")
     figure.axes[0].legend()
     try:
-        figure.savefig(path)
+        with whole_file(path) as out:
+            figure.savefig(out, format=path.suffix.lower().removeprefix("."))
     except OSError as exc:
         raise from_os_error(exc, "cannot write the plot") from exc
 

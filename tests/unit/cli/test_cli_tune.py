@@ -73,6 +73,7 @@ def test_a_document_for_programs() -> None:
         (["--granule", "8MiB"], "granule 8388608 is not a power of two from 4 KiB"),
         (["--workers", "0"], "workers"),
         (["--plot", "table.pdf"], "is neither .svg nor .png"),
+        (["--plot", "none/table.svg"], "none/table.svg cannot be written"),
     ],
 )
 def test_wrong_options(arguments: list[str], message: str) -> None:

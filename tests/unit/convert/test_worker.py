@@ -6,8 +6,10 @@ The engine here is a thread that pickles everything, as any engine between proce
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import msgspec
 import pytest
 
 from firstread.convert.conversion import ConvertOptions, convert
+from firstread.convert.job import temporary_file_error
 from firstread.convert.layertags import LAYER_TYPE, layer_tag
 from firstread.convert.layertask import MAX_TASK_SIZE, LayerTask, credentials_file
 from firstread.convert.outcome import Conversion
@@ -451,3 +454,13 @@ def command(text: str, monkeypatch: pytest.MonkeyPatch, directory: Path) -> Any:
     with (directory / "task").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         return firstread("convert-layer")
+
+
+def test_the_error_of_a_file_beside_a_destination_names_its_place(tmp_path: Path) -> None:
+    beside = temporary_file_error(OSError(errno.EROFS, "Read-only file system", "/srv/layout"))
+    assert str(beside) == "cannot write to '/srv/layout': Read-only file system"
+    assert "TMPDIR" not in (beside.hint or "")
+    scratch = os.path.join(tempfile.gettempdir(), "firstread-x")
+    other = temporary_file_error(OSError(errno.ENOSPC, "No space left on device", scratch))
+    assert "a temporary file" in str(other)
+    assert "TMPDIR" in (other.hint or "")
