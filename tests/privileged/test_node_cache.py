@@ -422,9 +422,12 @@ def test_offline_verify_leaves_standing_mounts_alone(
     assert "is damaged\n" in ran.stdout
     assert "start one, and repair again" in ran.stdout
     daemon.start()
+    for _ in range(2):
+        assert "1 damaged" in daemon.run("cache", "verify").stdout
     ran = daemon.run("cache", "verify", "--repair")
     assert ran.code == 0, ran
     assert "was damaged, and is fetched again" in ran.stdout
+    assert daemon.status()["store"]["damaged"] == 1, "whoever finds it, and however often"
     assert daemon.run("cache", "verify").stdout == "8 sectors, 2.0 MiB, checked: 0 damaged\n"
     assert flip.wrong_files(place, plain[1]) == 0
 

@@ -212,7 +212,9 @@ def test_reads_wait_while_the_fetcher_has_no_descriptor_left(
         with few_descriptors(daemon.fetcher, spare):
             reader = daemon.reading(place / f"f{number}")
             if not spare:
-                daemon.wait(lambda: daemon.log("reads wait") or daemon.log("Too many open files"))
+                daemon.wait(
+                    lambda: daemon.log("reads wait") or "Too many open files" in daemon.output()
+                )
         assert output(reader) == plain[1].summary(number)
     assert daemon.mounted(place)["failed_reads"] == 0
     assert not daemon.log("a read fails")

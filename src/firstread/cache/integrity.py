@@ -63,6 +63,7 @@ class Checks:
         self._admission, self._disposal = cache.admission, cache.disposal
         self._answer, self._again, self._fail, self._prove = answer, again, fail, prove
         self._pending: dict[bytes, list[PendingRead]] = {}  # of the sectors that are being checked
+        self._broken: set[bytes] = set()  # sectors whose damage is counted, and that are still here
         self._lock = threading.Lock()
         self._opener = Opener("unverified")
         self._pool = SteadyPool(os.cpu_count() or 1, "check")
@@ -180,13 +181,24 @@ class Checks:
         """
         good = is_whole(fd, sector.entry.id, sector.geometry.frame_size)
         self.checked += 1
-        self.damaged += not good
+        self._note(sector.entry.id, good=good)
         return good
+
+    def _note(self, sector_id: bytes, *, good: bool) -> None:
+        """Count a damaged sector, once until it is good again."""
+        with self._lock:
+            if good:
+                self._broken.discard(sector_id)
+            elif sector_id not in self._broken:
+                self._broken.add(sector_id)
+                self.damaged += 1
 
     def _repair(self, sector: Wanted) -> bool:
         """Empty a damaged sector that is held and doubted; return whether that was possible."""
         log.error("sector %s is damaged on the disk: fetching it again", sector.entry.id.hex())
         if self._disposal.condemn(sector.entry.id):
+            with self._lock:
+                self._broken.discard(sector.entry.id)
             return True
         log.error("sector %s is damaged and in use", sector.entry.id.hex())
         return False

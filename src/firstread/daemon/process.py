@@ -119,4 +119,4 @@ def why_broken(module: str) -> str:
         done = subprocess.run(check, stdin=subprocess.DEVNULL, check=False)
     except OSError as exc:  # there can be no more processes now
         return str(exc)
-    return "its installation is broken" if done.returncode else ""
+    return "the installation of firstread is broken" if done.returncode else ""

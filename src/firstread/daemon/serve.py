@@ -370,7 +370,7 @@ class FetcherServer:
         # If the installation is being changed just now, or broken, the reads wait until it is
         # whole: with this process the group would be lost.
         while why := why_broken("firstread.daemon.supervisor"):
-            log.critical("the supervisor is gone, and firstread cannot start: %s", why)
+            log.critical("the supervisor is gone, and cannot be started again: %s", why)
             time.sleep(1.0)
         journal = Journal(BUFFER_FD)
         for number in self._answered:

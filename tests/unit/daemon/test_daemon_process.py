@@ -71,7 +71,7 @@ def test_an_installation_is_looked_at_while_processes_are_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert why_broken("firstread.units") == ""
-    assert why_broken("firstread.nonsense") == "its installation is broken"
+    assert why_broken("firstread.nonsense") == "the installation of firstread is broken"
 
     def short(*_: Any, **__: Any) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
