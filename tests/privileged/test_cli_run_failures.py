@@ -172,7 +172,7 @@ def start_seconds(machine: Machine, app: str) -> float:
     """Start a lasting container on a node that has the image; return the time that it took."""
     machine.output("run", "--rm", app)
     began = time.monotonic()
-    machine.output("run", "-d", app, "sleep 60")
+    machine.output("run", "-d", app, "sleep 600")
     return time.monotonic() - began
 
 
@@ -181,7 +181,7 @@ def test_killed_at_any_moment(machine: Machine, app: str) -> None:
     for moment in range(24):
         flags = ("-d",) if moment % 2 else ()
         devnull = subprocess.DEVNULL
-        process = machine.start("run", *flags, app, "sleep 60", stdout=devnull, stderr=devnull)
+        process = machine.start("run", *flags, app, "sleep 600", stdout=devnull, stderr=devnull)
         time.sleep(whole * (moment + 6) / 30)
         process.kill()
         process.wait()
@@ -194,7 +194,7 @@ def test_ended_at_any_moment(machine: Machine, app: str) -> None:
     whole = start_seconds(machine, app)
     for moment in range(16):
         devnull = subprocess.DEVNULL
-        process = machine.start("run", "-d", app, "sleep 60", stdout=devnull, stderr=devnull)
+        process = machine.start("run", "-d", app, "sleep 600", stdout=devnull, stderr=devnull)
         time.sleep(whole * (moment + 6) / 22)
         process.terminate()
         process.wait(30)
