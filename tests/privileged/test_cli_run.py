@@ -72,7 +72,7 @@ def test_writes_go_to_the_overlay(machine: Machine, app: str) -> None:
 
 def test_the_mount_is_read_only_and_shared(machine: Machine, app: str) -> None:
     """Two containers share one read-only mount; the last one releases it."""
-    ids = [machine.output("run", "-d", app, "sleep 60").strip() for _ in range(2)]
+    ids = [machine.output("run", "-d", app, "sleep 600").strip() for _ in range(2)]
     (mount,) = machine.status()["mounts"]
     assert mount["holders"] == ids
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -174,7 +174,7 @@ def test_the_callers_umask_stays_outside(machine: Machine, app: str, tmp_path: P
 
 
 def test_a_name_in_use(machine: Machine, app: str) -> None:
-    used = machine.output("run", "-d", "--name", "web", app, "sleep 60").strip()
+    used = machine.output("run", "-d", "--name", "web", app, "sleep 600").strip()
     done = machine.run("--name", "web", app)
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.startswith('firstread: the container name "web" is already in use by ')
@@ -268,7 +268,7 @@ def test_the_statistics_change_nothing_else(machine: Machine, app: str) -> None:
 
 
 def test_the_statistics_of_a_detached_container(machine: Machine, app: str) -> None:
-    done = machine.run("-d", "--rm", "--stats", app, "sleep 60")
+    done = machine.run("-d", "--rm", "--stats", app, "sleep 600")
     assert re.fullmatch(r"[0-9a-f]{64}\n", done.stdout)
     assert [line.split()[0] for line in done.stderr.splitlines()] == [
         *("command", "resolve", "metadata", "mount", "start", "fetched")

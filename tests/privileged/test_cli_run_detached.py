@@ -122,11 +122,11 @@ def test_an_error_after_the_start_takes_nothing_away(machine: Machine, app: str)
 
 
 def test_the_document_of_ps(machine: Machine, app: str) -> None:
-    container = machine.output("run", "-d", "-l", "tier=1", app, "sleep 60").strip()
+    container = machine.output("run", "-d", "-l", "tier=1", app, "sleep 600").strip()
     (found,) = json.loads(machine.output("ps", "--json"))["containers"]
     assert found["id"] == container
     assert found["image"] == app
-    assert found["command"] == ["sh", "-c", "sleep 60"]
+    assert found["command"] == ["sh", "-c", "sleep 600"]
     assert found["created"] <= found["started"]
     assert found["labels"] == {"tier": "1"}
     assert (found["status"], found["finished"], found["exit_code"]) == ("running", None, None)
@@ -230,7 +230,7 @@ def test_removed_when_it_ends(machine: Machine, app: str) -> None:
 )
 def test_refusals(machine: Machine, app: str, arguments: tuple[str, ...], words: str) -> None:
     if "web" in arguments:
-        machine.output("run", "-d", "--name", "web", app, "sleep 60")
+        machine.output("run", "-d", "--name", "web", app, "sleep 600")
     done = machine.call(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"firstread: {words}")
@@ -238,7 +238,7 @@ def test_refusals(machine: Machine, app: str, arguments: tuple[str, ...], words:
 
 def test_several_at_once_with_one_missing(machine: Machine, app: str) -> None:
     for name in ("one", "two"):
-        machine.output("run", "-d", "--name", name, app, "sleep 60")
+        machine.output("run", "-d", "--name", name, app, "sleep 600")
     done = machine.call("rm", "-f", "one", "nosuch", "two")
     assert done.returncode == 2
     assert done.stdout.split() == ["one", "two"]
@@ -270,7 +270,7 @@ def test_servers(machine: Machine, tmp_path: Path, name: str) -> None:
 
 
 def test_the_starting_session_ends(machine: Machine, app: str) -> None:
-    with machine.start("run", "-d", app, "sleep 60", start_new_session=True) as process:
+    with machine.start("run", "-d", app, "sleep 600", start_new_session=True) as process:
         container, _ = process.communicate(timeout=PATIENCE_S)
     with contextlib.suppress(ProcessLookupError):  # expected: nothing is left in it
         os.killpg(process.pid, signal.SIGHUP)

@@ -102,7 +102,7 @@ def test_a_record_that_cannot_be_written(machine: Machine, app: str, tmp_path: P
 def test_a_running_container_is_part_of_the_start(
     machine: Machine, app: str, tmp_path: Path
 ) -> None:
-    container = machine.output("run", "-d", "--rm", app, "sleep 60").strip()
+    container = machine.output("run", "-d", "--rm", app, "sleep 600").strip()
     try:
         record = json.loads(machine.output("report", app, "--json"))
         assert [step["name"] for step in record["steps"]] == [
