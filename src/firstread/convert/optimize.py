@@ -146,12 +146,8 @@ class _Work:
         if destination is not None:
             return destination
         reference = self._source.reference
-        manifest, is_named = (
-            self._image.manifest,
-            self._image.named == self._image.descriptor.digest,
-        )
-        if not is_named and not self._is_listed:
-            if manifest.subject is None:
+        if not self._is_named and not self._is_listed:
+            if self._image.manifest.subject is None:
                 raise UsageError(
                     "the image is in an index within the index", hint="name a DEST with a tag"
                 )
@@ -162,10 +158,15 @@ class _Work:
             raise UsageError("the result needs a name", hint="name a DEST with a tag")
         return replace(reference, digest=None)
 
+    @property
+    def _is_named(self) -> bool:
+        """Whether the name is that of the converted image itself."""
+        return self._image.named == self._image.descriptor.digest
+
     @cached_property
     def _is_listed(self) -> bool:
-        """Whether the name is that of an index which lists the converted image itself."""
-        if self._image.named == self._image.descriptor.digest:
+        """Whether the name is that of an index which lists the converted image."""
+        if self._is_named:
             return False
         document = document_of(*self._source.get_manifest())
         return isinstance(document, Index) and self._image.descriptor.digest in {
