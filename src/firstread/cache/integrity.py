@@ -197,8 +197,7 @@ class Checks:
         """Empty a damaged sector that is held and doubted; return whether that was possible."""
         log.error("sector %s is damaged on the disk: fetching it again", sector.entry.id.hex())
         if self._disposal.condemn(sector.entry.id):
-            with self._lock:
-                self._broken.discard(sector.entry.id)
+            self._note(sector.entry.id, good=True)
             return True
         log.error("sector %s is damaged and in use", sector.entry.id.hex())
         return False

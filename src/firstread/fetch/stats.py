@@ -115,13 +115,18 @@ class ImageStats:
         if self._totals is not None and not is_known:
             self._totals.error(message, failed_reads=failed_reads)
 
+    def fetched(self) -> tuple[int, int]:
+        """Return how many compressed bytes came, and how many requests were sent."""
+        return sum(self.received.values()), sum(self.requests.values())
+
     def figures(self) -> ReadFigures:
-        """Return all of it."""
+        """Return all of it; sorts what it has of waits."""
+        bytes_fetched, requests = self.fetched()
         return ReadFigures(
             events=self.events,
             waited_reads=self.waits,
-            bytes_fetched=sum(self.received.values()),
-            requests=sum(self.requests.values()),
+            bytes_fetched=bytes_fetched,
+            requests=requests,
             requests_by_cause=dict(self.requests),
             bytes_by_cause=dict(self.received),
             first_read_p50_s=self.percentile(0.5),

@@ -36,7 +36,6 @@ from firstread.mounts.live import LiveMount, LiveMounts
 from firstread.mounts.mounter import Mounter
 from firstread.mounts.network import Network
 from firstread.mounts.nodestatus import (
-    Fetched,
     Mounted,
     MountHistory,
     MountStatus,
@@ -211,7 +210,7 @@ class Node:
         def note_resolved(at: float) -> None:
             times[1:] = [max(begun, at)]  # it may have joined a pull; again, if it was pruned
 
-        reference, before = parse_reference(name), self._serving.fetched()
+        reference = parse_reference(name)
         with self._counts.failures(policy), contextlib.ExitStack() as kept:
             for _ in range(ATTEMPTS):
                 image = self._puller.pull_sound(
@@ -221,6 +220,7 @@ class Node:
                 waiter.check()
                 target = None if directory is None else _target(directory, name)
                 order = _Order(name, reference, target, access, holder, asked, command, waiter)
+                before = self._serving.fetched(image.digest)
                 record = self._mount(image, order)
                 if record is not None:
                     break
@@ -240,7 +240,7 @@ class Node:
             device_number=record.file_system.device if record.file_system else None,
             timeline=steps,
             prefetch=self._planned(record),
-            before=before.get(live.served if live else None, Fetched(0, 0)),
+            before=before[live.served if live else None],
         )
 
     def _planned(self, record: Mount) -> Planned | None:

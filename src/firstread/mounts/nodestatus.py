@@ -106,7 +106,7 @@ class Planned(Document):
 
 
 class Fetched(Document):
-    """Fetches for an image by then.
+    """An image's fetches before a mount.
 
     bytes_fetched: compressed
     requests: sent for sectors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from firstread.cache.membership import Member
@@ -50,10 +51,13 @@ class Serving:
         """Return what is served."""
         return self._fetcher.served()
 
-    def fetched(self) -> dict[Served | None, Fetched]:
-        """Return what has been fetched by now, by image that is served."""
-        figures = ((served, served.stats.figures()) for served in self.images())
-        return {served: Fetched(now.bytes_fetched, now.requests) for served, now in figures}
+    def fetched(self, digest: str) -> dict[Served | None, Fetched]:
+        """Return what has been fetched of an image by now; nothing for others."""
+        found = defaultdict[Served | None, Fetched](lambda: Fetched(0, 0))
+        for served in self.images():
+            if served.image.digest == digest:
+                found[served] = Fetched(*served.stats.fetched())
+        return found
 
     def find(self, digest: str) -> NodeImage | None:
         """Return an image that is served, as it was opened for that."""

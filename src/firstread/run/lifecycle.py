@@ -82,7 +82,7 @@ UNKNOWN_CODE: Final = 255  # of a container whose end nobody has seen
 
 @dataclass(slots=True)
 class _Seen:
-    """What an attendant has seen of a container by now.
+    """The attendant's view of a container so far.
 
     Args:
         record: of the container.
